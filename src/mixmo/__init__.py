@@ -1,0 +1,20 @@
+"""mixmo: train an image classifier as an ensemble that costs one network."""
+
+from mixmo import masks
+from mixmo.interop import load_reference_checkpoint
+from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
+from mixmo.network import MixMo, fuse
+from mixmo.pairing import pair
+
+__all__ = [
+    "Mix",
+    "MixMo",
+    "Mixer",
+    "fuse",
+    "load_reference_checkpoint",
+    "loss_weights",
+    "masks",
+    "mixed_cross_entropy",
+    "pair",
+]
+__version__ = "0.1.0"

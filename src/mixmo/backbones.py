@@ -1,0 +1,221 @@
+"""The paper's backbones, registered with timm like any other model.
+
+``timm.create_model`` and :class:`mixmo.MixMo` know them, once ``mixmo`` is imported, by the names
+``wide_resnet{10_1,10_2,16_1,16_2,16_4,16_8,28_2,28_4,28_10,40_4}`` and ``preact_resnet18_{1,2,3}``;
+``wide_resnet`` with ``depth=`` and ``width=`` gives any other WideResNet of depth 6n + 4.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+TRUNCATION = 0.87962566103423978
+"""Standard deviation of a standard normal cut at ±2: dividing by it restores the wanted one."""
+
+
+class PreActBlock(nn.Module):
+    """Two pre-activated 3×3 convolutions and a shortcut: x ↦ shortcut(x) + conv(relu(bn(conv(relu(bn(x)))))).
+
+    Args:
+        in_channels: Channels of x.
+        out_channels: Channels of the result.
+        stride: 1 or 2.
+        stride_in_second: Stride sits on the second convolution, whose input is then padded by one on the
+            right and the bottom only, and the 1×1 shortcut reads the raw x (the paper's WideResNet).
+            Otherwise on the first, and the shortcut reads the pre-activated x (its PreActResNet).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, stride_in_second: bool) -> None:
+        super().__init__()
+        self.stride_in_second = stride_in_second
+        self.pads_asymmetrically = stride_in_second and stride != 1
+        strides = (1, stride) if stride_in_second else (stride, 1)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, strides[0], 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        padding = 0 if self.pads_asymmetrically else 1
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, strides[1], padding, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""
+        activated = F.relu(self.bn1(x))
+        source = x if self.stride_in_second or isinstance(self.shortcut, nn.Identity) else activated
+        y = F.relu(self.bn2(self.conv1(activated)))
+        if self.pads_asymmetrically:
+            y = F.pad(y, (0, 1, 0, 1))
+        return self.shortcut(source) + self.conv2(y)  # type: ignore[no-any-return]
+
+
+class PreActNet(nn.Module):
+    """A stem convolution, stages of :class:`PreActBlock`, global average pooling and a linear head.
+
+    Args:
+        widths: Channels of the stages; each but the first halves the size.
+        blocks: Blocks in each stage.
+        stem_channels: F, the stem's output channels.
+        stem_stride: 1 or 2.
+        stride_in_second: See :class:`PreActBlock`.
+        final_norm: Whether a batch norm and ReLU stand before the pooling.
+        num_classes: K; 0 leaves out the head.
+        in_chans: Channels of the images.
+        drop_rate: Dropout before the head.
+        head_std: Standard deviation of the head's initial weights; ``None`` is that of He et al.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        blocks: int,
+        stem_channels: int,
+        stem_stride: int,
+        stride_in_second: bool,
+        final_norm: bool,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        head_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans, self.head_std = num_classes, in_chans, head_std
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.conv_stem = nn.Conv2d(in_chans, stem_channels, 3, stem_stride, 1, bias=False)
+        stages, channels = [], stem_channels
+        for index, width in enumerate(widths):
+            stage = []
+            for block in range(blocks):
+                stride = 2 if index and not block else 1
+                stage.append(PreActBlock(channels, width, stride, stride_in_second))
+                channels = width
+            stages.append(nn.Sequential(*stage))
+        self.stages = nn.Sequential(*stages)
+        self.norm: nn.Module = nn.BatchNorm2d(channels) if final_norm else nn.Identity()
+        self.final_norm = final_norm
+        self.head_drop = nn.Dropout(drop_rate)
+        self.fc: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """He-normal truncated at two standard deviations (METHOD of the paper's code); biases zero."""
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Linear) and self.head_std is not None:
+                nn.init.normal_(module.weight, std=self.head_std)
+            else:
+                fan_in = module.weight[0].numel()
+                std = math.sqrt(2 / fan_in) / TRUNCATION
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one for ``num_classes`` classes."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self._initialise(self.fc)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to the last feature map (B, D, h, w)."""
+        x = self.norm(self.stages(self.conv_stem(x)))
+        return F.relu(x) if self.final_norm else x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the last feature map (B, D, h, w) to logits (B, K), or to features (B, D)."""
+        x = self.head_drop(x.mean((2, 3)))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class WideResNet(PreActNet):
+    """WideResNet-d-k for small images (Zagoruyko & Komodakis 2016) as the paper runs it.
+
+    The stem is 3×3, C→16, stride 1; three stages of (d - 4) / 6 blocks have 16k, 32k and 64k channels.
+
+    Args:
+        depth: d = 6n + 4.
+        width: k.
+        **options: ``num_classes``, ``in_chans``, ``drop_rate`` of :class:`PreActNet`.
+
+    Raises:
+        ValueError: if the depth is not 6n + 4 or the width is below 1.
+
+    Example:
+        >>> import torch
+        >>> WideResNet(depth=10, width=1, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, depth: int = 28, width: int = 10, **options: Any) -> None:
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"WideResNet depth is {depth}; it is 6n + 4: 10, 16, 22, 28, …")
+        if width < 1:
+            raise ValueError(f"WideResNet width is {width}; it is 1 or more.")
+        widths = (16 * width, 32 * width, 64 * width)
+        super().__init__(widths, (depth - 4) // 6, 16, 1, True, True, **options)
+
+
+class PreActResNet18(PreActNet):
+    """PreActResNet-18-w for 64×64 images (He et al. 2016) as the paper runs it.
+
+    The stem is 3×3, C→64, stride 2; four stages of two blocks have 64w, 128w, 256w and 512w channels, and
+    neither batch norm nor ReLU follows them.
+
+    Args:
+        width: w.
+        **options: ``num_classes``, ``in_chans``, ``drop_rate`` of :class:`PreActNet`.
+
+    Raises:
+        ValueError: if the width is below 1.
+
+    Example:
+        >>> import torch
+        >>> PreActResNet18(width=1, num_classes=5)(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, width: int = 1, **options: Any) -> None:
+        if width < 1:
+            raise ValueError(f"PreActResNet-18 width is {width}; it is 1 or more.")
+        widths = (64 * width, 128 * width, 256 * width, 512 * width)
+        super().__init__(widths, 2, 64, 2, False, False, head_std=0.01, **options)
+
+
+def _build(variant: str, model: type[PreActNet], fixed: dict[str, int], pretrained: bool = False, **options: Any) -> nn.Module:
+    built: nn.Module = build_model_with_cfg(partial(model, **fixed), variant, pretrained, **options)
+    return built
+
+
+def _register(name: str, model: type[PreActNet], size: int, **fixed: int) -> None:
+    """Register a timm entry point ``name``: timm asks for a function of that name in a module."""
+
+    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
+        return _build(name, model, fixed, pretrained, **options)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"Return {model.__name__} with {fixed or 'the sizes given'}."
+    settings = {"input_size": (3, size, size), "num_classes": 1000, "first_conv": "conv_stem", "classifier": "fc"}
+    default_cfgs.update(generate_default_cfgs({name: settings}))
+    register_model(entry)
+
+
+default_cfgs: dict[str, Any] = {}  # read by timm's register_model
+for _depth, _width in [(10, 1), (10, 2), (16, 1), (16, 2), (16, 4), (16, 8), (28, 2), (28, 4), (28, 10), (40, 4)]:
+    _register(f"wide_resnet{_depth}_{_width}", WideResNet, 32, depth=_depth, width=_width)
+_register("wide_resnet", WideResNet, 32)
+for _width in (1, 2, 3):
+    _register(f"preact_resnet18_{_width}", PreActResNet18, 64, width=_width)
+_register("preact_resnet18", PreActResNet18, 64)

@@ -1,0 +1,92 @@
+"""Checkpoints of the paper's reference implementation, read safely."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixmo.files import read_checkpoint
+from mixmo.network import MixMo
+
+RULES = [
+    (r"^conv1\.", "backbone.conv_stem.encoders.0."),
+    (r"^list_conv1\.(\d+)\.", r"backbone.conv_stem.encoders.\1."),
+    (r"^fc\.", "backbone.fc.heads.0."),
+    (r"^list_fc\.(\d+)\.", r"backbone.fc.heads.\1."),
+    (r"^bn1\.", "backbone.norm."),
+    (r"^(layer\d+\.\d+)\.shortcut\.0\.", r"\1.shortcut."),
+]
+
+
+def load_reference_checkpoint(path: str | Path) -> MixMo:
+    """Return the network in a checkpoint of the authors' code; its sizes are inferred from the tensors.
+
+    WideResNet and PreActResNet-18 of any width, single or with any number of members. Nothing but tensors
+    is unpickled.
+
+    Args:
+        path: A ``.ckpt`` with ``classifier_state_dict``.
+
+    Returns:
+        A :class:`MixMo` on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or holds another network.
+
+    Example:
+        >>> net = load_reference_checkpoint("checkpoint_epoch_300.ckpt")  # doctest: +SKIP
+    """
+    content = read_checkpoint(path)
+    if "classifier_state_dict" not in content:
+        raise ValueError(f"{path} has no 'classifier_state_dict'; is it a checkpoint of the reference code?")
+    return network_from_reference(content["classifier_state_dict"], str(path))
+
+
+def network_from_reference(state: Mapping[str, Tensor], source: str = "the state dict") -> MixMo:
+    """Return the network for weights under the reference implementation's names.
+
+    Args:
+        state: Tensors by the reference's names (``list_conv1.0.weight``, ``layer1.0.bn1.weight``, …).
+        source: Where they come from, for the error.
+
+    Raises:
+        ValueError: if names or shapes are not those of a WideResNet or PreActResNet-18.
+
+    Example:
+        >>> network_from_reference({"conv1.weight": torch.zeros(16, 3, 3, 3)})
+        Traceback (most recent call last):
+        ValueError: the state dict holds no network of the reference code: ...
+    """
+    try:
+        backbone, sizes = _infer_backbone(state)
+        stems = [name for name in state if re.match(r"(list_)?conv1\.", name)]
+        heads = [name for name in state if re.match(r"(list_)?fc\..*weight", name)]
+        classes, channels = state[heads[0]].shape[0], state[stems[0]].shape[1]
+        net = MixMo(backbone, len(stems), num_classes=classes, in_chans=channels, **sizes)
+        net.load_state_dict({_translate(name): tensor for name, tensor in state.items()})
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{source} holds no network of the reference code: {error}") from error
+    return net.eval()
+
+
+def _infer_backbone(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+    """Return timm's name and the sizes: four stages are a PreActResNet-18, three a WideResNet."""
+    blocks = {tuple(match.groups()) for name in state if (match := re.match(r"layer(\d+)\.(\d+)\.", name))}
+    stages = {stage for stage, _ in blocks}
+    width = state["layer1.0.conv1.weight"].shape[0]
+    if len(stages) == 4:
+        return "preact_resnet18", {"width": width // 64}
+    return "wide_resnet", {"width": width // 16, "depth": 6 * (len(blocks) // len(stages)) + 4}
+
+
+def _translate(name: str) -> str:
+    """Return our name of a tensor of the reference implementation."""
+    for pattern, replacement in RULES:
+        name = re.sub(pattern, replacement, name)
+    stage = re.match(r"^layer(\d+)\.(.*)$", name)
+    return f"backbone.stages.{int(stage[1]) - 1}.{stage[2]}" if stage else name

@@ -1,0 +1,243 @@
+"""MixMo in one file: mixing ratios, the mixing block, loss weights, and when to use which mask.
+
+One training step of MixMo (Ramé, Sun, Cord, ICCV 2021, arXiv 2103.06132) with M members:
+
+1. draw ratios kappa ~ Dirichlet(alpha, …, alpha) for each sample, and masks that follow them (:class:`Mixer`);
+2. mix the members' features, M * Σ_i mask_i ⊙ encoder_i(x_i) (:func:`mix_features`, equation 2);
+3. weigh each member's loss by how much of its input is in the mixture (:func:`loss_weights`, equation 5);
+4. sum the weighted losses (:func:`mixed_cross_entropy`, equation 3).
+
+Towards the end of training binary masks give way to linear ones (:func:`scheduled_probability`), so that
+training ends at the rule of inference, where all members see the same image with equal masks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixmo.errors import one_of
+from mixmo.masks import BINARY, KINDS, FeatureShape, linear
+
+
+class Mix(NamedTuple):
+    """One draw of a :class:`Mixer`.
+
+    Attributes:
+        masks: (B, M, 1 or F, h, w), in [0, 1], sum to one over the members at every position.
+        ratios: (B, M), the realised ratios: each mask's mean. An empty mask has ratio 0.
+    """
+
+    masks: Tensor
+    ratios: Tensor
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Draws masks and ratios for a whole batch (section 3.2 of the paper).
+
+    Per sample kappa ~ Dirichlet(alpha, …, alpha). A binary kind (``cut``) is used with probability p for
+    the whole batch, otherwise ``linear``; which member gets the rectangle is also drawn once per batch.
+    The ratios of a binary mask are its realised means.
+
+    Args:
+        kind: A name in ``mixmo.masks.KINDS``: ``mimo``, ``linear``, ``cut`` or ``cut-exact``.
+        num_members: M, the number of members; with M = 1 every mask is one everywhere.
+        alpha: Concentration of the Dirichlet; the larger, the closer to 1/M. 0 means exactly 1/M.
+        probability: p, the share of batches that use a binary kind, in [0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> mixer = Mixer("cut", num_members=3, probability=1.0)
+        >>> mix = mixer.sample(8, shape=(16, 32, 32), generator=torch.Generator().manual_seed(0))
+        >>> mix.masks.shape, mix.ratios.shape
+        (torch.Size([8, 3, 1, 32, 32]), torch.Size([8, 3]))
+        >>> bool(torch.allclose(mix.masks.sum(1), torch.ones(())))
+        True
+    """
+
+    kind: str = "cut"
+    num_members: int = 2
+    alpha: float = 2.0
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, KINDS, "mixer kind")
+        if self.num_members < 1:
+            raise ValueError(f"num_members is {self.num_members}; a network has at least 1 member.")
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"mixer alpha is {self.alpha}; the concentration is 0 or a positive number.")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"mixer probability is {self.probability}; it lies between 0 and 1.")
+
+    def sample(
+        self,
+        batch_size: int,
+        shape: FeatureShape,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
+    ) -> Mix:
+        """Draw the masks and ratios of one batch, on the generator's device, without a host sync.
+
+        Args:
+            batch_size: B, the number of mixtures.
+            shape: (F, h, w), the encoders' output shape (``net.encoder_shape(H, W)``).
+            generator: Source of every draw; ``None`` is torch's global generator on the CPU.
+            progress: Share of training done, in [0, 1] (:func:`scheduled_probability`).
+
+        Returns:
+            A :class:`Mix`: masks (B, M, 1, h, w) and realised ratios (B, M), both float32.
+        """
+        device = torch.device("cpu") if generator is None else generator.device
+        ratios = self._sample_ratios(batch_size, generator, device)
+        if self.num_members == 1 or self.kind not in BINARY:
+            masks = KINDS[self.kind](ratios, shape, generator)
+            return Mix(masks, masks[:, :, 0, 0, 0])  # constant masks are their own means
+        # A device cannot branch without the host waiting: where(), not if, picks binary or linear.
+        probability = scheduled_probability(self.probability, progress)
+        binary = torch.rand((), generator=generator, device=device) < probability
+        roles = torch.randperm(self.num_members, generator=generator, device=device)
+        masks = KINDS[self.kind](ratios, shape, generator)[:, roles]
+        masks = torch.where(binary, masks, linear(ratios, shape))
+        return Mix(masks, masks.mean((2, 3, 4)))
+
+    def _sample_ratios(
+        self, batch_size: int, generator: torch.Generator | None, device: torch.device
+    ) -> Tensor:
+        size = (batch_size, self.num_members)
+        if self.alpha == 0 or self.num_members == 1:
+            return torch.full(size, 1 / self.num_members, device=device)
+        # torch.distributions.Dirichlet draws the same but takes no generator.
+        return torch._sample_dirichlet(torch.full(size, float(self.alpha), device=device), generator)
+
+
+def scheduled_probability(probability: float, progress: float) -> float:
+    """Return p at a point of training: constant, then linearly to 0 over the last twelfth.
+
+    p(t) = p for t < 11/12, and 12 * p * (1 - t) after it. The published runs take t = epoch / epochs with
+    epochs counted from 1: of 300 epochs the 275th still has p = 0.5, the 276th 0.48, the last 0.
+
+    Args:
+        probability: p.
+        progress: t in [0, 1].
+
+    Example:
+        >>> [round(scheduled_probability(0.5, epoch / 300), 2) for epoch in (1, 275, 276, 300)]
+        [0.5, 0.5, 0.48, 0.0]
+    """
+    return probability * min(1.0, 12 * (1 - progress))
+
+
+def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
+    """Mix the members' feature maps: M * Σ_i mask_i ⊙ features_i (equation 2 of the paper).
+
+    The factor M keeps the scale of a plain sum, which is what equal masks (``None``) give.
+
+    Args:
+        features: M tensors (B, F, h, w).
+        masks: (B, M, 1 or F, h, w), or ``None`` for 1/M everywhere.
+
+    Returns:
+        The mixture (B, F, h, w), in the features' type.
+
+    Raises:
+        ValueError: if the masks' shape does not fit the features.
+
+    Example:
+        >>> a, b = torch.full((1, 1, 1, 2), 1.0), torch.full((1, 1, 1, 2), 5.0)
+        >>> mix_features([a, b], None).flatten().tolist()
+        [6.0, 6.0]
+        >>> mix_features([a, b], torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 2, 1, 1, 2)).flatten().tolist()
+        [2.0, 10.0]
+    """
+    members = len(features)
+    if masks is None:
+        return functools.reduce(torch.add, features)
+    batch, channels, height, width = features[0].shape
+    if masks.shape not in {(batch, members, c, height, width) for c in (1, channels)}:
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
+            f"({batch}, {members}, 1 or {channels}, {height}, {width})."
+        )
+    scaled = (members * masks).to(features[0].dtype)
+    mixed = features[0] * scaled[:, 0]
+    for index in range(1, members):
+        mixed = torch.addcmul(mixed, features[index], scaled[:, index])
+    return mixed
+
+
+def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
+    """Return the loss weights w_i = M * kappa_i^(1/r) / Σ_j kappa_j^(1/r) (equation 5 of the paper).
+
+    The member whose input dominates the mixture gets the larger weight; r softens the contrast. Member
+    weights have mean one, and a ratio of 0 has weight 0.
+
+    Args:
+        ratios: (B, M), the realised ratios; rows sum to one.
+        root: r > 0.
+
+    Returns:
+        Weights (B, M).
+
+    Raises:
+        ValueError: if ``root`` is not positive.
+
+    Example:
+        >>> loss_weights(torch.tensor([[0.25, 0.75], [0.0, 1.0]])).tolist()
+        [[0.8189..., 1.1810...], [0.0, 2.0]]
+    """
+    if not root > 0:
+        raise ValueError(f"root is {root}; the weight root r is a positive number, 3 in the paper.")
+    powers = ratios ** (1 / root)
+    return ratios.shape[1] * powers / powers.sum(1, keepdim=True)
+
+
+def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the loss: mean over the batch of Σ_i w_i * CE(logits_i, y_i) (equation 3 of the paper).
+
+    Args:
+        logits: (B, M, K).
+        targets: (B, M) class numbers, or (B, M, K) probabilities (from mixing in pixels).
+        weights: (B, M) from :func:`loss_weights`; ``None`` means 1 for every member.
+
+    Returns:
+        A float32 scalar: summed over members, averaged over the batch, in nats.
+
+    Raises:
+        ValueError: if shapes do not fit, or (checked on the CPU only) a class number is out of range.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
+        >>> mixed_cross_entropy(logits, torch.tensor([[0, 1]])).item()
+        0.8200...
+    """
+    batch, members, classes = logits.shape
+    expected = (batch, members, classes) if targets.is_floating_point() else (batch, members)
+    if targets.shape != expected:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, but logits {tuple(logits.shape)} ask for "
+            f"{(batch, members)} class numbers or {(batch, members, classes)} probabilities."
+        )
+    hard_on_cpu = targets.device.type == "cpu" and not targets.is_floating_point()
+    if hard_on_cpu and targets.numel() and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in targets.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"targets range from {low} to {high}, but class numbers of {classes} classes range "
+                f"from 0 to {classes - 1}."
+            )
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    losses = losses.view(batch, members)
+    if weights is not None:
+        if weights.shape != losses.shape:
+            raise ValueError(f"weights have shape {tuple(weights.shape)}, but the members' losses {(batch, members)}.")
+        losses = losses * weights
+    return losses.sum(1).mean()

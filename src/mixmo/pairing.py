@@ -1,0 +1,105 @@
+"""Which image goes to which member: batch repetition and input repetition.
+
+A batch of B mixtures with repetition b touches only U = B / b distinct images; each stands b times in the
+batch, in an order of its own for every member (section 3.3 of the paper, after Havasi et al. 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_repetition(batch_size: int, batch_repetition: int) -> int:
+    """Return U = B / b, the number of distinct images in a batch.
+
+    Args:
+        batch_size: B.
+        batch_repetition: b, how often each image stands in a batch.
+
+    Raises:
+        ValueError: if b is below 1, larger than B, or does not divide B.
+
+    Example:
+        >>> check_repetition(64, 4)
+        16
+    """
+    if batch_repetition < 1:
+        raise ValueError(f"batch_repetition is {batch_repetition}; each image stands at least once in a batch.")
+    if batch_size < batch_repetition:
+        raise ValueError(
+            f"batch_size {batch_size} is smaller than batch_repetition {batch_repetition}; "
+            "raise the one or lower the other."
+        )
+    if batch_size % batch_repetition:
+        raise ValueError(
+            f"batch_repetition {batch_repetition} does not divide batch_size {batch_size}; "
+            f"take a batch size of {batch_size - batch_size % batch_repetition}, for example."
+        )
+    return batch_size // batch_repetition
+
+
+def check_input_repetition(input_repetition: float, num_members: int) -> None:
+    """Refuse a share of equal inputs that is out of range or leaves nothing to mix.
+
+    Args:
+        input_repetition: rho in [0, 1).
+        num_members: M.
+
+    Raises:
+        ValueError: if rho is outside [0, 1], or 1 with more than one member.
+
+    Example:
+        >>> check_input_repetition(0.5, num_members=2)
+    """
+    if not 0 <= input_repetition <= 1:
+        raise ValueError(f"input_repetition is {input_repetition}; it is a share between 0 and 1.")
+    if input_repetition == 1 and num_members > 1:
+        raise ValueError(
+            "input_repetition is 1: every member would see the same image, so the members could not learn "
+            "to tell their inputs apart; take a value below 1 (0 in every published figure)."
+        )
+
+
+def pair(
+    num_distinct: int,
+    num_members: int = 2,
+    batch_repetition: int = 1,
+    input_repetition: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw which of the U distinct images each member gets in each of the B = U * b mixtures.
+
+    Every member's column is a random permutation of the U images repeated b times. In the last
+    rho * B positions (rounded to whole ones) all members share one image.
+
+    Args:
+        num_distinct: U, the number of distinct images.
+        num_members: M.
+        batch_repetition: b.
+        input_repetition: rho in [0, 1); 0 is the published setting.
+        generator: Source of the permutations; the result lies on its device.
+
+    Returns:
+        Indices (B, M) into the distinct images, int64.
+
+    Raises:
+        ValueError: if rho or b is out of range.
+
+    Example:
+        >>> pairs = pair(4, num_members=2, batch_repetition=2, generator=torch.Generator().manual_seed(0))
+        >>> pairs.shape, pairs.sort(0).values[:, 1].tolist()
+        (torch.Size([8, 2]), [0, 0, 1, 1, 2, 2, 3, 3])
+    """
+    check_repetition(num_distinct * batch_repetition, batch_repetition)
+    check_input_repetition(input_repetition, num_members)
+    device = torch.device("cpu") if generator is None else generator.device
+    batch_size = num_distinct * batch_repetition
+
+    def shuffled(count: int, columns: int) -> Tensor:
+        return torch.rand(count, columns, generator=generator, device=device).argsort(dim=0)
+
+    shared = shuffled(batch_size, 1) % num_distinct  # positions modulo U name each image b times
+    alone = round(batch_size * (1 - input_repetition))
+    columns = shared.expand(batch_size, num_members)
+    return torch.cat([columns[:alone].gather(0, shuffled(alone, num_members)), columns[alone:]])

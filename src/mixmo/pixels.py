@@ -1,0 +1,153 @@
+"""Mixup and CutMix in pixels, under MixMo: each member's input may itself be a mixture of two images.
+
+What counts as label is what stays *visible* of each image after the members are mixed in feature space
+(the paper's appendix on CutMix; the rectangle of another member can hide the region an image was given).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixmo.errors import one_of
+from mixmo.masks import KINDS, FeatureShape
+from mixmo.mixing import Mixer
+
+PIXEL_KINDS = {"mixup": "linear", "cutmix": "cut"}
+"""The pixel kinds by the mask of ``mixmo.masks`` that each uses for its two images."""
+
+
+@dataclass(frozen=True)
+class PixelMixer:
+    """Draws pixel masks: what an input keeps of the indexed image; its partner gets the rest.
+
+    Args:
+        kind: ``mixup`` (one ratio everywhere) or ``cutmix`` (the partner gets a rectangle).
+        alpha: Concentration of Beta(alpha, alpha); 1 (uniform) in the paper.
+        probability: Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> mixer = PixelMixer("cutmix", probability=1.0)
+        >>> keep = mixer.sample(8, 2, (32, 32), generator=torch.Generator().manual_seed(0))
+        >>> keep.shape, sorted(keep.unique().tolist())
+        (torch.Size([8, 2, 1, 32, 32]), [0.0, 1.0])
+    """
+
+    kind: str = "cutmix"
+    alpha: float = 1.0
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, PIXEL_KINDS, "pixel mixing kind")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"pixels alpha is {self.alpha}; the concentration of the Beta is a positive number.")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"pixels probability is {self.probability}; it lies between 0 and 1.")
+
+    def sample(
+        self, batch_size: int, num_members: int, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw the masks of one batch.
+
+        Args:
+            batch_size: B.
+            num_members: M.
+            size: (H, W) of the images.
+            generator: Source of every draw; the masks lie on its device.
+
+        Returns:
+            Masks (B, M, 1, H, W): the share of the indexed image at each pixel; one where nothing is mixed.
+        """
+        count = batch_size * num_members
+        device = torch.device("cpu") if generator is None else generator.device
+        shape: FeatureShape = (1, *size)
+        ratios = Mixer("linear", 2, self.alpha).sample(count, (1, 1, 1), generator).ratios
+        masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator)
+        mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
+        keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's
+        return keep.view(batch_size, num_members, 1, *size)
+
+
+def visible_share(keep: Tensor, masks: Tensor) -> Tensor:
+    """Return the indexed image's share of what is visible: mean(keep ⊙ mask) / (mean(mask) + 1e-8).
+
+    The pixel mask is average-pooled to the encoders' output size first where that is smaller.
+
+    Args:
+        keep: (B, M, 1, H, W), the indexed image's share of each pixel.
+        masks: (B, M, 1 or F, h, w), the members' masks in feature space.
+
+    Returns:
+        Shares (B, M) in [0, 1]; 0 for a member whose mask is empty.
+
+    Example:
+        >>> keep = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
+        >>> mask = torch.tensor([0.0, 1.0, 1.0, 1.0]).view(1, 1, 1, 1, 4)
+        >>> visible_share(keep, mask).item()
+        0.333...
+    """
+    if keep.shape[-2:] != masks.shape[-2:]:
+        pooled = F.adaptive_avg_pool2d(keep.flatten(0, 1), list(masks.shape[-2:]))
+        keep = pooled.unflatten(0, keep.shape[:2])
+    return (keep * masks).mean((2, 3, 4)) / (masks.mean((2, 3, 4)) + 1e-8)
+
+
+def keep_majority(keep: Tensor, masks: Tensor) -> Tensor:
+    """Swap the regions of the two images where the indexed one would be visible by less than half.
+
+    Args:
+        keep: (B, M, 1, H, W), as in :func:`visible_share`.
+        masks: (B, M, 1 or F, h, w).
+
+    Returns:
+        Masks (B, M, 1, H, W), 1 - keep where the visible share was below 0.5.
+
+    Example:
+        >>> keep = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
+        >>> keep_majority(keep, torch.ones(1, 1, 1, 1, 4)).flatten().tolist()
+        [0.0, 1.0, 1.0, 1.0]
+    """
+    minor = visible_share(keep, masks) < 0.5
+    return torch.where(minor[:, :, None, None, None], 1 - keep, keep)
+
+
+def mix_pixels(inputs: Tensor, partners: Tensor, keep: Tensor) -> Tensor:
+    """Return keep ⊙ inputs + (1 - keep) ⊙ partners.
+
+    Args:
+        inputs: (B, M, C, H, W), the indexed images.
+        partners: (B, M, C, H, W).
+        keep: (B, M, 1, H, W).
+
+    Example:
+        >>> mix_pixels(torch.ones(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), torch.full((1, 1, 1, 1, 2), 0.25)).sum()
+        tensor(0.5000)
+    """
+    return torch.lerp(partners, inputs, keep)
+
+
+def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_classes: int) -> Tensor:
+    """Return soft targets: share * onehot(target) + (1 - share) * onehot(partner).
+
+    Args:
+        targets: (B, M) class numbers of the indexed images.
+        partner_targets: (B, M) class numbers of their partners.
+        share: (B, M) visible shares of the indexed images.
+        num_classes: K.
+
+    Returns:
+        Probabilities (B, M, K), float32.
+
+    Example:
+        >>> shared_targets(torch.tensor([[0]]), torch.tensor([[2]]), torch.tensor([[0.75]]), 3).tolist()
+        [[[0.75, 0.0, 0.25]]]
+    """
+    soft = share.new_zeros(*targets.shape, num_classes)
+    soft.scatter_add_(2, targets[:, :, None], share[:, :, None])
+    return soft.scatter_add_(2, partner_targets[:, :, None], 1 - share[:, :, None])

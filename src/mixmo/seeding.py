@@ -1,0 +1,43 @@
+"""Every random draw is a function of (seed, step): nothing depends on what was drawn before.
+
+So a run that was stopped goes on exactly as it would have, and two machines agree on a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+STREAMS = {"step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5}
+Stream = Literal["step", "order", "split", "init", "global", "read"]
+
+
+def seed_for(seed: int, index: int, stream: Stream = "step") -> int:
+    """Return a well-mixed 63-bit seed for one step (or epoch) of one stream of draws.
+
+    Args:
+        seed: The run's seed, >= 0.
+        index: The step, epoch or image the draws belong to, >= 0.
+        stream: What the draws are for; streams never share a seed.
+
+    Example:
+        >>> seed_for(0, 1) == seed_for(0, 1), seed_for(0, 1) == seed_for(0, 2)
+        (True, False)
+    """
+    state = np.random.SeedSequence([seed, STREAMS[stream], index]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def generator_for(
+    seed: int, index: int, stream: Stream = "step", device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Return a generator on ``device`` seeded with :func:`seed_for`.
+
+    Example:
+        >>> a, b = (torch.rand(2, generator=generator_for(0, 7)) for _ in range(2))
+        >>> bool((a == b).all())
+        True
+    """
+    return torch.Generator(device).manual_seed(seed_for(seed, index, stream))
