@@ -1,16 +1,20 @@
 """mixmo: train an image classifier as an ensemble that costs one network."""
 
 from mixmo import masks
+from mixmo.evaluation import evaluate
 from mixmo.interop import load_reference_checkpoint
 from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo, fuse
 from mixmo.pairing import pair
+from mixmo.runs import load
 
 __all__ = [
     "Mix",
     "MixMo",
     "Mixer",
+    "evaluate",
     "fuse",
+    "load",
     "load_reference_checkpoint",
     "loss_weights",
     "masks",

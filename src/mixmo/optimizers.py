@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm.optim
@@ -51,3 +51,56 @@ def build_optimizer(
     except TypeError as error:
         raise ValueError(f"optimizer {name!r} does not take {options}: {error}") from error
     return optimizer
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a share of its peak, at every step.
+
+    Linear warm-up: step k = 1, 2, … has k / warmup of the rate, up to all of it. Then either drops (after a
+    share s of the epochs, rounded to whole ones, the rate is multiplied by ``factor``) or a cosine to 0.
+
+    Args:
+        kind: ``drops`` or ``cosine``.
+        steps_per_epoch: Steps of an epoch.
+        epochs: Epochs of the training.
+        warmup_steps: Steps of the warm-up.
+        drops: Shares of training, for ``drops``.
+        factor: Multiplies the rate at each drop.
+
+    Example:
+        >>> schedule = Schedule("drops", 10, epochs=300, warmup_steps=4, drops=(1 / 3, 2 / 3, 0.75))
+        >>> [schedule(step) for step in (0, 3, 999)], schedule(1000)   # epoch 101 starts with step 1000
+        ([0.25, 1.0, 1.0], 0.1)
+    """
+
+    kind: Literal["drops", "cosine"]
+    steps_per_epoch: int
+    epochs: int
+    warmup_steps: int = 0
+    drops: tuple[float, ...] = ()
+    factor: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        """Return the share of the peak rate at a step, counted from 0."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.kind == "cosine":
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / (self.steps_per_epoch * self.epochs))))
+        epoch = step // self.steps_per_epoch
+        return warmup * self.factor ** sum(epoch >= round(share * self.epochs) for share in self.drops)
+
+
+def warmup_steps(num_images: int, batch_size: int, batch_repetition: int, epochs: float) -> int:
+    """Return the published warm-up: ``epochs`` epochs of a single network, times b.
+
+    Args:
+        num_images: N, images of the training set.
+        batch_size: B.
+        batch_repetition: b.
+        epochs: Length in epochs.
+
+    Example:
+        >>> warmup_steps(50_000, 64, batch_repetition=4, epochs=1) == 782 * 4
+        True
+    """
+    return round(epochs * math.ceil(num_images / batch_size) * batch_repetition)

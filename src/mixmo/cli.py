@@ -1,0 +1,214 @@
+"""The command line: one noun each, typed and checked by jsonargparse."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from mixmo.errors import one_of
+from mixmo.recipes import NOTES, Recipe, catalogue, load_recipe
+from mixmo.runs import Run
+from mixmo.settings import Settings
+from mixmo.training import TrainingError
+
+TRAINER_OPTIONS = (
+    "accelerator", "precision", "max_epochs", "max_time", "limit_train_batches", "limit_val_batches",
+    "check_val_every_n_epoch", "gradient_clip_val", "deterministic", "enable_progress_bar", "profiler",
+)  # fmt: skip
+"""What a recipe may set of Lightning's Trainer; the rest is ours, or would break that draws follow the step."""
+
+USAGE = """\
+usage: mixmo COMMAND …
+
+  fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
+  fit RUN                                               go on with a run that was stopped
+  test RUN [--checkpoint best]                          figures on the test set: table and test.json
+  recipes                                               list the shipped recipes
+
+`mixmo COMMAND --help` says more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, or 2 with one sentence on standard error for bad input.
+
+    Args:
+        arguments: The command line without the program's name; ``None`` takes it from ``sys``.
+
+    Example:
+        >>> main(["recipes"])  # doctest: +SKIP
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], None]] = {"fit": fit_command, "test": test_command, "recipes": recipes_command}
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    try:
+        commands[one_of(words[0], commands, "command")](words[1:])
+    except (ValueError, FileNotFoundError, TrainingError) as error:
+        print(f"mixmo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def fit_command(words: list[str]) -> None:
+    """``mixmo fit RECIPE [--key value …]`` or ``mixmo fit RUN``."""
+    from mixmo.fitting import fit
+
+    if not words or words[0].startswith("-"):
+        if {"-h", "--help"} & set(words):
+            return settings_parser("fit RECIPE").print_help()
+        raise ValueError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
+    target, overrides = words[0], words[1:]
+    resume = Path(target).is_dir()
+    if resume:
+        if overrides:
+            raise ValueError(
+                f"{target} is a run's folder, which goes on with its own settings; to change {overrides[0]}, start "
+                f"a new run with `mixmo fit {target}/config.yaml`."
+            )
+        run, recipe = Run(target).require(), Run(target).config()
+    else:
+        recipe = load_recipe(target)
+    plan = parse_settings(recipe, overrides)
+    if not resume:
+        run = Run(plan.run or f"runs/{Path(target).stem}")
+    if resume and _finished(run, plan.trainer):
+        print(f"{run.path} is finished; `mixmo test {run.path}` judges it.")
+        return
+    try:
+        fit(plan.settings, plan.trainer, run, plan.config, resume)
+    except KeyboardInterrupt:
+        raise TrainingError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
+    print(f"{run.path} is trained; `mixmo test {run.path}` judges it.")
+
+
+def test_command(words: list[str]) -> None:
+    """``mixmo test RUN [--checkpoint last|best]``."""
+    from mixmo.testing import test_run
+
+    parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
+    chosen = _parse(parser, words)
+    test_run(Run(chosen.run), chosen.checkpoint)
+
+
+def recipes_command(words: list[str]) -> None:
+    """``mixmo recipes``."""
+    parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False)
+    _parse(parser, words)
+    table = Table(title="Shipped recipes", caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch")
+    for column in ("recipe", "dataset", "network", "method", "b", "published", "source"):
+        table.add_column(column, no_wrap=True)
+    for name, recipe in catalogue().items():
+        table.add_row(
+            name,
+            recipe["data"]["name"],
+            recipe["model"]["backbone"],
+            method_of(recipe),
+            str(recipe["data"].get("batch_repetition", 1)),
+            *(str(recipe.get(key, "")) for key in NOTES),
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def method_of(recipe: Mapping[str, Any]) -> str:
+    """Return the method's usual name: single, MIMO, Linear-MixMo, Cut-MixMo, with + CutMix or + mixup.
+
+    Example:
+        >>> method_of(load_recipe("cifar10-wrn28x10-linear-cutmix"))
+        'Linear-MixMo + CutMix'
+    """
+    names = {"mimo": "MIMO", "linear": "Linear-MixMo", "cut": "Cut-MixMo", "cutmix": "CutMix"}
+    kind = recipe.get("mixer", {}).get("kind", "cut")
+    pixels = recipe.get("pixels", {}).get("kind", "none")
+    base = "single" if recipe["model"].get("num_members", 2) == 1 else names.get(kind, f"{kind} MixMo")
+    return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"
+
+
+def settings_parser(command: str) -> ArgumentParser:
+    """Return the parser of a run's settings: every key of a recipe is an option."""
+    parser = ArgumentParser(prog=f"mixmo {command}", exit_on_error=False)
+    parser.add_argument("--run", type=str | None, default=None, help="the run's folder; runs/NAME of the recipe by default")
+    parser.add_class_arguments(Settings, as_group=False)
+    skipped = set(inspect.signature(Trainer).parameters) - set(TRAINER_OPTIONS)
+    parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
+    return parser
+
+
+class Plan(NamedTuple):
+    """A run as it was asked for.
+
+    Attributes:
+        settings: The run's settings.
+        trainer: Keywords of Lightning's Trainer.
+        config: Both as YAML.
+        run: The folder asked for, if any.
+    """
+
+    settings: Settings
+    trainer: dict[str, Any]
+    config: str
+    run: str | None
+
+
+def parse_settings(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
+    """Return what a recipe and ``--key value`` overrides ask for.
+
+    Args:
+        recipe: As from ``load_recipe``.
+        overrides: Words of the command line.
+
+    Raises:
+        ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
+
+    Example:
+        >>> plan = parse_settings(load_recipe("quickstart"), ["--data.batch_size=32"])
+        >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
+        (32, 15)
+    """
+    parser = settings_parser("fit")
+    given = [key for key, _ in _leaves(recipe)]
+    given += [word[2:].partition("=")[0] for word in overrides if word.startswith("--") and word != "--help"]
+    known = set(parser.get_defaults().keys())
+    for key in given:
+        if ".options." not in key:  # anything may stand there: the model or the optimiser knows
+            one_of(key, known, "setting")
+    parser.set_defaults(dict(_leaves(recipe)))
+    parsed = _parse(parser, overrides)
+    run = parsed.pop("run")
+    config = parser.dump(parsed)
+    trainer = vars(parsed.pop("trainer"))
+    if (trainer["max_epochs"] or 0) < 1:
+        raise ValueError(f"trainer.max_epochs is {trainer['max_epochs']}; it is 1 or more.")
+    return Plan(Settings(**vars(parser.instantiate(parsed))), trainer, config, run)
+
+
+def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a recipe as dotted keys and values; ``options`` are values."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping) and key != "options":
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse words; say what is wrong in one line."""
+    try:
+        return parser.parse_args(list(words))
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _finished(run: Run, trainer: Mapping[str, Any]) -> bool:
+    rows = run.read_metrics()
+    return bool(rows) and int(rows[-1]["epoch"]) >= trainer["max_epochs"]

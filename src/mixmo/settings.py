@@ -1,0 +1,215 @@
+"""The settings of a run, section by section: the keys of a recipe and of the command line.
+
+Every section is a plain dataclass that checks its own values; jsonargparse reads and types them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mixmo.pairing import check_input_repetition, check_repetition
+
+
+@dataclass
+class ModelSettings:
+    """The network.
+
+    Args:
+        backbone: A timm model name.
+        num_members: M; 1 is the ordinary single network.
+        options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
+    """
+
+    backbone: str = "wide_resnet28_10"
+    num_members: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MixerSettings:
+    """How members are mixed in feature space (``mixmo.Mixer``) and weighed in the loss.
+
+    Args:
+        kind: The mask: mimo, linear, cut or cut-exact.
+        alpha: Concentration of the Dirichlet ratios.
+        probability: p, share of batches with a binary mask.
+        root: r of the loss weights.
+    """
+
+    kind: str = "cut"
+    alpha: float = 2.0
+    probability: float = 0.5
+    root: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.root > 0:
+            raise ValueError(f"mixer.root is {self.root}; the weight root r is a positive number, 3 in the paper.")
+
+
+@dataclass
+class PixelSettings:
+    """Mixing of each input in pixels (``mixmo.pixels.PixelMixer``).
+
+    Args:
+        kind: none, mixup or cutmix.
+        alpha: Concentration of the Beta ratio.
+        probability: Share of the inputs that are mixed.
+    """
+
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    alpha: float = 1.0
+    probability: float = 0.5
+
+
+@dataclass
+class DataSettings:
+    """The images and how a batch is made of them.
+
+    Args:
+        name: digits, folder:PATH, torch/cifar100, hfds/….
+        root: Where timm's datasets lie.
+        download: Whether a missing dataset may be downloaded.
+        batch_size: B, the mixtures of a step.
+        batch_repetition: b, how often an image stands in a batch.
+        input_repetition: rho, share of mixtures whose members see one image.
+        repeat: Repeat indices (every copy is augmented on its own) or augmented pixels.
+        validation: Share of the training set held out for selection; 0 is the published protocol.
+        channels: 3 (RGB) or 1 (grey).
+        image_size: Side of the canvas images are brought to; null takes them as they are, all of one size.
+        crop_size: Side of the random crop (its middle at evaluation); null is the canvas itself.
+        padding: Black pixels around the canvas from which the crop is taken.
+        flip: Whether half of the images are mirrored.
+        mean: Subtracted from each channel, in [0, 1].
+        std: Divides each channel, in [0, 1].
+        resident: Keep decoded images on the device; null decides by their size.
+        workers: Processes that decode streamed images.
+        eval_batch_size: Images in one evaluation batch.
+    """
+
+    name: str = "torch/cifar100"
+    root: str = "data"
+    download: bool = False
+    batch_size: int = 64
+    batch_repetition: int = 1
+    input_repetition: float = 0.0
+    repeat: Literal["index", "pixels"] = "index"
+    validation: float = 0.1
+    channels: Literal[1, 3] = 3
+    image_size: int | None = None
+    crop_size: int | None = None
+    padding: int = 4
+    flip: bool = True
+    mean: list[float] = field(default_factory=lambda: [0.5])
+    std: list[float] = field(default_factory=lambda: [0.5])
+    resident: bool | None = None
+    workers: int = 2
+    eval_batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "eval_batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"data.{key} is {getattr(self, key)}; it is 1 or more.")
+        check_repetition(self.batch_size, self.batch_repetition)
+        check_input_repetition(self.input_repetition, num_members=1)
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
+        if self.padding < 0 or self.workers < 0:
+            raise ValueError("data.padding and data.workers are 0 or more.")
+        for key in ("image_size", "crop_size"):
+            if (side := getattr(self, key)) is not None and side < 1:
+                raise ValueError(f"data.{key} is {side}; it is a number of pixels.")
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (1, self.channels):
+                raise ValueError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std is {self.std}; it is positive.")
+
+
+@dataclass
+class OptimizerSettings:
+    """The optimiser.
+
+    Args:
+        name: A name timm knows: sgd (Nesterov), adamw, ….
+        base_lr: Peak learning rate at batch repetition 1; it is divided by b, as published.
+        lr: Peak learning rate set by hand, whatever b is.
+        weight_decay: Decay, as the optimiser defines it.
+        momentum: Momentum (SGD).
+        decay_all: Decay batch norms and biases too, as published.
+        options: More keywords of the optimiser.
+    """
+
+    name: str = "sgd"
+    base_lr: float = 0.05
+    lr: float | None = None
+    weight_decay: float = 6e-4
+    momentum: float = 0.9
+    decay_all: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def peak_lr(self, batch_repetition: int) -> float:
+        """Return the peak learning rate: ``lr`` if it is set, else base_lr / b."""
+        return self.base_lr / batch_repetition if self.lr is None else self.lr
+
+    def __post_init__(self) -> None:
+        for key in ("base_lr", "lr"):
+            if (value := getattr(self, key)) is not None and not value > 0:
+                raise ValueError(f"optimizer.{key} is {value}; a learning rate is positive.")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
+
+
+@dataclass
+class ScheduleSettings:
+    """The learning rate over training.
+
+    Args:
+        kind: drops (× factor at shares of training) or cosine (to 0).
+        warmup_epochs: Linear warm-up in epochs of a single network, times b, as published.
+        warmup_steps: Warm-up in steps, set by hand, whatever b is.
+        drops: Shares of training after which the rate is multiplied by factor.
+        factor: See drops.
+    """
+
+    kind: Literal["drops", "cosine"] = "drops"
+    warmup_epochs: float = 1.0
+    warmup_steps: int | None = None
+    drops: list[float] = field(default_factory=lambda: [0.3333, 0.6667, 0.75])
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if any(not 0 < share < 1 for share in self.drops):
+            raise ValueError(f"schedule.drops are {self.drops}; they are shares of training between 0 and 1.")
+        if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
+            raise ValueError("schedule.warmup_epochs and schedule.warmup_steps are 0 or more.")
+
+
+@dataclass
+class Settings:
+    """Everything a run is made of, but for Lightning's trainer.
+
+    Args:
+        seed: Every random draw is a function of the seed and the step.
+        model: The network.
+        mixer: Mixing in feature space, and the loss.
+        pixels: Mixing in pixels.
+        data: Images and batches.
+        optimizer: The optimiser.
+        schedule: The learning rate over training.
+        loggers: Loggers beside metrics.csv: tensorboard, wandb, mlflow.
+    """
+
+    seed: int = 0
+    model: ModelSettings = field(default_factory=ModelSettings)
+    mixer: MixerSettings = field(default_factory=MixerSettings)
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it is 0 or more.")
+        check_input_repetition(self.data.input_repetition, self.model.num_members)

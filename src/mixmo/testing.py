@@ -1,0 +1,87 @@
+"""``mixmo test``: judge a run on its test set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mixmo.batches import Augmentation
+from mixmo.cli import parse_settings
+from mixmo.data import evaluation_loader, load_images
+from mixmo.evaluation import evaluate, predict_logits
+from mixmo.runs import Run, load_checkpoint
+
+COLUMNS = {
+    "accuracy": ("top-1 %", 100, 2),
+    "accuracy_top5": ("top-5 %", 100, 2),
+    "nll": ("NLL", 1, 4),
+    "brier": ("Brier", 1, 4),
+    "ece": ("ECE %", 100, 2),
+}
+"""How the scores are shown: heading, factor, digits."""
+
+
+def test_run(run: Run, checkpoint: str = "last") -> dict[str, float]:
+    """Judge a run's network on its test set: a table on screen, ``test.json`` in its folder.
+
+    Args:
+        run: The run's folder.
+        checkpoint: ``last``, or ``best`` on the validation set.
+
+    Returns:
+        The figures of :func:`mixmo.evaluate`.
+
+    Raises:
+        FileNotFoundError: if the run, the checkpoint or the dataset is missing.
+        ValueError: if the checkpoint is damaged or of another network.
+    """
+    net, epochs = load_checkpoint(run, checkpoint)
+    settings, trainer, *_ = parse_settings(run.config())
+    images = load_images(settings.data, settings.seed)
+    if len(images.classes) != net.num_classes:
+        raise ValueError(f"{settings.data.name!r} has {len(images.classes)} classes, but {run.path} was trained on {net.num_classes}.")
+    device = torch.device("cuda" if torch.cuda.is_available() and trainer["accelerator"] != "cpu" else "cpu")
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = evaluation_loader(images.test, settings.data, device)
+    figures = evaluate(*predict_logits(net, batches, Augmentation(settings.data), device))
+    about = {
+        "run": str(run.path),
+        "dataset": settings.data.name,
+        "images": len(images.test),
+        "checkpoint": checkpoint,
+        "epochs": epochs,
+        "precision": "float32",
+        "brier": "summed over classes",
+        "ece": "15 equal bins, lo < confidence <= hi, top label",
+    }
+    file = run.write_json("test.json", {**figures, "about": about})
+    title = f"{run.path.name}: {about['images']} test images of {about['dataset']}, {checkpoint} checkpoint (epoch {epochs})"
+    Console(width=None if sys.stdout.isatty() else 120).print(figures_table(figures, title))
+    print(f"figures: {file}")
+    return figures
+
+
+def figures_table(figures: Mapping[str, float], title: str) -> Table:
+    """Return the figures of :func:`mixmo.evaluate` as a table: the ensemble, then every member.
+
+    Example:
+        >>> figures = evaluate(torch.zeros(2, 1, 3), torch.tensor([0, 1]))
+        >>> figures_table(figures, "two images").row_count
+        3
+    """
+    table = Table(title=title)
+    table.add_column("")
+    for heading, _, _ in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    members = sorted(key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll"))
+    rows = {"": "ensemble, logit average", "probability_average/": "ensemble, probability average"}
+    rows |= {f"{member}/": member.replace("_", " ") for member in members}
+    for prefix, label in rows.items():
+        table.add_row(label, *(f"{figures[prefix + key] * by:.{d}f}" for key, (_, by, d) in COLUMNS.items()))
+    if "d_re" in figures:
+        table.caption = f"diversity: d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %"
+    return table
