@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning import Trainer
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from mixmo.errors import one_of
-from mixmo.recipes import NOTES, Recipe, catalogue, load_recipe
+from mixmo.plans import make_plan, parse, settings_parser
+from mixmo.recipes import NOTES, catalogue, load_recipe
 from mixmo.runs import Run
-from mixmo.settings import Settings
 from mixmo.training import TrainingError
-
-TRAINER_OPTIONS = (
-    "accelerator", "precision", "max_epochs", "max_time", "limit_train_batches", "limit_val_batches",
-    "check_val_every_n_epoch", "gradient_clip_val", "deterministic", "enable_progress_bar", "profiler",
-)  # fmt: skip
-"""What a recipe may set of Lightning's Trainer; the rest is ours, or would break that draws follow the step."""
 
 USAGE = """\
 usage: mixmo COMMAND …
@@ -77,14 +69,14 @@ def fit_command(words: list[str]) -> None:
         run, recipe = Run(target).require(), Run(target).config()
     else:
         recipe = load_recipe(target)
-    plan = parse_settings(recipe, overrides)
+    plan = make_plan(recipe, overrides)
     if not resume:
-        run = Run(plan.run or f"runs/{Path(target).stem}")
+        run = Run(plan.folder or f"runs/{Path(target).stem}")
     if resume and _finished(run, plan.trainer):
         print(f"{run.path} is finished; `mixmo test {run.path}` judges it.")
         return
     try:
-        fit(plan.settings, plan.trainer, run, plan.config, resume)
+        fit(plan, run, resume)
     except KeyboardInterrupt:
         raise TrainingError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
     print(f"{run.path} is trained; `mixmo test {run.path}` judges it.")
@@ -97,14 +89,14 @@ def test_command(words: list[str]) -> None:
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
-    chosen = _parse(parser, words)
+    chosen = parse(parser, words)
     test_run(Run(chosen.run), chosen.checkpoint)
 
 
 def recipes_command(words: list[str]) -> None:
     """``mixmo recipes``."""
     parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False)
-    _parse(parser, words)
+    parse(parser, words)
     table = Table(title="Shipped recipes", caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch")
     for column in ("recipe", "dataset", "network", "method", "b", "published", "source"):
         table.add_column(column, no_wrap=True)
@@ -132,81 +124,6 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     pixels = recipe.get("pixels", {}).get("kind", "none")
     base = "single" if recipe["model"].get("num_members", 2) == 1 else names.get(kind, f"{kind} MixMo")
     return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"
-
-
-def settings_parser(command: str) -> ArgumentParser:
-    """Return the parser of a run's settings: every key of a recipe is an option."""
-    parser = ArgumentParser(prog=f"mixmo {command}", exit_on_error=False)
-    parser.add_argument("--run", type=str | None, default=None, help="the run's folder; runs/NAME of the recipe by default")
-    parser.add_class_arguments(Settings, as_group=False)
-    skipped = set(inspect.signature(Trainer).parameters) - set(TRAINER_OPTIONS)
-    parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
-    return parser
-
-
-class Plan(NamedTuple):
-    """A run as it was asked for.
-
-    Attributes:
-        settings: The run's settings.
-        trainer: Keywords of Lightning's Trainer.
-        config: Both as YAML.
-        run: The folder asked for, if any.
-    """
-
-    settings: Settings
-    trainer: dict[str, Any]
-    config: str
-    run: str | None
-
-
-def parse_settings(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
-    """Return what a recipe and ``--key value`` overrides ask for.
-
-    Args:
-        recipe: As from ``load_recipe``.
-        overrides: Words of the command line.
-
-    Raises:
-        ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
-
-    Example:
-        >>> plan = parse_settings(load_recipe("quickstart"), ["--data.batch_size=32"])
-        >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
-        (32, 15)
-    """
-    parser = settings_parser("fit")
-    given = [key for key, _ in _leaves(recipe)]
-    given += [word[2:].partition("=")[0] for word in overrides if word.startswith("--") and word != "--help"]
-    known = set(parser.get_defaults().keys())
-    for key in given:
-        if ".options." not in key:  # anything may stand there: the model or the optimiser knows
-            one_of(key, known, "setting")
-    parser.set_defaults(dict(_leaves(recipe)))
-    parsed = _parse(parser, overrides)
-    run = parsed.pop("run")
-    config = parser.dump(parsed)
-    trainer = vars(parsed.pop("trainer"))
-    if (trainer["max_epochs"] or 0) < 1:
-        raise ValueError(f"trainer.max_epochs is {trainer['max_epochs']}; it is 1 or more.")
-    return Plan(Settings(**vars(parser.instantiate(parsed))), trainer, config, run)
-
-
-def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a recipe as dotted keys and values; ``options`` are values."""
-    for key, value in recipe.items():
-        if isinstance(value, Mapping) and key != "options":
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse words; say what is wrong in one line."""
-    try:
-        return parser.parse_args(list(words))
-    except (ArgumentError, TypeError, KeyError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _finished(run: Run, trainer: Mapping[str, Any]) -> bool:

@@ -7,8 +7,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
-
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -20,22 +18,21 @@ from mixmo.files import read_checkpoint
 from mixmo.mixing import Mixer
 from mixmo.network import MixMo
 from mixmo.pixels import PixelMixer
+from mixmo.plans import Plan
 from mixmo.runs import Run
 from mixmo.seeding import seed_for
 from mixmo.settings import Settings
 from mixmo.training import Training
 
 
-def fit(settings: Settings, trainer_options: dict[str, Any], run: Run, config: str, resume: bool = False) -> None:
+def fit(plan: Plan, run: Run, resume: bool = False) -> None:
     """Train a network and keep everything in the run's folder.
 
     All that can be checked is checked before the folder is made and training starts.
 
     Args:
-        settings: The run's settings.
-        trainer_options: Keywords of Lightning's Trainer.
-        run: The run's folder.
-        config: The settings as YAML, for the folder.
+        plan: What to train (:func:`mixmo.plans.make_plan`).
+        run: The run's folder; a new one must be free.
         resume: Go on from the last checkpoint, if there is one.
 
     Raises:
@@ -43,6 +40,7 @@ def fit(settings: Settings, trainer_options: dict[str, Any], run: Run, config: s
         ValueError: if a setting does not fit the others, or the run's folder exists.
         TrainingError: if the loss is not finite.
     """
+    settings = plan.settings
     if not resume:
         run.check_free()
     images = load_images(settings.data, settings.seed)
@@ -50,11 +48,11 @@ def fit(settings: Settings, trainer_options: dict[str, Any], run: Run, config: s
     training = Training(net, build_maker(settings, net, images), settings, len(images.train))
     checkpoint = _resumed_checkpoint(run, training) if resume else None
     if not resume:
-        run.create(config)
+        run.create(plan.yaml)
     _quiet_lightning()
-    progress_bar = trainer_options.get("enable_progress_bar", True) and sys.stdout.isatty()
+    progress_bar = plan.trainer["enable_progress_bar"] is not False and sys.stdout.isatty()
     trainer = L.Trainer(
-        **(trainer_options | {"enable_progress_bar": progress_bar}),
+        **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
         callbacks=_callbacks(run, images.validation is not None, progress_bar),
         logger=_loggers(settings, run),
@@ -200,3 +198,5 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*litlogger.*")
+    warnings.filterwarnings("ignore", message=".*no `val_dataloader`.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

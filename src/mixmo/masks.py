@@ -140,6 +140,8 @@ def _span_mask(start: Tensor, end: Tensor, size: int) -> Tensor:
 
 def _rectangle_masks(ratios: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return masks (B, M, 1, h, w): the first member inside rows × columns, the others outside."""
+    if ratios.shape[1] == 1:  # nobody to share with
+        return ratios.new_ones(len(ratios), 1, 1, rows.shape[1], columns.shape[1])
     others = ratios[:, 1:]
     rest = others.sum(1, keepdim=True)
     share = torch.where(rest > 0, others / rest, 1 / others.shape[1])  # kappa_1 = 1 leaves 0 / 0

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mixmo.batches import Augmentation
-from mixmo.cli import parse_settings
 from mixmo.data import evaluation_loader, load_images
 from mixmo.evaluation import evaluate, predict_logits
+from mixmo.plans import make_plan
 from mixmo.runs import Run, load_checkpoint
 
 COLUMNS = {
@@ -40,7 +40,7 @@ def test_run(run: Run, checkpoint: str = "last") -> dict[str, float]:
         ValueError: if the checkpoint is damaged or of another network.
     """
     net, epochs = load_checkpoint(run, checkpoint)
-    settings, trainer, *_ = parse_settings(run.config())
+    settings, trainer, *_ = make_plan(run.config())
     images = load_images(settings.data, settings.seed)
     if len(images.classes) != net.num_classes:
         raise ValueError(f"{settings.data.name!r} has {len(images.classes)} classes, but {run.path} was trained on {net.num_classes}.")

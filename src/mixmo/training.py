@@ -50,7 +50,7 @@ class Training(L.LightningModule):
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
         names = ["accuracy", "nll", *(f"member_{i}_accuracy" for i in range(net.num_members))]
         self.validation = torch.nn.ModuleDict({name: MeanMetric() for name in names})
-        self._seen, self._since = 0, time.perf_counter()
+        self._seen, self._since = 0, 0.0
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and the learning rate at every step."""
@@ -85,24 +85,15 @@ class Training(L.LightningModule):
         return loss
 
     def _watch(self, loss: Tensor, step: int, count: int) -> None:
-        """Sum the loss and note the first bad step on the device; look at them now and then."""
+        """Sum the epoch's loss and note the first bad step on the device; look at them now and then."""
         self.loss_sum += loss
         self.bad_step.copy_(torch.where((self.bad_step < 0) & ~loss.isfinite(), step, self.bad_step))
         self._seen += 1
-        if self._seen >= self.log_every:
-            self._report(count)
-
-    def _report(self, count: int) -> None:
-        self.check_finite()
-        now = time.perf_counter()
-        speed = self._seen * count / (now - self._since)
-        self.log("train_loss", self.loss_sum / self._seen, prog_bar=True)
-        self.log("images_per_second", speed, prog_bar=True)
-        self._restart_watch()
-
-    def _restart_watch(self) -> None:
-        self.loss_sum.zero_()
-        self._seen, self._since = 0, time.perf_counter()
+        if self._seen % self.log_every == 0 or self.trainer.is_last_batch:
+            self.check_finite()
+            speed = self._seen * count / (time.perf_counter() - self._since)
+            self.log("train_loss", self.loss_sum / self._seen, prog_bar=True)
+            self.log("images_per_second", speed, prog_bar=True)
 
     def check_finite(self) -> None:
         """Stop if any loss so far was not finite."""
@@ -114,8 +105,9 @@ class Training(L.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Measure speed from here."""
-        self._restart_watch()
+        """Measure the epoch's loss and speed from here."""
+        self.loss_sum.zero_()
+        self._seen, self._since = 0, time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
         """Never let a checkpoint hold weights after a loss that was not finite."""

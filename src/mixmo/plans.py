@@ -1,0 +1,95 @@
+"""From a recipe and overrides to what a run needs: typed, checked settings and the trainer's options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning import Trainer
+
+from mixmo.errors import one_of
+from mixmo.recipes import Recipe
+from mixmo.settings import Settings
+
+TRAINER_OPTIONS = (
+    "accelerator", "precision", "max_epochs", "max_time", "limit_train_batches", "limit_val_batches",
+    "check_val_every_n_epoch", "gradient_clip_val", "deterministic", "enable_progress_bar", "profiler",
+)  # fmt: skip
+"""What a recipe may set of Lightning's Trainer; the rest is ours, or would break that draws follow the step."""
+
+
+def settings_parser(command: str) -> ArgumentParser:
+    """Return the parser of a run's settings: every key of a recipe is an option."""
+    parser = ArgumentParser(prog=f"mixmo {command}", exit_on_error=False)
+    parser.add_argument("--run", type=str | None, default=None, help="the run's folder; runs/NAME of the recipe by default")
+    parser.add_class_arguments(Settings, as_group=False)
+    skipped = set(inspect.signature(Trainer).parameters) - set(TRAINER_OPTIONS)
+    parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
+    return parser
+
+
+class Plan(NamedTuple):
+    """A run as it was asked for.
+
+    Attributes:
+        settings: The run's settings.
+        trainer: Keywords of Lightning's Trainer.
+        yaml: Both as YAML, for the run's folder.
+        folder: The run's folder asked for, if any.
+    """
+
+    settings: Settings
+    trainer: dict[str, Any]
+    yaml: str
+    folder: str | None
+
+
+def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
+    """Return what a recipe and ``--key value`` overrides ask for.
+
+    Args:
+        recipe: As from ``load_recipe``.
+        overrides: Words of the command line.
+
+    Raises:
+        ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
+
+    Example:
+        >>> plan = make_plan(load_recipe("quickstart"), ["--data.batch_size=32"])
+        >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
+        (32, 15)
+    """
+    parser = settings_parser("fit")
+    given = [key for key, _ in _leaves(recipe)]
+    given += [word[2:].partition("=")[0] for word in overrides if word.startswith("--") and word != "--help"]
+    known = set(parser.get_defaults().keys())
+    for key in given:
+        if ".options." not in key:  # anything may stand there: the model or the optimiser knows
+            one_of(key, known, "setting")
+    parser.set_defaults(dict(_leaves(recipe)))
+    parsed = parse(parser, overrides)
+    folder = parsed.pop("run")
+    yaml = parser.dump(parsed)
+    trainer = vars(parsed.pop("trainer"))
+    if (trainer["max_epochs"] or 0) < 1:
+        raise ValueError(f"trainer.max_epochs is {trainer['max_epochs']}; it is 1 or more.")
+    return Plan(Settings(**vars(parser.instantiate(parsed))), trainer, yaml, folder)
+
+
+def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a recipe as dotted keys and values; ``options`` are values."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping) and key != "options":
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse words; say what is wrong in one line."""
+    try:
+        return parser.parse_args(list(words))
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
