@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mixmo
-from mixmo.interop import network_from_reference, _translate
+from mixmo.interop import _translate, network_from_reference
 from mixmo.pixels import keep_majority, visible_share
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -104,7 +104,7 @@ class PreActNet(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """He-normal truncated at two standard deviations (METHOD of the paper's code); biases zero."""
+        """He-normal truncated at two standard deviations, as the authors' code does; biases zero."""
         if isinstance(module, nn.Conv2d | nn.Linear):
             if isinstance(module, nn.Linear) and self.head_std is not None:
                 nn.init.normal_(module.weight, std=self.head_std)
@@ -194,7 +194,9 @@ class PreActResNet18(PreActNet):
         super().__init__(widths, 2, 64, 2, False, False, head_std=0.01, **options)
 
 
-def _build(variant: str, model: type[PreActNet], fixed: dict[str, int], pretrained: bool = False, **options: Any) -> nn.Module:
+def _build(
+    variant: str, model: type[PreActNet], fixed: dict[str, Any], pretrained: bool = False, **options: Any
+) -> nn.Module:
     built: nn.Module = build_model_with_cfg(partial(model, **fixed), variant, pretrained, **options)
     return built
 
@@ -207,13 +209,29 @@ def _register(name: str, model: type[PreActNet], size: int, **fixed: int) -> Non
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"Return {model.__name__} with {fixed or 'the sizes given'}."
-    settings = {"input_size": (3, size, size), "num_classes": 1000, "first_conv": "conv_stem", "classifier": "fc"}
+    settings = {
+        "input_size": (3, size, size),
+        "num_classes": 1000,
+        "first_conv": "conv_stem",
+        "classifier": "fc",
+    }
     default_cfgs.update(generate_default_cfgs({name: settings}))
     register_model(entry)
 
 
 default_cfgs: dict[str, Any] = {}  # read by timm's register_model
-for _depth, _width in [(10, 1), (10, 2), (16, 1), (16, 2), (16, 4), (16, 8), (28, 2), (28, 4), (28, 10), (40, 4)]:
+for _depth, _width in [
+    (10, 1),
+    (10, 2),
+    (16, 1),
+    (16, 2),
+    (16, 4),
+    (16, 8),
+    (28, 2),
+    (28, 4),
+    (28, 10),
+    (40, 4),
+]:
     _register(f"wide_resnet{_depth}_{_width}", WideResNet, 32, depth=_depth, width=_width)
 _register("wide_resnet", WideResNet, 32)
 for _width in (1, 2, 3):

@@ -125,9 +125,7 @@ class BatchMaker:
         """
         images, labels, index = batch
         members = self.mixer.num_members
-        pairs = pair(
-            len(index), members, self.settings.batch_repetition, self.settings.input_repetition, generator
-        )
+        pairs = pair(len(index), members, self.settings.batch_repetition, self.settings.input_repetition, generator)
         if self.settings.repeat == "index":
             inputs = self._augmented(images, index[pairs], generator)
         else:
@@ -138,7 +136,7 @@ class BatchMaker:
         if self.pixels is None:
             return MixedBatch(inputs, mix.masks, targets, weights)
         partner = torch.randint(len(images), pairs.shape, generator=generator, device=images.device)
-        keep = self.pixels.sample(*pairs.shape, tuple(inputs.shape[-2:]), generator)
+        keep = self.pixels.sample(len(pairs), members, (inputs.shape[-2], inputs.shape[-1]), generator)
         if members > 1:
             keep = keep_majority(keep, mix.masks)
         inputs = mix_pixels(inputs, self._augmented(images, partner, generator), keep)
@@ -147,4 +145,5 @@ class BatchMaker:
 
     def _augmented(self, images: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
         """Return (B, M, C, H, W): an augmented copy for each of the places (B, M)."""
-        return self.augment.random(images, places.flatten(), generator).unflatten(0, places.shape)
+        copies = self.augment.random(images, places.flatten(), generator)
+        return copies.view(*places.shape, *copies.shape[1:])

@@ -38,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["recipes"])  # doctest: +SKIP
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[list[str]], None]] = {"fit": fit_command, "test": test_command, "recipes": recipes_command}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "fit": fit_command,
+        "test": test_command,
+        "recipes": recipes_command,
+    }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
@@ -84,20 +88,23 @@ def fit_command(words: list[str]) -> None:
 
 def test_command(words: list[str]) -> None:
     """``mixmo test RUN [--checkpoint last|best]``."""
-    from mixmo.testing import test_run
+    from mixmo.testing import judge
 
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
     chosen = parse(parser, words)
-    test_run(Run(chosen.run), chosen.checkpoint)
+    judge(Run(chosen.run), chosen.checkpoint)
 
 
 def recipes_command(words: list[str]) -> None:
     """``mixmo recipes``."""
     parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False)
     parse(parser, words)
-    table = Table(title="Shipped recipes", caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch")
+    table = Table(
+        title="Shipped recipes",
+        caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch",
+    )
     for column in ("recipe", "dataset", "network", "method", "b", "published", "source"):
         table.add_column(column, no_wrap=True)
     for name, recipe in catalogue().items():

@@ -33,12 +33,12 @@ class DistinctBatch(NamedTuple):
         images: (N, H, W, C) uint8: the whole set where it is resident, the batch where it is streamed.
             Partners for mixing in pixels are drawn from these.
         labels: (N,) class numbers.
-        index: (U,) positions of the step's distinct images in ``images``.
+        chosen: (U,) positions of the step's distinct images in ``images``.
     """
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    chosen: Tensor
 
 
 class ResidentImages(Dataset[DistinctBatch]):
@@ -151,7 +151,9 @@ def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
         FileNotFoundError: if the dataset is missing.
         ValueError: if it is damaged, its sizes differ, or train and test disagree about the classes.
     """
-    sources = {split: open_source(settings.name, split, settings.root, settings.download) for split in ("train", "test")}
+    sources = {
+        split: open_source(settings.name, split, settings.root, settings.download) for split in ("train", "test")
+    }
     classes = sources["train"].classes
     if classes != sources["test"].classes:
         differ = sorted(set(classes) ^ set(sources["test"].classes))
@@ -207,7 +209,7 @@ def _loader(
     )
 
 
-def _as_is(batch: DistinctBatch) -> DistinctBatch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -252,7 +254,10 @@ def _stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray
     """Return sorted indices of the rest and of the held-out share, drawn class by class."""
     try:
         rest, held_out = train_test_split(
-            np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed_for(seed, 0, "split") % 2**32
+            np.arange(len(labels)),
+            test_size=share,
+            stratify=labels,
+            random_state=seed_for(seed, 0, "split") % 2**32,
         )
     except ValueError as error:
         raise ValueError(

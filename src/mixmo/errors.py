@@ -29,5 +29,9 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     else:
-        hint = f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}." if len(names) < 30 else "none has a similar name."
+        hint = (
+            f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
+            if len(names) < 30
+            else "none has a similar name."
+        )
     raise ValueError(f"unknown {what} {value!r}; {hint}")

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -81,7 +82,11 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
     torch.manual_seed(seed_for(settings.seed, 0, "init"))
     own = settings.model
     net = MixMo(
-        own.backbone, own.num_members, num_classes=len(images.classes), in_chans=settings.data.channels, **own.options
+        own.backbone,
+        own.num_members,
+        num_classes=len(images.classes),
+        in_chans=settings.data.channels,
+        **own.options,
     )
     height, width = _crop(settings, images)
     try:
@@ -113,7 +118,9 @@ def _crop(settings: Settings, images: ImageData) -> tuple[int, int]:
     height, width = images.size
     room = 2 * settings.data.padding
     if side is not None and (side > height + room or side > width + room):
-        raise ValueError(f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}.")
+        raise ValueError(
+            f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}."
+        )
     return images.size if side is None else (side, side)
 
 
@@ -124,7 +131,11 @@ def _resumed_checkpoint(run: Run, training: Training) -> Path | None:
     file = run.checkpoint_file("last")
     state = read_checkpoint(file).get("state_dict", {})
     expected = training.state_dict()
-    strange = [k for k in expected.keys() | state.keys() if k not in state or k not in expected or state[k].shape != expected[k].shape]
+    strange = [
+        k
+        for k in expected.keys() | state.keys()
+        if k not in state or k not in expected or state[k].shape != expected[k].shape
+    ]
     if strange:
         raise ValueError(f"{file} is the checkpoint of another network: {sorted(strange)[0]} differs.")
     return file

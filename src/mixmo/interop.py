@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixmo.files import read_checkpoint
@@ -74,7 +74,7 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
     return net.eval()
 
 
-def _infer_backbone(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+def _infer_backbone(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Return timm's name and the sizes: four stages are a PreActResNet-18, three a WideResNet."""
     blocks = {tuple(match.groups()) for name in state if (match := re.match(r"layer(\d+)\.(\d+)\.", name))}
     stages = {stage for stage, _ in blocks}

@@ -114,9 +114,7 @@ def cut_exact(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | 
     rows = (height * ratios[:, 0].sqrt()).round().maximum((area / width).ceil()).clamp(min=1)
     columns = (area / rows).round()
     top, left = _fitting_start(rows, height, generator), _fitting_start(columns, width, generator)
-    return _rectangle_masks(
-        ratios, _span_mask(top, top + rows, height), _span_mask(left, left + columns, width)
-    )
+    return _rectangle_masks(ratios, _span_mask(top, top + rows, height), _span_mask(left, left + columns, width))
 
 
 def _clipped_span(root: Tensor, size: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

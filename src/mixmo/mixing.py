@@ -109,9 +109,7 @@ class Mixer:
         masks = torch.where(binary, masks, linear(ratios, shape))
         return Mix(masks, masks.mean((2, 3, 4)))
 
-    def _sample_ratios(
-        self, batch_size: int, generator: torch.Generator | None, device: torch.device
-    ) -> Tensor:
+    def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         size = (batch_size, self.num_members)
         if self.alpha == 0 or self.num_members == 1:
             return torch.full(size, 1 / self.num_members, device=device)

@@ -104,7 +104,9 @@ class MixMo(nn.Module):
             trained = trained or bool(options.get("pretrained"))
         else:
             if options:
-                raise ValueError(f"{', '.join(options)}: such options are for timm names, but the backbone is a module.")
+                raise ValueError(
+                    f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
+                )
             self.backbone = copy.deepcopy(backbone)
         self.num_members = num_members
         self.stem_name = stem or _known_name(self.backbone, "first_conv", "stem")
@@ -152,7 +154,9 @@ class MixMo(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"the stem cannot take images of {height}×{width}: {error}") from error
         if output.dim() != 4:
-            raise ValueError(f"stem {self.stem_name!r} makes {tuple(output.shape)} of an image; it has to be (B, F, h, w).")
+            raise ValueError(
+                f"stem {self.stem_name!r} makes {tuple(output.shape)} of an image; it has to be (B, F, h, w)."
+            )
         _, channels, rows, columns = output.shape
         return channels, rows, columns
 

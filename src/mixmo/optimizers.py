@@ -43,10 +43,16 @@ def build_optimizer(
         >>> build_optimizer(nn.Linear(2, 2), "sgd", lr=0.1).defaults["nesterov"]
         True
     """
-    one_of(name, timm.optim.list_optimizers(), "optimizer")
+    one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
     try:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            net, name, lr=lr, weight_decay=weight_decay, momentum=momentum, filter_bias_and_bn=not decay_all, **options
+            net,
+            name,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            filter_bias_and_bn=not decay_all,
+            **options,
         )
     except TypeError as error:
         raise ValueError(f"optimizer {name!r} does not take {options}: {error}") from error

@@ -51,7 +51,11 @@ class PixelMixer:
             raise ValueError(f"pixels probability is {self.probability}; it lies between 0 and 1.")
 
     def sample(
-        self, batch_size: int, num_members: int, size: tuple[int, int], generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        num_members: int,
+        size: tuple[int, int],
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw the masks of one batch.
 
@@ -93,7 +97,7 @@ def visible_share(keep: Tensor, masks: Tensor) -> Tensor:
         0.333...
     """
     if keep.shape[-2:] != masks.shape[-2:]:
-        pooled = F.adaptive_avg_pool2d(keep.flatten(0, 1), list(masks.shape[-2:]))
+        pooled = F.adaptive_avg_pool2d(keep.flatten(0, 1), (masks.shape[-2], masks.shape[-1]))
         keep = pooled.unflatten(0, keep.shape[:2])
     return (keep * masks).mean((2, 3, 4)) / (masks.mean((2, 3, 4)) + 1e-8)
 

@@ -23,7 +23,9 @@ TRAINER_OPTIONS = (
 def settings_parser(command: str) -> ArgumentParser:
     """Return the parser of a run's settings: every key of a recipe is an option."""
     parser = ArgumentParser(prog=f"mixmo {command}", exit_on_error=False)
-    parser.add_argument("--run", type=str | None, default=None, help="the run's folder; runs/NAME of the recipe by default")
+    parser.add_argument(
+        "--run", type=str | None, default=None, help="the run's folder; runs/NAME of the recipe by default"
+    )
     parser.add_class_arguments(Settings, as_group=False)
     skipped = set(inspect.signature(Trainer).parameters) - set(TRAINER_OPTIONS)
     parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
@@ -57,9 +59,9 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
         ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
 
     Example:
-        >>> plan = make_plan(load_recipe("quickstart"), ["--data.batch_size=32"])
+        >>> plan = make_plan(load_recipe("quickstart"), ["--data.batch_size=16"])
         >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
-        (32, 15)
+        (16, 20)
     """
     parser = settings_parser("fit")
     given = [key for key, _ in _leaves(recipe)]

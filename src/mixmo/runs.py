@@ -100,6 +100,11 @@ class Run:
         write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return self.path / name
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder."""
+        content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+        return content
+
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add an epoch's row to ``metrics.csv``; rows from that epoch on, left by a stopped run, give way."""
         rows = [old for old in self.read_metrics() if int(old["epoch"]) < row["epoch"]]
@@ -186,4 +191,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )

@@ -69,7 +69,9 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     else:
         raise ValueError(f"unknown dataset {name!r}; it is digits, folder:PATH, torch/… or hfds/….")
     if len(source.classes) < 2:
-        raise ValueError(f"dataset {name!r} has one class only ({', '.join(source.classes)}); a classifier needs two or more.")
+        raise ValueError(
+            f"dataset {name!r} has one class only ({', '.join(source.classes)}); a classifier needs two or more."
+        )
     if not len(source.labels):
         raise FileNotFoundError(f"dataset {name!r} has no images in its {split} split.")
     return source
@@ -79,9 +81,7 @@ def _open_digits(split: str) -> Source:
     """Return scikit-learn's 8×8 digits, one fifth held out for testing."""
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
     chosen = train if split == "train" else test
     return Source(
         digits.target[chosen].astype(np.int64),
@@ -93,7 +93,15 @@ def _open_digits(split: str) -> Source:
 
 def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
     """Return a dataset of torchvision or Hugging Face by timm's name."""
-    known_errors = (RuntimeError, AssertionError, FileNotFoundError, ImportError, NotADirectoryError, ValueError, KeyError)
+    known_errors = (
+        RuntimeError,
+        AssertionError,
+        FileNotFoundError,
+        ImportError,
+        NotADirectoryError,
+        ValueError,
+        KeyError,
+    )
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
     except known_errors as error:

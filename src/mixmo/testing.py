@@ -25,7 +25,7 @@ COLUMNS = {
 """How the scores are shown: heading, factor, digits."""
 
 
-def test_run(run: Run, checkpoint: str = "last") -> dict[str, float]:
+def judge(run: Run, checkpoint: str = "last") -> dict[str, float]:
     """Judge a run's network on its test set: a table on screen, ``test.json`` in its folder.
 
     Args:
@@ -43,7 +43,10 @@ def test_run(run: Run, checkpoint: str = "last") -> dict[str, float]:
     settings, trainer, *_ = make_plan(run.config())
     images = load_images(settings.data, settings.seed)
     if len(images.classes) != net.num_classes:
-        raise ValueError(f"{settings.data.name!r} has {len(images.classes)} classes, but {run.path} was trained on {net.num_classes}.")
+        raise ValueError(
+            f"{settings.data.name!r} has {len(images.classes)} classes, but {run.path} was trained on "
+            f"{net.num_classes}."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() and trainer["accelerator"] != "cpu" else "cpu")
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = evaluation_loader(images.test, settings.data, device)
@@ -59,29 +62,36 @@ def test_run(run: Run, checkpoint: str = "last") -> dict[str, float]:
         "ece": "15 equal bins, lo < confidence <= hi, top label",
     }
     file = run.write_json("test.json", {**figures, "about": about})
-    title = f"{run.path.name}: {about['images']} test images of {about['dataset']}, {checkpoint} checkpoint (epoch {epochs})"
+    title = f"{run.path.name}: {len(images.test)} test images, {checkpoint} checkpoint (epoch {epochs})"
     Console(width=None if sys.stdout.isatty() else 120).print(figures_table(figures, title))
     print(f"figures: {file}")
     return figures
 
 
 def figures_table(figures: Mapping[str, float], title: str) -> Table:
-    """Return the figures of :func:`mixmo.evaluate` as a table: the ensemble, then every member.
+    """Return the figures of :func:`mixmo.evaluate` as a table: the ensemble and every member, or the one network.
 
     Example:
-        >>> figures = evaluate(torch.zeros(2, 1, 3), torch.tensor([0, 1]))
+        >>> figures = evaluate(torch.zeros(2, 2, 3), torch.tensor([0, 1]))
         >>> figures_table(figures, "two images").row_count
-        3
+        4
     """
     table = Table(title=title)
     table.add_column("")
     for heading, _, _ in COLUMNS.values():
         table.add_column(heading, justify="right")
     members = sorted(key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll"))
-    rows = {"": "ensemble, logit average", "probability_average/": "ensemble, probability average"}
-    rows |= {f"{member}/": member.replace("_", " ") for member in members}
-    for prefix, label in rows.items():
-        table.add_row(label, *(f"{figures[prefix + key] * by:.{d}f}" for key, (_, by, d) in COLUMNS.items()))
-    if "d_re" in figures:
-        table.caption = f"diversity: d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %"
+    if len(members) == 1:
+        add_figures(table, "single network", figures)
+        return table
+    add_figures(table, "ensemble, logit average", figures)
+    add_figures(table, "ensemble, probability average", figures, "probability_average/")
+    for member in members:
+        add_figures(table, member.replace("_", " "), figures, f"{member}/")
+    table.caption = f"diversity: d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %"
     return table
+
+
+def add_figures(table: Table, label: str, figures: Mapping[str, float], prefix: str = "") -> None:
+    """Add the row of the scores under ``prefix`` to a table of :func:`figures_table`."""
+    table.add_row(label, *(f"{figures[prefix + key] * by:.{d}f}" for key, (_, by, d) in COLUMNS.items()))

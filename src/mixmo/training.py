@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from mixmo.batches import BatchMaker
 from mixmo.data import DistinctBatch
@@ -38,9 +37,10 @@ class Training(L.LightningModule):
         TrainingError: from ``fit``, if the loss is not finite.
     """
 
-    def __init__(
-        self, net: MixMo, maker: BatchMaker, settings: Settings, num_images: int, log_every: int = 50
-    ) -> None:
+    loss_sum: Tensor
+    bad_step: Tensor
+
+    def __init__(self, net: MixMo, maker: BatchMaker, settings: Settings, num_images: int, log_every: int = 50) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
@@ -48,8 +48,6 @@ class Training(L.LightningModule):
         self.generator: torch.Generator | None = None
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
-        names = ["accuracy", "nll", *(f"member_{i}_accuracy" for i in range(net.num_members))]
-        self.validation = torch.nn.ModuleDict({name: MeanMetric() for name in names})
         self._seen, self._since = 0, 0.0
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -130,8 +128,7 @@ class Training(L.LightningModule):
         for member in range(self.net.num_members):
             scores[f"member_{member}_accuracy"] = (logits[:, member].argmax(1) == targets).float()
         for name, values in scores.items():
-            self.validation[name].update(values)
-            self.log(f"val_{name}", self.validation[name], on_epoch=True, prog_bar=name != "nll")
+            self.log(f"val_{name}", values.mean(), on_epoch=True, batch_size=len(values), prog_bar=name != "nll")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what inference needs beside the weights."""

@@ -44,9 +44,7 @@ def disagreement(predictions: Tensor) -> float:
         >>> disagreement(torch.tensor([[0, 0], [0, 1]]))
         0.5
     """
-    return _mean_over_pairs(
-        predictions, lambda i, j: (predictions[:, i] != predictions[:, j]).double().mean()
-    )
+    return _mean_over_pairs(predictions, lambda i, j: (predictions[:, i] != predictions[:, j]).double().mean())
 
 
 def _mean_over_pairs(predictions: Tensor, of_pair: Callable[[int, int], Tensor]) -> float:

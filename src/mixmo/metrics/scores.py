@@ -82,7 +82,8 @@ def check_logits(logits: Tensor, targets: Tensor) -> None:
     if len(out):
         row, classes = int(out[0]), logits.shape[2]
         raise ValueError(
-            f"target {int(targets[row])} in row {row} is out of range; {classes} classes are numbered 0 to {classes - 1}."
+            f"target {int(targets[row])} in row {row} is out of range; "
+            f"{classes} classes are numbered 0 to {classes - 1}."
         )
 
 

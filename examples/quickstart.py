@@ -1,0 +1,62 @@
+"""Train a two-member MixMo network and a single network of equal training cost on the digits; compare them.
+
+Run it by ``make quickstart``, or ``python examples/quickstart.py``. It takes a minute or two on two cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import mixmo
+from mixmo.batches import Augmentation
+from mixmo.data import evaluation_loader, load_images
+from mixmo.evaluation import evaluate, predict_logits
+from mixmo.fitting import fit
+from mixmo.plans import make_plan
+from mixmo.recipes import load_recipe
+from mixmo.runs import Run
+from mixmo.testing import add_figures, figures_table, judge
+
+
+def free_folder(name: str) -> Run:
+    """Return the first run folder of that name that does not exist yet: runs/NAME, runs/NAME-2 and so on."""
+    names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
+    return next(run for run in (Run(Path("runs") / each) for each in names) if not run.path.exists())
+
+
+def train(recipe: str, overrides: list[str]) -> Run:
+    """Train a recipe in a folder of its own and judge it on the test set."""
+    plan, run = make_plan(load_recipe(recipe), overrides), free_folder(recipe)
+    print(f"\nTraining {recipe} in {run.path}")
+    fit(plan, run)
+    judge(run)
+    return run
+
+
+def main(overrides: list[str]) -> None:
+    """Train both networks, then show their figures and the fused network's in one table."""
+    ensemble = train("quickstart", overrides)
+    single = train("quickstart-single", overrides)
+
+    fused = mixmo.fuse(mixmo.load(ensemble.path)).eval()  # an ordinary network: the backbone's own class
+    data = make_plan(ensemble.config()).settings.data
+    batches = evaluation_loader(load_images(data).test, data, torch.device("cpu"))
+    logits, targets = predict_logits(fused, batches, Augmentation(data), torch.device("cpu"))
+
+    table = figures_table(ensemble.read_json("test.json"), "Digits, 360 test images")
+    for label, figures in {
+        f"fused into one plain {type(fused).__name__}": evaluate(logits, targets),
+        "single network, trained for as long": single.read_json("test.json"),
+    }.items():
+        add_figures(table, label, figures)
+    print()
+    Console().print(table)
+    print(f"\nThe runs' folders: {ensemble.path} and {single.path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
