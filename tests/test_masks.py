@@ -27,7 +27,7 @@ def test_any_draw_is_a_partition(kind, batch, members, shape, alpha, probability
     mix = mixer.sample(batch, shape, torch.Generator().manual_seed(seed), progress)
     assert mix.masks.shape in {(batch, members, c, *shape[1:]) for c in (1, shape[0])}
     assert mix.masks.dtype == mix.ratios.dtype == torch.float32
-    assert 0 <= mix.masks.min() and mix.masks.max() <= 1
+    assert mix.masks.min() >= 0 and mix.masks.max() <= 1
     torch.testing.assert_close(mix.masks.sum(1), torch.ones_like(mix.masks[:, 0]))
     torch.testing.assert_close(mix.ratios, mix.masks.mean((2, 3, 4)))
     weights = loss_weights(mix.ratios)

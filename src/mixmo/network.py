@@ -34,6 +34,11 @@ class MixingStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode each member's images and mix the features."""
+        if self.masks is not None and len(x) != len(self.masks):
+            raise ValueError(
+                f"masks have shape {tuple(self.masks.shape)}, but the stem was given {len(x)} inputs; each mixture "
+                "needs its masks, and the backbone has to show its stem whole images."
+            )
         members = len(self.encoders)
         inputs = [x] * members if x.shape[1] == self.in_chans else x.split(self.in_chans, 1)
         features = [encoder(image) for encoder, image in zip(self.encoders, inputs, strict=True)]

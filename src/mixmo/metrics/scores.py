@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,5 +104,5 @@ def ensemble_log_probabilities(logits: Tensor) -> dict[str, Tensor]:
     """
     logits = logits.double()
     members = logits.log_softmax(2)
-    averaged = torch.logsumexp(members, 1) - torch.tensor(float(logits.shape[1])).log()
+    averaged = torch.logsumexp(members, 1) - math.log(logits.shape[1])
     return {"logit": logits.mean(1).log_softmax(1), "probability": averaged}

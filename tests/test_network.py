@@ -1,0 +1,215 @@
+"""MixMo around backbones of many families, and fusing."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import mixmo
+
+FAMILIES = {
+    "wide_resnet16_1": 32, "preact_resnet18_1": 64, "resnet18": 64, "resnext50_32x4d": 64, "convnext_atto": 64,
+    "efficientnet_b0": 64, "mobilenetv3_small_050": 64, "mobilenetv4_conv_small": 64, "regnetx_002": 64,
+    "densenet121": 64, "hrnet_w18_small": 64, "pvt_v2_b0": 64, "ghostnet_050": 64, "mnasnet_small": 64,
+    "dla46_c": 64, "poolformer_s12": 64, "edgenext_xx_small": 64, "mobilevit_xxs": 64, "rexnet_100": 64,
+    "xception41": 96, "lcnet_035": 64, "mambaout_femto": 64, "hgnetv2_b0": 64, "ese_vovnet19b_dw": 64,
+    "inception_next_tiny": 64, "vgg11": 64,
+}  # fmt: skip
+"""Backbones that take images of any size, and the side to try them with."""
+
+SIZED = {
+    "vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "swin_tiny_patch4_window7_224": 112,
+    "mixer_s32_224": 64, "beit_base_patch16_224": 32, "xcit_nano_12_p16_224": 64, "maxvit_rmlp_pico_rw_256": 64,
+    "coatnet_pico_rw_224": 64, "cait_xxs24_224": 64, "resmlp_12_224": 64, "twins_svt_small": 64,
+    "eva02_tiny_patch14_224": 56,
+}  # fmt: skip
+"""Backbones built for one size, which they are told by ``img_size``."""
+
+STANDARDISED = {"nf_resnet26": 64, "nf_regnet_b0": 64, "resnetv2_50x1_bit": 64}
+"""Backbones whose stem standardises its weights: they train, but cannot be fused yet."""
+
+CASES = [
+    *((name, side, {}) for name, side in FAMILIES.items()),
+    *((name, side, {"img_size": side}) for name, side in SIZED.items()),
+    *((name, side, {}) for name, side in STANDARDISED.items()),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "options"), CASES, ids=[name for name, *_ in CASES])
+def test_family(name, side, options):
+    """Both modes, a gradient for every encoder and head, and the fused network."""
+    torch.manual_seed(0)
+    net = mixmo.MixMo(name, num_members=2, num_classes=5, **options)
+    for head in net.heads:  # some families start with a head of zeros, which lets no gradient through
+        nn.init.normal_(head.weight, std=0.1)
+    shape = net.encoder_shape(side, side)
+    mix = mixmo.Mixer("linear", 2).sample(2, shape)  # on a map of 2×2 a rectangle can be empty
+    logits = net(torch.randn(2, 2, 3, side, side), mix.masks)
+    assert logits.shape == (2, 2, 5)
+    mixmo.mixed_cross_entropy(logits, torch.tensor([[0, 1], [2, 3]]), mixmo.loss_weights(mix.ratios)).backward()
+    assert len(net.encoders) == len(net.heads) == 2
+    for part in (*net.encoders, *net.heads):
+        assert part.weight.grad.abs().sum() > 0
+    assert not torch.equal(net.encoders[0].weight, net.encoders[1].weight)
+
+    images = torch.randn(2, 3, side, side)
+    net.eval()
+    with torch.no_grad():
+        members = net(images)
+        assert members.shape == (2, 2, 5)
+        assert not torch.allclose(members[:, 0], members[:, 1])
+        if name in STANDARDISED:
+            with pytest.raises(ValueError, match="plain convolution"):
+                mixmo.fuse(net)
+            return
+        plain = mixmo.fuse(net)
+        reference = timm.create_model(name, num_classes=5, **options)
+        assert type(plain) is type(reference)
+        reference.load_state_dict(plain.state_dict())  # the backbone's own keys and shapes
+        scale = members.abs().max()
+        torch.testing.assert_close(plain(images) / scale, members.mean(1) / scale, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("crossvit_tiny_240", "2 stems"),
+        ("repvgg_a0", "2 stems"),
+        ("deit_tiny_distilled_patch16_224", "2 heads"),
+        ("repvit_m0_9", "2 heads"),
+        ("wide_resnet28_11", "unknown backbone 'wide_resnet28_11'; did you mean"),
+    ],
+)
+def test_backbones_that_cannot_be_wrapped_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        mixmo.MixMo(name, num_members=2, num_classes=5)
+
+
+def test_a_stem_that_sees_no_whole_images_is_refused():
+    net = mixmo.MixMo("tnt_s_patch16_224", num_members=2, num_classes=5)
+    with pytest.raises(ValueError, match="whole images"):
+        net(torch.zeros(2, 2, 3, 224, 224), torch.zeros(2, 2, 1, 14, 14))
+
+
+class Plain(nn.Module):
+    """A classifier of somebody's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.last = nn.Linear(8, 7)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 5])
+def test_any_module_with_its_stem_and_head_named(members):
+    own = Plain()
+    before = {key: value.clone() for key, value in own.state_dict().items()}
+    net = mixmo.MixMo(own, num_members=members, stem="first", head="last")
+    assert (net.num_classes, net.in_chans) == (7, 3)
+    assert net(torch.zeros(4, members, 3, 9, 9), torch.full((4, members, 1, 9, 9), 1 / members)).shape == (
+        4,
+        members,
+        7,
+    )
+    images = torch.randn(4, 3, 9, 9)
+    plain = mixmo.fuse(net)
+    assert type(plain) is Plain
+    torch.testing.assert_close(plain(images), net(images).mean(1), atol=1e-5, rtol=1e-5)
+    assert own.state_dict().keys() == before.keys()
+    assert all(torch.equal(own.state_dict()[key], before[key]) for key in before)  # copied, not changed
+
+
+def test_equal_masks_are_inference():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=3, num_classes=4).eval()
+    images = torch.randn(2, 3, 32, 32)
+    inputs = images[:, None].expand(2, 3, 3, 32, 32)
+    equal = torch.full((2, 3, 1, 32, 32), 1 / 3)
+    torch.testing.assert_close(net(inputs, equal), net(images))
+    torch.testing.assert_close(net(inputs), net(images))
+
+
+def test_masks_of_as_many_channels_as_features():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
+    inputs, masks = torch.randn(2, 2, 3, 32, 32), torch.rand(2, 2, 1, 32, 32)
+    torch.testing.assert_close(net(inputs, masks), net(inputs, masks.expand(2, 2, 16, 32, 32)))
+
+
+def test_a_trained_backbone_starts_out_as_it_was():
+    backbone = timm.create_model("wide_resnet10_1", num_classes=6).eval()
+    net = mixmo.MixMo(backbone, num_members=3, trained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    for member in range(3):
+        torch.testing.assert_close(net(images)[:, member], backbone(images), atol=1e-5, rtol=1e-5)
+
+
+def test_fresh_members_have_the_backbones_law():
+    torch.manual_seed(0)
+    net = mixmo.MixMo("wide_resnet28_2", num_members=4, num_classes=100)
+    for part in (net.encoders, net.heads):
+        spread = [module.weight.std().item() for module in part]
+        assert spread == pytest.approx([spread[0]] * 4, rel=0.1)
+
+
+def test_fusing_leaves_the_network_as_it_is():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    plain = mixmo.fuse(net)
+    with torch.no_grad():
+        plain.conv_stem.weight.zero_()
+        plain.stages[0][0].conv1.weight.zero_()
+    assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_members": 0}, "num_members is 0"),
+        ({"num_members": -3}, "num_members is -3"),
+        ({"stem": "stemm"}, "unknown stem module"),
+        ({"head": "stages"}, "is a Sequential"),
+        ({"stem": "fc"}, "without a convolution"),
+        ({"depth": 12}, "depth is 12"),
+        ({"colour": 1}, "cannot be built"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mixmo.MixMo("wide_resnet10_1", num_classes=5, **arguments)
+
+
+def test_modules_say_what_they_lack():
+    with pytest.raises(ValueError, match="name it, as in stem="):
+        mixmo.MixMo(Plain())
+    with pytest.raises(ValueError, match="num_classes is 5, but"):
+        mixmo.MixMo(Plain(), num_classes=5, stem="first", head="last")
+    with pytest.raises(ValueError, match="drop_rate: such options are for timm names"):
+        mixmo.MixMo(Plain(), stem="first", head="last", drop_rate=0.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 3, 32, 32), (2, 2, 1, 32, 32), (3, 32, 32)])
+def test_inputs_of_a_wrong_shape_are_refused(shape):
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
+    with pytest.raises(ValueError, match="this network takes"):
+        net(torch.zeros(shape))
+
+
+def test_masks_need_an_input_for_each_member():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
+    with pytest.raises(ValueError, match="five axes"):
+        net(torch.zeros(2, 3, 32, 32), torch.zeros(2, 2, 1, 32, 32))
+    with pytest.raises(ValueError, match="masks have shape"):
+        net(torch.zeros(2, 2, 3, 32, 32), torch.zeros(2, 2, 1, 16, 16))
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 4)  # a refused call leaves nothing behind
+
+
+def test_network_compiles_without_a_break():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        explained = torch._dynamo.explain(net)(torch.zeros(2, 2, 3, 32, 32), torch.full((2, 2, 1, 32, 32), 0.5))
+    assert explained.graph_break_count == 0
