@@ -11,7 +11,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from mixmo.errors import one_of
+from mixmo.errors import one_of, sentence
+from mixmo.files import read_checkpoint
 from mixmo.plans import make_plan, parse, settings_parser
 from mixmo.recipes import NOTES, catalogue, load_recipe
 from mixmo.runs import Run
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         commands[one_of(words[0], commands, "command")](words[1:])
     except (ValueError, FileNotFoundError, TrainingError) as error:
-        print(f"mixmo: {error}", file=sys.stderr)
+        print(f"mixmo: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -134,5 +135,7 @@ def method_of(recipe: Mapping[str, Any]) -> str:
 
 
 def _finished(run: Run, trainer: Mapping[str, Any]) -> bool:
-    rows = run.read_metrics()
-    return bool(rows) and int(rows[-1]["epoch"]) >= trainer["max_epochs"]
+    """Return whether the last checkpoint is that of the last epoch."""
+    if not (run.checkpoint_folder / "last.ckpt").is_file():
+        return False
+    return int(read_checkpoint(run.checkpoint_file()).get("epoch", -1)) + 1 >= int(trainer["max_epochs"])

@@ -35,3 +35,14 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
             else "none has a similar name."
         )
     raise ValueError(f"unknown {what} {value!r}; {hint}")
+
+
+def sentence(error: BaseException) -> str:
+    r"""Return what an error says; one raised in a worker process comes with a traceback, which is left out.
+
+    Example:
+        >>> sentence(ValueError("Caught in worker 0.\nOriginal Traceback …\nValueError: image a.png is damaged"))
+        'image a.png is damaged'
+    """
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
