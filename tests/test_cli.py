@@ -13,7 +13,8 @@ from conftest import write_images
 from mixmo.cli import main
 from mixmo.runs import Run
 
-FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3", "--trainer.max_epochs=1"]
+FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
+FAST += ["--trainer.max_epochs=1"]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -141,20 +140,30 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path):
     ]
 
 
-def test_a_killed_process_leaves_a_run_that_goes_on(whole, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_process_leaves_a_run_that_goes_on(whole, tmp_path, how):
     folder, _ = whole
-    run = Run(tmp_path / "killed")
+    run = Run(tmp_path / "stopped")
     data = [f"--data.name=folder:{folder}", *SMALL]
     words = ["fit", "quickstart", *data, "--trainer.max_epochs=400", f"--run={run.path}"]
-    code = f"import sys, torch; torch.set_num_threads(1); from mixmo.cli import main; sys.exit(main({words}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    code = f"""
+import signal, sys, torch
+from mixmo.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+torch.set_num_threads(1)
+sys.exit(main({words}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while len(run.read_metrics()) < 2 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.send_signal(how)
+        _, error = process.communicate()
+    if how == signal.SIGINT:
+        assert process.returncode == 2
+        assert f"stopped; `mixmo fit {run.path}` goes on" in error
     done = len(run.read_metrics())
     assert done >= 2
     config = run.config()

@@ -82,7 +82,7 @@ def fit_command(words: list[str]) -> None:
         return
     try:
         fit(plan, run, resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise TrainingError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
     print(f"{run.path} is trained; `mixmo test {run.path}` judges it.")
 
