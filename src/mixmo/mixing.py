@@ -105,7 +105,7 @@ class Mixer:
         probability = scheduled_probability(self.probability, progress)
         binary = torch.rand((), generator=generator, device=device) < probability
         roles = torch.randperm(self.num_members, generator=generator, device=device)
-        masks = KINDS[self.kind](ratios, shape, generator)[:, roles]
+        masks = KINDS[self.kind](ratios, shape, generator).index_select(1, roles)
         masks = torch.where(binary, masks, linear(ratios, shape))
         return Mix(masks, masks.mean((2, 3, 4)))
 
