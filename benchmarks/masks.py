@@ -1,0 +1,38 @@
+"""How long it takes to draw the masks and ratios of a batch, for each kind, on one core.
+
+python benchmarks/masks.py [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from timing import interleaved, report, summary
+
+from mixmo import Mixer
+from mixmo.masks import KINDS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--members", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    shape = (16, given.size, given.size)
+
+    def draw(kind: str) -> None:
+        Mixer(kind, given.members, probability=1.0).sample(given.batch, shape, generator)
+
+    seconds = interleaved({kind: lambda kind=kind: draw(kind) for kind in KINDS}, given.rounds)
+    about = {"samples": given.batch, "size": given.size, "members": given.members, "threads": 1, "rounds": given.rounds}
+    report("masks", {kind: summary(taken) for kind, taken in seconds.items()}, about, given.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The wheel, the quickstart and the benchmarks."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words, cwd, **environment):
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
+    pytest.importorskip("setuptools", "77")
+    source = tmp_path / "source"  # building leaves files beside what it builds
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = ["-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, "--quiet"]
+    run(*build, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("mixmo-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"mixmo/recipes/bases.yaml", "mixmo/recipes/catalogue.yaml", "mixmo/py.typed"} <= set(names)
+    assert not [name for name in names if name.startswith("tests")]
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = "import mixmo, mixmo.recipes as r; print(mixmo.__file__); print(len(r.catalogue()))"
+    where, count = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed")).split()
+    assert Path(where).is_relative_to(tmp_path) and int(count) > 40
+
+
+def test_versions_agree():
+    import mixmo
+
+    assert f'version = "{mixmo.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"version: {mixmo.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_quickstart_ends_with_its_table(tmp_path):
+    words = [ROOT / "examples" / "quickstart.py", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    for folder in ("runs/quickstart", "runs/quickstart-2"):  # a second one overwrites nothing
+        out = run(*words, cwd=tmp_path)
+        table = out[out.index("Digits, 360 test images") :]
+        for row in ("ensemble, logit average", "member 0", "member 1", "fused into one plain", "single network"):
+            assert row in table
+        assert f"{folder} and" in table
+        ensemble, fused = (
+            re.findall(r"[\d.]+", line)[-5:] for line in table.splitlines() if "logit" in line or "fused" in line
+        )
+        assert ensemble == fused
+        assert (tmp_path / folder / "test.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["masks.py", "--batch=8", "--size=8", "--rounds=2"],
+        ["step.py", "--backbone=wide_resnet10_1", "--batch=4", "--size=16", "--rounds=2", "--precision=bfloat16"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_benchmarks_run(words, tmp_path):
+    out = run(ROOT / "benchmarks" / words[0], *words[1:], cwd=tmp_path)
+    assert "MixMo, M = 2" in out or "cut-exact" in out
+
+
+def test_kept_figures_say_where_they_were_measured():
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        content = json.loads(file.read_text())
+        assert content["environment"]["packages"]["torch"] and content["environment"]["processor"] and content["rows"]

@@ -1,0 +1,74 @@
+"""What the README shows is what happens: its Python runs, and so does every command (shrunk to seconds)."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+
+from mixmo.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHRUNK = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+SHRUNK += ["--model.backbone=wide_resnet10_1"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code = "\n".join(blocks("python"))
+    assert "mixmo.fuse" in code
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["logits"].shape == (8, 2, 10)
+
+
+def test_commands_run(tmp_path, monkeypatch, capsys):
+    """In the README's order, in one folder; training is cut short and pictures stand in for downloads."""
+    write_images(tmp_path / "pictures" / "train", size=32)
+    write_images(tmp_path / "pictures" / "test", count=2, size=32)
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("mixmo ")]
+    assert len(commands) >= 5
+    for line in commands:
+        words = shlex.split(line.partition("#")[0])[1:]
+        if words[0] == "fit":
+            words += SHRUNK + ([] if "quickstart" in line else ["--data.name=folder:pictures"])
+        assert main(words) == 0, line
+    capsys.readouterr()
+
+
+def test_the_recipe_of_ones_own_runs(tmp_path, monkeypatch):
+    write_images(tmp_path / "data" / "flowers" / "train", size=40, count=20)
+    write_images(tmp_path / "data" / "flowers" / "val", size=40)
+    monkeypatch.chdir(tmp_path)
+    (yaml,) = blocks("yaml")
+    Path("own.yaml").write_text(yaml)
+    assert main(["fit", "own.yaml", *SHRUNK]) == 0
+    assert Path("runs/own/config.yaml").is_file()
+
+
+@pytest.mark.parametrize("target", re.findall(r"`?make (\w+)", README))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(file):
+    path = ROOT / file
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def test_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "mixmo"
+    for module in package.iterdir():
+        name = f"{module.name}/" if module.is_dir() else module.name
+        if not name.startswith("__") and (module.is_dir() or module.suffix == ".py"):
+            assert f"`{name}`" in text or f"{name}" in text, name
