@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing import event_accumulator
 
 import mixmo
 from mixmo.fitting import fit
@@ -99,6 +100,7 @@ def test_a_run_keeps_all_there_is_to_know(whole):
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     assert [int(row["step"]) for row in rows] == [4, 8, 12, 16]  # 18 images, U = 4, the last two left out
     wanted = {"train_loss", "images_per_second", "val_accuracy", "val_nll", "val_member_1_accuracy", "lr", "seconds"}
+    wanted |= {"train_member_0_accuracy", "train_member_1_accuracy"}
     assert wanted <= rows[0].keys()
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
     environment = json.loads((run.path / "environment.json").read_text())
@@ -225,7 +227,9 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
     assert stored["about"]["epochs"] == 2 and stored["about"]["images"] == 12
     assert 0 <= figures["accuracy"] <= 1 and math.isfinite(figures["nll"])
     if "--loggers=[tensorboard]" in overrides:
-        assert list((run.path / "tensorboard").glob("events*"))
+        told = event_accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+        losses = [float(row["train_loss"]) for row in run.read_metrics()]
+        assert [event.value for event in told.Scalars("train_loss")] == pytest.approx(losses, rel=1e-4)
 
 
 def test_test_json_repeats_what_the_loaded_network_says(whole):

@@ -142,7 +142,7 @@ def _resumed_checkpoint(run: Run, training: Training) -> Path | None:
 
 
 class EpochLog(Callback):
-    """Writes a row of ``metrics.csv`` and prints a line for each epoch."""
+    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and prints a line."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -158,13 +158,32 @@ class EpochLog(Callback):
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "seconds": time.perf_counter() - self.started,
             **measured,
         }
         self.run.append_metrics(row)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in measured.items())
-        print(f"epoch {row['epoch']}/{trainer.max_epochs}  {shown}", flush=True)
+        for logger in trainer.loggers:
+            logger.log_metrics(measured, trainer.global_step)
+        print(f"epoch {row['epoch']}/{trainer.max_epochs}  {summarise(measured)}", flush=True)
+
+
+def summarise(measured: dict[str, float]) -> str:
+    """Return an epoch's figures in one line; accuracies in %, members in brackets.
+
+    Example:
+        >>> members = {f"train_member_{i}_accuracy": 0.5 for i in range(2)}
+        >>> summarise({"train_loss": 1.25, "images_per_second": 900.0, "val_accuracy": 0.75} | members)
+        'loss 1.25  train (50.0 50.0)  val 75.0  900 images/s'
+    """
+
+    def members(split: str) -> str:
+        found = [100 * value for key, value in measured.items() if key.startswith(f"{split}_member_")]
+        return f" ({' '.join(f'{value:.1f}' for value in found)})" if found else ""
+
+    parts = [f"loss {measured['train_loss']:.4g}", f"train{members('train')}"]
+    if "val_accuracy" in measured:
+        parts.append(f"val {100 * measured['val_accuracy']:.1f}{members('val')}")
+    return "  ".join([*parts, f"{measured['images_per_second']:.0f} images/s"])
 
 
 def _callbacks(run: Run, validated: bool, progress_bar: bool) -> list[Callback]:

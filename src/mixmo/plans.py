@@ -14,8 +14,8 @@ from mixmo.recipes import Recipe
 from mixmo.settings import Settings
 
 TRAINER_OPTIONS = (
-    "accelerator", "precision", "max_epochs", "max_time", "limit_train_batches", "limit_val_batches",
-    "check_val_every_n_epoch", "gradient_clip_val", "deterministic", "enable_progress_bar", "profiler",
+    "accelerator", "precision", "max_epochs", "limit_train_batches", "gradient_clip_val", "deterministic",
+    "enable_progress_bar", "profiler",
 )  # fmt: skip
 """What a recipe may set of Lightning's Trainer; the rest is ours, or would break that draws follow the step."""
 

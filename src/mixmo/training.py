@@ -38,6 +38,7 @@ class Training(L.LightningModule):
     """
 
     loss_sum: Tensor
+    accuracy_sum: Tensor
     bad_step: Tensor
 
     def __init__(self, net: MixMo, maker: BatchMaker, settings: Settings, num_images: int, log_every: int = 50) -> None:
@@ -47,6 +48,7 @@ class Training(L.LightningModule):
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.generator: torch.Generator | None = None
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
+        self.register_buffer("accuracy_sum", torch.zeros(net.num_members), persistent=False)
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
         self._seen, self._since = 0, 0.0
 
@@ -78,20 +80,28 @@ class Training(L.LightningModule):
         self.generator.manual_seed(seed_for(self.settings.seed, step))
         progress = (self.current_epoch + 1) / self.schedule.epochs
         inputs, masks, targets, weights = self.maker(batch, self.generator, progress)
-        loss = mixed_cross_entropy(self.net(inputs, masks), targets, weights)
-        self._watch(loss.detach(), step, len(inputs))
+        logits = self.net(inputs, masks)
+        loss = mixed_cross_entropy(logits, targets, weights)
+        self._watch(loss.detach(), logits.detach(), targets)
         return loss
 
-    def _watch(self, loss: Tensor, step: int, count: int) -> None:
-        """Sum the epoch's loss and note the first bad step on the device; look at them now and then."""
+    def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Sum up the epoch and note the first bad step, on the device; look at them now and then."""
+        step = self.global_step
+        classes = targets.argmax(2) if targets.is_floating_point() else targets
         self.loss_sum += loss
+        self.accuracy_sum += (logits.argmax(2) == classes).float().mean(0)
         self.bad_step.copy_(torch.where((self.bad_step < 0) & ~loss.isfinite(), step, self.bad_step))
         self._seen += 1
-        if self._seen % self.log_every == 0 or self.trainer.is_last_batch:
-            self.check_finite()
-            speed = self._seen * count / (time.perf_counter() - self._since)
-            self.log("train_loss", self.loss_sum / self._seen, prog_bar=True)
-            self.log("images_per_second", speed, prog_bar=True)
+        if self._seen % self.log_every and not self.trainer.is_last_batch:
+            return
+        self.check_finite()
+        report = {"train_loss": self.loss_sum / self._seen}
+        for member, total in enumerate(self.accuracy_sum):
+            report[f"train_member_{member}_accuracy"] = total / self._seen
+        speed = self._seen * len(logits) / (time.perf_counter() - self._since)
+        self.log_dict(report | {"images_per_second": speed}, prog_bar=True, logger=False)
+        self.log("lr", self.peak_lr * self.schedule(step), logger=False)
 
     def check_finite(self) -> None:
         """Stop if any loss so far was not finite."""
@@ -103,8 +113,9 @@ class Training(L.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Measure the epoch's loss and speed from here."""
+        """Measure the epoch from here."""
         self.loss_sum.zero_()
+        self.accuracy_sum.zero_()
         self._seen, self._since = 0, time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
@@ -128,7 +139,8 @@ class Training(L.LightningModule):
         for member in range(self.net.num_members):
             scores[f"member_{member}_accuracy"] = (logits[:, member].argmax(1) == targets).float()
         for name, values in scores.items():
-            self.log(f"val_{name}", values.mean(), on_epoch=True, batch_size=len(values), prog_bar=name != "nll")
+            shown = name != "nll"
+            self.log(f"val_{name}", values.mean(), batch_size=len(values), prog_bar=shown, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what inference needs beside the weights."""
