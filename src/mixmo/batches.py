@@ -44,8 +44,8 @@ class Augmentation:
     Example:
         >>> augment = Augmentation(DataSettings(padding=0, flip=False, mean=[0.5], std=[0.5]))
         >>> images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
-        >>> augment.center(images, torch.tensor([0])).mean().round(decimals=4)
-        tensor([1.])
+        >>> augment.center(images, torch.tensor([0])).mean().round().item()
+        1.0
     """
 
     def __init__(self, settings: DataSettings) -> None:

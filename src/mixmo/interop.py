@@ -58,6 +58,7 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         ValueError: if names or shapes are not those of a WideResNet or PreActResNet-18.
 
     Example:
+        >>> import torch
         >>> network_from_reference({"conv1.weight": torch.zeros(16, 3, 3, 3)})
         Traceback (most recent call last):
         ValueError: the state dict holds no network of the reference code: ...

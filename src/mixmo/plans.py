@@ -59,6 +59,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
         ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
 
     Example:
+        >>> from mixmo.recipes import load_recipe
         >>> plan = make_plan(load_recipe("quickstart"), ["--data.batch_size=16"])
         >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
         (16, 20)
