@@ -2,11 +2,13 @@
 
 Every function has one signature, works on the whole batch at once and on any device::
 
-    masks = function(ratios, shape, generator)
+    masks = function(ratios, shape, generator, roles)
 
 * ``ratios`` (B, M): the requested share of each member, rows sum to one.
 * ``shape`` (F, h, w): channels, height and width of the encoders' output.
 * ``generator``: where random positions come from, on the device of ``ratios``; ``None`` is torch's own.
+* ``roles`` (M,): a permutation for kinds whose parts differ: member i gets the mask of part roles[i], so that
+  part 0, the rectangle, falls to the member with role 0. ``None`` leaves them in order.
 * returns masks (B, M, 1 or F, h, w), in [0, 1], that sum to one over the members everywhere.
 
 What a mask really gives to a member, its *realised* ratio, is its mean; it may differ from the request.
@@ -21,16 +23,19 @@ import torch
 from torch import Tensor
 
 FeatureShape = tuple[int, int, int]
-MaskFunction = Callable[[Tensor, FeatureShape, torch.Generator | None], Tensor]
+MaskFunction = Callable[[Tensor, FeatureShape, torch.Generator | None, Tensor | None], Tensor]
 
 
-def mimo(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None) -> Tensor:
+def mimo(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
     """Give every member 1/M everywhere, whatever the request (Havasi et al. 2021).
 
     Args:
         ratios: (B, M); only its shape, type and device are read.
         shape: (F, h, w) of the encoders' output.
         generator: not used.
+        roles: not used; all parts are alike.
 
     Returns:
         Masks (B, M, 1, h, w).
@@ -42,13 +47,16 @@ def mimo(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None 
     return linear(torch.full_like(ratios, 1 / ratios.shape[1]), shape)
 
 
-def linear(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None) -> Tensor:
+def linear(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
     """Give member i its ratio everywhere: mask_i = kappa_i (Linear-MixMo, section 3.2 of the paper).
 
     Args:
         ratios: (B, M), rows sum to one.
         shape: (F, h, w) of the encoders' output.
         generator: not used.
+        roles: not used; all parts are alike.
 
     Returns:
         Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.
@@ -61,7 +69,9 @@ def linear(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | Non
     return ratios[:, :, None, None, None].expand(-1, -1, 1, height, width)
 
 
-def cut(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None) -> Tensor:
+def cut(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
     """Give the first member a rectangle, the others the rest (Cut-MixMo, section 3.2 of the paper).
 
     As in CutMix the sides are floor(size * sqrt(kappa_1)), the centre is uniform on the grid and the
@@ -73,6 +83,7 @@ def cut(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None =
         ratios: (B, M), rows sum to one.
         shape: (F, h, w) of the encoders' output.
         generator: draws the centres.
+        roles: (M,), which member gets which part.
 
     Returns:
         Masks (B, M, 1, h, w); 0 or 1 when M = 2.
@@ -86,10 +97,12 @@ def cut(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None =
     root = ratios[:, 0].sqrt()
     top, bottom = _clipped_span(root, height, generator)
     left, right = _clipped_span(root, width, generator)
-    return _rectangle_masks(ratios, _span_mask(top, bottom, height), _span_mask(left, right, width))
+    return _rectangle_masks(ratios, roles, _span_mask(top, bottom, height), _span_mask(left, right, width))
 
 
-def cut_exact(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None) -> Tensor:
+def cut_exact(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
     """Give the first member a rectangle of area kappa_1 up to rounding, wholly inside the map.
 
     The height is round(h * sqrt(kappa_1)), or more where the width would not suffice, the width
@@ -100,6 +113,7 @@ def cut_exact(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | 
         ratios: (B, M), rows sum to one.
         shape: (F, h, w) of the encoders' output.
         generator: draws the positions.
+        roles: (M,), which member gets which part.
 
     Returns:
         Masks (B, M, 1, h, w); 0 or 1 when M = 2.
@@ -114,7 +128,7 @@ def cut_exact(ratios: Tensor, shape: FeatureShape, generator: torch.Generator | 
     rows = (height * ratios[:, 0].sqrt()).round().maximum((area / width).ceil()).clamp(min=1)
     columns = (area / rows).round()
     top, left = _fitting_start(rows, height, generator), _fitting_start(columns, width, generator)
-    return _rectangle_masks(ratios, _span_mask(top, top + rows, height), _span_mask(left, left + columns, width))
+    return _rectangle_masks(ratios, roles, _span_mask(top, top + rows, height), _span_mask(left, left + columns, width))
 
 
 def _clipped_span(root: Tensor, size: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -136,8 +150,8 @@ def _span_mask(start: Tensor, end: Tensor, size: int) -> Tensor:
     return ((position >= start[:, None]) & (position < end[:, None])).float()
 
 
-def _rectangle_masks(ratios: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return masks (B, M, 1, h, w): the first member inside rows × columns, the others outside."""
+def _rectangle_masks(ratios: Tensor, roles: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return masks (B, M, 1, h, w): part 0 inside rows × columns, the others outside."""
     if ratios.shape[1] == 1:  # nobody to share with
         return ratios.new_ones(len(ratios), 1, 1, rows.shape[1], columns.shape[1])
     others = ratios[:, 1:]
@@ -146,6 +160,8 @@ def _rectangle_masks(ratios: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     inside = torch.zeros_like(ratios)
     inside[:, 0] = 1
     outside = torch.cat([torch.zeros_like(rest), share], 1)
+    if roles is not None:  # permute M numbers for each sample rather than whole masks
+        inside, outside = inside.index_select(1, roles), outside.index_select(1, roles)
     rectangle = (rows[:, :, None] * columns[:, None, :]).flatten(1)[:, None]
     # Outside + rectangle * (inside - outside): exact where these are 0 and 1, and a third of where()'s time.
     masks = torch.addcmul(outside[:, :, None], rectangle, (inside - outside)[:, :, None])

@@ -99,14 +99,13 @@ class Mixer:
         device = torch.device("cpu") if generator is None else generator.device
         ratios = self._sample_ratios(batch_size, generator, device)
         if self.num_members == 1 or self.kind not in BINARY:
-            masks = KINDS[self.kind](ratios, shape, generator)
+            masks = KINDS[self.kind](ratios, shape, generator, None)
             return Mix(masks, masks[:, :, 0, 0, 0])  # constant masks are their own means
-        # A device cannot branch without the host waiting: where(), not if, picks binary or linear.
+        # A device cannot branch without the host waiting: arithmetic, not if, picks binary or linear.
         probability = scheduled_probability(self.probability, progress)
-        binary = torch.rand((), generator=generator, device=device) < probability
+        binary = torch.rand((), generator=generator, device=device).lt(probability).float()
         roles = torch.randperm(self.num_members, generator=generator, device=device)
-        masks = KINDS[self.kind](ratios, shape, generator).index_select(1, roles)
-        masks = torch.where(binary, masks, linear(ratios, shape))
+        masks = KINDS[self.kind](ratios, shape, generator, roles).lerp_(linear(ratios, shape), 1 - binary)
         return Mix(masks, masks.mean((2, 3, 4)))
 
     def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

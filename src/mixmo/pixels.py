@@ -72,7 +72,7 @@ class PixelMixer:
         device = torch.device("cpu") if generator is None else generator.device
         shape: FeatureShape = (1, *size)
         ratios = Mixer("linear", 2, self.alpha).sample(count, (1, 1, 1), generator).ratios
-        masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator)
+        masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)
         mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
         keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's
         return keep.view(batch_size, num_members, 1, *size)
