@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import urllib.error
 
 import numpy as np
 import pytest
@@ -188,6 +189,39 @@ def test_missing_and_empty_datasets_are_refused(tmp_path):
         load_images(DataSettings(name="torch/cifar100", root=str(tmp_path)))
     with pytest.raises(ValueError, match="unknown dataset 'cifar100'"):
         load_images(DataSettings(name="cifar100"))
+
+
+def test_names_of_timm_are_opened(image_folder):
+    """The same folder through timm: ``torch/image_folder`` is torchvision's own."""
+    ours = load_images(settings(image_folder))
+    theirs = load_images(settings(image_folder, name="torch/image_folder", root=str(image_folder)))
+    assert ours.classes == theirs.classes
+    assert torch.equal(ours.train.images, theirs.train.images)
+    assert torch.equal(ours.test.labels, theirs.test.labels)
+
+
+def test_a_grey_dataset_of_torchvision(tmp_path):
+    """MNIST in its own files, ten made-up digits in each split."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(10 * 28 * 28, dtype=np.uint32).astype(np.uint8)
+    for split in ("train", "t10k"):
+        header = b"".join(number.to_bytes(4, "big") for number in (2051, 10, 28, 28))
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = b"".join(number.to_bytes(4, "big") for number in (2049, 10))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(range(10)))
+    data = load_images(DataSettings(name="torch/mnist", root=str(tmp_path), channels=1, batch_size=5, validation=0.0))
+    assert np.array_equal(data.train.images.numpy().ravel(), pixels)
+    assert data.train.labels.tolist() == list(range(10)) and len(data.classes) == 10
+
+
+def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"'torch/cifar100' cannot be opened in .*no network"):
+        load_images(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
 
 
 def test_a_class_without_images_is_named(image_folder):

@@ -93,15 +93,7 @@ def _open_digits(split: str) -> Source:
 
 def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
     """Return a dataset of torchvision or Hugging Face by timm's name."""
-    known_errors = (
-        RuntimeError,
-        AssertionError,
-        FileNotFoundError,
-        ImportError,
-        NotADirectoryError,
-        ValueError,
-        KeyError,
-    )
+    known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # whatever they raise
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
     except known_errors as error:
