@@ -1,6 +1,6 @@
 """How long it takes to draw the masks and ratios of a batch, for each kind, on one core.
 
-python benchmarks/masks.py [--save]
+python benchmarks/masks.py [--save FILE]
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 
 import torch
-from timing import interleaved, report, summary
 
 from mixmo import Mixer
+from mixmo.benchmarking import interleaved, report, summary
 from mixmo.masks import KINDS
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--members", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def main() -> None:
 
     seconds = interleaved({kind: lambda kind=kind: draw(kind) for kind in KINDS}, given.rounds)
     about = {"samples": given.batch, "size": given.size, "members": given.members, "threads": 1, "rounds": given.rounds}
-    report("masks", {kind: summary(taken) for kind, taken in seconds.items()}, about, given.save)
+    report({"drawing masks and ratios": {kind: summary(taken) for kind, taken in seconds.items()}}, about, given.save)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_recipes_are_listed(capsys):
     row = next(line for line in out.splitlines() if "cifar100-wrn28x10-cut-cutmix " in line)
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells[1:6] == ["torch/cifar100", "wide_resnet28_10", "Cut-MixMo + CutMix", "4", "85.77–85.92"]
-    assert len([line for line in out.splitlines() if "-wrn28x10-" in line]) == 26
+    assert len([line for line in out.splitlines() if "-wrn28x10-" in line and "-fast-" not in line]) == 26
 
 
 @pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["test", "--help"], ["recipes", "--help"]])
@@ -87,6 +88,8 @@ BAD = {
     "quickstart --schedule.kind=linear": "schedule.kind",
     "quickstart --schedule.drops=[2]": "schedule.drops are [2.0]",
     "quickstart --seed=-1": "seed is -1",
+    "quickstart --trainer.precision=16-mixed": "unknown trainer.precision '16-mixed'; did you mean 'bf16-mixed'",
+    "quickstart --optimizer.average=1": "optimizer.average is 1.0",
     "quickstart --trainer.max_epochs=0": "max_epochs is 0",
     "quickstart --trainer.strategy=ddp": "unknown setting 'trainer.strategy'",
     "quickstart --model.backbone=vit_tiny_patch16_224": "cannot take images of 8×8",
@@ -159,6 +162,34 @@ def test_an_unreadable_image_in_a_worker_is_one_sentence(tmp_path, capsys):
     assert main(["fit", "quickstart", f"--data.name=folder:{tmp_path}", *FAST, *streamed]) == 2
     error = capsys.readouterr().err
     assert "dog/003.png cannot be read" in error and "Traceback" not in error
+
+
+def test_a_benchmark_is_printed_and_kept(tmp_path, capsys):
+    size = ["--backbone=wide_resnet10_1", "--batch_size=4", "--image_size=16", "--num_classes=5", "--rounds=1"]
+    assert main(["benchmark", *size, "--compile=true", f"--save={tmp_path}/deep/kept.json"]) == 0
+    out = capsys.readouterr().out
+    tables = json.loads((tmp_path / "deep" / "kept.json").read_text())["tables"]
+    assert all(title in out for title in tables) and len(tables) == 6
+    step = tables["training step, ratio to the plain network"]
+    assert step["plain network"]["ratio"] == 1 and step["MixMo, M = 2"]["MiB"] > 0
+    assert all(row["ms"] > 0 for rows in tables.values() for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backbone=wide_resnet10"], "unknown backbone 'wide_resnet10'; did you mean"),
+        (["--batch_size=6", "--batch_repetition=4"], "batch_repetition 4 does not divide batch_size 6"),
+        (["--rounds=0"], "rounds is 0"),
+        (["--num_members=0"], "num_members is 0"),
+        (["--precision=16"], "unknown precision '16'"),
+        (["--bakbone=x"], "bakbone"),
+    ],
+)
+def test_bad_input_to_benchmark_is_one_sentence(words, message, capsys):
+    assert main(["benchmark", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("mixmo: ") and error.count("\n") == 1
 
 
 def test_the_installed_command():

@@ -73,8 +73,8 @@ def test_loss_is_computed_in_float32():
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (torch.tensor([[0, 3]]), "range from 0 to 3"),
-        (torch.tensor([[-1, 0]]), "range from -1"),
+        (torch.tensor([[0, 3]]), "Target 3 is out of bounds"),
+        (torch.tensor([[-1, 0]]), "Target -1 is out of bounds"),
         (torch.tensor([0, 1]), "targets have shape"),
         (torch.zeros(1, 2, 2), "targets have shape"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TINY = ["--trainer.max_epochs=1", "--data.batch_size=8", "--trainer.limit_train_batches=2"]
 
 
 def run(*words, cwd, **environment):
@@ -67,16 +68,36 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
     "words",
     [
         ["masks.py", "--batch=8", "--size=8", "--rounds=2"],
-        ["step.py", "--backbone=wide_resnet10_1", "--batch=4", "--size=16", "--rounds=2", "--precision=bfloat16"],
+        ["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY],
     ],
     ids=lambda words: words[0],
 )
 def test_benchmarks_run(words, tmp_path):
     out = run(ROOT / "benchmarks" / words[0], *words[1:], cwd=tmp_path)
-    assert "MixMo, M = 2" in out or "cut-exact" in out
+    assert "cut-exact" in out or "bfloat16, compiled" in out
+
+
+def test_the_gpu_script_runs_and_goes_on(tmp_path):
+    """On this machine's device, with sizes to match: everything once, then on from the state."""
+    script, overrides = ROOT / "benchmarks" / "gpu.py", ["--", *TINY, "--trainer.max_epochs=3"]
+    sizes = ["--backbone=wide_resnet10_1", "--batches=2", "--matmul=64", "--recipe=quickstart", "--only-measure"]
+    assert "compiled" in run(script, "--out=first", *sizes, cwd=tmp_path)
+    keep_on = ["--recipe=quickstart", "--only-train", "--momentum"]
+    run(script, "--out=whole", *keep_on, *overrides, cwd=tmp_path)
+    run(script, "--out=first", *keep_on, "--epochs=1", *overrides, cwd=tmp_path)
+    curve = json.loads((tmp_path / "first" / "curve.json").read_text())["curve"]
+    assert len(curve) == 1
+    run(script, "--out=second", "--resume=first/state", *keep_on, *overrides, cwd=tmp_path)
+    whole, handed = (json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "second"))
+    assert [row["epoch"] for row in handed] == [1, 2, 3] and handed[0] == curve[0]
+    for row, other in zip(whole, handed, strict=True):
+        assert other["train_loss"] == pytest.approx(row["train_loss"], rel=0.02)  # weights were rounded on the way
 
 
 def test_kept_figures_say_where_they_were_measured():
-    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+    files = list((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert len(files) >= 2
+    for file in files:
         content = json.loads(file.read_text())
-        assert content["environment"]["packages"]["torch"] and content["environment"]["processor"] and content["rows"]
+        assert content["environment"]["packages"]["torch"] and content["environment"]["processor"]
+        assert content["about"] and all(content["tables"].values())

@@ -69,7 +69,9 @@ def test_published_settings_of_tiny_imagenet(name):
 
 
 def test_families_at_equal_compute_are_equal():
-    for family in ([f"cifar100-mini-{method}" for method in MINI], ["quickstart", "quickstart-single"]):
+    families = [[f"cifar100-mini-{method}" for method in MINI], ["quickstart", "quickstart-single"]]
+    families += [[f"cifar100-fast-{net}-{m}" for m in ("single", "cut-cutmix")] for net in ("wrn16x8", "wrn28x10")]
+    for family in families:
         plans = [make_plan(load_recipe(name)) for name in family]
         assert len({plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}) == 1
         assert len({(plan.settings.model.backbone, plan.settings.data.batch_size) for plan in plans}) == 1
@@ -92,6 +94,7 @@ def test_recipe_runs(name, pictures, tmp_path):
     narrow = "preact_resnet18_1" if backbone.startswith("preact") else "wide_resnet10_1"
     data = [] if recipe["data"]["name"] == "digits" else [f"--data.name=folder:{pictures}"]
     shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    shrunk += ["--model.compile=false"]  # test_speed.py compiles
     plan = make_plan(recipe, [*data, *shrunk, f"--model.backbone={narrow}"])
     run = Run(tmp_path / "run")
     fit(plan, run)

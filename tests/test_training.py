@@ -114,9 +114,13 @@ def test_the_stored_settings_make_the_same_run(whole, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--optimizer.average=0.9"]], ids=["weights", "averaged weights"])
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
     folder, run = whole
-    plan = plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix")
+    plan = plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix", *options)
+    if options:
+        run = Run(tmp_path / "whole")
+        fit(plan, run)
     stopped = Run(tmp_path / "stopped")
 
     def stop_in_the_third_epoch(self, inputs, masks=None, step=[0]):  # noqa: B006

@@ -47,9 +47,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""
-        activated = F.relu(self.bn1(x))
+        activated = F.relu(self.bn1(x), inplace=True)  # batch norm's backward needs its input, not its output
         source = x if self.stride_in_second or isinstance(self.shortcut, nn.Identity) else activated
-        y = F.relu(self.bn2(self.conv1(activated)))
+        y = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         if self.pads_asymmetrically:
             y = F.pad(y, (0, 1, 0, 1))
         return self.shortcut(source) + self.conv2(y)  # type: ignore[no-any-return]

@@ -63,11 +63,9 @@ class Augmentation:
         """
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
         count, device = len(index), images.device
-        room = torch.tensor([height - rows, width - columns], device=device) + 2 * self.padding
-        start = (torch.rand(2, count, generator=generator, device=device) * (room[:, None] + 1)).long()
-        start -= self.padding
-        y = start[0, :, None] + torch.arange(rows, device=device)
-        x = start[1, :, None] + torch.arange(columns, device=device)
+        uniform = torch.rand(2, count, 1, generator=generator, device=device)
+        y = self._start(uniform[0], height - rows) + torch.arange(rows, device=device)
+        x = self._start(uniform[1], width - columns) + torch.arange(columns, device=device)
         if self.flip:
             mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
             x = torch.where(mirrored, x.flip(1), x)
@@ -86,9 +84,13 @@ class Augmentation:
     def _crop(self, images: Tensor) -> tuple[int, int]:
         return (images.shape[1], images.shape[2]) if self.crop_size is None else (self.crop_size, self.crop_size)
 
+    def _start(self, uniform: Tensor, room: int) -> Tensor:
+        return (uniform * (room + 2 * self.padding + 1)).long() - self.padding
+
     def _normalise(self, pixels: Tensor) -> Tensor:
-        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
-        return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
+        if self.scale.device != pixels.device:  # once: the host waits for it
+            self.scale, self.shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
+        return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
 
 
 @dataclass

@@ -25,6 +25,7 @@ usage: mixmo COMMAND …
   fit RUN                                               go on with a run that was stopped
   test RUN [--checkpoint best]                          figures on the test set: table and test.json
   recipes                                               list the shipped recipes
+  benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
 
 `mixmo COMMAND --help` says more."""
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fit": fit_command,
         "test": test_command,
         "recipes": recipes_command,
+        "benchmark": benchmark_command,
     }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -88,14 +90,15 @@ def fit_command(words: list[str]) -> None:
 
 
 def test_command(words: list[str]) -> None:
-    """``mixmo test RUN [--checkpoint last|best]``."""
+    """``mixmo test RUN [--checkpoint last|best] [--precision 32-true|bf16-mixed]``."""
     from mixmo.testing import judge
 
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
+    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
     chosen = parse(parser, words)
-    judge(Run(chosen.run), chosen.checkpoint)
+    judge(Run(chosen.run), chosen.checkpoint, chosen.precision)
 
 
 def recipes_command(words: list[str]) -> None:
@@ -118,6 +121,18 @@ def recipes_command(words: list[str]) -> None:
             *(str(recipe.get(key, "")) for key in NOTES),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def benchmark_command(words: list[str]) -> None:
+    """``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
+    from mixmo.benchmarking import Benchmark, run
+
+    parser = ArgumentParser(prog="mixmo benchmark", exit_on_error=False)
+    parser.add_class_arguments(Benchmark, as_group=False)
+    parser.add_argument("--save", type=str | None, default=None, help="keep the figures in a JSON file")
+    chosen = parse(parser, words)
+    save = chosen.pop("save")
+    run(Benchmark(**vars(chosen)), save)
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:

@@ -189,8 +189,8 @@ def train_loader(images: ImageSet, settings: DataSettings, seed: int, device: to
 
 
 def evaluation_loader(images: ImageSet, settings: DataSettings, device: torch.device) -> DataLoader[Any]:
-    """Return a loader that shows every image once, in order, in batches of ``eval_batch_size``."""
-    batches = BatchSampler(SequentialSampler(range(len(images))), settings.eval_batch_size, drop_last=False)
+    """Return a loader that shows every image once, in order, in batches of ``settings.evaluation_size``."""
+    batches = BatchSampler(SequentialSampler(range(len(images))), settings.evaluation_size, drop_last=False)
     return _loader(images, batches, settings, device, seed=0)
 
 

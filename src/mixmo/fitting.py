@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from mixmo.batches import BatchMaker
+from mixmo.callbacks import Averaging, EpochLog, ProgressBar
 from mixmo.data import ImageData, evaluation_loader, load_images, train_loader
 from mixmo.files import read_checkpoint
 from mixmo.mixing import Mixer
@@ -55,7 +55,7 @@ def fit(plan: Plan, run: Run, resume: bool = False) -> None:
     trainer = L.Trainer(
         **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
-        callbacks=_callbacks(run, images.validation is not None, progress_bar),
+        callbacks=_callbacks(training, run, images.validation is not None, progress_bar),
         logger=_loggers(settings, run),
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -141,52 +141,7 @@ def _resumed_checkpoint(run: Run, training: Training) -> Path | None:
     return file
 
 
-class EpochLog(Callback):
-    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and prints a line."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.started = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what was measured."""
-        measured = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "seconds": time.perf_counter() - self.started,
-            **measured,
-        }
-        self.run.append_metrics(row)
-        for logger in trainer.loggers:
-            logger.log_metrics(measured, trainer.global_step)
-        print(f"epoch {row['epoch']}/{trainer.max_epochs}  {summarise(measured)}", flush=True)
-
-
-def summarise(measured: dict[str, float]) -> str:
-    """Return an epoch's figures in one line; accuracies in %, members in brackets.
-
-    Example:
-        >>> members = {f"train_member_{i}_accuracy": 0.5 for i in range(2)}
-        >>> summarise({"train_loss": 1.25, "images_per_second": 900.0, "val_accuracy": 0.75} | members)
-        'loss 1.25  train (50.0 50.0)  val 75.0  900 images/s'
-    """
-
-    def members(split: str) -> str:
-        found = [100 * value for key, value in measured.items() if key.startswith(f"{split}_member_")]
-        return f" ({' '.join(f'{value:.1f}' for value in found)})" if found else ""
-
-    parts = [f"loss {measured['train_loss']:.4g}", f"train{members('train')}"]
-    if "val_accuracy" in measured:
-        parts.append(f"val {100 * measured['val_accuracy']:.1f}{members('val')}")
-    return "  ".join([*parts, f"{measured['images_per_second']:.0f} images/s"])
-
-
-def _callbacks(run: Run, validated: bool, progress_bar: bool) -> list[Callback]:
+def _callbacks(training: Training, run: Run, validated: bool, progress_bar: bool) -> list[Callback]:
     def checkpoint(filename: str, monitor: str | None) -> ModelCheckpoint:
         return ModelCheckpoint(
             dirpath=run.checkpoint_folder.resolve(),
@@ -198,10 +153,12 @@ def _callbacks(run: Run, validated: bool, progress_bar: bool) -> list[Callback]:
         )
 
     callbacks: list[Callback] = [EpochLog(run), checkpoint("last", None)]
+    if decay := training.settings.optimizer.average:
+        callbacks.append(Averaging(training.net, decay))
     if validated:
         callbacks.append(checkpoint("best", "val_accuracy"))
     if progress_bar:
-        callbacks.append(RichProgressBar())
+        callbacks.append(ProgressBar(training))
     return callbacks
 
 

@@ -157,8 +157,7 @@ def _rectangle_masks(ratios: Tensor, roles: Tensor | None, rows: Tensor, columns
     others = ratios[:, 1:]
     rest = others.sum(1, keepdim=True)
     share = torch.where(rest > 0, others / rest, 1 / others.shape[1])  # kappa_1 = 1 leaves 0 / 0
-    inside = torch.zeros_like(ratios)
-    inside[:, 0] = 1
+    inside = torch.cat([torch.ones_like(rest), torch.zeros_like(others)], 1)
     outside = torch.cat([torch.zeros_like(rest), share], 1)
     if roles is not None:  # permute M numbers for each sample rather than whole masks
         inside, outside = inside.index_select(1, roles), outside.index_select(1, roles)

@@ -25,6 +25,9 @@ from torch import Tensor
 from mixmo.errors import one_of
 from mixmo.masks import BINARY, KINDS, FeatureShape, linear
 
+NOTHING = torch.iinfo(torch.int64).min
+"""A class number to ignore that no dataset has: torch's own choice, -100, would hide a wrong target."""
+
 
 class Mix(NamedTuple):
     """One draw of a :class:`Mixer`.
@@ -104,7 +107,7 @@ class Mixer:
         # A device cannot branch without the host waiting: arithmetic, not if, picks binary or linear.
         probability = scheduled_probability(self.probability, progress)
         binary = torch.rand((), generator=generator, device=device).lt(probability).float()
-        roles = torch.randperm(self.num_members, generator=generator, device=device)
+        roles = torch.rand(self.num_members, generator=generator, device=device).argsort()
         masks = KINDS[self.kind](ratios, shape, generator, roles).lerp_(linear(ratios, shape), 1 - binary)
         return Mix(masks, masks.mean((2, 3, 4)))
 
@@ -165,10 +168,12 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
             f"({batch}, {members}, 1 or {channels}, {height}, {width})."
         )
     scaled = (members * masks).to(features[0].dtype)
-    mixed = features[0] * scaled[:, 0]
-    for index in range(1, members):
-        mixed = torch.addcmul(mixed, features[index], scaled[:, index])
-    return mixed
+    # Masks are laid out as the features are, since products that broadcast over innermost channels crawl on a CPU.
+    parts = [
+        feature * torch.empty_like(feature).copy_(mask)
+        for feature, mask in zip(features, scaled.unbind(1), strict=True)
+    ]
+    return functools.reduce(torch.add, parts)
 
 
 def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
@@ -223,15 +228,12 @@ def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None 
             f"targets have shape {tuple(targets.shape)}, but logits {tuple(logits.shape)} ask for "
             f"{(batch, members)} class numbers or {(batch, members, classes)} probabilities."
         )
-    hard_on_cpu = targets.device.type == "cpu" and not targets.is_floating_point()
-    if hard_on_cpu and targets.numel() and not torch.compiler.is_compiling():
-        low, high = (int(value) for value in targets.aminmax())
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"targets range from {low} to {high}, but class numbers of {classes} classes range "
-                f"from 0 to {classes - 1}."
-            )
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    flat_logits, flat_targets = logits.float().flatten(0, 1), targets.flatten(0, 1)
+    try:
+        losses = F.cross_entropy(flat_logits, flat_targets, reduction="none", ignore_index=NOTHING)
+    except IndexError as error:
+        message = str(error).rstrip(".")
+        raise ValueError(f"{message}: class numbers of {classes} classes range from 0 to {classes - 1}.") from error
     losses = losses.view(batch, members)
     if weights is not None:
         if weights.shape != losses.shape:

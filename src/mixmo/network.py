@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import mixmo.backbones  # noqa: F401  (registers its models with timm)
 from mixmo.errors import one_of
@@ -22,8 +23,9 @@ from mixmo.mixing import mix_features
 class MixingStem(nn.Module):
     """M encoders and the mixing block: (B, M*C, H, W) ↦ M * Σ_i mask_i ⊙ encoder_i(x_i), (B, F, h, w).
 
-    Images (B, C, H, W) are shown to every encoder. ``masks`` is set by :class:`MixMo` around its call of
-    the backbone, since the backbone's own forward passes on nothing but images.
+    Images (B, C, H, W) are shown to every encoder; plain convolutions are then summed first, so that inference
+    costs one of them. ``masks`` is set by :class:`MixMo` around its call of the backbone, since the backbone's
+    own forward passes on nothing but images.
     """
 
     def __init__(self, encoders: Iterable[nn.Module], in_chans: int) -> None:
@@ -39,8 +41,10 @@ class MixingStem(nn.Module):
                 f"masks have shape {tuple(self.masks.shape)}, but the stem was given {len(x)} inputs; each mixture "
                 "needs its masks, and the backbone has to show its stem whole images."
             )
-        members = len(self.encoders)
-        inputs = [x] * members if x.shape[1] == self.in_chans else x.split(self.in_chans, 1)
+        members, same_image = len(self.encoders), x.shape[1] == self.in_chans
+        if same_image and self.masks is None and _is_plain(self.encoders[0]):
+            return functional_call(self.encoders[0], _summed(self.encoders), (x,))  # type: ignore[no-any-return]
+        inputs = [x] * members if same_image else x.split(self.in_chans, 1)
         features = [encoder(image) for encoder, image in zip(self.encoders, inputs, strict=True)]
         return mix_features(features, self.masks)
 
@@ -251,17 +255,27 @@ def fuse(net: MixMo) -> nn.Module:
 
 @torch.no_grad()
 def _sum_of(modules: nn.ModuleList, scale: float) -> nn.Module:
-    """Return one module whose every parameter is ``scale`` times the modules' sum, summed in float64."""
+    """Return one module whose every parameter is ``scale`` times the modules' sum."""
     total = copy.deepcopy(modules[0])
-    for name, parameter in total.named_parameters():
-        parts = torch.stack([module.get_parameter(name).double() for module in modules])
-        parameter.copy_(parts.sum(0) * scale)
+    for name, parameter in _summed(modules).items():
+        total.get_parameter(name).copy_(parameter * scale)
     return total
 
 
+def _summed(modules: nn.ModuleList) -> dict[str, Tensor]:
+    """Return the sum of the modules' parameters, by name."""
+    names = [name for name, _ in modules[0].named_parameters()]
+    return {name: torch.stack([module.get_parameter(name) for module in modules]).sum(0) for name in names}
+
+
+def _is_plain(encoder: nn.Module) -> bool:
+    """Return whether an encoder's output is linear in its own weight and bias."""
+    return type(encoder) in (nn.Conv2d, timm.layers.Conv2dSame)
+
+
 def _check_plain(encoders: nn.ModuleList, name: str) -> None:
-    """Refuse stems whose output is not linear in their own weight and bias."""
-    if type(encoders[0]) not in (nn.Conv2d, timm.layers.Conv2dSame):
+    """Refuse stems that cannot be summed."""
+    if not _is_plain(encoders[0]):
         raise ValueError(
             f"stem {name!r} is a {type(encoders[0]).__name__}; encoders can be summed only where the stem is "
             "a plain convolution."

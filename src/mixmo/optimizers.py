@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +26,8 @@ def build_optimizer(
     """Return an optimiser by timm's name: ``sgd`` is SGD with Nesterov momentum, ``adamw`` AdamW, ….
 
     The paper adds 3e-4 * Σθ² to the loss over all parameters. Its gradient is 6e-4 * θ, hence
-    ``weight_decay=6e-4`` for SGD with ``decay_all``, batch norms and biases included.
+    ``weight_decay=6e-4`` for SGD with ``decay_all``, batch norms and biases included. torch's optimisers
+    update all parameters in one fused operation.
 
     Args:
         net: The network.
@@ -44,6 +46,8 @@ def build_optimizer(
         True
     """
     one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
+    accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
+    fused = {"fused": True} if "fused" in accepted else {}
     try:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             net,
@@ -52,7 +56,7 @@ def build_optimizer(
             weight_decay=weight_decay,
             momentum=momentum,
             filter_bias_and_bn=not decay_all,
-            **options,
+            **(fused | options),
         )
     except TypeError as error:
         raise ValueError(f"optimizer {name!r} does not take {options}: {error}") from error

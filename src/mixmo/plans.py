@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Trainer
 
 from mixmo.errors import one_of
+from mixmo.hardware import PRECISIONS, default_compile, default_precision, evaluation_factor, training_device
 from mixmo.recipes import Recipe
 from mixmo.settings import Settings
 
@@ -49,7 +50,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
-    """Return what a recipe and ``--key value`` overrides ask for.
+    """Return what a recipe and ``--key value`` overrides ask for; what both leave open follows from the device.
 
     Args:
         recipe: As from ``load_recipe``.
@@ -74,6 +75,14 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
     parser.set_defaults(dict(_leaves(recipe)))
     parsed = parse(parser, overrides)
     folder = parsed.pop("run")
+    device = training_device(parsed.trainer.accelerator)
+    if parsed.trainer.precision is None:
+        parsed.trainer.precision = default_precision(device)
+    one_of(str(parsed.trainer.precision), PRECISIONS, "trainer.precision")
+    if parsed.model.compile is None:
+        parsed.model.compile = default_compile(device)
+    if parsed.data.eval_batch_size is None:
+        parsed.data.eval_batch_size = parsed.data.batch_size * evaluation_factor(device)
     yaml = parser.dump(parsed)
     trainer = vars(parsed.pop("trainer"))
     if (trainer["max_epochs"] or 0) < 1:

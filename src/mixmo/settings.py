@@ -19,11 +19,13 @@ class ModelSettings:
         backbone: A timm model name.
         num_members: M; 1 is the ordinary single network.
         options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
+        compile: Compile the network and the loss; null does so on a GPU.
     """
 
     backbone: str = "wide_resnet28_10"
     num_members: int = 2
     options: dict[str, Any] = field(default_factory=dict)
+    compile: bool | None = None
 
 
 @dataclass
@@ -84,7 +86,7 @@ class DataSettings:
         std: Divides each channel, in [0, 1].
         resident: Keep decoded images on the device; null decides by their size.
         workers: Processes that decode streamed images.
-        eval_batch_size: Images in one evaluation batch.
+        eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
     """
 
     name: str = "torch/cifar100"
@@ -104,11 +106,16 @@ class DataSettings:
     std: list[float] = field(default_factory=lambda: [0.5])
     resident: bool | None = None
     workers: int = 2
-    eval_batch_size: int = 256
+    eval_batch_size: int | None = None
+
+    @property
+    def evaluation_size(self) -> int:
+        """Images in one evaluation batch."""
+        return self.eval_batch_size or self.batch_size
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "eval_batch_size"):
-            if getattr(self, key) < 1:
+            if (size := getattr(self, key)) is not None and size < 1:
                 raise ValueError(f"data.{key} is {getattr(self, key)}; it is 1 or more.")
         check_repetition(self.batch_size, self.batch_repetition)
         check_input_repetition(self.input_repetition, num_members=1)
@@ -137,6 +144,8 @@ class OptimizerSettings:
         weight_decay: Decay, as the optimiser defines it.
         momentum: Momentum (SGD).
         decay_all: Decay batch norms and biases too, as published.
+        average: Decay of the moving average of the weights at each step, such as 0.999, which is then what is
+            validated, kept and tested; 0 keeps the weights themselves.
         options: More keywords of the optimiser.
     """
 
@@ -146,6 +155,7 @@ class OptimizerSettings:
     weight_decay: float = 6e-4
     momentum: float = 0.9
     decay_all: bool = True
+    average: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def peak_lr(self, batch_repetition: int) -> float:
@@ -158,6 +168,8 @@ class OptimizerSettings:
                 raise ValueError(f"optimizer.{key} is {value}; a learning rate is positive.")
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"optimizer.average is {self.average}; the decay of the average lies in [0, 1).")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from mixmo.batches import BatchMaker
+from mixmo.batches import BatchMaker, MixedBatch
 from mixmo.data import DistinctBatch
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.network import MixMo
@@ -33,13 +34,12 @@ class Training(L.LightningModule):
         num_images: N, images of the training set, for the published length of the warm-up.
         log_every: Steps between two looks at the loss; in between the host never waits for the device.
 
+    Attributes:
+        reports: How often the loss was looked at; whoever shows it can tell that it is new.
+
     Raises:
         TrainingError: from ``fit``, if the loss is not finite.
     """
-
-    loss_sum: Tensor
-    accuracy_sum: Tensor
-    bad_step: Tensor
 
     def __init__(self, net: MixMo, maker: BatchMaker, settings: Settings, num_images: int, log_every: int = 50) -> None:
         super().__init__()
@@ -47,10 +47,12 @@ class Training(L.LightningModule):
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.generator: torch.Generator | None = None
-        self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
-        self.register_buffer("accuracy_sum", torch.zeros(net.num_members), persistent=False)
-        self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
+        self.reports = 0
         self._seen, self._since = 0, 0.0
+        # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
+        compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
+        self._compiled_loss = compiled(self._logits_and_loss)
+        self._compiled_net = compiled(net.forward)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and the learning rate at every step."""
@@ -79,11 +81,17 @@ class Training(L.LightningModule):
             self.generator = torch.Generator(self.device)
         self.generator.manual_seed(seed_for(self.settings.seed, step))
         progress = (self.current_epoch + 1) / self.schedule.epochs
-        inputs, masks, targets, weights = self.maker(batch, self.generator, progress)
-        logits = self.net(inputs, masks)
-        loss = mixed_cross_entropy(logits, targets, weights)
-        self._watch(loss.detach(), logits.detach(), targets)
+        mixed = self.maker(batch, self.generator, progress)
+        logits: Tensor
+        loss: Tensor
+        logits, loss = self._compiled_loss(mixed)
+        self._watch(loss.detach(), logits.detach(), mixed.targets)
         return loss
+
+    def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
+        inputs, masks, targets, weights = mixed
+        logits = self.net(inputs, masks if self.net.num_members > 1 else None)  # a single network's mask is one
+        return logits, mixed_cross_entropy(logits, targets, weights)
 
     def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Sum up the epoch and note the first bad step, on the device; look at them now and then."""
@@ -100,6 +108,7 @@ class Training(L.LightningModule):
         for member, total in enumerate(self.accuracy_sum):
             report[f"train_member_{member}_accuracy"] = total / self._seen
         speed = self._seen * len(logits) / (time.perf_counter() - self._since)
+        self.reports += 1
         self.log_dict(report | {"images_per_second": speed}, prog_bar=True, logger=False)
         self.log("lr", self.peak_lr * self.schedule(step), logger=False)
 
@@ -112,10 +121,24 @@ class Training(L.LightningModule):
                 "written before it. Lower the learning rate or lengthen the warm-up."
             )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients' norm; Lightning's own way refuses fused optimisers, for the sake of float16 alone."""
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+
+    def on_fit_start(self) -> None:
+        """Find the device."""
+        self.bad_step = torch.tensor(-1, device=self.device)
+
     def on_train_epoch_start(self) -> None:
         """Measure the epoch from here."""
-        self.loss_sum.zero_()
-        self.accuracy_sum.zero_()
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.accuracy_sum = torch.zeros(self.net.num_members, device=self.device)
         self._seen, self._since = 0, time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
@@ -130,7 +153,7 @@ class Training(L.LightningModule):
         """Score the ensemble (logit average) and each member on images held out of the training set."""
         images, labels, index = batch
         targets = labels[index]
-        logits = self.net(self.maker.augment.center(images, index)).float()
+        logits = self._evaluated(images, index)
         average = logits.mean(1)
         scores = {
             "accuracy": (average.argmax(1) == targets).float(),
@@ -141,6 +164,14 @@ class Training(L.LightningModule):
         for name, values in scores.items():
             shown = name != "nll"
             self.log(f"val_{name}", values.mean(), batch_size=len(values), prog_bar=shown, logger=False)
+
+    def _evaluated(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return logits of the images of ``index``; a compiled network is always shown a whole batch."""
+        shown, size = index, self.settings.data.evaluation_size
+        if self.settings.model.compile and len(index) < size:
+            shown = torch.cat([index, index[:1].expand(size - len(index))])
+        logits: Tensor = self._compiled_net(self.maker.augment.center(images, shown))
+        return logits[: len(index)].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what inference needs beside the weights."""

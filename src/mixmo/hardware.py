@@ -1,0 +1,66 @@
+"""What a device does best: the precision and the compilation a run takes where its recipe leaves them open."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Lightning's names of what is offered: float32 throughout, or float32 weights with products in bfloat16."""
+
+
+def training_device(accelerator: str = "auto") -> torch.device:
+    """Return the device a run trains on: the first GPU if there is one and ``accelerator`` allows it.
+
+    Args:
+        accelerator: As for Lightning's Trainer: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``mps``.
+
+    Example:
+        >>> training_device("cpu")
+        device(type='cpu')
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps", 0)
+    return torch.device("cpu")
+
+
+def default_precision(device: torch.device) -> str:
+    """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
+
+    Example:
+        >>> default_precision(torch.device("meta"))
+        '32-true'
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def default_compile(device: torch.device) -> bool:
+    """Return whether compiling pays by default: on an NVIDIA GPU with Triton.
+
+    On a CPU it pays too in a run of more than a few minutes, but needs a C++ compiler: set ``model.compile`` there.
+
+    Example:
+        >>> default_compile(torch.device("cpu"))
+        False
+    """
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def evaluation_factor(device: torch.device) -> int:
+    """Return how many training batches make a good evaluation batch.
+
+    Without gradients a GPU has room for four and is busier with them. On a CPU larger batches leave the caches and
+    are slower (``docs/performance.md``).
+
+    Example:
+        >>> evaluation_factor(torch.device("cpu"))
+        1
+    """
+    return 4 if device.type == "cuda" else 1
