@@ -6,14 +6,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmo import Mixer, loss_weights, masks
-from mixmo.masks import BINARY, KINDS
+from mixmo import Mixer, loss_weights
+from mixmo.masks import BINARY, CONSTANT, KINDS, PARTITIONS
+from mixmo.masks.rectangles import cut, cut_exact
+
+RECTANGLES = ["cut", "cut-exact"]
+CLIPPED = {"cut", "cut-partition"}
+"""The kinds that cover less than asked for, since rectangles are clipped at the border."""
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 17))
 
 
 @given(
     kind=st.sampled_from(sorted(KINDS)),
+    draw_per=st.sampled_from(["batch", "sample"]),
     batch=st.integers(1, 9),
     members=st.integers(1, 5),
     shape=shapes,
@@ -22,8 +28,10 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 17))
     progress=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_any_draw_is_a_partition(kind, batch, members, shape, alpha, probability, progress, seed):
-    mixer = Mixer(kind, members, alpha, probability)
+def test_any_draw_is_a_partition(kind, draw_per, batch, members, shape, alpha, probability, progress, seed):
+    if kind == "grid":  # needs a cell for each member
+        shape = (shape[0], max(shape[1], 3), max(shape[2], 2))
+    mixer = Mixer(kind, members, alpha, probability, draw_per)
     mix = mixer.sample(batch, shape, torch.Generator().manual_seed(seed), progress)
     assert mix.masks.shape in {(batch, members, c, *shape[1:]) for c in (1, shape[0])}
     assert mix.masks.dtype == mix.ratios.dtype == torch.float32
@@ -39,6 +47,111 @@ def test_any_draw_is_a_partition(kind, batch, members, shape, alpha, probability
 
 
 @pytest.mark.parametrize("kind", sorted(BINARY))
+@given(members=st.integers(2, 4), shape=shapes, alpha=st.floats(0.05, 20), seed=st.integers(0, 1000))
+def test_binary_kinds_are_binary(kind, members, shape, alpha, seed):
+    members = members if kind in PARTITIONS else 2
+    shape = (shape[0], shape[1] + 1, shape[2] + 1)
+    generator = torch.Generator().manual_seed(seed)
+    ratios = torch._sample_dirichlet(torch.full((5, members), alpha), generator)
+    mask = KINDS[kind](ratios, shape, generator, None)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert (mask.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"mimo"}))
+@given(members=st.integers(2, 4), shape=shapes, winner=st.integers(0, 3), seed=st.integers(0, 1000))
+def test_a_ratio_of_one_leaves_nothing_to_the_others(kind, members, shape, winner, seed):
+    shape = (shape[0], shape[1] + 1, shape[2] + 1)
+    ratios = torch.eye(members)[[min(winner, members - 1)] * 3]
+    mask = KINDS[kind](ratios, shape, torch.Generator().manual_seed(seed), None)
+    assert not mask.isnan().any()
+    torch.testing.assert_close(mask.sum(1), torch.ones_like(mask[:, 0]))
+    if kind not in CLIPPED:
+        torch.testing.assert_close(mask.mean((2, 3, 4)), ratios)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - CLIPPED - {"mimo"}))
+@pytest.mark.parametrize("shares", [(0.25, 0.75), (0.5, 0.5), (0.5, 0.125, 0.375), (0.25, 0.25, 0.25, 0.25)])
+def test_expected_areas_are_the_requested_ones(kind, shares, generator):
+    """On a map on which rows, columns, channels and cells divide as asked for."""
+    ratios = torch.tensor([shares]).expand(3000, -1)
+    area = KINDS[kind](ratios, (8, 16, 8), generator, None).mean((2, 3, 4))
+    error = 5 * area.std(0) / 3000**0.5 + 1 / 256  # a rectangle's area is exact up to half a column of a row
+    assert (area.mean(0) - torch.tensor(shares)).abs().le(error + (kind == "cut-exact") / 16).all(), area.mean(0)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - CONSTANT))
+def test_roles_permute_the_parts(kind):
+    ratios = torch.tensor([[0.5, 0.3, 0.2]]).expand(4, 3)
+
+    def draw(roles):
+        return KINDS[kind](ratios, (3, 6, 6), torch.Generator().manual_seed(1), roles)
+
+    for roles in ([0, 1, 2], [2, 0, 1]):
+        assert torch.equal(draw(torch.tensor(roles)), draw(None)[:, roles])
+    per_sample = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 0, 2], [2, 1, 0]])
+    expected = torch.stack([parts[roles] for parts, roles in zip(draw(None), per_sample, strict=True)])
+    assert torch.equal(draw(per_sample), expected)
+
+
+@pytest.mark.parametrize("kind", ["horizontal", "vertical", "channel", "bernoulli"])
+def test_what_is_only_repeated_takes_no_memory(kind, generator):
+    """Also after it was mixed with a linear mask."""
+    mask = Mixer(kind, 3).sample(4, (16, 32, 32), generator).masks
+    assert 0 in mask.stride() and mask.untyped_storage().nbytes() <= 4 * 4 * 3 * 32
+
+
+def test_a_grid_needs_a_cell_for_each_member():
+    with pytest.raises(ValueError, match="'grid' has 4 cells on a map of 2×2, fewer than the 5 members"):
+        Mixer("grid", 5).sample(1, (16, 2, 2))
+
+
+def test_choices_are_drawn_for_the_batch_or_for_each_sample(generator):
+    shape = (1, 16, 16)
+
+    def shares_of_binary(draw_per):
+        mixer = Mixer("vertical", 2, probability=0.5, draw_per=draw_per)
+        masks = [mixer.sample(50, shape, generator).masks for _ in range(200)]
+        return torch.stack([((m == 0) | (m == 1)).all(4).all(3).all(2).all(1).float().mean() for m in masks])
+
+    batch, sample = shares_of_binary("batch"), shares_of_binary("sample")
+    assert set(batch.tolist()) == {0.0, 1.0}
+    assert batch.mean().item() == pytest.approx(0.5, abs=0.15)
+    assert sample.mean().item() == pytest.approx(0.5, abs=0.03) and 0.05 < sample.std() < 0.1
+
+
+@pytest.mark.parametrize("draw_per", ["batch", "sample"])
+def test_kinds_are_drawn_with_their_probabilities(draw_per, generator):
+    """Told apart by their layout: whole channels, whole rows, or a constant."""
+    mixer = Mixer({"channel": 0.5, "horizontal": 0.3, "linear": 0.2}, 2, 0.0, 1.0, draw_per)
+    found = torch.zeros(3)
+    for _ in range(150 if draw_per == "sample" else 1500):
+        first = mixer.sample(20, (8, 8, 1), generator).masks[:, 0, :, :, 0]
+        by_channel = (first[:, :, :1] == first).all(2).all(1)
+        by_row = (first[:, :1] == first).all(2).all(1)
+        kinds = torch.stack([by_channel & ~by_row, by_row & ~by_channel, by_row & by_channel], 1).float().mean(0)
+        found += kinds
+        if draw_per == "batch":
+            assert kinds.max() == 1
+    torch.testing.assert_close(found / found.sum(), torch.tensor([0.5, 0.3, 0.2]), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "cuttt"}, "unknown mixer kind 'cuttt'; did you mean 'cut'"),
+        ({"kind": {"cut": 0.5, "coww": 0.5}}, "unknown mixer kind 'coww'; did you mean 'cow'"),
+        ({"kind": {"cut": 0.5, "cow": 0.6}}, "probabilities are 0 or more and sum to 1"),
+        ({"kind": {"cut": 1.5, "cow": -0.5}}, "probabilities are 0 or more and sum to 1"),
+        ({"draw_per": "epoch"}, "unknown mixer draw_per 'epoch'"),
+    ],
+)
+def test_bad_mixers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Mixer(**arguments)
+
+
+@pytest.mark.parametrize("kind", RECTANGLES)
 @given(ratio=st.floats(0, 1), shape=shapes, seed=st.integers(0, 1000))
 def test_rectangles_of_two_members_are_binary(kind, ratio, shape, seed):
     ratios = torch.tensor([[ratio, 1 - ratio]]).expand(4, 2)
@@ -48,7 +161,7 @@ def test_rectangles_of_two_members_are_binary(kind, ratio, shape, seed):
         assert torch.equal(first, torch.outer(first.amax(1), first.amax(0)))
 
 
-@pytest.mark.parametrize("kind", sorted(BINARY))
+@pytest.mark.parametrize("kind", RECTANGLES)
 def test_other_members_share_the_rest_in_proportion(kind, generator):
     ratios = torch.tensor([[0.2, 0.6, 0.2]])
     mask = KINDS[kind](ratios, (1, 16, 16), generator)[0, :, 0]
@@ -67,7 +180,7 @@ def clipped_side(size, ratio):
 @pytest.mark.parametrize("ratio", [0.04, 0.3, 0.5, 0.9, 1.0])
 def test_cut_has_the_expected_area(ratio, generator):
     ratios = torch.tensor([[ratio, 1 - ratio]]).expand(20_000, 2)
-    area = masks.cut(ratios, (1, 12, 20), generator)[:, 0].mean((1, 2, 3))
+    area = cut(ratios, (1, 12, 20), generator)[:, 0].mean((1, 2, 3))
     expected = clipped_side(12, ratio) * clipped_side(20, ratio) / 240
     assert area.mean().item() == pytest.approx(expected, abs=5 * area.std().item() / 20_000**0.5 + 1e-6)
 
@@ -76,7 +189,7 @@ def test_cut_has_the_expected_area(ratio, generator):
 def test_published_cut_is_smaller_than_asked(size, mean, generator):
     """Flooring and clipping at Beta(2, 2): the published method's areas."""
     ratios = torch._sample_dirichlet(torch.full((40_000, 2), 2.0), generator)
-    area = masks.cut(ratios, (1, size, size), generator)[:, 0].mean((1, 2, 3))
+    area = cut(ratios, (1, size, size), generator)[:, 0].mean((1, 2, 3))
     assert area.mean().item() == pytest.approx(mean, abs=0.004)
     if size == 32:
         quantiles = area.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
@@ -89,13 +202,13 @@ def test_published_cut_is_smaller_than_asked(size, mean, generator):
 def test_exact_cut_keeps_its_area(ratio, shape, seed):
     width = shape[2]
     ratios = torch.tensor([[ratio, 1 - ratio]]).expand(4, 2)
-    area = masks.cut_exact(ratios, shape, torch.Generator().manual_seed(seed))[:, 0].mean((1, 2, 3))
+    area = cut_exact(ratios, shape, torch.Generator().manual_seed(seed))[:, 0].mean((1, 2, 3))
     assert (area - ratio).abs().max() <= 1 / (2 * width) + 1e-6
 
 
 def test_exact_cut_is_anywhere_it_fits(generator):
     ratios = torch.full((4000, 2), 0.5)
-    hits = masks.cut_exact(ratios, (1, 4, 4), generator)[:, 0, 0].mean(0)
+    hits = cut_exact(ratios, (1, 4, 4), generator)[:, 0, 0].mean(0)
     assert (hits > 0.1).all()
     torch.testing.assert_close(hits, hits.flip(0), atol=0.05, rtol=0)
     torch.testing.assert_close(hits, hits.flip(1), atol=0.05, rtol=0)

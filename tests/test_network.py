@@ -191,6 +191,68 @@ def test_modules_say_what_they_lack():
         mixmo.MixMo(Plain(), stem="first", head="last", drop_rate=0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "mix_at", "side", "options"),
+    [
+        ("wide_resnet16_1", "stages.0", 32, {}),
+        ("wide_resnet16_1", "stages.1.0", 32, {}),
+        ("preact_resnet18_1", "stages.1", 32, {}),
+        ("resnet18", "layer1", 64, {}),
+        ("resnet18", "maxpool", 64, {"drop_rate": 0.5}),
+        ("convnext_atto", "stages.0", 64, {}),
+        ("efficientnet_b0", "blocks.0", 64, {}),
+        ("densenet121", "features.denseblock1", 64, {}),
+    ],
+)
+def test_mixing_behind_a_later_module(name, mix_at, side, options):
+    torch.manual_seed(0)
+    net = mixmo.MixMo(name, num_members=2, num_classes=5, mix_at=mix_at, **options)
+    features, height, width = net.encoder_shape(side, side)
+    mask = torch.zeros(4, 2, 1, height, width)
+    mask[:, 0, :, : height // 2] = 1
+    mask[:, 1, :, height // 2 :] = 1
+    logits = net(torch.randn(4, 2, 3, side, side), mask)
+    assert logits.shape == (4, 2, 5)
+    mixmo.mixed_cross_entropy(logits, torch.tensor([[0, 1], [2, 3], [1, 1], [4, 0]])).backward()
+    assert all(p.grad is not None for part in (*net.encoders, *net.heads) for p in part.parameters())
+    net.eval()
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        together = net(images)
+        mixed = sum(encoder(images) for encoder in net.encoders)
+        assert mixed.shape == (2, features, height, width)
+        torch.testing.assert_close(net.backbone.core(mixed).unflatten(1, (2, 5)), together)
+    with pytest.raises(ValueError, match="are not linear, so that they cannot be summed"):
+        mixmo.fuse(net)
+
+
+def test_one_member_mixed_anywhere_is_the_backbone():
+    """The cut changes nothing: same weights, same logits, in training and in evaluation."""
+    for mix_at in (None, "stages.0", "stages.1.0"):
+        torch.manual_seed(3)
+        net = mixmo.MixMo("wide_resnet16_1", num_members=1, num_classes=5, mix_at=mix_at)
+        images = torch.linspace(-1, 1, 4 * 3 * 256).view(4, 3, 16, 16)
+        logits = [net(images), net.eval()(images)]
+        if mix_at is None:
+            expected = logits
+        for found, wanted in zip(logits, expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("wide_resnet10_1", {"mix_at": "stages.7"}, "unknown module to mix at in WideResNet 'stages.7'; did you mean"),
+        ("wide_resnet10_1", {"mix_at": "stages.0.0.conv1"}, "more|also needs|times"),
+        ("wide_resnet10_1", {"mix_at": "stages.0", "trained": True}, "leave out mix_at"),
+        ("wide_resnet10_1", {"mix_at": "fc"}, "fc"),
+    ],
+)
+def test_where_a_backbone_cannot_be_cut(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mixmo.MixMo(name, num_members=2, num_classes=5, **arguments)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 3, 32, 32), (2, 2, 1, 32, 32), (3, 32, 32)])
 def test_inputs_of_a_wrong_shape_are_refused(shape):
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)

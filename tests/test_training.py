@@ -217,6 +217,8 @@ def test_a_learning_rate_that_breaks_training_is_named(whole, tmp_path):
         ["--data.resident=false", "--data.image_size=8", "--data.workers=1"],
         ["--data.channels=1", "--data.crop_size=6", "--data.validation=0.0", "--pixels.kind=mixup"],
         ["--loggers=[tensorboard]"],
+        ["--model.mix_at=stages.0", "--mixer.kind=fmix"],
+        ['--mixer.kind={"cut": 0.5, "channel": 0.5}', "--mixer.draw_per=sample"],
         ["--trainer.limit_train_batches=2", "--trainer.gradient_clip_val=1.0"],
     ],
     ids=lambda overrides: overrides[0][2:],

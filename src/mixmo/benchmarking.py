@@ -50,6 +50,7 @@ class Benchmark:
         batch_repetition: b.
         image_size: Side of the square images.
         num_classes: K.
+        mix_at: Module behind which features are mixed; null is behind the stem.
         accelerator: auto, cpu or gpu.
         precision: 32-true or bf16-mixed; null takes what the device does best.
         compile: Measure compiled networks too.
@@ -65,6 +66,7 @@ class Benchmark:
     batch_repetition: int = 1
     image_size: int = 32
     num_classes: int = 100
+    mix_at: str | None = None
     accelerator: str = "auto"
     precision: str | None = None
     compile: bool = False
@@ -98,7 +100,7 @@ class Benchmark:
         """Return MixMo with M members, or the plain network for 0."""
         torch.manual_seed(0)
         net = (
-            MixMo(self.backbone, members, num_classes=self.num_classes)
+            MixMo(self.backbone, members, num_classes=self.num_classes, mix_at=self.mix_at)
             if members
             else create_backbone(self.backbone, num_classes=self.num_classes)
         )
@@ -119,7 +121,8 @@ class Batches:
         size, device = (5000, case.image_size, case.image_size, 3), case.device
         images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
         labels = torch.randint(case.num_classes, (5000,), device=device, generator=self.generator)
-        shape = MixMo(case.backbone, 1, num_classes=2).encoder_shape(case.image_size, case.image_size)
+        net = MixMo(case.backbone, 1, num_classes=2, mix_at=case.mix_at)
+        shape = net.encoder_shape(case.image_size, case.image_size)
         mixer = Mixer("cut", members)
         self.maker = BatchMaker(case.data, mixer, None, 3.0, shape, case.num_classes)
         distinct = torch.arange(case.batch_size // case.batch_repetition, device=device)
@@ -228,7 +231,7 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
     tables = {"training step, ratio to the plain network": timed(case, steps, case.batch_size)}
     nets = {
         "plain network": [case.network(0)],
-        "fused": [fuse(case.network(members))],  # type: ignore[arg-type]
+        **({} if case.mix_at else {"fused": [fuse(case.network(members))]}),  # type: ignore[arg-type]
         label: [case.network(members)],
         f"{members} plain networks": [case.network(0) for _ in range(members)],
     }

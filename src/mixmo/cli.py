@@ -25,6 +25,7 @@ usage: mixmo COMMAND …
   fit RUN                                               go on with a run that was stopped
   test RUN [--checkpoint best]                          figures on the test set: table and test.json
   recipes                                               list the shipped recipes
+  preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
 
 `mixmo COMMAND --help` says more."""
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fit": fit_command,
         "test": test_command,
         "recipes": recipes_command,
+        "preview": preview_command,
         "benchmark": benchmark_command,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -63,7 +65,7 @@ def fit_command(words: list[str]) -> None:
 
     if not words or words[0].startswith("-"):
         if {"-h", "--help"} & set(words):
-            return settings_parser("fit RECIPE").print_help()
+            return settings_parser("fit").print_help()
         raise ValueError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
     target, overrides = words[0], words[1:]
     resume = Path(target).is_dir()
@@ -123,6 +125,20 @@ def recipes_command(words: list[str]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+def preview_command(words: list[str]) -> None:
+    """``mixmo preview RECIPE [--key value …] [--out FOLDER]``."""
+    from mixmo.preview import preview
+
+    if not words or words[0].startswith("-"):
+        if {"-h", "--help"} & set(words):
+            return settings_parser("preview").print_help()
+        raise ValueError("preview needs a recipe's name or a YAML file; `mixmo recipes` lists the recipes.")
+    plan = make_plan(load_recipe(words[0]), words[1:], "preview")
+    name = Path(words[0]).stem
+    for file in preview(plan, name, Path(plan.folder or f"preview/{name}")):
+        print(file)
+
+
 def benchmark_command(words: list[str]) -> None:
     """``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
     from mixmo.benchmarking import Benchmark, run
@@ -145,6 +161,7 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     names = {"mimo": "MIMO", "linear": "Linear-MixMo", "cut": "Cut-MixMo", "cutmix": "CutMix"}
     kind = recipe.get("mixer", {}).get("kind", "cut")
     pixels = recipe.get("pixels", {}).get("kind", "none")
+    kind = kind if isinstance(kind, str) else "/".join(kind)
     base = "single" if recipe["model"].get("num_members", 2) == 1 else names.get(kind, f"{kind} MixMo")
     return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"
 

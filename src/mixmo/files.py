@@ -46,13 +46,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: to a neighbour first, then renamed over ``path``.
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file in UTF-8 as :func:`write_bytes` does, and return its path."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all, to a neighbour first, then renamed over ``path``; return ``path``.
 
     Args:
         path: The file; replaced if it exists.
-        text: Its content.
+        content: Its content.
     """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)
+    return path

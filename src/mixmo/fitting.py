@@ -86,6 +86,7 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
         own.num_members,
         num_classes=len(images.classes),
         in_chans=settings.data.channels,
+        mix_at=own.mix_at,
         **own.options,
     )
     height, width = _crop(settings, images)
@@ -105,7 +106,7 @@ def build_maker(settings: Settings, net: MixMo, images: ImageData) -> BatchMaker
     own, pixels = settings.mixer, settings.pixels
     return BatchMaker(
         settings.data,
-        Mixer(own.kind, settings.model.num_members, own.alpha, own.probability),
+        Mixer(own.kind, settings.model.num_members, own.alpha, own.probability, own.draw_per),
         None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability),
         own.root,
         net.encoder_shape(*_crop(settings, images)),

@@ -14,7 +14,7 @@ training ends at the rule of inference, where all members see the same image wit
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixmo.errors import one_of
-from mixmo.masks import BINARY, KINDS, FeatureShape, linear
+from mixmo.masks import CONSTANT, KINDS, FeatureShape
+from mixmo.masks.constant import linear
 
 NOTHING = torch.iinfo(torch.int64).min
 """A class number to ignore that no dataset has: torch's own choice, -100, would hide a wrong target."""
@@ -45,15 +46,17 @@ class Mix(NamedTuple):
 class Mixer:
     """Draws masks and ratios for a whole batch (section 3.2 of the paper).
 
-    Per sample kappa ~ Dirichlet(alpha, …, alpha). A binary kind (``cut``) is used with probability p for
-    the whole batch, otherwise ``linear``; which member gets the rectangle is also drawn once per batch.
-    The ratios of a binary mask are its realised means.
+    Per sample kappa ~ Dirichlet(alpha, …, alpha). A kind with a shape (``cut``) is used with probability p, otherwise
+    ``linear``; whether, and which member gets the rectangle, is drawn once per batch, or for each sample. The ratios
+    of a mask are its realised means.
 
     Args:
-        kind: A name in ``mixmo.masks.KINDS``: ``mimo``, ``linear``, ``cut`` or ``cut-exact``.
+        kind: A name in ``mixmo.masks.KINDS``, or names with probabilities that sum to one, among which is drawn as
+            well: ``{"cut": 0.5, "cow": 0.5}``.
         num_members: M, the number of members; with M = 1 every mask is one everywhere.
         alpha: Concentration of the Dirichlet; the larger, the closer to 1/M. 0 means exactly 1/M.
-        probability: p, the share of batches that use a binary kind, in [0, 1].
+        probability: p, the probability of a kind that is not constant, in [0, 1].
+        draw_per: ``batch``, the published rule, or ``sample``.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -67,19 +70,29 @@ class Mixer:
         True
     """
 
-    kind: str = "cut"
+    kind: str | Mapping[str, float] = "cut"
     num_members: int = 2
     alpha: float = 2.0
     probability: float = 0.5
+    draw_per: str = "batch"
 
     def __post_init__(self) -> None:
-        one_of(self.kind, KINDS, "mixer kind")
+        for kind in self.kinds:
+            one_of(kind, KINDS, "mixer kind")
+        if not abs(sum(self.kinds.values()) - 1) < 1e-6 or min(self.kinds.values()) < 0:
+            raise ValueError(f"mixer kinds are {dict(self.kinds)}; their probabilities are 0 or more and sum to 1.")
         if self.num_members < 1:
             raise ValueError(f"num_members is {self.num_members}; a network has at least 1 member.")
         if not 0 <= self.alpha < float("inf"):
             raise ValueError(f"mixer alpha is {self.alpha}; the concentration is 0 or a positive number.")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"mixer probability is {self.probability}; it lies between 0 and 1.")
+        one_of(self.draw_per, ("batch", "sample"), "mixer draw_per")
+
+    @property
+    def kinds(self) -> Mapping[str, float]:
+        """The kinds with their probabilities."""
+        return {self.kind: 1.0} if isinstance(self.kind, str) else self.kind
 
     def sample(
         self,
@@ -97,19 +110,42 @@ class Mixer:
             progress: Share of training done, in [0, 1] (:func:`scheduled_probability`).
 
         Returns:
-            A :class:`Mix`: masks (B, M, 1, h, w) and realised ratios (B, M), both float32.
+            A :class:`Mix`: masks (B, M, 1 or F, h, w) and realised ratios (B, M), both float32.
+
+        Raises:
+            ValueError: if a kind cannot share a map of this size among that many members.
         """
         device = torch.device("cpu") if generator is None else generator.device
         ratios = self._sample_ratios(batch_size, generator, device)
-        if self.num_members == 1 or self.kind not in BINARY:
-            masks = KINDS[self.kind](ratios, shape, generator, None)
-            return Mix(masks, masks[:, :, 0, 0, 0])  # constant masks are their own means
-        # A device cannot branch without the host waiting: arithmetic, not if, picks binary or linear.
-        probability = scheduled_probability(self.probability, progress)
-        binary = torch.rand((), generator=generator, device=device).lt(probability).float()
-        roles = torch.rand(self.num_members, generator=generator, device=device).argsort()
-        masks = KINDS[self.kind](ratios, shape, generator, roles).lerp_(linear(ratios, shape), 1 - binary)
-        return Mix(masks, masks.mean((2, 3, 4)))
+        if self.num_members == 1:
+            return Mix(linear(ratios, shape), ratios)
+        per_sample = self.draw_per == "sample"
+
+        def uniform() -> Tensor:  # a device cannot branch without the host waiting: arithmetic, not if, chooses
+            size = (batch_size, 1, 1, 1, 1) if per_sample else ()
+            return torch.rand(size, generator=generator, device=device)
+
+        members = (batch_size, self.num_members) if per_sample else (self.num_members,)
+        roles = torch.rand(members, generator=generator, device=device).argsort()
+        masks = self._draw(uniform(), ratios, shape, generator, roles)
+        if not CONSTANT.issuperset(self.kinds):
+            linearly = uniform().ge(scheduled_probability(self.probability, progress)).float()
+            masks = masks.lerp_(ratios[:, :, None, None, None], linearly)
+        return Mix(masks.expand(-1, -1, -1, *shape[1:]), masks.mean((2, 3, 4)))
+
+    def _draw(
+        self, uniform: Tensor, ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None, roles: Tensor
+    ) -> Tensor:
+        """Return masks of the kinds that ``uniform`` chooses, without axes along which they are only repeated."""
+        drawn, below = [], 0.0
+        for kind, probability in self.kinds.items():
+            masks = KINDS[kind](ratios, shape, generator, roles)
+            drawn.append((below, masks[tuple(slice(None if stride else 1) for stride in masks.stride())]))
+            below += probability
+        chosen = drawn[0][1]
+        for start, masks in drawn[1:]:
+            chosen = torch.where(uniform >= start, masks, chosen)
+        return chosen
 
     def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         size = (batch_size, self.num_members)

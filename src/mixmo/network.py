@@ -18,6 +18,7 @@ from torch.func import functional_call
 import mixmo.backbones  # noqa: F401  (registers its models with timm)
 from mixmo.errors import one_of
 from mixmo.mixing import mix_features
+from mixmo.splitting import split_at
 
 
 class MixingStem(nn.Module):
@@ -75,6 +76,8 @@ class MixMo(nn.Module):
         trained: The backbone's weights are trained already (implied by ``pretrained=True``). Encoders then
             start as the trained stem / M and heads as the trained head, so that the network starts out
             as the trained one. Otherwise each member's stem and head are fresh draws of the initial law.
+        mix_at: Dotted name of a module, such as the first stage, behind which features are mixed: encoders are then
+            copies of all that comes up to it. ``None`` mixes behind the stem, as published.
         **options: More keywords of ``timm.create_model``: ``in_chans``, ``img_size``, ``pretrained``, …
 
     Attributes:
@@ -83,7 +86,7 @@ class MixMo(nn.Module):
         backbone: The backbone, with the two replaced.
 
     Raises:
-        ValueError: if the backbone is unknown, has no single stem or head, or M < 1.
+        ValueError: if the backbone is unknown, has no single stem or head, or cannot be cut at ``mix_at``, or M < 1.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -101,6 +104,7 @@ class MixMo(nn.Module):
         stem: str | None = None,
         head: str | None = None,
         trained: bool = False,
+        mix_at: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -117,9 +121,12 @@ class MixMo(nn.Module):
                     f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
                 )
             self.backbone = copy.deepcopy(backbone)
-        self.num_members = num_members
+        self.num_members, self.mix_at = num_members, mix_at
         self.stem_name = stem or _known_name(self.backbone, "first_conv", "stem")
         self.head_name = head or _known_name(self.backbone, "classifier", "head")
+        if mix_at is not None:
+            self.backbone = split_at(self.backbone, mix_at)
+            self.stem_name, self.head_name = "stem", f"core.{self.head_name}"
         first = _submodule(self.backbone, self.stem_name, "stem")
         classifier = _submodule(self.backbone, self.head_name, "head")
         self.in_chans = _input_channels(first, self.stem_name)
@@ -128,6 +135,10 @@ class MixMo(nn.Module):
             raise ValueError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
         encoders = _copies(first, num_members, trained)
         if trained:
+            if mix_at is not None:
+                raise ValueError(
+                    "trained weights go with mixing behind the stem: leave out mix_at, or train from scratch."
+                )
             _scale_convolutions(encoders, 1 / num_members)
         self.backbone.set_submodule(self.stem_name, MixingStem(encoders, self.in_chans))
         self.backbone.set_submodule(self.head_name, MemberHeads(_copies(classifier, num_members, trained)))
@@ -238,7 +249,7 @@ def fuse(net: MixMo) -> nn.Module:
         A new module with ``plain(images)`` = ``net(images).mean(1)`` up to rounding.
 
     Raises:
-        ValueError: if a stem is no plain convolution, or a head neither linear nor a convolution.
+        ValueError: if a stem is no plain convolution (it never is with ``mix_at``).
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
@@ -246,6 +257,11 @@ def fuse(net: MixMo) -> nn.Module:
         >>> bool(torch.allclose(fuse(net)(images), net(images).mean(1), atol=1e-5))
         True
     """
+    if net.mix_at is not None:
+        raise ValueError(
+            f"the encoders reach up to {net.mix_at!r} and are not linear, so that they cannot be summed; deploy the "
+            "network as it is, or mix behind the stem (mix_at=None)."
+        )
     _check_plain(net.encoders, net.stem_name)
     plain = copy.deepcopy(net.backbone)
     plain.set_submodule(net.stem_name, _sum_of(net.encoders, scale=1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -21,12 +21,18 @@ TRAINER_OPTIONS = (
 """What a recipe may set of Lightning's Trainer; the rest is ours, or would break that draws follow the step."""
 
 
+FOLDERS = {
+    "fit": ("run", "the run's folder; runs/NAME of the recipe by default"),
+    "preview": ("out", "the folder to write into; preview/NAME of the recipe by default"),
+}
+"""The option of each command that names the folder it makes."""
+
+
 def settings_parser(command: str) -> ArgumentParser:
-    """Return the parser of a run's settings: every key of a recipe is an option."""
-    parser = ArgumentParser(prog=f"mixmo {command}", exit_on_error=False)
-    parser.add_argument(
-        "--run", type=str | None, default=None, help="the run's folder; runs/NAME of the recipe by default"
-    )
+    """Return the parser of a command that takes a recipe: every key of a recipe is an option."""
+    parser = ArgumentParser(prog=f"mixmo {command} RECIPE", exit_on_error=False)
+    folder, description = FOLDERS[command]
+    parser.add_argument(f"--{folder}", type=str | None, default=None, help=description)
     parser.add_class_arguments(Settings, as_group=False)
     skipped = set(inspect.signature(Trainer).parameters) - set(TRAINER_OPTIONS)
     parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
@@ -40,7 +46,7 @@ class Plan(NamedTuple):
         settings: The run's settings.
         trainer: Keywords of Lightning's Trainer.
         yaml: Both as YAML, for the run's folder.
-        folder: The run's folder asked for, if any.
+        folder: The folder asked for, if any.
     """
 
     settings: Settings
@@ -49,12 +55,13 @@ class Plan(NamedTuple):
     folder: str | None
 
 
-def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
+def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit") -> Plan:
     """Return what a recipe and ``--key value`` overrides ask for; what both leave open follows from the device.
 
     Args:
         recipe: As from ``load_recipe``.
         overrides: Words of the command line.
+        command: Whose words they are: ``fit`` or ``preview``.
 
     Raises:
         ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
@@ -65,16 +72,17 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
         >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
         (16, 20)
     """
-    parser = settings_parser("fit")
-    given = [key for key, _ in _leaves(recipe)]
-    given += [word[2:].partition("=")[0] for word in overrides if word.startswith("--") and word != "--help"]
+    parser = settings_parser(command)
     known = set(parser.get_defaults().keys())
+    leaves = dict(_leaves(recipe, known))
+    given = [*leaves]
+    given += [word[2:].partition("=")[0] for word in overrides if word.startswith("--") and word != "--help"]
     for key in given:
         if ".options." not in key:  # anything may stand there: the model or the optimiser knows
             one_of(key, known, "setting")
-    parser.set_defaults(dict(_leaves(recipe)))
+    parser.set_defaults(leaves)
     parsed = parse(parser, overrides)
-    folder = parsed.pop("run")
+    folder = parsed.pop(FOLDERS[command][0])
     device = training_device(parsed.trainer.accelerator)
     if parsed.trainer.precision is None:
         parsed.trainer.precision = default_precision(device)
@@ -90,11 +98,11 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> Plan:
     return Plan(Settings(**vars(parser.instantiate(parsed))), trainer, yaml, folder)
 
 
-def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a recipe as dotted keys and values; ``options`` are values."""
+def _leaves(recipe: Mapping[str, Any], known: Container[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a recipe as dotted keys and values; mappings under a known key are values."""
     for key, value in recipe.items():
-        if isinstance(value, Mapping) and key != "options":
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in known:
+            yield from _leaves(value, known, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

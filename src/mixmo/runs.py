@@ -153,6 +153,7 @@ def load_checkpoint(run: Run, which: str = "last") -> tuple[MixMo, int]:
             model["num_members"],
             num_classes=content["num_classes"],
             in_chans=config["data"]["channels"],
+            mix_at=model.get("mix_at"),
             **(model["options"] | {"pretrained": False}),
         )
         weights = {name.removeprefix("net."): t for name, t in content["state_dict"].items() if name.startswith("net.")}

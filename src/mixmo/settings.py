@@ -19,12 +19,14 @@ class ModelSettings:
         backbone: A timm model name.
         num_members: M; 1 is the ordinary single network.
         options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
+        mix_at: Module behind which features are mixed, such as stages.0; null is behind the stem, as published.
         compile: Compile the network and the loss; null does so on a GPU.
     """
 
     backbone: str = "wide_resnet28_10"
     num_members: int = 2
     options: dict[str, Any] = field(default_factory=dict)
+    mix_at: str | None = None
     compile: bool | None = None
 
 
@@ -33,16 +35,18 @@ class MixerSettings:
     """How members are mixed in feature space (``mixmo.Mixer``) and weighed in the loss.
 
     Args:
-        kind: The mask: mimo, linear, cut or cut-exact.
+        kind: A mask of the catalogue (mimo, linear, cut, cow, voronoi, …), or several with probabilities.
         alpha: Concentration of the Dirichlet ratios.
-        probability: p, share of batches with a binary mask.
+        probability: p, share of batches with a mask that is not constant.
         root: r of the loss weights.
+        draw_per: Draw whether, and who gets which part, for each batch (published) or for each sample.
     """
 
-    kind: str = "cut"
+    kind: dict[str, float] | str = "cut"
     alpha: float = 2.0
     probability: float = 0.5
     root: float = 3.0
+    draw_per: Literal["batch", "sample"] = "batch"
 
     def __post_init__(self) -> None:
         if not self.root > 0:

@@ -1,72 +1,11 @@
-"""The catalogue of masks: how the members share the positions of a feature map.
-
-Every function has one signature, works on the whole batch at once and on any device::
-
-    masks = function(ratios, shape, generator, roles)
-
-* ``ratios`` (B, M): the requested share of each member, rows sum to one.
-* ``shape`` (F, h, w): channels, height and width of the encoders' output.
-* ``generator``: where random positions come from, on the device of ``ratios``; ``None`` is torch's own.
-* ``roles`` (M,): a permutation for kinds whose parts differ: member i gets the mask of part roles[i], so that
-  part 0, the rectangle, falls to the member with role 0. ``None`` leaves them in order.
-* returns masks (B, M, 1 or F, h, w), in [0, 1], that sum to one over the members everywhere.
-
-What a mask really gives to a member, its *realised* ratio, is its mean; it may differ from the request.
-``KINDS`` maps each name to its function.
-"""
+"""Rectangles, after CutMix (Yun et al. 2019)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-FeatureShape = tuple[int, int, int]
-MaskFunction = Callable[[Tensor, FeatureShape, torch.Generator | None, Tensor | None], Tensor]
-
-
-def mimo(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
-    """Give every member 1/M everywhere, whatever the request (Havasi et al. 2021).
-
-    Args:
-        ratios: (B, M); only its shape, type and device are read.
-        shape: (F, h, w) of the encoders' output.
-        generator: not used.
-        roles: not used; all parts are alike.
-
-    Returns:
-        Masks (B, M, 1, h, w).
-
-    Example:
-        >>> mimo(torch.tensor([[0.2, 0.8]]), (16, 1, 2)).flatten().tolist()
-        [0.5, 0.5, 0.5, 0.5]
-    """
-    return linear(torch.full_like(ratios, 1 / ratios.shape[1]), shape)
-
-
-def linear(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
-    """Give member i its ratio everywhere: mask_i = kappa_i (Linear-MixMo, section 3.2 of the paper).
-
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: not used.
-        roles: not used; all parts are alike.
-
-    Returns:
-        Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.
-
-    Example:
-        >>> linear(torch.tensor([[0.25, 0.75]]), (16, 1, 2)).flatten().tolist()
-        [0.25, 0.25, 0.75, 0.75]
-    """
-    _, height, width = shape
-    return ratios[:, :, None, None, None].expand(-1, -1, 1, height, width)
+from mixmo.masks.parts import FeatureShape, assign, break_stick
 
 
 def cut(
@@ -83,7 +22,7 @@ def cut(
         ratios: (B, M), rows sum to one.
         shape: (F, h, w) of the encoders' output.
         generator: draws the centres.
-        roles: (M,), which member gets which part.
+        roles: (M,) or (B, M), which member gets which part.
 
     Returns:
         Masks (B, M, 1, h, w); 0 or 1 when M = 2.
@@ -113,7 +52,7 @@ def cut_exact(
         ratios: (B, M), rows sum to one.
         shape: (F, h, w) of the encoders' output.
         generator: draws the positions.
-        roles: (M,), which member gets which part.
+        roles: (M,) or (B, M), which member gets which part.
 
     Returns:
         Masks (B, M, 1, h, w); 0 or 1 when M = 2.
@@ -129,6 +68,42 @@ def cut_exact(
     columns = (area / rows).round()
     top, left = _fitting_start(rows, height, generator), _fitting_start(columns, width, generator)
     return _rectangle_masks(ratios, roles, _span_mask(top, top + rows, height), _span_mask(left, left + columns, width))
+
+
+def cut_partition(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give every member but the last a rectangle of what the members before it left: a true partition.
+
+    For M = 2 this is :func:`cut`. For more, the second member gets a rectangle of :func:`cut` with ratio
+    kappa_2 / (kappa_2 + … + kappa_M), less what the first has, and so on. Expected area: as for ``cut``, smaller
+    than kappa_i for every member but the last.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the centres.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1.
+
+    Example:
+        >>> masks = cut_partition(torch.full((1, 3), 1 / 3), (16, 8, 8), torch.Generator().manual_seed(0))
+        >>> masks.unique().tolist(), bool((masks.sum(1) == 1).all())
+        ([0.0, 1.0], True)
+    """
+    if ratios.shape[1] == 2:
+        return cut(ratios, shape, generator, roles)
+    _, height, width = shape
+
+    def draw(share: Tensor) -> Tensor:
+        root = share.sqrt()
+        rows = _span_mask(*_clipped_span(root, height, generator), height)
+        columns = _span_mask(*_clipped_span(root, width, generator), width)
+        return (rows[:, :, None] * columns[:, None, :])[:, None]
+
+    return assign(break_stick(ratios, shape, draw), roles)
 
 
 def _clipped_span(root: Tensor, size: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -159,21 +134,8 @@ def _rectangle_masks(ratios: Tensor, roles: Tensor | None, rows: Tensor, columns
     share = torch.where(rest > 0, others / rest, 1 / others.shape[1])  # kappa_1 = 1 leaves 0 / 0
     inside = torch.cat([torch.ones_like(rest), torch.zeros_like(others)], 1)
     outside = torch.cat([torch.zeros_like(rest), share], 1)
-    if roles is not None:  # permute M numbers for each sample rather than whole masks
-        inside, outside = inside.index_select(1, roles), outside.index_select(1, roles)
+    inside, outside = assign(inside, roles), assign(outside, roles)  # M numbers for each sample, not whole masks
     rectangle = (rows[:, :, None] * columns[:, None, :]).flatten(1)[:, None]
     # Outside + rectangle * (inside - outside): exact where these are 0 and 1, and a third of where()'s time.
     masks = torch.addcmul(outside[:, :, None], rectangle, (inside - outside)[:, :, None])
     return masks.view(*ratios.shape, 1, rows.shape[1], columns.shape[1])
-
-
-KINDS: dict[str, MaskFunction] = {
-    "mimo": mimo,
-    "linear": linear,
-    "cut": cut,
-    "cut-exact": cut_exact,
-}
-"""Every mask's function by its name in recipes."""
-
-BINARY = frozenset({"cut", "cut-exact"})
-"""The kinds a Mixer uses with probability p per batch, falling back to ``linear``."""

@@ -1,0 +1,118 @@
+"""PatchUp's masks: the union of square blocks at random places (Faramarzi et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mixmo.masks.parts import FeatureShape, assign, break_stick
+
+BLOCK = 7
+
+
+def patchup_2d(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the first member the union of random 7×7 blocks, the same in all channels, the others the rest.
+
+    Blocks start at each place with probability gamma = 1 - (1 - kappa_1)^(1/49), also beyond the border, so that
+    each cell is covered with probability kappa_1: expected area kappa_1 everywhere. The rest is shared likewise
+    by the next member and those after it: a true partition for any M. On maps smaller than 7 blocks shrink.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the blocks.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1.
+
+    Example:
+        >>> masks = patchup_2d(torch.full((500, 2), 0.5), (16, 16, 16), torch.Generator().manual_seed(0))
+        >>> round(masks[:, 0].mean().item(), 1)
+        0.5
+    """
+    one = (1, *shape[1:])
+    return assign(break_stick(ratios, one, lambda share: _covered(share, one, generator)), roles)
+
+
+def patchup_hard(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the first member random 7×7 blocks, drawn for each channel by itself, the others the rest.
+
+    As :func:`patchup_2d`, with masks of F channels. Expected area: kappa_i. The reference code uses the blocks of
+    the first channel for all, but the mean over all channels as the ratio.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the blocks.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, F, h, w) of 0 and 1.
+
+    Example:
+        >>> patchup_hard(torch.full((1, 2), 0.5), (16, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 2, 16, 8, 8])
+    """
+    return assign(break_stick(ratios, shape, lambda share: _covered(share, shape, generator)), roles)
+
+
+def patchup_soft(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Mix the members inside random 7×7 blocks only, drawn for each channel; elsewhere the first stands alone.
+
+    Blocks cover sqrt(1 - kappa_1) of the map in expectation, and inside them the others have sqrt(1 - kappa_1)
+    together: expected area kappa_i. PatchUp leaves the two shares to be tuned; the reference code has the defect
+    named in :func:`patchup_hard`.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the blocks.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, F, h, w) in [0, 1].
+
+    Example:
+        >>> masks = patchup_soft(torch.tensor([[0.75, 0.25]]), (16, 8, 8), torch.Generator().manual_seed(0))
+        >>> masks[:, 0].unique().tolist()
+        [0.5, 1.0]
+    """
+
+    def draw(share: Tensor) -> Tensor:
+        root = (1 - share).sqrt()
+        return 1 - _covered(root, shape, generator) * root[:, None, None, None]
+
+    return assign(break_stick(ratios, shape, draw), roles)
+
+
+def _covered(share: Tensor, shape: FeatureShape, generator: torch.Generator | None) -> Tensor:
+    """Return (B, F, h, w): 1 where a block lies; each cell is covered with probability ``share`` (B,)."""
+    channels, height, width = shape
+    block = min(BLOCK, height, width)
+    gamma = 1 - (1 - share) ** (1 / block**2)
+    size = (len(share), height + block - 1, width + block - 1, channels)
+    starts = _sixteen_bits(size, generator, share.device) < (gamma * 2**16 - 2**15)[:, None, None, None]
+    for axis in (1, 2):
+        length = 1
+        while length < block:  # doubling: the union of blocks of this length and of those `step` further on
+            step = min(length, block - length)
+            count = starts.shape[axis] - step
+            starts = starts.narrow(axis, 0, count) | starts.narrow(axis, step, count)
+            length += step
+    return starts.to(share.dtype).permute(0, 3, 1, 2)
+
+
+def _sixteen_bits(size: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Return uniform integers from -2^15 to 2^15 - 1: enough for rare events, and four for the price of one."""
+    count = math.prod(size)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(size)

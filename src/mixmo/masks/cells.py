@@ -1,0 +1,107 @@
+"""Partitions into many cells, natural for any number of members."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from mixmo.masks.parts import FeatureShape, assign, bands
+
+GRID = 4
+FAR = 1e9
+"""Keeps the sites of others out of a minimum; larger than any squared distance on a map."""
+
+
+def grid(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the members cells of a 4×4 grid, in random order and as many as their ratios ask for.
+
+    Of C cells part i gets floor or ceil(C * kappa_i), by systematic sampling. Expected area: kappa_i. Maps smaller
+    than 4 have a cell for each position.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the order of the cells.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1.
+
+    Raises:
+        ValueError: if there are more members than cells.
+
+    Example:
+        >>> grid(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
+        [[0.25, 0.75]]
+    """
+    _, height, width = shape
+    rows, columns = min(GRID, height), min(GRID, width)
+    count, members = rows * columns, ratios.shape[1]
+    if members > count:
+        raise ValueError(
+            f"the mask 'grid' has {count} cells on a map of {height}×{width}, fewer than the {members} members; "
+            "use fewer members or another kind."
+        )
+    cells = assign(bands(_places(len(ratios), count, ratios, generator), ratios), roles)
+    row = torch.arange(height, device=ratios.device) * rows // height
+    column = torch.arange(width, device=ratios.device) * columns // width
+    cell_of = (row[:, None] * columns + column).flatten()
+    inside = (torch.arange(count, device=ratios.device)[:, None] == cell_of).to(ratios.dtype)  # (count, h * w)
+    return (cells @ inside).view(*ratios.shape, 1, height, width)  # a product by 0 and 1 beats picking one by one
+
+
+def voronoi(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the members Voronoi cells: each position goes with the nearest of 2M random sites.
+
+    Sites are uniform on the map; part i has floor or ceil(2M * kappa_i) of them, by systematic sampling. Expected
+    area: kappa_i.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the sites.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1.
+
+    Example:
+        >>> masks = voronoi(torch.full((2000, 2), 0.5), (16, 8, 8), torch.Generator().manual_seed(0))
+        >>> round(masks[:, 0].mean().item(), 1)
+        0.5
+    """
+    (_, height, width), members, device = shape, ratios.shape[1], ratios.device
+    places = _places(len(ratios), 2 * members, ratios, generator, shuffled=False)
+    owned = assign(bands(places, ratios), roles)  # (B, M, 2M): whose each site is
+    y, x = torch.rand(2, *places.shape, generator=generator, device=device).unbind()
+    y, x = y * height, x * width
+    # |p - s|² without |p|², which is the same for all sites: one matrix product for each member.
+    rows = (torch.arange(height, device=device) + 0.5)[:, None].expand(height, width).flatten()
+    columns = (torch.arange(width, device=device) + 0.5).repeat(height)
+    positions = torch.stack([-2 * rows, -2 * columns, torch.ones_like(rows)])
+    distances = []
+    for member in range(members):
+        offset = y.square() + x.square() + (1 - owned[:, member]) * FAR
+        distances.append((torch.stack([y, x, offset], 2) @ positions).amin(1))
+    masks = ratios.new_ones(*ratios.shape, height * width)
+    free = masks[:, -1]  # the last member has what is left; at a tie the first one takes the position
+    for member in range(members - 1):
+        rivals = functools.reduce(torch.minimum, distances[member + 1 :])
+        free -= masks[:, member].copy_(distances[member] <= rivals).mul_(free)
+    return masks.view(*ratios.shape, 1, height, width)
+
+
+def _places(batch: int, count: int, ratios: Tensor, generator: torch.Generator | None, shuffled: bool = True) -> Tensor:
+    """Return places (B, count) in [0, 1) at equal distances from a random start: systematic sampling."""
+    start = torch.rand(batch, 1, generator=generator, device=ratios.device)
+    if shuffled:
+        order = torch.rand(batch, count, generator=generator, device=ratios.device).argsort(1)
+    else:
+        order = torch.arange(count, device=ratios.device)
+    return ((order + start) / count).clamp(max=1 - 1e-6)

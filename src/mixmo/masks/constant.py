@@ -1,0 +1,51 @@
+"""Masks that are the same everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixmo.masks.parts import FeatureShape
+
+
+def mimo(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give every member 1/M everywhere, whatever the request (Havasi et al. 2021).
+
+    Args:
+        ratios: (B, M); only its shape, type and device are read.
+        shape: (F, h, w) of the encoders' output.
+        generator: not used.
+        roles: not used; all parts are alike.
+
+    Returns:
+        Masks (B, M, 1, h, w).
+
+    Example:
+        >>> mimo(torch.tensor([[0.2, 0.8]]), (16, 1, 2)).flatten().tolist()
+        [0.5, 0.5, 0.5, 0.5]
+    """
+    return linear(torch.full_like(ratios, 1 / ratios.shape[1]), shape)
+
+
+def linear(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give member i its ratio everywhere: mask_i = kappa_i (Linear-MixMo, section 3.2 of the paper).
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: not used.
+        roles: not used; all parts are alike.
+
+    Returns:
+        Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.
+
+    Example:
+        >>> linear(torch.tensor([[0.25, 0.75]]), (16, 1, 2)).flatten().tolist()
+        [0.25, 0.25, 0.75, 0.75]
+    """
+    _, height, width = shape
+    return ratios[:, :, None, None, None].expand(-1, -1, 1, height, width)

@@ -1,0 +1,81 @@
+"""Masks with smooth random outlines: level sets of a random field."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mixmo.masks.parts import FeatureShape, assign, by_rank
+
+COW_SIGMAS = (4.0, 16.0)
+FMIX_DECAY = 3.0
+
+
+def cow(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give each member a level set of blurred noise, blotches as on a cow (CowMask, French et al. 2020).
+
+    White noise is blurred by a Gaussian whose standard deviation is log-uniform between 4 and 16 cells; the member
+    with role 0 gets the lowest kappa_1 of the values, the next ones the levels above. Expected area: kappa_i, up
+    to one cell. The reference code draws the threshold uniformly from 0.2 to 0.8 instead, whatever kappa is; here
+    alpha keeps its meaning.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws noise and blur.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1.
+
+    Example:
+        >>> cow(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
+        [[0.25, 0.75]]
+    """
+    (_, height, width), batch, device = shape, len(ratios), ratios.device
+    low, high = (math.log(sigma) for sigma in COW_SIGMAS)
+    sigma = (low + (high - low) * torch.rand(batch, generator=generator, device=device)).exp()
+    noise = torch.randn(batch, height, width, generator=generator, device=device)
+    field = _gaussian(sigma, height) @ noise @ _gaussian(sigma, width)
+    return assign(by_rank(field.flatten(1), ratios), roles).view(*ratios.shape, 1, height, width)
+
+
+def _gaussian(sigma: Tensor, size: int) -> Tensor:
+    """Return the (B, size, size) matrices of a Gaussian blur along an axis; outside the map there is no noise."""
+    place = torch.arange(size, device=sigma.device)
+    return (-0.5 * ((place[:, None] - place) / sigma[:, None, None]).square()).exp()
+
+
+def fmix(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give each member a level set of low-frequency noise (FMix, Harris et al. 2020).
+
+    A complex Gaussian spectrum is divided by the frequency to the power of 3 and transformed back; levels are shared
+    as in :func:`cow`. Expected area: kappa_i, up to one cell.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the spectrum.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1.
+
+    Example:
+        >>> fmix(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
+        [[0.25, 0.75]]
+    """
+    (_, height, width), device = shape, ratios.device
+    rows = torch.fft.fftfreq(height, device=device)[:, None]
+    columns = torch.fft.rfftfreq(width, device=device)
+    frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / max(height, width))
+    size = (len(ratios), height, len(columns), 2)
+    spectrum = torch.view_as_complex(torch.randn(size, generator=generator, device=device))
+    field = torch.fft.irfft2(spectrum / frequency**FMIX_DECAY, s=(height, width))
+    return assign(by_rank(field.flatten(1), ratios), roles).view(*ratios.shape, 1, height, width)

@@ -1,0 +1,147 @@
+"""Masks along one axis, and masks without any shape: rows, columns, channels, single pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixmo.masks.parts import FeatureShape, assign, bands, break_stick
+
+
+def horizontal(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the members whole rows, from the top or, for half of the samples, from the bottom.
+
+    Expected area: kappa_i, rounded to rows.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the side to start from.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, h, 1).
+
+    Example:
+        >>> horizontal(torch.tensor([[0.25, 0.75]]), (16, 4, 2), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
+        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    """
+    _, height, width = shape
+    return _runs(ratios, height, generator, roles)[:, :, None, :, None].expand(-1, -1, 1, height, width)
+
+
+def vertical(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the members whole columns, from the left or, for half of the samples, from the right.
+
+    Expected area: kappa_i, rounded to columns.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the side to start from.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, 1, w).
+
+    Example:
+        >>> vertical(torch.tensor([[0.25, 0.75]]), (16, 1, 4), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
+        [[0.0, 0.0, 0.0, 1.0]]
+    """
+    _, height, width = shape
+    return _runs(ratios, width, generator, roles)[:, :, None, None, :].expand(-1, -1, 1, height, width)
+
+
+def channel(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give the members whole channels in order, from the first or, for half of the samples, from the last.
+
+    Expected area: kappa_i, rounded to channels.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the side to start from.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
+
+    Example:
+        >>> masks = channel(torch.tensor([[0.25, 0.75]]), (4, 8, 8), torch.Generator().manual_seed(0))
+        >>> masks[0, 0, :, 0, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0]
+    """
+    channels, height, width = shape
+    return _runs(ratios, channels, generator, roles)[..., None, None].expand(-1, -1, -1, height, width)
+
+
+def bernoulli(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Give each channel to one member, drawn with probabilities kappa_1, …, kappa_M.
+
+    Expected area: kappa_i.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the channels' members.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
+
+    Example:
+        >>> masks = bernoulli(torch.tensor([[0.25, 0.75]]), (400, 8, 8), torch.Generator().manual_seed(0))
+        >>> abs(masks[0, 0].mean().item() - 0.25) < 0.1
+        True
+    """
+    channels, height, width = shape
+    place = torch.rand(len(ratios), channels, generator=generator, device=ratios.device)
+    return assign(bands(place, ratios), roles)[..., None, None].expand(-1, -1, -1, height, width)
+
+
+def noise(
+    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
+) -> Tensor:
+    """Mix the members at each pixel in a proportion of its own.
+
+    The first member's share is uniform on [0, 2 kappa_1], or on [2 kappa_1 - 1, 1] where kappa_1 > 1/2; the rest is
+    shared likewise by the others. Expected area: kappa_i. The reference code rescales a uniform draw so that
+    its median is kappa, which moves the mean to 1/4 + kappa/2, and then crashes.
+
+    Args:
+        ratios: (B, M), rows sum to one.
+        shape: (F, h, w) of the encoders' output.
+        generator: draws the shares.
+        roles: (M,) or (B, M), which member gets which part.
+
+    Returns:
+        Masks (B, M, 1, h, w) in [0, 1].
+
+    Example:
+        >>> masks = noise(torch.tensor([[0.25, 0.75]]), (16, 64, 64), torch.Generator().manual_seed(0))
+        >>> round(masks[0, 0].mean().item(), 2), masks[0, 0].max() <= 0.5
+        (0.25, tensor(True))
+    """
+    _, height, width = shape
+
+    def draw(share: Tensor) -> Tensor:
+        uniform = torch.rand(len(share), 1, height, width, generator=generator, device=share.device)
+        share = share[:, None, None, None]
+        return torch.where(share <= 0.5, 0.0, 2 * share - 1) + uniform * (2 * share.minimum(1 - share))
+
+    return assign(break_stick(ratios, shape, draw), roles)
+
+
+def _runs(ratios: Tensor, size: int, generator: torch.Generator | None, roles: Tensor | None) -> Tensor:
+    """Return (B, M, size): runs of neighbours along an axis, in either direction."""
+    place = (torch.arange(size, device=ratios.device) + 0.5) / size
+    backward = torch.rand(len(ratios), 1, generator=generator, device=ratios.device) < 0.5
+    return assign(bands(torch.where(backward, 1 - place, place), ratios), roles)

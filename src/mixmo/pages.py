@@ -1,0 +1,108 @@
+"""Self-contained HTML pages: no network, dark and light, readable on a phone, printable."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+from matplotlib.figure import Figure
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+figure { margin: 1rem 0; } figcaption, caption { font-size: .9rem; opacity: .8; text-align: left; padding: .3rem 0; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+pre { background: var(--soft); padding: .8rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
+@media print { body { max-width: none; } figure, table { break-inside: avoid; } }
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """Return a whole page of HTML parts.
+
+    Example:
+        >>> text = page("A & B", ["<p>hello</p>"])
+        >>> "<title>A &amp; B</title>" in text and "<p>hello</p>" in text
+        True
+    """
+    heading, body = html.escape(title), "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{heading}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{heading}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def section(heading: str, *parts: str) -> str:
+    r"""Return parts under a heading.
+
+    Example:
+        >>> section("Masks", "<p>…</p>")
+        '<section>\n<h2>Masks</h2>\n<p>…</p>\n</section>'
+    """
+    return "\n".join(["<section>", f"<h2>{html.escape(heading)}</h2>", *parts, "</section>"])
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of plain text.
+
+    Example:
+        >>> paragraph("1 < 2")
+        '<p>1 &lt; 2</p>'
+    """
+    return f"<p>{html.escape(text)}</p>"
+
+
+def listing(text: str) -> str:
+    """Return preformatted plain text.
+
+    Example:
+        >>> listing("a: 1")
+        '<pre>a: 1</pre>'
+    """
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """Return a table of plain texts that scrolls sideways where it is too wide.
+
+    Example:
+        >>> "<td>0.5</td>" in table(["", "ratio"], [["member 0", "0.5"]])
+        True
+    """
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    top = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table>{top}<thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def picture(png: bytes, description: str) -> str:
+    """Return a picture with a caption, which is its text for those who cannot see it as well.
+
+    Example:
+        >>> picture(b"", "masks").startswith('<figure><img src="data:image/png;base64,')
+        True
+    """
+    data, text = base64.b64encode(png).decode(), html.escape(description)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def png_of(figure: Figure, dpi: int = 110) -> bytes:
+    r"""Return a figure as the content of a PNG file.
+
+    Example:
+        >>> png_of(Figure(figsize=(1, 1)))[:4]
+        b'\x89PNG'
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()

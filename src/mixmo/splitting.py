@@ -1,0 +1,93 @@
+"""Mixing later than after the first convolution: a backbone cut in two behind a module of one's choice."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+from mixmo.errors import one_of
+
+
+class SplitBackbone(nn.Module):
+    """A backbone in two parts, ``stem`` and ``core``; the stem's output is all that passes between them.
+
+    Args:
+        stem: Maps images to features.
+        core: Maps features to logits.
+    """
+
+    def __init__(self, stem: nn.Module, core: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.core = stem, core
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map what the stem takes to logits."""
+        logits: Tensor = self.core(self.stem(x))
+        return logits
+
+
+def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
+    """Cut a backbone behind a module: what comes up to its output, and what makes logits of that.
+
+    Args:
+        backbone: The backbone; its modules are shared with the result, not copied.
+        name: Dotted name of the last module of the first part, such as the first stage.
+
+    Returns:
+        A :class:`SplitBackbone` that computes the same.
+
+    Raises:
+        ValueError: if there is no such module, it is not called exactly once, the backbone's own code cannot be
+            followed (torch.fx), or more than the module's output passes the cut.
+
+    Example:
+        >>> import torch
+        >>> from mixmo.network import create_backbone
+        >>> backbone = create_backbone("wide_resnet10_1", num_classes=5).eval()
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> bool(torch.equal(split_at(backbone, "stages.0")(images), backbone(images)))
+        True
+    """
+    kind = type(backbone).__name__
+    one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
+    try:
+        nodes = list(_Tracer(name).trace(backbone).nodes)
+    except Exception as error:  # whatever the backbone's own code makes of proxies
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason}).") from error
+    calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
+    if len(calls) != 1:
+        raise ValueError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
+    before, cut, after = nodes[: calls[0]], nodes[calls[0]], nodes[calls[0] + 1 :]
+
+    first, second = fx.Graph(), fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in [*before, cut]:
+        copied[node] = first.node_copy(node, copied.__getitem__)
+    first.output(copied[cut])
+
+    copied = {cut: second.placeholder("features")}
+
+    def in_second(node: fx.Node) -> fx.Node:
+        if node not in copied:
+            if node.op != "get_attr":
+                raise ValueError(
+                    f"{kind} cannot be cut at {name!r}: what follows also needs {node.name!r}, which comes before it; "
+                    "take a module between stages."
+                )
+            copied[node] = second.node_copy(node)
+        return copied[node]
+
+    for node in after:
+        copied[node] = second.node_copy(node, in_second)
+    return SplitBackbone(fx.GraphModule(backbone, first, kind), fx.GraphModule(backbone, second, kind))
+
+
+class _Tracer(fx.Tracer):
+    """Follows only the modules that contain the cut; all others stay what they are, in training and evaluation."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.name.startswith(f"{module_qualified_name}.")
