@@ -8,15 +8,17 @@ import pytest
 from conftest import write_images
 
 from mixmo.cli import main
+from mixmo.masks import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
 SHRUNK = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
 SHRUNK += ["--model.backbone=wide_resnet10_1"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_python_runs(monkeypatch):
@@ -33,12 +35,15 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "pictures" / "train", size=32)
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("mixmo ")]
-    assert len(commands) >= 5
+    shown = blocks("sh") + blocks("sh", MASKS)
+    commands = [line for block in shown for line in block.splitlines() if line.startswith("mixmo ")]
+    assert len(commands) >= 9
     for line in commands:
         words = shlex.split(line.partition("#")[0])[1:]
-        if words[0] == "fit":
+        if words[0] in ("fit", "preview"):
             words += SHRUNK + ([] if "quickstart" in line else ["--data.name=folder:pictures"])
+        if words[0] == "benchmark":
+            words += ["--backbone=wide_resnet10_1", "--batch_size=2", "--image_size=8", "--rounds=1"]
         assert main(words) == 0, line
     capsys.readouterr()
 
@@ -58,7 +63,13 @@ def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "CHANGELOG.md"])
+def test_every_kind_of_mask_is_described():
+    assert all(f"`{kind}`" in MASKS for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "CHANGELOG.md", *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_lead_somewhere(file):
     path = ROOT / file
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):

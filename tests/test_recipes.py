@@ -1,13 +1,15 @@
 """Shipped recipes: the published settings, and every one of them runs."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
 from conftest import write_images
 
-from mixmo.cli import method_of
+from mixmo.cli import main, method_of
 from mixmo.fitting import fit
+from mixmo.masks import KINDS
 from mixmo.plans import make_plan
 from mixmo.recipes import catalogue, load_recipe
 from mixmo.runs import Run
@@ -75,6 +77,34 @@ def test_families_at_equal_compute_are_equal():
         plans = [make_plan(load_recipe(name)) for name in family]
         assert len({plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}) == 1
         assert len({(plan.settings.model.backbone, plan.settings.data.batch_size) for plan in plans}) == 1
+
+
+GRIDS = sorted((Path(__file__).parents[1] / "examples" / "grids").glob("*.txt"))
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_grids_are_of_equal_compute(file):
+    lines = [line.split() for line in file.read_text().splitlines() if not line.startswith("#")]
+    plans = [make_plan(load_recipe(words[0]), words[1:]) for words in lines]
+    passes = {plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}
+    assert len(passes) == 1 and len(plans) >= 3
+    folders = [plan.folder for plan in plans]
+    assert len(set(folders)) == len(folders) and all(f.startswith(f"runs/{file.stem}/") for f in folders)
+    if file.stem == "kind":
+        assert {plan.settings.mixer.kind for plan in plans} == set(KINDS)
+
+
+def test_the_papers_questions_have_grids():
+    wanted = {"kind", "probability", "alpha", "root", "repetition", "members", "width", "where"}
+    assert wanted == {file.stem for file in GRIDS}
+
+
+def test_a_line_of_a_grid_runs(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (line,) = [line for line in (GRIDS[0].parent / "where.txt").read_text().splitlines() if "stages.1" in line]
+    shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    assert main(["fit", *line.split(), f"--data.name=folder:{pictures}", *shrunk]) == 0
+    assert Run("runs/where/stage-1").config_file.is_file()
 
 
 @pytest.fixture(scope="module")

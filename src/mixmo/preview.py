@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -85,7 +86,7 @@ def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes:
         row[-1].imshow(blended(inputs, masks), interpolation="nearest")
         row[-1].set_title("mixture", fontsize=8)
     for axis in axes.flat:
-        axis.set_axis_off()
+        _frame(axis)
     figure.tight_layout()
     return figure
 
@@ -103,12 +104,12 @@ def catalogue_figure(maker: BatchMaker) -> Figure:
     axes = figure.subplots(len(KINDS), SAMPLES + 1, squeeze=False, width_ratios=[1] * SAMPLES + [2.4])
     for row, kind in zip(axes, KINDS, strict=True):
         for axis in row[:-1]:
-            axis.set_axis_off()
+            _frame(axis)
         row[0].text(-0.15, 0.5, kind, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
         row[-1].set_yticks([])
         row[-1].set_xlim(0, 1)
         row[-1].tick_params(labelsize=7)
-        mixer = Mixer(kind, members, maker.mixer.alpha, probability=1.0)
+        mixer = Mixer(kind, members, maker.mixer.alpha, probability=1.0, draw_per="sample")
         try:
             masks, ratios = _draws(mixer, shape)
         except ValueError as error:
@@ -123,16 +124,19 @@ def catalogue_figure(maker: BatchMaker) -> Figure:
     return figure
 
 
+def _frame(axis: Axes) -> None:
+    """Leave nothing around a picture but a thin line, which shows where a white one ends."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_color("0.7")
+        spine.set_linewidth(0.5)
+
+
 def _draws(mixer: Mixer, shape: FeatureShape) -> tuple[Tensor, Tensor]:
-    """Return a few masks, and the realised ratios of many draws made in batches, as training makes them."""
-    masks, ratios = [], []
-    batch = 50
-    for step in range(DRAWS // batch):
-        mix = mixer.sample(batch, shape, generator_for(0, step))
-        ratios.append(mix.ratios)
-        if step < SAMPLES:
-            masks.append(mix.masks[:1].clone())
-    return torch.cat(masks), torch.cat(ratios)
+    """Return a few masks, and the realised ratios of many draws."""
+    mixes = [mixer.sample(DRAWS // 20, shape, generator_for(0, step)) for step in range(20)]
+    return mixes[0].masks[:SAMPLES], torch.cat([mix.ratios for mix in mixes])
 
 
 def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
@@ -190,8 +194,10 @@ def target_of(mixed: MixedBatch, member: int, classes: list[str]) -> str:
     if not target.is_floating_point():
         return classes[int(target)]
     shares = target.topk(min(2, len(classes)))
-    named = zip(shares.values.tolist(), shares.indices.tolist(), strict=True)
-    return " + ".join(f"{share:.2f} {classes[index]}" for share, index in named if share > 0.005)
+    parts = [(float(share), classes[int(k)]) for share, k in zip(shares.values, shares.indices, strict=True)]
+    if parts[0][0] > 0.995:
+        return parts[0][1]
+    return " + ".join(f"{share:.2f} {name}" for share, name in parts)
 
 
 def _page(

@@ -1,0 +1,113 @@
+"""Pictures of what the network sees: they show what training draws, on pages that stand alone."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+from PIL import Image
+
+from mixmo.batches import MixedBatch
+from mixmo.cli import main
+from mixmo.masks import KINDS
+from mixmo.preview import blended, colored, montage, shown_images, target_of
+from mixmo.settings import DataSettings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["--pixels.kind=cutmix", "--model.num_members=3"], ["--model.num_members=1"]],
+    ids=["cut", "three members with CutMix", "single"],
+)
+def test_a_preview_is_two_pictures_and_a_page(tmp_path, capsys, overrides):
+    out = tmp_path / "deep" / "preview"
+    assert main(["preview", "quickstart", *overrides, "--out", str(out)]) == 0
+    files = capsys.readouterr().out.split()
+    assert files == [str(out / name) for name in ("mixtures.png", "masks.png", "preview.html")]
+    for name in ("mixtures.png", "masks.png"):
+        picture = np.asarray(Image.open(out / name).convert("L"))
+        assert min(picture.shape) > 200 and picture.std() > 10
+    page = (out / "preview.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
+    for text in ("Mixtures", "Masks", "Settings", "step 3", "batch_repetition"):
+        assert text in page
+    assert sorted(file.name for file in out.iterdir()) == ["masks.png", "mixtures.png", "preview.html"]
+
+
+def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
+    write_images(tmp_path / "data" / "train", size=16)
+    write_images(tmp_path / "data" / "test", size=16)
+    words = ["cifar100-mini-cut-cutmix", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
+    assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "preview.html").read_text()
+    assert re.search(r"cat|dog|emu", page)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_opens_without_a_complaint(tmp_path, capsys):
+    assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 0
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/preview.html"]
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
+    assert "What the network sees" in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quikstart"], "did you mean 'quickstart'"),
+        ([], "preview needs a recipe"),
+        (["quickstart", "--mixer.kind=vornoi"], "unknown mixer kind 'vornoi'; did you mean 'voronoi'"),
+        (["quickstart", "--run=x"], "unknown setting 'run'"),
+        (["quickstart", "--mixer.kind=grid", "--model.num_members=17"], "'grid' has 16 cells"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["preview", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_montage_shows_every_channel():
+    mask = torch.arange(5.0)[:, None, None].expand(5, 2, 3)
+    picture = montage(mask)
+    assert picture.shape == (4, 9)
+    assert picture[:2].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 2
+    assert picture[2:, :6].tolist() == [[3, 3, 3, 4, 4, 4]] * 2
+
+
+def test_pictures_undo_the_normalisation():
+    own = DataSettings(channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2])
+    pixels = torch.rand(2, 3, 4, 4)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (own.mean, own.std))
+    np.testing.assert_allclose(shown_images((pixels - mean) / std, own), pixels.permute(0, 2, 3, 1), atol=1e-6)
+
+
+def test_the_mixture_is_the_sum_of_masked_inputs():
+    inputs = np.stack([np.full((4, 4, 3), 0.25), np.full((4, 4, 3), 0.75)])
+    masks = torch.zeros(2, 1, 2, 2)
+    masks[0, :, 0], masks[1, :, 1] = 1, 1  # on a map of half the size
+    assert blended(inputs, masks)[:, 0, 0].tolist() == [0.25, 0.25, 0.75, 0.75]
+    assert not np.array_equal(colored(masks)[0, 0], colored(masks)[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("target", "text"), [(torch.tensor([[1]]), "dog"), (torch.tensor([[[0.25, 0.75, 0.0]]]), "0.75 dog + 0.25 cat")]
+)
+def test_targets_in_words(target, text):
+    empty = torch.zeros(1, 1)
+    assert target_of(MixedBatch(empty, empty, target, empty), 0, ["cat", "dog", "emu"]) == text
+
+
+def test_every_kind_is_in_the_catalogue():
+    assert len(KINDS) == 17
