@@ -1,28 +1,47 @@
-"""Figures of merit against scikit-learn, brute force and closed forms."""
+"""Figures of merit against scikit-learn, SciPy, brute force and closed forms."""
 
 import math
+import multiprocessing
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from scipy.stats import entropy
+from sklearn.metrics import cohen_kappa_score, log_loss, matthews_corrcoef, roc_auc_score, top_k_accuracy_score
 
 import mixmo
-from mixmo import metrics
+from mixmo.metrics import (
+    Calibration,
+    Diversity,
+    EnsembleGain,
+    OutOfDistribution,
+    Scores,
+    SelectivePrediction,
+    fit_temperature,
+)
+from mixmo.metrics.ood import ood_scores
+from mixmo.metrics.temperature import two_fold
 
 draws = {
     "n": st.integers(1, 40),
-    "classes": st.integers(2, 12),
-    "scale": st.floats(0.1, 30),
+    "classes": st.sampled_from([2, 3, 5, 12, 1000]),
+    "scale": st.sampled_from([0.0, 0.3, 3.0, 30.0, 1000.0]),
+    "coarse": st.booleans(),
     "seed": st.integers(0, 999),
 }
+"""``scale`` 0 makes all probabilities equal, 1000 certain; ``coarse`` makes ties."""
+
+fast = settings(max_examples=60, deadline=None)
 
 
-def sample(n, classes, scale, seed, members=1):
+def sample(n, classes, scale, coarse, seed, members=1):
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((n, members, classes)) * scale
+    if coarse:
+        logits = logits.round()
     return torch.from_numpy(logits), torch.from_numpy(rng.integers(0, classes, n))
 
 
@@ -31,73 +50,274 @@ def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-def calibration_error_by_loop(probabilities, targets, bins=15):
-    total = 0.0
-    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
+def figures_of(metric, *batches):
+    for batch in batches:
+        metric.update(*batch)
+    return {name: value.item() for name, value in metric.compute().items()}
+
+
+def in_batches(*tensors):
+    """The same samples in two batches of unequal size."""
+    cut = len(tensors[0]) // 3
+    parts = [[t[:cut] for t in tensors], [t[cut:] for t in tensors]]
+    return [part for part in parts if len(part[0])]
+
+
+def ece_by_loop(confidence, correct, bins=15):
+    total, gaps = 0.0, [0.0]
     for i in range(bins):
         low, high = i / bins, (i + 1) / bins
-        inside = (confidence > low) & (confidence <= high if i < bins - 1 else confidence <= 1.0000001)
+        inside = (confidence > low if i else confidence >= 0) & (confidence <= high if i < bins - 1 else True)
         if inside.any():
-            total += abs((predicted == targets)[inside].mean() - confidence[inside].mean()) * inside.mean()
-    return total
+            gaps.append(abs(correct[inside].mean() - confidence[inside].mean()))
+            total += gaps[-1] * inside.mean()
+    return total, max(gaps)
 
 
-@settings(max_examples=60)
+def adaptive_gaps(values, hits, bins=15):
+    order = sorted(range(len(values)), key=lambda i: (values[i], hits[i]))
+    parts = [np.array(part, dtype=int) for part in np.array_split(order, bins)]
+    return [(abs(np.mean(hits[part]) - np.mean(values[part])), len(part)) for part in parts if len(part)]
+
+
+@fast
+@given(**draws)
+def test_scores_match_the_oracles(n, classes, scale, coarse, seed):
+    logits, targets = sample(n, classes, scale, coarse, seed)
+    p, t = softmax(logits.numpy()[:, 0]), targets.numpy()
+    found = figures_of(Scores(), *in_batches(torch.from_numpy(p), targets))
+    assert found["accuracy"] == pytest.approx((p.argmax(1) == t).mean())
+    distinct = all(len(set(row)) == classes for row in p)
+    if classes > 5 and distinct:  # scikit-learn breaks ties the other way round
+        expected = top_k_accuracy_score(t, p, k=5, labels=range(classes))
+        assert found["accuracy_top5"] == pytest.approx(expected)
+    if classes <= 5:
+        assert found["accuracy_top5"] == 1
+    if p.min() > 1e-12:  # scikit-learn clips below its own epsilon
+        assert found["nll"] == pytest.approx(log_loss(t, p, labels=range(classes)), rel=1e-6, abs=1e-9)
+    brier = ((p - np.eye(classes)[t]) ** 2).sum(1).mean()
+    assert found["brier"] == pytest.approx(brier, abs=1e-9)
+    assert found["brier_per_class"] == pytest.approx(brier / classes, abs=1e-9)
+
+
+@fast
+@given(**draws)
+def test_calibration_matches_brute_force(n, classes, scale, coarse, seed):
+    logits, targets = sample(n, min(classes, 12), scale, coarse, seed)
+    classes = logits.shape[2]
+    p, t = softmax(logits.numpy()[:, 0]), targets.numpy()
+    found = figures_of(Calibration(), *in_batches(torch.from_numpy(p), targets))
+    confidence, correct = p.max(1), (p.argmax(1) == t).astype(float)
+    ece, mce = ece_by_loop(confidence, correct)
+    assert found["ece"] == pytest.approx(ece, abs=1e-9)
+    assert found["mce"] == pytest.approx(mce, abs=1e-9)
+    adaptive = sum(gap * length for gap, length in adaptive_gaps(confidence, correct)) / n
+    assert found["ece_adaptive"] == pytest.approx(adaptive, abs=1e-9)
+    classwise, thresholded = 0.0, 0.0
+    for k in range(classes):
+        hits = (t == k).astype(float)
+        classwise += ece_by_loop(p[:, k], hits)[0] / classes
+        likely = p[:, k] > 0.01
+        thresholded += sum(gap for gap, _ in adaptive_gaps(p[likely, k], hits[likely])) / (15 * classes)
+    assert found["ece_classwise"] == pytest.approx(classwise, abs=1e-9)
+    assert found["tace"] == pytest.approx(thresholded, abs=1e-9)
+
+
+@fast
+@given(**draws)
+def test_selective_prediction_matches_brute_force(n, classes, scale, coarse, seed):
+    logits, targets = sample(n, classes, scale, coarse, seed)
+    p, t = softmax(logits.numpy()[:, 0]), targets.numpy()
+    found = figures_of(SelectivePrediction(), *in_batches(torch.from_numpy(p), targets))
+    confidence, correct = p.max(1), p.argmax(1) == t
+    risks, best = [], []
+    for i in range(1, n + 1):  # the mean over all orders of equal confidences
+        threshold = np.sort(confidence)[::-1][i - 1]
+        above, level = confidence > threshold, confidence == threshold
+        errors = (~correct[above]).sum() + (i - above.sum()) * (~correct[level]).mean()
+        risks.append(errors / i)
+        best.append(max(0, i - correct.sum()) / i)
+    assert found["aurc"] == pytest.approx(np.mean(risks), abs=1e-9)
+    assert found["eaurc"] == pytest.approx(np.mean(risks) - np.mean(best), abs=1e-9)
+    for coverage in (95, 99):
+        assert found[f"accuracy_at_{coverage}"] == pytest.approx(1 - risks[math.ceil(n * coverage / 100) - 1], abs=1e-9)
+    if 0 < correct.sum() < n:
+        assert found["auroc_correct"] == pytest.approx(roc_auc_score(correct, confidence))
+    else:
+        assert math.isnan(found["auroc_correct"])
+
+
+@fast
+@given(**draws, members=st.integers(2, 4))
+def test_diversity_matches_the_oracles(n, classes, scale, coarse, seed, members):
+    logits, targets = sample(n, classes, scale, coarse, seed, members)
+    p, t = softmax(logits.numpy()), targets.numpy()
+    found = figures_of(Diversity(classes, members), *in_batches(torch.from_numpy(p), targets))
+    predictions = p.argmax(2)
+    right = predictions == t[:, None]
+    expected = {name: [] for name in found}
+    for i in range(members):
+        for j in range(i + 1, members):
+            n11, n00 = (right[:, i] & right[:, j]).sum(), (~right[:, i] & ~right[:, j]).sum()
+            n10, n01 = (right[:, i] & ~right[:, j]).sum(), (~right[:, i] & right[:, j]).sum()
+            expected["d_re"].append((n10 + n01) / n00 if n00 else 2 * (n10 + n01) / n)
+            expected["disagreement"].append((predictions[:, i] != predictions[:, j]).mean())
+            above, below = n11 * n00 - n10 * n01, n11 * n00 + n10 * n01
+            expected["q_statistic"].append(above / below if below else 0)
+            expected["correlation"].append(matthews_corrcoef(right[:, i], right[:, j]))
+            expected["double_fault"].append(n00 / n)
+            one_class = len(set(predictions[:, i]) | set(predictions[:, j])) == 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kappa = 1 if one_class else cohen_kappa_score(predictions[:, i], predictions[:, j])
+            expected["kappa"].append(kappa)
+            expected["kl"].append((entropy(p[:, i], p[:, j], axis=1) + entropy(p[:, j], p[:, i], axis=1)).mean() / 2)
+            norms = np.linalg.norm(p[:, i], axis=1) * np.linalg.norm(p[:, j], axis=1)
+            expected["cosine"].append(((p[:, i] * p[:, j]).sum(1) / norms).mean())
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(np.mean(values), rel=1e-6, abs=1e-6), name
+
+
+@fast
 @given(**draws, members=st.integers(1, 4))
-def test_evaluate_matches_the_oracles(n, classes, scale, seed, members):
-    logits, targets = sample(n, classes, scale, seed, members)
+def test_gain_by_brute_force(n, classes, scale, coarse, seed, members):
+    logits, targets = sample(n, classes, min(scale, 30.0), coarse, seed, members)
+    p, t = softmax(logits.numpy()), targets.numpy()
+    found = figures_of(EnsembleGain(), *in_batches(torch.from_numpy(p), targets))
+    right = p.argmax(2) == t[:, None]
+    nll = -np.log(p[np.arange(n), :, t])
+    together = -np.log(p.mean(1)[np.arange(n), t])
+    assert found["member_mean_accuracy"] == pytest.approx(right.mean())
+    assert found["oracle_accuracy"] == pytest.approx(right.any(1).mean())
+    assert found["member_mean_nll"] == pytest.approx(nll.mean())
+    assert found["nll_gain"] == pytest.approx(nll.mean() - together.mean(), abs=1e-9)
+    assert found["nll_gain"] >= -1e-12
+
+
+@fast
+@given(n=st.integers(2, 30), scale=st.sampled_from([0.0, 1.0, 30.0]), coarse=st.booleans(), seed=st.integers(0, 500))
+def test_out_of_distribution_by_brute_force(n, scale, coarse, seed):
+    logits, _ = sample(n, 4, scale, coarse, seed, 2)
+    out = np.arange(n) % 2 == 1
+    metric = OutOfDistribution()
+    metric.update(logits[~out], out=False)
+    metric.update(logits[out], out=True)
+    found = {name: value.item() for name, value in metric.compute().items()}
+    p = softmax(logits.numpy())
+    mean = p.mean(1)
+    total, own = entropy(mean, axis=1), entropy(p, axis=2).mean(1)
+    expected = {
+        "max_probability": -mean.max(1), "entropy": total, "mutual_information": total - own,
+        "energy": -np.log(np.exp(logits.numpy().mean(1)).sum(1)),
+    }  # fmt: skip
+    for name, scores in ood_scores(logits).items():
+        np.testing.assert_allclose(scores, expected[name], atol=1e-9)
+        scores = scores.numpy()
+        strange, known = scores[out], scores[~out]
+        wins = (strange[:, None] > known).mean() + (strange[:, None] == known).mean() / 2
+        assert found[f"{name}/auroc"] == pytest.approx(wins)
+        thresholds = [s for s in sorted(set(scores), reverse=True) if (strange >= s).mean() >= 0.95]
+        assert found[f"{name}/fpr95"] == pytest.approx((known >= thresholds[0]).mean())
+        precision, area, before = 0.0, 0.0, 0.0
+        for s in sorted(set(scores), reverse=True):
+            precision, recall = (strange >= s).sum() / (scores >= s).sum(), (strange >= s).mean()
+            area, before = area + precision * (recall - before), recall
+        assert found[f"{name}/aupr"] == pytest.approx(area)
+
+
+def test_out_of_distribution_needs_both_kinds():
+    metric = OutOfDistribution()
+    metric.update(torch.randn(3, 2, 4), out=True)
+    with pytest.raises(ValueError, match="images of both kinds"):
+        metric.compute()
+
+
+@fast
+@given(truth=st.floats(0.2, 5), seed=st.integers(0, 100))
+def test_temperature_is_the_best_of_a_grid(truth, seed):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.standard_normal((400, 5)) * 2)
+    targets = torch.from_numpy(np.array([rng.choice(5, p=row) for row in softmax(logits.numpy())]))
+    found = fit_temperature(logits * truth, targets)
+
+    def nll(temperature):
+        return torch.nn.functional.cross_entropy(logits * truth / temperature, targets).item()
+
+    grid = np.exp(np.linspace(math.log(0.05), math.log(20), 400))
+    assert nll(found) <= min(nll(t) for t in grid) + 1e-9
+    assert found == pytest.approx(truth, rel=0.35)
+
+
+def test_two_fold_scaling_never_fits_what_it_judges():
+    logits = torch.randn(40, 3)
+    targets = torch.randint(3, (40,))
+    scaled = two_fold(logits, targets)
+    flipped = targets.clone()
+    flipped[::2] = (flipped[::2] + 1) % 3  # other labels in one half change the other half only
+    other = two_fold(logits, flipped)
+    assert torch.equal(scaled[::2], other[::2]) and not torch.equal(scaled[1::2], other[1::2])
+    torch.testing.assert_close(scaled[::2], logits[::2].double() / fit_temperature(logits[1::2], targets[1::2]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(2, 30), scale=st.floats(0.1, 30), seed=st.integers(0, 99), members=st.integers(1, 3))
+def test_evaluate_judges_averages_and_members(n, scale, seed, members):
+    logits, targets = sample(n, 6, scale, False, seed, members)
     figures = mixmo.evaluate(logits, targets)
-    each, labels = softmax(logits.numpy()), list(range(classes))
-    oracles = {"": softmax(logits.numpy().mean(1)), "probability_average/": each.mean(1)}
-    oracles |= {f"member_{i}/": each[:, i] for i in range(members)}
-    assert len(figures) == 5 * len(oracles) + (2 if members > 1 else 0)
-    for prefix, p in oracles.items():
-        t = targets.numpy()
-        assert figures[f"{prefix}accuracy"] == pytest.approx((p.argmax(1) == t).mean())
-        if classes > 5:
-            top5 = top_k_accuracy_score(t, p, k=5, labels=labels)
-            assert figures[f"{prefix}accuracy_top5"] == pytest.approx(top5)
-        else:
-            assert figures[f"{prefix}accuracy_top5"] == 1
-        if p.min() > 1e-12:  # scikit-learn clips below its own epsilon
-            assert figures[f"{prefix}nll"] == pytest.approx(log_loss(t, p, labels=labels), rel=1e-6, abs=1e-9)
-        brier = ((p - np.eye(classes)[t]) ** 2).sum(1).mean()
-        assert figures[f"{prefix}brier"] == pytest.approx(brier, abs=1e-9)
-        assert figures[f"{prefix}ece"] == pytest.approx(calibration_error_by_loop(p, t), abs=1e-9)
-    if members > 1:
-        wrong = logits.argmax(2).numpy() != targets.numpy()[:, None]
-        ratios, differ = [], []
-        for i in range(members):
-            for j in range(i):
-                single, both = (wrong[:, i] != wrong[:, j]).sum(), (wrong[:, i] & wrong[:, j]).sum()
-                ratios.append(single / both if both else 2 * single / n)
-                differ.append((logits[:, i].argmax(1) != logits[:, j].argmax(1)).double().mean().item())
-        assert figures["d_re"] == pytest.approx(np.mean(ratios))
-        assert figures["disagreement"] == pytest.approx(np.mean(differ))
+    each = softmax(logits.numpy())
+    parts = {"": softmax(logits.numpy().mean(1)), "probability_average/": each.mean(1)}
+    parts |= {f"member_{i}/": each[:, i] for i in range(members)}
+    for prefix, p in parts.items():
+        for metric in (Scores(), Calibration(), SelectivePrediction()):
+            for key, value in figures_of(metric, (torch.from_numpy(p), targets)).items():
+                assert figures[prefix + key] == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), prefix + key
+    shared = 8 + 4 if members > 1 else 0
+    assert len(figures) == (5 + 5 + 5) * (members + 2) + shared + 2
+    assert ("d_re" in figures) == (members > 1)
+
+
+def test_evaluation_in_pieces_is_evaluation(monkeypatch):
+    logits, targets = sample(50, 7, 3.0, False, 0, 2)
+    whole = mixmo.evaluate(logits, targets)
+    monkeypatch.setattr(mixmo.evaluation, "CHUNK", 100)
+    assert mixmo.evaluate(logits, targets) == pytest.approx(whole, rel=1e-12)
 
 
 def test_huge_logits_give_finite_figures():
     logits = torch.tensor([[[1e4, -1e4], [1e4, 0.0]], [[-1e4, 1e4], [0.0, 1e4]]])
     figures = mixmo.evaluate(logits, torch.tensor([0, 0]))
     assert all(math.isfinite(value) for value in figures.values())
+    assert figures["nll"] == pytest.approx(7500)
+
+
+def test_perfect_and_worst_predictions():
+    p, t = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0])
+    best = figures_of(Scores(), (p, t)) | figures_of(Calibration(), (p, t)) | figures_of(SelectivePrediction(), (p, t))
+    assert (best["accuracy"], best["nll"], best["brier"], best["ece"], best["aurc"]) == (1, 0, 0, 0, 0)
+    worst = figures_of(Scores(), (p, (t + 1) % 3)) | figures_of(Calibration(), (p, (t + 1) % 3))
+    assert (worst["accuracy"], worst["nll"], worst["brier"], worst["ece"]) == (0, math.inf, 2, 1)
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
     """lo < confidence <= hi: 0.6 = 9/15 shares the bin of 0.55, not that of 0.65."""
     p = torch.tensor([[0.6, 0.4], [0.55, 0.45]], dtype=torch.double)
-    assert metrics.expected_calibration_error(p, torch.tensor([0, 1])) == pytest.approx(abs(0.5 - 0.575))
+    assert figures_of(Calibration(), (p, torch.tensor([0, 1])))["ece"] == pytest.approx(abs(0.5 - 0.575))
 
 
 def test_certain_predictions_are_in_the_last_bin():
     p = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.95, 0.05]])
-    assert metrics.expected_calibration_error(p, torch.tensor([0, 1, 0])) == pytest.approx(2.95 / 3 - 2 / 3, abs=1e-7)
+    found = figures_of(Calibration(), (p, torch.tensor([0, 1, 0])))["ece"]
+    assert found == pytest.approx(2.95 / 3 - 2 / 3, abs=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_any_precision_is_evaluated_in_float64(dtype):
-    logits, targets = sample(50, 10, 3, 0, 2)
+    logits, targets = sample(50, 10, 3.0, False, 0, 2)
     low = logits.to(dtype)
     assert mixmo.evaluate(low, targets) == mixmo.evaluate(low.double(), targets)
+    scores = Scores()
+    scores.update(low[:, 0].softmax(1), targets)
+    assert scores.total.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -110,11 +330,70 @@ def test_any_precision_is_evaluated_in_float64(dtype):
         (torch.zeros(2, 1, 3), torch.tensor([0, -1]), "target -1 in row 1"),
     ],
 )
-def test_bad_predictions_are_refused(logits, targets, message):
+def test_bad_logits_are_refused(logits, targets, message):
     with pytest.raises(ValueError, match=message):
         mixmo.evaluate(logits, targets.long())
 
 
-def test_diversity_needs_two_members():
+@pytest.mark.parametrize("metric", [Scores, Calibration, SelectivePrediction])
+@pytest.mark.parametrize(
+    ("rows", "targets", "message"),
+    [
+        ([[0.5, 0.5], [math.nan, 0.5]], [0, 0], "row 1 are not finite"),
+        ([[0.5, 0.5], [0.5, 0.4]], [0, 0], "row 1 sum to 0.9, not to one"),
+        ([[1.5, -0.5]], [0], "row 0 are negative"),
+        ([[0.5, 0.5]], [2], "target 2 in row 0 is out of range"),
+        ([[0.5, 0.5]], [0, 1], "do not fit"),
+        ([0.5, 0.5], [0, 1], r"they are \(B, K\)"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(metric, rows, targets, message):
+    with pytest.raises(ValueError, match=message):
+        metric().update(torch.tensor(rows), torch.tensor(targets))
+
+
+def test_members_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="between members"):
-        metrics.disagreement(torch.zeros(3, 1))
+        Diversity(3, 1)
+    with pytest.raises(ValueError, match=r"do not fit \(B, M, K\)"):
+        Diversity(3, 2).update(torch.full((4, 3, 3), 1 / 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="row 2 sum to"):
+        EnsembleGain().update(torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]], [[0.5, 0.6]]]), torch.tensor([0, 0, 0]))
+
+
+def one_process(rank, port, file):
+    """Half of the samples on each of two processes; the first writes what all come to."""
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    logits, targets = sample(31, 5, 2.0, True, 3, 2)
+    own = slice(0, 10) if rank == 0 else slice(10, 31)
+    p = logits.softmax(2)[own]
+    found = {}
+    for metric in (Scores(), Calibration(), SelectivePrediction()):
+        found |= figures_of(metric, (p[:, 0], targets[own]))
+    for metric in (Diversity(5, 2), EnsembleGain()):
+        found |= figures_of(metric, (p, targets[own]))
+    if rank == 0:
+        torch.save(found, file)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_figures_of_one(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=one_process, args=(rank, port, tmp_path / "found.pt")) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    logits, targets = sample(31, 5, 2.0, True, 3, 2)
+    p, expected = logits.softmax(2), {}
+    for metric in (Scores(), Calibration(), SelectivePrediction()):
+        expected |= figures_of(metric, (p[:, 0], targets))
+    for metric in (Diversity(5, 2), EnsembleGain()):
+        expected |= figures_of(metric, (p, targets))
+    assert torch.load(tmp_path / "found.pt") == pytest.approx(expected, rel=1e-12, nan_ok=True)

@@ -240,7 +240,7 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
 
 def test_test_json_repeats_what_the_loaded_network_says(whole):
     _, run = whole
-    figures = judge(run, "best")
+    figures = judge(run, checkpoint="best")
     net = mixmo.load(run.path, "best")
     from mixmo.batches import Augmentation
     from mixmo.data import load_images

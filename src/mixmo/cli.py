@@ -23,7 +23,8 @@ usage: mixmo COMMAND …
 
   fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
   fit RUN                                               go on with a run that was stopped
-  test RUN [--checkpoint best]                          figures on the test set: table and test.json
+  test RUN… [--ood DATASET …] [--checkpoint best]       figures on the test set, of several runs as one ensemble
+  test --predictions FILE.npz                           the same figures for another program's predictions
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
@@ -92,15 +93,24 @@ def fit_command(words: list[str]) -> None:
 
 
 def test_command(words: list[str]) -> None:
-    """``mixmo test RUN [--checkpoint last|best] [--precision 32-true|bf16-mixed]``."""
-    from mixmo.testing import judge
+    """``mixmo test RUN… [--ood DATASET …] [--per_class true] …`` or ``mixmo test --predictions FILE``."""
+    from mixmo.testing import judge, judge_file
 
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
-    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are judged as one ensemble")
+    parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
     parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
+    parser.add_argument("--ood", nargs="+", type=str, default=[], help="datasets of none of the classes")
+    parser.add_argument("--per_class", type=bool, default=False, help="judge each class as well")
     chosen = parse(parser, words)
-    judge(Run(chosen.run), chosen.checkpoint, chosen.precision)
+    if bool(chosen.runs) == (chosen.predictions is not None):
+        raise ValueError("test needs a run's folder, or several, or --predictions with a file.")
+    if chosen.predictions is not None:
+        judge_file(chosen.predictions, chosen.per_class)
+        return
+    runs = [Run(path) for path in chosen.runs]
+    judge(*runs, checkpoint=chosen.checkpoint, precision=chosen.precision, ood=chosen.ood, per_class=chosen.per_class)
 
 
 def recipes_command(words: list[str]) -> None:

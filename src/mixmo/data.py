@@ -177,6 +177,25 @@ def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
     return ImageData(train, validation, test, classes, size)
 
 
+def load_test_images(settings: DataSettings, other: str | None = None) -> tuple[ImageSet, list[str]]:
+    """Return the test images of a dataset and the names of its classes.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        other: Another dataset, whose test images are brought to the size of the recipe's.
+
+    Raises:
+        FileNotFoundError: if a dataset is missing.
+        ValueError: if it is damaged or its sizes differ.
+    """
+    own = open_source(settings.name, "test", settings.root, settings.download)
+    size = _canvas(settings, own)
+    if other is None:
+        return _image_set(own, settings, size), own.classes
+    source = open_source(other, "test", settings.root, settings.download)
+    return _image_set(source, settings, size, scaled=True), source.classes
+
+
 def train_loader(images: ImageSet, settings: DataSettings, seed: int, device: torch.device) -> DataLoader[Any]:
     """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
 
@@ -221,19 +240,20 @@ def _canvas(settings: DataSettings, source: Source) -> tuple[int, int]:
     return height, width
 
 
-def _image_set(source: Source, settings: DataSettings, size: tuple[int, int]) -> ImageSet:
-    """Return the set, decoded if it is to be resident."""
+def _image_set(source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None) -> ImageSet:
+    """Return the set, decoded if it is to be resident; images are scaled to the size if one is set, or if asked for."""
+    scaled = settings.image_size is not None if scaled is None else scaled
     count = len(source.labels)
     streamed = StreamedImages(source, np.arange(count), size, settings.channels)
     resident = settings.resident
     if resident is None:
         resident = count * math.prod(size) * settings.channels <= RESIDENT_LIMIT
     if not resident:
-        if settings.image_size is None:
+        if not scaled:
             raise ValueError("streamed images need one size: set --data.image_size.")
         return streamed
     images = np.empty((count, *size, settings.channels), dtype=np.uint8)
-    canvas = None if settings.image_size is None else size
+    canvas = size if scaled else None
 
     def fill(index: int) -> None:
         image = decode(source, index, canvas, settings.channels)

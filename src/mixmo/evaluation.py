@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
-from mixmo import metrics
 from mixmo.batches import Augmentation
 from mixmo.data import DistinctBatch
-from mixmo.metrics.scores import check_logits, ensemble_log_probabilities
+from mixmo.metrics import Calibration, Diversity, EnsembleGain, Scores, SelectivePrediction
+from mixmo.metrics.checks import check_logits
+from mixmo.metrics.temperature import two_fold
 from mixmo.network import MixMo
 
+CHUNK = 2**22
+"""Probabilities that are judged at a time, in float64: memory stays small for many samples and classes."""
 
+
+@torch.no_grad()
 def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
     """Return every figure of ``test.json`` for the logits of M members.
 
-    Keys without a prefix judge the average of the logits (the paper's rule), ``probability_average/…`` the
-    average of the probabilities, ``member_0/…`` each member: ``accuracy`` and ``accuracy_top5`` (shares),
-    ``nll`` (nats), ``brier`` (summed over classes), ``ece`` (15 bins). With M >= 2 there are also ``d_re``
-    (ratio of single to shared errors) and ``disagreement`` (share), means over pairs of members.
+    Keys without a prefix judge the average of the logits (the paper's rule), ``probability_average/…`` the average of
+    the probabilities, ``member_0/…`` each member: those of :class:`mixmo.metrics.Scores` (``accuracy``, ``nll``,
+    ``brier``, …), :class:`~mixmo.metrics.Calibration` (``ece``, …) and :class:`~mixmo.metrics.SelectivePrediction`
+    (``aurc``, …). With M >= 2 there are also those of :class:`~mixmo.metrics.Diversity` (``d_re``, …) and
+    :class:`~mixmo.metrics.EnsembleGain`. ``nll_two_fold`` and ``ece_two_fold`` are those of the logit average after
+    temperature scaling, each half of the samples by the temperature of the other (the paper's NLLc).
 
     Args:
         logits: (N, M, K).
         targets: (N,) class numbers.
 
     Returns:
-        A flat dict of floats.
+        A flat dict of floats; NaN where a figure is not defined.
 
     Raises:
         ValueError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
@@ -39,29 +48,39 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
         (1.0, 0.5, 0.5)
     """
     check_logits(logits, targets)
-    averages = ensemble_log_probabilities(logits)
-    figures = _scores(averages["logit"], targets)
-    if logits.shape[1] > 1:
-        predictions = logits.argmax(2)
-        figures["d_re"] = metrics.error_ratio(predictions, targets)
-        figures["disagreement"] = metrics.disagreement(predictions)
-    parts = {"probability_average": averages["probability"]}
-    for member in range(logits.shape[1]):
-        parts[f"member_{member}"] = logits[:, member].double().log_softmax(1)
-    for part, log_probabilities in parts.items():
-        figures |= {f"{part}/{key}": value for key, value in _scores(log_probabilities, targets).items()}
-    return figures
-
-
-def _scores(log_probabilities: Tensor, targets: Tensor) -> dict[str, float]:
-    probabilities = log_probabilities.exp()
-    return {
-        "accuracy": metrics.accuracy(log_probabilities, targets),
-        "accuracy_top5": metrics.accuracy(log_probabilities, targets, top=5),
-        "nll": metrics.negative_log_likelihood(log_probabilities, targets),
-        "brier": metrics.brier_score(probabilities, targets),
-        "ece": metrics.expected_calibration_error(probabilities, targets),
+    _, members, classes = logits.shape
+    names = ("", "probability_average/", *(f"member_{index}/" for index in range(members)))
+    scores = {name: Scores() for name in names}
+    others: dict[str, list[Metric]] = {name: [Calibration(), SelectivePrediction()] for name in names}
+    between = [Diversity(classes, members), EnsembleGain()] if members > 1 else []
+    rows = max(1, CHUNK // (members * classes))
+    for chunk, labels in zip(logits.split(rows), targets.split(rows), strict=True):
+        log_members = chunk.double().log_softmax(2)
+        averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
+        for name, logs in zip(names, (*averages, *log_members.unbind(1)), strict=True):
+            scores[name].update(logs.exp(), labels, logs)
+            for metric in others[name]:
+                metric.update(logs.exp(), labels)
+        for both in between:
+            both.update(log_members.exp(), labels, log_members)
+    others[""] += between
+    figures = {
+        f"{name}{key}": value.item()
+        for name in names
+        for metric in (scores[name], *others[name])
+        for key, value in metric.compute().items()
     }
+    return figures | _two_fold_figures(logits, targets)
+
+
+def _two_fold_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    if len(logits) < 2:
+        return {"nll_two_fold": math.nan, "ece_two_fold": math.nan}
+    logs = two_fold(logits.double().mean(1), targets).log_softmax(1)
+    scores, calibration = Scores(), Calibration()
+    scores.update(logs.exp(), targets, logs)
+    calibration.update(logs.exp(), targets)
+    return {"nll_two_fold": scores.compute()["nll"].item(), "ece_two_fold": calibration.compute()["ece"].item()}
 
 
 @torch.inference_mode()

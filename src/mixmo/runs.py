@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import shlex
@@ -96,8 +97,9 @@ class Run:
         return file
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
-        """Write a JSON file into the folder, whole or not at all."""
-        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        """Write a JSON file into the folder, whole or not at all; NaN, which JSON does not know, becomes null."""
+        content = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in content.items()}
+        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return self.path / name
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -1,14 +1,22 @@
-"""Figures of merit for ensembles: proper scores, calibration, diversity."""
+"""Figures of merit as torchmetrics classes: they add up over batches and processes, in float64.
 
-from mixmo.metrics.calibration import expected_calibration_error
-from mixmo.metrics.diversity import disagreement, error_ratio
-from mixmo.metrics.scores import accuracy, brier_score, negative_log_likelihood
+All take probabilities (B, K), or those of M members (B, M, K), and class numbers (B,); ``compute`` returns a dict of
+float64 scalars by the names of ``test.json``. A figure that is not defined (a ratio over nothing) is NaN.
+"""
+
+from mixmo.metrics.calibration import Calibration
+from mixmo.metrics.diversity import Diversity
+from mixmo.metrics.ood import OutOfDistribution
+from mixmo.metrics.scores import EnsembleGain, Scores
+from mixmo.metrics.selective import SelectivePrediction
+from mixmo.metrics.temperature import fit_temperature
 
 __all__ = [
-    "accuracy",
-    "brier_score",
-    "disagreement",
-    "error_ratio",
-    "expected_calibration_error",
-    "negative_log_likelihood",
+    "Calibration",
+    "Diversity",
+    "EnsembleGain",
+    "OutOfDistribution",
+    "Scores",
+    "SelectivePrediction",
+    "fit_temperature",
 ]

@@ -2,32 +2,124 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from mixmo.metrics.checks import check_probabilities, check_targets, zeros
+
+THRESHOLD = 0.01
 
 
-def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Return ECE = Σ_bins (n_bin / N) * |accuracy(bin) - mean confidence(bin)| (Guo et al. 2017).
+class Calibration(Metric):
+    """Calibration errors: mean gaps between confidence and how often it is right.
 
-    Bins are of equal width, open below and closed above (lo < confidence <= hi), so that a confidence of
-    exactly 1 belongs to the last one. torchmetrics closes them below.
+    * ``ece`` = Σ_bins (n_bin / N) * |accuracy(bin) - mean confidence(bin)| (Guo et al. 2017) over bins of equal width,
+      open below and closed above (lo < confidence <= hi), so that a confidence of exactly 1 belongs to the last.
+    * ``mce``: the largest of these gaps over bins that are not empty.
+    * ``ece_adaptive``: as ``ece``, with bins of equal size: the sorted confidences, cut into parts that differ by at
+      most one sample, larger parts first (Nguyen & O'Connor 2015). Among equal confidences wrong ones come first.
+    * ``ece_classwise``: the mean over classes of the ``ece`` of p_k against [target = k] (Kull et al. 2019).
+    * ``tace`` = Σ_k Σ_bins |frequency - mean p_k| / (K * bins), over bins of equal size of the p_k above 0.01
+      (Nixon et al. 2019); a class without such p_k adds 0.
 
     Args:
-        probabilities: (N, K).
-        targets: (N,) class numbers.
         bins: Number of bins; 15 in the paper.
 
-    Returns:
-        A value in [0, 1].
-
     Example:
-        >>> expected_calibration_error(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
+        >>> calibration = Calibration()
+        >>> calibration.update(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
+        >>> calibration.compute()["ece"].item()
         0.25
     """
-    confidence, predicted = probabilities.double().max(1)
-    correct = (predicted == targets).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    number = torch.bucketize(confidence, edges[1:-1])  # right=False: edges[i-1] < confidence <= edges[i]
-    gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gaps.scatter_add_(0, number, correct - confidence)
-    return (gaps.abs().sum() / len(confidence)).item()
+
+    full_state_update = False
+    gaps: Tensor
+    counts: Tensor
+    class_gaps: Tensor
+    confidence: list[Tensor]
+    correct: list[Tensor]
+    likely: list[Tensor]
+    likely_class: list[Tensor]
+    likely_hit: list[Tensor]
+
+    def __init__(self, bins: int = 15, **options: Any) -> None:
+        super().__init__(**options)
+        self.bins = bins
+        self.add_state("gaps", zeros(bins), dist_reduce_fx="sum")
+        self.add_state("counts", zeros(bins), dist_reduce_fx="sum")
+        self.add_state("class_gaps", zeros(1, 1), dist_reduce_fx="sum")  # (K, bins) once K is known
+        for name in ("confidence", "correct", "likely", "likely_class", "likely_hit"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, targets: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            probabilities: (B, K).
+            targets: (B,) class numbers.
+
+        Raises:
+            ValueError: if they do not fit or are no probabilities; the row is named.
+        """
+        p = check_probabilities(probabilities)
+        check_targets(targets, *p.shape)
+        classes = p.shape[1]
+        confidence, predicted = p.max(1)
+        correct = (predicted == targets).double()
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=p.device)[1:-1]
+        number = torch.bucketize(confidence, edges)  # right=False: edges[i-1] < confidence <= edges[i]
+        self.gaps.scatter_add_(0, number, correct - confidence)
+        self.counts.scatter_add_(0, number, torch.ones_like(confidence))
+        hit = torch.zeros_like(p).scatter_(1, targets[:, None], 1)
+        if self.class_gaps.shape != (classes, self.bins):
+            self.class_gaps = self.class_gaps.new_zeros(classes, self.bins)
+        cell = torch.bucketize(p, edges) + self.bins * torch.arange(classes, device=p.device)
+        self.class_gaps.view(-1).scatter_add_(0, cell.flatten(), (hit - p).flatten())
+        self.confidence.append(confidence)
+        self.correct.append(correct)
+        rows, columns = (p > THRESHOLD).nonzero(as_tuple=True)
+        self.likely.append(p[rows, columns])
+        self.likely_class.append(columns)
+        self.likely_hit.append(hit[rows, columns])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures of all batches."""
+        confidence, correct = dim_zero_cat(self.confidence), dim_zero_cat(self.correct)
+        count = len(confidence)
+        mean_gaps = self.gaps.abs() / self.counts.clamp(min=1)
+        sums, _ = _equal_parts(confidence, correct, self.bins)
+        return {
+            "ece": self.gaps.abs().sum() / count,
+            "mce": mean_gaps.max(),
+            "ece_adaptive": sums.abs().sum() / count,
+            "ece_classwise": self.class_gaps.abs().sum() / (count * len(self.class_gaps)),
+            "tace": self._thresholded(len(self.class_gaps)),
+        }
+
+    def _thresholded(self, classes: int) -> Tensor:
+        values, hits = dim_zero_cat(self.likely), dim_zero_cat(self.likely_hit)
+        owner = dim_zero_cat(self.likely_class)
+        order = owner.argsort()
+        sizes = torch.bincount(owner, minlength=classes).tolist()
+        total = zeros().to(values.device)
+        parts = zip(values[order].split(sizes), hits[order].split(sizes), strict=True)
+        for own_values, own_hits in parts:
+            sums, lengths = _equal_parts(own_values, own_hits, self.bins)
+            total += (sums.abs() / lengths.clamp(min=1)).sum()
+        return total / (classes * self.bins)
+
+
+def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Return for each of ``bins`` parts of the sorted values the sum of hit - value, and its length."""
+    order = hits.argsort(stable=True)
+    order = order[values[order].argsort(stable=True)]
+    gaps = (hits - values)[order]
+    base, rest = divmod(len(gaps), bins)
+    lengths = torch.tensor([base + (index < rest) for index in range(bins)], device=gaps.device)
+    ends = lengths.cumsum(0)
+    running = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+    return running[ends] - running[ends - lengths], lengths

@@ -1,108 +1,115 @@
-"""Accuracy and proper scores of predicted probabilities."""
+"""Accuracy and proper scores, and what averaging members gains in them."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import Metric
+
+from mixmo.metrics.checks import check_probabilities, check_targets, zeros
 
 
-def accuracy(scores: Tensor, targets: Tensor, top: int = 1) -> float:
-    """Return the share of samples whose class is among the ``top`` highest scores.
+class Scores(Metric):
+    """Top-1, top-5, negative log-likelihood and Brier score.
 
-    Args:
-        scores: (N, K) logits or probabilities.
-        targets: (N,) class numbers.
-        top: 1 for top-1, 5 for top-5; with fewer classes all of them count.
-
-    Returns:
-        A share in [0, 1].
-
-    Example:
-        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
-        0.5
-    """
-    found = scores.topk(min(top, scores.shape[1]), 1).indices == targets[:, None]
-    return found.any(1).double().mean().item()
-
-
-def negative_log_likelihood(log_probabilities: Tensor, targets: Tensor) -> float:
-    """Return the mean of -log p(target), in nats.
-
-    Args:
-        log_probabilities: (N, K), log-softmax of logits or log of averaged probabilities.
-        targets: (N,) class numbers.
+    * ``accuracy``, ``accuracy_top5``: share of samples whose class is among the 1 or 5 most probable ones (all
+      count where there are fewer); a tie for the last place goes to the lower class number.
+    * ``nll``: mean of -log p(target), in nats; infinite where a target has probability 0.
+    * ``brier``: mean of Σ_k (p_k - [k = target])², in [0, 2].
+    * ``brier_per_class``: the same divided by K, as the paper's code has it.
 
     Example:
-        >>> negative_log_likelihood(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0]))
-        0.693...
+        >>> scores = Scores()
+        >>> scores.update(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 0]))
+        >>> {name: round(value.item(), 3) for name, value in scores.compute().items()}
+        {'accuracy': 0.5, 'accuracy_top5': 1.0, 'nll': 1.04, 'brier': 0.812, 'brier_per_class': 0.406}
     """
-    return F.nll_loss(log_probabilities.double(), targets).item()
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", zeros(5), dist_reduce_fx="sum")
+        self.add_state("count", zeros(), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, targets: Tensor, log_probabilities: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            probabilities: (B, K).
+            targets: (B,) class numbers.
+            log_probabilities: (B, K) for the negative log-likelihood, where they are known better than as logarithms
+                of the probabilities, which can be 0.
+
+        Raises:
+            ValueError: if they do not fit or are no probabilities; the row is named.
+        """
+        p = check_probabilities(probabilities)
+        check_targets(targets, *p.shape)
+        logs = p.log() if log_probabilities is None else log_probabilities.double()
+        own = p.gather(1, targets[:, None])
+        place = (p > own).sum(1) + ((p == own) & (torch.arange(p.shape[1], device=p.device) < targets[:, None])).sum(1)
+        brier = p.square().sum(1) - 2 * own[:, 0] + 1
+        nll = -logs.gather(1, targets[:, None])[:, 0]
+        values = [place < 1, place < 5, nll, brier, brier / p.shape[1]]
+        self.total += torch.stack([value.double().sum() for value in values])
+        self.count += len(p)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures of all batches."""
+        names = ("accuracy", "accuracy_top5", "nll", "brier", "brier_per_class")
+        return dict(zip(names, self.total / self.count, strict=True))
 
 
-def brier_score(probabilities: Tensor, targets: Tensor) -> float:
-    """Return the mean of Σ_k (p_k - [k = target])², summed over classes, in [0, 2].
+class EnsembleGain(Metric):
+    """What averaging the members' probabilities gains over one of them, and what a perfect choice would.
 
-    The reference implementation of the paper divides this by K.
-
-    Args:
-        probabilities: (N, K).
-        targets: (N,) class numbers.
+    * ``member_mean_accuracy``, ``member_mean_nll``: the mean over members.
+    * ``oracle_accuracy``: share of samples that at least one member gets right, the limit of any choice among them.
+    * ``nll_gain``: ``member_mean_nll`` less the negative log-likelihood of the mean probabilities; never negative
+      (Jensen), and larger the more members differ.
 
     Example:
-        >>> brier_score(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
-        0.5
+        >>> gain = EnsembleGain()
+        >>> gain.update(torch.tensor([[[0.9, 0.1], [0.4, 0.6]]]), torch.tensor([0]))
+        >>> {name: round(value.item(), 3) for name, value in gain.compute().items()}
+        {'member_mean_accuracy': 0.5, 'member_mean_nll': 0.511, 'oracle_accuracy': 1.0, 'nll_gain': 0.08}
     """
-    truth = F.one_hot(targets, probabilities.shape[1])
-    return (probabilities.double() - truth).square().sum(1).mean().item()
 
+    full_state_update = False
+    total: Tensor
+    count: Tensor
 
-def check_logits(logits: Tensor, targets: Tensor) -> None:
-    """Refuse logits (N, M, K) and targets (N,) that do not fit or are not finite.
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", zeros(4), dist_reduce_fx="sum")
+        self.add_state("count", zeros(), dist_reduce_fx="sum")
 
-    Raises:
-        ValueError: naming the first row at fault.
+    def update(self, members: Tensor, targets: Tensor, log_members: Tensor | None = None) -> None:
+        """Add a batch.
 
-    Example:
-        >>> check_logits(torch.zeros(2, 1, 3), torch.tensor([0, 3]))
-        Traceback (most recent call last):
-        ValueError: target 3 in row 1 is out of range; 3 classes are numbered 0 to 2.
-    """
-    if logits.dim() != 3 or targets.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} and targets of shape {tuple(targets.shape)} do not fit; "
-            "they are (N, M, K) and (N,)."
-        )
-    if not logits.numel():
-        raise ValueError(f"logits of shape {tuple(logits.shape)} are empty; there is nothing to evaluate.")
-    bad = (~logits.isfinite()).flatten(1).any(1).nonzero()
-    if len(bad):
-        raise ValueError(f"logits in row {int(bad[0])} are not finite ({len(bad)} such rows of {len(logits)}).")
-    out = ((targets < 0) | (targets >= logits.shape[2])).nonzero()
-    if len(out):
-        row, classes = int(out[0]), logits.shape[2]
-        raise ValueError(
-            f"target {int(targets[row])} in row {row} is out of range; "
-            f"{classes} classes are numbered 0 to {classes - 1}."
-        )
+        Args:
+            members: (B, M, K) probabilities.
+            targets: (B,) class numbers.
+            log_members: (B, M, K), as in :class:`Scores`.
+        """
+        p = check_probabilities(members, axes=3)
+        check_targets(targets, len(p), p.shape[2])
+        logs = p.log() if log_members is None else log_members.double()
+        right = p.argmax(2) == targets[:, None]
+        nll = -logs.gather(2, targets[:, None, None].expand(-1, p.shape[1], 1))[..., 0]
+        together = nll.shape[1] * torch.ones_like(nll[:, 0])
+        together = together.log() - (-nll).logsumexp(1)
+        mean_nll = nll.mean(1)
+        values = [right.double().mean(1), mean_nll, right.any(1), mean_nll - together]
+        self.total += torch.stack([value.double().sum() for value in values])
+        self.count += len(p)
 
-
-def ensemble_log_probabilities(logits: Tensor) -> dict[str, Tensor]:
-    """Return log-probabilities (N, K) of the two ways to average members, in float64.
-
-    ``logit``: softmax of the mean logits (the paper's). ``probability``: mean of the members' softmaxes.
-
-    Args:
-        logits: (N, M, K).
-
-    Example:
-        >>> both = ensemble_log_probabilities(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]))
-        >>> [round(way.exp()[0, 0].item(), 3) for way in both.values()]
-        [0.731, 0.69]
-    """
-    logits = logits.double()
-    members = logits.log_softmax(2)
-    averaged = torch.logsumexp(members, 1) - math.log(logits.shape[1])
-    return {"logit": logits.mean(1).log_softmax(1), "probability": averaged}
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures of all batches."""
+        names = ("member_mean_accuracy", "member_mean_nll", "oracle_accuracy", "nll_gain")
+        return dict(zip(names, self.total / self.count, strict=True))

@@ -1,0 +1,171 @@
+"""Predictions of trained runs, kept beside them so that judging a second time costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mixmo.batches import Augmentation
+from mixmo.data import evaluation_loader, load_images, load_test_images
+from mixmo.errors import one_of
+from mixmo.evaluation import predict_logits
+from mixmo.files import write_bytes
+from mixmo.hardware import PRECISIONS, training_device
+from mixmo.metrics.checks import check_probabilities
+from mixmo.plans import make_plan
+from mixmo.runs import Run, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What M members said of N images.
+
+    Attributes:
+        logits: (N, M, K) float32.
+        targets: (N,) class numbers; those of another dataset's own classes where images are out of distribution.
+        classes: The K class names.
+        epochs: Epochs the members were trained for; 0 if that is not known.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    classes: list[str]
+    epochs: int = 0
+
+
+def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision: str = "32-true") -> Predictions:
+    """Return a run's predictions, from the run's folder if they were made before by the same checkpoint.
+
+    Args:
+        run: The run.
+        dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images
+            are brought to the size of the run's.
+        checkpoint: ``last`` or ``best``.
+        precision: ``32-true`` or ``bf16-mixed``.
+
+    Raises:
+        FileNotFoundError: if the run, the checkpoint or the dataset is missing.
+        ValueError: if the checkpoint is damaged or of another network, or there is no validation set.
+    """
+    one_of(precision, PRECISIONS, "precision")
+    about = {"checkpoint": _digest(run.checkpoint_file(checkpoint)), "dataset": dataset, "data": run.config()["data"]}
+    slug = re.sub(r"[^\w.-]+", "-", dataset)
+    file = run.path / "predictions" / f"{slug}-{checkpoint}-{precision}.safetensors"
+    if (known := _read(file, about)) is not None:
+        return known
+    found = _computed(run, dataset, checkpoint, precision)
+    note = json.dumps({"about": about, "classes": found.classes, "epochs": found.epochs})
+    content = safetensors.torch.save({"logits": found.logits, "targets": found.targets}, {"note": note})
+    file.parent.mkdir(exist_ok=True)
+    write_bytes(file, content)
+    return found
+
+
+def _computed(run: Run, dataset: str, checkpoint: str, precision: str) -> Predictions:
+    net, epochs = load_checkpoint(run, checkpoint)
+    settings, trainer, *_ = make_plan(run.config())
+    if dataset == "validation":
+        data = load_images(settings.data, settings.seed)
+        if data.validation is None:
+            raise ValueError(f"{run.path} was trained without a validation set.")
+        images, classes = data.validation, data.classes
+    else:
+        images, classes = load_test_images(settings.data, None if dataset == "test" else dataset)
+    if dataset in ("test", "validation") and len(classes) != net.num_classes:
+        raise ValueError(
+            f"{settings.data.name!r} has {len(classes)} classes, but {run.path} was trained on {net.num_classes}."
+        )
+    device = training_device(trainer["accelerator"])
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = evaluation_loader(images, settings.data, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        logits, targets = predict_logits(net, batches, Augmentation(settings.data), device)
+    return Predictions(logits, targets, classes, epochs)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read(file: Path, about: dict[str, object]) -> Predictions | None:
+    """Return kept predictions if they are of the same making."""
+    try:
+        with safetensors.safe_open(file, "pt") as content:
+            note = json.loads((content.metadata() or {}).get("note", "{}"))
+            if note.get("about") != about:
+                return None
+            return Predictions(
+                content.get_tensor("logits"), content.get_tensor("targets"), note["classes"], note["epochs"]
+            )
+    except (OSError, safetensors.SafetensorError, json.JSONDecodeError):
+        return None  # none there, or damaged: they are made anew
+
+
+def read_predictions(file: str | Path) -> Predictions:
+    """Return predictions that another program saved with ``numpy.savez``.
+
+    Args:
+        file: An ``.npz`` with ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes``
+            (K,) names are optional.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or something is missing.
+
+    Example:
+        >>> read_predictions("nowhere.npz")
+        Traceback (most recent call last):
+        FileNotFoundError: there are no predictions at nowhere.npz.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there are no predictions at {file}.")
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as an .npz file: {error}") from error
+    if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
+        raise ValueError(
+            f"{file} holds {', '.join(arrays) or 'nothing'}; it needs targets, and logits or probabilities."
+        )
+    values = torch.from_numpy(arrays.get("logits", arrays.get("probabilities")))
+    if values.dim() not in (2, 3):
+        raise ValueError(f"{file} has predictions of shape {tuple(values.shape)}; they are (N, K) or (N, M, K).")
+    members = values.double() if values.dim() == 3 else values.double()[:, None]
+    if "probabilities" in arrays:
+        members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
+    classes = [str(name) for name in arrays.get("classes", range(members.shape[2]))]
+    return Predictions(members, torch.from_numpy(arrays["targets"]).long(), classes)
+
+
+def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
+    """Return the predictions of all members of several runs, as one ensemble.
+
+    Args:
+        parts: Predictions of the same images.
+        names: The runs', for the error.
+
+    Raises:
+        ValueError: if images or classes differ.
+
+    Example:
+        >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
+        >>> joined([one, one], ["x", "y"]).logits.shape
+        torch.Size([4, 4, 3])
+    """
+    first = parts[0]
+    for part, name in zip(parts[1:], names[1:], strict=True):
+        if part.classes != first.classes or not torch.equal(part.targets, first.targets):
+            raise ValueError(f"{names[0]} and {name} were tested on different images or classes; they are no ensemble.")
+    epochs = max(part.epochs for part in parts)
+    return Predictions(torch.cat([part.logits for part in parts], 1), first.targets, first.classes, epochs)
