@@ -7,8 +7,12 @@
 2. The two ceilings: copy bandwidth and bfloat16 matrix products.
 3. The training step at each batch size: eager float32 NCHW, eager bfloat16 channels-last, compiled, compiled with
    CUDA graphs; TFLOP/s and their share of the ceiling, the phases of a step, and the share of time the device idles.
-4. Epochs of the recipe until the budget is spent, with a test curve, and a slim state (``slim.py``) at the end of
-   each epoch that ``--resume`` goes on from on the next machine.
+4. Epochs of the recipe, by mixmo's own training, until the budget is spent, with a test curve, and a slim state
+   (``slim.py``) after each epoch that ``--resume`` goes on from on the next machine.
+
+Measurements stop at two thirds of the budget and are kept after each batch size. The script needs what mixmo needs;
+where mixmo is not installed, ``PYTHONPATH=src``, and packages the machine lacks can be carried as wheels:
+``pip download --no-deps lightning timm jsonargparse docstring-parser typeshed-client …``.
 
 It runs on a CPU too, with sizes to match: ``--backbone wide_resnet10_1 --batches 4 --matmul 256``.
 """
@@ -16,6 +20,7 @@ It runs on a CPU too, with sizes to match: ``--backbone wide_resnet10_1 --batche
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -23,27 +28,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import slim
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixmo.batches import BatchMaker
 from mixmo.benchmarking import Benchmark, TrainingStep, report, summary
-from mixmo.data import ImageData, evaluation_loader, load_images, train_loader
+from mixmo.callbacks import Averaging
+from mixmo.data import evaluation_loader, load_test_images
 from mixmo.evaluation import evaluate, predict_logits
-from mixmo.files import write_text
-from mixmo.fitting import build_maker, build_network
+from mixmo.files import read_checkpoint, write_text
+from mixmo.fitting import fit
 from mixmo.hardware import training_device
 from mixmo.interop import network_from_reference
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.network import MixMo
-from mixmo.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.plans import make_plan
 from mixmo.recipes import load_recipe
-from mixmo.runs import environment
-from mixmo.seeding import seed_for
-from mixmo.settings import Settings
+from mixmo.runs import Run, environment
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "wrn10-1_m2.npz"
 Row = dict[str, float]
@@ -79,14 +83,13 @@ def check_no_waiting(device: torch.device) -> None:
     """Run steps in a mode in which CUDA raises where the host waits for the device."""
     step = TrainingStep(Benchmark(backbone="wide_resnet10_1", batch_size=16), 2, input_path=True)
     step()
-    if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
+    if device.type != "cuda":
+        return
+    torch.cuda.set_sync_debug_mode("error")
     try:
         step()
-        step()
     finally:
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def measure(call: Callable[[], Any], device: torch.device, seconds: float = 1.0) -> list[float]:
@@ -157,15 +160,16 @@ def idle_share(step: TrainingStep, device: torch.device) -> float:
             step()
         synchronize(device)
         wall = time.perf_counter() - start
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    cuda = torch.autograd.DeviceType.CUDA
+    kernels = [event for event in profile.events() if event.device_type == cuda and not event.is_user_annotation]
     return 1 - sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / wall
 
 
-def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float) -> dict[str, Row]:
-    """Return a row for each way to run the step of one batch size, all from uint8 images."""
+def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float, deadline: float) -> dict[str, Row]:
+    """Return a row for each way to run the step of one batch size, all from uint8 images, as long as there is time."""
     flops = flops_per_sample(case)
     ways: dict[str, dict[str, Any]] = {
-        "eager float32 NCHW": {"fast": False},
+        "eager float32 (TF32 on a GPU) NCHW": {"fast": False},
         "eager bfloat16 channels-last": {},
         "compiled": {"compiled": True},
     }
@@ -173,10 +177,12 @@ def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float) -
         ways["compiled with graphs"] = {"compiled": "reduce-overhead"}
     rows = {}
     for name, options in ways.items():
-        torch.manual_seed(0)
+        if time.monotonic() > deadline:
+            print(f"no time left for {name} at batch {case.batch_size}")
+            break
         torch._dynamo.reset()
         try:
-            step = TrainingStep(case, case.num_members, input_path=options.get("fast", True), **options)
+            step = TrainingStep(case, case.num_members, input_path=True, **options)
             row = summary(measure(step, device, seconds=3.0))
         except torch.OutOfMemoryError:
             print(f"{name} at batch {case.batch_size} does not fit into memory")
@@ -190,124 +196,85 @@ def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float) -
     return rows
 
 
-class Trainer:
-    """Trains a recipe epoch by epoch, with its draws and rates, and hands its state on.
+class HandOver(Callback):
+    """Tests the network after each epoch, keeps the slim state, and stops before the time is up.
 
     Args:
-        settings: The recipe's settings.
-        epochs: Epochs of the whole training, over however many machines.
-        images: The dataset.
-        device: Where to train.
-        out: Folder of the curve and the state.
+        run: The run's folder.
+        out: Where to write the curve and the state.
+        loader: Batches of the test set, which chooses nothing here.
+        curve: The rows of earlier machines.
+        momentum: Whether the state keeps momentum.
+        deadline: When to be done, by ``time.monotonic``.
+        epochs: At most so many epochs now.
     """
 
-    def __init__(self, settings: Settings, epochs: int, images: ImageData, device: torch.device, out: Path) -> None:
-        self.settings, self.epochs, self.images, self.device, self.out = settings, epochs, images, device, out
-        self.net: MixMo = build_network(settings, images).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.maker: BatchMaker = build_maker(settings, self.net, images)
-        own, data = settings.optimizer, settings.data
-        self.peak = own.peak_lr(data.batch_repetition)
-        self.optimizer = build_optimizer(
-            self.net, own.name, self.peak, own.weight_decay, own.momentum, own.decay_all, **own.options
-        )
-        self.loader = train_loader(images.train, data, settings.seed, device)
-        plan, count = settings.schedule, len(images.train)
-        warmup = warmup_steps(count, data.batch_size, data.batch_repetition, plan.warmup_epochs)
-        self.schedule = Schedule(plan.kind, len(self.loader), epochs, warmup, tuple(plan.drops), plan.factor)
-        self.step, self.curve = 0, list[Row]()
-        loss_of = self._logits_and_loss
-        self.loss_of = torch.compile(loss_of, dynamic=False) if settings.model.compile else loss_of
+    def __init__(
+        self, run: Run, out: Path, loader: Any, curve: list[Row], momentum: bool, deadline: float, epochs: int
+    ) -> None:
+        self.run, self.out, self.loader, self.curve = run, out, loader, curve
+        self.momentum, self.deadline, self.last = momentum, deadline, len(curve) + epochs
+        self.packed = len(curve)
 
-    def _logits_and_loss(self, inputs: Any, masks: Any, targets: Any, weights: Any) -> Any:
-        return mixed_cross_entropy(self.net(inputs, masks), targets, weights)
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep what the epoch before came to: its checkpoint is written by now."""
+        self.pack()
+        self.started = time.monotonic()
 
-    def epoch(self) -> None:
-        """Train one epoch and add its row to the curve."""
-        number, start = len(self.curve), time.perf_counter()
-        self.loader.batch_sampler.sampler.set_epoch(number)  # type: ignore[union-attr]
-        generator, total = torch.Generator(self.device), torch.zeros((), device=self.device)
-        self.net.train()
-        for batch in self.loader:
-            generator.manual_seed(seed_for(self.settings.seed, self.step))
-            torch.manual_seed(seed_for(self.settings.seed, self.step, "global"))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.peak * self.schedule(self.step)
-            mixed = self.maker(type(batch)(*(t.to(self.device) for t in batch)), generator, (number + 1) / self.epochs)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                loss = self.loss_of(*mixed)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            total += loss.detach()
-            self.step += 1
-        row = {"epoch": number + 1, "train_loss": total.item() / len(self.loader)} | self.test()
-        if not np.isfinite(row["train_loss"]):
-            raise SystemExit(f"the loss was not finite in epoch {number + 1}; the state of the epoch before is kept")
-        self.curve.append(row | {"seconds": time.perf_counter() - start})
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add a row to the curve, and stop if another epoch like this one would end too late."""
+        row = {"epoch": len(self.curve) + 1, "train_loss": float(trainer.callback_metrics["train_loss"])}
+        averages = [callback.average.module for callback in trainer.callbacks if isinstance(callback, Averaging)]
+        self.curve.append(row | self.tested(averages[0] if averages else pl_module.net, pl_module))
+        print({key: round(value, 4) for key, value in self.curve[-1].items()}, flush=True)
+        now = time.monotonic()
+        trainer.should_stop |= len(self.curve) >= self.last or now + 1.1 * (now - self.started) > self.deadline
 
-    def test(self) -> Row:
-        """Return the figures on the test set, which chooses nothing here."""
-        loader = evaluation_loader(self.images.test, self.settings.data, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            logits, targets = predict_logits(self.net.eval(), loader, self.maker.augment, self.device)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the last epoch, and say what rounding its weights changes."""
+        self.pack()
+        checkpoint, _ = slim.load(self.out / "state")
+        rounded = {k.removeprefix("net."): t for k, t in checkpoint["state_dict"].items() if k.startswith("net.")}
+        full = {key: value for key, value in self.curve[-1].items() if key.startswith("test_")}
+        net = copy.deepcopy(pl_module.net)
+        net.load_state_dict(rounded)
+        print("rounding the weights changes", {k: v - full[k] for k, v in self.tested(net, pl_module).items()})
+
+    def tested(self, net: MixMo, training: L.LightningModule) -> Row:
+        """Return the figures of a network on the test set."""
+        was_training = net.training
+        with torch.autocast(training.device.type, torch.bfloat16):
+            logits, targets = predict_logits(net.eval(), self.loader, training.maker.augment, training.device)
+        net.train(was_training)
         figures = evaluate(logits, targets)
-        keys = ["accuracy", "nll", "ece", *(f"member_{i}/accuracy" for i in range(self.net.num_members))]
+        keys = ["accuracy", "nll", "ece", *(f"member_{i}/accuracy" for i in range(net.num_members))]
         return {f"test_{key}": figures[key] for key in keys}
 
-    def save(self, momentum: bool) -> None:
-        """Write the curve and the state."""
-        tensors = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
-        if momentum:
-            for index, own in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{index}/{key}": t for key, t in own.items() if isinstance(t, torch.Tensor)}
-        about = {"step": self.step, "seed": self.settings.seed, "curve": self.curve, "epochs": self.epochs}
-        size = slim.save(self.out / "state", tensors, about)
+    def pack(self) -> None:
+        """Write the curve and the state of the last checkpoint, once for each epoch."""
+        if self.packed == len(self.curve):
+            return
+        self.packed = len(self.curve)
+        about = {"config": self.run.config_file.read_text(), "curve": self.curve}
+        size = slim.save(self.out / "state", read_checkpoint(self.run.checkpoint_file()), about, self.momentum)
         write_text(self.out / "curve.json", json.dumps({"curve": self.curve, "environment": environment()}, indent=1))
         print(f"state after epoch {len(self.curve)}: {size / 1e6:.1f} MB", flush=True)
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a state; without momentum in it, momentum starts from zero."""
-        tensors, about = slim.load(folder)
-        if (about["seed"], about["epochs"]) != (self.settings.seed, self.epochs):
-            raise SystemExit(f"{folder} is of seed {about['seed']} and {about['epochs']} epochs, not of this recipe's")
-        self.net.load_state_dict({k.removeprefix("net/"): t for k, t in tensors.items() if k.startswith("net/")})
-        self.step, self.curve = about["step"], about["curve"]
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer/"):
-                _, index, name = key.split("/")
-                state.setdefault(int(index), {})[name] = tensor
-        if state:
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
-    def rounding_loss(self) -> Row:
-        """Return how the test figures change when the weights are rounded as the state rounds them."""
-        before = self.test()
-        tensors, _ = slim.load(self.out / "state")
-        exact = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
-        self.net.load_state_dict({k.removeprefix("net/"): t for k, t in tensors.items() if k.startswith("net/")})
-        change = {key: value - before[key] for key, value in self.test().items()}
-        self.net.load_state_dict(exact)
-        return change
-
-
-def train(given: argparse.Namespace, device: torch.device, deadline: float) -> None:
-    """Train until the next epoch would not end before the deadline."""
+def train(given: argparse.Namespace, deadline: float) -> None:
+    """Train the recipe, or go on with a state, until the next epoch would not end before the deadline."""
     data = [f"--data.name={given.data}"] if given.data else []
-    plan = make_plan(load_recipe(given.recipe), [*data, *given.overrides])
-    images = load_images(plan.settings.data, plan.settings.seed)
-    trainer = Trainer(plan.settings, plan.trainer["max_epochs"], images, device, given.out)
+    run, curve = Run(given.out / "run"), list[Row]()
     if given.resume:
-        trainer.resume(given.resume)
-    took, last = 0.0, min(trainer.epochs, len(trainer.curve) + given.epochs)
-    while len(trainer.curve) < last and time.monotonic() + 1.1 * took < deadline:
-        start = time.monotonic()
-        trainer.epoch()
-        trainer.save(given.momentum)
-        took = time.monotonic() - start
-        print({key: round(value, 4) for key, value in trainer.curve[-1].items()}, flush=True)
-    if (given.out / "state" / "state.json").is_file():
-        print("rounding the weights changes", trainer.rounding_loss())
+        checkpoint, about = slim.load(given.resume)
+        run.create(about["config"])
+        torch.save(checkpoint, run.checkpoint_folder / "last.ckpt")
+        curve = about["curve"]
+    plan = make_plan(run.config() if given.resume else load_recipe(given.recipe), [*data, *given.overrides])
+    images, _ = load_test_images(plan.settings.data)
+    loader = evaluation_loader(images, plan.settings.data, training_device(plan.trainer["accelerator"]))
+    hand_over = HandOver(run, given.out, loader, curve, given.momentum, deadline, given.epochs)
+    fit(plan, run, resume=bool(given.resume), callbacks=[hand_over])
 
 
 def main() -> None:
@@ -333,14 +300,17 @@ def main() -> None:
     print("correct:", errors, flush=True)
     if not given.only_train:
         limits = ceilings(device, given.matmul)
-        steps: dict[str, Row] = {}
+        tables: dict[str, dict[str, Row]] = {
+            "against the authors' code": {"relative errors": errors},
+            "ceilings": limits,
+        }
         for batch in given.batches:
-            case = Benchmark(given.backbone, batch)
-            steps |= measure_steps(case, device, limits["bfloat16 matmul"]["TFLOP/s"])
-        tables = {"ceilings": limits, "training steps": steps, "relative errors": {"against the authors' code": errors}}
-        report(tables, {"device": str(device), "backbone": given.backbone}, given.out / "gpu.json")
+            matmul, until = limits["bfloat16 matmul"]["TFLOP/s"], deadline - given.budget / 3
+            found = measure_steps(Benchmark(given.backbone, batch), device, matmul, until)
+            tables["training steps"] = tables.get("training steps", {}) | found
+            report(tables, {"device": str(device), "backbone": given.backbone}, given.out / "gpu.json")
     if not given.only_measure:
-        train(given, device, deadline)
+        train(given, deadline)
 
 
 if __name__ == "__main__":

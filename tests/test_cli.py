@@ -74,6 +74,7 @@ BAD = {
     "quickstart --model.num_members=0": "num_members is 0",
     "quickstart --data.batch_repetition=5": "batch_repetition 5 does not divide batch_size 8",
     "quickstart --data.batch_repetition=16": "batch_size 8 is smaller than batch_repetition 16",
+    "quickstart --mixer.kind=grid --model.num_members=17": "'grid' has 16 cells on a map of 8×8",
     "quickstart --mixer.alpha=-1": "alpha is -1.0",
     "quickstart --mixer.probability=1.5": "probability is 1.5",
     "quickstart --mixer.root=0": "root is 0",
@@ -107,6 +108,7 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
         pytest.skip("Weights & Biases is installed")
     fixed = [] if not words or words[0] != "quickstart" else [f"--data.name=folder:{pictures}", *FAST]
     assert main(["fit", *words[:1], *fixed, *words[1:]]) == 2
+    assert "not finite" in message or not Path("runs").exists()  # refused before the run's folder is made
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("mixmo: ") and error.count("\n") == 1 and "Traceback" not in error

@@ -14,6 +14,13 @@ RECTANGLES = ["cut", "cut-exact"]
 CLIPPED = {"cut", "cut-partition"}
 """The kinds that cover less than asked for, since rectangles are clipped at the border."""
 
+
+def large_enough(kind, members, shape):
+    """Some kinds need a row, column, channel or cell for each member."""
+    axes = {"channel": [0], "horizontal": [1], "vertical": [2], "grid": [1, 2]}.get(kind, [])
+    return tuple(max(size, members) if axis in axes else size for axis, size in enumerate(shape))
+
+
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 17))
 
 
@@ -29,8 +36,7 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 17))
     seed=st.integers(0, 1000),
 )
 def test_any_draw_is_a_partition(kind, draw_per, batch, members, shape, alpha, probability, progress, seed):
-    if kind == "grid":  # needs a cell for each member
-        shape = (shape[0], max(shape[1], 3), max(shape[2], 2))
+    shape = large_enough(kind, members, shape)
     mixer = Mixer(kind, members, alpha, probability, draw_per)
     mix = mixer.sample(batch, shape, torch.Generator().manual_seed(seed), progress)
     assert mix.masks.shape in {(batch, members, c, *shape[1:]) for c in (1, shape[0])}
@@ -50,7 +56,7 @@ def test_any_draw_is_a_partition(kind, draw_per, batch, members, shape, alpha, p
 @given(members=st.integers(2, 4), shape=shapes, alpha=st.floats(0.05, 20), seed=st.integers(0, 1000))
 def test_binary_kinds_are_binary(kind, members, shape, alpha, seed):
     members = members if kind in PARTITIONS else 2
-    shape = (shape[0], shape[1] + 1, shape[2] + 1)
+    shape = large_enough(kind, members, shape)
     generator = torch.Generator().manual_seed(seed)
     ratios = torch._sample_dirichlet(torch.full((5, members), alpha), generator)
     mask = KINDS[kind](ratios, shape, generator, None)
@@ -61,7 +67,7 @@ def test_binary_kinds_are_binary(kind, members, shape, alpha, seed):
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"mimo"}))
 @given(members=st.integers(2, 4), shape=shapes, winner=st.integers(0, 3), seed=st.integers(0, 1000))
 def test_a_ratio_of_one_leaves_nothing_to_the_others(kind, members, shape, winner, seed):
-    shape = (shape[0], shape[1] + 1, shape[2] + 1)
+    shape = large_enough(kind, members, shape)
     ratios = torch.eye(members)[[min(winner, members - 1)] * 3]
     mask = KINDS[kind](ratios, shape, torch.Generator().manual_seed(seed), None)
     assert not mask.isnan().any()
@@ -104,6 +110,37 @@ def test_what_is_only_repeated_takes_no_memory(kind, generator):
 def test_a_grid_needs_a_cell_for_each_member():
     with pytest.raises(ValueError, match="'grid' has 4 cells on a map of 2×2, fewer than the 5 members"):
         Mixer("grid", 5).sample(1, (16, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("horizontal", (9, 2, 9)), ("vertical", (9, 9, 2)), ("channel", (2, 9, 9))]
+)
+def test_an_axis_needs_a_place_for_each_member(kind, shape):
+    with pytest.raises(ValueError, match="along an axis of 2 have fewer places than the 3 members"):
+        Mixer(kind, 3).sample(1, shape)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_masks_are_the_same_under_autocast(kind):
+    """A training step draws them there; matrix products in bfloat16 would move their outlines."""
+    plain, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    mixer = Mixer(kind, 2, probability=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mix = mixer.sample(5, (4, 33, 40), other)
+    assert mix.masks.dtype == mix.ratios.dtype == torch.float32
+    assert torch.equal(mix.masks, mixer.sample(5, (4, 33, 40), plain).masks)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_devices_agree_in_distribution(kind):
+    mixer, found = Mixer(kind, 3, probability=1.0), {}
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator(device).manual_seed(0)
+        mixes = [mixer.sample(500, (8, 16, 16), generator) for _ in range(20)]
+        assert all(mix.masks.device.type == device for mix in mixes)
+        found[device] = torch.cat([mix.ratios.cpu() for mix in mixes]).sort(0).values
+    assert (found["cpu"] - found["cuda"]).abs().mean() < 0.02
 
 
 def test_choices_are_drawn_for_the_batch_or_for_each_sample(generator):

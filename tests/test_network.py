@@ -198,7 +198,7 @@ def test_modules_say_what_they_lack():
         ("wide_resnet16_1", "stages.1.0", 32, {}),
         ("preact_resnet18_1", "stages.1", 32, {}),
         ("resnet18", "layer1", 64, {}),
-        ("resnet18", "maxpool", 64, {"drop_rate": 0.5}),
+        ("resnet18", "maxpool", 64, {}),
         ("convnext_atto", "stages.0", 64, {}),
         ("efficientnet_b0", "blocks.0", 64, {}),
         ("densenet121", "features.denseblock1", 64, {}),
@@ -245,7 +245,7 @@ def test_one_member_mixed_anywhere_is_the_backbone():
         ("wide_resnet10_1", {"mix_at": "stages.7"}, "unknown module to mix at in WideResNet 'stages.7'; did you mean"),
         ("wide_resnet10_1", {"mix_at": "stages.0.0.conv1"}, "more|also needs|times"),
         ("wide_resnet10_1", {"mix_at": "stages.0", "trained": True}, "leave out mix_at"),
-        ("wide_resnet10_1", {"mix_at": "fc"}, "fc"),
+        ("resnet18", {"mix_at": "layer1", "drop_rate": 0.5}, "leave out drop_rate"),
     ],
 )
 def test_where_a_backbone_cannot_be_cut(name, arguments, message):

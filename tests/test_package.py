@@ -79,7 +79,8 @@ def test_benchmarks_run(words, tmp_path):
 
 def test_the_gpu_script_runs_and_goes_on(tmp_path):
     """On this machine's device, with sizes to match: everything once, then on from the state."""
-    script, overrides = ROOT / "benchmarks" / "gpu.py", ["--", *TINY, "--trainer.max_epochs=3"]
+    words = [*TINY, "--trainer.max_epochs=3", "--optimizer.average=0.9"]
+    script, overrides = ROOT / "benchmarks" / "gpu.py", ["--", *words]
     sizes = ["--backbone=wide_resnet10_1", "--batches=2", "--matmul=64", "--recipe=quickstart", "--only-measure"]
     assert "compiled" in run(script, "--out=first", *sizes, cwd=tmp_path)
     keep_on = ["--recipe=quickstart", "--only-train", "--momentum"]
@@ -87,7 +88,7 @@ def test_the_gpu_script_runs_and_goes_on(tmp_path):
     run(script, "--out=first", *keep_on, "--epochs=1", *overrides, cwd=tmp_path)
     curve = json.loads((tmp_path / "first" / "curve.json").read_text())["curve"]
     assert len(curve) == 1
-    run(script, "--out=second", "--resume=first/state", *keep_on, *overrides, cwd=tmp_path)
+    run(script, "--out=second", "--resume=first/state", *keep_on, cwd=tmp_path)  # settings travel with the state
     whole, handed = (json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "second"))
     assert [row["epoch"] for row in handed] == [1, 2, 3] and handed[0] == curve[0]
     for row, other in zip(whole, handed, strict=True):

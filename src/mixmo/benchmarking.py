@@ -155,9 +155,7 @@ class TrainingStep:
         self.case, self.members, self.fast, self.input_path = case, members, fast, input_path
         self.net, self.batches = case.network(members, fast), Batches(case, max(members, 1))
         self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
-        self.ready = self.batches()
-        if not fast:
-            self.ready = self.ready._replace(inputs=self.ready.inputs.contiguous())
+        self.ready = self._laid_out(self.batches())
         self._loss_of = case.compiled(self._loss, compiled)
 
     def _loss(self, mixed: MixedBatch) -> Tensor:
@@ -169,8 +167,11 @@ class TrainingStep:
     def data(self) -> MixedBatch:
         """Return the batch."""
         if self.input_path:
-            return self.batches()
+            return self._laid_out(self.batches())
         return self.batches.remixed(self.ready) if self.members else self.ready
+
+    def _laid_out(self, mixed: MixedBatch) -> MixedBatch:
+        return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
 
     def forward(self, mixed: MixedBatch) -> Tensor:
         """Return the loss."""
@@ -193,11 +194,13 @@ class TrainingStep:
         self.update()
 
 
-def inference(case: Benchmark, nets: list[nn.Module], batch_size: int, compiled: bool = False) -> Call:
-    """Return one pass of some networks over a batch of images."""
+def inference(
+    case: Benchmark, nets: Callable[[], list[nn.Module]], batch_size: int, compiled: bool | str = False
+) -> Call:
+    """Return one pass of some networks, which are built here, over a batch of images."""
     shape = (batch_size, 3, case.image_size, case.image_size)
     images = torch.randn(shape, device=case.device).contiguous(memory_format=torch.channels_last)
-    passes = [case.compiled(net.eval().forward, compiled) for net in nets]
+    passes = [case.compiled(net.eval().forward, compiled) for net in nets()]
 
     @torch.inference_mode()
     def run() -> None:
@@ -206,6 +209,12 @@ def inference(case: Benchmark, nets: list[nn.Module], batch_size: int, compiled:
                 each(images)
 
     return run
+
+
+def networks(case: Benchmark, members: int, count: int = 1, fused: bool = False) -> list[nn.Module]:
+    """Return some networks of M members, plain ones for 0, or fused."""
+    nets = [case.network(members) for _ in range(count)]
+    return [fuse(net) for net in nets] if fused else nets  # type: ignore[arg-type]
 
 
 def benchmark(case: Benchmark) -> dict[str, Rows]:
@@ -230,11 +239,13 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
     }
     tables = {"training step, ratio to the plain network": timed(case, steps, case.batch_size)}
     nets = {
-        "plain network": [case.network(0)],
-        **({} if case.mix_at else {"fused": [fuse(case.network(members))]}),  # type: ignore[arg-type]
-        label: [case.network(members)],
-        f"{members} plain networks": [case.network(0) for _ in range(members)],
+        "plain network": partial(networks, case, 0),
+        "fused": partial(networks, case, members, fused=True),
+        label: partial(networks, case, members),
+        f"{members} plain networks": partial(networks, case, 0, members),
     }
+    if case.mix_at:
+        del nets["fused"]
     passes = {name: partial(inference, case, each, case.batch_size) for name, each in nets.items()}
     tables["inference, ratio to the plain network"] = timed(case, passes, case.batch_size)
     if case.compile:

@@ -81,8 +81,8 @@ class ProgressBar(RichProgressBar):
 class Averaging(Callback):
     """Keeps the exponential moving average of the weights; it is what is validated, kept and tested.
 
-    A checkpoint's ``state_dict`` is the average; the weights that training goes on from stand beside it. The decay
-    grows from 0 over the first steps, so that the initial weights are soon forgotten.
+    A checkpoint's ``state_dict`` is the average; the weights that training goes on from stand beside it. Step t has
+    the decay min(decay, 1 - 1 / t), so that the average is the plain mean of the weights until it is long enough.
 
     Args:
         net: The network that is trained.
@@ -90,7 +90,7 @@ class Averaging(Callback):
     """
 
     def __init__(self, net: MixMo, decay: float) -> None:
-        self.net, self.average = net, ModelEmaV3(net, decay, use_warmup=True)
+        self.net, self.average = net, ModelEmaV3(net, decay, use_warmup=True, warmup_power=1.0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the network to its device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -26,7 +27,7 @@ from mixmo.settings import Settings
 from mixmo.training import Training
 
 
-def fit(plan: Plan, run: Run, resume: bool = False) -> None:
+def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
     """Train a network and keep everything in the run's folder.
 
     All that can be checked is checked before the folder is made and training starts.
@@ -35,6 +36,7 @@ def fit(plan: Plan, run: Run, resume: bool = False) -> None:
         plan: What to train (:func:`mixmo.plans.make_plan`).
         run: The run's folder; a new one must be free.
         resume: Go on from the last checkpoint, if there is one.
+        callbacks: Lightning callbacks beside mixmo's own.
 
     Raises:
         FileNotFoundError: if the dataset is missing.
@@ -55,7 +57,7 @@ def fit(plan: Plan, run: Run, resume: bool = False) -> None:
     trainer = L.Trainer(
         **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
-        callbacks=_callbacks(training, run, images.validation is not None, progress_bar),
+        callbacks=[*_callbacks(training, run, images.validation is not None, progress_bar), *callbacks],
         logger=_loggers(settings, run),
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -102,14 +104,21 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
 
 
 def build_maker(settings: Settings, net: MixMo, images: ImageData) -> BatchMaker:
-    """Return what makes mixtures of distinct images, for a network and a dataset."""
+    """Return what makes mixtures of distinct images, for a network and a dataset.
+
+    Raises:
+        ValueError: if a mask cannot share a map of that size among that many members, or the crop is too large.
+    """
     own, pixels = settings.mixer, settings.pixels
+    mixer = Mixer(own.kind, settings.model.num_members, own.alpha, own.probability, own.draw_per)
+    shape = net.encoder_shape(*_crop(settings, images))
+    mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
     return BatchMaker(
         settings.data,
-        Mixer(own.kind, settings.model.num_members, own.alpha, own.probability, own.draw_per),
+        mixer,
         None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability),
         own.root,
-        net.encoder_shape(*_crop(settings, images)),
+        shape,
         len(images.classes),
     )
 

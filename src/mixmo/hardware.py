@@ -42,7 +42,7 @@ def default_precision(device: torch.device) -> str:
 
 
 def default_compile(device: torch.device) -> bool:
-    """Return whether compiling pays by default: on an NVIDIA GPU with Triton.
+    """Return whether compiling pays by default: on an NVIDIA GPU that Triton, if installed, compiles for.
 
     On a CPU it pays too in a run of more than a few minutes, but needs a C++ compiler: set ``model.compile`` there.
 
@@ -50,7 +50,9 @@ def default_compile(device: torch.device) -> bool:
         >>> default_compile(torch.device("cpu"))
         False
     """
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def evaluation_factor(device: torch.device) -> int:

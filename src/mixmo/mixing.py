@@ -116,6 +116,17 @@ class Mixer:
             ValueError: if a kind cannot share a map of this size among that many members.
         """
         device = torch.device("cpu") if generator is None else generator.device
+        with torch.autocast(device.type, enabled=False):  # matrix products in bfloat16 would move masks' outlines
+            return self._sample(batch_size, shape, generator, device, progress)
+
+    def _sample(
+        self,
+        batch_size: int,
+        shape: FeatureShape,
+        generator: torch.Generator | None,
+        device: torch.device,
+        progress: float,
+    ) -> Mix:
         ratios = self._sample_ratios(batch_size, generator, device)
         if self.num_members == 1:
             return Mix(linear(ratios, shape), ratios)

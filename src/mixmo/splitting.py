@@ -37,7 +37,7 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
 
     Raises:
         ValueError: if there is no such module, it is not called exactly once, the backbone's own code cannot be
-            followed (torch.fx), or more than the module's output passes the cut.
+            followed (torch.fx) or tells training from evaluation, or more than the module's output passes the cut.
 
     Example:
         >>> import torch
@@ -57,6 +57,12 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
     calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
     if len(calls) != 1:
         raise ValueError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
+    frozen = [node.name for node in nodes if "training" in node.kwargs]
+    if frozen:
+        raise ValueError(
+            f"{kind} cannot be cut at {name!r}: its code tells training from evaluation in {frozen[0]!r}, which would "
+            "be frozen; leave out drop_rate."
+        )
     before, cut, after = nodes[: calls[0]], nodes[calls[0]], nodes[calls[0] + 1 :]
 
     first, second = fx.Graph(), fx.Graph()

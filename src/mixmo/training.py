@@ -128,7 +128,7 @@ class Training(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients' norm; Lightning's own way refuses fused optimisers, for the sake of float16 alone."""
-        if gradient_clip_val is not None:
+        if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
     def on_fit_start(self) -> None:

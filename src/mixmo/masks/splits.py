@@ -24,6 +24,9 @@ def horizontal(
     Returns:
         Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, h, 1).
 
+    Raises:
+        ValueError: if there are more members than rows.
+
     Example:
         >>> horizontal(torch.tensor([[0.25, 0.75]]), (16, 4, 2), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
@@ -48,6 +51,9 @@ def vertical(
     Returns:
         Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, 1, w).
 
+    Raises:
+        ValueError: if there are more members than columns.
+
     Example:
         >>> vertical(torch.tensor([[0.25, 0.75]]), (16, 1, 4), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
         [[0.0, 0.0, 0.0, 1.0]]
@@ -71,6 +77,9 @@ def channel(
 
     Returns:
         Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
+
+    Raises:
+        ValueError: if there are more members than channels.
 
     Example:
         >>> masks = channel(torch.tensor([[0.25, 0.75]]), (4, 8, 8), torch.Generator().manual_seed(0))
@@ -142,6 +151,11 @@ def noise(
 
 def _runs(ratios: Tensor, size: int, generator: torch.Generator | None, roles: Tensor | None) -> Tensor:
     """Return (B, M, size): runs of neighbours along an axis, in either direction."""
+    if ratios.shape[1] > size:
+        raise ValueError(
+            f"masks along an axis of {size} have fewer places than the {ratios.shape[1]} members; use fewer members or "
+            "another kind."
+        )
     place = (torch.arange(size, device=ratios.device) + 0.5) / size
     backward = torch.rand(len(ratios), 1, generator=generator, device=ratios.device) < 0.5
     return assign(bands(torch.where(backward, 1 - place, place), ratios), roles)
