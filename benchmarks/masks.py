@@ -1,39 +1,67 @@
-"""How long it takes to draw the masks and ratios of a batch, for each kind, on one core.
+"""What each kind of mask costs: drawing masks and ratios on one core, and a whole training step with it.
 
-python benchmarks/masks.py [--save FILE]
+python benchmarks/masks.py [--backbone wide_resnet16_4] [--save FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
 from mixmo import Mixer
-from mixmo.benchmarking import interleaved, report, summary
+from mixmo.benchmarking import Benchmark, TrainingStep, interleaved, report, summary
 from mixmo.masks import KINDS
+
+
+def drawing(given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Time the drawing, one kind after the other: one that needs much memory would chill the caches of the next."""
+    generator, shape = torch.Generator().manual_seed(0), (16, given.size, given.size)
+    rows = {}
+    for kind in KINDS:
+        mixer = Mixer(kind, given.members, probability=1.0)
+        taken = interleaved({kind: lambda m=mixer: m.sample(given.batch, shape, generator)}, given.rounds)
+        rows[kind] = summary(taken[kind])
+    return rows
+
+
+def stepping(given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Time training steps in turns; ratios are to a step with constant masks."""
+    step = TrainingStep(
+        Benchmark(given.backbone, given.step_batch, given.members, image_size=given.size), given.members
+    )
+
+    def with_kind(kind: str) -> Callable[[], object]:
+        mixer = Mixer(kind, given.members, probability=1.0)
+
+        def run() -> None:
+            step.batches.maker.mixer = mixer
+            step()
+
+        return run
+
+    seconds = interleaved({kind: with_kind(kind) for kind in KINDS}, given.rounds // 2)
+    return {kind: summary(taken, against=seconds["mimo"]) for kind, taken in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=1024, help="samples that are drawn")
+    parser.add_argument("--backbone", default="wide_resnet16_4", help="network of the training steps")
+    parser.add_argument("--step_batch", type=int, default=64, help="batch of the training steps")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--members", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
     given = parser.parse_args()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    shape = (16, given.size, given.size)
-
-    def draw(kind: str) -> None:
-        Mixer(kind, given.members, probability=1.0).sample(given.batch, shape, generator)
-
-    seconds = {}
-    for kind in KINDS:  # one after the other, as in training: a kind that needs much memory chills the others
-        seconds |= interleaved({kind: lambda kind=kind: draw(kind)}, given.rounds)
-    about = {"samples": given.batch, "size": given.size, "members": given.members, "threads": 1, "rounds": given.rounds}
-    report({"drawing masks and ratios": {kind: summary(taken) for kind, taken in seconds.items()}}, about, given.save)
+    tables = {"drawing masks and ratios, one thread": drawing(given)}
+    torch.set_num_threads(threads)
+    tables["training step, ratio to one with mimo"] = stepping(given)
+    about = {name: getattr(given, name) for name in ("batch", "backbone", "step_batch", "size", "members", "rounds")}
+    report(tables, about | {"threads": threads}, given.save)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["masks.py", "--batch=8", "--size=8", "--rounds=2"],
+        ["masks.py", "--batch=8", "--size=8", "--rounds=4", "--backbone=wide_resnet10_1", "--step_batch=2"],
         ["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY],
     ],
     ids=lambda words: words[0],
