@@ -5,6 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mixmo.fitting import fit
+from mixmo.plans import make_plan
+from mixmo.recipes import load_recipe
+from mixmo.runs import Run
+
 torch.set_num_threads(1)
 
 
@@ -30,3 +35,21 @@ def image_folder(tmp_path):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Two runs on the same pictures, of two members and of one, and a folder of strangers of another size."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_images(folder / "data" / "train", count=12)
+    write_images(folder / "data" / "test", count=4, seed=1)
+    write_images(folder / "strangers" / "train", classes=("x", "y"), size=20)
+    write_images(folder / "strangers" / "test", classes=("x", "y"), size=20, seed=2)
+    runs = []
+    for name, members in (("two", 2), ("one", 1)):
+        words = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
+        words += ["--data.image_size=null", "--data.validation=0.25", "--trainer.max_epochs=2"]
+        run = Run(folder / name)
+        fit(make_plan(load_recipe("quickstart"), [*words, f"--model.num_members={members}"]), run)
+        runs.append(run)
+    return folder, *runs

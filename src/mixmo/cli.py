@@ -25,6 +25,7 @@ usage: mixmo COMMAND …
   fit RUN                                               go on with a run that was stopped
   test RUN… [--ood DATASET …] [--checkpoint best]       figures on the test set, of several runs as one ensemble
   test --predictions FILE.npz                           the same figures for another program's predictions
+  compare RUN RUN… [--out FOLDER]                       runs, or folders of seeds, side by side, with intervals
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], None]] = {
         "fit": fit_command,
         "test": test_command,
+        "compare": compare_command,
         "recipes": recipes_command,
         "preview": preview_command,
         "benchmark": benchmark_command,
@@ -111,6 +113,17 @@ def test_command(words: list[str]) -> None:
         return
     runs = [Run(path) for path in chosen.runs]
     judge(*runs, checkpoint=chosen.checkpoint, precision=chosen.precision, ood=chosen.ood, per_class=chosen.per_class)
+
+
+def compare_command(words: list[str]) -> None:
+    """``mixmo compare RUN… [--out FOLDER]``."""
+    from mixmo.comparison import compare
+
+    parser = ArgumentParser(prog="mixmo compare", exit_on_error=False)
+    parser.add_argument("folders", nargs="+", type=str, help="runs' folders, or folders of runs that differ by seed")
+    parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")
+    chosen = parse(parser, words)
+    compare(chosen.folders, Path(chosen.out))
 
 
 def recipes_command(words: list[str]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mixmo.evaluation import evaluate
 from mixmo.metrics import Calibration, OutOfDistribution, Scores, fit_temperature
 from mixmo.predictions import Predictions, joined, predict, read_predictions
+from mixmo.report import write_report
 from mixmo.runs import Run
 
 COLUMNS = {
@@ -44,7 +45,7 @@ def judge(
     ood: Sequence[str] = (),
     per_class: bool = False,
 ) -> dict[str, float]:
-    """Judge runs on their test set: a table on screen and, for one run, ``test.json`` in its folder.
+    """Judge runs on their test set: a table on screen and, for one run, ``test.json`` and ``report.html``.
 
     Several runs are judged as one ensemble of all their members.
 
@@ -73,8 +74,9 @@ def judge(
     config = runs[0].config()
     if len(runs) == 1 and config["data"]["validation"]:
         figures |= scaled_figures(tested, predictions("validation"))
-    for dataset in ood:
-        figures |= {f"ood/{dataset}/{key}": value for key, value in ood_figures(tested, predictions(dataset)).items()}
+    strangers = {dataset: predictions(dataset) for dataset in ood}
+    for dataset, found in strangers.items():
+        figures |= {f"ood/{dataset}/{key}": value for key, value in ood_figures(tested, found).items()}
     by_class = class_figures(tested) if per_class else {}
     if len(runs) == 1:
         about = {
@@ -95,7 +97,7 @@ def judge(
         by_class,
     )
     if len(runs) == 1:
-        print(f"figures: {runs[0].path / 'test.json'}")
+        print(f"figures: {runs[0].path / 'test.json'}\nreport: {write_report(runs[0], tested, figures, strangers)}")
     return figures
 
 

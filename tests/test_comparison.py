@@ -1,0 +1,100 @@
+"""``mixmo compare``: figures, costs and intervals of runs side by side."""
+
+import csv
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+import mixmo
+from mixmo.cli import main
+from mixmo.comparison import compare, mcnemar, paired_interval, sample_scores
+from mixmo.predictions import predict
+from mixmo.testing import judge
+
+
+def test_runs_side_by_side(trained, tmp_path, capsys):
+    _, two, one = trained
+    assert main(["compare", str(one.path), str(two.path), "--out", str(tmp_path / "deep" / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "one (n = 1)" in out and "two − one" in out and "McNemar" in out
+    files = {file.name for file in (tmp_path / "deep" / "out").iterdir()}
+    assert files == {"comparison.csv", "comparison.md", "comparison.html"}
+    with (tmp_path / "deep" / "out" / "comparison.csv").open() as file:
+        rows = {row["group"]: row for row in csv.DictReader(file)}
+    for run, row in ((one, rows["one"]), (two, rows["two"])):
+        figures = judge(run)
+        for key in ("accuracy", "nll", "ece", "aurc"):
+            assert float(row[key]) == pytest.approx(figures[key])
+        net = mixmo.load(run.path)
+        assert float(row["parameters"]) == sum(p.numel() for p in net.parameters())
+        assert float(row["images"]) == 2 * (27 // 4) * 8  # two epochs of 27 images, U = 8 / 2
+        assert float(row["minutes"]) > 0 and float(row["milliseconds"]) > 0
+    stem = 2 * 27 * 16 * 64  # both networks have one stem at inference; heads differ by one of 64×3
+    assert float(rows["two"]["multiply_adds"]) - float(rows["one"]["multiply_adds"]) == pytest.approx(192, abs=stem)
+    text = (tmp_path / "deep" / "out" / "comparison.md").read_text()
+    assert text.count("\n| --- |") == 2 and "**" in text
+    page = (tmp_path / "deep" / "out" / "comparison.html").read_text()
+    assert "★" in page and not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+def test_folders_of_seeds_are_averaged(trained, tmp_path, capsys):
+    _, two, one = trained
+    for seed in (0, 1):
+        shutil.copytree(two.path, tmp_path / "seeds" / str(seed))
+    file = tmp_path / "seeds" / "1" / "checkpoints" / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["net.backbone.fc.heads.0.bias"] += torch.tensor([3.0, 0.0, 0.0])
+    torch.save(content, file)
+    groups = compare([one.path, tmp_path / "seeds"], tmp_path / "out")
+    seeds = groups[1]
+    assert [group.name for group in groups] == ["one", "seeds"] and len(seeds.runs) == 2
+    values = [figures["nll"] for figures in seeds.figures]
+    assert values[0] != values[1]
+    assert seeds.mean("nll") == pytest.approx(np.mean(values))
+    assert seeds.deviation("nll") == pytest.approx(np.std(values, ddof=1))
+    assert "±" in capsys.readouterr().out
+    expected = [torch.nn.functional.cross_entropy(predict(r).logits.mean(1), predict(r).targets) for r in seeds.runs]
+    assert sample_scores(seeds)["nll"].mean() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(mean=st.floats(-1, 1), sd=st.floats(0.1, 2), seed=st.integers(0, 50))
+def test_intervals_are_those_of_the_normal_law(mean, sd, seed):
+    sample = np.random.default_rng(seed).normal(mean, sd, 400)
+    found, low, high = paired_interval(sample)
+    half = 1.96 * sample.std(ddof=1) / 20
+    assert found == pytest.approx(sample.mean())
+    assert low == pytest.approx(sample.mean() - half, abs=half / 5)
+    assert high == pytest.approx(sample.mean() + half, abs=half / 5)
+
+
+@given(first=st.lists(st.booleans(), min_size=1, max_size=40), seed=st.integers(0, 99))
+def test_mcnemar_is_a_sign_test(first, seed):
+    a = np.array(first, dtype=float)
+    b = np.random.default_rng(seed).integers(0, 2, len(a)).astype(float)
+    wins, losses = int((a > b).sum()), int((a < b).sum())
+    n, k = wins + losses, min(wins, losses)
+    expected = 1.0 if not n else min(1.0, 2 * binom.cdf(k, n, 0.5))
+    assert mcnemar(a, b) == pytest.approx(expected)
+    assert mcnemar(a, a) == 1
+
+
+def test_equal_networks_have_no_difference():
+    assert paired_interval(np.zeros(10)) == (0, 0, 0)
+
+
+def test_bad_input_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for words, message in {
+        ("nowhere",): "there is no run folder nowhere",
+        (str(tmp_path / "empty"),): "is no run's folder and holds none",
+    }.items():
+        assert main(["compare", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -1,0 +1,55 @@
+"""``report.html``: every section is there, the page stands alone and opens without a complaint."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from mixmo.predictions import Predictions
+from mixmo.report import averages
+from mixmo.testing import judge
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECTIONS = ["What was trained", "Figures", "Learning curves", "Calibration", "Selective prediction", "Images"]
+
+
+def headings(page):
+    return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+def test_a_report_has_every_section(trained):
+    folder, two, one = trained
+    judge(two, ood=[f"folder:{folder}/strangers"])
+    page = (two.path / "report.html").read_text()
+    wanted = [*SECTIONS[:-1], "Out of distribution", "Diversity", "Images", "How to repeat it"]
+    assert headings(page) == wanted
+    assert page.count("data:image/png;base64,") == 7
+    assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
+    for text in ("wide_resnet10_1", "entropy", "mutual information", "batch_repetition", "torch"):
+        assert text in page, text
+    judge(one)
+    page = (one.path / "report.html").read_text()
+    assert headings(page) == [*SECTIONS, "How to repeat it"]
+    assert "disagree most" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_report_opens_without_a_complaint(trained, tmp_path):
+    _, two, _ = trained
+    judge(two)
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path}/profile", f"file://{two.path}/report.html"]
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
+    assert "Learning curves" in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
+def test_parts_of_a_report():
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
+    found = averages(Predictions(logits, torch.tensor([0]), ["a", "b"]))
+    torch.testing.assert_close(found["ensemble"], torch.tensor([[1.0, 0.0]]).double().softmax(1))
+    torch.testing.assert_close(found["member 1"], torch.full((1, 2), 0.5).double())
+    assert list(averages(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]
