@@ -5,8 +5,9 @@ Candidates are timed in turns within one run and compared pairwise, so that a no
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
-import multiprocessing
 import statistics
 import sys
 import time
@@ -282,7 +283,7 @@ def timed(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, mem
     for name, row in rows.items():
         row["images/s"] = 1e3 * batch_size / row["ms"]
         if memory:
-            row["MiB"] = min(peak_memory(builders[name], case.device) for _ in range(3))  # noise only adds
+            row["MiB"] = peak_memory(builders[name], case.device)
     return rows
 
 
@@ -320,37 +321,25 @@ def summary(seconds: list[float], against: list[float] | None = None) -> dict[st
 
 
 def peak_memory(build: Builder, device: torch.device) -> float:
-    """Return the most MiB that building a candidate and three calls of it take; on a CPU in a process of its own."""
+    """Return the most MiB of tensors alive at a time while a candidate is built and called three times."""
+    gc.collect()  # what dies during the measurement would count as negative
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call = build()
-        for _ in range(3):
-            call()
+        _build_and_call(build)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if not Path("/proc/self/clear_refs").exists():
-        return float("nan")  # the high-water mark is Linux's
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_peak, args=(build, sender))
-    process.start()
-    sender.close()
-    peak: float = receiver.recv()
-    process.join()
-    return peak
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        _build_and_call(build)
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    return float(max(itertools.accumulate(change for _, change in changes))) / 2**20
 
 
-def _send_peak(build: Builder, sender: Any) -> None:
-    def resident(field: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
+def _build_and_call(build: Builder) -> None:
     call = build()
     for _ in range(3):
         call()
-    sender.send(resident("VmHWM") - before)
 
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
