@@ -49,6 +49,8 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
     images = load_images(settings.data, settings.seed)
     net = build_network(settings, images)
     training = Training(net, build_maker(settings, net, images), settings, len(images.train))
+    training.build_optimizer()  # refuses unknown names and options before the folder is made
+    loggers = _loggers(settings, run)
     checkpoint = _resumed_checkpoint(run, training) if resume else None
     if not resume:
         run.create(plan.yaml)
@@ -58,7 +60,7 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
         **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
         callbacks=[*_callbacks(training, run, images.validation is not None, progress_bar), *callbacks],
-        logger=_loggers(settings, run),
+        logger=loggers,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

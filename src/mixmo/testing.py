@@ -178,6 +178,7 @@ def figures_table(figures: Mapping[str, float], title: str) -> Table:
     """Return the figures of :func:`mixmo.evaluate` as a table: the ensemble and every member, or the one network.
 
     Example:
+        >>> import torch
         >>> figures = evaluate(torch.zeros(2, 2, 3), torch.tensor([0, 1]))
         >>> figures_table(figures, "two images").row_count
         4

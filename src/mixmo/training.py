@@ -57,12 +57,16 @@ class Training(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and the learning rate at every step."""
         self.schedule = self._build_schedule()
-        own = self.settings.optimizer
-        optimizer = build_optimizer(
-            self.net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, **own.options
-        )
+        optimizer = self.build_optimizer()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser of the settings; raise ``ValueError`` for an unknown name or option."""
+        own = self.settings.optimizer
+        return build_optimizer(
+            self.net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, **own.options
+        )
 
     def _build_schedule(self) -> Schedule:
         data, own = self.settings.data, self.settings.schedule
