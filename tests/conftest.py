@@ -1,5 +1,8 @@
 """What several test files share: small pictures on disk, and few threads."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +56,20 @@ def trained(tmp_path_factory):
         fit(make_plan(load_recipe("quickstart"), [*words, f"--model.num_members={members}"]), run)
         runs.append(run)
     return folder, *runs
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """Opens a page in headless Chromium; returns its content and what the browser said about it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+
+    def opened(page):
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
+        words += [f"--user-data-dir={tmp_path}/profile", f"file://{page}"]
+        done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=120)
+        return done.stdout, done.stderr
+
+    return opened

@@ -1,8 +1,6 @@
 """Pictures of what the network sees: they show what training draws, on pages that stand alone."""
 
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -15,8 +13,6 @@ from mixmo.cli import main
 from mixmo.masks import KINDS
 from mixmo.preview import blended, colored, montage, shown_images, target_of
 from mixmo.settings import DataSettings
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.mark.parametrize(
@@ -49,15 +45,11 @@ def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
     assert re.search(r"cat|dog|emu", page)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_page_opens_without_a_complaint(tmp_path, capsys):
+def test_the_page_opens_without_a_complaint(tmp_path, chromium):
     assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 0
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
-    words += [f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/preview.html"]
-    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
-    assert "What the network sees" in done.stdout
-    assert "CONSOLE" not in done.stderr
+    content, complaints = chromium(tmp_path / "preview.html")
+    assert "What the network sees" in content
+    assert "CONSOLE" not in complaints
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,13 @@
 """``report.html``: every section is there, the page stands alone and opens without a complaint."""
 
 import re
-import shutil
-import subprocess
 
-import pytest
 import torch
 
 from mixmo.predictions import Predictions
 from mixmo.report import averages
 from mixmo.testing import judge
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECTIONS = ["What was trained", "Figures", "Learning curves", "Calibration", "Selective prediction", "Images"]
 
 
@@ -35,16 +31,12 @@ def test_a_report_has_every_section(trained):
     assert "disagree most" not in page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_report_opens_without_a_complaint(trained, tmp_path):
+def test_a_report_opens_without_a_complaint(trained, chromium):
     _, two, _ = trained
     judge(two)
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
-    words += [f"--user-data-dir={tmp_path}/profile", f"file://{two.path}/report.html"]
-    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
-    assert "Learning curves" in done.stdout
-    assert "CONSOLE" not in done.stderr
+    content, complaints = chromium(two.path / "report.html")
+    assert "Learning curves" in content
+    assert "CONSOLE" not in complaints
 
 
 def test_parts_of_a_report():
