@@ -1,0 +1,92 @@
+"""The 19 common corruptions of Hendrycks & Dietterich (2019), for whole batches on any device.
+
+They follow the released code of https://arxiv.org/abs/1903.12261 that made CIFAR-10-C and ImageNet-C, with its
+severities. Draws are our own, so single images differ, and ``frost`` draws its ice where the published one pastes
+photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mixmo.corruptions import blur, digital, noise, weather
+from mixmo.corruptions.severities import LARGE, SMALL, Severities
+from mixmo.errors import one_of
+
+__all__ = ["KINDS", "LARGE", "LARGE_SIDE", "SEVERITIES", "SMALL", "corrupt", "table_for"]
+
+Corruption = Callable[[Tensor, Sequence[float], torch.Generator], Tensor]
+
+KINDS: dict[str, Corruption] = {
+    "gaussian_noise": noise.gaussian_noise,
+    "shot_noise": noise.shot_noise,
+    "impulse_noise": noise.impulse_noise,
+    "speckle_noise": noise.speckle_noise,
+    "gaussian_blur": blur.gaussian_blur,
+    "defocus_blur": blur.defocus_blur,
+    "glass_blur": blur.glass_blur,
+    "motion_blur": blur.motion_blur,
+    "zoom_blur": blur.zoom_blur,
+    "snow": weather.snow,
+    "frost": weather.frost,
+    "fog": weather.fog,
+    "spatter": weather.spatter,
+    "brightness": weather.brightness,
+    "contrast": digital.contrast,
+    "saturate": digital.saturate,
+    "pixelate": digital.pixelate,
+    "jpeg_compression": digital.jpeg_compression,
+    "elastic_transform": digital.elastic_transform,
+}
+"""Every corruption by the name of its published file."""
+
+SEVERITIES = (1, 2, 3, 4, 5)
+LARGE_SIDE = 112
+"""Images whose shorter side is at least this get ImageNet-C's severities, smaller ones CIFAR-C's."""
+
+
+def table_for(height: int, width: int) -> dict[str, Severities]:
+    """Return the severities for images of a size.
+
+    Example:
+        >>> table_for(32, 32) is SMALL, table_for(224, 224) is LARGE
+        (True, True)
+    """
+    return LARGE if min(height, width) >= LARGE_SIDE else SMALL
+
+
+def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator) -> Tensor:
+    """Return corrupted copies of images.
+
+    Args:
+        images: (B, H, W, C) uint8; C = 3 (RGB) or 1 (grey, which is corrupted as RGB and made grey again).
+        kind: One of :data:`KINDS`.
+        severity: 1 to 5.
+        generator: On the images' device.
+
+    Returns:
+        (B, H, W, C) uint8.
+
+    Raises:
+        ValueError: if the kind or the severity is unknown, or the images are no such images.
+
+    Example:
+        >>> images = torch.full((2, 32, 32, 3), 100, dtype=torch.uint8)
+        >>> corrupt(images, "brightness", 5, torch.Generator()).unique()
+        tensor([176], dtype=torch.uint8)
+    """
+    one_of(kind, KINDS, "corruption")
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity {severity} of {kind} is unknown; there are 1 to 5.")
+    if images.dim() != 4 or images.shape[3] not in (1, 3) or images.dtype != torch.uint8:
+        raise ValueError(f"images of shape {tuple(images.shape)}, {images.dtype}, are not (B, H, W, 3 or 1) uint8.")
+    _, height, width, channels = images.shape
+    pixels = (images.float() / 255).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
+    corrupted = KINDS[kind](pixels, table_for(height, width)[kind][severity - 1], generator)
+    if channels == 1:
+        corrupted = weather.grey(corrupted)
+    levels = (corrupted.clamp(0, 1) * 255 + 1e-3).floor()  # rounded down, as published; 1e-3 for float32
+    return levels.byte().permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,157 @@
+"""What corruptions are made of, for a whole batch of images (B, C, H, W) in [0, 1] on any device.
+
+Blurs, zooms and resampling are linear and work on rows and columns separately, so that each is two matrices, taken from
+the library that the published code uses.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+
+def separable(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Return ``rows @ image @ columns.T`` of every channel of every image.
+
+    Args:
+        images: (…, H, W).
+        rows: (h, H).
+        columns: (w, W).
+    """
+    left, right = (torch.from_numpy(m).to(images) for m in (rows, columns))
+    return left @ images @ right.T
+
+
+def gaussian(images: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
+    """Return images blurred by a Gaussian of ``sigma`` pixels, with SciPy's modes at the border.
+
+    Example:
+        >>> gaussian(torch.ones(1, 1, 4, 4), 1.0).mean().item()
+        1.0
+    """
+    height, width = images.shape[-2:]
+    return separable(images, *(gaussian_matrix(side, sigma, mode, truncate) for side in (height, width)))
+
+
+@lru_cache
+def gaussian_matrix(side: int, sigma: float, mode: str, truncate: float) -> np.ndarray:
+    """Return the matrix (side, side) of :func:`gaussian` along one axis."""
+    return np.asarray(ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode=mode, truncate=truncate))
+
+
+@lru_cache
+def zoom_matrix(side: int, factor: float) -> np.ndarray:
+    """Return the matrix (side, side) that magnifies the middle of a line, interpolating linearly.
+
+    Example:
+        >>> zoom_matrix(4, 2.0) @ [0.0, 1.0, 2.0, 3.0]
+        array([1.        , 1.33333333, 1.66666667, 2.        ])
+    """
+    seen = math.ceil(side / factor)
+    start = (side - seen) // 2
+    grown = ndimage.zoom(np.eye(seen), (factor, 1), order=1)
+    trim = (len(grown) - side) // 2
+    matrix = np.zeros((side, side))
+    matrix[:, start : start + seen] = grown[trim : trim + side]
+    return matrix
+
+
+@lru_cache
+def box_matrix(side: int, wanted: int) -> np.ndarray:
+    """Return the matrix (wanted, side) of Pillow's resampling of a line by its box filter."""
+    return np.array(Image.fromarray(np.eye(side, dtype=np.float32)).resize((side, wanted), Image.Resampling.BOX))
+
+
+def convolve(images: Tensor, kernel: np.ndarray) -> Tensor:
+    """Return images correlated with a kernel of odd sides, mirrored at the border's pixels (OpenCV's default).
+
+    Args:
+        images: (B, C, H, W).
+        kernel: (k, k).
+    """
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(side), size // 2, mode="reflect")).to(images.device)
+        for side, size in zip(images.shape[-2:], kernel.shape, strict=True)
+    )
+    weight = torch.from_numpy(kernel).to(images)[None, None]
+    padded = images[..., rows, :][..., columns].flatten(0, 1)[:, None]
+    return F.conv2d(padded, weight).view(images.shape)
+
+
+def uniform(size: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Return draws of the uniform law on [low, high), on the generator's device."""
+    return low + (high - low) * torch.rand(size, generator=generator, device=generator.device)
+
+
+def normal(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return draws of the standard normal law, on the generator's device."""
+    return torch.randn(size, generator=generator, device=generator.device)
+
+
+def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
+    """Return images blurred along one direction each, as ImageMagick does, in steps of 1/255.
+
+    A pixel becomes the mean of those behind it on a line, with weights exp(-i² / 2σ²), i = 0 … 2 * radius, each at the
+    nearest pixel; the border's pixels go on outside.
+
+    Args:
+        images: (B, C, H, W).
+        radius: In pixels.
+        sigma: In pixels.
+        angles: (B,) directions, in degrees clockwise from the right.
+    """
+    height, width = images.shape[-2:]
+    steps = torch.arange(2 * int(radius) + 1, device=images.device)
+    weights = torch.exp(-(steps**2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    radians = angles.double().deg2rad()
+    blurred = torch.zeros_like(images)
+    for step, weight in enumerate(weights.tolist()):
+        if weight < 1e-6:  # beyond 5σ: less than a grey level in sum
+            break
+        down, right = ((step * turn - 0.5).ceil().long()[:, None] for turn in (radians.sin(), radians.cos()))
+        rows = (torch.arange(height, device=images.device) + down).clamp(0, height - 1)
+        columns = (torch.arange(width, device=images.device) + right).clamp(0, width - 1)
+        place = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+        moved = images.flatten(2).gather(2, place[:, None].expand(-1, images.shape[1], -1))
+        blurred.flatten(2).add_(moved, alpha=weight)
+    return (blurred * 255).round() / 255
+
+
+def plasma(count: int, height: int, width: int, decay: float, generator: torch.Generator) -> Tensor:
+    """Return random height maps (count, 1, H, W) in [0, 1] by the diamond-square algorithm.
+
+    Args:
+        count: How many.
+        height: H.
+        width: W.
+        decay: By how much the roughness sinks from one scale to the next finer one.
+        generator: Where draws come from.
+    """
+    side = 2 ** math.ceil(math.log2(max(height, width, 2)))
+    maps = torch.zeros(count, side, side, device=generator.device)
+    step, wobble = side, 100.0
+
+    def settle(corners: Tensor) -> Tensor:
+        return corners / 4 + wobble * uniform(tuple(corners.shape), -wobble, wobble, generator)
+
+    while step >= 2:
+        half = step // 2
+        corners = maps[:, ::step, ::step]
+        corners = corners + corners.roll(-1, 1)
+        maps[:, half::step, half::step] = settle(corners + corners.roll(-1, 2))
+        middles, corners = maps[:, half::step, half::step], maps[:, ::step, ::step]
+        above_below = middles + middles.roll(1, 1)
+        maps[:, ::step, half::step] = settle(above_below + corners + corners.roll(-1, 2))
+        beside = middles + middles.roll(1, 2)
+        maps[:, half::step, ::step] = settle(beside + corners + corners.roll(-1, 1))
+        step, wobble = half, wobble / decay
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return ((maps - low) / (high - low))[:, None, :height, :width]

@@ -1,0 +1,77 @@
+"""Weather. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the images' device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixmo.corruptions.filters import gaussian, motion, normal, plasma, separable, uniform, zoom_matrix
+from mixmo.corruptions.relief import water_relief
+
+WATER = (175 / 255, 238 / 255, 238 / 255)
+MUD = (63 / 255, 42 / 255, 20 / 255)
+ICE = (0.86, 0.93, 1.0)
+
+
+def snow(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Pale the image and let flakes fall on it: (mean, deviation and zoom of flakes, threshold, radius, σ, weight)."""
+    mean, deviation, zoom, threshold, radius, sigma, weight = severity
+    count, _, height, width = images.shape
+    flakes = mean + deviation * normal((count, 1, height, width), generator)
+    flakes = separable(flakes, zoom_matrix(height, zoom), zoom_matrix(width, zoom))
+    flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1)
+    flakes = motion((flakes * 255).floor() / 255, radius, sigma, uniform((count,), -135, -45, generator))
+    pale = torch.maximum(images, grey(images) * 1.5 + 0.5)
+    return weight * images + (1 - weight) * pale + flakes + flakes.flip(2, 3)
+
+
+def frost(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Lay ice over the image: (weight of the image, weight of the ice).
+
+    The published code pastes photographs of frosted windows; we draw crystals, bluish white ridges of a plasma fractal.
+    """
+    count, _, height, width = images.shape
+    ridges = 1 - (2 * plasma(count, height, width, 2.0, generator) - 1).abs()
+    return severity[0] * images + severity[1] * ridges * _colour(ICE, images)
+
+
+def fog(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Add a plasma fractal and scale back to the image's maximum: (thickness, decay)."""
+    thickness, decay = severity
+    brightest = images.amax((1, 2, 3), keepdim=True)
+    mist = thickness * plasma(len(images), *images.shape[-2:], decay, generator)
+    return (images + mist) * brightest / (brightest + thickness)
+
+
+def spatter(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Spatter water or mud: (mean and deviation of the drops, σ, threshold, strength or σ of their rim, mud)."""
+    mean, deviation, sigma, threshold, strength, mud = severity
+    count, _, height, width = images.shape
+    drops = gaussian(mean + deviation * normal((count, 1, height, width), generator), sigma)
+    if mud:
+        cover = gaussian((drops > threshold).to(images), strength)
+        cover = torch.where(cover < 0.8, 0, cover)
+        return images * (1 - cover) + cover * _colour(MUD, images)
+    drops = torch.where(drops < threshold, 0, drops)
+    drops = (drops.clamp(0, 1) * 255).floor()
+    relief = drops * water_relief(drops)
+    relief = relief / relief.amax((2, 3), keepdim=True).clamp(min=1)  # the published code divides 0 by 0 without drops
+    return images + strength * relief * _colour(WATER, images)
+
+
+def brightness(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Raise the value of HSV: (by how much,)."""
+    value = images.amax(1, keepdim=True)
+    raised = (value + severity[0]).clamp(max=1)
+    return torch.where(value > 0, images * raised / value, raised)
+
+
+def grey(images: Tensor) -> Tensor:
+    """Return the luma (B, 1, H, W) of images (ITU-R BT.601)."""
+    return torch.tensordot(images.new_tensor([[0.299, 0.587, 0.114]]), images, ([1], [1])).movedim(0, 1)
+
+
+def _colour(colour: Sequence[float], images: Tensor) -> Tensor:
+    return images.new_tensor(colour).view(3, 1, 1)
