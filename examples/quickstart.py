@@ -6,6 +6,7 @@ Run it by ``make quickstart``, or ``python examples/quickstart.py``. It takes a 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from mixmo.fitting import fit
 from mixmo.plans import make_plan
 from mixmo.recipes import load_recipe
 from mixmo.runs import Run
-from mixmo.testing import add_figures, figures_table, judge
+from mixmo.tables import figures_row, figures_table
+from mixmo.testing import judge
 
 
 def free_folder(name: str) -> Run:
@@ -48,13 +50,12 @@ def main(overrides: list[str]) -> None:
     logits, targets = predict_logits(fused, batches, Augmentation(data), torch.device("cpu"))
 
     table = figures_table(ensemble.read_json("test.json"), "Digits, 360 test images")
-    for label, figures in {
-        f"fused into one plain {type(fused).__name__}": evaluate(logits, targets),
-        "single network, trained for as long": single.read_json("test.json"),
-    }.items():
-        add_figures(table, label, figures)
+    others = [
+        figures_row(f"fused into one plain {type(fused).__name__}", evaluate(logits, targets)),
+        figures_row("single network, trained for as long", single.read_json("test.json")),
+    ]
     print()
-    Console().print(table)
+    Console().print(replace(table, rows=[*table.rows, *others]).rich())
     print(f"\nThe runs' folders: {ensemble.path} and {single.path}")
 
 

@@ -13,8 +13,10 @@ from scipy.stats import binom
 
 import mixmo
 from mixmo.cli import main
-from mixmo.comparison import compare, mcnemar, paired_interval, sample_scores
-from mixmo.predictions import predict
+from mixmo.comparison import compare
+from mixmo.groups import Entry, Group, mcnemar, paired_interval, sample_scores
+from mixmo.judging import Judgement
+from mixmo.predictions import Predictions, predict
 from mixmo.testing import judge
 
 
@@ -53,13 +55,14 @@ def test_folders_of_seeds_are_averaged(trained, tmp_path, capsys):
     torch.save(content, file)
     groups = compare([one.path, tmp_path / "seeds"], tmp_path / "out")
     seeds = groups[1]
-    assert [group.name for group in groups] == ["one", "seeds"] and len(seeds.runs) == 2
-    values = [figures["nll"] for figures in seeds.figures]
+    assert [group.name for group in groups] == ["one", "seeds"] and len(seeds.entries) == 2
+    values = seeds.values("nll")
     assert values[0] != values[1]
     assert seeds.mean("nll") == pytest.approx(np.mean(values))
     assert seeds.deviation("nll") == pytest.approx(np.std(values, ddof=1))
     assert "±" in capsys.readouterr().out
-    expected = [torch.nn.functional.cross_entropy(predict(r).logits.mean(1), predict(r).targets) for r in seeds.runs]
+    made = [predict(entry.runs[0]) for entry in seeds.entries]
+    expected = [torch.nn.functional.cross_entropy(each.logits.mean(1), each.targets) for each in made]
     assert sample_scores(seeds)["nll"].mean() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
@@ -85,15 +88,61 @@ def test_mcnemar_is_a_sign_test(first, seed):
     assert mcnemar(a, a) == 1
 
 
+def test_ensembles_and_files_stand_in_the_same_table(trained, tmp_path):
+    """One run, two as an ensemble, and the same two as another program would hand them over."""
+    folder, two, one = trained
+    both = predict(one).logits.numpy(), predict(two).logits.numpy()
+    np.savez(tmp_path / "theirs.npz", logits=np.concatenate(both, 1), targets=predict(one).targets.numpy())
+    words = [str(one.path), f"deep ensemble={one.path}+{two.path}", f"theirs={tmp_path}/theirs.npz"]
+    out = tmp_path / "out"
+    assert main(["compare", *words, "--out", str(out), "--ood", f"folder:{folder}/strangers"]) == 0
+    with (out / "comparison.csv").open() as file:
+        rows = {row["group"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["one", "deep ensemble", "theirs"]
+    for key in ("accuracy", "nll", "brier", "d_re", "ece"):
+        assert float(rows["deep ensemble"][key]) == pytest.approx(float(rows["theirs"][key]))
+    parameters = [sum(p.numel() for p in mixmo.load(run.path).parameters()) for run in (one, two)]
+    assert float(rows["deep ensemble"]["parameters"]) == sum(parameters)
+    assert rows["theirs"]["parameters"] == "" and rows["theirs"][f"ood/folder:{folder}/strangers/entropy/auroc"] == ""
+    page = (out / "comparison.html").read_text()
+    wanted = ["What is compared", "Figures", "Learning curves", "Calibration", "Selective prediction"]
+    wanted += ["Out of distribution", "Diversity", "Images", "How to repeat it"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == wanted
+
+
+def test_a_comparison_opens_without_a_complaint(trained, tmp_path, chromium):
+    _, two, one = trained
+    compare([one.path, two.path], tmp_path / "out")
+    content, complaints = chromium(tmp_path / "out" / "comparison.html")
+    assert "two − one" in content and "CONSOLE" not in complaints
+
+
+@given(seed=st.integers(0, 99))
+def test_scores_of_samples_average_to_the_figures(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits, targets = torch.randn(7, 2, 4, generator=generator), torch.randint(4, (7,), generator=generator)
+    figures = mixmo.evaluate(logits, targets)
+    judgement = Judgement(Predictions(logits, targets, list("abcd")), figures)
+    found = sample_scores(Group("x", [Entry("x", [], judgement, figures)] * 2))
+    for key, values in found.items():
+        assert values.mean() == pytest.approx(figures[key])
+
+
 def test_equal_networks_have_no_difference():
     assert paired_interval(np.zeros(10)) == (0, 0, 0)
 
 
-def test_bad_input_is_one_sentence(tmp_path, capsys):
+def test_bad_input_is_one_sentence(trained, tmp_path, capsys):
+    _, _, one = trained
     (tmp_path / "empty").mkdir()
+    for name in ("short", "more"):
+        np.savez(tmp_path / f"{name}.npz", logits=np.zeros((2, 3)), targets=np.zeros(2, int))
     for words, message in {
         ("nowhere",): "there is no run folder nowhere",
         (str(tmp_path / "empty"),): "is no run's folder and holds none",
+        (str(one.path), f"{tmp_path}/short.npz"): "was tested on other images or classes",
+        (f"{tmp_path}/short.npz+{tmp_path}/more.npz",): "cannot be one ensemble; only runs can",
+        (f"{one.path}+nowhere",): "there is no run folder nowhere",
     }.items():
         assert main(["compare", *words]) == 2
         error = capsys.readouterr().err

@@ -4,8 +4,8 @@ import re
 
 import torch
 
+from mixmo.charts import averages
 from mixmo.predictions import Predictions
-from mixmo.report import averages
 from mixmo.testing import judge
 
 SECTIONS = ["What was trained", "Figures", "Learning curves", "Calibration", "Selective prediction", "Images"]

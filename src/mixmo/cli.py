@@ -23,9 +23,9 @@ usage: mixmo COMMAND …
 
   fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
   fit RUN                                               go on with a run that was stopped
-  test RUN… [--ood DATASET …] [--checkpoint best]       figures on the test set, of several runs as one ensemble
+  test RUN… [--ood DATASET …] [--corruptions]           figures on the test set, of several runs as one ensemble
   test --predictions FILE.npz                           the same figures for another program's predictions
-  compare RUN RUN… [--out FOLDER]                       runs, or folders of seeds, side by side, with intervals
+  compare RUN RUN+RUN FILE.npz… [--out FOLDER]          side by side, with intervals; folders of seeds too
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
@@ -103,7 +103,7 @@ def test_command(words: list[str]) -> None:
     parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
     parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
-    parser.add_argument("--ood", nargs="+", type=str, default=[], help="datasets of none of the classes")
+    _add_datasets(parser)
     parser.add_argument("--per_class", type=bool, default=False, help="judge each class as well")
     chosen = parse(parser, words)
     if bool(chosen.runs) == (chosen.predictions is not None):
@@ -112,7 +112,8 @@ def test_command(words: list[str]) -> None:
         judge_file(chosen.predictions, chosen.per_class)
         return
     runs = [Run(path) for path in chosen.runs]
-    judge(*runs, checkpoint=chosen.checkpoint, precision=chosen.precision, ood=chosen.ood, per_class=chosen.per_class)
+    names = ("checkpoint", "precision", "ood", "corruptions", "per_class")
+    judge(*runs, **{name: chosen[name] for name in names})
 
 
 def compare_command(words: list[str]) -> None:
@@ -120,10 +121,12 @@ def compare_command(words: list[str]) -> None:
     from mixmo.comparison import compare
 
     parser = ArgumentParser(prog="mixmo compare", exit_on_error=False)
-    parser.add_argument("folders", nargs="+", type=str, help="runs' folders, or folders of runs that differ by seed")
+    what = "runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before"
+    parser.add_argument("networks", nargs="+", type=str, help=what)
     parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")
+    _add_datasets(parser)
     chosen = parse(parser, words)
-    compare(chosen.folders, Path(chosen.out))
+    compare(chosen.networks, Path(chosen.out), chosen.ood, chosen.corruptions)
 
 
 def recipes_command(words: list[str]) -> None:
@@ -187,6 +190,17 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     kind = kind if isinstance(kind, str) else "/".join(kind)
     base = "single" if recipe["model"].get("num_members", 2) == 1 else names.get(kind, f"{kind} MixMo")
     return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"
+
+
+def _add_datasets(parser: ArgumentParser) -> None:
+    """Add the options that ask for more than the test set."""
+    from mixmo.judging import MADE
+
+    parser.add_argument("--ood", nargs="+", type=str, default=[], help="datasets of none of the classes")
+    parser.add_argument(
+        "--corruptions", nargs="?", const=MADE, type=str | None, default=None, metavar="FOLDER",
+        help="corrupt the test images in 19 ways; with a folder, take CIFAR-10-C's or CIFAR-100-C's files",
+    )  # fmt: skip
 
 
 def _finished(run: Run, trainer: Mapping[str, Any]) -> bool:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-import statistics
+import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
-from scipy.stats import binomtest, bootstrap
-from torch.utils.flop_counter import FlopCounterMode
 
-from mixmo import pages
-from mixmo.evaluation import evaluate
+from mixmo import charts, pages
 from mixmo.files import write_text
-from mixmo.predictions import Predictions, predict
-from mixmo.runs import Run, load
+from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
+from mixmo.metrics.ood import ood_scores
+from mixmo.report import PICTURES, SETTINGS, picture_grid, setting
+from mixmo.tables import TextTable, accuracies
 
-RESAMPLES = 2000
+DIVERSITY = ("d_re", "disagreement", "q_statistic", "correlation", "double_fault", "kappa", "kl", "cosine", "nll_gain")
 
 
 @dataclass(frozen=True)
@@ -38,239 +35,246 @@ class Column:
     more_is_better: bool | None = None
 
 
-COLUMNS = {
+SCORES = {
     "accuracy": Column("top-1 %", 100, 2, True),
     "nll": Column("NLL", 1, 4, False),
     "brier": Column("Brier", 1, 4, False),
     "ece": Column("ECE %", 100, 2, False),
+    "nll_two_fold": Column("NLL, two-fold T", 1, 4, False),
     "aurc": Column("AURC %", 100, 2, False),
+    "corruption/accuracy": Column("corrupted top-1 %", 100, 2, True),
     "d_re": Column("d_re", 1, 3, True),
-    "parameters": Column("parameters, M", 1e-6, 2),
+}
+COSTS = {
+    "parameters": Column("parameters, M", 1e-6, 2, False),
     "multiply_adds": Column("multiply-adds an image, M", 1e-6, 1, False),
-    "images": Column("images in training, M", 1e-6, 2),
+    "images": Column("images in training, M", 1e-6, 2, False),
     "minutes": Column("minutes", 1, 1),
     "milliseconds": Column("ms an image", 1, 3, False),
 }
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ by their seed only, or a single run.
+def compare(
+    words: Sequence[str | Path], out: Path, ood: Sequence[str] = (), corruptions: str | None = None
+) -> list[Group]:
+    """Compare networks on their common test set.
 
-    Attributes:
-        name: What to call them.
-        runs: The runs.
-        predictions: Of each run, on the test set.
-        figures: Of each run: those of :func:`mixmo.evaluate` and the costs.
-    """
-
-    name: str
-    runs: list[Run]
-    predictions: list[Predictions]
-    figures: list[dict[str, float]]
-
-    def mean(self, key: str) -> float:
-        """Return the mean over runs; NaN where it is not known."""
-        return statistics.fmean(each.get(key, math.nan) for each in self.figures)
-
-    def deviation(self, key: str) -> float:
-        """Return the standard deviation over runs; NaN for a single one."""
-        values = [each.get(key, math.nan) for each in self.figures]
-        return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def compare(folders: Sequence[str | Path], out: Path) -> list[Group]:
-    """Compare runs, or folders of runs that differ by their seed, on their common test set.
-
-    Prints two tables, the figures (mean ± standard deviation over seeds, the best in bold) and the paired differences
-    to the first group, and writes them as ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
+    Prints the figures (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
+    group, and writes ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
 
     Args:
-        folders: Runs' folders, or folders of such.
+        words: What :func:`mixmo.groups.read_groups` takes.
         out: Where to write; made if it is missing.
+        ood: Datasets whose images are of none of the classes.
+        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
 
     Raises:
-        FileNotFoundError: if a folder is missing or holds no run.
-        ValueError: if the runs were tested on different images.
+        FileNotFoundError: if a folder or file is missing or holds no run.
+        ValueError: if they were tested on different images.
     """
-    groups = [_group(Path(folder)) for folder in folders]
-    reference = groups[0].predictions[0]
-    for group in groups:
-        for run, found in zip(group.runs, group.predictions, strict=True):
-            if found.classes != reference.classes or not torch.equal(found.targets, reference.targets):
-                raise ValueError(f"{run.path} was tested on other images or classes than {groups[0].runs[0].path}.")
-    tables = [_figures_table(groups), *([_differences_table(groups)] if len(groups) > 1 else [])]
-    for title, header, rows in tables:
-        shown = Table(title=title)
-        for index, heading in enumerate(header):
-            shown.add_column(heading, justify="right" if index else "left")
-        for row in rows:
-            shown.add_row(*(f"[bold]{cell[2:-2]}[/]" if cell.startswith("**") else cell for cell in row))
-        Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    groups = read_groups([str(word) for word in words], ood, corruptions)
+    tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else [])]
+    for table in tables:
+        Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "comparison.csv", _as_csv(groups))
-    write_text(out / "comparison.md", "\n".join(_as_markdown(*table) for table in tables))
-    write_text(out / "comparison.html", _as_page(groups, tables))
+    write_text(out / "comparison.csv", as_csv(groups))
+    write_text(out / "comparison.md", "\n\n".join(table.markdown() for table in tables) + "\n")
+    write_text(out / "comparison.html", comparison_page(groups, tables))
     print(f"written: {out / 'comparison.csv'}, comparison.md and comparison.html")
     return groups
 
 
-def _group(folder: Path) -> Group:
-    if (folder / "config.yaml").is_file():
-        runs = [Run(folder)]
-    else:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no run folder {folder}.")
-        runs = [Run(each.parent) for each in sorted(folder.glob("*/config.yaml"))]
-        if not runs:
-            raise FileNotFoundError(f"{folder} is no run's folder and holds none.")
-    found = [predict(run) for run in runs]
-    figures = [evaluate(each.logits, each.targets) | costs(run) for run, each in zip(runs, found, strict=True)]
-    return Group(folder.name, runs, found, figures)
-
-
-def costs(run: Run) -> dict[str, float]:
-    """Return what a run cost and costs.
-
-    ``parameters``; ``multiply_adds`` of one image at inference, as counted by torch; ``images`` through the network in
-    training (mixtures × epochs); ``minutes`` of training; ``milliseconds`` for an image in a batch of 64, measured now
-    on the CPU in float32.
-
-    Args:
-        run: The run.
-    """
-    net, config, rows = load(run.path), run.config(), run.read_metrics()
-    side = config["data"].get("crop_size") or config["data"].get("image_size") or 32
-    images = torch.randn(64, net.in_chans, side, side)
-    with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            net(images[:1])
-        taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            net(images)
-            taken.append(time.perf_counter() - start)
-    return {
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "multiply_adds": counter.get_total_flops() / 2,
-        "images": float(rows[-1]["step"]) * config["data"]["batch_size"] if rows else math.nan,
-        "minutes": sum(float(row["seconds"]) for row in rows) / 60 if rows else math.nan,
-        "milliseconds": 1e3 * statistics.median(taken) / len(images),
-    }
-
-
-def sample_scores(group: Group) -> dict[str, np.ndarray]:
-    """Return for each test image whether it is right and its negative log-likelihood, means over the group's runs."""
-    right, nll = [], []
-    for found in group.predictions:
-        logs = found.logits.double().mean(1).log_softmax(1)
-        right.append((logs.argmax(1) == found.targets).double())
-        nll.append(-logs.gather(1, found.targets[:, None])[:, 0])
-    return {"accuracy": torch.stack(right).mean(0).numpy(), "nll": torch.stack(nll).mean(0).numpy()}
-
-
-def paired_interval(difference: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of paired differences and its 95 % interval, by resampling images (percentile bootstrap).
-
-    Example:
-        >>> mean, low, high = paired_interval(np.tile([0.0, 1.0], 200))
-        >>> mean, low < 0.5 < high
-        (0.5, True)
-    """
-    if np.ptp(difference) == 0:
-        return (float(difference[0]),) * 3
-    found = bootstrap(
-        (difference,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile", rng=np.random.default_rng(0)
-    )
-    return float(difference.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the exact p-value of McNemar's test that two networks are right equally often.
-
-    Args:
-        first: (N,) 0 or 1, whether the first is right.
-        second: (N,) likewise.
-
-    Example:
-        >>> round(mcnemar(np.array([1, 1, 1, 1, 1, 0]), np.array([0, 0, 0, 0, 0, 0])), 4)   # 5 to 0
-        0.0625
-    """
-    only_first, only_second = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
-    total = only_first + only_second
-    return float(binomtest(only_first, total).pvalue) if total else 1.0
-
-
-TableText = tuple[str, list[str], list[list[str]]]
-
-
-def _figures_table(groups: Sequence[Group]) -> TableText:
-    keys = [key for key in COLUMNS if any(not math.isnan(group.mean(key)) for group in groups)]
-    best = {key: _best(key, groups) for key in keys}
+def figures_table(groups: Sequence[Group]) -> TextTable:
+    """Return the figures of every group, mean ± standard deviation over seeds, and the costs; the best in bold."""
+    columns = SCORES | _ood_columns(groups) | COSTS
+    keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
+    best = {key: _best(columns[key], [group.mean(key) for group in groups]) for key in keys}
     rows = []
     for group in groups:
-        cells = [f"{group.name} (n = {len(group.runs)})"]
+        cells = [f"{group.name} (n = {len(group.entries)})"]
         for key in keys:
-            column, mean, spread = COLUMNS[key], group.mean(key), group.deviation(key)
+            column, mean, spread = columns[key], group.mean(key), group.deviation(key)
             text = "" if math.isnan(mean) else f"{mean * column.factor:.{column.digits}f}"
-            if text and not math.isnan(spread) and column.more_is_better is not None:
+            if text and not math.isnan(spread) and key not in COSTS:
                 text += f" ± {spread * column.factor:.{column.digits}f}"
             cells.append(f"**{text}**" if text and len(groups) > 1 and mean == best[key] else text)
         rows.append(cells)
-    images = len(groups[0].predictions[0].targets)
+    images = len(groups[0].entries[0].judgement.tested.targets)
     title = f"{images} test images, logits averaged, mean ± standard deviation over n seeds"
-    return title, ["", *(COLUMNS[key].heading for key in keys)], rows
+    return TextTable(title, ["", *(columns[key].heading for key in keys)], rows)
 
 
-def _best(key: str, groups: Sequence[Group]) -> float | None:
-    more, means = COLUMNS[key].more_is_better, [group.mean(key) for group in groups]
-    known = [mean for mean in means if not math.isnan(mean)]
-    if more is None or not known:
-        return None
-    return max(known) if more else min(known)
-
-
-def _differences_table(groups: Sequence[Group]) -> TableText:
+def differences_table(groups: Sequence[Group]) -> TextTable:
+    """Return the differences to the first group, image by image, with 95 % intervals."""
     first, rows = sample_scores(groups[0]), []
     for group in groups[1:]:
         own = sample_scores(group)
         cells = [f"{group.name} − {groups[0].name}"]
-        for key, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4)):
-            mean, low, high = (factor * value for value in paired_interval(own[key] - first[key]))
-            cells.append(f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
-        single = len(group.runs) == len(groups[0].runs) == 1
+        for key in first:
+            column = SCORES[key]
+            mean, low, high = (column.factor * value for value in paired_interval(own[key] - first[key]))
+            cells.append(
+                " ".join([f"{mean:+.{column.digits}f}", f"[{low:+.{column.digits}f}, {high:+.{column.digits}f}]"])
+            )
+        single = len(group.entries) == len(groups[0].entries) == 1
         cells.append(f"{mcnemar(own['accuracy'], first['accuracy']):.2g}" if single else "")
         rows.append(cells)
     title = "paired differences with 95 % intervals (bootstrap over test images; seeds are averaged first)"
-    return title, ["", "top-1, points", "NLL", "McNemar's p"], rows
+    return TextTable(title, ["", "top-1, points", "NLL", "Brier", "McNemar's p"], rows)
 
 
-def _as_csv(groups: Sequence[Group]) -> str:
-    keys = list(dict.fromkeys(key for group in groups for each in group.figures for key in each))
+def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str:
+    """Return the page of a comparison; charts and pictures are of each group's first entry.
+
+    Args:
+        groups: What is compared.
+        tables: :func:`figures_table` and :func:`differences_table`.
+    """
+    firsts = {group.name: group.entries[0] for group in groups}
+    tested = {name: entry.judgement.tested for name, entry in firsts.items()}
+    said = {name: found.logits.double().mean(1).softmax(1) for name, found in tested.items()}
+    targets = groups[0].entries[0].judgement.tested.targets
+    reliability, coverage = charts.reliability(said, targets), {name: (part, targets) for name, part in said.items()}
+    sections = [
+        pages.section("What is compared", _trained(groups)),
+        pages.section("Figures", *(table.html() for table in tables), pages.paragraph("★ the best of a column.")),
+        *_curves(firsts),
+        pages.section("Calibration", pages.chart(reliability, "Accuracy by confidence; the line is perfection")),
+        pages.section(
+            "Selective prediction",
+            pages.chart(charts.risk_coverage(coverage), "Error among the most confident predictions"),
+        ),
+        *_strangers(firsts),
+        *_corruptions(firsts),
+        *_diversity(groups),
+        *_pictures(firsts),
+        pages.section("How to repeat it", *_commands(groups)),
+    ]
+    return pages.page(f"Comparison of {', '.join(firsts)}", sections)
+
+
+def _trained(groups: Sequence[Group]) -> str:
+    rows = []
+    for entry in (entry for group in groups for entry in group.entries):
+        for run in entry.runs:
+            config = run.config()
+            rows.append([str(run.path), *(setting(config, name) for name in SETTINGS), str(config["seed"])])
+        if not entry.runs:
+            rows.append([entry.name, *[""] * len(SETTINGS), ""])
+    return pages.table(["", *(name.partition(".")[2] for name in SETTINGS), "seed"], rows)
+
+
+def _curves(firsts: dict[str, Entry]) -> list[str]:
+    parts = [
+        pages.chart(
+            charts.learning_curves(rows),
+            f"Learning curves of {run.path}; training accuracies are those of the mixtures",
+        )
+        for entry in firsts.values()
+        for run in entry.runs
+        if (rows := run.read_metrics())
+    ]
+    return [pages.section("Learning curves", *parts)] if parts else []
+
+
+def _strangers(firsts: dict[str, Entry]) -> list[str]:
+    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.strangers}
+    if not known:
+        return []
+    parts = {name: {"test images": found.tested, **found.strangers} for name, found in known.items()}
+    rows = [
+        [
+            f"{name}, {dataset}, {score.replace('_', ' ')}",
+            *(f"{found.figures[f'ood/{dataset}/{score}/{key}']:.4f}" for key in ("auroc", "aupr", "fpr95")),
+        ]
+        for name, found in known.items()
+        for dataset in found.strangers
+        for score in dict.fromkeys(key.split("/")[-2] for key in found.figures if key.startswith(f"ood/{dataset}/"))
+    ]
+    table = TextTable("other datasets against the test images", ["", "AUROC", "AUPR", "FPR95"], rows)
+    chart = pages.chart(charts.confidences(parts), "Confidence on test images and others")
+    return [pages.section("Out of distribution", chart, table.html())]
+
+
+def _corruptions(firsts: dict[str, Entry]) -> list[str]:
+    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.corrupted is not None}
+    if not known:
+        return []
+    found = {name: judgement.corrupted for name, judgement in known.items() if judgement.corrupted is not None}
+    lines = charts.accuracy_by_severity({name: accuracies(judgement) for name, judgement in known.items()})
+    kinds = next(iter(found.values())).kinds
+    rows = []
+    for kind in kinds:
+        means = [
+            sum(cell["accuracy"] for cell in each.kinds[kind].values()) / len(each.kinds[kind])
+            for each in found.values()
+        ]
+        rows.append(
+            [kind.replace("_", " "), *(f"**{100 * m:.2f}**" if m == max(means) else f"{100 * m:.2f}" for m in means)]
+        )
+    source = next(iter(found.values())).source
+    table = TextTable(f"top-1 %, mean over severities; corruptions {source}", ["", *found], rows)
+    return [
+        pages.section(
+            "Corruptions", pages.chart(lines, "Accuracy by severity, mean over all kinds of corruption"), table.html()
+        )
+    ]
+
+
+def _diversity(groups: Sequence[Group]) -> list[str]:
+    rows = [
+        [group.name, *(f"{group.mean(key):.4f}" for key in DIVERSITY)]
+        for group in groups
+        if not math.isnan(group.mean("d_re"))
+    ]
+    if not rows:
+        return []
+    header = ["", *(key.replace("_", " ") for key in DIVERSITY)]
+    return [pages.section("Diversity", TextTable("between members, means over pairs", header, rows).html())]
+
+
+def _pictures(firsts: dict[str, Entry]) -> list[str]:
+    """Return the test images that the networks disagree on most: by the mutual information between them."""
+    run = next((entry.runs[0] for entry in firsts.values() if entry.runs), None)
+    if run is None or len(firsts) < 2:
+        return []
+    tested = [entry.judgement.tested for entry in firsts.values()]
+    logits = torch.stack([found.logits.double().mean(1) for found in tested], 1)
+    numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
+    named = next(entry.judgement.tested for entry in firsts.values() if entry.runs)
+    grid = picture_grid(run, named, numbers, logits.argmax(2))
+    text = f"The images on which they disagree most: what {', '.join(firsts)} said, and in brackets the truth"
+    return [pages.section("Images", pages.chart(grid, text))]
+
+
+def _commands(groups: Sequence[Group]) -> list[str]:
+    """Return the command of the comparison, those that trained the runs, and the first one's environment."""
+    runs = [run for group in groups for entry in group.entries for run in entry.runs]
+    made = [run.read_json("environment.json") for run in runs]
+    commands = [str(each["command"]) for each in made] + [shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])]
+    about = [json.dumps(made[0], indent=2, ensure_ascii=False)] if made else []
+    return [pages.listing(text) for text in ["\n".join(commands), *about]]
+
+
+def _ood_columns(groups: Sequence[Group]) -> dict[str, Column]:
+    datasets = dict.fromkeys(name for group in groups for name in group.entries[0].judgement.strangers)
+    return {f"ood/{name}/max_probability/auroc": Column(f"AUROC {Path(name).name}", 1, 4, True) for name in datasets}
+
+
+def _best(column: Column, means: Sequence[float]) -> float | None:
+    known = [mean for mean in means if not math.isnan(mean)]
+    if column.more_is_better is None or not known:
+        return None
+    return max(known) if column.more_is_better else min(known)
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """Return every figure of every entry as comma-separated values."""
+    keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.figures))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["group", "run", *keys])
     for group in groups:
-        for run, figures in zip(group.runs, group.figures, strict=True):
-            writer.writerow([group.name, run.path, *(figures.get(key, "") for key in keys)])
+        for entry in group.entries:
+            writer.writerow([group.name, entry.name, *(entry.figures.get(key, "") for key in keys)])
     return buffer.getvalue()
-
-
-def _as_markdown(title: str, header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-    return f"{title}\n\n" + "\n".join(lines) + "\n"
-
-
-def _as_page(groups: Sequence[Group], tables: Sequence[TableText]) -> str:
-    def plain(rows: list[list[str]]) -> list[list[str]]:
-        return [[f"{cell[2:-2]} ★" if cell.startswith("**") else cell for cell in row] for row in rows]
-
-    parts = [pages.table(header, plain(rows), title) for title, header, rows in tables]
-    runs = [[group.name, str(run.path)] for group in groups for run in group.runs]
-    return pages.page(
-        "Comparison",
-        [
-            pages.section("Figures", *parts, pages.paragraph("★ the best mean of a column.")),
-            pages.section("Runs", pages.table(["group", "folder"], runs)),
-        ],
-    )

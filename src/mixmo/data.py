@@ -7,6 +7,7 @@ uint8. :mod:`mixmo.batches` makes the B mixtures from it on the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -59,11 +60,6 @@ class ResidentImages(Dataset[DistinctBatch]):
         """Return the batch of these indices; nothing is copied but the indices."""
         return DistinctBatch(self.images, self.labels, torch.tensor(indices).to(self.images.device, non_blocking=True))
 
-    def subset(self, chosen: np.ndarray) -> ResidentImages:
-        """Return the images of some indices."""
-        index = torch.from_numpy(chosen)
-        return ResidentImages(self.images[index], self.labels[index])
-
     def to(self, device: torch.device) -> ResidentImages:
         """Return the same images on a device."""
         return ResidentImages(self.images.to(device), self.labels.to(device))
@@ -74,27 +70,21 @@ class StreamedImages(Dataset[DistinctBatch]):
 
     Args:
         source: Where they are.
-        chosen: (N,) the indices in ``source`` that belong to the set.
         size: (H, W) of the canvas.
         channels: 3 or 1.
     """
 
-    def __init__(self, source: Source, chosen: np.ndarray, size: tuple[int, int], channels: int) -> None:
-        self.source, self.chosen, self.size, self.channels = source, chosen, size, channels
+    def __init__(self, source: Source, size: tuple[int, int], channels: int) -> None:
+        self.source, self.size, self.channels = source, size, channels
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.source.labels)
 
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
-        places = self.chosen[indices]
-        images = np.stack([decode(self.source, int(place), self.size, self.channels) for place in places])
-        labels = torch.from_numpy(self.source.labels[places])
+        images = np.stack([decode(self.source, index, self.size, self.channels) for index in indices])
+        labels = torch.from_numpy(self.source.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
-
-    def subset(self, chosen: np.ndarray) -> StreamedImages:
-        """Return the images of some indices."""
-        return StreamedImages(self.source, self.chosen[chosen], self.size, self.channels)
 
     def to(self, device: torch.device) -> StreamedImages:
         """Return itself: streamed batches travel one by one."""
@@ -162,12 +152,10 @@ def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
             f"among {len(differ)} that only one of them has."
         )
     size = _canvas(settings, sources["train"])
-    train = _image_set(sources["train"], settings, size)
+    rest, held_out = _divided(sources["train"], settings.validation, seed)
+    train = _image_set(rest, settings, size)
+    validation = None if held_out is None else _image_set(held_out, settings, size)
     test = _image_set(sources["test"], settings, size)
-    validation = None
-    if settings.validation:
-        rest, held_out = _stratified(sources["train"].labels, settings.validation, seed)
-        train, validation = train.subset(rest), train.subset(held_out)
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     if len(train) < distinct:
         raise ValueError(
@@ -194,6 +182,36 @@ def load_test_images(settings: DataSettings, other: str | None = None) -> tuple[
         return _image_set(own, settings, size), own.classes
     source = open_source(other, "test", settings.root, settings.download)
     return _image_set(source, settings, size, scaled=True), source.classes
+
+
+def load_validation_images(settings: DataSettings, seed: int) -> tuple[ImageSet, list[str]]:
+    """Return the images that a run held out of its training set, and the names of the classes; no others are decoded.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        seed: The run's seed.
+
+    Raises:
+        FileNotFoundError: if the dataset is missing.
+        ValueError: if it is damaged, its sizes differ, or the recipe holds out none.
+    """
+    source = open_source(settings.name, "train", settings.root, settings.download)
+    _, held_out = _divided(source, settings.validation, seed)
+    if held_out is None:
+        raise ValueError("there is no validation set: data.validation is 0.")
+    return _image_set(held_out, settings, _canvas(settings, source)), source.classes
+
+
+def read_test_images(settings: DataSettings, chosen: Sequence[int]) -> list[np.ndarray]:
+    """Return some test images (H, W, C) as they are decoded for the network, uint8.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        chosen: Their numbers.
+    """
+    source = open_source(settings.name, "test", settings.root, settings.download)
+    size = None if settings.image_size is None else (settings.image_size, settings.image_size)
+    return [decode(source, index, size, settings.channels) for index in chosen]
 
 
 def train_loader(images: ImageSet, settings: DataSettings, seed: int, device: torch.device) -> DataLoader[Any]:
@@ -244,7 +262,7 @@ def _image_set(source: Source, settings: DataSettings, size: tuple[int, int], sc
     """Return the set, decoded if it is to be resident; images are scaled to the size if one is set, or if asked for."""
     scaled = settings.image_size is not None if scaled is None else scaled
     count = len(source.labels)
-    streamed = StreamedImages(source, np.arange(count), size, settings.channels)
+    streamed = StreamedImages(source, size, settings.channels)
     resident = settings.resident
     if resident is None:
         resident = count * math.prod(size) * settings.channels <= RESIDENT_LIMIT
@@ -270,13 +288,15 @@ def _image_set(source: Source, settings: DataSettings, size: tuple[int, int], sc
     return ResidentImages(torch.from_numpy(images), torch.from_numpy(source.labels))
 
 
-def _stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return sorted indices of the rest and of the held-out share, drawn class by class."""
+def _divided(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:
+    """Return the rest of a source and the share held out of it, drawn class by class; ``None`` where it is 0."""
+    if not share:
+        return source, None
     try:
         rest, held_out = train_test_split(
-            np.arange(len(labels)),
+            np.arange(len(source.labels)),
             test_size=share,
-            stratify=labels,
+            stratify=source.labels,
             random_state=seed_for(seed, 0, "split") % 2**32,
         )
     except ValueError as error:
@@ -284,4 +304,4 @@ def _stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray
             f"a validation share of {share} cannot be split off evenly over the classes ({error}); "
             "change --data.validation, or set it to 0."
         ) from error
-    return np.sort(rest), np.sort(held_out)
+    return source.subset(np.sort(rest)), source.subset(np.sort(held_out))

@@ -96,6 +96,16 @@ def picture(png: bytes, description: str) -> str:
     return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
+def chart(figure: Figure, description: str) -> str:
+    """Return a figure of Matplotlib as a picture of the page.
+
+    Example:
+        >>> chart(Figure(figsize=(1, 1)), "nothing").count("nothing")
+        2
+    """
+    return picture(png_of(figure), description)
+
+
 def png_of(figure: Figure, dpi: int = 110) -> bytes:
     r"""Return a figure as the content of a PNG file.
 

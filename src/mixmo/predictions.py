@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from mixmo.batches import Augmentation
-from mixmo.data import evaluation_loader, load_images, load_test_images
+from mixmo.data import evaluation_loader, load_test_images, load_validation_images
 from mixmo.errors import one_of
 from mixmo.evaluation import predict_logits
 from mixmo.files import write_bytes
 from mixmo.hardware import PRECISIONS, training_device
 from mixmo.metrics.checks import check_probabilities
+from mixmo.network import MixMo
 from mixmo.plans import make_plan
 from mixmo.runs import Run, load_checkpoint
+from mixmo.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision
         ValueError: if the checkpoint is damaged or of another network, or there is no validation set.
     """
     one_of(precision, PRECISIONS, "precision")
-    about = {"checkpoint": _digest(run.checkpoint_file(checkpoint)), "dataset": dataset, "data": run.config()["data"]}
+    about = {"checkpoint": digest(run.checkpoint_file(checkpoint)), "dataset": dataset, "data": run.config()["data"]}
     slug = re.sub(r"[^\w.-]+", "-", dataset)
     file = run.path / "predictions" / f"{slug}-{checkpoint}-{precision}.safetensors"
     if (known := _read(file, about)) is not None:
@@ -71,29 +73,70 @@ def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision
     return found
 
 
-def _computed(run: Run, dataset: str, checkpoint: str, precision: str) -> Predictions:
+@dataclass(frozen=True)
+class Network:
+    """A trained network and what it needs to look at images.
+
+    Attributes:
+        net: In evaluation mode, on the device.
+        settings: The run's ``data`` section.
+        augment: Its middle crop and normalisation.
+        device: Where to run it.
+        seed: The run's seed.
+        epochs: Epochs it was trained for.
+    """
+
+    net: MixMo
+    settings: DataSettings
+    augment: Augmentation
+    device: torch.device
+    seed: int
+    epochs: int
+
+
+def load_network(run: Run, checkpoint: str = "last") -> Network:
+    """Return a run's network on the device that suits it.
+
+    Raises:
+        FileNotFoundError: if the run or the checkpoint is missing.
+        ValueError: if the checkpoint is damaged or of another network.
+    """
     net, epochs = load_checkpoint(run, checkpoint)
     settings, trainer, *_ = make_plan(run.config())
-    if dataset == "validation":
-        data = load_images(settings.data, settings.seed)
-        if data.validation is None:
-            raise ValueError(f"{run.path} was trained without a validation set.")
-        images, classes = data.validation, data.classes
-    else:
-        images, classes = load_test_images(settings.data, None if dataset == "test" else dataset)
-    if dataset in ("test", "validation") and len(classes) != net.num_classes:
-        raise ValueError(
-            f"{settings.data.name!r} has {len(classes)} classes, but {run.path} was trained on {net.num_classes}."
-        )
     device = training_device(trainer["accelerator"])
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = evaluation_loader(images, settings.data, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        logits, targets = predict_logits(net, batches, Augmentation(settings.data), device)
-    return Predictions(logits, targets, classes, epochs)
+    return Network(net, settings.data, Augmentation(settings.data), device, settings.seed, epochs)
 
 
-def _digest(file: Path) -> str:
+def _computed(run: Run, dataset: str, checkpoint: str, precision: str) -> Predictions:
+    network = load_network(run, checkpoint)
+    if dataset == "validation":
+        images, classes = load_validation_images(network.settings, network.seed)
+    else:
+        images, classes = load_test_images(network.settings, None if dataset == "test" else dataset)
+    if dataset in ("test", "validation"):
+        check_classes(run, network, classes)
+    batches = evaluation_loader(images, network.settings, network.device)
+    with torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        logits, targets = predict_logits(network.net, batches, network.augment, network.device)
+    return Predictions(logits, targets, classes, network.epochs)
+
+
+def check_classes(run: Run, network: Network, classes: Sequence[str]) -> None:
+    """Refuse a dataset that has come to have another number of classes than the run was trained on.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if len(classes) != network.net.num_classes:
+        raise ValueError(
+            f"{network.settings.name!r} has {len(classes)} classes, but {run.path} was trained on "
+            f"{network.net.num_classes}."
+        )
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-STREAMS = {"step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5}
-Stream = Literal["step", "order", "split", "init", "global", "read"]
+STREAMS = {"step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5, "corruption": 6}
+Stream = Literal["step", "order", "split", "init", "global", "read", "corruption"]
 
 
 def seed_for(seed: int, index: int, stream: Stream = "step") -> int:

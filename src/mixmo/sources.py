@@ -45,6 +45,14 @@ class Source:
     read: Callable[[int], Image.Image | bytes]
     name: Callable[[int], str]
 
+    def subset(self, chosen: np.ndarray) -> Source:
+        """Return the source of some of the images.
+
+        Args:
+            chosen: Their numbers, in the order wanted.
+        """
+        return Source(self.labels[chosen], self.classes, lambda i: self.read(chosen[i]), lambda i: self.name(chosen[i]))
+
 
 def open_source(name: str, split: str, root: str = "data", download: bool = False) -> Source:
     """Open one split of a dataset.

@@ -75,7 +75,7 @@ def shuffled(down: Tensor, right: Tensor, reach: int) -> Tensor:
 
 def motion_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
     """Blur along a line within 45° of the horizontal: (radius, σ)."""
-    return motion(images, *severity, uniform((len(images),), -45, 45, generator))
+    return motion(images, severity[0], severity[1], uniform((len(images),), -45, 45, generator))
 
 
 def zoom_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:

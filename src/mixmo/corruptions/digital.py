@@ -64,7 +64,7 @@ def _affine(count: int, height: int, width: int, reach: float, generator: torch.
     back = torch.linalg.solve(F.pad(targets, (0, 1), value=1.0), points)  # (count, 3, 2): [column, row, 1] -> source
     rows, columns = _grid(height, width, targets)
     places = torch.stack([columns, rows, torch.ones_like(rows)], -1) @ back[:, None]
-    return places.flip(-1).movedim(-1, 1)
+    return torch.movedim(places.flip(-1), -1, 1)
 
 
 def _grid(height: int, width: int, like: Tensor) -> Tensor:

@@ -33,15 +33,15 @@ def frost(images: Tensor, severity: Sequence[float], generator: torch.Generator)
     The published code pastes photographs of frosted windows; we draw crystals, bluish white ridges of a plasma fractal.
     """
     count, _, height, width = images.shape
-    ridges = 1 - (2 * plasma(count, height, width, 2.0, generator) - 1).abs()
-    return severity[0] * images + severity[1] * ridges * _colour(ICE, images)
+    ridges = 1 - (2 * plasma(count, height, width, 1.6, generator) - 1).abs()
+    return severity[0] * images + severity[1] * ridges**2 * _colour(ICE, images)
 
 
 def fog(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
     """Add a plasma fractal and scale back to the image's maximum: (thickness, decay)."""
     thickness, decay = severity
     brightest = images.amax((1, 2, 3), keepdim=True)
-    mist = thickness * plasma(len(images), *images.shape[-2:], decay, generator)
+    mist = thickness * plasma(len(images), images.shape[2], images.shape[3], decay, generator)
     return (images + mist) * brightest / (brightest + thickness)
 
 
@@ -70,7 +70,7 @@ def brightness(images: Tensor, severity: Sequence[float], generator: torch.Gener
 
 def grey(images: Tensor) -> Tensor:
     """Return the luma (B, 1, H, W) of images (ITU-R BT.601)."""
-    return torch.tensordot(images.new_tensor([[0.299, 0.587, 0.114]]), images, ([1], [1])).movedim(0, 1)
+    return (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def _colour(colour: Sequence[float], images: Tensor) -> Tensor:

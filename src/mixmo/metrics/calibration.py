@@ -70,14 +70,13 @@ class Calibration(Metric):
         classes = p.shape[1]
         confidence, predicted = p.max(1)
         correct = (predicted == targets).double()
-        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=p.device)[1:-1]
-        number = torch.bucketize(confidence, edges)  # right=False: edges[i-1] < confidence <= edges[i]
-        self.gaps.scatter_add_(0, number, correct - confidence)
-        self.counts.scatter_add_(0, number, torch.ones_like(confidence))
+        gaps, counts = bin_gaps(confidence, correct, self.bins)
+        self.gaps += gaps
+        self.counts += counts
         hit = torch.zeros_like(p).scatter_(1, targets[:, None], 1)
         if self.class_gaps.shape != (classes, self.bins):
             self.class_gaps = self.class_gaps.new_zeros(classes, self.bins)
-        cell = torch.bucketize(p, edges) + self.bins * torch.arange(classes, device=p.device)
+        cell = bin_numbers(p, self.bins) + self.bins * torch.arange(classes, device=p.device)
         self.class_gaps.view(-1).scatter_add_(0, cell.flatten(), (hit - p).flatten())
         self.confidence.append(confidence)
         self.correct.append(correct)
@@ -111,6 +110,37 @@ class Calibration(Metric):
             sums, lengths = _equal_parts(own_values, own_hits, self.bins)
             total += (sums.abs() / lengths.clamp(min=1)).sum()
         return total / (classes * self.bins)
+
+
+def bin_numbers(values: Tensor, bins: int) -> Tensor:
+    """Return the number of each value's bin: of equal width on [0, 1], open below and closed above.
+
+    Example:
+        >>> bin_numbers(torch.tensor([0.0, 0.5, 0.51, 1.0]), 2)
+        tensor([0, 0, 1, 1])
+    """
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
+    return torch.bucketize(values, edges)  # right=False: edges[i-1] < value <= edges[i]
+
+
+def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
+    """Return for each bin (:func:`bin_numbers`) the sum of correct - confidence, and the number of samples.
+
+    The expected calibration error is the sum of the gaps' sizes over the number of all samples.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) 0 or 1.
+        bins: Number of bins.
+
+    Example:
+        >>> gaps, counts = bin_gaps(torch.tensor([0.9, 0.9]), torch.tensor([1.0, 0.0]), bins=2)
+        >>> gaps.round(decimals=3).tolist(), counts.tolist()
+        ([0.0, -0.8], [0.0, 2.0])
+    """
+    number, start = bin_numbers(confidence, bins), zeros(bins).to(confidence.device)
+    counts = start.scatter_add(0, number, torch.ones_like(start[:1]).expand(len(number)))
+    return start.scatter_add(0, number, correct.double() - confidence.double()), counts
 
 
 def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> tuple[Tensor, Tensor]:

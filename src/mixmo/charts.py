@@ -1,0 +1,169 @@
+"""The charts of reports: pictures of a run, or of several things by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mixmo.corruptions import SEVERITIES
+from mixmo.metrics.calibration import bin_gaps, bin_numbers
+from mixmo.metrics.ood import ood_scores
+from mixmo.metrics.selective import cumulative_errors
+from mixmo.predictions import Predictions
+
+BINS = 15
+ACROSS = 3
+"""Charts side by side."""
+
+
+def averages(tested: Predictions) -> dict[str, Tensor]:
+    """Return the probabilities (N, K) of the logit average and, for several members, of each of them.
+
+    Example:
+        >>> import torch
+        >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
+        >>> list(averages(one))
+        ['ensemble', 'member 0', 'member 1']
+    """
+    logits = tested.logits.double()
+    if logits.shape[1] == 1:
+        return {"network": logits[:, 0].softmax(1)}
+    members = {f"member {index}": logits[:, index].softmax(1) for index in range(logits.shape[1])}
+    return {"ensemble": logits.mean(1).softmax(1)} | members
+
+
+def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Draw the loss and every accuracy of a run, epoch by epoch.
+
+    Args:
+        rows: Those of ``metrics.csv``, at least one.
+    """
+    epochs = [int(row["epoch"]) for row in rows]
+    figure, (left, right) = _axes(2)
+    left.plot(epochs, [float(row["train_loss"]) for row in rows], marker="." if len(rows) < 30 else None)
+    left.set_title("training loss, summed over members", fontsize=9)
+    for key in rows[-1]:
+        if key.endswith("accuracy"):
+            values = [100 * float(row[key] or "nan") for row in rows]
+            own = "-" if key == "val_accuracy" else "--" if key.startswith("val") else ":"
+            right.plot(epochs, values, own, label=key.replace("_accuracy", "").replace("_", " ") or "val")
+    right.set_title("top-1 %", fontsize=9)
+    return _finished(figure, "epoch", legends=[right])
+
+
+def reliability(parts: Mapping[str, Tensor], targets: Tensor) -> Figure:
+    """Draw the accuracy in each of 15 bins of confidence; on the diagonal confidence means what it says.
+
+    Args:
+        parts: Probabilities (N, K) by name.
+        targets: (N,) class numbers.
+    """
+    figure, axes = _axes(len(parts))
+    for axis, (name, probabilities) in zip(axes, parts.items(), strict=True):
+        confidence, predicted = probabilities.max(1)
+        correct = (predicted == targets).double()
+        _, counts = bin_gaps(confidence, correct, BINS)
+        hits = np.bincount(bin_numbers(confidence, BINS).numpy(), correct.numpy(), BINS)
+        centres = (np.arange(BINS) + 0.5) / BINS
+        axis.bar(centres, hits / counts.clamp(min=1).numpy(), 0.9 / BINS, alpha=0.8, label="accuracy")
+        axis.bar(centres, counts / counts.max(), 0.9 / BINS, fill=False, edgecolor="0.5", label="images (scaled)")
+        axis.plot([0, 1], [0, 1], "k--", linewidth=1)
+        axis.set_title(name, fontsize=9)
+    return _finished(figure, "confidence", legends=axes[:1])
+
+
+def risk_coverage(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Draw the error among the most confident predictions, against their share.
+
+    Args:
+        parts: Probabilities (N, K) and class numbers (N,) by name.
+    """
+    figure, (axis,) = _axes(1)
+    for name, (probabilities, targets) in parts.items():
+        confidence, predicted = probabilities.max(1)
+        errors = cumulative_errors(confidence, predicted == targets).numpy()
+        kept = np.arange(1, len(errors) + 1)
+        axis.plot(100 * kept / len(errors), 100 * errors / kept, label=name, linewidth=1.2)
+    return _finished(figure, "coverage, %", "error, %", [axis])
+
+
+def confidences(parts: Mapping[str, Mapping[str, Predictions]]) -> Figure:
+    """Draw how confident ensembles are on test images and on others.
+
+    Args:
+        parts: Predictions by the ensemble's name and the dataset's.
+    """
+    figure, axes = _axes(len(parts))
+    for axis, (name, datasets) in zip(axes, parts.items(), strict=True):
+        for dataset, found in datasets.items():
+            confidence = -ood_scores(found.logits)["max_probability"].numpy()
+            axis.hist(confidence, bins=30, range=(0, 1), density=True, alpha=0.5, label=dataset)
+        axis.set_title(name, fontsize=9)
+    return _finished(figure, "largest probability", legends=axes)
+
+
+def disagreements(tested: Predictions) -> Figure:
+    """Draw the share of images for which each two members predict different classes."""
+    predicted = tested.logits.argmax(2)
+    matrix = 100 * (predicted[:, :, None] != predicted[:, None]).double().mean(0).numpy()
+    figure, (axis,) = _axes(1)
+    axis.imshow(matrix, cmap="Blues", vmin=0, vmax=max(2 * matrix.max(), 1e-9))  # pale, so that text can be read
+    for row, column in np.ndindex(*matrix.shape):
+        axis.text(column, row, f"{matrix[row, column]:.1f} %", ha="center", va="center", fontsize=8)
+    names = [f"member {index}" for index in range(len(matrix))]
+    axis.set_xticks(range(len(matrix)), names)
+    axis.set_yticks(range(len(matrix)), names)
+    return _finished(figure)
+
+
+def accuracy_by_severity(parts: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw top-1 against the severity of corruption.
+
+    Args:
+        parts: Mean top-1 in % at the severities 0 (none) to 5, by name.
+    """
+    figure, (axis,) = _axes(1)
+    for name, values in parts.items():
+        axis.plot([0, *SEVERITIES], values, marker=".", label=name)
+    axis.set_ylim(bottom=0)
+    return _finished(figure, "severity (0: clean)", "top-1 %, mean over kinds", [axis])
+
+
+def image_grid(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Draw images (H, W, C) uint8 under their titles, six in a row."""
+    across = 6
+    down = math.ceil(len(images) / across)
+    lines = max(title.count("\n") for title in titles)
+    figure = Figure(figsize=(9, (1.5 + 0.2 * lines) * down))
+    for axis in figure.subplots(down, across, squeeze=False).flat:
+        axis.set_axis_off()
+    for axis, image, title in zip(figure.axes, images, titles, strict=False):
+        axis.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
+        axis.set_title(title, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def _axes(count: int) -> tuple[Figure, list[Axes]]:
+    across, down = min(count, ACROSS), math.ceil(count / ACROSS)
+    figure = Figure(figsize=(3.6 * across, 3.0 * down))
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def _finished(figure: Figure, below: str = "", beside: str = "", legends: Sequence[Axes] = ()) -> Figure:
+    for axis in figure.axes:
+        axis.set_xlabel(below, fontsize=8)
+        axis.set_ylabel(beside, fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in legends:
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    return figure

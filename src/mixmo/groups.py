@@ -1,0 +1,199 @@
+"""What is compared: runs, ensembles of runs, seeds, other programs' predictions; their costs and differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binomtest, bootstrap
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixmo.judging import Judgement, judge_predictions, judge_runs
+from mixmo.runs import Run, load
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, several as one ensemble, or another program's predictions.
+
+    Attributes:
+        name: The folders, or the file.
+        runs: The runs; none for a file.
+        judgement: What is known on the test set.
+        figures: Those of the judgement, and :func:`costs`, summed over the runs.
+    """
+
+    name: str
+    runs: list[Run]
+    judgement: Judgement
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries that differ by their seed only, or a single one.
+
+    Attributes:
+        name: What to call them.
+        entries: One or more.
+    """
+
+    name: str
+    entries: list[Entry]
+
+    def values(self, key: str) -> list[float]:
+        """Return a figure of every entry; NaN where it is not known."""
+        return [entry.figures.get(key, math.nan) for entry in self.entries]
+
+    def mean(self, key: str) -> float:
+        """Return the mean over entries; NaN where it is not known."""
+        return statistics.fmean(self.values(key))
+
+    def deviation(self, key: str) -> float:
+        """Return the standard deviation over entries; NaN for a single one."""
+        return statistics.stdev(self.values(key)) if len(self.entries) > 1 else math.nan
+
+
+def read_groups(words: Sequence[str], ood: Sequence[str] = (), corruptions: str | None = None) -> list[Group]:
+    """Return the groups of a comparison, judged (:func:`mixmo.judging.judge_runs`).
+
+    Args:
+        words: Each a run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are
+            one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
+        ood: Datasets whose images are of none of the classes.
+        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+
+    Raises:
+        FileNotFoundError: if a folder or file is missing or holds no run.
+        ValueError: if they were tested on different images.
+    """
+    named = [_read(word) for word in words]
+    groups = [Group(name, [_entry(paths, ood, corruptions) for paths in entries]) for name, entries in named]
+    _check_alike(groups)
+    return groups
+
+
+def _read(word: str) -> tuple[str, list[list[Path]]]:
+    """Return the name of a group, and the paths of each of its entries."""
+    name, equals, rest = word.partition("=")
+    if not equals or Path(word).exists():
+        name, rest = "", word
+    paths = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split("+")]
+    name = name or " + ".join(path.name for path in paths)
+    if len(paths) > 1 or paths[0].is_file() or (paths[0] / "config.yaml").is_file():
+        return name, [paths]
+    if not paths[0].is_dir():
+        raise FileNotFoundError(f"there is no run folder {paths[0]}, nor a file of predictions.")
+    seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
+    if not seeds:
+        raise FileNotFoundError(f"{paths[0]} is no run's folder and holds none.")
+    return name, seeds
+
+
+def _entry(paths: Sequence[Path], ood: Sequence[str], corruptions: str | None) -> Entry:
+    name = " + ".join(map(str, paths))
+    if paths[0].is_file():
+        if len(paths) > 1:
+            raise ValueError(f"{name} cannot be one ensemble; only runs can.")
+        judgement = judge_predictions(paths[0])
+        return Entry(name, [], judgement, judgement.figures)
+    runs = [Run(path) for path in paths]
+    judgement = judge_runs(runs, ood=ood, corruptions=corruptions)
+    each = [costs(run) for run in runs]
+    return Entry(name, runs, judgement, judgement.figures | {key: sum(cost[key] for cost in each) for key in each[0]})
+
+
+def _check_alike(groups: Sequence[Group]) -> None:
+    first = groups[0].entries[0]
+    for entry in (entry for group in groups for entry in group.entries):
+        own, wanted = entry.judgement.tested, first.judgement.tested
+        known = bool(entry.runs and first.runs)  # files may lack the names of classes
+        if not torch.equal(own.targets, wanted.targets) or (known and own.classes != wanted.classes):
+            raise ValueError(f"{entry.name} was tested on other images or classes than {first.name}.")
+
+
+def costs(run: Run) -> dict[str, float]:
+    """Return what a run cost and costs.
+
+    ``parameters``; ``multiply_adds`` of one image at inference, as counted by torch; ``images`` through the network in
+    training (mixtures × epochs); ``minutes`` of training; ``milliseconds`` for an image in a batch of 64, measured now
+    on the CPU in float32.
+
+    Args:
+        run: The run.
+    """
+    net, config, rows = load(run.path), run.config(), run.read_metrics()
+    side = config["data"].get("crop_size") or config["data"].get("image_size") or 32
+    images = torch.randn(64, net.in_chans, side, side)
+    with torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
+            net(images[:1])
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            net(images)
+            taken.append(time.perf_counter() - start)
+    return {
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "multiply_adds": counter.get_total_flops() / 2,
+        "images": float(rows[-1]["step"]) * config["data"]["batch_size"] if rows else math.nan,
+        "minutes": sum(float(row["seconds"]) for row in rows) / 60 if rows else math.nan,
+        "milliseconds": 1e3 * statistics.median(taken) / len(images),
+    }
+
+
+def sample_scores(group: Group) -> dict[str, np.ndarray]:
+    """Return for each test image whether it is right, its negative log-likelihood and Brier score.
+
+    They are those of the logit average, means over the group's entries: (N,) each, under ``accuracy``, ``nll`` and
+    ``brier``, whose means over images are the figures of these names.
+    """
+    found: dict[str, list[np.ndarray]] = {"accuracy": [], "nll": [], "brier": []}
+    for entry in group.entries:
+        tested = entry.judgement.tested
+        logs = tested.logits.double().mean(1).log_softmax(1)
+        own = logs.gather(1, tested.targets[:, None])[:, 0]
+        found["accuracy"].append((logs.argmax(1) == tested.targets).double().numpy())
+        found["nll"].append(-own.numpy())
+        found["brier"].append((logs.exp().square().sum(1) - 2 * own.exp() + 1).numpy())
+    return {key: np.mean(values, axis=0) for key, values in found.items()}
+
+
+def paired_interval(difference: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean of paired differences and its 95 % interval, by resampling images (percentile bootstrap).
+
+    Example:
+        >>> mean, low, high = paired_interval(np.tile([0.0, 1.0], 200))
+        >>> mean, low < 0.5 < high
+        (0.5, True)
+    """
+    if np.ptp(difference) == 0:
+        return (float(difference[0]),) * 3
+    found = bootstrap(
+        (difference,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile", rng=np.random.default_rng(0)
+    )
+    return float(difference.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the exact p-value of McNemar's test that two networks are right equally often.
+
+    Args:
+        first: (N,) 0 or 1, whether the first is right.
+        second: (N,) likewise.
+
+    Example:
+        >>> round(mcnemar(np.array([1, 1, 1, 1, 1, 0]), np.array([0, 0, 0, 0, 0, 0])), 4)   # 5 to 0
+        0.0625
+    """
+    only_first, only_second = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
+    total = only_first + only_second
+    return float(binomtest(only_first, total).pvalue) if total else 1.0

@@ -1,0 +1,117 @@
+"""Everything that is known of one or several runs, or of another program's predictions, on their test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from mixmo.evaluation import basic_figures, evaluate
+from mixmo.metrics import OutOfDistribution, fit_temperature
+from mixmo.predictions import Predictions, joined, predict, read_predictions
+from mixmo.robustness import Corrupted, corruption_figures, mean_figures
+from mixmo.runs import Run
+
+MADE = "made"
+"""Asks for corruptions made from the test images, where a folder could be named."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found out.
+
+    Attributes:
+        tested: Predictions on the test set.
+        figures: Those of :func:`mixmo.evaluate`; ``temperature``, ``nll_scaled`` and ``ece_scaled`` where one run has a
+            validation set; ``ood/DATASET/SCORE/…`` (:class:`mixmo.metrics.OutOfDistribution`); ``corruption/…``
+            (:func:`mixmo.robustness.mean_figures`).
+        strangers: Predictions on other datasets, by name.
+        corrupted: Figures of every corruption and severity; ``None`` where they were not asked for.
+    """
+
+    tested: Predictions
+    figures: dict[str, float]
+    strangers: dict[str, Predictions] = field(default_factory=dict)
+    corrupted: Corrupted | None = None
+
+
+def judge_runs(
+    runs: Sequence[Run],
+    checkpoint: str = "last",
+    precision: str = "32-true",
+    ood: Sequence[str] = (),
+    corruptions: str | None = None,
+) -> Judgement:
+    """Judge runs, as one ensemble of all their members.
+
+    Args:
+        runs: One or several.
+        checkpoint: ``last``, or ``best`` on the validation set.
+        precision: ``32-true``, or ``bf16-mixed``, which is faster where the device has such units.
+        ood: Datasets whose images are of none of the classes.
+        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+
+    Raises:
+        FileNotFoundError: if a run, its checkpoint or a dataset is missing.
+        ValueError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
+    """
+    names = [str(run.path) for run in runs]
+
+    def predictions(dataset: str) -> Predictions:
+        return joined([predict(run, dataset, checkpoint, precision) for run in runs], names)
+
+    tested = predictions("test")
+    strangers = {dataset: predictions(dataset) for dataset in ood}
+    figures = evaluate(tested.logits, tested.targets)
+    if len(runs) == 1 and runs[0].config()["data"]["validation"]:
+        figures |= scaled_figures(tested, predictions("validation"))
+    for dataset, found in strangers.items():
+        figures |= {f"ood/{dataset}/{key}": value for key, value in ood_figures(tested, found).items()}
+    corrupted = None
+    if corruptions is not None:
+        corrupted = corruption_figures(runs, checkpoint, precision, None if corruptions == MADE else corruptions)
+        figures |= mean_figures(corrupted.kinds)
+    return Judgement(tested, figures, strangers, corrupted)
+
+
+def judge_predictions(file: str | Path) -> Judgement:
+    """Judge predictions that another program saved, by the same figures (:func:`mixmo.predictions.read_predictions`).
+
+    Args:
+        file: The ``.npz`` file.
+    """
+    found = read_predictions(file)
+    return Judgement(found, evaluate(found.logits, found.targets))
+
+
+def scaled_figures(tested: Predictions, validation: Predictions) -> dict[str, float]:
+    """Return the figures of the logit average on the test set, scaled by the temperature fitted on validation data."""
+    temperature = fit_temperature(validation.logits.double().mean(1), validation.targets)
+    figures = basic_figures(tested.logits.double().mean(1) / temperature, tested.targets)
+    return {"temperature": temperature, "nll_scaled": figures["nll"], "ece_scaled": figures["ece"]}
+
+
+def ood_figures(tested: Predictions, strangers: Predictions) -> dict[str, float]:
+    """Return how well the members tell the test images from others."""
+    metric = OutOfDistribution()
+    metric.update(tested.logits, out=False)
+    metric.update(strangers.logits, out=True)
+    return {name: value.item() for name, value in metric.compute().items()}
+
+
+def class_figures(tested: Predictions) -> dict[str, dict[str, float]]:
+    """Return for each class the number of its images, and accuracy and likelihood of the logit average on them."""
+    logs = tested.logits.double().mean(1).log_softmax(1)
+    right = (logs.argmax(1) == tested.targets).double()
+    nll = -logs.gather(1, tested.targets[:, None])[:, 0]
+
+    def mean(values: Tensor, own: Tensor) -> float:
+        return values[own].mean().item()
+
+    found = {}
+    for number, name in enumerate(tested.classes):
+        own = tested.targets == number
+        found[name] = {"images": int(own.sum()), "accuracy": mean(right, own), "nll": mean(nll, own)}
+    return found

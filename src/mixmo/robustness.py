@@ -1,0 +1,233 @@
+"""What corruption does to the figures: every kind and severity, made on the fly or read from CIFAR-10-C's files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
+from mixmo.data import evaluation_loader, load_test_images
+from mixmo.evaluation import basic_figures
+from mixmo.files import write_text
+from mixmo.predictions import Network, check_classes, digest, load_network
+from mixmo.runs import Run
+from mixmo.seeding import generator_for
+from mixmo.settings import DataSettings
+
+BLOCK = 250
+"""Images corrupted together. Draws are a function of (kind, severity, block), the same for every network."""
+
+Figures = dict[str, dict[int, dict[str, float]]]
+"""By kind and severity: ``accuracy``, ``nll`` and ``ece`` of the logit average, and ``member_0/accuracy`` …"""
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """What corruption does to a network or an ensemble.
+
+    Attributes:
+        kinds: Its figures.
+        source: Where the images come from, in words.
+    """
+
+    kinds: Figures
+    source: str
+
+
+class MadeCorruptions:
+    """A dataset's test images, corrupted by :func:`mixmo.corruptions.corrupt`.
+
+    Args:
+        settings: The run's ``data`` section.
+        device: Where to corrupt them.
+
+    Raises:
+        FileNotFoundError: if the dataset is missing.
+        ValueError: if it is damaged.
+    """
+
+    def __init__(self, settings: DataSettings, device: torch.device) -> None:
+        images, self.classes = load_test_images(settings)
+        self.loader = evaluation_loader(images, replace(settings, eval_batch_size=BLOCK), device)
+        self.device, self.kinds = device, tuple(KINDS)
+        height, width = images.__getitems__([0]).images.shape[1:3]
+        table = "ImageNet-C" if table_for(height, width) is LARGE else "CIFAR-C"
+        self.about = f"made on the fly with the severities of {table} (frost is drawn, not pasted)"
+
+    def batches(self, kind: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, H, W, C) uint8 and class numbers (B,)."""
+        which = list(KINDS).index(kind) * len(SEVERITIES) + severity - 1
+        for block, (images, labels, chosen) in enumerate(self.loader):
+            images, labels, chosen = images.to(self.device), labels.to(self.device), chosen.to(self.device)
+            generator = generator_for(which, block, "corruption", self.device)
+            yield corrupt(images[chosen], kind, severity, generator), labels[chosen]
+
+
+class PublishedCorruptions:
+    """The files of CIFAR-10-C or CIFAR-100-C: ``labels.npy`` and, for each kind, the five severities one after another.
+
+    Args:
+        folder: Where the ``.npy`` files are.
+        classes: K, the number of classes the network knows.
+        settings: The run's ``data`` section.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing in it.
+        ValueError: if a file does not fit.
+    """
+
+    def __init__(self, folder: Path, classes: int, settings: DataSettings) -> None:
+        files = {file.stem: file for file in sorted(folder.glob("*.npy"))}
+        labels = files.pop("labels", None)
+        if labels is None or not files:
+            raise FileNotFoundError(f"{folder} holds no corruptions: there are to be labels.npy and KIND.npy files.")
+        self.labels, self.arrays = _opened(labels), {kind: _opened(file) for kind, file in files.items()}
+        side = settings.image_size
+        for kind, array in self.arrays.items():
+            height, width = (side, side) if side else (*array.shape[1:3], 0, 0)[:2]
+            wanted = (len(self.labels), height, width, settings.channels)
+            if array.shape != wanted or array.dtype != np.uint8 or len(array) % len(SEVERITIES):
+                raise ValueError(
+                    f"{files[kind]} holds {array.dtype} of shape {array.shape}, but five severities of uint8 images "
+                    f"that fit labels.npy and the network are of shape {wanted}."
+                )
+        if (highest := int(self.labels.max())) >= classes:
+            raise ValueError(f"{labels} has class {highest}, but the network knows {classes} classes.")
+        self.kinds = tuple(self.arrays)
+        self.about = f"read from {folder}"
+
+    def batches(self, kind: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, H, W, C) uint8 and class numbers (B,)."""
+        count = len(self.labels) // len(SEVERITIES)
+        last = severity * count
+        for start in range(last - count, last, BLOCK):
+            part = slice(start, min(start + BLOCK, last))
+            labels = torch.from_numpy(self.labels[part].astype(np.int64))
+            yield torch.from_numpy(self.arrays[kind][part].copy()), labels
+
+
+Corruptions = MadeCorruptions | PublishedCorruptions
+
+
+def _opened(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as an .npy file: {error}") from error
+
+
+def corruption_figures(
+    runs: Sequence[Run], checkpoint: str = "last", precision: str = "32-true", folder: str | Path | None = None
+) -> Corrupted:
+    """Return the figures of runs, as one ensemble, on corrupted test images.
+
+    They are kept in the first run's folder, kind after kind, so that a second call costs nothing and one that was
+    stopped goes on.
+
+    Args:
+        runs: The runs.
+        checkpoint: ``last`` or ``best``.
+        precision: ``32-true`` or ``bf16-mixed``.
+        folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` makes the corruptions from the run's test images.
+
+    Raises:
+        FileNotFoundError: if a run, its checkpoint, the dataset or the folder is missing.
+        ValueError: if a checkpoint or a file is damaged, or the runs look at different images.
+    """
+    about = {
+        "checkpoints": [digest(run.checkpoint_file(checkpoint)) for run in runs],
+        "data": [run.config()["data"] for run in runs],
+        "precision": precision,
+        "files": None if folder is None else _listed(Path(folder)),
+    }
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    file = runs[0].path / "predictions" / f"corruptions-{key}.json"
+    figures, source, whole = _kept(file)
+    if whole:
+        return Corrupted(figures, source)
+    networks = [load_network(run, checkpoint) for run in runs]
+    corruptions = _source(runs, networks, folder)
+    file.parent.mkdir(exist_ok=True)
+    for kind in corruptions.kinds:
+        if kind in figures:
+            continue
+        figures[kind] = {severity: _judged(networks, corruptions, kind, severity, precision) for severity in SEVERITIES}
+        shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in figures[kind].values())
+        print(f"{kind:18} top-1 % at severities 1 to 5: {shown}", flush=True)
+        whole = len(figures) == len(corruptions.kinds)
+        note = {"about": about, "source": corruptions.about, "whole": whole, "kinds": figures}
+        write_text(file, json.dumps(note, indent=1))
+    return Corrupted(figures, corruptions.about)
+
+
+def mean_figures(figures: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the means over all kinds and severities, under ``corruption/``.
+
+    Example:
+        >>> mean_figures({"fog": {1: {"accuracy": 0.5}, 2: {"accuracy": 0.25}}})
+        {'corruption/accuracy': 0.375}
+    """
+    cells = [cell for kind in figures.values() for cell in kind.values()]
+    return {f"corruption/{key}": statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return what tells whether the files are those of an earlier call."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of corruptions {folder}.")
+    return [f"{file.resolve()} {file.stat().st_size}" for file in sorted(folder.glob("*.npy"))]
+
+
+def _kept(file: Path) -> tuple[Figures, str, bool]:
+    """Return what an earlier call found, and whether it came to its end; nothing if that cannot be read."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        figures = {
+            kind: {int(severity): cell for severity, cell in cells.items()} for kind, cells in content["kinds"].items()
+        }
+        return figures, content["source"], content["whole"]
+    except (OSError, ValueError, KeyError):
+        return {}, "", False
+
+
+def _source(runs: Sequence[Run], networks: Sequence[Network], folder: str | Path | None) -> Corruptions:
+    first = networks[0].settings
+    for run, network in zip(runs, networks, strict=True):
+        for key in ("name", "root", "image_size", "channels"):
+            if (own := getattr(network.settings, key)) != (wanted := getattr(first, key)):
+                raise ValueError(f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}; they are no ensemble.")
+    if folder is None:
+        made = MadeCorruptions(first, networks[0].device)
+        for run, network in zip(runs, networks, strict=True):
+            check_classes(run, network, made.classes)
+        return made
+    return PublishedCorruptions(Path(folder), networks[0].net.num_classes, first)
+
+
+@torch.inference_mode()
+def _judged(
+    networks: Sequence[Network], corruptions: Corruptions, kind: str, severity: int, precision: str
+) -> dict[str, float]:
+    logits, targets = [], []
+    device = networks[0].device
+    for images, labels in corruptions.batches(kind, severity):
+        images, everything = images.to(device), torch.arange(len(images), device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            members = [each.net(each.augment.center(images, everything)) for each in networks]
+        logits.append(torch.cat(members, 1).float().cpu())
+        targets.append(labels.cpu())
+    said, truth = torch.cat(logits), torch.cat(targets)
+    figures = basic_figures(said.double().mean(1), truth)
+    if said.shape[1] > 1:
+        for index in range(said.shape[1]):
+            own = basic_figures(said[:, index], truth)
+            figures |= {f"member_{index}/{key}": value for key, value in own.items()}
+    return figures

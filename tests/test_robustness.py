@@ -1,0 +1,186 @@
+"""``mixmo test --corruptions``: figures under corruption, made on the fly or read from published files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mixmo import robustness
+from mixmo.cli import main
+from mixmo.corruptions import KINDS, SEVERITIES, corrupt
+from mixmo.data import load_test_images
+from mixmo.evaluation import evaluate
+from mixmo.predictions import load_network, predict
+from mixmo.robustness import MadeCorruptions, corruption_figures, mean_figures
+from mixmo.seeding import generator_for
+from mixmo.tables import corruption_table, severity_means
+from mixmo.testing import judge
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two kinds of corruption in place of all: quick, and order matters."""
+    chosen = {kind: KINDS[kind] for kind in ("fog", "contrast")}
+    monkeypatch.setattr(robustness, "KINDS", chosen)
+    return list(chosen)
+
+
+@pytest.fixture
+def published(trained, tmp_path):
+    """Files like CIFAR-10-C's for the test images of ``trained``, in which no severity changes a thing."""
+    _, two, _ = trained
+    images, _ = load_test_images(load_network(two).settings)
+    folder = tmp_path / "PICTURES-C"
+    folder.mkdir()
+    for kind in ("fog", "rain"):
+        np.save(folder / f"{kind}.npy", np.tile(images.images.numpy(), (5, 1, 1, 1)))
+    np.save(folder / "labels.npy", np.tile(images.labels.numpy(), 5).astype(np.uint8))
+    return folder
+
+
+def test_figures_are_those_of_corrupted_images(trained, few):
+    _, two, _ = trained
+    found = corruption_figures([two])
+    network = load_network(two)
+    images, _ = load_test_images(network.settings)
+    for place, kind in enumerate(few):
+        for severity in (1, 4):
+            generator = generator_for(place * 5 + severity - 1, 0, "corruption")
+            corrupted = corrupt(images.images, kind, severity, generator)
+            with torch.no_grad():
+                logits = network.net(network.augment.center(corrupted, torch.arange(12)))
+            figures = evaluate(logits, images.labels)
+            for key, value in found.kinds[kind][severity].items():
+                assert value == pytest.approx(figures[key]), key
+    names = {f"{who}{key}" for who in ("", "member_0/", "member_1/") for key in ("accuracy", "nll", "ece")}
+    assert set(found.kinds["fog"][1]) == names
+    assert "CIFAR-C" in found.source and "made" in found.source
+
+
+def test_every_network_sees_the_same_corruptions(trained):
+    _, two, one = trained
+    sets = [MadeCorruptions(load_network(run).settings, CPU) for run in (two, one)]
+    for kind in ("glass_blur", "snow"):
+        first, second = (next(each.batches(kind, 3))[0] for each in sets)
+        assert torch.equal(first, second)
+
+
+def test_streamed_images_are_corrupted_alike(trained):
+    _, two, _ = trained
+    settings = load_network(two).settings
+    resident = MadeCorruptions(settings, CPU)
+    settings.resident, settings.image_size = False, 8
+    streamed = MadeCorruptions(settings, CPU)
+    for (a, b), (c, d) in zip(resident.batches("frost", 2), streamed.batches("frost", 2), strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
+
+
+def test_a_stopped_call_goes_on_and_a_second_one_costs_nothing(trained, few, monkeypatch):
+    _, two, _ = trained
+    before = set((two.path / "predictions").glob("corruptions-*.json"))
+    whole = corruption_figures([two], precision="bf16-mixed")
+    (file,) = set((two.path / "predictions").glob("corruptions-*.json")) - before
+    note = json.loads(file.read_text())
+    file.write_text(json.dumps(note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}}))
+    honest, judged = robustness._judged, []
+
+    def counted(networks, corruptions, kind, *rest):
+        judged.append(kind)
+        return honest(networks, corruptions, kind, *rest)
+
+    monkeypatch.setattr(robustness, "_judged", counted)
+    assert corruption_figures([two], precision="bf16-mixed") == whole
+    assert set(judged) == {"contrast"}
+    judged.clear()
+    file.write_text("damaged")
+    assert corruption_figures([two], precision="bf16-mixed") == whole
+    assert set(judged) == {"fog", "contrast"}
+    monkeypatch.setattr(robustness, "load_network", None)
+    assert corruption_figures([two], precision="bf16-mixed") == whole
+
+
+def test_published_files(trained, published, capsys):
+    """Images that no severity changes: every figure is the clean one."""
+    _, two, _ = trained
+    assert main(["test", str(two.path), "--corruptions", str(published)]) == 0
+    assert "rain" in capsys.readouterr().out
+    content = json.loads((two.path / "test.json").read_text())
+    assert list(content["corruptions"]["kinds"]) == ["fog", "rain"]
+    assert content["corruptions"]["source"] == f"read from {published}"
+    for key in ("accuracy", "nll", "ece"):
+        assert content[f"corruption/{key}"] == pytest.approx(content[key])
+        assert content[f"corruption/member_1/{key}"] == pytest.approx(content[f"member_1/{key}"])
+
+
+def test_corruptions_of_an_ensemble_of_runs(trained, few):
+    _, two, one = trained
+    found = corruption_figures([two, one]).kinds
+    parts = [corruption_figures([run]).kinds for run in (two, one)]
+    assert found["fog"][2]["member_0/nll"] == pytest.approx(parts[0]["fog"][2]["member_0/nll"])
+    assert found["fog"][2]["member_2/nll"] == pytest.approx(parts[1]["fog"][2]["nll"])
+
+
+def test_test_shows_and_keeps_them(trained, few, capsys):
+    _, two, _ = trained
+    assert main(["test", str(two.path), "--corruptions"]) == 0
+    out = capsys.readouterr().out
+    assert "corruptions, made on the fly" in out and "contrast" in out
+    content = json.loads((two.path / "test.json").read_text())
+    cells = [cell["nll"] for kind in content["corruptions"]["kinds"].values() for cell in kind.values()]
+    assert len(cells) == 2 * len(SEVERITIES)
+    assert content["corruption/nll"] == pytest.approx(np.mean(cells))
+    page = (two.path / "report.html").read_text()
+    assert "<h2>Corruptions</h2>" in page and "top-1 % at severity" in page
+
+
+def test_means_and_tables(trained, few):
+    _, two, _ = trained
+    found = corruption_figures([two])
+    assert [row[0] for row in corruption_table(found).rows] == [*few, "mean"]
+    by_severity = severity_means(found, "member_1")
+    assert np.mean(by_severity) == pytest.approx(100 * mean_figures(found.kinds)["corruption/member_1/accuracy"])
+
+
+def test_judging_without_corruptions_leaves_them_out(trained):
+    _, two, _ = trained
+    assert not any(key.startswith("corruption") for key in judge(two))
+
+
+def shape(name, *size, kind=np.uint8):
+    return lambda folder: np.save(folder / f"{name}.npy", np.zeros(size, kind))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "labels.npy").unlink(), "holds no corruptions"),
+        (lambda folder: [file.unlink() for file in folder.glob("[fr]*.npy")], "holds no corruptions"),
+        (lambda folder: (folder / "fog.npy").write_bytes(b"broken"), "fog.npy cannot be read as an .npy file"),
+        (shape("fog", 60, 8, 8), "fog.npy holds uint8 of shape (60, 8, 8)"),
+        (shape("fog", 30, 8, 8, 3), "of shape (60, 8, 8, 3)"),
+        (shape("fog", 60, 8, 8, 3, kind=float), "fog.npy holds float64"),
+        (lambda folder: np.save(folder / "labels.npy", np.full(60, 7)), "has class 7, but the network knows 3 classes"),
+    ],
+)
+def test_bad_files_are_one_sentence(trained, published, capsys, spoil, message):
+    _, two, _ = trained
+    spoil(published)
+    assert main(["test", str(two.path), "--corruptions", str(published)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_missing_folder_is_one_sentence(trained, capsys):
+    _, two, _ = trained
+    assert main(["test", str(two.path), "--corruptions", "nowhere"]) == 2
+    assert "there is no folder of corruptions nowhere" in capsys.readouterr().err
+
+
+def test_predictions_on_clean_images_are_untouched(trained, few):
+    _, two, _ = trained
+    before = predict(two).logits.clone()
+    corruption_figures([two])
+    assert torch.equal(predict(two).logits, before)
