@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mixmo.judging import judge_predictions
+
 ROOT = Path(__file__).parents[1]
 TINY = ["--trainer.max_epochs=1", "--data.batch_size=8", "--trainer.limit_train_batches=2"]
 
@@ -69,12 +71,23 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
     [
         ["masks.py", "--batch=8", "--size=8", "--rounds=4", "--backbone=wide_resnet10_1", "--step_batch=2"],
         ["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY],
+        ["judging.py", "--samples", "50", "60", "--classes", "5", "7", "--images=2", "--rounds=1"],
     ],
     ids=lambda words: words[0],
 )
 def test_benchmarks_run(words, tmp_path):
     out = run(ROOT / "benchmarks" / words[0], *words[1:], cwd=tmp_path)
-    assert "cut-exact" in out or "bfloat16, compiled" in out
+    assert "cut-exact" in out or "bfloat16, compiled" in out or "60 × 7 × 2" in out
+
+
+def test_another_librarys_ensembles_are_judged(tmp_path):
+    """The example's files are read, and hold what its networks said."""
+    pytest.importorskip("torch_uncertainty")
+    run(ROOT / "examples" / "other_libraries.py", "--epochs=2", cwd=tmp_path)
+    for name in ("packed", "batch-ensemble"):
+        found = judge_predictions(tmp_path / "theirs" / f"{name}.npz")
+        assert found.tested.logits.shape == (360, 4, 10)
+        assert found.figures["accuracy"] > 0.3 and found.figures["disagreement"] > 0
 
 
 def test_the_gpu_script_runs_and_goes_on(tmp_path):

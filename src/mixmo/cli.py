@@ -18,6 +18,9 @@ from mixmo.recipes import NOTES, catalogue, load_recipe
 from mixmo.runs import Run
 from mixmo.training import TrainingError
 
+JUDGING = ("checkpoint", "precision", "ood", "corruptions")
+"""How runs are judged, by ``test`` and ``compare`` alike."""
+
 USAGE = """\
 usage: mixmo COMMAND …
 
@@ -101,9 +104,7 @@ def test_command(words: list[str]) -> None:
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
     parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are judged as one ensemble")
     parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
-    parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
-    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
-    _add_datasets(parser)
+    _add_judging(parser)
     parser.add_argument("--per_class", type=bool, default=False, help="judge each class as well")
     chosen = parse(parser, words)
     if bool(chosen.runs) == (chosen.predictions is not None):
@@ -112,21 +113,21 @@ def test_command(words: list[str]) -> None:
         judge_file(chosen.predictions, chosen.per_class)
         return
     runs = [Run(path) for path in chosen.runs]
-    names = ("checkpoint", "precision", "ood", "corruptions", "per_class")
-    judge(*runs, **{name: chosen[name] for name in names})
+    judge(*runs, per_class=chosen.per_class, **{name: chosen[name] for name in JUDGING})
 
 
 def compare_command(words: list[str]) -> None:
     """``mixmo compare RUN… [--out FOLDER]``."""
     from mixmo.comparison import compare
+    from mixmo.judging import Options
 
     parser = ArgumentParser(prog="mixmo compare", exit_on_error=False)
     what = "runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before"
     parser.add_argument("networks", nargs="+", type=str, help=what)
     parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")
-    _add_datasets(parser)
+    _add_judging(parser)
     chosen = parse(parser, words)
-    compare(chosen.networks, Path(chosen.out), chosen.ood, chosen.corruptions)
+    compare(chosen.networks, Path(chosen.out), Options(*(chosen[name] for name in JUDGING)))
 
 
 def recipes_command(words: list[str]) -> None:
@@ -192,10 +193,12 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"
 
 
-def _add_datasets(parser: ArgumentParser) -> None:
-    """Add the options that ask for more than the test set."""
+def _add_judging(parser: ArgumentParser) -> None:
+    """Add the options of :data:`JUDGING`."""
     from mixmo.judging import MADE
 
+    parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
+    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
     parser.add_argument("--ood", nargs="+", type=str, default=[], help="datasets of none of the classes")
     parser.add_argument(
         "--corruptions", nargs="?", const=MADE, type=str | None, default=None, metavar="FOLDER",

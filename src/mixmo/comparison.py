@@ -18,6 +18,7 @@ from rich.console import Console
 from mixmo import charts, pages
 from mixmo.files import write_text
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
+from mixmo.judging import Options
 from mixmo.metrics.ood import ood_scores
 from mixmo.report import PICTURES, SETTINGS, picture_grid, setting
 from mixmo.tables import TextTable, accuracies
@@ -54,9 +55,7 @@ COSTS = {
 }
 
 
-def compare(
-    words: Sequence[str | Path], out: Path, ood: Sequence[str] = (), corruptions: str | None = None
-) -> list[Group]:
+def compare(words: Sequence[str | Path], out: Path, options: Options | None = None) -> list[Group]:
     """Compare networks on their common test set.
 
     Prints the figures (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
@@ -65,14 +64,13 @@ def compare(
     Args:
         words: What :func:`mixmo.groups.read_groups` takes.
         out: Where to write; made if it is missing.
-        ood: Datasets whose images are of none of the classes.
-        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+        options: How runs are judged; ``None`` takes the defaults.
 
     Raises:
         FileNotFoundError: if a folder or file is missing or holds no run.
         ValueError: if they were tested on different images.
     """
-    groups = read_groups([str(word) for word in words], ood, corruptions)
+    groups = read_groups([str(word) for word in words], options or Options())
     tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else [])]
     for table in tables:
         Console(width=None if sys.stdout.isatty() else 160).print(table.rich())

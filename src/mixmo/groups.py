@@ -14,7 +14,7 @@ import torch
 from scipy.stats import binomtest, bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixmo.judging import Judgement, judge_predictions, judge_runs
+from mixmo.judging import Judgement, Options, judge_predictions, judge_runs
 from mixmo.runs import Run, load
 
 RESAMPLES = 2000
@@ -62,21 +62,20 @@ class Group:
         return statistics.stdev(self.values(key)) if len(self.entries) > 1 else math.nan
 
 
-def read_groups(words: Sequence[str], ood: Sequence[str] = (), corruptions: str | None = None) -> list[Group]:
+def read_groups(words: Sequence[str], options: Options) -> list[Group]:
     """Return the groups of a comparison, judged (:func:`mixmo.judging.judge_runs`).
 
     Args:
         words: Each a run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are
             one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
-        ood: Datasets whose images are of none of the classes.
-        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+        options: How runs are judged.
 
     Raises:
         FileNotFoundError: if a folder or file is missing or holds no run.
         ValueError: if they were tested on different images.
     """
     named = [_read(word) for word in words]
-    groups = [Group(name, [_entry(paths, ood, corruptions) for paths in entries]) for name, entries in named]
+    groups = [Group(name, [_entry(paths, options) for paths in entries]) for name, entries in named]
     _check_alike(groups)
     return groups
 
@@ -98,7 +97,7 @@ def _read(word: str) -> tuple[str, list[list[Path]]]:
     return name, seeds
 
 
-def _entry(paths: Sequence[Path], ood: Sequence[str], corruptions: str | None) -> Entry:
+def _entry(paths: Sequence[Path], options: Options) -> Entry:
     name = " + ".join(map(str, paths))
     if paths[0].is_file():
         if len(paths) > 1:
@@ -106,7 +105,7 @@ def _entry(paths: Sequence[Path], ood: Sequence[str], corruptions: str | None) -
         judgement = judge_predictions(paths[0])
         return Entry(name, [], judgement, judgement.figures)
     runs = [Run(path) for path in paths]
-    judgement = judge_runs(runs, ood=ood, corruptions=corruptions)
+    judgement = judge_runs(runs, options)
     each = [costs(run) for run in runs]
     return Entry(name, runs, judgement, judgement.figures | {key: sum(cost[key] for cost in each) for key in each[0]})
 

@@ -19,6 +19,23 @@ MADE = "made"
 
 
 @dataclass(frozen=True)
+class Options:
+    """How runs are judged.
+
+    Attributes:
+        checkpoint: ``last``, or ``best`` on the validation set.
+        precision: ``32-true``, or ``bf16-mixed``, which is faster where the device has such units.
+        ood: Datasets whose images are of none of the classes.
+        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+    """
+
+    checkpoint: str = "last"
+    precision: str = "32-true"
+    ood: Sequence[str] = ()
+    corruptions: str | None = None
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What was found out.
 
@@ -37,21 +54,12 @@ class Judgement:
     corrupted: Corrupted | None = None
 
 
-def judge_runs(
-    runs: Sequence[Run],
-    checkpoint: str = "last",
-    precision: str = "32-true",
-    ood: Sequence[str] = (),
-    corruptions: str | None = None,
-) -> Judgement:
+def judge_runs(runs: Sequence[Run], options: Options) -> Judgement:
     """Judge runs, as one ensemble of all their members.
 
     Args:
         runs: One or several.
-        checkpoint: ``last``, or ``best`` on the validation set.
-        precision: ``32-true``, or ``bf16-mixed``, which is faster where the device has such units.
-        ood: Datasets whose images are of none of the classes.
-        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+        options: How.
 
     Raises:
         FileNotFoundError: if a run, its checkpoint or a dataset is missing.
@@ -60,18 +68,19 @@ def judge_runs(
     names = [str(run.path) for run in runs]
 
     def predictions(dataset: str) -> Predictions:
-        return joined([predict(run, dataset, checkpoint, precision) for run in runs], names)
+        return joined([predict(run, dataset, options.checkpoint, options.precision) for run in runs], names)
 
     tested = predictions("test")
-    strangers = {dataset: predictions(dataset) for dataset in ood}
+    strangers = {dataset: predictions(dataset) for dataset in options.ood}
     figures = evaluate(tested.logits, tested.targets)
     if len(runs) == 1 and runs[0].config()["data"]["validation"]:
         figures |= scaled_figures(tested, predictions("validation"))
     for dataset, found in strangers.items():
         figures |= {f"ood/{dataset}/{key}": value for key, value in ood_figures(tested, found).items()}
     corrupted = None
-    if corruptions is not None:
-        corrupted = corruption_figures(runs, checkpoint, precision, None if corruptions == MADE else corruptions)
+    if options.corruptions is not None:
+        folder = None if options.corruptions == MADE else options.corruptions
+        corrupted = corruption_figures(runs, options.checkpoint, options.precision, folder)
         figures |= mean_figures(corrupted.kinds)
     return Judgement(tested, figures, strangers, corrupted)
 

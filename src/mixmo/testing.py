@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mixmo.judging import Judgement, class_figures, judge_predictions, judge_runs
+from mixmo.judging import Judgement, Options, class_figures, judge_predictions, judge_runs
 from mixmo.report import write_report
 from mixmo.runs import Run
 from mixmo.tables import class_table, corruption_table, figures_table, ood_tables
@@ -54,7 +54,7 @@ def judge(
         FileNotFoundError: if a run, its checkpoint or a dataset is missing.
         ValueError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
     """
-    found = judge_runs(runs, checkpoint, precision, ood, corruptions)
+    found = judge_runs(runs, Options(checkpoint, precision, ood, corruptions))
     shown, tested = " + ".join(run.path.name for run in runs), found.tested
     title = f"{shown}: {len(tested.targets)} test images, {checkpoint} checkpoint (epoch {tested.epochs})"
     by_class = class_figures(tested) if per_class else {}

@@ -1,0 +1,73 @@
+"""What judging costs: time and peak memory of all figures, and images a second of each corruption.
+
+python benchmarks/judging.py [--save FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+
+import torch
+
+from mixmo import evaluate
+from mixmo.benchmarking import interleaved, report, summary
+from mixmo.corruptions import KINDS, SEVERITIES, corrupt
+
+MEMBERS = 2
+
+
+def all_figures(samples: int, classes: int, rounds: int) -> dict[str, float]:
+    """Return the time of all figures of random logits, and the peak memory of the process, libraries included."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(classes, (samples,), generator=generator)
+    logits = torch.randn(samples, MEMBERS, classes, generator=generator)
+    logits.scatter_add_(2, targets[:, None, None].expand(-1, MEMBERS, 1), torch.full((samples, MEMBERS, 1), 4.0))
+    idle = peak_memory()
+    taken = interleaved({"": lambda: evaluate(logits, targets)}, rounds)[""]
+    return {**summary(taken), "peak MiB": peak_memory(), "MiB before": idle}
+
+
+def peak_memory() -> float:
+    """Return the largest memory this process has had, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def corrupting(count: int, side: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the time of each corruption for a batch of images, at all severities in turn."""
+    images = torch.randint(256, (count, side, side, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+
+    def every(kind: str) -> None:
+        for severity in SEVERITIES:
+            corrupt(images, kind, severity, generator)
+
+    rows = {}
+    for kind in KINDS:
+        taken = interleaved({kind: lambda kind=kind: every(kind)}, rounds, warmup=1)[kind]
+        rows[kind] = {"images/s": len(SEVERITIES) * count / (summary(taken)["ms"] / 1000)}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, nargs=2, default=[10_000, 50_000], help="N of the two cases")
+    parser.add_argument("--classes", type=int, nargs=2, default=[100, 1000], help="K of the two cases")
+    parser.add_argument("--images", type=int, default=250, help="images in a batch that is corrupted")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
+    given = parser.parse_args()
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:  # a peak belongs to a process
+        cases = {
+            f"{samples} × {classes} × {MEMBERS}": fresh.apply(all_figures, (samples, classes, given.rounds))
+            for samples, classes in zip(given.samples, given.classes, strict=True)
+        }
+    tables = {"all figures, N × K × M": cases, "corruptions, 32×32": corrupting(given.images, 32, given.rounds)}
+    report(tables, {"rounds": given.rounds, "threads": torch.get_num_threads(), "images": given.images}, given.save)
+
+
+if __name__ == "__main__":
+    main()
