@@ -40,7 +40,7 @@ def test_runs_side_by_side(trained, tmp_path, capsys):
     stem = 2 * 27 * 16 * 64  # both networks have one stem at inference; heads differ by one of 64×3
     assert float(rows["two"]["multiply_adds"]) - float(rows["one"]["multiply_adds"]) == pytest.approx(192, abs=stem)
     text = (tmp_path / "deep" / "out" / "comparison.md").read_text()
-    assert text.count("\n| --- |") == 2 and "**" in text
+    assert text.count("\n| --- |") == 3 and "**" in text
     page = (tmp_path / "deep" / "out" / "comparison.html").read_text()
     assert "★" in page and not re.search(r'(?:src|href)="(?!data:)', page)
 

@@ -225,6 +225,10 @@ def test_out_of_distribution_by_brute_force(n, scale, coarse, seed):
         assert found[f"{name}/aupr"] == pytest.approx(area)
 
 
+def test_one_member_has_no_mutual_information():
+    assert not ood_scores(torch.randn(50, 1, 9))["mutual_information"].any()
+
+
 def test_out_of_distribution_needs_both_kinds():
     metric = OutOfDistribution()
     metric.update(torch.randn(3, 2, 4), out=True)

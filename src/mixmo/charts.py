@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,17 +44,40 @@ def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
     Args:
         rows: Those of ``metrics.csv``, at least one.
     """
-    epochs = [int(row["epoch"]) for row in rows]
     figure, (left, right) = _axes(2)
-    left.plot(epochs, [float(row["train_loss"]) for row in rows], marker="." if len(rows) < 30 else None)
+    _curve(left, rows, "train_loss")
     left.set_title("training loss, summed over members", fontsize=9)
     for key in rows[-1]:
         if key.endswith("accuracy"):
-            values = [100 * float(row[key] or "nan") for row in rows]
-            own = "-" if key == "val_accuracy" else "--" if key.startswith("val") else ":"
-            right.plot(epochs, values, own, label=key.replace("_accuracy", "").replace("_", " ") or "val")
+            style = "-" if key == "val_accuracy" else "--" if key.startswith("val") else ":"
+            label = key.replace("_accuracy", "").replace("_", " ")
+            _curve(right, rows, key, 100, linestyle=style, label=label)
     right.set_title("top-1 %", fontsize=9)
     return _finished(figure, "epoch", legends=[right])
+
+
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> Figure:
+    """Draw the loss of several runs, and their accuracy on validation data where they had some.
+
+    Args:
+        runs: Rows of ``metrics.csv``, at least one, by the run's name.
+    """
+    validated = {name: rows for name, rows in runs.items() if "val_accuracy" in rows[-1]}
+    figure, axes = _axes(2 if validated else 1)
+    for name, rows in runs.items():
+        members = sum(key.startswith("train_member_") and key.endswith("_accuracy") for key in rows[-1])
+        _curve(axes[0], rows, "train_loss", 1 / max(members, 1), label=name)
+    axes[0].set_title("training loss, mean over members", fontsize=9)
+    for name, rows in validated.items():
+        _curve(axes[1], rows, "val_accuracy", 100, label=name)
+    for axis in axes[1:]:
+        axis.set_title("top-1 % on validation data", fontsize=9)
+    return _finished(figure, "epoch", legends=axes)
+
+
+def _curve(axis: Axes, rows: Sequence[Mapping[str, str]], key: str, factor: float = 1.0, **style: Any) -> None:
+    values = [factor * float(row[key] or "nan") for row in rows]
+    axis.plot([int(row["epoch"]) for row in rows], values, marker="." if len(rows) < 30 else None, **style)
 
 
 def reliability(parts: Mapping[str, Tensor], targets: Tensor) -> Figure:

@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
         ValueError: if they were tested on different images.
     """
     groups = read_groups([str(word) for word in words], options or Options())
-    tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else [])]
+    tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else []), costs_table(groups)]
     for table in tables:
         Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
     out.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,18 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
 
 
 def figures_table(groups: Sequence[Group]) -> TextTable:
-    """Return the figures of every group, mean ± standard deviation over seeds, and the costs; the best in bold."""
-    columns = SCORES | _ood_columns(groups) | COSTS
+    """Return the figures of every group, mean ± standard deviation over seeds, the best in bold."""
+    images = len(groups[0].entries[0].judgement.tested.targets)
+    title = f"{images} test images, logits averaged, mean ± standard deviation over n seeds"
+    return _table(groups, SCORES | _ood_columns(groups), title, deviations=True)
+
+
+def costs_table(groups: Sequence[Group]) -> TextTable:
+    """Return what every group cost and costs (:func:`mixmo.groups.costs`), means over seeds, the least in bold."""
+    return _table(groups, COSTS, "costs", deviations=False)
+
+
+def _table(groups: Sequence[Group], columns: Mapping[str, Column], title: str, deviations: bool) -> TextTable:
     keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
     best = {key: _best(columns[key], [group.mean(key) for group in groups]) for key in keys}
     rows = []
@@ -93,12 +103,10 @@ def figures_table(groups: Sequence[Group]) -> TextTable:
         for key in keys:
             column, mean, spread = columns[key], group.mean(key), group.deviation(key)
             text = "" if math.isnan(mean) else f"{mean * column.factor:.{column.digits}f}"
-            if text and not math.isnan(spread) and key not in COSTS:
+            if text and deviations and not math.isnan(spread):
                 text += f" ± {spread * column.factor:.{column.digits}f}"
             cells.append(f"**{text}**" if text and len(groups) > 1 and mean == best[key] else text)
         rows.append(cells)
-    images = len(groups[0].entries[0].judgement.tested.targets)
-    title = f"{images} test images, logits averaged, mean ± standard deviation over n seeds"
     return TextTable(title, ["", *(columns[key].heading for key in keys)], rows)
 
 
@@ -126,7 +134,7 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
 
     Args:
         groups: What is compared.
-        tables: :func:`figures_table` and :func:`differences_table`.
+        tables: Its tables.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     tested = {name: entry.judgement.tested for name, entry in firsts.items()}
@@ -136,7 +144,7 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
     sections = [
         pages.section("What is compared", _trained(groups)),
         pages.section("Figures", *(table.html() for table in tables), pages.paragraph("★ the best of a column.")),
-        *_curves(firsts),
+        *_curves(groups),
         pages.section("Calibration", pages.chart(reliability, "Accuracy by confidence; the line is perfection")),
         pages.section(
             "Selective prediction",
@@ -159,20 +167,16 @@ def _trained(groups: Sequence[Group]) -> str:
             rows.append([str(run.path), *(setting(config, name) for name in SETTINGS), str(config["seed"])])
         if not entry.runs:
             rows.append([entry.name, *[""] * len(SETTINGS), ""])
-    return pages.table(["", *(name.partition(".")[2] for name in SETTINGS), "seed"], rows)
+    return pages.table(["", *SETTINGS, "seed"], rows)
 
 
-def _curves(firsts: dict[str, Entry]) -> list[str]:
-    parts = [
-        pages.chart(
-            charts.learning_curves(rows),
-            f"Learning curves of {run.path}; training accuracies are those of the mixtures",
-        )
-        for entry in firsts.values()
-        for run in entry.runs
-        if (rows := run.read_metrics())
-    ]
-    return [pages.section("Learning curves", *parts)] if parts else []
+def _curves(groups: Sequence[Group]) -> list[str]:
+    runs = {str(run.path): run.read_metrics() for group in groups for entry in group.entries for run in entry.runs}
+    known = {name: rows for name, rows in runs.items() if rows}
+    if not known:
+        return []
+    text = "Learning curves; losses are those of the mixtures, for networks with several members"
+    return [pages.section("Learning curves", pages.chart(charts.compared_curves(known), text))]
 
 
 def _strangers(firsts: dict[str, Entry]) -> list[str]:

@@ -212,6 +212,13 @@ def _source(runs: Sequence[Run], networks: Sequence[Network], folder: str | Path
     return PublishedCorruptions(Path(folder), networks[0].net.num_classes, first)
 
 
+def _said(network: Network, images: Tensor) -> Tensor:
+    """Return logits (B, M, K) on the CPU, seen in batches of the size that suits the device."""
+    parts = images.split(network.settings.evaluation_size)
+    seen = [network.net(network.augment.center(part, torch.arange(len(part), device=part.device))) for part in parts]
+    return torch.cat(seen).float().cpu()
+
+
 @torch.inference_mode()
 def _judged(
     networks: Sequence[Network], corruptions: Corruptions, kind: str, severity: int, precision: str
@@ -219,10 +226,8 @@ def _judged(
     logits, targets = [], []
     device = networks[0].device
     for images, labels in corruptions.batches(kind, severity):
-        images, everything = images.to(device), torch.arange(len(images), device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            members = [each.net(each.augment.center(images, everything)) for each in networks]
-        logits.append(torch.cat(members, 1).float().cpu())
+            logits.append(torch.cat([_said(network, images.to(device)) for network in networks], 1))
         targets.append(labels.cpu())
     said, truth = torch.cat(logits), torch.cat(targets)
     figures = basic_figures(said.double().mean(1), truth)

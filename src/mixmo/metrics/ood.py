@@ -41,7 +41,7 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
     return {
         "max_probability": -mean.amax(1),
         "entropy": entropy,
-        "mutual_information": entropy - own,
+        "mutual_information": entropy - own if logits.shape[1] > 1 else torch.zeros_like(entropy),  # no rounding
         "energy": -logits.double().mean(1).logsumexp(1),
     }
 
