@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_images
 
@@ -12,6 +13,7 @@ from mixmo.masks import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+JUDGING = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
 MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
 SHRUNK = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
 SHRUNK += ["--model.backbone=wide_resnet10_1"]
@@ -36,7 +38,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "pictures" / "train", size=32)
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
-    shown = blocks("sh") + blocks("sh", MASKS)
+    np.savez("theirs.npz", logits=np.zeros((6, 3)), targets=np.zeros(6, int))
+    shown = blocks("sh") + blocks("sh", MASKS) + blocks("sh", JUDGING)[:1]
     commands = [line for block in shown for line in block.splitlines() if line.startswith("mixmo ")]
     assert len(commands) >= 9
     for line in commands:
@@ -45,6 +48,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             words += SHRUNK + ([] if "quickstart" in line else ["--data.name=folder:pictures"])
         if words[0] == "benchmark":
             words += ["--backbone=wide_resnet10_1", "--batch_size=2", "--image_size=8", "--rounds=1"]
+        words = ["folder:pictures" if word.startswith("torch/") else word for word in words]
         assert main(words) == 0, line
     capsys.readouterr()
 

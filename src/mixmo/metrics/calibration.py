@@ -120,7 +120,7 @@ def bin_numbers(values: Tensor, bins: int) -> Tensor:
         tensor([0, 0, 1, 1])
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
-    return torch.bucketize(values, edges)  # right=False: edges[i-1] < value <= edges[i]
+    return torch.bucketize(values.contiguous(), edges)  # right=False: edges[i-1] < value <= edges[i]
 
 
 def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
