@@ -110,6 +110,15 @@ def test_ensembles_and_files_stand_in_the_same_table(trained, tmp_path):
     assert re.findall(r"<h2>(.*?)</h2>", page) == wanted
 
 
+def test_folders_of_one_name_are_told_apart(trained, tmp_path):
+    _, two, one = trained
+    words = []
+    for kind, run in (("a", one), ("b", two)):
+        shutil.copytree(run.path, tmp_path / kind / "0")
+        words.append(f"{tmp_path}/{kind}/0")
+    assert [group.name for group in compare(words, tmp_path / "out")] == words
+
+
 def test_a_comparison_opens_without_a_complaint(trained, tmp_path, chromium):
     _, two, one = trained
     compare([one.path, two.path], tmp_path / "out")
@@ -142,6 +151,7 @@ def test_bad_input_is_one_sentence(trained, tmp_path, capsys):
         (str(tmp_path / "empty"),): "is no run's folder and holds none",
         (str(one.path), f"{tmp_path}/short.npz"): "was tested on other images or classes",
         (f"{tmp_path}/short.npz+{tmp_path}/more.npz",): "cannot be one ensemble; only runs can",
+        (str(one.path), str(one.path)): "stands there twice",
         (f"{one.path}+nowhere",): "there is no run folder nowhere",
     }.items():
         assert main(["compare", *words]) == 2

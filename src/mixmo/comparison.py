@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sa
 from mixmo.judging import Options
 from mixmo.metrics.ood import ood_scores
 from mixmo.report import PICTURES, SETTINGS, picture_grid, setting
-from mixmo.tables import TextTable, accuracies
+from mixmo.robustness import mean_figures
+from mixmo.tables import TextTable, accuracies, ood_tables
 
 DIVERSITY = ("d_re", "disagreement", "q_statistic", "correlation", "double_fault", "kappa", "kl", "cosine", "nll_gain")
 
@@ -119,9 +120,8 @@ def differences_table(groups: Sequence[Group]) -> TextTable:
         for key in first:
             column = SCORES[key]
             mean, low, high = (column.factor * value for value in paired_interval(own[key] - first[key]))
-            cells.append(
-                " ".join([f"{mean:+.{column.digits}f}", f"[{low:+.{column.digits}f}, {high:+.{column.digits}f}]"])
-            )
+            shown, below, above = (f"{value:+.{column.digits}f}" for value in (mean, low, high))
+            cells.append(f"{shown} [{below}, {above}]")
         single = len(group.entries) == len(groups[0].entries) == 1
         cells.append(f"{mcnemar(own['accuracy'], first['accuracy']):.2g}" if single else "")
         rows.append(cells)
@@ -140,16 +140,14 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
     tested = {name: entry.judgement.tested for name, entry in firsts.items()}
     said = {name: found.logits.double().mean(1).softmax(1) for name, found in tested.items()}
     targets = groups[0].entries[0].judgement.tested.targets
-    reliability, coverage = charts.reliability(said, targets), {name: (part, targets) for name, part in said.items()}
+    reliability = charts.reliability(said, targets)
+    coverage = charts.risk_coverage({name: (part, targets) for name, part in said.items()})
     sections = [
         pages.section("What is compared", _trained(groups)),
         pages.section("Figures", *(table.html() for table in tables), pages.paragraph("★ the best of a column.")),
         *_curves(groups),
         pages.section("Calibration", pages.chart(reliability, "Accuracy by confidence; the line is perfection")),
-        pages.section(
-            "Selective prediction",
-            pages.chart(charts.risk_coverage(coverage), "Error among the most confident predictions"),
-        ),
+        pages.section("Selective prediction", pages.chart(coverage, "Error among the most confident predictions")),
         *_strangers(firsts),
         *_corruptions(firsts),
         *_diversity(groups),
@@ -179,48 +177,34 @@ def _curves(groups: Sequence[Group]) -> list[str]:
     return [pages.section("Learning curves", pages.chart(charts.compared_curves(known), text))]
 
 
-def _strangers(firsts: dict[str, Entry]) -> list[str]:
+def _strangers(firsts: Mapping[str, Entry]) -> list[str]:
     known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.strangers}
     if not known:
         return []
     parts = {name: {"test images": found.tested, **found.strangers} for name, found in known.items()}
-    rows = [
-        [
-            f"{name}, {dataset}, {score.replace('_', ' ')}",
-            *(f"{found.figures[f'ood/{dataset}/{score}/{key}']:.4f}" for key in ("auroc", "aupr", "fpr95")),
-        ]
-        for name, found in known.items()
-        for dataset in found.strangers
-        for score in dict.fromkeys(key.split("/")[-2] for key in found.figures if key.startswith(f"ood/{dataset}/"))
-    ]
-    table = TextTable("other datasets against the test images", ["", "AUROC", "AUPR", "FPR95"], rows)
     chart = pages.chart(charts.confidences(parts), "Confidence on test images and others")
-    return [pages.section("Out of distribution", chart, table.html())]
-
-
-def _corruptions(firsts: dict[str, Entry]) -> list[str]:
-    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.corrupted is not None}
-    if not known:
-        return []
-    found = {name: judgement.corrupted for name, judgement in known.items() if judgement.corrupted is not None}
-    lines = charts.accuracy_by_severity({name: accuracies(judgement) for name, judgement in known.items()})
-    kinds = next(iter(found.values())).kinds
-    rows = []
-    for kind in kinds:
-        means = [
-            sum(cell["accuracy"] for cell in each.kinds[kind].values()) / len(each.kinds[kind])
-            for each in found.values()
-        ]
-        rows.append(
-            [kind.replace("_", " "), *(f"**{100 * m:.2f}**" if m == max(means) else f"{100 * m:.2f}" for m in means)]
-        )
-    source = next(iter(found.values())).source
-    table = TextTable(f"top-1 %, mean over severities; corruptions {source}", ["", *found], rows)
-    return [
-        pages.section(
-            "Corruptions", pages.chart(lines, "Accuracy by severity, mean over all kinds of corruption"), table.html()
-        )
+    tables = [
+        replace(table, title=f"{name}, {table.title}").html()
+        for name, found in known.items()
+        for table in ood_tables(found.figures)
     ]
+    return [pages.section("Out of distribution", chart, *tables)]
+
+
+def _corruptions(firsts: Mapping[str, Entry]) -> list[str]:
+    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.corrupted is not None}
+    found = {name: judgement.corrupted for name, judgement in known.items() if judgement.corrupted is not None}
+    if not found:
+        return []
+    lines = charts.accuracy_by_severity({name: accuracies(judgement) for name, judgement in known.items()})
+    first, rows = next(iter(found.values())), []
+    for kind in first.kinds:
+        means = [100 * mean_figures({kind: each.kinds[kind]})["corruption/accuracy"] for each in found.values()]
+        cells = [f"**{mean:.2f}**" if mean == max(means) else f"{mean:.2f}" for mean in means]
+        rows.append([kind.replace("_", " "), *cells])
+    table = TextTable(f"top-1 %, mean over severities; corruptions {first.source}", ["", *found], rows)
+    text = "Accuracy by severity, mean over all kinds of corruption"
+    return [pages.section("Corruptions", pages.chart(lines, text), table.html())]
 
 
 def _diversity(groups: Sequence[Group]) -> list[str]:
@@ -235,7 +219,7 @@ def _diversity(groups: Sequence[Group]) -> list[str]:
     return [pages.section("Diversity", TextTable("between members, means over pairs", header, rows).html())]
 
 
-def _pictures(firsts: dict[str, Entry]) -> list[str]:
+def _pictures(firsts: Mapping[str, Entry]) -> list[str]:
     """Return the test images that the networks disagree on most: by the mutual information between them."""
     run = next((entry.runs[0] for entry in firsts.values() if entry.runs), None)
     if run is None or len(firsts) < 2:

@@ -75,7 +75,14 @@ def read_groups(words: Sequence[str], options: Options) -> list[Group]:
         ValueError: if they were tested on different images.
     """
     named = [_read(word) for word in words]
-    groups = [Group(name, [_entry(paths, options) for paths in entries]) for name, entries in named]
+    names = [name for name, _ in named]
+    names = [word if names.count(name) > 1 else name for word, name in zip(words, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice.")
+    groups = [
+        Group(name, [_entry(paths, options) for paths in entries])
+        for name, (_, entries) in zip(names, named, strict=True)
+    ]
     _check_alike(groups)
     return groups
 
