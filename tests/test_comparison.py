@@ -1,6 +1,7 @@
 """``mixmo compare``: figures, costs and intervals of runs side by side."""
 
 import csv
+import math
 import re
 import shutil
 
@@ -119,6 +120,23 @@ def test_folders_of_one_name_are_told_apart(trained, tmp_path):
     assert [group.name for group in compare(words, tmp_path / "out")] == words
 
 
+def test_seeds_of_single_networks_beside_two_members(trained, tmp_path):
+    """Single networks have no diversity, alone or averaged over seeds."""
+    _, two, one = trained
+    for seed in (0, 1):
+        shutil.copytree(one.path, tmp_path / "seeds" / str(seed))
+    groups = compare([two.path, tmp_path / "seeds"], tmp_path / "out")
+    assert math.isnan(groups[1].mean("d_re")) and groups[1].deviation("accuracy") == 0
+    assert "One [/x]" in compare([f"One [/x]={one.path}", two.path], tmp_path / "out")[0].name
+
+
+def test_files_alone_have_no_costs(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", logits=np.eye(3), targets=np.arange(3))
+    compare([tmp_path / "a.npz"], tmp_path / "out")
+    assert "ms an image" not in capsys.readouterr().out
+    assert "Images" not in (tmp_path / "out" / "comparison.html").read_text()
+
+
 def test_a_comparison_opens_without_a_complaint(trained, tmp_path, chromium):
     _, two, one = trained
     compare([one.path, two.path], tmp_path / "out")
@@ -146,11 +164,15 @@ def test_bad_input_is_one_sentence(trained, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name in ("short", "more"):
         np.savez(tmp_path / f"{name}.npz", logits=np.zeros((2, 3)), targets=np.zeros(2, int))
+    np.savez(tmp_path / "four.npz", logits=np.zeros((2, 4)), targets=np.zeros(2, int))
     for words, message in {
         ("nowhere",): "there is no run folder nowhere",
         (str(tmp_path / "empty"),): "is no run's folder and holds none",
         (str(one.path), f"{tmp_path}/short.npz"): "was tested on other images or classes",
         (f"{tmp_path}/short.npz+{tmp_path}/more.npz",): "cannot be one ensemble; only runs can",
+        (str(one.path), f"--out={tmp_path}/short.npz"): "is a file; choose a folder",
+        (str(one.path), "--precision=16"): "unknown precision '16'",
+        (f"{tmp_path}/short.npz", f"{tmp_path}/four.npz"): "was tested on other images or classes",
         (str(one.path), str(one.path)): "stands there twice",
         (f"{one.path}+nowhere",): "there is no run folder nowhere",
     }.items():

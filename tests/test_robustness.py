@@ -18,6 +18,8 @@ from mixmo.tables import corruption_table, severity_means
 from mixmo.testing import judge
 
 CPU = torch.device("cpu")
+TARGETS = torch.arange(3).repeat_interleave(4)
+"""Of the test images of ``trained``."""
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def published(trained, tmp_path):
 
 def test_figures_are_those_of_corrupted_images(trained, few):
     _, two, _ = trained
-    found = corruption_figures([two])
+    found = corruption_figures([two], TARGETS)
     network = load_network(two)
     images, _ = load_test_images(network.settings)
     for place, kind in enumerate(few):
@@ -81,7 +83,7 @@ def test_streamed_images_are_corrupted_alike(trained):
 def test_a_stopped_call_goes_on_and_a_second_one_costs_nothing(trained, few, monkeypatch):
     _, two, _ = trained
     before = set((two.path / "predictions").glob("corruptions-*.json"))
-    whole = corruption_figures([two], precision="bf16-mixed")
+    whole = corruption_figures([two], TARGETS, precision="bf16-mixed")
     (file,) = set((two.path / "predictions").glob("corruptions-*.json")) - before
     note = json.loads(file.read_text())
     file.write_text(json.dumps(note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}}))
@@ -92,14 +94,14 @@ def test_a_stopped_call_goes_on_and_a_second_one_costs_nothing(trained, few, mon
         return honest(networks, corruptions, kind, *rest)
 
     monkeypatch.setattr(robustness, "_judged", counted)
-    assert corruption_figures([two], precision="bf16-mixed") == whole
+    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
     assert set(judged) == {"contrast"}
     judged.clear()
     file.write_text("damaged")
-    assert corruption_figures([two], precision="bf16-mixed") == whole
+    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
     assert set(judged) == {"fog", "contrast"}
     monkeypatch.setattr(robustness, "load_network", None)
-    assert corruption_figures([two], precision="bf16-mixed") == whole
+    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
 
 
 def test_published_files(trained, published, capsys):
@@ -117,8 +119,8 @@ def test_published_files(trained, published, capsys):
 
 def test_corruptions_of_an_ensemble_of_runs(trained, few):
     _, two, one = trained
-    found = corruption_figures([two, one]).kinds
-    parts = [corruption_figures([run]).kinds for run in (two, one)]
+    found = corruption_figures([two, one], TARGETS).kinds
+    parts = [corruption_figures([run], TARGETS).kinds for run in (two, one)]
     assert found["fog"][2]["member_0/nll"] == pytest.approx(parts[0]["fog"][2]["member_0/nll"])
     assert found["fog"][2]["member_2/nll"] == pytest.approx(parts[1]["fog"][2]["nll"])
 
@@ -138,7 +140,7 @@ def test_test_shows_and_keeps_them(trained, few, capsys):
 
 def test_means_and_tables(trained, few):
     _, two, _ = trained
-    found = corruption_figures([two])
+    found = corruption_figures([two], TARGETS)
     assert [row[0] for row in corruption_table(found).rows] == [*few, "mean"]
     by_severity = severity_means(found, "member_1")
     assert np.mean(by_severity) == pytest.approx(100 * mean_figures(found.kinds)["corruption/member_1/accuracy"])
@@ -162,7 +164,14 @@ def shape(name, *size, kind=np.uint8):
         (shape("fog", 60, 8, 8), "fog.npy holds uint8 of shape (60, 8, 8)"),
         (shape("fog", 30, 8, 8, 3), "of shape (60, 8, 8, 3)"),
         (shape("fog", 60, 8, 8, 3, kind=float), "fog.npy holds float64"),
-        (lambda folder: np.save(folder / "labels.npy", np.full(60, 7)), "has class 7, but the network knows 3 classes"),
+        (shape("labels", 60), "labels.npy does not have the test set's classes"),
+        (shape("labels", 58), "labels.npy holds uint8 of shape (58,)"),
+        (lambda folder: np.save(folder / "labels.npy", np.array(3)), "labels.npy holds int64 of shape ()"),
+        (lambda folder: np.save(folder / "labels.npy", np.array(["a"] * 60)), "labels.npy holds <U1"),
+        (
+            lambda folder: np.save(folder / "labels.npy", np.full(60, 7)),
+            "labels.npy does not have the test set's classes",
+        ),
     ],
 )
 def test_bad_files_are_one_sentence(trained, published, capsys, spoil, message):
@@ -182,5 +191,5 @@ def test_a_missing_folder_is_one_sentence(trained, capsys):
 def test_predictions_on_clean_images_are_untouched(trained, few):
     _, two, _ = trained
     before = predict(two).logits.clone()
-    corruption_figures([two])
+    corruption_figures([two], TARGETS)
     assert torch.equal(predict(two).logits, before)

@@ -110,6 +110,9 @@ def test_other_programs_predictions_are_judged_alike(tmp_path, capsys, kind, mem
         ({"targets": np.zeros(2, int), "logits": np.zeros(2)}, "of shape (2,)"),
         ({"targets": np.zeros(2, int), "probabilities": np.ones((2, 3))}, "row 0 sum to 3"),
         ({"targets": np.full(2, 7), "logits": np.zeros((2, 3))}, "target 7 in row 0"),
+        ({"targets": np.zeros(2), "logits": np.zeros((2, 3))}, "has targets of float64"),
+        ({"targets": np.zeros(2, int), "logits": np.array([["a"]])}, "<U1; they are (N, K)"),
+        ({"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a"]}, "has 1 names of classes"),
     ],
 )
 def test_bad_predictions_are_one_sentence(tmp_path, capsys, arrays, message):
@@ -129,6 +132,10 @@ def test_bad_words_are_one_sentence(trained, tmp_path, capsys):
     words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
     fit(make_plan(load_recipe("quickstart"), words), other)
     (tmp_path / "broken.npz").write_bytes(b"broken")
+    np.savez(tmp_path / "whole.npz", logits=np.zeros((2, 3)), targets=np.zeros(2, int))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:200])
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for arguments, message in {
         (): "test needs a run's folder",
         (str(run.path), "--predictions=x.npz"): "test needs a run's folder",
@@ -137,6 +144,9 @@ def test_bad_words_are_one_sentence(trained, tmp_path, capsys):
         (str(run.path), "--ood", "folder:nowhere"): "there is no dataset folder nowhere",
         (str(run.path), str(other.path)): "were tested on different images or classes",
         (str(run.path), "--precision=16"): "unknown precision '16'",
+        (f"--predictions={tmp_path}/broken.npz", "--ood", "digits"): "--ood asks for a run",
+        (f"--predictions={tmp_path}/cut.npz",): "cannot be read as an .npz file",
+        (f"--predictions={tmp_path}/array.npz",): "cannot be read as an .npz file",
     }.items():
         assert main(["test", *arguments]) == 2, arguments
         error = capsys.readouterr().err
@@ -145,5 +155,12 @@ def test_bad_words_are_one_sentence(trained, tmp_path, capsys):
 
 def test_what_is_not_defined_is_null_in_the_file(tmp_path):
     run = Run(tmp_path)
-    run.write_json("test.json", {"a": math.nan, "b": 1.0})
-    assert json.loads((tmp_path / "test.json").read_text()) == {"a": None, "b": 1.0}
+    run.write_json("test.json", {"a": math.nan, "b": 1.0, "c": {"d": [math.nan]}})
+    assert json.loads((tmp_path / "test.json").read_text()) == {"a": None, "b": 1.0, "c": {"d": [None]}}
+
+
+def test_half_precision_probabilities_are_read(tmp_path):
+    """Rows of 100 rounded numbers sum to one within what 16 bits allow."""
+    probabilities = torch.randn(200, 100).softmax(1).half().numpy()
+    np.savez(tmp_path / "half.npz", probabilities=probabilities, targets=np.zeros(200, int))
+    assert predictions.read_predictions(tmp_path / "half.npz").logits.shape == (200, 1, 100)

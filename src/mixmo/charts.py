@@ -131,17 +131,23 @@ def confidences(parts: Mapping[str, Mapping[str, Predictions]]) -> Figure:
     return _finished(figure, "largest probability", legends=axes)
 
 
-def disagreements(tested: Predictions) -> Figure:
-    """Draw the share of images for which each two members predict different classes."""
-    predicted = tested.logits.argmax(2)
-    matrix = 100 * (predicted[:, :, None] != predicted[:, None]).double().mean(0).numpy()
-    figure, (axis,) = _axes(1)
-    axis.imshow(matrix, cmap="Blues", vmin=0, vmax=max(2 * matrix.max(), 1e-9))  # pale, so that text can be read
-    for row, column in np.ndindex(*matrix.shape):
-        axis.text(column, row, f"{matrix[row, column]:.1f} %", ha="center", va="center", fontsize=8)
-    names = [f"member {index}" for index in range(len(matrix))]
-    axis.set_xticks(range(len(matrix)), names)
-    axis.set_yticks(range(len(matrix)), names)
+def disagreements(parts: Mapping[str, Predictions]) -> Figure:
+    """Draw the share of images for which each two members predict different classes.
+
+    Args:
+        parts: Predictions of several members, by the ensemble's name.
+    """
+    figure, axes = _axes(len(parts))
+    for axis, (name, found) in zip(axes, parts.items(), strict=True):
+        predicted = found.logits.argmax(2)
+        matrix = 100 * (predicted[:, :, None] != predicted[:, None]).double().mean(0).numpy()
+        axis.imshow(matrix, cmap="Blues", vmin=0, vmax=max(2 * matrix.max(), 1e-9))  # pale, so that text can be read
+        for row, column in np.ndindex(*matrix.shape):
+            axis.text(column, row, f"{matrix[row, column]:.1f} %", ha="center", va="center", fontsize=8)
+        names = [f"member {index}" for index in range(len(matrix))]
+        axis.set_xticks(range(len(matrix)), names)
+        axis.set_yticks(range(len(matrix)), names)
+        axis.set_title(name, fontsize=9)
     return _finished(figure)
 
 

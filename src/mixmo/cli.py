@@ -110,6 +110,8 @@ def test_command(words: list[str]) -> None:
     if bool(chosen.runs) == (chosen.predictions is not None):
         raise ValueError("test needs a run's folder, or several, or --predictions with a file.")
     if chosen.predictions is not None:
+        if given := [name for name in JUDGING if chosen[name] != parser.get_default(name)]:
+            raise ValueError(f"--{given[0]} asks for a run; --predictions has nothing but what its file holds.")
         judge_file(chosen.predictions, chosen.per_class)
         return
     runs = [Run(path) for path in chosen.runs]

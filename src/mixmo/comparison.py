@@ -20,7 +20,7 @@ from mixmo.files import write_text
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
 from mixmo.judging import Options
 from mixmo.metrics.ood import ood_scores
-from mixmo.report import PICTURES, SETTINGS, picture_grid, setting
+from mixmo.report import PICTURES, SETTINGS, confident_mistakes, picture_grid, setting
 from mixmo.robustness import mean_figures
 from mixmo.tables import TextTable, accuracies, ood_tables
 
@@ -71,8 +71,11 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
         FileNotFoundError: if a folder or file is missing or holds no run.
         ValueError: if they were tested on different images.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose a folder to write into with --out.")
     groups = read_groups([str(word) for word in words], options or Options())
-    tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else []), costs_table(groups)]
+    tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else [])]
+    tables += [costs_table(groups)] if any(entry.runs for group in groups for entry in group.entries) else []
     for table in tables:
         Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
     out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,9 @@ def figures_table(groups: Sequence[Group]) -> TextTable:
     """Return the figures of every group, mean ± standard deviation over seeds, the best in bold."""
     images = len(groups[0].entries[0].judgement.tested.targets)
     title = f"{images} test images, logits averaged, mean ± standard deviation over n seeds"
-    return _table(groups, SCORES | _ood_columns(groups), title, deviations=True)
+    corrupted = [entry.judgement.corrupted for group in groups for entry in group.entries]
+    note = next((f"corruptions: {found.source}" for found in corrupted if found is not None), "")
+    return replace(_table(groups, SCORES | _ood_columns(groups), title, deviations=True), note=note)
 
 
 def costs_table(groups: Sequence[Group]) -> TextTable:
@@ -182,7 +187,7 @@ def _strangers(firsts: Mapping[str, Entry]) -> list[str]:
     if not known:
         return []
     parts = {name: {"test images": found.tested, **found.strangers} for name, found in known.items()}
-    chart = pages.chart(charts.confidences(parts), "Confidence on test images and others")
+    chart = pages.chart(charts.confidences(parts), "Confidence, the largest of the members' mean probabilities")
     tables = [
         replace(table, title=f"{name}, {table.title}").html()
         for name, found in known.items()
@@ -208,29 +213,34 @@ def _corruptions(firsts: Mapping[str, Entry]) -> list[str]:
 
 
 def _diversity(groups: Sequence[Group]) -> list[str]:
-    rows = [
-        [group.name, *(f"{group.mean(key):.4f}" for key in DIVERSITY)]
-        for group in groups
-        if not math.isnan(group.mean("d_re"))
-    ]
-    if not rows:
+    several = [group for group in groups if not math.isnan(group.mean("d_re"))]
+    if not several:
         return []
-    header = ["", *(key.replace("_", " ") for key in DIVERSITY)]
-    return [pages.section("Diversity", TextTable("between members, means over pairs", header, rows).html())]
+    rows = [[group.name, *(f"{group.mean(key):.4f}" for key in DIVERSITY)] for group in several]
+    table = TextTable("means over pairs of members", ["", *(key.replace("_", " ") for key in DIVERSITY)], rows)
+    matrices = charts.disagreements({group.name: group.entries[0].judgement.tested for group in several})
+    text = "Share of images on which two members disagree"
+    return [pages.section("Diversity", pages.chart(matrices, text), table.html())]
 
 
 def _pictures(firsts: Mapping[str, Entry]) -> list[str]:
-    """Return the test images that the networks disagree on most: by the mutual information between them."""
+    """Return each network's most confident mistakes, and the images on which the networks disagree most."""
     run = next((entry.runs[0] for entry in firsts.values() if entry.runs), None)
-    if run is None or len(firsts) < 2:
+    if run is None:
         return []
-    tested = [entry.judgement.tested for entry in firsts.values()]
-    logits = torch.stack([found.logits.double().mean(1) for found in tested], 1)
-    numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
-    named = next(entry.judgement.tested for entry in firsts.values() if entry.runs)
-    grid = picture_grid(run, named, numbers, logits.argmax(2))
-    text = f"The images on which they disagree most: what {', '.join(firsts)} said, and in brackets the truth"
-    return [pages.section("Images", pages.chart(grid, text))]
+    shown = next(entry.judgement.tested for entry in firsts.values() if entry.runs)  # files may lack names of classes
+    averages = {name: entry.judgement.tested.logits.double().mean(1) for name, entry in firsts.items()}
+    parts = []
+    for name, logits in averages.items():
+        if numbers := confident_mistakes(logits.softmax(1), shown.targets, PICTURES // 2):
+            grid = picture_grid(run, shown, numbers, logits.argmax(1, keepdim=True))
+            parts.append(pages.chart(grid, f"{name}, the most confident mistakes: what was said, and the truth"))
+    if len(firsts) > 1:
+        logits = torch.stack(list(averages.values()), 1)
+        numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
+        text = f"The images on which they disagree most: what {', '.join(firsts)} said, and in brackets the truth"
+        parts.append(pages.chart(picture_grid(run, shown, numbers, logits.argmax(2)), text))
+    return [pages.section("Images", *parts)]
 
 
 def _commands(groups: Sequence[Group]) -> list[str]:
@@ -255,12 +265,14 @@ def _best(column: Column, means: Sequence[float]) -> float | None:
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """Return every figure of every entry as comma-separated values."""
+    """Return every figure of every entry, and where its corruptions come from, as comma-separated values."""
     keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.figures))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["group", "run", *keys])
+    writer.writerow(["group", "run", *keys, "corruptions"])
     for group in groups:
         for entry in group.entries:
-            writer.writerow([group.name, entry.name, *(entry.figures.get(key, "") for key in keys)])
+            corrupted = entry.judgement.corrupted
+            source = "" if corrupted is None else corrupted.source
+            writer.writerow([group.name, entry.name, *(entry.figures.get(key, "") for key in keys), source])
     return buffer.getvalue()

@@ -14,7 +14,9 @@ import torch
 from scipy.stats import binomtest, bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixmo.data import read_test_images
 from mixmo.judging import Judgement, Options, judge_predictions, judge_runs
+from mixmo.plans import make_plan
 from mixmo.runs import Run, load
 
 RESAMPLES = 2000
@@ -58,8 +60,8 @@ class Group:
         return statistics.fmean(self.values(key))
 
     def deviation(self, key: str) -> float:
-        """Return the standard deviation over entries; NaN for a single one."""
-        return statistics.stdev(self.values(key)) if len(self.entries) > 1 else math.nan
+        """Return the standard deviation over entries; NaN for a single one, or where the figure is not known."""
+        return float(np.std(self.values(key), ddof=1)) if len(self.entries) > 1 else math.nan
 
 
 def read_groups(words: Sequence[str], options: Options) -> list[Group]:
@@ -118,11 +120,16 @@ def _entry(paths: Sequence[Path], options: Options) -> Entry:
 
 
 def _check_alike(groups: Sequence[Group]) -> None:
-    first = groups[0].entries[0]
-    for entry in (entry for group in groups for entry in group.entries):
-        own, wanted = entry.judgement.tested, first.judgement.tested
-        known = bool(entry.runs and first.runs)  # files may lack the names of classes
-        if not torch.equal(own.targets, wanted.targets) or (known and own.classes != wanted.classes):
+    entries = [entry for group in groups for entry in group.entries]
+    first, wanted = entries[0], entries[0].judgement.tested
+    sources = {entry.judgement.corrupted.source for entry in entries if entry.judgement.corrupted is not None}
+    if len(sources) > 1:
+        raise ValueError(f"the corruptions are not the same for all: {'; '.join(sorted(sources))}.")
+    for entry in entries:
+        own = entry.judgement.tested
+        named = bool(entry.runs and first.runs)  # files may lack the names of classes
+        fits = torch.equal(own.targets, wanted.targets) and own.logits.shape[2] == wanted.logits.shape[2]
+        if not fits or (named and own.classes != wanted.classes):
             raise ValueError(f"{entry.name} was tested on other images or classes than {first.name}.")
 
 
@@ -137,8 +144,10 @@ def costs(run: Run) -> dict[str, float]:
         run: The run.
     """
     net, config, rows = load(run.path), run.config(), run.read_metrics()
-    side = config["data"].get("crop_size") or config["data"].get("image_size") or 32
-    images = torch.randn(64, net.in_chans, side, side)
+    settings = make_plan(config).settings.data
+    height, width, _ = read_test_images(settings, [0])[0].shape
+    crop = settings.crop_size
+    images = torch.randn(64, net.in_chans, crop or height, crop or width)
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             net(images[:1])

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mixmo.errors import one_of
 from mixmo.evaluation import basic_figures, evaluate
+from mixmo.hardware import PRECISIONS
 from mixmo.metrics import OutOfDistribution, fit_temperature
 from mixmo.predictions import Predictions, joined, predict, read_predictions
 from mixmo.robustness import Corrupted, corruption_figures, mean_figures
-from mixmo.runs import Run
+from mixmo.runs import CHECKPOINTS, Run
 
 MADE = "made"
 """Asks for corruptions made from the test images, where a folder could be named."""
@@ -22,17 +24,24 @@ MADE = "made"
 class Options:
     """How runs are judged.
 
-    Attributes:
+    Args:
         checkpoint: ``last``, or ``best`` on the validation set.
         precision: ``32-true``, or ``bf16-mixed``, which is faster where the device has such units.
         ood: Datasets whose images are of none of the classes.
         corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+
+    Raises:
+        ValueError: if the checkpoint or the precision is unknown.
     """
 
     checkpoint: str = "last"
     precision: str = "32-true"
     ood: Sequence[str] = ()
     corruptions: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.precision, PRECISIONS, "precision")
+        one_of(self.checkpoint, CHECKPOINTS, "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def judge_runs(runs: Sequence[Run], options: Options) -> Judgement:
     corrupted = None
     if options.corruptions is not None:
         folder = None if options.corruptions == MADE else options.corruptions
-        corrupted = corruption_figures(runs, options.checkpoint, options.precision, folder)
+        corrupted = corruption_figures(runs, tested.targets, options.checkpoint, options.precision, folder)
         figures |= mean_figures(corrupted.kinds)
     return Judgement(tested, figures, strangers, corrupted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,8 @@ def read_predictions(file: str | Path) -> Predictions:
 
     Args:
         file: An ``.npz`` with ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes``
-            (K,) names are optional.
+            (K,) names are optional. The logit
+            average of probabilities is their geometric mean, normalised.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -175,20 +177,26 @@ def read_predictions(file: str | Path) -> Predictions:
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:  # as NumPy raises
         raise ValueError(f"{file} cannot be read as an .npz file: {error}") from error
     if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
         raise ValueError(
             f"{file} holds {', '.join(arrays) or 'nothing'}; it needs targets, and logits or probabilities."
         )
-    values = torch.from_numpy(arrays.get("logits", arrays.get("probabilities")))
-    if values.dim() not in (2, 3):
-        raise ValueError(f"{file} has predictions of shape {tuple(values.shape)}; they are (N, K) or (N, M, K).")
-    members = values.double() if values.dim() == 3 else values.double()[:, None]
+    values, targets = arrays["logits" if "logits" in arrays else "probabilities"], arrays["targets"]
+    if values.ndim not in (2, 3) or values.dtype.kind != "f":
+        raise ValueError(
+            f"{file} has predictions of shape {values.shape}, {values.dtype}; they are (N, K) or (N, M, K) floats."
+        )
+    if targets.dtype.kind not in "iu":
+        raise ValueError(f"{file} has targets of {targets.dtype}; they are class numbers, integers.")
+    members = torch.from_numpy(values if values.ndim == 3 else values[:, None])
     if "probabilities" in arrays:
         members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
     classes = [str(name) for name in arrays.get("classes", range(members.shape[2]))]
-    return Predictions(members, torch.from_numpy(arrays["targets"]).long(), classes)
+    if len(classes) != members.shape[2]:
+        raise ValueError(f"{file} has {len(classes)} names of classes, but predictions for {members.shape[2]}.")
+    return Predictions(members.double(), torch.from_numpy(targets.astype(np.int64)), classes)
 
 
 def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:

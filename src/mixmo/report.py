@@ -44,8 +44,8 @@ def write_report(run: Run, found: Judgement) -> Path:
         pages.section("Selective prediction", pages.chart(coverage, "Error among the most confident predictions")),
     ]
     if found.strangers:
-        histograms = charts.confidences({"logit average": {"test images": tested, **found.strangers}})
-        text = "Confidence on test images and others"
+        histograms = charts.confidences({"members together": {"test images": tested, **found.strangers}})
+        text = "Confidence, the largest of the members' mean probabilities, on test images and others"
         sections.append(pages.section("Out of distribution", pages.chart(histograms, text)))
     if found.corrupted is not None:
         who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
@@ -56,7 +56,7 @@ def write_report(run: Run, found: Judgement) -> Path:
         )
     if len(parts) > 1:
         text = "Share of images on which two members disagree"
-        sections.append(pages.section("Diversity", pages.chart(charts.disagreements(tested), text)))
+        sections.append(pages.section("Diversity", pages.chart(charts.disagreements({"members": tested}), text)))
     sections += [pages.section("Images", *_pictures(run, tested)), _repeat(run)]
     return write_text(run.path / "report.html", pages.page(f"Run {run.path.name}", sections))
 
@@ -103,19 +103,33 @@ def _curves(run: Run) -> list[str]:
 
 def _pictures(run: Run, tested: Predictions) -> list[str]:
     """Return the most confident mistakes and, with several members, the images they disagree on most."""
-    confidence, predicted = next(iter(charts.averages(tested).values())).max(1)
-    wrong = predicted != tested.targets
-    mistakes = torch.where(wrong, confidence, -1.0).argsort(descending=True)[: min(PICTURES, int(wrong.sum()))]
-    chosen = {"The most confident mistakes": (mistakes, predicted[:, None])}
+    average = next(iter(charts.averages(tested).values()))
+    chosen = {
+        "The most confident mistakes": (
+            confident_mistakes(average, tested.targets, PICTURES), average.argmax(1, keepdim=True)
+        )
+    }  # fmt: skip
     if tested.logits.shape[1] > 1:
-        unsure = ood_scores(tested.logits)["mutual_information"].argsort(descending=True)[:PICTURES]
+        unsure = ood_scores(tested.logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
         chosen["The images on which members disagree most"] = (unsure, tested.logits.argmax(2))
-    parts = []
-    for heading, (numbers, said) in chosen.items():
-        if len(numbers):
-            text = f"{heading}: what was said, and in brackets the truth"
-            parts.append(pages.chart(picture_grid(run, tested, numbers.tolist(), said), text))
+    parts = [
+        pages.chart(picture_grid(run, tested, numbers, said), f"{heading}: what was said, and in brackets the truth")
+        for heading, (numbers, said) in chosen.items()
+        if numbers
+    ]
     return parts or [pages.paragraph("No mistakes.")]
+
+
+def confident_mistakes(probabilities: torch.Tensor, targets: torch.Tensor, count: int) -> list[int]:
+    """Return the numbers of the wrong predictions with the largest probabilities, the largest first.
+
+    Example:
+        >>> confident_mistakes(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]]), torch.tensor([0, 1, 1]), 5)
+        [2, 1]
+    """
+    confidence, predicted = probabilities.max(1)
+    wrong = predicted != targets
+    return torch.where(wrong, confidence, -1.0).argsort(descending=True)[: min(count, int(wrong.sum()))].tolist()
 
 
 def picture_grid(run: Run, tested: Predictions, numbers: list[int], said: torch.Tensor) -> Figure:

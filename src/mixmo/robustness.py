@@ -67,7 +67,7 @@ class MadeCorruptions:
         which = list(KINDS).index(kind) * len(SEVERITIES) + severity - 1
         for block, (images, labels, chosen) in enumerate(self.loader):
             images, labels, chosen = images.to(self.device), labels.to(self.device), chosen.to(self.device)
-            generator = generator_for(which, block, "corruption", self.device)
+            generator = generator_for(which, block, "corruption")
             yield corrupt(images[chosen], kind, severity, generator), labels[chosen]
 
 
@@ -76,7 +76,7 @@ class PublishedCorruptions:
 
     Args:
         folder: Where the ``.npy`` files are.
-        classes: K, the number of classes the network knows.
+        targets: (N,) class numbers of the test set, whose counts each severity has to have.
         settings: The run's ``data`` section.
 
     Raises:
@@ -84,23 +84,29 @@ class PublishedCorruptions:
         ValueError: if a file does not fit.
     """
 
-    def __init__(self, folder: Path, classes: int, settings: DataSettings) -> None:
+    def __init__(self, folder: Path, targets: Tensor, settings: DataSettings) -> None:
         files = {file.stem: file for file in sorted(folder.glob("*.npy"))}
         labels = files.pop("labels", None)
         if labels is None or not files:
             raise FileNotFoundError(f"{folder} holds no corruptions: there are to be labels.npy and KIND.npy files.")
         self.labels, self.arrays = _opened(labels), {kind: _opened(file) for kind, file in files.items()}
+        if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) % len(SEVERITIES):
+            raise ValueError(
+                f"{labels} holds {self.labels.dtype} of shape {self.labels.shape}, not the class numbers of five "
+                "severities."
+            )
         side = settings.image_size
         for kind, array in self.arrays.items():
             height, width = (side, side) if side else (*array.shape[1:3], 0, 0)[:2]
             wanted = (len(self.labels), height, width, settings.channels)
-            if array.shape != wanted or array.dtype != np.uint8 or len(array) % len(SEVERITIES):
+            if array.shape != wanted or array.dtype != np.uint8:
                 raise ValueError(
                     f"{files[kind]} holds {array.dtype} of shape {array.shape}, but five severities of uint8 images "
                     f"that fit labels.npy and the network are of shape {wanted}."
                 )
-        if (highest := int(self.labels.max())) >= classes:
-            raise ValueError(f"{labels} has class {highest}, but the network knows {classes} classes.")
+        for part in np.split(self.labels, len(SEVERITIES)):
+            if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
+                raise ValueError(f"{labels} does not have the test set's classes, as many of each at every severity.")
         self.kinds = tuple(self.arrays)
         self.about = f"read from {folder}"
 
@@ -125,7 +131,11 @@ def _opened(file: Path) -> np.ndarray:
 
 
 def corruption_figures(
-    runs: Sequence[Run], checkpoint: str = "last", precision: str = "32-true", folder: str | Path | None = None
+    runs: Sequence[Run],
+    targets: Tensor,
+    checkpoint: str = "last",
+    precision: str = "32-true",
+    folder: str | Path | None = None,
 ) -> Corrupted:
     """Return the figures of runs, as one ensemble, on corrupted test images.
 
@@ -134,6 +144,7 @@ def corruption_figures(
 
     Args:
         runs: The runs.
+        targets: (N,) class numbers of the test set.
         checkpoint: ``last`` or ``best``.
         precision: ``32-true`` or ``bf16-mixed``.
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` makes the corruptions from the run's test images.
@@ -154,7 +165,7 @@ def corruption_figures(
     if whole:
         return Corrupted(figures, source)
     networks = [load_network(run, checkpoint) for run in runs]
-    corruptions = _source(runs, networks, folder)
+    corruptions = _source(runs, networks, targets, folder)
     file.parent.mkdir(exist_ok=True)
     for kind in corruptions.kinds:
         if kind in figures:
@@ -183,7 +194,9 @@ def _listed(folder: Path) -> list[str]:
     """Return what tells whether the files are those of an earlier call."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of corruptions {folder}.")
-    return [f"{file.resolve()} {file.stat().st_size}" for file in sorted(folder.glob("*.npy"))]
+    return [
+        f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.npy"))
+    ]
 
 
 def _kept(file: Path) -> tuple[Figures, str, bool]:
@@ -198,10 +211,12 @@ def _kept(file: Path) -> tuple[Figures, str, bool]:
         return {}, "", False
 
 
-def _source(runs: Sequence[Run], networks: Sequence[Network], folder: str | Path | None) -> Corruptions:
+def _source(
+    runs: Sequence[Run], networks: Sequence[Network], targets: Tensor, folder: str | Path | None
+) -> Corruptions:
     first = networks[0].settings
     for run, network in zip(runs, networks, strict=True):
-        for key in ("name", "root", "image_size", "channels"):
+        for key in ("image_size", "channels"):
             if (own := getattr(network.settings, key)) != (wanted := getattr(first, key)):
                 raise ValueError(f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}; they are no ensemble.")
     if folder is None:
@@ -209,14 +224,17 @@ def _source(runs: Sequence[Run], networks: Sequence[Network], folder: str | Path
         for run, network in zip(runs, networks, strict=True):
             check_classes(run, network, made.classes)
         return made
-    return PublishedCorruptions(Path(folder), networks[0].net.num_classes, first)
+    return PublishedCorruptions(Path(folder), targets, first)
 
 
-def _said(network: Network, images: Tensor) -> Tensor:
-    """Return logits (B, M, K) on the CPU, seen in batches of the size that suits the device."""
-    parts = images.split(network.settings.evaluation_size)
-    seen = [network.net(network.augment.center(part, torch.arange(len(part), device=part.device))) for part in parts]
-    return torch.cat(seen).float().cpu()
+def _said(network: Network, images: Tensor, precision: str) -> Tensor:
+    """Return logits (B, M, K) on the CPU, seen in batches of the size that suits the network's device."""
+    seen = []
+    with torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        for part in images.to(network.device).split(network.settings.evaluation_size):
+            everything = torch.arange(len(part), device=network.device)
+            seen.append(network.net(network.augment.center(part, everything)).float().cpu())
+    return torch.cat(seen)
 
 
 @torch.inference_mode()
@@ -224,10 +242,8 @@ def _judged(
     networks: Sequence[Network], corruptions: Corruptions, kind: str, severity: int, precision: str
 ) -> dict[str, float]:
     logits, targets = [], []
-    device = networks[0].device
     for images, labels in corruptions.batches(kind, severity):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            logits.append(torch.cat([_said(network, images.to(device)) for network in networks], 1))
+        logits.append(torch.cat([_said(network, images, precision) for network in networks], 1))
         targets.append(labels.cpu())
     said, truth = torch.cat(logits), torch.cat(targets)
     figures = basic_figures(said.double().mean(1), truth)

@@ -98,9 +98,8 @@ class Run:
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write a JSON file into the folder, whole or not at all; NaN, which JSON does not know, becomes null."""
-        content = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in content.items()}
-        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        return self.path / name
+        text = json.dumps(_with_null(content), indent=2, ensure_ascii=False, allow_nan=False)
+        return write_text(self.path / name, text + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the folder."""
@@ -164,6 +163,14 @@ def load_checkpoint(run: Run, which: str = "last") -> tuple[MixMo, int]:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{file} does not hold the network of {run.config_file}: {reason}") from error
     return net.eval(), int(content["epoch"]) + 1
+
+
+def _with_null(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_null(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_null(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def environment() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from mixmo import pages
 from mixmo.corruptions import SEVERITIES
@@ -60,11 +61,11 @@ class TextTable:
 
     def rich(self) -> Table:
         """Return it for a terminal."""
-        table = Table(title=self.title, caption=self.note or None)
+        table = Table(title=Text(self.title), caption=Text(self.note) if self.note else None)
         for index, heading in enumerate(self.header):
-            table.add_column(heading, justify="right" if index else "left")
+            table.add_column(Text(heading), justify="right" if index else "left")
         for row in self.rows:
-            table.add_row(*(f"[bold]{cell[2:-2]}[/]" if cell.startswith("**") else cell for cell in row))
+            table.add_row(*(Text(cell[2:-2], "bold") if cell.startswith("**") else Text(cell) for cell in row))
         return table
 
     def markdown(self) -> str:
@@ -88,7 +89,7 @@ def figures_table(figures: Mapping[str, float], title: str, columns: Columns = S
         4
     """
     header = ["", *(heading for heading, _, _ in columns.values())]
-    members = sorted(key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll"))
+    members = [key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll")]
     if len(members) == 1:
         return TextTable(title, header, [figures_row("single network", figures, columns=columns)])
     rows = {"ensemble, logit average": "", "ensemble, probability average": "probability_average/"}

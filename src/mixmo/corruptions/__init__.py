@@ -62,10 +62,11 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
     """Return corrupted copies of images.
 
     Args:
-        images: (B, H, W, C) uint8; C = 3 (RGB) or 1 (grey, which is corrupted as RGB and made grey again).
+        images: (B, H, W, C) uint8; C = 3 (RGB) or 1 (grey, which is corrupted as RGB and made grey again: most of
+            ``saturate`` does nothing to it).
         kind: One of :data:`KINDS`.
         severity: 1 to 5.
-        generator: On the images' device.
+        generator: On the CPU, so that every device sees the same.
 
     Returns:
         (B, H, W, C) uint8.

@@ -1,4 +1,4 @@
-"""Blur. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the images' device."""
+"""Blur. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the CPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def glass_blur(images: Tensor, severity: Sequence[float], generator: torch.Gener
     count, channels, height, width = images.shape
     glass = ((gaussian(images, sigma) * 255 + 1e-3).floor() / 255).flatten(2)
     for _ in range(rounds):
-        steps = uniform((2, count, height, width), -reach, reach, generator).floor().long()
+        steps = uniform((2, count, height, width), -reach, reach, generator, images).floor().long()
         place = shuffled(steps[0], steps[1], reach)
         glass = glass.gather(2, place[:, None].expand(-1, channels, -1))
     return gaussian(glass.view_as(images), sigma)

@@ -1,4 +1,4 @@
-"""What cameras and files do. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator."""
+"""Digital corruption. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the CPU."""
 
 from __future__ import annotations
 
@@ -47,19 +47,20 @@ def elastic_transform(images: Tensor, severity: Sequence[float], generator: torc
     """Move three points, then every pixel by a smooth field: (amount, σ, reach of the points), shares of the side."""
     count, _, height, width = images.shape
     amount, sigma, reach = (share * min(height, width) for share in severity)
-    images = _warped(images, _affine(count, height, width, reach, generator), mirror_pixels=True)
+    images = _warped(images, _affine(count, height, width, reach, generator).to(images), mirror_pixels=True)
     if not amount:
         return images
-    moved = gaussian(uniform((count, 2, height, width), -1, 1, generator), sigma, "reflect", truncate=3) * amount
+    moved = (
+        gaussian(uniform((count, 2, height, width), -1, 1, generator, images), sigma, "reflect", truncate=3) * amount
+    )
     return _warped(images, _grid(height, width, images) + moved, mirror_pixels=False)
 
 
 def _affine(count: int, height: int, width: int, reach: float, generator: torch.Generator) -> Tensor:
-    """Return (count, 2, H, W): the row and column each pixel is taken from, by maps that move three points."""
-    device = generator.device
+    """Return (count, 2, H, W): the row and column each pixel comes from, by maps that move three points; on the CPU."""
     middle, third = torch.tensor([height // 2, width // 2]), min(height, width) // 3
     points = middle + third * torch.tensor([[1, 1], [1, -1], [-1, -1]])  # (column, row), as published
-    points = points.to(device, torch.float64).expand(count, 3, 2)
+    points = points.double().expand(count, 3, 2)
     targets = points + uniform((count, 3, 2), -reach, reach, generator)
     back = torch.linalg.solve(F.pad(targets, (0, 1), value=1.0), points)  # (count, 3, 2): [column, row, 1] -> source
     rows, columns = _grid(height, width, targets)

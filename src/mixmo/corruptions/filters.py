@@ -85,14 +85,20 @@ def convolve(images: Tensor, kernel: np.ndarray) -> Tensor:
     return F.conv2d(padded, weight).view(images.shape)
 
 
-def uniform(size: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Return draws of the uniform law on [low, high), on the generator's device."""
-    return low + (high - low) * torch.rand(size, generator=generator, device=generator.device)
+def uniform(
+    size: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor | None = None
+) -> Tensor:
+    """Return draws of the uniform law on [low, high), brought to the device and type of ``like``.
+
+    They are made on the CPU, where the generator is, so that every device sees the same.
+    """
+    draws = low + (high - low) * torch.rand(size, generator=generator)
+    return draws if like is None else draws.to(like)
 
 
-def normal(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return draws of the standard normal law, on the generator's device."""
-    return torch.randn(size, generator=generator, device=generator.device)
+def normal(size: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Return draws of the standard normal law, as :func:`uniform` does."""
+    return torch.randn(size, generator=generator).to(like)
 
 
 def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
@@ -105,7 +111,7 @@ def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tenso
         images: (B, C, H, W).
         radius: In pixels.
         sigma: In pixels.
-        angles: (B,) directions, in degrees clockwise from the right.
+        angles: (B,) directions, in degrees clockwise from the right; on the CPU, since not every device has float64.
     """
     height, width = images.shape[-2:]
     steps = torch.arange(2 * int(radius) + 1, device=images.device)
@@ -116,7 +122,8 @@ def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tenso
     for step, weight in enumerate(weights.tolist()):
         if weight < 1e-6:  # beyond 5σ: less than a grey level in sum
             break
-        down, right = ((step * turn - 0.5).ceil().long()[:, None] for turn in (radians.sin(), radians.cos()))
+        turns = (radians.sin(), radians.cos())
+        down, right = ((step * turn - 0.5).ceil().long()[:, None].to(images.device) for turn in turns)
         rows = (torch.arange(height, device=images.device) + down).clamp(0, height - 1)
         columns = (torch.arange(width, device=images.device) + right).clamp(0, width - 1)
         place = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
@@ -126,7 +133,7 @@ def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tenso
 
 
 def plasma(count: int, height: int, width: int, decay: float, generator: torch.Generator) -> Tensor:
-    """Return random height maps (count, 1, H, W) in [0, 1] by the diamond-square algorithm.
+    """Return random height maps (count, 1, H, W) in [0, 1] by the diamond-square algorithm, on the CPU.
 
     Args:
         count: How many.
@@ -136,7 +143,7 @@ def plasma(count: int, height: int, width: int, decay: float, generator: torch.G
         generator: Where draws come from.
     """
     side = 2 ** math.ceil(math.log2(max(height, width, 2)))
-    maps = torch.zeros(count, side, side, device=generator.device)
+    maps = torch.zeros(count, side, side)
     step, wobble = side, 100.0
 
     def settle(corners: Tensor) -> Tensor:

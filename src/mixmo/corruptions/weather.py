@@ -1,4 +1,4 @@
-"""Weather. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the images' device."""
+"""Weather. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def snow(images: Tensor, severity: Sequence[float], generator: torch.Generator) 
     """Pale the image and let flakes fall on it: (mean, deviation and zoom of flakes, threshold, radius, σ, weight)."""
     mean, deviation, zoom, threshold, radius, sigma, weight = severity
     count, _, height, width = images.shape
-    flakes = mean + deviation * normal((count, 1, height, width), generator)
+    flakes = mean + deviation * normal((count, 1, height, width), generator, images)
     flakes = separable(flakes, zoom_matrix(height, zoom), zoom_matrix(width, zoom))
     flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1)
     flakes = motion((flakes * 255).floor() / 255, radius, sigma, uniform((count,), -135, -45, generator))
@@ -33,7 +33,7 @@ def frost(images: Tensor, severity: Sequence[float], generator: torch.Generator)
     The published code pastes photographs of frosted windows; we draw crystals, bluish white ridges of a plasma fractal.
     """
     count, _, height, width = images.shape
-    ridges = 1 - (2 * plasma(count, height, width, 1.6, generator) - 1).abs()
+    ridges = 1 - (2 * plasma(count, height, width, 1.6, generator).to(images) - 1).abs()
     return severity[0] * images + severity[1] * ridges**2 * _colour(ICE, images)
 
 
@@ -41,7 +41,7 @@ def fog(images: Tensor, severity: Sequence[float], generator: torch.Generator) -
     """Add a plasma fractal and scale back to the image's maximum: (thickness, decay)."""
     thickness, decay = severity
     brightest = images.amax((1, 2, 3), keepdim=True)
-    mist = thickness * plasma(len(images), images.shape[2], images.shape[3], decay, generator)
+    mist = thickness * plasma(len(images), images.shape[2], images.shape[3], decay, generator).to(images)
     return (images + mist) * brightest / (brightest + thickness)
 
 
@@ -49,7 +49,7 @@ def spatter(images: Tensor, severity: Sequence[float], generator: torch.Generato
     """Spatter water or mud: (mean and deviation of the drops, σ, threshold, strength or σ of their rim, mud)."""
     mean, deviation, sigma, threshold, strength, mud = severity
     count, _, height, width = images.shape
-    drops = gaussian(mean + deviation * normal((count, 1, height, width), generator), sigma)
+    drops = gaussian(mean + deviation * normal((count, 1, height, width), generator, images), sigma)
     if mud:
         cover = gaussian((drops > threshold).to(images), strength)
         cover = torch.where(cover < 0.8, 0, cover)

@@ -13,6 +13,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from mixmo.metrics.checks import check_logits
 
+CHUNK = 2**22
+"""Logits that are looked at at a time, in float64."""
+
 SCORES = ("max_probability", "entropy", "mutual_information", "energy")
 
 
@@ -33,6 +36,12 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
         >>> round(scores["entropy"].item(), 3), round(scores["mutual_information"].item(), 3)
         (0.693, 0.692)
     """
+    rows = max(1, CHUNK // logits[0].numel()) if len(logits) else 1
+    parts = [_scores(chunk) for chunk in logits.split(rows)]
+    return {name: torch.cat([part[name] for part in parts]) for name in SCORES}
+
+
+def _scores(logits: Tensor) -> dict[str, Tensor]:
     logs = logits.double().log_softmax(2)
     members = logs.exp()
     mean = members.mean(1)
