@@ -57,7 +57,7 @@ def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
 
 
 def compared_curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> Figure:
-    """Draw the loss of several runs, and their accuracy on validation data where they had some.
+    """Draw the loss of several runs, and their accuracy on validation data where they had some, step by step.
 
     Args:
         runs: Rows of ``metrics.csv``, at least one, by the run's name.
@@ -66,18 +66,20 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> Figure:
     figure, axes = _axes(2 if validated else 1)
     for name, rows in runs.items():
         members = sum(key.startswith("train_member_") and key.endswith("_accuracy") for key in rows[-1])
-        _curve(axes[0], rows, "train_loss", 1 / max(members, 1), label=name)
+        _curve(axes[0], rows, "train_loss", 1 / max(members, 1), "step", label=name)
     axes[0].set_title("training loss, mean over members", fontsize=9)
     for name, rows in validated.items():
-        _curve(axes[1], rows, "val_accuracy", 100, label=name)
+        _curve(axes[1], rows, "val_accuracy", 100, "step", label=name)
     for axis in axes[1:]:
         axis.set_title("top-1 % on validation data", fontsize=9)
-    return _finished(figure, "epoch", legends=axes)
+    return _finished(figure, "step", legends=axes)
 
 
-def _curve(axis: Axes, rows: Sequence[Mapping[str, str]], key: str, factor: float = 1.0, **style: Any) -> None:
+def _curve(
+    axis: Axes, rows: Sequence[Mapping[str, str]], key: str, factor: float = 1.0, along: str = "epoch", **style: Any
+) -> None:
     values = [factor * float(row[key] or "nan") for row in rows]
-    axis.plot([int(row["epoch"]) for row in rows], values, marker="." if len(rows) < 30 else None, **style)
+    axis.plot([int(row[along]) for row in rows], values, marker=".", markersize=4, **style)
 
 
 def reliability(parts: Mapping[str, Tensor], targets: Tensor) -> Figure:
@@ -169,7 +171,7 @@ def image_grid(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     across = 6
     down = math.ceil(len(images) / across)
     lines = max(title.count("\n") for title in titles)
-    figure = Figure(figsize=(9, (1.5 + 0.2 * lines) * down))
+    figure = Figure(figsize=(9, (1.6 + 0.3 * lines) * down))
     for axis in figure.subplots(down, across, squeeze=False).flat:
         axis.set_axis_off()
     for axis, image, title in zip(figure.axes, images, titles, strict=False):

@@ -234,7 +234,9 @@ def _pictures(firsts: Mapping[str, Entry]) -> list[str]:
     for name, logits in averages.items():
         if numbers := confident_mistakes(logits.softmax(1), shown.targets, PICTURES // 2):
             grid = picture_grid(run, shown, numbers, logits.argmax(1, keepdim=True))
-            parts.append(pages.chart(grid, f"{name}, the most confident mistakes: what was said, and the truth"))
+            parts.append(
+                pages.chart(grid, f"{name}, the most confident mistakes: what was said, and in brackets the truth")
+            )
     if len(firsts) > 1:
         logits = torch.stack(list(averages.values()), 1)
         numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
