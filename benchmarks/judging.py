@@ -6,14 +6,12 @@ python benchmarks/judging.py [--save FILE]
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
-import sys
+from collections.abc import Callable
 
 import torch
 
 from mixmo import evaluate
-from mixmo.benchmarking import interleaved, report, summary
+from mixmo.benchmarking import interleaved, peak_memory, report, summary
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
 from mixmo.metrics import OutOfDistribution
 
@@ -21,28 +19,25 @@ MEMBERS = 2
 
 
 def all_figures(samples: int, classes: int, rounds: int) -> dict[str, float]:
-    """Return the time of all figures of random logits, and the peak memory of the process, libraries included."""
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.randint(classes, (samples,), generator=generator)
-    logits = torch.randn(samples, MEMBERS, classes, generator=generator)
-    logits.scatter_add_(2, targets[:, None, None].expand(-1, MEMBERS, 1), torch.full((samples, MEMBERS, 1), 4.0))
-    idle = peak_memory()
+    """Return the time of all figures of random logits, and the most memory of tensors at a time, logits included."""
 
-    def everything() -> None:
-        evaluate(logits, targets)
-        strangers = OutOfDistribution()
-        strangers.update(logits, out=False)
-        strangers.update(logits.flip(0), out=True)
-        strangers.compute()
+    def build() -> Callable[[], None]:
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randint(classes, (samples,), generator=generator)
+        logits = torch.randn(samples, MEMBERS, classes, generator=generator)
+        logits.scatter_add_(2, targets[:, None, None].expand(-1, MEMBERS, 1), torch.full((samples, MEMBERS, 1), 4.0))
 
-    taken = interleaved({"": everything}, rounds, warmup=1)[""]
-    return {**summary(taken), "peak MiB": peak_memory(), "MiB before": idle}
+        def everything() -> None:
+            evaluate(logits, targets)
+            strangers = OutOfDistribution()
+            for out in (False, True):
+                strangers.update(logits, out=out)
+            strangers.compute()
 
+        return everything
 
-def peak_memory() -> float:
-    """Return the largest memory this process has had, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    taken = interleaved({"": build()}, rounds, warmup=1)[""]
+    return {**summary(taken), "MiB": peak_memory(build, torch.device("cpu"))}
 
 
 def corrupting(count: int, side: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -69,11 +64,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
     given = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:  # a peak belongs to a process
-        cases = {
-            f"{samples} × {classes} × {MEMBERS}": fresh.apply(all_figures, (samples, classes, given.rounds))
-            for samples, classes in zip(given.samples, given.classes, strict=True)
-        }
+    cases = {
+        f"{samples} × {classes} × {MEMBERS}": all_figures(samples, classes, given.rounds)
+        for samples, classes in zip(given.samples, given.classes, strict=True)
+    }
     tables = {"all figures, N × K × M": cases, "corruptions, 32×32": corrupting(given.images, 32, given.rounds)}
     report(tables, {"rounds": given.rounds, "threads": torch.get_num_threads(), "images": given.images}, given.save)
 

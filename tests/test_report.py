@@ -1,10 +1,12 @@
 """``report.html``: every section is there, the page stands alone and opens without a complaint."""
 
+import math
 import re
 
+import pytest
 import torch
 
-from mixmo.charts import averages
+from mixmo.charts import answers
 from mixmo.predictions import Predictions
 from mixmo.testing import judge
 
@@ -41,7 +43,7 @@ def test_a_report_opens_without_a_complaint(trained, chromium):
 
 def test_parts_of_a_report():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
-    found = averages(Predictions(logits, torch.tensor([0]), ["a", "b"]))
-    torch.testing.assert_close(found["ensemble"], torch.tensor([[1.0, 0.0]]).double().softmax(1))
-    torch.testing.assert_close(found["member 1"], torch.full((1, 2), 0.5).double())
-    assert list(averages(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]
+    found = answers(Predictions(logits, torch.tensor([0]), ["a", "b"]))
+    assert found["ensemble"].confidence.item() == pytest.approx(1 / (1 + math.exp(-1)))
+    assert found["member 1"].confidence.item() == 0.5 and found["member 0"].right.item() == 1
+    assert list(answers(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]

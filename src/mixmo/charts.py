@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from mixmo.corruptions import SEVERITIES
+from mixmo.evaluation import Samples, per_sample
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
+from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.metrics.selective import cumulative_errors
 from mixmo.predictions import Predictions
@@ -22,20 +23,20 @@ ACROSS = 3
 """Charts side by side."""
 
 
-def averages(tested: Predictions) -> dict[str, Tensor]:
-    """Return the probabilities (N, K) of the logit average and, for several members, of each of them.
+def answers(tested: Predictions) -> dict[str, Samples]:
+    """Return what is known of each answer of the logit average and, for several members, of each of them.
 
     Example:
         >>> import torch
         >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
-        >>> list(averages(one))
+        >>> list(answers(one))
         ['ensemble', 'member 0', 'member 1']
     """
-    logits = tested.logits.double()
-    if logits.shape[1] == 1:
-        return {"network": logits[:, 0].softmax(1)}
-    members = {f"member {index}": logits[:, index].softmax(1) for index in range(logits.shape[1])}
-    return {"ensemble": logits.mean(1).softmax(1)} | members
+    members = tested.logits.unbind(1)
+    if len(members) == 1:
+        return {"network": per_sample(members[0], tested.targets)}
+    average = {"ensemble": per_sample(mean_logits(tested.logits), tested.targets)}
+    return average | {f"member {i}": per_sample(each, tested.targets) for i, each in enumerate(members)}
 
 
 def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
@@ -82,19 +83,16 @@ def _curve(
     axis.plot([int(row[along]) for row in rows], values, marker=".", markersize=4, **style)
 
 
-def reliability(parts: Mapping[str, Tensor], targets: Tensor) -> Figure:
+def reliability(parts: Mapping[str, Samples]) -> Figure:
     """Draw the accuracy in each of 15 bins of confidence; on the diagonal confidence means what it says.
 
     Args:
-        parts: Probabilities (N, K) by name.
-        targets: (N,) class numbers.
+        parts: What is known of the answers, by name.
     """
     figure, axes = _axes(len(parts))
-    for axis, (name, probabilities) in zip(axes, parts.items(), strict=True):
-        confidence, predicted = probabilities.max(1)
-        correct = (predicted == targets).double()
-        _, counts = bin_gaps(confidence, correct, BINS)
-        hits = np.bincount(bin_numbers(confidence, BINS).numpy(), correct.numpy(), BINS)
+    for axis, (name, samples) in zip(axes, parts.items(), strict=True):
+        _, counts = bin_gaps(samples.confidence, samples.right, BINS)
+        hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)
         centres = (np.arange(BINS) + 0.5) / BINS
         axis.bar(centres, hits / counts.clamp(min=1).numpy(), 0.9 / BINS, alpha=0.8, label="accuracy")
         axis.bar(centres, counts / counts.max(), 0.9 / BINS, fill=False, edgecolor="0.5", label="images (scaled)")
@@ -103,16 +101,15 @@ def reliability(parts: Mapping[str, Tensor], targets: Tensor) -> Figure:
     return _finished(figure, "confidence", legends=axes[:1])
 
 
-def risk_coverage(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Draw the error among the most confident predictions, against their share.
+def risk_coverage(parts: Mapping[str, Samples]) -> Figure:
+    """Draw the error among the most confident answers, against their share.
 
     Args:
-        parts: Probabilities (N, K) and class numbers (N,) by name.
+        parts: What is known of the answers, by name.
     """
     figure, (axis,) = _axes(1)
-    for name, (probabilities, targets) in parts.items():
-        confidence, predicted = probabilities.max(1)
-        errors = cumulative_errors(confidence, predicted == targets).numpy()
+    for name, samples in parts.items():
+        errors = cumulative_errors(samples.confidence, samples.right.bool()).numpy()
         kept = np.arange(1, len(errors) + 1)
         axis.plot(100 * kept / len(errors), 100 * errors / kept, label=name, linewidth=1.2)
     return _finished(figure, "coverage, %", "error, %", [axis])

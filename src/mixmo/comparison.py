@@ -16,9 +16,11 @@ import torch
 from rich.console import Console
 
 from mixmo import charts, pages
+from mixmo.evaluation import Samples, per_sample
 from mixmo.files import write_text
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
 from mixmo.judging import Options
+from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.report import PICTURES, SETTINGS, confident_mistakes, picture_grid, setting
 from mixmo.robustness import mean_figures
@@ -128,7 +130,8 @@ def differences_table(groups: Sequence[Group]) -> TextTable:
             shown, below, above = (f"{value:+.{column.digits}f}" for value in (mean, low, high))
             cells.append(f"{shown} [{below}, {above}]")
         single = len(group.entries) == len(groups[0].entries) == 1
-        cells.append(f"{mcnemar(own['accuracy'], first['accuracy']):.2g}" if single else "")
+        p = mcnemar(own["accuracy"], first["accuracy"]) if single else math.nan
+        cells.append("" if math.isnan(p) else f"{p:.2g}" if p >= 1e-16 else "< 1e-16")
         rows.append(cells)
     title = "paired differences with 95 % intervals (bootstrap over test images; seeds are averaged first)"
     return TextTable(title, ["", "top-1, points", "NLL", "Brier", "McNemar's p"], rows)
@@ -143,10 +146,8 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
     """
     firsts = {group.name: group.entries[0] for group in groups}
     tested = {name: entry.judgement.tested for name, entry in firsts.items()}
-    said = {name: found.logits.double().mean(1).softmax(1) for name, found in tested.items()}
-    targets = groups[0].entries[0].judgement.tested.targets
-    reliability = charts.reliability(said, targets)
-    coverage = charts.risk_coverage({name: (part, targets) for name, part in said.items()})
+    answers = {name: per_sample(mean_logits(found.logits), found.targets) for name, found in tested.items()}
+    reliability, coverage = charts.reliability(answers), charts.risk_coverage(answers)
     sections = [
         pages.section("What is compared", _trained(groups)),
         pages.section("Figures", *(table.html() for table in tables), pages.paragraph("★ the best of a column.")),
@@ -156,7 +157,7 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
         *_strangers(firsts),
         *_corruptions(firsts),
         *_diversity(groups),
-        *_pictures(firsts),
+        *_pictures(firsts, answers),
         pages.section("How to repeat it", *_commands(groups)),
     ]
     return pages.page(f"Comparison of {', '.join(firsts)}", sections)
@@ -223,22 +224,20 @@ def _diversity(groups: Sequence[Group]) -> list[str]:
     return [pages.section("Diversity", pages.chart(matrices, text), table.html())]
 
 
-def _pictures(firsts: Mapping[str, Entry]) -> list[str]:
+def _pictures(firsts: Mapping[str, Entry], answers: Mapping[str, Samples]) -> list[str]:
     """Return each network's most confident mistakes, and the images on which the networks disagree most."""
     run = next((entry.runs[0] for entry in firsts.values() if entry.runs), None)
     if run is None:
         return []
     shown = next(entry.judgement.tested for entry in firsts.values() if entry.runs)  # files may lack names of classes
-    averages = {name: entry.judgement.tested.logits.double().mean(1) for name, entry in firsts.items()}
     parts = []
-    for name, logits in averages.items():
-        if numbers := confident_mistakes(logits.softmax(1), shown.targets, PICTURES // 2):
-            grid = picture_grid(run, shown, numbers, logits.argmax(1, keepdim=True))
-            parts.append(
-                pages.chart(grid, f"{name}, the most confident mistakes: what was said, and in brackets the truth")
-            )
+    for name, samples in answers.items():
+        if numbers := confident_mistakes(samples, PICTURES // 2):
+            grid = picture_grid(run, shown, numbers, samples.predicted[:, None])
+            text = f"{name}, the most confident mistakes: what was said, and in brackets the truth"
+            parts.append(pages.chart(grid, text))
     if len(firsts) > 1:
-        logits = torch.stack(list(averages.values()), 1)
+        logits = torch.stack([mean_logits(entry.judgement.tested.logits) for entry in firsts.values()], 1)
         numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
         text = f"The images on which they disagree most: what {', '.join(firsts)} said, and in brackets the truth"
         parts.append(pages.chart(picture_grid(run, shown, numbers, logits.argmax(2)), text))

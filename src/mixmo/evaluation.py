@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +15,9 @@ from mixmo.data import DistinctBatch
 from mixmo.metrics import Calibration, Diversity, EnsembleGain, Scores, SelectivePrediction
 from mixmo.metrics.calibration import bin_gaps
 from mixmo.metrics.checks import check_logits
+from mixmo.metrics.chunks import in_chunks, mean_logits
 from mixmo.metrics.temperature import two_fold
 from mixmo.network import MixMo
-
-CHUNK = 2**22
-"""Probabilities that are judged at a time, in float64: memory stays small for many samples and classes."""
 
 
 @torch.no_grad()
@@ -54,8 +53,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
     scores = {name: Scores() for name in names}
     others: dict[str, list[Metric]] = {name: [Calibration(), SelectivePrediction()] for name in names}
     between = [Diversity(classes, members), EnsembleGain()] if members > 1 else []
-    rows = max(1, CHUNK // (members * classes))
-    for chunk, labels in zip(logits.split(rows), targets.split(rows), strict=True):
+    for chunk, labels in in_chunks(logits, targets):
         log_members = chunk.double().log_softmax(2)
         averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
         for name, logs in zip(names, (*averages, *log_members.unbind(1)), strict=True):
@@ -77,7 +75,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
 def _two_fold_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
     if len(logits) < 2:
         return {"nll_two_fold": math.nan, "ece_two_fold": math.nan}
-    figures = basic_figures(two_fold(logits.double().mean(1), targets), targets)
+    figures = basic_figures(two_fold(mean_logits(logits), targets), targets)
     return {"nll_two_fold": figures["nll"], "ece_two_fold": figures["ece"]}
 
 
@@ -96,19 +94,60 @@ def basic_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
         >>> basic_figures(torch.zeros(2, 4), torch.tensor([0, 1]))
         {'accuracy': 0.5, 'nll': 1.386..., 'ece': 0.25}
     """
+    samples = per_sample(logits, targets)
+    gaps, _ = bin_gaps(samples.confidence, samples.right)
+    return {
+        "accuracy": samples.right.mean().item(),
+        "nll": samples.nll.mean().item(),
+        "ece": gaps.abs().sum().item() / len(targets),
+    }
+
+
+class Samples(NamedTuple):
+    """What is known of each of N predictions, float64 but for ``predicted``.
+
+    Attributes:
+        confidence: (N,) largest probabilities.
+        predicted: (N,) class numbers.
+        right: (N,) 0 or 1.
+        nll: (N,) -log p(target), in nats.
+        brier: (N,) Σ_k (p_k - [k = target])².
+    """
+
+    confidence: Tensor
+    predicted: Tensor
+    right: Tensor
+    nll: Tensor
+    brier: Tensor
+
+
+@torch.no_grad()
+def per_sample(logits: Tensor, targets: Tensor) -> Samples:
+    """Return what is known of each prediction of one network, or of averaged logits.
+
+    Args:
+        logits: (N, K).
+        targets: (N,) class numbers.
+
+    Raises:
+        ValueError: as :func:`evaluate`.
+
+    Example:
+        >>> found = per_sample(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        >>> found.confidence.item(), found.right.item(), found.brier.item()
+        (0.5, 0.0, 0.5)
+    """
     check_logits(logits[:, None], targets)
-    confidence, right, total = [], [], 0.0
-    rows = max(1, CHUNK // logits.shape[1])
-    for chunk, labels in zip(logits.split(rows), targets.split(rows), strict=True):
+    kinds = (torch.float64, torch.int64, torch.float64, torch.float64, torch.float64)
+    found = Samples(*(targets.new_empty(len(targets), dtype=kind) for kind in kinds))
+    for chunk, labels, *rows in in_chunks(logits, targets, *found):
         logs = chunk.double().log_softmax(1)
         largest, predicted = logs.max(1)
-        confidence.append(largest.exp())
-        right.append((predicted == labels).double())
-        total -= logs.gather(1, labels[:, None]).sum().item()
-    correct = torch.cat(right)
-    gaps, _ = bin_gaps(torch.cat(confidence), correct)
-    count = len(targets)
-    return {"accuracy": correct.mean().item(), "nll": total / count, "ece": gaps.abs().sum().item() / count}
+        own = logs.gather(1, labels[:, None])[:, 0]
+        brier = logs.exp().square().sum(1) - 2 * own.exp() + 1
+        for row, values in zip(rows, (largest.exp(), predicted, predicted == labels, -own, brier), strict=True):
+            row.copy_(values)
+    return found
 
 
 @torch.inference_mode()

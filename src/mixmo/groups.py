@@ -15,7 +15,9 @@ from scipy.stats import binomtest, bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.data import read_test_images
+from mixmo.evaluation import per_sample
 from mixmo.judging import Judgement, Options, judge_predictions, judge_runs
+from mixmo.metrics.chunks import mean_logits
 from mixmo.plans import make_plan
 from mixmo.runs import Run, load
 
@@ -171,15 +173,13 @@ def sample_scores(group: Group) -> dict[str, np.ndarray]:
     They are those of the logit average, means over the group's entries: (N,) each, under ``accuracy``, ``nll`` and
     ``brier``, whose means over images are the figures of these names.
     """
-    found: dict[str, list[np.ndarray]] = {"accuracy": [], "nll": [], "brier": []}
-    for entry in group.entries:
-        tested = entry.judgement.tested
-        logs = tested.logits.double().mean(1).log_softmax(1)
-        own = logs.gather(1, tested.targets[:, None])[:, 0]
-        found["accuracy"].append((logs.argmax(1) == tested.targets).double().numpy())
-        found["nll"].append(-own.numpy())
-        found["brier"].append((logs.exp().square().sum(1) - 2 * own.exp() + 1).numpy())
-    return {key: np.mean(values, axis=0) for key, values in found.items()}
+    tested = [entry.judgement.tested for entry in group.entries]
+    each = [per_sample(mean_logits(found.logits), found.targets) for found in tested]
+    return {
+        "accuracy": torch.stack([samples.right for samples in each]).mean(0).numpy(),
+        "nll": torch.stack([samples.nll for samples in each]).mean(0).numpy(),
+        "brier": torch.stack([samples.brier for samples in each]).mean(0).numpy(),
+    }
 
 
 def paired_interval(difference: np.ndarray) -> tuple[float, float, float]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from mixmo.errors import one_of
-from mixmo.evaluation import basic_figures, evaluate
+from mixmo.evaluation import basic_figures, evaluate, per_sample
 from mixmo.hardware import PRECISIONS
 from mixmo.metrics import OutOfDistribution, fit_temperature
+from mixmo.metrics.chunks import mean_logits
 from mixmo.predictions import Predictions, joined, predict, read_predictions
 from mixmo.robustness import Corrupted, corruption_figures, mean_figures
 from mixmo.runs import CHECKPOINTS, Run
@@ -106,8 +105,8 @@ def judge_predictions(file: str | Path) -> Judgement:
 
 def scaled_figures(tested: Predictions, validation: Predictions) -> dict[str, float]:
     """Return the figures of the logit average on the test set, scaled by the temperature fitted on validation data."""
-    temperature = fit_temperature(validation.logits.double().mean(1), validation.targets)
-    figures = basic_figures(tested.logits.double().mean(1) / temperature, tested.targets)
+    temperature = fit_temperature(mean_logits(validation.logits), validation.targets)
+    figures = basic_figures(mean_logits(tested.logits) / temperature, tested.targets)
     return {"temperature": temperature, "nll_scaled": figures["nll"], "ece_scaled": figures["ece"]}
 
 
@@ -121,15 +120,9 @@ def ood_figures(tested: Predictions, strangers: Predictions) -> dict[str, float]
 
 def class_figures(tested: Predictions) -> dict[str, dict[str, float]]:
     """Return for each class the number of its images, and accuracy and likelihood of the logit average on them."""
-    logs = tested.logits.double().mean(1).log_softmax(1)
-    right = (logs.argmax(1) == tested.targets).double()
-    nll = -logs.gather(1, tested.targets[:, None])[:, 0]
-
-    def mean(values: Tensor, own: Tensor) -> float:
-        return values[own].mean().item()
-
-    found = {}
+    samples, found = per_sample(mean_logits(tested.logits), tested.targets), {}
     for number, name in enumerate(tested.classes):
         own = tested.targets == number
-        found[name] = {"images": int(own.sum()), "accuracy": mean(right, own), "nll": mean(nll, own)}
+        accuracy, nll = samples.right[own].mean().item(), samples.nll[own].mean().item()
+        found[name] = {"images": int(own.sum()), "accuracy": accuracy, "nll": nll}
     return found

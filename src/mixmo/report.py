@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from mixmo import charts, pages
 from mixmo.data import read_test_images
+from mixmo.evaluation import Samples
 from mixmo.files import write_text
 from mixmo.judging import Judgement
 from mixmo.metrics.ood import ood_scores
@@ -33,9 +34,8 @@ def write_report(run: Run, found: Judgement) -> Path:
         run: The run.
         found: What is known of it.
     """
-    tested, parts = found.tested, charts.averages(found.tested)
-    reliability = charts.reliability(parts, tested.targets)
-    coverage = charts.risk_coverage({name: (part, tested.targets) for name, part in parts.items()})
+    tested, parts = found.tested, charts.answers(found.tested)
+    reliability, coverage = charts.reliability(parts), charts.risk_coverage(parts)
     sections = [
         pages.section("What was trained", _settings(run, tested)),
         pages.section("Figures", *_tables(found)),
@@ -57,7 +57,7 @@ def write_report(run: Run, found: Judgement) -> Path:
     if len(parts) > 1:
         text = "Share of images on which two members disagree"
         sections.append(pages.section("Diversity", pages.chart(charts.disagreements({"members": tested}), text)))
-    sections += [pages.section("Images", *_pictures(run, tested)), _repeat(run)]
+    sections += [pages.section("Images", *_pictures(run, tested, next(iter(parts.values())))), _repeat(run)]
     return write_text(run.path / "report.html", pages.page(f"Run {run.path.name}", sections))
 
 
@@ -101,12 +101,11 @@ def _curves(run: Run) -> list[str]:
     return [pages.section("Learning curves", pages.chart(charts.learning_curves(rows), text))]
 
 
-def _pictures(run: Run, tested: Predictions) -> list[str]:
+def _pictures(run: Run, tested: Predictions, average: Samples) -> list[str]:
     """Return the most confident mistakes and, with several members, the images they disagree on most."""
-    average = next(iter(charts.averages(tested).values()))
     chosen = {
         "The most confident mistakes": (
-            confident_mistakes(average, tested.targets, PICTURES), average.argmax(1, keepdim=True)
+            confident_mistakes(average, PICTURES), average.predicted[:, None]
         )
     }  # fmt: skip
     if tested.logits.shape[1] > 1:
@@ -120,16 +119,17 @@ def _pictures(run: Run, tested: Predictions) -> list[str]:
     return parts or [pages.paragraph("No mistakes.")]
 
 
-def confident_mistakes(probabilities: torch.Tensor, targets: torch.Tensor, count: int) -> list[int]:
-    """Return the numbers of the wrong predictions with the largest probabilities, the largest first.
+def confident_mistakes(samples: Samples, count: int) -> list[int]:
+    """Return the numbers of the wrong answers with the largest probabilities, the largest first.
 
     Example:
-        >>> confident_mistakes(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]]), torch.tensor([0, 1, 1]), 5)
+        >>> logits = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+        >>> confident_mistakes(per_sample(logits, torch.tensor([0, 1, 1])), 5)
         [2, 1]
     """
-    confidence, predicted = probabilities.max(1)
-    wrong = predicted != targets
-    return torch.where(wrong, confidence, -1.0).argsort(descending=True)[: min(count, int(wrong.sum()))].tolist()
+    wrong = samples.right == 0
+    order = torch.where(wrong, samples.confidence, -1.0).argsort(descending=True)
+    return order[: min(count, int(wrong.sum()))].tolist()
 
 
 def picture_grid(run: Run, tested: Predictions, numbers: list[int], said: torch.Tensor) -> Figure:

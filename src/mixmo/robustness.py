@@ -17,6 +17,7 @@ from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data import evaluation_loader, load_test_images
 from mixmo.evaluation import basic_figures
 from mixmo.files import write_text
+from mixmo.metrics.chunks import mean_logits
 from mixmo.predictions import Network, check_classes, digest, load_network
 from mixmo.runs import Run
 from mixmo.seeding import generator_for
@@ -246,7 +247,7 @@ def _judged(
         logits.append(torch.cat([_said(network, images, precision) for network in networks], 1))
         targets.append(labels.cpu())
     said, truth = torch.cat(logits), torch.cat(targets)
-    figures = basic_figures(said.double().mean(1), truth)
+    figures = basic_figures(mean_logits(said), truth)
     if said.shape[1] > 1:
         for index in range(said.shape[1]):
             own = basic_figures(said[:, index], truth)

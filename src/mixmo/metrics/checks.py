@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixmo.metrics.chunks import in_chunks
+
 
 def check_targets(targets: Tensor, rows: int, classes: int) -> None:
     """Refuse class numbers that do not fit the predictions.
@@ -86,7 +88,7 @@ def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
 
 
 def _check_finite(values: Tensor, what: str) -> None:
-    bad = (~values.isfinite()).flatten(1).any(1).nonzero()
+    bad = torch.cat([(~part.isfinite()).flatten(1).any(1) for (part,) in in_chunks(values)]).nonzero()
     if len(bad):
         raise ValueError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such rows of {len(values)}).")
 

@@ -12,9 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from mixmo.metrics.checks import check_logits
-
-CHUNK = 2**22
-"""Logits that are looked at at a time, in float64."""
+from mixmo.metrics.chunks import in_chunks
 
 SCORES = ("max_probability", "entropy", "mutual_information", "energy")
 
@@ -36,8 +34,7 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
         >>> round(scores["entropy"].item(), 3), round(scores["mutual_information"].item(), 3)
         (0.693, 0.692)
     """
-    rows = max(1, CHUNK // logits[0].numel()) if len(logits) else 1
-    parts = [_scores(chunk) for chunk in logits.split(rows)]
+    parts = [_scores(part) for (part,) in in_chunks(logits)]
     return {name: torch.cat([part[name] for part in parts]) for name in SCORES}
 
 

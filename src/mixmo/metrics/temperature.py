@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+
+from mixmo.metrics.chunks import in_chunks
 
 BOUNDS = (0.01, 100.0)
 
@@ -22,15 +25,15 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         targets: (N,) class numbers.
 
     Example:
-        >>> import torch
         >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
         >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 2)   # 4 / T = log 3
         3.64
     """
-    logits = logits.double()
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits / math.exp(log_temperature), targets).item()
+        scale = math.exp(-log_temperature)
+        parts = in_chunks(logits, targets)
+        return sum(F.cross_entropy(part.double() * scale, own, reduction="sum").item() for part, own in parts)
 
     low, high = (math.log(bound) for bound in BOUNDS)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
@@ -47,11 +50,10 @@ def two_fold(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (N,) class numbers.
 
     Example:
-        >>> import torch
         >>> two_fold(torch.tensor([[2.0, 0.0]] * 4), torch.tensor([0, 0, 1, 1])).shape
         torch.Size([4, 2])
     """
-    scaled = logits.double().clone()
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     for half in (0, 1):
         scaled[half::2] /= fit_temperature(logits[1 - half :: 2], targets[1 - half :: 2])
     return scaled
