@@ -123,6 +123,7 @@ def confident_mistakes(samples: Samples, count: int) -> list[int]:
     """Return the numbers of the wrong answers with the largest probabilities, the largest first.
 
     Example:
+        >>> from mixmo.evaluation import per_sample
         >>> logits = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
         >>> confident_mistakes(per_sample(logits, torch.tensor([0, 1, 1])), 5)
         [2, 1]
