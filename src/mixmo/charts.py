@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from mixmo.corruptions import SEVERITIES
 from mixmo.evaluation import Samples, per_sample
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
-from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.metrics.selective import cumulative_errors
 from mixmo.predictions import Predictions
@@ -35,7 +34,7 @@ def answers(tested: Predictions) -> dict[str, Samples]:
     members = tested.logits.unbind(1)
     if len(members) == 1:
         return {"network": per_sample(members[0], tested.targets)}
-    average = {"ensemble": per_sample(mean_logits(tested.logits), tested.targets)}
+    average = {"ensemble": tested.average()}
     return average | {f"member {i}": per_sample(each, tested.targets) for i, each in enumerate(members)}
 
 

@@ -129,7 +129,7 @@ def compare_command(words: list[str]) -> None:
     parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")
     _add_judging(parser)
     chosen = parse(parser, words)
-    compare(chosen.networks, Path(chosen.out), Options(*(chosen[name] for name in JUDGING)))
+    compare(chosen.networks, Path(chosen.out), Options(**{name: chosen[name] for name in JUDGING}))
 
 
 def recipes_command(words: list[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from mixmo import charts, pages
-from mixmo.evaluation import Samples, per_sample
+from mixmo.evaluation import Samples
 from mixmo.files import write_text
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
 from mixmo.judging import Options
@@ -145,8 +145,7 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
         tables: Its tables.
     """
     firsts = {group.name: group.entries[0] for group in groups}
-    tested = {name: entry.judgement.tested for name, entry in firsts.items()}
-    answers = {name: per_sample(mean_logits(found.logits), found.targets) for name, found in tested.items()}
+    answers = {name: entry.judgement.tested.average() for name, entry in firsts.items()}
     reliability, coverage = charts.reliability(answers), charts.risk_coverage(answers)
     sections = [
         pages.section("What is compared", _trained(groups)),

@@ -15,9 +15,7 @@ from scipy.stats import binomtest, bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.data import read_test_images
-from mixmo.evaluation import per_sample
 from mixmo.judging import Judgement, Options, judge_predictions, judge_runs
-from mixmo.metrics.chunks import mean_logits
 from mixmo.plans import make_plan
 from mixmo.runs import Run, load
 
@@ -173,13 +171,13 @@ def sample_scores(group: Group) -> dict[str, np.ndarray]:
     They are those of the logit average, means over the group's entries: (N,) each, under ``accuracy``, ``nll`` and
     ``brier``, whose means over images are the figures of these names.
     """
-    tested = [entry.judgement.tested for entry in group.entries]
-    each = [per_sample(mean_logits(found.logits), found.targets) for found in tested]
-    return {
-        "accuracy": torch.stack([samples.right for samples in each]).mean(0).numpy(),
-        "nll": torch.stack([samples.nll for samples in each]).mean(0).numpy(),
-        "brier": torch.stack([samples.brier for samples in each]).mean(0).numpy(),
+    each = [entry.judgement.tested.average() for entry in group.entries]
+    columns = {
+        "accuracy": [samples.right for samples in each],
+        "nll": [samples.nll for samples in each],
+        "brier": [samples.brier for samples in each],
     }
+    return {key: torch.stack(values).mean(0).numpy() for key, values in columns.items()}
 
 
 def paired_interval(difference: np.ndarray) -> tuple[float, float, float]:

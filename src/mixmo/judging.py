@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mixmo.errors import one_of
-from mixmo.evaluation import basic_figures, evaluate, per_sample
+from mixmo.evaluation import basic_figures, evaluate
 from mixmo.hardware import PRECISIONS
 from mixmo.metrics import OutOfDistribution, fit_temperature
 from mixmo.metrics.chunks import mean_logits
@@ -120,7 +120,7 @@ def ood_figures(tested: Predictions, strangers: Predictions) -> dict[str, float]
 
 def class_figures(tested: Predictions) -> dict[str, dict[str, float]]:
     """Return for each class the number of its images, and accuracy and likelihood of the logit average on them."""
-    samples, found = per_sample(mean_logits(tested.logits), tested.targets), {}
+    samples, found = tested.average(), {}
     for number, name in enumerate(tested.classes):
         own = tested.targets == number
         accuracy, nll = samples.right[own].mean().item(), samples.nll[own].mean().item()

@@ -19,10 +19,11 @@ from torch import Tensor
 from mixmo.batches import Augmentation
 from mixmo.data import evaluation_loader, load_test_images, load_validation_images
 from mixmo.errors import one_of
-from mixmo.evaluation import predict_logits
+from mixmo.evaluation import Samples, per_sample, predict_logits
 from mixmo.files import write_bytes
 from mixmo.hardware import PRECISIONS, training_device
 from mixmo.metrics.checks import check_probabilities
+from mixmo.metrics.chunks import mean_logits
 from mixmo.network import MixMo
 from mixmo.plans import make_plan
 from mixmo.runs import Run, load_checkpoint
@@ -44,6 +45,10 @@ class Predictions:
     targets: Tensor
     classes: list[str]
     epochs: int = 0
+
+    def average(self) -> Samples:
+        """Return what is known of each answer of the logit average."""
+        return per_sample(mean_logits(self.logits), self.targets)
 
 
 def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision: str = "32-true") -> Predictions:

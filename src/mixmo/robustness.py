@@ -105,8 +105,9 @@ class PublishedCorruptions:
                     f"{files[kind]} holds {array.dtype} of shape {array.shape}, but five severities of uint8 images "
                     f"that fit labels.npy and the network are of shape {wanted}."
                 )
+        wanted_labels = np.sort(targets.numpy())
         for part in np.split(self.labels, len(SEVERITIES)):
-            if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
+            if not np.array_equal(np.sort(part), wanted_labels):
                 raise ValueError(f"{labels} does not have the test set's classes, as many of each at every severity.")
         self.kinds = tuple(self.arrays)
         self.about = f"read from {folder}"
