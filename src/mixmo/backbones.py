@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from mixmo.errors import InputError
+
 TRUNCATION = 0.87962566103423978
 """Standard deviation of a standard normal cut at ±2: dividing by it restores the wanted one."""
 
@@ -151,7 +153,7 @@ class WideResNet(PreActNet):
         **options: ``num_classes``, ``in_chans``, ``drop_rate`` of :class:`PreActNet`.
 
     Raises:
-        ValueError: if the depth is not 6n + 4 or the width is below 1.
+        InputError: if the depth is not 6n + 4 or the width is below 1.
 
     Example:
         >>> import torch
@@ -161,9 +163,9 @@ class WideResNet(PreActNet):
 
     def __init__(self, depth: int = 28, width: int = 10, **options: Any) -> None:
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"WideResNet depth is {depth}; it is 6n + 4: 10, 16, 22, 28, …")
+            raise InputError(f"WideResNet depth is {depth}; it is 6n + 4: 10, 16, 22, 28, …")
         if width < 1:
-            raise ValueError(f"WideResNet width is {width}; it is 1 or more.")
+            raise InputError(f"WideResNet width is {width}; it is 1 or more.")
         widths = (16 * width, 32 * width, 64 * width)
         super().__init__(widths, (depth - 4) // 6, 16, 1, True, True, **options)
 
@@ -179,7 +181,7 @@ class PreActResNet18(PreActNet):
         **options: ``num_classes``, ``in_chans``, ``drop_rate`` of :class:`PreActNet`.
 
     Raises:
-        ValueError: if the width is below 1.
+        InputError: if the width is below 1.
 
     Example:
         >>> import torch
@@ -189,7 +191,7 @@ class PreActResNet18(PreActNet):
 
     def __init__(self, width: int = 1, **options: Any) -> None:
         if width < 1:
-            raise ValueError(f"PreActResNet-18 width is {width}; it is 1 or more.")
+            raise InputError(f"PreActResNet-18 width is {width}; it is 1 or more.")
         widths = (64 * width, 128 * width, 256 * width, 512 * width)
         super().__init__(widths, 2, 64, 2, False, False, head_std=0.01, **options)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mixmo.batches import BatchMaker, MixedBatch
 from mixmo.data import DistinctBatch
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 from mixmo.files import write_text
 from mixmo.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
 from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
@@ -58,7 +58,7 @@ class Benchmark:
         rounds: Turns each candidate gets.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     backbone: str = "wide_resnet16_4"
@@ -75,9 +75,9 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"rounds is {self.rounds}; each candidate needs at least 1 turn.")
+            raise InputError(f"rounds is {self.rounds}; each candidate needs at least 1 turn.")
         if self.num_members < 1:
-            raise ValueError(f"num_members is {self.num_members}; a network has at least 1 member.")
+            raise InputError(f"num_members is {self.num_members}; a network has at least 1 member.")
         if self.precision is not None:
             one_of(self.precision, PRECISIONS, "precision")
         self.data  # noqa: B018  (checks batch size and repetition)
@@ -229,7 +229,7 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
         ``ratio`` (median of pairwise ratios against the row its table's title names) and ``MiB`` (peak memory).
 
     Raises:
-        ValueError: if the backbone is unknown or cannot take such images.
+        InputError: if the backbone is unknown or cannot take such images.
     """
     members, label = case.num_members, f"MixMo, M = {case.num_members}"
     steps = {

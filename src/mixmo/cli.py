@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from mixmo.errors import one_of, sentence
+from mixmo.errors import InputError, one_of, sentence
 from mixmo.files import read_checkpoint
 from mixmo.plans import make_plan, parse, settings_parser
 from mixmo.recipes import NOTES, catalogue, load_recipe
@@ -72,12 +72,12 @@ def fit_command(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         if {"-h", "--help"} & set(words):
             return settings_parser("fit").print_help()
-        raise ValueError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
+        raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
     target, overrides = words[0], words[1:]
     resume = Path(target).is_dir()
     if resume:
         if overrides:
-            raise ValueError(
+            raise InputError(
                 f"{target} is a run's folder, which goes on with its own settings; to change {overrides[0]}, start "
                 f"a new run with `mixmo fit {target}/config.yaml`."
             )
@@ -108,10 +108,10 @@ def test_command(words: list[str]) -> None:
     parser.add_argument("--per_class", type=bool, default=False, help="judge each class as well")
     chosen = parse(parser, words)
     if bool(chosen.runs) == (chosen.predictions is not None):
-        raise ValueError("test needs a run's folder, or several, or --predictions with a file.")
+        raise InputError("test needs a run's folder, or several, or --predictions with a file.")
     if chosen.predictions is not None:
         if given := [name for name in JUDGING if chosen[name] != parser.get_default(name)]:
-            raise ValueError(f"--{given[0]} asks for a run; --predictions has nothing but what its file holds.")
+            raise InputError(f"--{given[0]} asks for a run; --predictions has nothing but what its file holds.")
         judge_file(chosen.predictions, chosen.per_class)
         return
     runs = [Run(path) for path in chosen.runs]
@@ -161,7 +161,7 @@ def preview_command(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         if {"-h", "--help"} & set(words):
             return settings_parser("preview").print_help()
-        raise ValueError("preview needs a recipe's name or a YAML file; `mixmo recipes` lists the recipes.")
+        raise InputError("preview needs a recipe's name or a YAML file; `mixmo recipes` lists the recipes.")
     plan = make_plan(load_recipe(words[0]), words[1:], "preview")
     name = Path(words[0]).stem
     for file in preview(plan, name, Path(plan.folder or f"preview/{name}")):

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from mixmo import charts, pages
+from mixmo.errors import InputError
 from mixmo.evaluation import Samples
 from mixmo.files import write_text
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
@@ -70,11 +71,11 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
         options: How runs are judged; ``None`` takes the defaults.
 
     Raises:
-        FileNotFoundError: if a folder or file is missing or holds no run.
-        ValueError: if they were tested on different images.
+        MissingError: if a folder or file is missing or holds no run.
+        InputError: if they were tested on different images.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; choose a folder to write into with --out.")
+        raise InputError(f"{out} is a file; choose a folder to write into with --out.")
     groups = read_groups([str(word) for word in words], options or Options())
     tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else [])]
     tables += [costs_table(groups)] if any(entry.runs for group in groups for entry in group.entries) else []

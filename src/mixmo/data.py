@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from mixmo.errors import InputError
 from mixmo.pairing import check_repetition
 from mixmo.seeding import generator_for, seed_for
 from mixmo.settings import DataSettings
@@ -138,8 +139,8 @@ def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
         seed: The run's seed; chooses the validation images, the same for every run with this seed.
 
     Raises:
-        FileNotFoundError: if the dataset is missing.
-        ValueError: if it is damaged, its sizes differ, or train and test disagree about the classes.
+        MissingError: if the dataset is missing.
+        InputError: if it is damaged, its sizes differ, or train and test disagree about the classes.
     """
     sources = {
         split: open_source(settings.name, split, settings.root, settings.download) for split in ("train", "test")
@@ -147,7 +148,7 @@ def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
     classes = sources["train"].classes
     if classes != sources["test"].classes:
         differ = sorted(set(classes) ^ set(sources["test"].classes))
-        raise ValueError(
+        raise InputError(
             f"the training and test sets of {settings.name!r} have different classes, {', '.join(differ[:3])} "
             f"among {len(differ)} that only one of them has."
         )
@@ -158,7 +159,7 @@ def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
     test = _image_set(sources["test"], settings, size)
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     if len(train) < distinct:
-        raise ValueError(
+        raise InputError(
             f"{settings.name!r} has {len(train)} training images, fewer than the {distinct} distinct images of "
             f"a batch (batch_size {settings.batch_size} / batch_repetition {settings.batch_repetition})."
         )
@@ -173,8 +174,8 @@ def load_test_images(settings: DataSettings, other: str | None = None) -> tuple[
         other: Another dataset, whose test images are brought to the size of the recipe's.
 
     Raises:
-        FileNotFoundError: if a dataset is missing.
-        ValueError: if it is damaged or its sizes differ.
+        MissingError: if a dataset is missing.
+        InputError: if it is damaged or its sizes differ.
     """
     own = open_source(settings.name, "test", settings.root, settings.download)
     size = _canvas(settings, own)
@@ -192,13 +193,13 @@ def load_validation_images(settings: DataSettings, seed: int) -> tuple[ImageSet,
         seed: The run's seed.
 
     Raises:
-        FileNotFoundError: if the dataset is missing.
-        ValueError: if it is damaged, its sizes differ, or the recipe holds out none.
+        MissingError: if the dataset is missing.
+        InputError: if it is damaged, its sizes differ, or the recipe holds out none.
     """
     source = open_source(settings.name, "train", settings.root, settings.download)
     _, held_out = _divided(source, settings.validation, seed)
     if held_out is None:
-        raise ValueError("there is no validation set: data.validation is 0.")
+        raise InputError("there is no validation set: data.validation is 0.")
     return _image_set(held_out, settings, _canvas(settings, source)), source.classes
 
 
@@ -268,7 +269,7 @@ def _image_set(source: Source, settings: DataSettings, size: tuple[int, int], sc
         resident = count * math.prod(size) * settings.channels <= RESIDENT_LIMIT
     if not resident:
         if not scaled:
-            raise ValueError("streamed images need one size: set --data.image_size.")
+            raise InputError("streamed images need one size: set --data.image_size.")
         return streamed
     images = np.empty((count, *size, settings.channels), dtype=np.uint8)
     canvas = size if scaled else None
@@ -276,7 +277,7 @@ def _image_set(source: Source, settings: DataSettings, size: tuple[int, int], sc
     def fill(index: int) -> None:
         image = decode(source, index, canvas, settings.channels)
         if image.shape != images.shape[1:]:
-            raise ValueError(
+            raise InputError(
                 f"image {source.name(index)} is {image.shape[0]}×{image.shape[1]}, but the first one is "
                 f"{size[0]}×{size[1]}; bring all to one size with --data.image_size."
             )
@@ -300,7 +301,7 @@ def _divided(source: Source, share: float, seed: int) -> tuple[Source, Source | 
             random_state=seed_for(seed, 0, "split") % 2**32,
         )
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"a validation share of {share} cannot be split off evenly over the classes ({error}); "
             "change --data.validation, or set it to 0."
         ) from error

@@ -1,9 +1,21 @@
-"""Bad input in one clear sentence."""
+"""Bad input in one clear sentence.
+
+What users cause is an :class:`InputError`, raised where the cause is known; everything else is a defect of ours.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: one sentence that names the value, where it came from and what to do."""
+
+
+class MissingError(InputError, FileNotFoundError):
+    """A file, folder or dataset that is not there."""
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:
@@ -15,17 +27,17 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
         what: The kind of thing, for the sentence.
 
     Raises:
-        ValueError: if ``value`` is not among ``known``.
+        InputError: if ``value`` is not among ``known``.
 
     Example:
         >>> one_of("lineal", ["linear", "cut"], "mixer kind")
         Traceback (most recent call last):
-        ValueError: unknown mixer kind 'lineal'; did you mean 'linear'?
+        mixmo.errors.InputError: unknown mixer kind 'lineal'; did you mean 'linear'?
     """
     names = sorted(known)
     if value in names:
         return value
-    near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     else:
@@ -34,7 +46,22 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
             if len(names) < 30
             else "none has a similar name."
         )
-    raise ValueError(f"unknown {what} {value!r}; {hint}")
+    raise InputError(f"unknown {what} {value!r}; {hint}")
+
+
+def reason(error: BaseException) -> str:
+    r"""Return what an error of another library says, in one line without object addresses or source paths.
+
+    Example:
+        >>> reason(OSError("cannot identify <_io.BytesIO object at 0x7f00>\nsee file.cpp:12"))
+        'cannot identify'
+        >>> reason(KeyError())
+        'KeyError'
+    """
+    lines = str(error).strip().splitlines()
+    text = re.sub(r"\s*<[\w. ]+ object at 0x[0-9a-f]+>", "", lines[0]) if lines else ""
+    text = re.sub(r"\s*\(?(/[\w.+-]+)+\.(py|cpp|h|cc|cu):\d+\)?", "", text).strip().rstrip(".:")
+    return text or type(error).__name__
 
 
 def sentence(error: BaseException) -> str:

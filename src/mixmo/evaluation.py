@@ -39,7 +39,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
         A flat dict of floats; NaN where a figure is not defined.
 
     Raises:
-        ValueError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
+        InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
 
     Example:
         >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 0.0]]])
@@ -88,7 +88,7 @@ def basic_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
         targets: (N,) class numbers.
 
     Raises:
-        ValueError: as :func:`evaluate`.
+        InputError: as :func:`evaluate`.
 
     Example:
         >>> basic_figures(torch.zeros(2, 4), torch.tensor([0, 1]))
@@ -130,7 +130,7 @@ def per_sample(logits: Tensor, targets: Tensor) -> Samples:
         targets: (N,) class numbers.
 
     Raises:
-        ValueError: as :func:`evaluate`.
+        InputError: as :func:`evaluate`.
 
     Example:
         >>> found = per_sample(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))

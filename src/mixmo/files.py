@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+
+from mixmo.errors import InputError, MissingError, reason
+
+PARTIAL = ".partial"
+"""Ends the names of files that are being written; one that a killed process left may be deleted."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -18,16 +26,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated, damaged, or holds more than tensors and plain values.
+        MissingError: if there is no such file.
+        InputError: if it is truncated, damaged, or holds more than tensors and plain values.
 
     Example:
         >>> read_checkpoint("nowhere.ckpt")
         Traceback (most recent call last):
-        FileNotFoundError: there is no checkpoint at nowhere.ckpt.
+        mixmo.errors.MissingError: there is no checkpoint at nowhere.ckpt.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}.")
+        raise MissingError(f"there is no checkpoint at {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
@@ -39,26 +47,105 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason}") from error
+        raise InputError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason(error)}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
+        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file in UTF-8 as :func:`write_bytes` does, and return its path."""
-    return write_bytes(path, text.encode())
+    return write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all, to a neighbour first, then renamed over ``path``; return ``path``.
+    """Write a file whole or not at all (:func:`replacing`); return ``path``.
 
     Args:
         path: The file; replaced if it exists.
         content: Its content.
+
+    Raises:
+        InputError: if it cannot be written: a full or read-only disk, missing rights.
     """
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(content)
     return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a neighbour of a file for writing; it takes the file's place once it is whole and on the disk.
+
+    Until then what was there before stays, and of a block that fails nothing is left.
+
+    Args:
+        path: The file; replaced if it exists.
+
+    Raises:
+        InputError: if it cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "a.txt") as file:
+        ...         _ = file.write(b"whole")
+        ...     [each.name for each in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    with writing(path):
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        try:
+            with partial.open("x+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that something cannot be written.
+
+    Args:
+        path: What is written in the block.
+
+    Raises:
+        InputError: in place of an ``OSError``.
+
+    Example:
+        >>> with writing(Path("a.txt")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        mixmo.errors.InputError: a.txt cannot be written: No space left on device.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or reason(error)}.") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents where they are missing, and return it.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can do that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from mixmo.batches import BatchMaker
 from mixmo.callbacks import Averaging, EpochLog, ProgressBar
 from mixmo.data import ImageData, evaluation_loader, load_images, train_loader
+from mixmo.errors import InputError
 from mixmo.files import read_checkpoint
 from mixmo.mixing import Mixer
 from mixmo.network import MixMo
@@ -39,8 +40,8 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
         callbacks: Lightning callbacks beside mixmo's own.
 
     Raises:
-        FileNotFoundError: if the dataset is missing.
-        ValueError: if a setting does not fit the others, or the run's folder exists.
+        MissingError: if the dataset is missing.
+        InputError: if a setting does not fit the others, or the run's folder exists.
         TrainingError: if the loss is not finite.
     """
     settings = plan.settings
@@ -81,7 +82,7 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
     """Return the network of the settings, its weights drawn from the seed, tried on an image of that size.
 
     Raises:
-        ValueError: if the backbone is unknown or cannot take images of that size.
+        InputError: if the backbone is unknown or cannot take images of that size.
     """
     torch.manual_seed(seed_for(settings.seed, 0, "init"))
     own = settings.model
@@ -98,7 +99,7 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
         with torch.no_grad():
             net.eval()(torch.zeros(1, net.in_chans, height, width))
     except (RuntimeError, AssertionError, IndexError) as error:
-        raise ValueError(
+        raise InputError(
             f"backbone {own.backbone!r} cannot take images of {height}×{width}: {error}. Set --data.image_size to a "
             "size it takes, or --model.options.img_size if it has such an option."
         ) from error
@@ -109,7 +110,7 @@ def build_maker(settings: Settings, net: MixMo, images: ImageData) -> BatchMaker
     """Return what makes mixtures of distinct images, for a network and a dataset.
 
     Raises:
-        ValueError: if a mask cannot share a map of that size among that many members, or the crop is too large.
+        InputError: if a mask cannot share a map of that size among that many members, or the crop is too large.
     """
     own, pixels = settings.mixer, settings.pixels
     mixer = Mixer(own.kind, settings.model.num_members, own.alpha, own.probability, own.draw_per)
@@ -130,7 +131,7 @@ def _crop(settings: Settings, images: ImageData) -> tuple[int, int]:
     height, width = images.size
     room = 2 * settings.data.padding
     if side is not None and (side > height + room or side > width + room):
-        raise ValueError(
+        raise InputError(
             f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}."
         )
     return images.size if side is None else (side, side)
@@ -149,7 +150,7 @@ def _resumed_checkpoint(run: Run, training: Training) -> Path | None:
         if k not in state or k not in expected or state[k].shape != expected[k].shape
     ]
     if strange:
-        raise ValueError(f"{file} is the checkpoint of another network: {sorted(strange)[0]} differs.")
+        raise InputError(f"{file} is the checkpoint of another network: {sorted(strange)[0]} differs.")
     return file
 
 
@@ -186,7 +187,7 @@ def _loggers(settings: Settings, run: Run) -> list[Logger]:
             else:
                 made.append(MLFlowLogger("mixmo", run_name=run.path.name, tracking_uri=f"file:{run.path}/mlflow"))
     except (ImportError, ModuleNotFoundError) as error:
-        raise ValueError(f"logger {name!r} is not installed; `pip install 'mixmo[{name}]'` installs it.") from error
+        raise InputError(f"logger {name!r} is not installed; `pip install 'mixmo[{name}]'` installs it.") from error
     return made
 
 

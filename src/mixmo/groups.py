@@ -15,6 +15,7 @@ from scipy.stats import binomtest, bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.data import read_test_images
+from mixmo.errors import InputError, MissingError
 from mixmo.judging import Judgement, Options, judge_predictions, judge_runs
 from mixmo.plans import make_plan
 from mixmo.runs import Run, load
@@ -73,14 +74,14 @@ def read_groups(words: Sequence[str], options: Options) -> list[Group]:
         options: How runs are judged.
 
     Raises:
-        FileNotFoundError: if a folder or file is missing or holds no run.
-        ValueError: if they were tested on different images.
+        MissingError: if a folder or file is missing or holds no run.
+        InputError: if they were tested on different images.
     """
     named = [_read(word) for word in words]
     names = [name for name, _ in named]
     names = [word if names.count(name) > 1 else name for word, name in zip(words, names, strict=True)]
     if len(set(names)) < len(names):
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice.")
+        raise InputError(f"{next(name for name in names if names.count(name) > 1)} stands there twice.")
     groups = [
         Group(name, [_entry(paths, options) for paths in entries])
         for name, (_, entries) in zip(names, named, strict=True)
@@ -99,10 +100,10 @@ def _read(word: str) -> tuple[str, list[list[Path]]]:
     if len(paths) > 1 or paths[0].is_file() or (paths[0] / "config.yaml").is_file():
         return name, [paths]
     if not paths[0].is_dir():
-        raise FileNotFoundError(f"there is no run folder {paths[0]}, nor a file of predictions.")
+        raise MissingError(f"there is no run folder {paths[0]}, nor a file of predictions.")
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
-        raise FileNotFoundError(f"{paths[0]} is no run's folder and holds none.")
+        raise MissingError(f"{paths[0]} is no run's folder and holds none.")
     return name, seeds
 
 
@@ -110,7 +111,7 @@ def _entry(paths: Sequence[Path], options: Options) -> Entry:
     name = " + ".join(map(str, paths))
     if paths[0].is_file():
         if len(paths) > 1:
-            raise ValueError(f"{name} cannot be one ensemble; only runs can.")
+            raise InputError(f"{name} cannot be one ensemble; only runs can.")
         judgement = judge_predictions(paths[0])
         return Entry(name, [], judgement, judgement.figures)
     runs = [Run(path) for path in paths]
@@ -124,13 +125,13 @@ def _check_alike(groups: Sequence[Group]) -> None:
     first, wanted = entries[0], entries[0].judgement.tested
     sources = {entry.judgement.corrupted.source for entry in entries if entry.judgement.corrupted is not None}
     if len(sources) > 1:
-        raise ValueError(f"the corruptions are not the same for all: {'; '.join(sorted(sources))}.")
+        raise InputError(f"the corruptions are not the same for all: {'; '.join(sorted(sources))}.")
     for entry in entries:
         own = entry.judgement.tested
         named = bool(entry.runs and first.runs)  # files may lack the names of classes
         fits = torch.equal(own.targets, wanted.targets) and own.logits.shape[2] == wanted.logits.shape[2]
         if not fits or (named and own.classes != wanted.classes):
-            raise ValueError(f"{entry.name} was tested on other images or classes than {first.name}.")
+            raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
 
 
 def costs(run: Run) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mixmo.errors import InputError
 from mixmo.files import read_checkpoint
 from mixmo.network import MixMo
 
@@ -35,15 +36,15 @@ def load_reference_checkpoint(path: str | Path) -> MixMo:
         A :class:`MixMo` on the CPU, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or holds another network.
+        MissingError: if there is no such file.
+        InputError: if the file is damaged or holds another network.
 
     Example:
         >>> net = load_reference_checkpoint("checkpoint_epoch_300.ckpt")  # doctest: +SKIP
     """
     content = read_checkpoint(path)
     if "classifier_state_dict" not in content:
-        raise ValueError(f"{path} has no 'classifier_state_dict'; is it a checkpoint of the reference code?")
+        raise InputError(f"{path} has no 'classifier_state_dict'; is it a checkpoint of the reference code?")
     return network_from_reference(content["classifier_state_dict"], str(path))
 
 
@@ -55,13 +56,13 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         source: Where they come from, for the error.
 
     Raises:
-        ValueError: if names or shapes are not those of a WideResNet or PreActResNet-18.
+        InputError: if names or shapes are not those of a WideResNet or PreActResNet-18.
 
     Example:
         >>> import torch
         >>> network_from_reference({"conv1.weight": torch.zeros(16, 3, 3, 3)})
         Traceback (most recent call last):
-        ValueError: the state dict holds no network of the reference code: ...
+        mixmo.errors.InputError: the state dict holds no network of the reference code: ...
     """
     try:
         backbone, sizes = _infer_backbone(state)
@@ -71,7 +72,7 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         net = MixMo(backbone, len(stems), num_classes=classes, in_chans=channels, **sizes)
         net.load_state_dict({_translate(name): tensor for name, tensor in state.items()})
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{source} holds no network of the reference code: {error}") from error
+        raise InputError(f"{source} holds no network of the reference code: {error}") from error
     return net.eval()
 
 

@@ -30,7 +30,7 @@ class Options:
         corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
 
     Raises:
-        ValueError: if the checkpoint or the precision is unknown.
+        InputError: if the checkpoint or the precision is unknown.
     """
 
     checkpoint: str = "last"
@@ -70,8 +70,8 @@ def judge_runs(runs: Sequence[Run], options: Options) -> Judgement:
         options: How.
 
     Raises:
-        FileNotFoundError: if a run, its checkpoint or a dataset is missing.
-        ValueError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
+        MissingError: if a run, its checkpoint or a dataset is missing.
+        InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
     """
     names = [str(run.path) for run in runs]
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.masks.constant import linear
 
@@ -59,7 +59,7 @@ class Mixer:
         draw_per: ``batch``, the published rule, or ``sample``.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        InputError: if an argument is out of its range.
 
     Example:
         >>> mixer = Mixer("cut", num_members=3, probability=1.0)
@@ -80,13 +80,13 @@ class Mixer:
         for kind in self.kinds:
             one_of(kind, KINDS, "mixer kind")
         if not abs(sum(self.kinds.values()) - 1) < 1e-6 or min(self.kinds.values()) < 0:
-            raise ValueError(f"mixer kinds are {dict(self.kinds)}; their probabilities are 0 or more and sum to 1.")
+            raise InputError(f"mixer kinds are {dict(self.kinds)}; their probabilities are 0 or more and sum to 1.")
         if self.num_members < 1:
-            raise ValueError(f"num_members is {self.num_members}; a network has at least 1 member.")
+            raise InputError(f"num_members is {self.num_members}; a network has at least 1 member.")
         if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"mixer alpha is {self.alpha}; the concentration is 0 or a positive number.")
+            raise InputError(f"mixer alpha is {self.alpha}; the concentration is 0 or a positive number.")
         if not 0 <= self.probability <= 1:
-            raise ValueError(f"mixer probability is {self.probability}; it lies between 0 and 1.")
+            raise InputError(f"mixer probability is {self.probability}; it lies between 0 and 1.")
         one_of(self.draw_per, ("batch", "sample"), "mixer draw_per")
 
     @property
@@ -113,7 +113,7 @@ class Mixer:
             A :class:`Mix`: masks (B, M, 1 or F, h, w) and realised ratios (B, M), both float32.
 
         Raises:
-            ValueError: if a kind cannot share a map of this size among that many members.
+            InputError: if a kind cannot share a map of this size among that many members.
         """
         device = torch.device("cpu") if generator is None else generator.device
         with torch.autocast(device.type, enabled=False):  # matrix products in bfloat16 would move masks' outlines
@@ -196,7 +196,7 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
         The mixture (B, F, h, w), in the features' type.
 
     Raises:
-        ValueError: if the masks' shape does not fit the features.
+        InputError: if the masks' shape does not fit the features.
 
     Example:
         >>> a, b = torch.full((1, 1, 1, 2), 1.0), torch.full((1, 1, 1, 2), 5.0)
@@ -210,7 +210,7 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
         return functools.reduce(torch.add, features)
     batch, channels, height, width = features[0].shape
     if masks.shape not in {(batch, members, c, height, width) for c in (1, channels)}:
-        raise ValueError(
+        raise InputError(
             f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
             f"({batch}, {members}, 1 or {channels}, {height}, {width})."
         )
@@ -237,14 +237,14 @@ def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
         Weights (B, M).
 
     Raises:
-        ValueError: if ``root`` is not positive.
+        InputError: if ``root`` is not positive.
 
     Example:
         >>> loss_weights(torch.tensor([[0.25, 0.75], [0.0, 1.0]])).tolist()
         [[0.8189..., 1.1810...], [0.0, 2.0]]
     """
     if not root > 0:
-        raise ValueError(f"root is {root}; the weight root r is a positive number, 3 in the paper.")
+        raise InputError(f"root is {root}; the weight root r is a positive number, 3 in the paper.")
     powers = ratios ** (1 / root)
     return ratios.shape[1] * powers / powers.sum(1, keepdim=True)
 
@@ -261,7 +261,7 @@ def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None 
         A float32 scalar: summed over members, averaged over the batch, in nats.
 
     Raises:
-        ValueError: if shapes do not fit, or (checked on the CPU only) a class number is out of range.
+        InputError: if shapes do not fit, or (checked on the CPU only) a class number is out of range.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
@@ -271,7 +271,7 @@ def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None 
     batch, members, classes = logits.shape
     expected = (batch, members, classes) if targets.is_floating_point() else (batch, members)
     if targets.shape != expected:
-        raise ValueError(
+        raise InputError(
             f"targets have shape {tuple(targets.shape)}, but logits {tuple(logits.shape)} ask for "
             f"{(batch, members)} class numbers or {(batch, members, classes)} probabilities."
         )
@@ -280,10 +280,10 @@ def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None 
         losses = F.cross_entropy(flat_logits, flat_targets, reduction="none", ignore_index=NOTHING)
     except IndexError as error:
         message = str(error).rstrip(".")
-        raise ValueError(f"{message}: class numbers of {classes} classes range from 0 to {classes - 1}.") from error
+        raise InputError(f"{message}: class numbers of {classes} classes range from 0 to {classes - 1}.") from error
     losses = losses.view(batch, members)
     if weights is not None:
         if weights.shape != losses.shape:
-            raise ValueError(f"weights have shape {tuple(weights.shape)}, but the members' losses {(batch, members)}.")
+            raise InputError(f"weights have shape {tuple(weights.shape)}, but the members' losses {(batch, members)}.")
         losses = losses * weights
     return losses.sum(1).mean()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mixmo.backbones  # noqa: F401  (registers its models with timm)
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 from mixmo.mixing import mix_features
 from mixmo.splitting import split_at
 
@@ -38,7 +38,7 @@ class MixingStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encode each member's images and mix the features."""
         if self.masks is not None and len(x) != len(self.masks):
-            raise ValueError(
+            raise InputError(
                 f"masks have shape {tuple(self.masks.shape)}, but the stem was given {len(x)} inputs; each mixture "
                 "needs its masks, and the backbone has to show its stem whole images."
             )
@@ -86,7 +86,7 @@ class MixMo(nn.Module):
         backbone: The backbone, with the two replaced.
 
     Raises:
-        ValueError: if the backbone is unknown, has no single stem or head, or cannot be cut at ``mix_at``, or M < 1.
+        InputError: if the backbone is unknown, has no single stem or head, or cannot be cut at ``mix_at``, or M < 1.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -109,7 +109,7 @@ class MixMo(nn.Module):
     ) -> None:
         super().__init__()
         if num_members < 1:
-            raise ValueError(f"num_members is {num_members}; a network has at least 1 member.")
+            raise InputError(f"num_members is {num_members}; a network has at least 1 member.")
         if isinstance(backbone, str):
             if num_classes is not None:
                 options["num_classes"] = num_classes
@@ -117,7 +117,7 @@ class MixMo(nn.Module):
             trained = trained or bool(options.get("pretrained"))
         else:
             if options:
-                raise ValueError(
+                raise InputError(
                     f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
                 )
             self.backbone = copy.deepcopy(backbone)
@@ -132,11 +132,11 @@ class MixMo(nn.Module):
         self.in_chans = _input_channels(first, self.stem_name)
         self.num_classes = _output_classes(classifier, self.head_name)
         if num_classes not in (None, self.num_classes):
-            raise ValueError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
+            raise InputError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
         encoders = _copies(first, num_members, trained)
         if trained:
             if mix_at is not None:
-                raise ValueError(
+                raise InputError(
                     "trained weights go with mixing behind the stem: leave out mix_at, or train from scratch."
                 )
             _scale_convolutions(encoders, 1 / num_members)
@@ -162,7 +162,7 @@ class MixMo(nn.Module):
         """Return (F, h, w), what an encoder makes of an image of height × width; masks have this shape.
 
         Raises:
-            ValueError: if the stem cannot take that size, or its output is no feature map.
+            InputError: if the stem cannot take that size, or its output is no feature map.
 
         Example:
             >>> MixMo("preact_resnet18_1", num_classes=10).encoder_shape(64, 64)
@@ -172,9 +172,9 @@ class MixMo(nn.Module):
         try:
             output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
         except RuntimeError as error:
-            raise ValueError(f"the stem cannot take images of {height}×{width}: {error}") from error
+            raise InputError(f"the stem cannot take images of {height}×{width}: {error}") from error
         if output.dim() != 4:
-            raise ValueError(
+            raise InputError(
                 f"stem {self.stem_name!r} makes {tuple(output.shape)} of an image; it has to be (B, F, h, w)."
             )
         _, channels, rows, columns = output.shape
@@ -191,21 +191,21 @@ class MixMo(nn.Module):
             Logits (B, M, K). The ensemble's are their mean over the members.
 
         Raises:
-            ValueError: if shapes do not fit.
+            InputError: if shapes do not fit.
         """
         if inputs.dim() == 5:
             if inputs.shape[1:3] != (self.num_members, self.in_chans):
-                raise ValueError(
+                raise InputError(
                     f"inputs have shape {tuple(inputs.shape)}, but this network takes "
                     f"(B, {self.num_members}, {self.in_chans}, H, W)."
                 )
             inputs = inputs.flatten(1, 2)
         elif inputs.dim() != 4 or inputs.shape[1] != self.in_chans:
-            raise ValueError(
+            raise InputError(
                 f"images have shape {tuple(inputs.shape)}, but this network takes (B, {self.in_chans}, H, W)."
             )
         elif masks is not None:
-            raise ValueError("masks go with inputs of five axes, (B, M, C, H, W); images mix equally.")
+            raise InputError("masks go with inputs of five axes, (B, M, C, H, W); images mix equally.")
         stem = self.stem
         stem.masks = masks
         try:
@@ -219,19 +219,19 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     """Return ``timm.create_model(name, **options)``; refuse unknown names and options in one sentence.
 
     Raises:
-        ValueError: if timm has no such model, or the model no such option.
+        InputError: if timm has no such model, or the model no such option.
 
     Example:
         >>> create_backbone("wide_resnet28_20")
         Traceback (most recent call last):
-        ValueError: unknown backbone 'wide_resnet28_20'; did you mean 'wide_resnet28_2' or ...
+        mixmo.errors.InputError: unknown backbone 'wide_resnet28_20'; did you mean 'wide_resnet28_2' or ...
     """
     if not timm.is_model(name) and "/" not in name:  # hf-hub:… and local-dir:… are timm's own schemes
         one_of(name.split(".")[0], timm.list_models(), "backbone")
     try:
         model: nn.Module = timm.create_model(name, **options)
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+        raise InputError(f"backbone {name!r} cannot be built with {options}: {error}") from error
     return model
 
 
@@ -249,7 +249,7 @@ def fuse(net: MixMo) -> nn.Module:
         A new module with ``plain(images)`` = ``net(images).mean(1)`` up to rounding.
 
     Raises:
-        ValueError: if a stem is no plain convolution (it never is with ``mix_at``).
+        InputError: if a stem is no plain convolution (it never is with ``mix_at``).
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
@@ -258,7 +258,7 @@ def fuse(net: MixMo) -> nn.Module:
         True
     """
     if net.mix_at is not None:
-        raise ValueError(
+        raise InputError(
             f"the encoders reach up to {net.mix_at!r} and are not linear, so that they cannot be summed; deploy the "
             "network as it is, or mix behind the stem (mix_at=None)."
         )
@@ -292,7 +292,7 @@ def _is_plain(encoder: nn.Module) -> bool:
 def _check_plain(encoders: nn.ModuleList, name: str) -> None:
     """Refuse stems that cannot be summed."""
     if not _is_plain(encoders[0]):
-        raise ValueError(
+        raise InputError(
             f"stem {name!r} is a {type(encoders[0]).__name__}; encoders can be summed only where the stem is "
             "a plain convolution."
         )
@@ -328,9 +328,9 @@ def _known_name(backbone: nn.Module, key: str, argument: str) -> str:
     name = settings.get(key)
     kind = type(backbone).__name__
     if isinstance(name, list | tuple):
-        raise ValueError(f"{kind} has {len(name)} {argument}s ({', '.join(name)}); MixMo needs a backbone with one.")
+        raise InputError(f"{kind} has {len(name)} {argument}s ({', '.join(name)}); MixMo needs a backbone with one.")
     if not name:
-        raise ValueError(f"{kind} does not say which module is its {argument}; name it, as in {argument}='…'.")
+        raise InputError(f"{kind} does not say which module is its {argument}; name it, as in {argument}='…'.")
     return str(name)
 
 
@@ -344,7 +344,7 @@ def _input_channels(stem: nn.Module, name: str) -> int:
     for module in stem.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
-    raise ValueError(f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one to encode with.")
+    raise InputError(f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one to encode with.")
 
 
 def _output_classes(head: nn.Module, name: str) -> int:
@@ -352,4 +352,4 @@ def _output_classes(head: nn.Module, name: str) -> int:
         return head.out_features
     if isinstance(head, nn.Conv2d):
         return head.out_channels
-    raise ValueError(f"head {name!r} is a {type(head).__name__}; MixMo needs a linear layer or a convolution there.")
+    raise InputError(f"head {name!r} is a {type(head).__name__}; MixMo needs a linear layer or a convolution there.")

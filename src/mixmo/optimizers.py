@@ -11,7 +11,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 
 
 def build_optimizer(
@@ -39,7 +39,7 @@ def build_optimizer(
         **options: More keywords of the optimiser.
 
     Raises:
-        ValueError: if the name or an option is unknown.
+        InputError: if the name or an option is unknown.
 
     Example:
         >>> build_optimizer(nn.Linear(2, 2), "sgd", lr=0.1).defaults["nesterov"]
@@ -59,7 +59,7 @@ def build_optimizer(
             **(fused | options),
         )
     except TypeError as error:
-        raise ValueError(f"optimizer {name!r} does not take {options}: {error}") from error
+        raise InputError(f"optimizer {name!r} does not take {options}: {error}") from error
     return optimizer
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixmo.errors import InputError
+
 
 def check_repetition(batch_size: int, batch_repetition: int) -> int:
     """Return U = B / b, the number of distinct images in a batch.
@@ -18,21 +20,21 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
         batch_repetition: b, how often each image stands in a batch.
 
     Raises:
-        ValueError: if b is below 1, larger than B, or does not divide B.
+        InputError: if b is below 1, larger than B, or does not divide B.
 
     Example:
         >>> check_repetition(64, 4)
         16
     """
     if batch_repetition < 1:
-        raise ValueError(f"batch_repetition is {batch_repetition}; each image stands at least once in a batch.")
+        raise InputError(f"batch_repetition is {batch_repetition}; each image stands at least once in a batch.")
     if batch_size < batch_repetition:
-        raise ValueError(
+        raise InputError(
             f"batch_size {batch_size} is smaller than batch_repetition {batch_repetition}; "
             "raise the one or lower the other."
         )
     if batch_size % batch_repetition:
-        raise ValueError(
+        raise InputError(
             f"batch_repetition {batch_repetition} does not divide batch_size {batch_size}; "
             f"take a batch size of {batch_size - batch_size % batch_repetition}, for example."
         )
@@ -47,15 +49,15 @@ def check_input_repetition(input_repetition: float, num_members: int) -> None:
         num_members: M.
 
     Raises:
-        ValueError: if rho is outside [0, 1], or 1 with more than one member.
+        InputError: if rho is outside [0, 1], or 1 with more than one member.
 
     Example:
         >>> check_input_repetition(0.5, num_members=2)
     """
     if not 0 <= input_repetition <= 1:
-        raise ValueError(f"input_repetition is {input_repetition}; it is a share between 0 and 1.")
+        raise InputError(f"input_repetition is {input_repetition}; it is a share between 0 and 1.")
     if input_repetition == 1 and num_members > 1:
-        raise ValueError(
+        raise InputError(
             "input_repetition is 1: every member would see the same image, so the members could not learn "
             "to tell their inputs apart; take a value below 1 (0 in every published figure)."
         )
@@ -84,7 +86,7 @@ def pair(
         Indices (B, M) into the distinct images, int64.
 
     Raises:
-        ValueError: if rho or b is out of range.
+        InputError: if rho or b is out of range.
 
     Example:
         >>> pairs = pair(4, num_members=2, batch_repetition=2, generator=torch.Generator().manual_seed(0))

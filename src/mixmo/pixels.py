@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 from mixmo.masks import KINDS, FeatureShape
 from mixmo.mixing import Mixer
 
@@ -30,7 +30,7 @@ class PixelMixer:
         probability: Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        InputError: if an argument is out of its range.
 
     Example:
         >>> mixer = PixelMixer("cutmix", probability=1.0)
@@ -46,9 +46,9 @@ class PixelMixer:
     def __post_init__(self) -> None:
         one_of(self.kind, PIXEL_KINDS, "pixel mixing kind")
         if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"pixels alpha is {self.alpha}; the concentration of the Beta is a positive number.")
+            raise InputError(f"pixels alpha is {self.alpha}; the concentration of the Beta is a positive number.")
         if not 0 <= self.probability <= 1:
-            raise ValueError(f"pixels probability is {self.probability}; it lies between 0 and 1.")
+            raise InputError(f"pixels probability is {self.probability}; it lies between 0 and 1.")
 
     def sample(
         self,

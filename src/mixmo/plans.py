@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Trainer
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 from mixmo.hardware import PRECISIONS, default_compile, default_precision, evaluation_factor, training_device
 from mixmo.recipes import Recipe
 from mixmo.settings import Settings
@@ -64,7 +64,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
         command: Whose words they are: ``fit`` or ``preview``.
 
     Raises:
-        ValueError: for an unknown key (with near matches) or a value of the wrong type or range.
+        InputError: for an unknown key (with near matches) or a value of the wrong type or range.
 
     Example:
         >>> from mixmo.recipes import load_recipe
@@ -94,7 +94,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     yaml = parser.dump(parsed)
     trainer = vars(parsed.pop("trainer"))
     if (trainer["max_epochs"] or 0) < 1:
-        raise ValueError(f"trainer.max_epochs is {trainer['max_epochs']}; it is 1 or more.")
+        raise InputError(f"trainer.max_epochs is {trainer['max_epochs']}; it is 1 or more.")
     return Plan(Settings(**vars(parser.instantiate(parsed))), trainer, yaml, folder)
 
 
@@ -112,4 +112,4 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(words))
     except (ArgumentError, TypeError, KeyError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise InputError(" ".join(str(error).split())) from error

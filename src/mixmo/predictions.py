@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixmo.batches import Augmentation
 from mixmo.data import evaluation_loader, load_test_images, load_validation_images
-from mixmo.errors import one_of
+from mixmo.errors import InputError, MissingError, one_of
 from mixmo.evaluation import Samples, per_sample, predict_logits
 from mixmo.files import write_bytes
 from mixmo.hardware import PRECISIONS, training_device
@@ -62,8 +62,8 @@ def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision
         precision: ``32-true`` or ``bf16-mixed``.
 
     Raises:
-        FileNotFoundError: if the run, the checkpoint or the dataset is missing.
-        ValueError: if the checkpoint is damaged or of another network, or there is no validation set.
+        MissingError: if the run, the checkpoint or the dataset is missing.
+        InputError: if the checkpoint is damaged or of another network, or there is no validation set.
     """
     one_of(precision, PRECISIONS, "precision")
     about = {"checkpoint": digest(run.checkpoint_file(checkpoint)), "dataset": dataset, "data": run.config()["data"]}
@@ -104,8 +104,8 @@ def load_network(run: Run, checkpoint: str = "last") -> Network:
     """Return a run's network on the device that suits it.
 
     Raises:
-        FileNotFoundError: if the run or the checkpoint is missing.
-        ValueError: if the checkpoint is damaged or of another network.
+        MissingError: if the run or the checkpoint is missing.
+        InputError: if the checkpoint is damaged or of another network.
     """
     net, epochs = load_checkpoint(run, checkpoint)
     settings, trainer, *_ = make_plan(run.config())
@@ -132,10 +132,10 @@ def check_classes(run: Run, network: Network, classes: Sequence[str]) -> None:
     """Refuse a dataset that has come to have another number of classes than the run was trained on.
 
     Raises:
-        ValueError: naming both.
+        InputError: naming both.
     """
     if len(classes) != network.net.num_classes:
-        raise ValueError(
+        raise InputError(
             f"{network.settings.name!r} has {len(classes)} classes, but {run.path} was trained on "
             f"{network.net.num_classes}."
         )
@@ -169,38 +169,38 @@ def read_predictions(file: str | Path) -> Predictions:
             average of probabilities is their geometric mean, normalised.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or something is missing.
+        MissingError: if there is no such file.
+        InputError: if it is damaged or something is missing.
 
     Example:
         >>> read_predictions("nowhere.npz")
         Traceback (most recent call last):
-        FileNotFoundError: there are no predictions at nowhere.npz.
+        mixmo.errors.MissingError: there are no predictions at nowhere.npz.
     """
     if not Path(file).is_file():
-        raise FileNotFoundError(f"there are no predictions at {file}.")
+        raise MissingError(f"there are no predictions at {file}.")
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:  # as NumPy raises
-        raise ValueError(f"{file} cannot be read as an .npz file: {error}") from error
+        raise InputError(f"{file} cannot be read as an .npz file: {error}") from error
     if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
-        raise ValueError(
+        raise InputError(
             f"{file} holds {', '.join(arrays) or 'nothing'}; it needs targets, and logits or probabilities."
         )
     values, targets = arrays["logits" if "logits" in arrays else "probabilities"], arrays["targets"]
     if values.ndim not in (2, 3) or values.dtype.kind != "f":
-        raise ValueError(
+        raise InputError(
             f"{file} has predictions of shape {values.shape}, {values.dtype}; they are (N, K) or (N, M, K) floats."
         )
     if targets.dtype.kind not in "iu":
-        raise ValueError(f"{file} has targets of {targets.dtype}; they are class numbers, integers.")
+        raise InputError(f"{file} has targets of {targets.dtype}; they are class numbers, integers.")
     members = torch.from_numpy(values if values.ndim == 3 else values[:, None])
     if "probabilities" in arrays:
         members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
     classes = [str(name) for name in arrays.get("classes", range(members.shape[2]))]
     if len(classes) != members.shape[2]:
-        raise ValueError(f"{file} has {len(classes)} names of classes, but predictions for {members.shape[2]}.")
+        raise InputError(f"{file} has {len(classes)} names of classes, but predictions for {members.shape[2]}.")
     return Predictions(members.double(), torch.from_numpy(targets.astype(np.int64)), classes)
 
 
@@ -212,7 +212,7 @@ def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
         names: The runs', for the error.
 
     Raises:
-        ValueError: if images or classes differ.
+        InputError: if images or classes differ.
 
     Example:
         >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
@@ -222,6 +222,6 @@ def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
         if part.classes != first.classes or not torch.equal(part.targets, first.targets):
-            raise ValueError(f"{names[0]} and {name} were tested on different images or classes; they are no ensemble.")
+            raise InputError(f"{names[0]} and {name} were tested on different images or classes; they are no ensemble.")
     epochs = max(part.epochs for part in parts)
     return Predictions(torch.cat([part.logits for part in parts], 1), first.targets, first.classes, epochs)

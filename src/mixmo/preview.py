@@ -42,8 +42,8 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        FileNotFoundError: if the dataset is missing.
-        ValueError: if a setting does not fit the others.
+        MissingError: if the dataset is missing.
+        InputError: if a setting does not fit the others.
     """
     settings = plan.settings
     images = load_images(settings.data, settings.seed)

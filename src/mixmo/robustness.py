@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data import evaluation_loader, load_test_images
+from mixmo.errors import InputError, MissingError
 from mixmo.evaluation import basic_figures
 from mixmo.files import write_text
 from mixmo.metrics.chunks import mean_logits
@@ -51,8 +52,8 @@ class MadeCorruptions:
         device: Where to corrupt them.
 
     Raises:
-        FileNotFoundError: if the dataset is missing.
-        ValueError: if it is damaged.
+        MissingError: if the dataset is missing.
+        InputError: if it is damaged.
     """
 
     def __init__(self, settings: DataSettings, device: torch.device) -> None:
@@ -81,18 +82,18 @@ class PublishedCorruptions:
         settings: The run's ``data`` section.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or nothing in it.
-        ValueError: if a file does not fit.
+        MissingError: if there is no such folder, or nothing in it.
+        InputError: if a file does not fit.
     """
 
     def __init__(self, folder: Path, targets: Tensor, settings: DataSettings) -> None:
         files = {file.stem: file for file in sorted(folder.glob("*.npy"))}
         labels = files.pop("labels", None)
         if labels is None or not files:
-            raise FileNotFoundError(f"{folder} holds no corruptions: there are to be labels.npy and KIND.npy files.")
+            raise MissingError(f"{folder} holds no corruptions: there are to be labels.npy and KIND.npy files.")
         self.labels, self.arrays = _opened(labels), {kind: _opened(file) for kind, file in files.items()}
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) % len(SEVERITIES):
-            raise ValueError(
+            raise InputError(
                 f"{labels} holds {self.labels.dtype} of shape {self.labels.shape}, not the class numbers of five "
                 "severities."
             )
@@ -101,14 +102,14 @@ class PublishedCorruptions:
             height, width = (side, side) if side else (*array.shape[1:3], 0, 0)[:2]
             wanted = (len(self.labels), height, width, settings.channels)
             if array.shape != wanted or array.dtype != np.uint8:
-                raise ValueError(
+                raise InputError(
                     f"{files[kind]} holds {array.dtype} of shape {array.shape}, but five severities of uint8 images "
                     f"that fit labels.npy and the network are of shape {wanted}."
                 )
         wanted_labels = np.sort(targets.numpy())
         for part in np.split(self.labels, len(SEVERITIES)):
             if not np.array_equal(np.sort(part), wanted_labels):
-                raise ValueError(f"{labels} does not have the test set's classes, as many of each at every severity.")
+                raise InputError(f"{labels} does not have the test set's classes, as many of each at every severity.")
         self.kinds = tuple(self.arrays)
         self.about = f"read from {folder}"
 
@@ -129,7 +130,7 @@ def _opened(file: Path) -> np.ndarray:
     try:
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as an .npy file: {error}") from error
+        raise InputError(f"{file} cannot be read as an .npy file: {error}") from error
 
 
 def corruption_figures(
@@ -152,8 +153,8 @@ def corruption_figures(
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` makes the corruptions from the run's test images.
 
     Raises:
-        FileNotFoundError: if a run, its checkpoint, the dataset or the folder is missing.
-        ValueError: if a checkpoint or a file is damaged, or the runs look at different images.
+        MissingError: if a run, its checkpoint, the dataset or the folder is missing.
+        InputError: if a checkpoint or a file is damaged, or the runs look at different images.
     """
     about = {
         "checkpoints": [digest(run.checkpoint_file(checkpoint)) for run in runs],
@@ -195,7 +196,7 @@ def mean_figures(figures: Mapping[str, Mapping[int, Mapping[str, float]]]) -> di
 def _listed(folder: Path) -> list[str]:
     """Return what tells whether the files are those of an earlier call."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder of corruptions {folder}.")
+        raise MissingError(f"there is no folder of corruptions {folder}.")
     return [
         f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.npy"))
     ]
@@ -220,7 +221,7 @@ def _source(
     for run, network in zip(runs, networks, strict=True):
         for key in ("image_size", "channels"):
             if (own := getattr(network.settings, key)) != (wanted := getattr(first, key)):
-                raise ValueError(f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}; they are no ensemble.")
+                raise InputError(f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}; they are no ensemble.")
     if folder is None:
         made = MadeCorruptions(first, networks[0].device)
         for run, network in zip(runs, networks, strict=True):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import read_checkpoint, write_text
 from mixmo.network import MixMo
 
@@ -49,10 +49,10 @@ class Run:
         """Refuse a folder that is in use.
 
         Raises:
-            ValueError: if it exists and is not empty.
+            InputError: if it exists and is not empty.
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(
+            raise InputError(
                 f"run folder {self.path} exists already; go on with it by `mixmo fit {self.path}`, or choose "
                 "another with --run."
             )
@@ -68,32 +68,32 @@ class Run:
         """Return itself if the folder holds a run.
 
         Raises:
-            FileNotFoundError: if there is no such folder, or no ``config.yaml`` in it.
+            MissingError: if there is no such folder, or no ``config.yaml`` in it.
         """
         if not self.path.is_dir():
-            raise FileNotFoundError(f"there is no run folder {self.path}.")
+            raise MissingError(f"there is no run folder {self.path}.")
         if not self.config_file.is_file():
-            raise FileNotFoundError(f"{self.path} is no run's folder: it has no config.yaml.")
+            raise MissingError(f"{self.path} is no run's folder: it has no config.yaml.")
         return self
 
     def config(self) -> dict[str, Any]:
         """Return the run's settings as they were resolved."""
         content = yaml.safe_load(self.require().config_file.read_text("utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"{self.config_file} is damaged: it is no mapping of settings.")
+            raise InputError(f"{self.config_file} is damaged: it is no mapping of settings.")
         return content
 
     def checkpoint_file(self, which: str = "last") -> Path:
         """Return the file of a checkpoint, ``last`` or ``best``.
 
         Raises:
-            FileNotFoundError: if it does not exist.
+            MissingError: if it does not exist.
         """
         one_of(which, CHECKPOINTS, "checkpoint")
         file = self.require().checkpoint_folder / f"{which}.ckpt"
         if not file.is_file():
             reason = "the run had no validation set" if which == "best" else "no epoch was finished"
-            raise FileNotFoundError(f"{self.path} has no {which} checkpoint ({reason}, perhaps).")
+            raise MissingError(f"{self.path} has no {which} checkpoint ({reason}, perhaps).")
         return file
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
@@ -134,8 +134,8 @@ def load(run: str | Path, checkpoint: str = "last") -> MixMo:
         The network on the CPU, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such run or checkpoint.
-        ValueError: if the checkpoint is damaged or of another network.
+        MissingError: if there is no such run or checkpoint.
+        InputError: if the checkpoint is damaged or of another network.
 
     Example:
         >>> net = load("runs/quickstart")  # doctest: +SKIP
@@ -161,7 +161,7 @@ def load_checkpoint(run: Run, which: str = "last") -> tuple[MixMo, int]:
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{file} does not hold the network of {run.config_file}: {reason}") from error
+        raise InputError(f"{file} does not hold the network of {run.config_file}: {reason}") from error
     return net.eval(), int(content["epoch"]) + 1
 
 

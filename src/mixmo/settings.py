@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mixmo.errors import InputError
 from mixmo.pairing import check_input_repetition, check_repetition
 
 
@@ -50,7 +51,7 @@ class MixerSettings:
 
     def __post_init__(self) -> None:
         if not self.root > 0:
-            raise ValueError(f"mixer.root is {self.root}; the weight root r is a positive number, 3 in the paper.")
+            raise InputError(f"mixer.root is {self.root}; the weight root r is a positive number, 3 in the paper.")
 
 
 @dataclass
@@ -120,21 +121,21 @@ class DataSettings:
     def __post_init__(self) -> None:
         for key in ("batch_size", "eval_batch_size"):
             if (size := getattr(self, key)) is not None and size < 1:
-                raise ValueError(f"data.{key} is {getattr(self, key)}; it is 1 or more.")
+                raise InputError(f"data.{key} is {getattr(self, key)}; it is 1 or more.")
         check_repetition(self.batch_size, self.batch_repetition)
         check_input_repetition(self.input_repetition, num_members=1)
         if not 0 <= self.validation < 1:
-            raise ValueError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
+            raise InputError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
         if self.padding < 0 or self.workers < 0:
-            raise ValueError("data.padding and data.workers are 0 or more.")
+            raise InputError("data.padding and data.workers are 0 or more.")
         for key in ("image_size", "crop_size"):
             if (side := getattr(self, key)) is not None and side < 1:
-                raise ValueError(f"data.{key} is {side}; it is a number of pixels.")
+                raise InputError(f"data.{key} is {side}; it is a number of pixels.")
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
-                raise ValueError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
+                raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
         if min(self.std) <= 0:
-            raise ValueError(f"data.std is {self.std}; it is positive.")
+            raise InputError(f"data.std is {self.std}; it is positive.")
 
 
 @dataclass
@@ -169,11 +170,11 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         for key in ("base_lr", "lr"):
             if (value := getattr(self, key)) is not None and not value > 0:
-                raise ValueError(f"optimizer.{key} is {value}; a learning rate is positive.")
+                raise InputError(f"optimizer.{key} is {value}; a learning rate is positive.")
         if self.weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
+            raise InputError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
         if not 0 <= self.average < 1:
-            raise ValueError(f"optimizer.average is {self.average}; the decay of the average lies in [0, 1).")
+            raise InputError(f"optimizer.average is {self.average}; the decay of the average lies in [0, 1).")
 
 
 @dataclass
@@ -196,9 +197,9 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         if any(not 0 < share < 1 for share in self.drops):
-            raise ValueError(f"schedule.drops are {self.drops}; they are shares of training between 0 and 1.")
+            raise InputError(f"schedule.drops are {self.drops}; they are shares of training between 0 and 1.")
         if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
-            raise ValueError("schedule.warmup_epochs and schedule.warmup_steps are 0 or more.")
+            raise InputError("schedule.warmup_epochs and schedule.warmup_steps are 0 or more.")
 
 
 @dataclass
@@ -227,5 +228,5 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it is 0 or more.")
+            raise InputError(f"seed is {self.seed}; it is 0 or more.")
         check_input_repetition(self.data.input_repetition, self.model.num_members)

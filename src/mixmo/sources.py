@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, MissingError, one_of
 
 TEST_FOLDERS = ("test", "val", "validation")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
@@ -66,8 +66,8 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
         download: Whether a missing dataset may be downloaded.
 
     Raises:
-        FileNotFoundError: if the path is missing or empty.
-        ValueError: if the name is unknown, or there are fewer than two classes.
+        MissingError: if the path is missing or empty.
+        InputError: if the name is unknown, or there are fewer than two classes.
 
     Example:
         >>> source = open_source("digits", "test")
@@ -82,13 +82,13 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     elif name.partition("/")[0] in ("torch", "hfds"):
         source = _open_timm(name, split, root, download)
     else:
-        raise ValueError(f"unknown dataset {name!r}; it is digits, folder:PATH, torch/… or hfds/….")
+        raise InputError(f"unknown dataset {name!r}; it is digits, folder:PATH, torch/… or hfds/….")
     if len(source.classes) < 2:
-        raise ValueError(
+        raise InputError(
             f"dataset {name!r} has one class only ({', '.join(source.classes)}); a classifier needs two or more."
         )
     if not len(source.labels):
-        raise FileNotFoundError(f"dataset {name!r} has no images in its {split} split.")
+        raise MissingError(f"dataset {name!r} has no images in its {split} split.")
     return source
 
 
@@ -113,7 +113,7 @@ def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
         dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
     except known_errors as error:
         advice = "" if download else "; allow it to be fetched with --data.download true, or set --data.root"
-        raise FileNotFoundError(f"dataset {name!r} cannot be opened in {root!r}: {error}{advice}.") from error
+        raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {error}{advice}.") from error
     labels = getattr(dataset, "targets", None)
     if labels is None:  # no labels without the images: read them once
         labels = [int(dataset[i][1]) for i in range(len(dataset))]
@@ -125,7 +125,7 @@ def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
 def _open_folder(path: Path, split: str) -> Source:
     """Return PATH/train or PATH/test, as class folders or as tar files of class folders."""
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no dataset folder {path}.")
+        raise MissingError(f"there is no dataset folder {path}.")
     for folder in ("train",) if split == "train" else TEST_FOLDERS:
         if (path / folder).is_dir():
             return _class_folders(path / folder)
@@ -133,7 +133,7 @@ def _open_folder(path: Path, split: str) -> Source:
         if archives:
             return _tar_files(archives)
     wanted = "train" if split == "train" else " or ".join(TEST_FOLDERS)
-    raise FileNotFoundError(f"{path} has neither a folder nor a tar file named {wanted}.")
+    raise MissingError(f"{path} has neither a folder nor a tar file named {wanted}.")
 
 
 def _class_folders(folder: Path) -> Source:
@@ -165,7 +165,7 @@ def _tar_files(archives: list[Path]) -> Source:
                         content = tar.extractfile(member)
                         found.append((parts[-2], f"{archive}/{member.name}", content.read() if content else b""))
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{archive} cannot be read as a tar file: {error}") from error
+            raise InputError(f"{archive} cannot be read as a tar file: {error}") from error
     found.sort(key=lambda entry: entry[:2])
     classes = sorted({name for name, _, _ in found})
     numbers = {name: number for number, name in enumerate(classes)}
@@ -180,10 +180,10 @@ def _tar_files(archives: list[Path]) -> Source:
 
 def _check_filled(classes: list[str], filled: set[int], where: str) -> None:
     if not classes or not filled:
-        raise FileNotFoundError(f"{where} holds no images; it needs one folder for each class, with images in it.")
+        raise MissingError(f"{where} holds no images; it needs one folder for each class, with images in it.")
     empty = [name for label, name in enumerate(classes) if label not in filled]
     if empty:
-        raise ValueError(f"{where}: class {empty[0]!r} has no images; remove the empty folder or fill it.")
+        raise InputError(f"{where}: class {empty[0]!r} has no images; remove the empty folder or fill it.")
 
 
 def decode(source: Source, index: int, size: tuple[int, int] | None, channels: int) -> np.ndarray:
@@ -198,12 +198,12 @@ def decode(source: Source, index: int, size: tuple[int, int] | None, channels: i
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
-        ValueError: if the image cannot be read or has more than 8 bits a channel; it is named.
+        InputError: if the image cannot be read or has more than 8 bits a channel; it is named.
     """
     try:
         pixels = _pixels(source.read(index), channels)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError) as error:
-        raise ValueError(f"image {source.name(index)} cannot be read: {error}") from error
+        raise InputError(f"image {source.name(index)} cannot be read: {error}") from error
     if size is not None and pixels.shape[1:] != size:
         scale = max(wanted / side for wanted, side in zip(size, pixels.shape[1:], strict=True))
         grown = [max(wanted, round(side * scale)) for wanted, side in zip(size, pixels.shape[1:], strict=True)]
@@ -220,6 +220,6 @@ def _pixels(found: Image.Image | bytes, channels: int) -> Tensor:
             return jpeg
         found = Image.open(io.BytesIO(found))
     if found.mode not in MODES:
-        raise ValueError(f"it has Pillow's mode {found.mode}; save it with 8 bits a channel.")
+        raise InputError(f"it has Pillow's mode {found.mode}; save it with 8 bits a channel.")
     image = np.array(found.convert("RGB" if channels == 3 else "L"), dtype=np.uint8)
     return torch.from_numpy(image.reshape(found.height, found.width, channels)).permute(2, 0, 1)

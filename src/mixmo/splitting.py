@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 
 
 class SplitBackbone(nn.Module):
@@ -36,7 +36,7 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
         A :class:`SplitBackbone` that computes the same.
 
     Raises:
-        ValueError: if there is no such module, it is not called exactly once, the backbone's own code cannot be
+        InputError: if there is no such module, it is not called exactly once, the backbone's own code cannot be
             followed (torch.fx) or tells training from evaluation, or more than the module's output passes the cut.
 
     Example:
@@ -53,13 +53,13 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
         nodes = list(_Tracer(name).trace(backbone).nodes)
     except Exception as error:  # whatever the backbone's own code makes of proxies
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason}).") from error
+        raise InputError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason}).") from error
     calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
     if len(calls) != 1:
-        raise ValueError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
+        raise InputError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
     frozen = [node.name for node in nodes if "training" in node.kwargs]
     if frozen:
-        raise ValueError(
+        raise InputError(
             f"{kind} cannot be cut at {name!r}: its code tells training from evaluation in {frozen[0]!r}, which would "
             "be frozen; leave out drop_rate."
         )
@@ -76,7 +76,7 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
     def in_second(node: fx.Node) -> fx.Node:
         if node not in copied:
             if node.op != "get_attr":
-                raise ValueError(
+                raise InputError(
                     f"{kind} cannot be cut at {name!r}: what follows also needs {node.name!r}, which comes before it; "
                     "take a module between stages."
                 )

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mixmo import pages
 from mixmo.corruptions import SEVERITIES
+from mixmo.errors import InputError
 from mixmo.judging import Judgement
 from mixmo.robustness import Corrupted, mean_figures
 
@@ -156,10 +157,10 @@ def accuracies(found: Judgement, who: str = "") -> list[float]:
         who: ``member_0`` …; nothing for the logit average.
 
     Raises:
-        ValueError: if corruptions were not judged.
+        InputError: if corruptions were not judged.
     """
     if found.corrupted is None:
-        raise ValueError("nothing is known of corruptions.")
+        raise InputError("nothing is known of corruptions.")
     return [100 * found.figures[f"{who}/accuracy".lstrip("/")], *severity_means(found.corrupted, who)]
 
 

@@ -51,8 +51,8 @@ def judge(
         The figures of :class:`mixmo.judging.Judgement`.
 
     Raises:
-        FileNotFoundError: if a run, its checkpoint or a dataset is missing.
-        ValueError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
+        MissingError: if a run, its checkpoint or a dataset is missing.
+        InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
     """
     found = judge_runs(runs, Options(checkpoint, precision, ood, corruptions))
     shown, tested = " + ".join(run.path.name for run in runs), found.tested

@@ -62,7 +62,7 @@ class Training(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimiser of the settings; raise ``ValueError`` for an unknown name or option."""
+        """Return the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
         own = self.settings.optimizer
         return build_optimizer(
             self.net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, **own.options

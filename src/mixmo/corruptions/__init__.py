@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixmo.corruptions import blur, digital, noise, weather
 from mixmo.corruptions.severities import LARGE, SMALL, Severities
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 
 __all__ = ["KINDS", "LARGE", "LARGE_SIDE", "SEVERITIES", "SMALL", "corrupt", "table_for"]
 
@@ -72,7 +72,7 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
         (B, H, W, C) uint8.
 
     Raises:
-        ValueError: if the kind or the severity is unknown, or the images are no such images.
+        InputError: if the kind or the severity is unknown, or the images are no such images.
 
     Example:
         >>> images = torch.full((2, 32, 32, 3), 100, dtype=torch.uint8)
@@ -81,9 +81,9 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
     """
     one_of(kind, KINDS, "corruption")
     if severity not in SEVERITIES:
-        raise ValueError(f"severity {severity} of {kind} is unknown; there are 1 to 5.")
+        raise InputError(f"severity {severity} of {kind} is unknown; there are 1 to 5.")
     if images.dim() != 4 or images.shape[3] not in (1, 3) or images.dtype != torch.uint8:
-        raise ValueError(f"images of shape {tuple(images.shape)}, {images.dtype}, are not (B, H, W, 3 or 1) uint8.")
+        raise InputError(f"images of shape {tuple(images.shape)}, {images.dtype}, are not (B, H, W, 3 or 1) uint8.")
     _, height, width, channels = images.shape
     pixels = (images.float() / 255).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
     corrupted = KINDS[kind](pixels, table_for(height, width)[kind][severity - 1], generator)

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from mixmo.errors import InputError
 from mixmo.masks.parts import FeatureShape, assign, bands
 
 GRID = 4
@@ -32,7 +33,7 @@ def grid(
         Masks (B, M, 1, h, w) of 0 and 1.
 
     Raises:
-        ValueError: if there are more members than cells.
+        InputError: if there are more members than cells.
 
     Example:
         >>> grid(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
@@ -42,7 +43,7 @@ def grid(
     rows, columns = min(GRID, height), min(GRID, width)
     count, members = rows * columns, ratios.shape[1]
     if members > count:
-        raise ValueError(
+        raise InputError(
             f"the mask 'grid' has {count} cells on a map of {height}×{width}, fewer than the {members} members; "
             "use fewer members or another kind."
         )

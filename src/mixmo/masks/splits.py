@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixmo.errors import InputError
 from mixmo.masks.parts import FeatureShape, assign, bands, break_stick
 
 
@@ -25,7 +26,7 @@ def horizontal(
         Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, h, 1).
 
     Raises:
-        ValueError: if there are more members than rows.
+        InputError: if there are more members than rows.
 
     Example:
         >>> horizontal(torch.tensor([[0.25, 0.75]]), (16, 4, 2), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
@@ -52,7 +53,7 @@ def vertical(
         Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, 1, w).
 
     Raises:
-        ValueError: if there are more members than columns.
+        InputError: if there are more members than columns.
 
     Example:
         >>> vertical(torch.tensor([[0.25, 0.75]]), (16, 1, 4), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
@@ -79,7 +80,7 @@ def channel(
         Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
 
     Raises:
-        ValueError: if there are more members than channels.
+        InputError: if there are more members than channels.
 
     Example:
         >>> masks = channel(torch.tensor([[0.25, 0.75]]), (4, 8, 8), torch.Generator().manual_seed(0))
@@ -152,7 +153,7 @@ def noise(
 def _runs(ratios: Tensor, size: int, generator: torch.Generator | None, roles: Tensor | None) -> Tensor:
     """Return (B, M, size): runs of neighbours along an axis, in either direction."""
     if ratios.shape[1] > size:
-        raise ValueError(
+        raise InputError(
             f"masks along an axis of {size} have fewer places than the {ratios.shape[1]} members; use fewer members or "
             "another kind."
         )

@@ -63,7 +63,7 @@ class Calibration(Metric):
             targets: (B,) class numbers.
 
         Raises:
-            ValueError: if they do not fit or are no probabilities; the row is named.
+            InputError: if they do not fit or are no probabilities; the row is named.
         """
         p = check_probabilities(probabilities)
         check_targets(targets, *p.shape)

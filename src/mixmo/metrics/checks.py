@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixmo.errors import InputError
 from mixmo.metrics.chunks import in_chunks
 
 
@@ -17,19 +18,19 @@ def check_targets(targets: Tensor, rows: int, classes: int) -> None:
         classes: K.
 
     Raises:
-        ValueError: naming the first row at fault.
+        InputError: naming the first row at fault.
 
     Example:
         >>> check_targets(torch.tensor([0, 3]), 2, 3)
         Traceback (most recent call last):
-        ValueError: target 3 in row 1 is out of range; 3 classes are numbered 0 to 2.
+        mixmo.errors.InputError: target 3 in row 1 is out of range; 3 classes are numbered 0 to 2.
     """
     if targets.shape != (rows,) or targets.is_floating_point():
-        raise ValueError(f"targets of shape {tuple(targets.shape)} do not fit; they are {rows} class numbers.")
+        raise InputError(f"targets of shape {tuple(targets.shape)} do not fit; they are {rows} class numbers.")
     out = ((targets < 0) | (targets >= classes)).nonzero()
     if len(out):
         row = int(out[0])
-        raise ValueError(
+        raise InputError(
             f"target {int(targets[row])} in row {row} is out of range; {classes} classes are numbered 0 to "
             f"{classes - 1}."
         )
@@ -39,17 +40,17 @@ def check_logits(logits: Tensor, targets: Tensor) -> None:
     """Refuse logits (N, M, K) and targets (N,) that do not fit or are not finite.
 
     Raises:
-        ValueError: naming the first row at fault.
+        InputError: naming the first row at fault.
 
     Example:
         >>> check_logits(torch.zeros(2, 1), torch.tensor([0, 1]))
         Traceback (most recent call last):
-        ValueError: logits of shape (2, 1) do not fit; they are (N, M, K).
+        mixmo.errors.InputError: logits of shape (2, 1) do not fit; they are (N, M, K).
     """
     if logits.dim() != 3:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit; they are (N, M, K).")
+        raise InputError(f"logits of shape {tuple(logits.shape)} do not fit; they are (N, M, K).")
     if not logits.numel():
-        raise ValueError(f"logits of shape {tuple(logits.shape)} are empty; there is nothing to evaluate.")
+        raise InputError(f"logits of shape {tuple(logits.shape)} are empty; there is nothing to evaluate.")
     _check_finite(logits, "logits")
     check_targets(targets, len(logits), logits.shape[2])
 
@@ -60,28 +61,28 @@ def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
     Rows have to sum to one within 1e-4, or 1e-2 if they come in 16 bits.
 
     Raises:
-        ValueError: naming the first row at fault.
+        InputError: naming the first row at fault.
 
     Example:
         >>> check_probabilities(torch.tensor([[0.5, 0.5], [0.5, 0.6]]))
         Traceback (most recent call last):
-        ValueError: probabilities in row 1 sum to 1.1, not to one (1 such rows of 2).
+        mixmo.errors.InputError: probabilities in row 1 sum to 1.1, not to one (1 such rows of 2).
     """
     if probabilities.dim() != axes or not probabilities.is_floating_point():
         wanted = "(B, K)" if axes == 2 else "(B, M, K)"
-        raise ValueError(f"probabilities of shape {tuple(probabilities.shape)} do not fit; they are {wanted}.")
+        raise InputError(f"probabilities of shape {tuple(probabilities.shape)} do not fit; they are {wanted}.")
     _check_finite(probabilities, "probabilities")
     precise = probabilities.double()
     negative = (precise < 0).flatten(1).any(1).nonzero()
     if len(negative):
-        raise ValueError(f"probabilities in row {int(negative[0])} are negative.")
+        raise InputError(f"probabilities in row {int(negative[0])} are negative.")
     tolerance = 1e-2 if probabilities.element_size() == 2 else 1e-4
     sums = precise.sum(-1).view(len(precise), -1)
     off = ((sums - 1).abs() > tolerance).any(1).nonzero()
     if len(off):
         row = sums[int(off[0])]
         worst = row[(row - 1).abs().argmax()].item()
-        raise ValueError(
+        raise InputError(
             f"probabilities in row {int(off[0])} sum to {worst:.4g}, not to one ({len(off)} such rows of {len(sums)})."
         )
     return precise
@@ -90,7 +91,7 @@ def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
 def _check_finite(values: Tensor, what: str) -> None:
     bad = torch.cat([(~part.isfinite()).flatten(1).any(1) for (part,) in in_chunks(values)]).nonzero()
     if len(bad):
-        raise ValueError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such rows of {len(values)}).")
+        raise InputError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such rows of {len(values)}).")
 
 
 def zeros(*size: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mixmo.errors import InputError
 from mixmo.metrics.checks import check_probabilities, check_targets, zeros
 
 
@@ -32,7 +33,7 @@ class Diversity(Metric):
         num_members: M.
 
     Raises:
-        ValueError: if M < 2.
+        InputError: if M < 2.
 
     Example:
         >>> diversity = Diversity(num_classes=2, num_members=2)
@@ -55,7 +56,7 @@ class Diversity(Metric):
     def __init__(self, num_classes: int, num_members: int, **options: Any) -> None:
         super().__init__(**options)
         if num_members < 2:
-            raise ValueError(f"diversity is measured between members, but there is {num_members}.")
+            raise InputError(f"diversity is measured between members, but there is {num_members}.")
         pairs = (num_members, num_members)
         self.add_state("right", zeros(num_members), dist_reduce_fx="sum")
         self.add_state("predicted", zeros(num_members, num_classes), dist_reduce_fx="sum")
@@ -72,11 +73,11 @@ class Diversity(Metric):
             log_members: (B, M, K), where they are known better than as logarithms of the probabilities.
 
         Raises:
-            ValueError: if they do not fit or are no probabilities; the row is named.
+            InputError: if they do not fit or are no probabilities; the row is named.
         """
         p = check_probabilities(members, axes=3)
         if p.shape[1:] != self.predicted.shape:
-            raise ValueError(
+            raise InputError(
                 f"probabilities of shape {tuple(p.shape)} do not fit (B, M, K) with M, K = "
                 f"{tuple(self.predicted.shape)}."
             )

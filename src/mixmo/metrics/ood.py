@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from mixmo.errors import InputError
 from mixmo.metrics.checks import check_logits
 from mixmo.metrics.chunks import in_chunks
 
@@ -85,11 +86,11 @@ class OutOfDistribution(Metric):
         """Return the figures of all batches.
 
         Raises:
-            ValueError: if one of the two kinds of images is missing.
+            InputError: if one of the two kinds of images is missing.
         """
         scores, out = dim_zero_cat(self.scores), dim_zero_cat(self.out).cpu().numpy()
         if out.all() or not out.any():
-            raise ValueError("out-of-distribution figures need images of both kinds, but all are of one.")
+            raise InputError("out-of-distribution figures need images of both kinds, but all are of one.")
         figures = {}
         for name, column in zip(SCORES, scores.T.cpu().numpy(), strict=True):
             false, true, _ = roc_curve(out, column)

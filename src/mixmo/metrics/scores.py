@@ -46,7 +46,7 @@ class Scores(Metric):
                 of the probabilities, which can be 0.
 
         Raises:
-            ValueError: if they do not fit or are no probabilities; the row is named.
+            InputError: if they do not fit or are no probabilities; the row is named.
         """
         p = check_probabilities(probabilities)
         check_targets(targets, *p.shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, MissingError, one_of
 
 Recipe = dict[str, Any]
 NOTES = ("published", "source")
@@ -42,8 +42,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
         recipe: A shipped name, or the path of a YAML file.
 
     Raises:
-        FileNotFoundError: if a path does not exist.
-        ValueError: if the name is unknown or the file is no mapping of settings.
+        MissingError: if a path does not exist.
+        InputError: if the name is unknown or the file is no mapping of settings.
 
     Example:
         >>> load_recipe("cifar10-wrn28x10-single")["data"]["name"]
@@ -52,13 +52,13 @@ def load_recipe(recipe: str | Path) -> Recipe:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise FileNotFoundError(f"there is no recipe file {path}.")
+            raise MissingError(f"there is no recipe file {path}.")
         try:
             content = yaml.safe_load(path.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"recipe file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+            raise InputError(f"recipe file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
         if not isinstance(content, dict):
-            raise ValueError(f"recipe file {path} holds {type(content).__name__}; it has to be a mapping of settings.")
+            raise InputError(f"recipe file {path} holds {type(content).__name__}; it has to be a mapping of settings.")
         resolved = _resolve(content, str(path))
     else:
         one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
