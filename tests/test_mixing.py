@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmo import Mixer, loss_weights, mixed_cross_entropy
+from mixmo import Mixer, loss_weights, mixed_cross_entropy, pair
+from mixmo.masks import KINDS
 from mixmo.mixing import mix_features, scheduled_probability
+from mixmo.pixels import PixelMixer
 
 
 def test_loss_weights_match_the_published_table():
@@ -144,3 +146,31 @@ def test_alpha_zero_and_the_end_of_training_mix_equally(generator):
 def test_bad_mixers_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Mixer(**arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixer_draws_on_the_device_that_is_named(kind):
+    """The meta device stands for a GPU: an operand that stayed on the CPU would be refused."""
+    mix = Mixer(kind, 2, alpha=0, probability=1.0).sample(4, (4, 8, 8), device="meta")
+    assert mix.masks.device.type == mix.ratios.device.type == "meta"
+
+
+def test_a_generator_of_another_device_is_refused(generator):
+    for draw in (
+        lambda: Mixer("cut").sample(4, (4, 8, 8), generator, device="meta"),
+        lambda: PixelMixer("cutmix").sample(4, 2, (8, 8), generator, device="meta"),
+        lambda: pair(4, generator=generator, device="meta"),
+    ):
+        with pytest.raises(ValueError, match="the generator draws on cpu, but device is meta"):
+            draw()
+    assert pair(4, device="meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_ratios_are_dirichlet(alpha, generator):
+    """Mean 1/M, variance (1/M)(1 - 1/M) / (M alpha + 1): torch's sampler that takes a generator has no public name."""
+    ratios = Mixer("linear", 3, alpha=alpha).sample(40_000, (1, 1, 1), generator).ratios
+    assert ratios.mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.01)
+    assert ratios.var(0).tolist() == pytest.approx([2 / 9 / (3 * alpha + 1)] * 3, rel=0.03)
+    again = Mixer("linear", 3, alpha=alpha).sample(40_000, (1, 1, 1), torch.Generator().manual_seed(0)).ratios
+    assert torch.equal(ratios, again)

@@ -1,10 +1,12 @@
 """MixMo around backbones of many families, and fusing."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import mixmo
@@ -90,7 +92,7 @@ def test_backbones_that_cannot_be_wrapped_are_refused(name, message):
 def test_a_stem_that_sees_no_whole_images_is_refused():
     net = mixmo.MixMo("tnt_s_patch16_224", num_members=2, num_classes=5)
     with pytest.raises(ValueError, match="whole images"):
-        net(torch.zeros(2, 2, 3, 224, 224), torch.zeros(2, 2, 1, 14, 14))
+        net(torch.zeros(2, 2, 3, 224, 224), torch.full((2, 2, 1, 56, 56), 0.5))
 
 
 class Plain(nn.Module):
@@ -147,12 +149,134 @@ def test_a_trained_backbone_starts_out_as_it_was():
         torch.testing.assert_close(net(images)[:, member], backbone(images), atol=1e-5, rtol=1e-5)
 
 
-def test_fresh_members_have_the_backbones_law():
+def test_members_are_drawn_as_separately_built_backbones():
+    """The first member is the backbone, the others those built after it with the same generator."""
     torch.manual_seed(0)
-    net = mixmo.MixMo("wide_resnet28_2", num_members=4, num_classes=100)
+    built = [timm.create_model("resnet18", num_classes=7) for _ in range(3)]
+    torch.manual_seed(0)
+    net = mixmo.MixMo("resnet18", num_members=3, num_classes=7)
+    for member, backbone in enumerate(built):
+        assert torch.equal(net.encoders[member].weight, backbone.conv1.weight)
+        assert torch.equal(net.heads[member].weight, backbone.fc.weight)
+
+
+def test_members_of_a_module_are_independent_draws_of_its_spread():
+    torch.manual_seed(0)
+    own = Plain()
+    nn.init.normal_(own.last.weight, mean=3.0, std=0.5)
+    net = mixmo.MixMo(own, num_members=4, stem="first", head="last")
+    assert torch.equal(net.heads[0].weight, own.last.weight)
     for part in (net.encoders, net.heads):
-        spread = [module.weight.std().item() for module in part]
-        assert spread == pytest.approx([spread[0]] * 4, rel=0.1)
+        numbers = torch.stack([module.weight.flatten() for module in part])
+        assert numbers.std(1).tolist() == pytest.approx([numbers[0].std().item()] * 4, rel=0.35)
+        assert numbers.corrcoef().fill_diagonal_(0).abs().max() < 0.45  # 56 or more numbers each
+        assert len(numbers.unique()) == numbers.numel()  # a permutation would repeat the first member's numbers
+    assert net.heads[3].weight.mean().item() == pytest.approx(3.0, abs=0.3)
+
+
+def test_a_new_head_on_trained_weights_is_drawn_for_each_member():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=3, num_classes=5, trained=True)
+    assert torch.equal(net.encoders[0].weight, net.encoders[1].weight)
+    heads = torch.stack([head.weight for head in net.heads]).flatten(1)
+    assert heads.corrcoef().fill_diagonal_(0).abs().max() < 0.3
+    same = mixmo.MixMo("wide_resnet10_1", num_members=3, trained=True)  # as many classes as timm says
+    assert torch.equal(same.heads[0].weight, same.heads[2].weight)
+    own = mixmo.MixMo(Plain(), num_members=2, stem="first", head="last", trained=True, fresh_heads=True)
+    assert torch.equal(own.encoders[0].weight, own.encoders[1].weight)
+    assert not torch.isclose(own.heads[0].weight, own.heads[1].weight).any()
+
+
+class ScaledConv(nn.Conv2d):
+    """A convolution that is not linear in its weight."""
+
+    def forward(self, x):
+        return super().forward(x) * self.weight.std()
+
+
+class CosineHead(nn.Linear):
+    """A head that is not linear in its weight."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, nn.functional.normalize(self.weight, dim=1))
+
+
+@pytest.mark.parametrize(("part", "name"), [(ScaledConv(3, 8, 3, padding=1), "first"), (CosineHead(8, 7), "last")])
+def test_subclasses_of_plain_layers_are_not_fused(part, name):
+    own = Plain()
+    setattr(own, name, part)
+    net = mixmo.MixMo(own, num_members=2, stem="first", head="last")
+    with pytest.raises(ValueError, match=type(part).__name__):
+        mixmo.fuse(net)
+
+
+def test_a_fused_network_that_answers_otherwise_is_not_returned():
+    net = mixmo.MixMo(Plain(), num_members=2, stem="first", head="last")
+    net.heads[1].register_forward_hook(lambda module, inputs, output: output.square())
+    with pytest.raises(ValueError, match="would answer otherwise: its logits"):
+        mixmo.fuse(net)
+
+
+def test_fusing_needs_an_image_that_the_network_takes():
+    class Picky(Plain):
+        def forward(self, x):
+            assert x.shape[-1] == 17
+            return super().forward(x)
+
+    net = mixmo.MixMo(Picky(), num_members=2, stem="first", head="last")
+    with pytest.raises(ValueError, match="image_size="):
+        mixmo.fuse(net)
+    images = torch.randn(2, 3, 17, 17)
+    torch.testing.assert_close(mixmo.fuse(net, (17, 17))(images), net(images).mean(1), atol=1e-5, rtol=1e-5)
+
+
+class Checkpointed(Plain):
+    """Computes its stem again in the backward pass."""
+
+    def forward(self, x):
+        features = torch.utils.checkpoint.checkpoint(self.first, x, use_reentrant=self.reentrant)
+        return self.last(features.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_keeps_the_masks(reentrant):
+    torch.manual_seed(0)
+    own = Plain()
+    again = Checkpointed()
+    again.load_state_dict(own.state_dict())
+    again.reentrant = reentrant
+    inputs, gradients = torch.randn(4, 2, 3, 9, 9, requires_grad=True), []
+    mask = (torch.arange(9) < 4).float().expand(4, 1, 1, 9, 9)
+    for backbone in (own, again):
+        torch.manual_seed(1)
+        net = mixmo.MixMo(backbone, num_members=2, stem="first", head="last")
+        net(inputs, torch.cat([mask, 1 - mask], 1)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in net.parameters()])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_threads_share_a_network():
+    """Images and mixtures with masks of their own, from eight threads at once; the module is what it was."""
+    torch.manual_seed(0)
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    parameters = dict(net.named_parameters())
+    cases = []
+    for count in range(1, 9):
+        mask = (torch.arange(16) < 2 * count).float().expand(count, 1, 1, 16, 16)
+        cases.append((torch.randn(count, 2, 3, 16, 16), torch.cat([mask, 1 - mask], 1)))
+    with torch.inference_mode():
+        expected = [(net(inputs[:, 0]), net(inputs, masks)) for inputs, masks in cases]
+
+    def ask(number):
+        (inputs, masks), (images_logits, logits) = cases[number % 8], expected[number % 8]
+        with torch.inference_mode():
+            return torch.equal(net(inputs[:, 0]), images_logits) and torch.equal(net(inputs, masks), logits)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(200)))
+    assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
+    assert all(parameter is parameters[name] for name, parameter in net.named_parameters())
 
 
 def test_fusing_leaves_the_network_as_it_is():
@@ -243,7 +367,7 @@ def test_one_member_mixed_anywhere_is_the_backbone():
     ("name", "arguments", "message"),
     [
         ("wide_resnet10_1", {"mix_at": "stages.7"}, "unknown module to mix at in WideResNet 'stages.7'; did you mean"),
-        ("wide_resnet10_1", {"mix_at": "stages.0.0.conv1"}, "more|also needs|times"),
+        ("wide_resnet10_1", {"mix_at": "stages.0.0.conv1"}, "what follows also needs"),
         ("wide_resnet10_1", {"mix_at": "stages.0", "trained": True}, "leave out mix_at"),
         ("resnet18", {"mix_at": "layer1", "drop_rate": 0.5}, "leave out drop_rate"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import write_images
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import mixmo
 from mixmo.fitting import fit
@@ -151,15 +152,15 @@ def test_the_average_of_the_weights_is_kept_and_tested(pictures, tmp_path):
 
 def test_unfused_inference_sums_the_encoders_first():
     net = mixmo.MixMo("wide_resnet10_1", num_members=3, num_classes=4).eval()
-    calls = []
-    for encoder in net.encoders:
-        encoder.register_forward_hook(lambda *_: calls.append(1))
     images = torch.randn(2, 3, 8, 8)
-    summed = net(images)
-    assert len(calls) == 1
-    one_by_one = net(images[:, None].expand(2, 3, 3, 8, 8))
-    assert len(calls) == 4
-    torch.testing.assert_close(summed, one_by_one, atol=1e-5, rtol=1e-5)
+    multiply_adds = []
+    for inputs in (images, images[:, None].expand(2, 3, 3, 8, 8)):
+        with FlopCounterMode(display=False) as counter:
+            logits = net(inputs)
+        multiply_adds.append(counter.get_total_flops() // 2)
+        torch.testing.assert_close(logits, net(images), atol=1e-5, rtol=1e-5)
+    one_encoder = 2 * 8 * 8 * 16 * 3 * 9
+    assert multiply_adds[1] - multiply_adds[0] == 2 * one_encoder
 
 
 @pytest.mark.parametrize("momentum", [True, False])

@@ -2,9 +2,10 @@
 
 from mixmo import masks
 from mixmo.evaluation import evaluate
+from mixmo.fusing import fuse
 from mixmo.interop import load_reference_checkpoint
 from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
-from mixmo.network import MixMo, fuse
+from mixmo.network import MixMo
 from mixmo.pairing import pair
 from mixmo.runs import load
 

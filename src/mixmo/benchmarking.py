@@ -28,9 +28,10 @@ from mixmo.batches import BatchMaker, MixedBatch
 from mixmo.data import DistinctBatch
 from mixmo.errors import InputError, one_of
 from mixmo.files import write_text
+from mixmo.fusing import fuse
 from mixmo.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
 from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
-from mixmo.network import MixMo, create_backbone, fuse
+from mixmo.network import MixMo, create_backbone
 from mixmo.optimizers import build_optimizer
 from mixmo.runs import environment
 from mixmo.settings import DataSettings

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from mixmo.errors import InputError, one_of
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.masks.constant import linear
+from mixmo.seeding import drawing_device
 
 NOTHING = torch.iinfo(torch.int64).min
 """A class number to ignore that no dataset has: torch's own choice, -100, would hide a wrong target."""
@@ -100,23 +102,28 @@ class Mixer:
         shape: FeatureShape,
         generator: torch.Generator | None = None,
         progress: float = 0.0,
+        device: torch.device | str | None = None,
     ) -> Mix:
-        """Draw the masks and ratios of one batch, on the generator's device, without a host sync.
+        """Draw the masks and ratios of one batch, on the device, without a host sync.
 
         Args:
             batch_size: B, the number of mixtures.
             shape: (F, h, w), the encoders' output shape (``net.encoder_shape(H, W)``).
-            generator: Source of every draw; ``None`` is torch's global generator on the CPU.
+            generator: Source of every draw; ``None`` is the device's global generator.
             progress: Share of training done, in [0, 1] (:func:`scheduled_probability`).
+            device: Where to draw; ``None`` is the generator's device, or the CPU without one.
 
         Returns:
             A :class:`Mix`: masks (B, M, 1 or F, h, w) and realised ratios (B, M), both float32.
 
         Raises:
-            InputError: if a kind cannot share a map of this size among that many members.
+            InputError: if a kind cannot share a map of this size among that many members, or the generator is on
+                another device.
         """
-        device = torch.device("cpu") if generator is None else generator.device
-        with torch.autocast(device.type, enabled=False):  # matrix products in bfloat16 would move masks' outlines
+        device = drawing_device(generator, device)
+        has_autocast = torch.amp.is_autocast_available(device.type)
+        # Matrix products in bfloat16 would move masks' outlines.
+        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
             return self._sample(batch_size, shape, generator, device, progress)
 
     def _sample(

@@ -1,53 +1,118 @@
 """MixMo around any image classifier: M encoders in place of its stem, M heads in place of its classifier.
 
 The stem (first convolution) is replaced *in place* by a module that encodes and mixes. The backbone is fed
-the members' images folded into the channel axis, (B, M*C, H, W), so that it sees images of their true size.
+the members' images folded into the channel axis, (B, M*C, H, W), so that it sees images of their true size; masks
+follow in further channels, since its own forward passes on nothing but images. So a call changes no module: threads
+may share a network, and activation checkpointing sees all that it has to compute again.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import mixmo.backbones  # noqa: F401  (registers its models with timm)
-from mixmo.errors import InputError, one_of
+from mixmo.errors import InputError, one_of, reason
 from mixmo.mixing import mix_features
 from mixmo.splitting import split_at
 
 
 class MixingStem(nn.Module):
-    """M encoders and the mixing block: (B, M*C, H, W) ↦ M * Σ_i mask_i ⊙ encoder_i(x_i), (B, F, h, w).
+    """M encoders and the mixing block: (B, M*C [+ P], H, W) ↦ M * Σ_i mask_i ⊙ encoder_i(x_i), (B, F, h, w).
 
-    Images (B, C, H, W) are shown to every encoder; plain convolutions are then summed first, so that inference
-    costs one of them. ``masks`` is set by :class:`MixMo` around its call of the backbone, since the backbone's
-    own forward passes on nothing but images.
+    The P further channels hold the masks (:func:`with_masks`); without them all weigh the same. Images (B, C, H, W)
+    are shown to every encoder; plain convolutions are then summed first, so that inference costs one of them.
     """
 
     def __init__(self, encoders: Iterable[nn.Module], in_chans: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.in_chans = in_chans
-        self.masks: Tensor | None = None
+        self.shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
+
+    def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (F, h, w), what an encoder makes of an image of height × width; remembered, since it is asked often.
+
+        Raises:
+            InputError: if the encoders cannot take that size, or their output is no feature map.
+        """
+        if (height, width) in self.shapes:
+            return self.shapes[height, width]
+        encoder = copy.deepcopy(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
+        try:
+            output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
+        except RuntimeError as error:
+            raise InputError(f"the stem cannot take images of {height}×{width}: {reason(error)}.") from error
+        if output.dim() != 4:
+            raise InputError(f"the stem makes {tuple(output.shape)} of an image; it has to be (B, F, h, w).")
+        _, channels, rows, columns = output.shape
+        self.shapes[height, width] = (channels, rows, columns)
+        return channels, rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode each member's images and mix the features."""
-        if self.masks is not None and len(x) != len(self.masks):
-            raise InputError(
-                f"masks have shape {tuple(self.masks.shape)}, but the stem was given {len(x)} inputs; each mixture "
-                "needs its masks, and the backbone has to show its stem whole images."
-            )
-        members, same_image = len(self.encoders), x.shape[1] == self.in_chans
-        if same_image and self.masks is None and _is_plain(self.encoders[0]):
-            return functional_call(self.encoders[0], _summed(self.encoders), (x,))  # type: ignore[no-any-return]
-        inputs = [x] * members if same_image else x.split(self.in_chans, 1)
+        same_image = x.shape[1] == self.in_chans
+        if same_image and all(map(is_plain, self.encoders)):
+            return _summed_convolution(x, self.encoders)
+        members, used = len(self.encoders), len(self.encoders) * self.in_chans
+        inputs = [x] * members if same_image else x[:, :used].split(self.in_chans, 1)
         features = [encoder(image) for encoder, image in zip(self.encoders, inputs, strict=True)]
-        return mix_features(features, self.masks)
+        if same_image or x.shape[1] == used:
+            return mix_features(features, None)
+        if not torch.compiler.is_compiling() and tuple(x.shape[-2:]) not in self.shapes:
+            raise InputError(
+                f"the stem was shown {tuple(x.shape)}, which is not the size of the images; masks need a backbone that "
+                "shows its stem whole images."
+            )
+        return mix_features(features, _unpacked_masks(x[:, used:], members, features[0]))
+
+
+def with_masks(inputs: Tensor, masks: Tensor) -> Tensor:
+    """Return one tensor (B, M*C + P, H, W): the members' images and, in P planes of their size, the masks' numbers.
+
+    Args:
+        inputs: (B, M, C, H, W).
+        masks: (B, M, c, h, w), c = 1 or F.
+    """
+    batch, _, _, height, width = inputs.shape
+    members, channels, rows, columns = masks.shape[1:]
+    planes = _planes(members, (channels, rows, columns), (height, width))
+    padding = planes * height * width - masks[0].numel()
+    packed = F.pad(masks.flatten(1), (0, padding)).view(batch, planes, height, width)
+    return torch.cat([inputs.flatten(1, 2), packed.to(inputs.dtype)], 1)
+
+
+def _unpacked_masks(packed: Tensor, members: int, features: Tensor) -> Tensor:
+    """Return the masks (B, M, 1 or F, h, w) that :func:`with_masks` packed, for features (B, F, h, w)."""
+    batch, planes, *size = packed.shape
+    _, width, *shape = features.shape
+    for channels in (1, width):
+        if planes == _planes(members, (channels, *shape), (size[0], size[1])):
+            numbers = members * channels * math.prod(shape)
+            return packed.flatten(1)[:, :numbers].reshape(batch, members, channels, *shape)
+    raise InputError(f"the masks do not fit the encoders' output {tuple(features.shape[1:])}.")
+
+
+def _planes(members: int, shape: Sequence[int], size: tuple[int, int]) -> int:
+    """Return P, the planes of H × W numbers for masks (M, c, h, w); always more of them for c = F than for c = 1."""
+    return math.ceil(members * math.prod(shape) / math.prod(size)) + (shape[0] > 1)
+
+
+def _summed_convolution(x: Tensor, encoders: nn.ModuleList) -> Tensor:
+    """Return Σ_i encoder_i(x) for plain convolutions, by one convolution with the sum of their weights."""
+    first: Any = encoders[0]
+    total = summed(encoders)
+    weight, bias = total["weight"], total.get("bias")
+    if isinstance(first, timm.layers.Conv2dSame):
+        x = timm.layers.pad_same(x, list(weight.shape[-2:]), list(first.stride), list(first.dilation))
+    return F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, first.groups)
 
 
 class MemberHeads(nn.Module):
@@ -75,7 +140,12 @@ class MixMo(nn.Module):
         head: Dotted name of the final classifier; likewise.
         trained: The backbone's weights are trained already (implied by ``pretrained=True``). Encoders then
             start as the trained stem / M and heads as the trained head, so that the network starts out
-            as the trained one. Otherwise each member's stem and head are fresh draws of the initial law.
+            as the trained one. Otherwise every member's stem and head are independent draws: of the backbone's own
+            initialisation for a timm name; for a module, whose initialisation is not known, of the normal
+            distribution with each tensor's mean and standard deviation.
+        fresh_heads: Whether a trained backbone's heads are independent draws all the same, since its head is new:
+            equal heads on equal encoders learn alike. ``None`` does so for a timm name whose classes are not as many
+            as timm says it was trained for; a module's head counts as trained.
         mix_at: Dotted name of a module, such as the first stage, behind which features are mixed: encoders are then
             copies of all that comes up to it. ``None`` mixes behind the stem, as published.
         **options: More keywords of ``timm.create_model``: ``in_chans``, ``img_size``, ``pretrained``, …
@@ -104,6 +174,7 @@ class MixMo(nn.Module):
         stem: str | None = None,
         head: str | None = None,
         trained: bool = False,
+        fresh_heads: bool | None = None,
         mix_at: str | None = None,
         **options: Any,
     ) -> None:
@@ -121,27 +192,35 @@ class MixMo(nn.Module):
                     f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
                 )
             self.backbone = copy.deepcopy(backbone)
+        if trained and mix_at is not None:
+            raise InputError("trained weights go with mixing behind the stem: leave out mix_at, or train from scratch.")
         self.num_members, self.mix_at = num_members, mix_at
-        self.stem_name = stem or _known_name(self.backbone, "first_conv", "stem")
-        self.head_name = head or _known_name(self.backbone, "classifier", "head")
-        if mix_at is not None:
-            self.backbone = split_at(self.backbone, mix_at)
-            self.stem_name, self.head_name = "stem", f"core.{self.head_name}"
+        names = (stem or _known_name(self.backbone, "first_conv", "stem"),
+                 head or _known_name(self.backbone, "classifier", "head"))  # fmt: skip
+        self.image_size = _image_size(self.backbone, options)
+        known_classes = _settings(self.backbone).get("num_classes")
+        self.backbone, self.stem_name, self.head_name = _divided(self.backbone, names, mix_at)
         first = _submodule(self.backbone, self.stem_name, "stem")
         classifier = _submodule(self.backbone, self.head_name, "head")
         self.in_chans = _input_channels(first, self.stem_name)
         self.num_classes = _output_classes(classifier, self.head_name)
         if num_classes not in (None, self.num_classes):
             raise InputError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
-        encoders = _copies(first, num_members, trained)
+        if fresh_heads is None:
+            replaced = isinstance(backbone, str) and known_classes not in (None, self.num_classes)
+            fresh_heads = not trained or replaced
+        others: list[tuple[nn.Module, nn.Module]] = []
+        if isinstance(backbone, str) and (not trained or fresh_heads):
+            untrained = options | {"pretrained": False}
+            for _ in range(num_members - 1):
+                part, stem_name, head_name = _divided(create_backbone(backbone, **untrained), names, mix_at)
+                others.append((part.get_submodule(stem_name), part.get_submodule(head_name)))
+        encoders = _members(first, num_members, not trained, [stem for stem, _ in others])
+        heads = _members(classifier, num_members, fresh_heads, [head for _, head in others])
         if trained:
-            if mix_at is not None:
-                raise InputError(
-                    "trained weights go with mixing behind the stem: leave out mix_at, or train from scratch."
-                )
             _scale_convolutions(encoders, 1 / num_members)
         self.backbone.set_submodule(self.stem_name, MixingStem(encoders, self.in_chans))
-        self.backbone.set_submodule(self.head_name, MemberHeads(_copies(classifier, num_members, trained)))
+        self.backbone.set_submodule(self.head_name, MemberHeads(heads))
 
     @property
     def stem(self) -> MixingStem:
@@ -150,12 +229,12 @@ class MixMo(nn.Module):
 
     @property
     def encoders(self) -> nn.ModuleList:
-        """The M encoders: copies of the backbone's stem."""
+        """The M encoders."""
         return self.stem.encoders
 
     @property
     def heads(self) -> nn.ModuleList:
-        """The M classifiers: copies of the backbone's head."""
+        """The M classifiers."""
         return self.backbone.get_submodule(self.head_name).heads  # type: ignore[return-value]
 
     def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -168,17 +247,7 @@ class MixMo(nn.Module):
             >>> MixMo("preact_resnet18_1", num_classes=10).encoder_shape(64, 64)
             (64, 32, 32)
         """
-        encoder = copy.deepcopy(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
-        try:
-            output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
-        except RuntimeError as error:
-            raise InputError(f"the stem cannot take images of {height}×{width}: {error}") from error
-        if output.dim() != 4:
-            raise InputError(
-                f"stem {self.stem_name!r} makes {tuple(output.shape)} of an image; it has to be (B, F, h, w)."
-            )
-        _, channels, rows, columns = output.shape
-        return channels, rows, columns
+        return self.stem.encoder_shape(height, width)
 
     def forward(self, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
         """Classify images (every member sees the same one) or mixtures of M inputs.
@@ -199,20 +268,24 @@ class MixMo(nn.Module):
                     f"inputs have shape {tuple(inputs.shape)}, but this network takes "
                     f"(B, {self.num_members}, {self.in_chans}, H, W)."
                 )
-            inputs = inputs.flatten(1, 2)
+            inputs = inputs.flatten(1, 2) if masks is None else self._with_masks(inputs, masks)
         elif inputs.dim() != 4 or inputs.shape[1] != self.in_chans:
             raise InputError(
                 f"images have shape {tuple(inputs.shape)}, but this network takes (B, {self.in_chans}, H, W)."
             )
         elif masks is not None:
             raise InputError("masks go with inputs of five axes, (B, M, C, H, W); images mix equally.")
-        stem = self.stem
-        stem.masks = masks
-        try:
-            logits = self.backbone(inputs)
-        finally:
-            stem.masks = None
-        return logits.unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
+        return self.backbone(inputs).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
+
+    def _with_masks(self, inputs: Tensor, masks: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():  # a compiled stem sees whether the numbers fit, not their shape
+            channels, rows, columns = self.encoder_shape(*inputs.shape[-2:])
+            if masks.shape not in {(len(inputs), self.num_members, c, rows, columns) for c in (1, channels)}:
+                raise InputError(
+                    f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
+                    f"({len(inputs)}, {self.num_members}, 1 or {channels}, {rows}, {columns})."
+                )
+        return with_masks(inputs, masks)
 
 
 def create_backbone(name: str, **options: Any) -> nn.Module:
@@ -230,102 +303,81 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         one_of(name.split(".")[0], timm.list_models(), "backbone")
     try:
         model: nn.Module = timm.create_model(name, **options)
-    except (TypeError, AssertionError, RuntimeError) as error:
-        raise InputError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+    except Exception as error:  # whatever the model's own code raises
+        raise InputError(f"backbone {name!r} cannot be built with {options}: {reason(error)}.") from error
     return model
 
 
-def fuse(net: MixMo) -> nn.Module:
-    """Fold a trained network into the plain backbone: same class, keys and cost; ``net`` stays as it is.
-
-    At inference all members see one image, so the encoders, being linear, sum into one convolution, and
-    the mean of the heads' logits is the logits of the mean head: W = Σ_i W_i at the stem, Σ_i W_i / M at
-    the head, biases likewise.
-
-    Args:
-        net: The network.
-
-    Returns:
-        A new module with ``plain(images)`` = ``net(images).mean(1)`` up to rounding.
-
-    Raises:
-        InputError: if a stem is no plain convolution (it never is with ``mix_at``).
-
-    Example:
-        >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
-        >>> images = torch.randn(4, 3, 32, 32)
-        >>> bool(torch.allclose(fuse(net)(images), net(images).mean(1), atol=1e-5))
-        True
-    """
-    if net.mix_at is not None:
-        raise InputError(
-            f"the encoders reach up to {net.mix_at!r} and are not linear, so that they cannot be summed; deploy the "
-            "network as it is, or mix behind the stem (mix_at=None)."
-        )
-    _check_plain(net.encoders, net.stem_name)
-    plain = copy.deepcopy(net.backbone)
-    plain.set_submodule(net.stem_name, _sum_of(net.encoders, scale=1.0))
-    plain.set_submodule(net.head_name, _sum_of(net.heads, scale=1 / net.num_members))
-    return plain
-
-
-@torch.no_grad()
-def _sum_of(modules: nn.ModuleList, scale: float) -> nn.Module:
-    """Return one module whose every parameter is ``scale`` times the modules' sum."""
-    total = copy.deepcopy(modules[0])
-    for name, parameter in _summed(modules).items():
-        total.get_parameter(name).copy_(parameter * scale)
-    return total
-
-
-def _summed(modules: nn.ModuleList) -> dict[str, Tensor]:
+def summed(modules: nn.ModuleList) -> dict[str, Tensor]:
     """Return the sum of the modules' parameters, by name."""
     names = [name for name, _ in modules[0].named_parameters()]
     return {name: torch.stack([module.get_parameter(name) for module in modules]).sum(0) for name in names}
 
 
-def _is_plain(encoder: nn.Module) -> bool:
+def is_plain(encoder: nn.Module) -> bool:
     """Return whether an encoder's output is linear in its own weight and bias."""
-    return type(encoder) in (nn.Conv2d, timm.layers.Conv2dSame)
+    return type(encoder) in (nn.Conv2d, timm.layers.Conv2dSame) and encoder.padding_mode == "zeros"
 
 
-def _check_plain(encoders: nn.ModuleList, name: str) -> None:
+def check_plain(encoders: Iterable[nn.Module], name: str) -> None:
     """Refuse stems that cannot be summed."""
-    if not _is_plain(encoders[0]):
-        raise InputError(
-            f"stem {name!r} is a {type(encoders[0]).__name__}; encoders can be summed only where the stem is "
-            "a plain convolution."
-        )
+    for encoder in encoders:
+        if not is_plain(encoder):
+            raise InputError(
+                f"stem {name!r} is a {type(encoder).__name__}; encoders can be summed only where the stem is "
+                "a plain convolution."
+            )
+
+
+def _divided(backbone: nn.Module, names: tuple[str, str], mix_at: str | None) -> tuple[nn.Module, str, str]:
+    """Return the backbone, cut where features are mixed, and the names of its stem and its head."""
+    if mix_at is None:
+        return backbone, *names
+    return split_at(backbone, mix_at), "stem", f"core.{names[1]}"
+
+
+def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]) -> list[nn.Module]:
+    """Return M modules: copies of a trained one, or the first and independent draws beside it."""
+    if not fresh:
+        return [copy.deepcopy(module) for _ in range(count)]
+    return [module, *(others or (_drawn_like(module) for _ in range(count - 1)))]
 
 
 @torch.no_grad()
-def _copies(module: nn.Module, count: int, trained: bool) -> list[nn.Module]:
-    """Return ``count`` copies of a module, the further ones drawn afresh unless it is trained.
-
-    A random permutation of independent, identically distributed weights is again such a draw, of whatever
-    law the backbone chose (truncated, uniform, …), without building the backbone once per member.
-    """
-    copies = [copy.deepcopy(module) for _ in range(count)]
-    for fresh in copies[1:] if not trained else []:
-        for parameter in fresh.parameters():
-            order = torch.randperm(parameter.numel()).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return copies
+def _drawn_like(module: nn.Module) -> nn.Module:
+    """Return a copy whose every parameter is drawn from the normal distribution of its mean and deviation."""
+    drawn = copy.deepcopy(module)
+    for parameter in drawn.parameters():
+        if parameter.numel() > 1:
+            parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
+    return drawn
 
 
 @torch.no_grad()
 def _scale_convolutions(encoders: list[nn.Module], factor: float) -> None:
     """Scale trained stems, so that their sum over the members is the trained stem again."""
-    _check_plain(nn.ModuleList(encoders), "stem")
+    check_plain(encoders, "stem")
     for encoder in encoders:
         for parameter in encoder.parameters():
             parameter.mul_(factor)
 
 
+def _settings(backbone: nn.Module) -> dict[str, Any]:
+    """Return what timm knows of a backbone; nothing for a module of somebody's own."""
+    return getattr(backbone, "pretrained_cfg", None) or {}
+
+
+def _image_size(backbone: nn.Module, options: dict[str, Any]) -> tuple[int, int] | None:
+    """Return (H, W) of the images a backbone is built for, if that is known."""
+    size = options.get("img_size") or _settings(backbone).get("input_size", (0,))[1:]
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if len(size) == 2 else None
+
+
 def _known_name(backbone: nn.Module, key: str, argument: str) -> str:
     """Return the one name timm's metadata gives for the stem or the head."""
-    settings = getattr(backbone, "pretrained_cfg", None) or {}
-    name = settings.get(key)
+    name = _settings(backbone).get(key)
     kind = type(backbone).__name__
     if isinstance(name, list | tuple):
         raise InputError(f"{kind} has {len(name)} {argument}s ({', '.join(name)}); MixMo needs a backbone with one.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixmo.errors import InputError
+from mixmo.seeding import drawing_device
 
 
 def check_repetition(batch_size: int, batch_repetition: int) -> int:
@@ -69,6 +70,7 @@ def pair(
     batch_repetition: int = 1,
     input_repetition: float = 0.0,
     generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw which of the U distinct images each member gets in each of the B = U * b mixtures.
 
@@ -80,7 +82,8 @@ def pair(
         num_members: M.
         batch_repetition: b.
         input_repetition: rho in [0, 1); 0 is the published setting.
-        generator: Source of the permutations; the result lies on its device.
+        generator: Source of the permutations; ``None`` is the device's global generator.
+        device: Where to draw; ``None`` is the generator's device, or the CPU without one.
 
     Returns:
         Indices (B, M) into the distinct images, int64.
@@ -95,7 +98,7 @@ def pair(
     """
     check_repetition(num_distinct * batch_repetition, batch_repetition)
     check_input_repetition(input_repetition, num_members)
-    device = torch.device("cpu") if generator is None else generator.device
+    device = drawing_device(generator, device)
     batch_size = num_distinct * batch_repetition
 
     def shuffled(count: int, columns: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mixmo.errors import InputError, one_of
 from mixmo.masks import KINDS, FeatureShape
 from mixmo.mixing import Mixer
+from mixmo.seeding import drawing_device
 
 PIXEL_KINDS = {"mixup": "linear", "cutmix": "cut"}
 """The pixel kinds by the mask of ``mixmo.masks`` that each uses for its two images."""
@@ -56,6 +57,7 @@ class PixelMixer:
         num_members: int,
         size: tuple[int, int],
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         """Draw the masks of one batch.
 
@@ -63,15 +65,16 @@ class PixelMixer:
             batch_size: B.
             num_members: M.
             size: (H, W) of the images.
-            generator: Source of every draw; the masks lie on its device.
+            generator: Source of every draw; ``None`` is the device's global generator.
+            device: Where to draw; ``None`` is the generator's device, or the CPU without one.
 
         Returns:
             Masks (B, M, 1, H, W): the share of the indexed image at each pixel; one where nothing is mixed.
         """
         count = batch_size * num_members
-        device = torch.device("cpu") if generator is None else generator.device
+        device = drawing_device(generator, device)
         shape: FeatureShape = (1, *size)
-        ratios = Mixer("linear", 2, self.alpha).sample(count, (1, 1, 1), generator).ratios
+        ratios = Mixer("linear", 2, self.alpha).sample(count, (1, 1, 1), generator, device=device).ratios
         masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)
         mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
         keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mixmo.errors import InputError
+
 STREAMS = {"step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5, "corruption": 6}
 Stream = Literal["step", "order", "split", "init", "global", "read", "corruption"]
 
@@ -41,3 +43,21 @@ def generator_for(
         True
     """
     return torch.Generator(device).manual_seed(seed_for(seed, index, stream))
+
+
+def drawing_device(generator: torch.Generator | None, device: torch.device | str | None = None) -> torch.device:
+    """Return where to draw: on the device that is named, else on the generator's, else on the CPU.
+
+    Raises:
+        InputError: if the generator is on another kind of device than the one named.
+
+    Example:
+        >>> drawing_device(None), drawing_device(None, "meta")
+        (device(type='cpu'), device(type='meta'))
+    """
+    if device is None:
+        return torch.device("cpu") if generator is None else generator.device
+    device = torch.device(device)
+    if generator is not None and generator.device.type != device.type:
+        raise InputError(f"the generator draws on {generator.device}, but device is {device}; make it there.")
+    return device
