@@ -1,59 +1,34 @@
 """Datasets: where they come from, what is refused, and what a batch is made of."""
 
-import io
+import re
 import tarfile
-import urllib.error
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from mixmo.batches import Augmentation, BatchMaker
-from mixmo.data import DistinctBatch, ResidentImages, evaluation_loader, load_images, train_loader
+from mixmo.data import (
+    DistinctBatch,
+    ResidentImages,
+    evaluation_loader,
+    load_images,
+    load_validation_images,
+    read_test_images,
+    train_loader,
+)
+from mixmo.errors import InputError
+from mixmo.folders import FileImages
 from mixmo.mixing import Mixer
 from mixmo.pixels import PixelMixer
 from mixmo.settings import DataSettings
-from mixmo.sources import Source, decode, open_source
 
 CPU = torch.device("cpu")
 
 
 def settings(folder, **changes):
     return DataSettings(**({"name": f"folder:{folder}", "batch_size": 8, "validation": 0.0, "padding": 1} | changes))
-
-
-def test_folders_are_read_in_the_order_of_sorted_names(image_folder):
-    data = load_images(settings(image_folder))
-    assert data.classes == ["cat", "dog", "emu"]
-    assert data.size == (8, 8)
-    assert (len(data.train), len(data.test), data.validation) == (24, 12, None)
-    first = np.asarray(Image.open(image_folder / "train" / "dog" / "000.png"))
-    assert np.array_equal(data.train.images[8].numpy(), first)
-    assert data.train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
-
-
-@pytest.mark.parametrize("shards", [1, 3])
-def test_tar_files_hold_what_the_folder_holds(image_folder, tmp_path, shards):
-    packed = tmp_path / "packed"
-    packed.mkdir()
-    files = sorted((image_folder / "train").rglob("*.png"))
-    for shard in range(shards):
-        name = "train.tar.gz" if shards == 1 else f"train-{shard}.tar.gz"
-        with tarfile.open(packed / name, "w:gz") as tar:
-            for file in files[shard::shards]:
-                tar.add(file, f"./{file.parent.name}/{file.name}")
-    with tarfile.open(packed / "test.tar", "w") as tar:
-        tar.add(image_folder / "test", ".")
-    one, other = load_images(settings(image_folder)), load_images(settings(packed))
-    assert one.classes == other.classes
-    assert torch.equal(one.train.labels, other.train.labels)
-    if shards == 1:
-        assert torch.equal(one.train.images, other.train.images)
-    assert torch.equal(one.test.images, other.test.images)
 
 
 def test_streamed_images_are_the_resident_ones(image_folder):
@@ -122,33 +97,6 @@ def test_validation_is_stratified_seeded_and_disjoint():
     assert torch.equal(together.unique(dim=0), everything.flatten(1).unique(dim=0))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_other_modes_are_converted(image_folder, mode, channels):
-    picture = Image.open(image_folder / "train" / "cat" / "000.png").convert(mode)
-    suffix = "tif" if mode == "CMYK" else "png"
-    (image_folder / "train" / "cat" / "000.png").unlink()
-    picture.save(image_folder / "train" / "cat" / f"000.{suffix}")
-    data = load_images(settings(image_folder, channels=channels))
-    expected = np.asarray(picture.convert("RGB" if channels == 3 else "L")).reshape(8, 8, channels)
-    assert np.array_equal(data.train.images[0].numpy(), expected)
-
-
-def test_sixteen_bits_are_refused(image_folder):
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(image_folder / "train" / "cat" / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png.*Pillow's mode I;16"):
-        load_images(settings(image_folder))
-
-
-@given(height=st.integers(1, 40), width=st.integers(1, 40), canvas=st.integers(1, 24))
-def test_odd_sizes_fill_the_canvas(height, width, canvas):
-    picture = Image.fromarray(np.full((height, width, 3), 77, np.uint8))
-    source = Source(np.zeros(1), ["a", "b"], lambda i: picture, str)
-    decoded = decode(source, 0, (canvas, canvas), 3)
-    assert decoded.shape == (canvas, canvas, 3)
-    assert (decoded == 77).all()  # no border was filled in
-
-
 def test_odd_sizes_without_a_canvas_are_refused(image_folder):
     Image.new("RGB", (9, 8)).save(image_folder / "train" / "dog" / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png is 8×9, but the first one is 8×8; .*data\.image_size"):
@@ -156,106 +104,127 @@ def test_odd_sizes_without_a_canvas_are_refused(image_folder):
     assert load_images(settings(image_folder, image_size=10)).train.images.shape == (25, 10, 10, 3)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_jpegs_are_decoded_as_pillow_does(tmp_path, mode, channels):
-    smooth = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8)
-    picture = Image.fromarray(np.stack([smooth, smooth * 2, 255 - smooth], 2)).convert(mode)
-    picture.save(tmp_path / "a.jpg", quality=95)
-    source = Source(np.zeros(1), ["a", "b"], lambda i: (tmp_path / "a.jpg").read_bytes(), str)
-    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB" if channels == 3 else "L"), dtype=int)
-    decoded = decode(source, 0, None, channels)
-    assert decoded.shape == (48, 40, channels)
-    assert np.abs(decoded.squeeze() - expected).max() <= 3
+def damage(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"not an image")
 
 
+STREAMED = {"image_size": 8, "resident": False, "workers": 0}
+
+
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
-def test_an_unreadable_image_is_named(image_folder, content):
+def test_an_unreadable_image_is_named(image_folder, content, streamed):
     file = image_folder / "train" / "emu" / "003.png"
     file.write_bytes(file.read_bytes()[:60] if content is None else content)
-    with pytest.raises(ValueError, match=r"emu/003\.png cannot be read"):
-        load_images(settings(image_folder))
-    own = settings(image_folder, image_size=8, resident=False, workers=0, batch_size=24)
-    with pytest.raises(ValueError, match=r"emu/003\.png cannot be read"):
-        next(iter(train_loader(load_images(own).train, own, 0, CPU)))
+    with pytest.raises(InputError, match=r"^image .*emu/003\.png cannot be read: [^/]*--data\.on_error skip\.$"):
+        load_images(settings(image_folder, **streamed))
+    own = settings(image_folder, batch_size=24, **STREAMED)
+    with pytest.raises(InputError, match=r"emu/003\.png cannot be read"):
+        next(iter(train_loader(load_images(own, check=False).train, own, 0, CPU)))
 
 
-def test_missing_and_empty_datasets_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no dataset folder"):
-        load_images(settings(tmp_path / "nowhere"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="neither a folder nor a tar file named train"):
-        load_images(settings(tmp_path / "empty"))
-    (tmp_path / "empty" / "train").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no images"):
-        load_images(settings(tmp_path / "empty"))
-    write_images(tmp_path / "half" / "train")
-    with pytest.raises(FileNotFoundError, match="named test or val"):
-        load_images(settings(tmp_path / "half"))
-    write_images(tmp_path / "one" / "train", classes=["cat"])
-    write_images(tmp_path / "one" / "test", classes=["cat"])
-    with pytest.raises(ValueError, match=r"one class only \(cat\)"):
-        load_images(settings(tmp_path / "one"))
-    with pytest.raises(FileNotFoundError, match=r"data\.download true"):
-        load_images(DataSettings(name="torch/cifar100", root=str(tmp_path)))
-    with pytest.raises(ValueError, match="unknown dataset 'cifar100'"):
-        load_images(DataSettings(name="cifar100"))
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("count", [2, 10, 13])
+def test_all_unreadable_images_are_counted_and_ten_named(image_folder, streamed, count):
+    names = [f"{kind}/{number:03}.png" for kind in ("cat", "emu") for number in range(7)][:count]
+    damage(image_folder / "train", *names)
+    with pytest.raises(InputError) as caught:
+        load_images(settings(image_folder, **streamed))
+    text = str(caught.value)
+    assert f"{count} of 24 images cannot be read: " in text and "\n" not in text
+    assert [name for name in names if name in text] == names[:10]
+    assert ("and 3 more" in text) == (count == 13)
 
 
-def test_names_of_timm_are_opened(image_folder):
-    """The same folder through timm: ``torch/image_folder`` is torchvision's own."""
-    ours = load_images(settings(image_folder))
-    theirs = load_images(settings(image_folder, name="torch/image_folder", root=str(image_folder)))
-    assert ours.classes == theirs.classes
-    assert torch.equal(ours.train.images, theirs.train.images)
-    assert torch.equal(ours.test.labels, theirs.test.labels)
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+def test_unreadable_images_are_skipped_where_that_is_asked_for(image_folder, caplog, streamed):
+    whole = load_images(settings(image_folder, validation=0.25, image_size=8))
+    own = settings(image_folder, validation=0.25, on_error="skip", **streamed)
+    held_out = {bytes(image.numpy().tobytes()) for image in whole.validation.images}
+    files = {np.asarray(Image.open(f)).tobytes(): f for f in (image_folder / "train").rglob("*.png")}
+    first = next(f for pixels, f in files.items() if pixels not in held_out)
+    second = next(f for pixels, f in files.items() if pixels in held_out)
+    damage(image_folder, first, second, "test/dog/001.png")
+    data = load_images(own)
+    assert (len(data.train), len(data.validation), len(data.test)) == (17, 5, 11)
+    for count, name in (("1 of 18", first.name), ("1 of 6", second.name), ("1 of 12", "test/dog/001.png")):
+        assert re.search(rf"left out {count} images, which cannot be read: \S*{name} \(it is damaged, or", caplog.text)
+    batches = list(evaluation_loader(data.test, own, CPU))
+    assert torch.cat([batch.labels[batch.chosen] for batch in batches]).tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert len(list(train_loader(data.train, own, 0, CPU))) == 2
+    images, _ = load_validation_images(own, 0)
+    assert len(images) == 5
+    seen = read_test_images(own, [4, 5])  # numbered without the one left out
+    expected = [np.asarray(Image.open(image_folder / "test" / "dog" / f"{i:03}.png")) for i in (0, 2)]
+    assert all(np.array_equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-def test_a_grey_dataset_of_torchvision(tmp_path):
-    """MNIST in its own files, ten made-up digits in each split."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    pixels = np.arange(10 * 28 * 28, dtype=np.uint32).astype(np.uint8)
-    for split in ("train", "t10k"):
-        header = b"".join(number.to_bytes(4, "big") for number in (2051, 10, 28, 28))
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-        header = b"".join(number.to_bytes(4, "big") for number in (2049, 10))
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(range(10)))
-    data = load_images(DataSettings(name="torch/mnist", root=str(tmp_path), channels=1, batch_size=5, validation=0.0))
-    assert np.array_equal(data.train.images.numpy().ravel(), pixels)
-    assert data.train.labels.tolist() == list(range(10)) and len(data.classes) == 10
+def test_what_becomes_of_unreadable_images_is_one_of_two():
+    with pytest.raises(InputError, match=r"unknown data\.on_error 'ignore'"):
+        DataSettings(on_error="ignore")
 
 
-def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise urllib.error.URLError("no network")
+def test_nothing_but_unreadable_images_is_refused(image_folder):
+    for file in (image_folder / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    for own in ({}, STREAMED):
+        with pytest.raises(InputError, match="24 of 24 images cannot be read"):
+            load_images(settings(image_folder, on_error="skip", **own))
 
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"'torch/cifar100' cannot be opened in .*no network"):
-        load_images(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
 
-
-def test_a_class_without_images_is_named(image_folder):
-    (image_folder / "train" / "fox").mkdir()
-    with pytest.raises(ValueError, match="class 'fox' has no images"):
+def test_the_canvas_is_that_of_the_first_readable_image(image_folder):
+    damage(image_folder / "train", "cat/000.png")
+    assert load_images(settings(image_folder, on_error="skip")).train.images.shape == (23, 8, 8, 3)
+    with pytest.raises(InputError, match=r"cat/000\.png"):
         load_images(settings(image_folder))
 
 
-def test_classes_of_train_and_test_must_agree(tmp_path):
-    write_images(tmp_path / "train")
-    write_images(tmp_path / "val", classes=["cat", "dog", "fox"])
-    with pytest.raises(ValueError, match="different classes, emu, fox"):
-        load_images(settings(tmp_path))
+def test_one_image_too_large_for_memory_is_unreadable(image_folder, monkeypatch, caplog):
+    def read(images, index):
+        if index == 3:
+            raise MemoryError
+        return real(images, index)
+
+    real = FileImages.read
+    monkeypatch.setattr(FileImages, "read", read)
+    assert len(load_images(settings(image_folder, on_error="skip")).train) == 23
+    assert "cat/003.png (there is not enough memory for it)" in caplog.text
 
 
-def test_a_damaged_tar_file_is_named(image_folder, tmp_path):
-    (tmp_path / "packed").mkdir()
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        tar.add(image_folder / "train", ".")
-    (tmp_path / "packed" / "train.tar.gz").write_bytes(packed.getvalue()[:-200])
-    with pytest.raises(ValueError, match=r"train\.tar\.gz cannot be read as a tar file"):
-        open_source(f"folder:{tmp_path / 'packed'}", "train")
+def test_images_that_do_not_fit_in_memory_are_to_be_streamed(image_folder):
+    with pytest.raises(InputError, match=r"24 images of 10000000×10000000 do not fit in memory; stream them"):
+        load_images(settings(image_folder, image_size=10**7, resident=True))
+
+
+def test_streamed_images_are_checked_once_and_said(image_folder, caplog):
+    caplog.set_level("INFO", "mixmo")
+    load_images(settings(image_folder, **STREAMED))
+    assert [record.getMessage() for record in caplog.records] == ["checking once that all 24 images can be read"]
+
+
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_training_decodes_no_test_image(image_folder, monkeypatch, streamed, kind):
+    for file in (image_folder / "test").rglob("*.png"):
+        file.write_bytes(b"not an image")
+    if kind == "tar":
+        with tarfile.open(image_folder / "test.tar.gz", "w:gz") as tar:
+            tar.add(image_folder / "test", "test")
+        (image_folder / "test").rename(image_folder / "unpacked")
+        monkeypatch.setattr("mixmo.archives.TarImages.read", None)
+    own = settings(image_folder, **streamed)
+    data = load_images(own)
+    list(train_loader(data.train, own, 0, CPU))
+    assert len(data.train) == 24
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="cannot be read"):
+        next(iter(evaluation_loader(data.test, own, CPU)))
+
+
+def test_the_test_set_is_decoded_once(image_folder):
+    data = load_images(settings(image_folder))
+    assert data.test is data.test and len(data.test) == 12
 
 
 def test_too_few_images_for_a_batch(image_folder):
@@ -291,6 +260,22 @@ def test_middle_crop():
     own = DataSettings(channels=1, crop_size=2, padding=0, mean=[0.0], std=[1.0])
     middle = Augmentation(own).center(images, torch.tensor([0]))
     torch.testing.assert_close(middle.flatten() * 255, torch.tensor([14.0, 15.0, 20.0, 21.0]))
+
+
+@pytest.mark.parametrize(("height", "width", "crop", "padding"), [(8, 8, 40, 16), (8, 9, 11, 2), (6, 10, 8, 1)])
+def test_the_middle_crop_of_a_smaller_image_has_a_black_border(height, width, crop, padding, generator):
+    """As large as in training, and the image is in its middle."""
+    images = torch.randint(1, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
+    own = DataSettings(crop_size=crop, padding=padding, mean=[0.0], std=[1.0])
+    augment, index = Augmentation(own), torch.tensor([1, 0, 1])
+    middle = augment.center(images, index)
+    assert middle.shape == augment.random(images, index, generator).shape == (3, 3, crop, crop)
+    down, across = max(0, crop - height), max(0, crop - width)
+    border = ((0, 0), (down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0))
+    padded = np.pad(images[index].numpy(), border)
+    top, left = (padded.shape[1] - crop) // 2, (padded.shape[2] - crop) // 2
+    expected = padded[:, top : top + crop, left : left + crop].transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(middle.numpy() * 255, expected, atol=1e-3)
 
 
 def labelled(count=12, side=6):

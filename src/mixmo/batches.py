@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mixmo.data import DistinctBatch
 from mixmo.masks import FeatureShape
@@ -76,10 +77,15 @@ class Augmentation:
         return self._normalise(pixels.masked_fill_(black[..., None], 0))
 
     def center(self, images: Tensor, index: Tensor) -> Tensor:
-        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation."""
-        rows, columns = self._crop(images)
-        top, left = (images.shape[1] - rows) // 2, (images.shape[2] - columns) // 2
-        return self._normalise(images[index, top : top + rows, left : left + columns])
+        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border."""
+        (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
+        top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
+        pixels = images[index, top : top + rows, left : left + columns]
+        if rows > height or columns > width:
+            above, before = max(0, (rows - height) // 2), max(0, (columns - width) // 2)
+            below, behind = max(0, rows - height) - above, max(0, columns - width) - before
+            pixels = pad(pixels, (0, 0, before, behind, above, below))
+        return self._normalise(pixels)
 
     def _crop(self, images: Tensor) -> tuple[int, int]:
         return (images.shape[1], images.shape[2]) if self.crop_size is None else (self.crop_size, self.crop_size)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from mixmo.errors import InputError
+from mixmo.datasets import open_source
+from mixmo.decoding import quiet
+from mixmo.errors import InputError, MissingError
+from mixmo.orders import Batches, EpochOrder
 from mixmo.pairing import check_repetition
-from mixmo.seeding import generator_for, seed_for
+from mixmo.reading import decode_all, first_size, readable
+from mixmo.seeding import Stream, seed_for
 from mixmo.settings import DataSettings
-from mixmo.sources import Source, decode, open_source
+from mixmo.sources import Source, decode
 
 RESIDENT_LIMIT = 4 * 2**30
 """Sets up to this many decoded bytes live on the device; larger ones are streamed."""
@@ -83,7 +87,8 @@ class StreamedImages(Dataset[DistinctBatch]):
 
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
-        images = np.stack([decode(self.source, index, self.size, self.channels) for index in indices])
+        with quiet():
+            images = np.stack([decode(self.source, index, self.size, self.channels) for index in indices])
         labels = torch.from_numpy(self.source.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
 
@@ -102,68 +107,54 @@ class ImageData:
     Attributes:
         train: Training images.
         validation: Images held out of the training set for selection; ``None`` where the share is 0.
-        test: Test images, which never choose anything.
         classes: The K class names.
         size: (H, W) of the decoded images.
+        fingerprint: SHA-256 (hexadecimal) of what is trained and validated on: names, sizes, labels and classes.
+        settings: The recipe's ``data`` section.
+        test_source: The test set, listed and not decoded.
     """
 
     train: ImageSet
     validation: ImageSet | None
-    test: ImageSet
     classes: list[str]
     size: tuple[int, int]
+    fingerprint: str
+    settings: DataSettings
+    test_source: Source
+
+    @cached_property
+    def test(self) -> ImageSet:
+        """Test images, which never choose anything: decoded when they are first asked for."""
+        return _image_set(self.test_source, self.settings, self.size)
 
 
-class EpochOrder(Sampler[int]):
-    """A random order of the training set for each epoch, a function of (seed, epoch) alone."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Any:
-        return iter(torch.randperm(self.size, generator=generator_for(self.seed, self.epoch, "order")).tolist())
-
-
-def load_images(settings: DataSettings, seed: int = 0) -> ImageData:
+def load_images(settings: DataSettings, seed: int = 0, check: bool = True) -> ImageData:
     """Open a dataset, check it, decode it if it is small, and split off the validation set.
+
+    The test set is only listed, until it is asked for.
 
     Args:
         settings: The recipe's ``data`` section.
         seed: The run's seed; chooses the validation images, the same for every run with this seed.
+        check: Decode streamed images once, in threads, so that those that cannot be read are known before training.
 
     Raises:
         MissingError: if the dataset is missing.
-        InputError: if it is damaged, its sizes differ, or train and test disagree about the classes.
+        InputError: if it is damaged, its sizes differ, or the test set has classes that the training set lacks.
     """
-    sources = {
-        split: open_source(settings.name, split, settings.root, settings.download) for split in ("train", "test")
-    }
-    classes = sources["train"].classes
-    if classes != sources["test"].classes:
-        differ = sorted(set(classes) ^ set(sources["test"].classes))
-        raise InputError(
-            f"the training and test sets of {settings.name!r} have different classes, {', '.join(differ[:3])} "
-            f"among {len(differ)} that only one of them has."
-        )
-    size = _canvas(settings, sources["train"])
-    rest, held_out = _divided(sources["train"], settings.validation, seed)
-    train = _image_set(rest, settings, size)
-    validation = None if held_out is None else _image_set(held_out, settings, size)
-    test = _image_set(sources["test"], settings, size)
+    train, test = _open(settings, "train"), _open(settings, "test")
+    test = test.with_classes(train.classes, f"the test set of {settings.name!r}")
+    size = _canvas(settings, train)
+    rest, held_out = _divided(train, settings.validation, seed)
+    images = _image_set(rest, settings, size, check=check)
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
-    if len(train) < distinct:
+    if len(images) < distinct:
         raise InputError(
-            f"{settings.name!r} has {len(train)} training images, fewer than the {distinct} distinct images of "
+            f"{settings.name!r} has {len(images)} training images, fewer than the {distinct} distinct images of "
             f"a batch (batch_size {settings.batch_size} / batch_repetition {settings.batch_repetition})."
         )
-    return ImageData(train, validation, test, classes, size)
+    validation = None if held_out is None else _image_set(held_out, settings, size, check=check)
+    return ImageData(images, validation, train.classes, size, train.fingerprint(times=False), settings, test)
 
 
 def load_test_images(settings: DataSettings, other: str | None = None) -> tuple[ImageSet, list[str]]:
@@ -177,12 +168,42 @@ def load_test_images(settings: DataSettings, other: str | None = None) -> tuple[
         MissingError: if a dataset is missing.
         InputError: if it is damaged or its sizes differ.
     """
-    own = open_source(settings.name, "test", settings.root, settings.download)
+    own = _test_source(settings)
     size = _canvas(settings, own)
     if other is None:
         return _image_set(own, settings, size), own.classes
-    source = open_source(other, "test", settings.root, settings.download)
+    source = _test_source(settings, other)
     return _image_set(source, settings, size, scaled=True), source.classes
+
+
+def fingerprint_of_test(settings: DataSettings, other: str | None = None) -> str:
+    """Return a SHA-256 (hexadecimal) that tells whether the images of :func:`load_test_images` changed.
+
+    Names, sizes, modification times, labels and classes count; nothing is decoded.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        other: Another dataset's name.
+
+    Raises:
+        MissingError: if the dataset is missing.
+        InputError: if it is damaged.
+    """
+    return _test_source(settings, other).fingerprint()
+
+
+def fingerprint_of_validation(settings: DataSettings, seed: int) -> str:
+    """Return likewise whether the images of :func:`load_validation_images` changed.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        seed: The run's seed.
+
+    Raises:
+        MissingError: if the dataset is missing.
+        InputError: if it is damaged, or the recipe holds out none.
+    """
+    return _validation_source(settings, seed)[0].fingerprint()
 
 
 def load_validation_images(settings: DataSettings, seed: int) -> tuple[ImageSet, list[str]]:
@@ -196,11 +217,8 @@ def load_validation_images(settings: DataSettings, seed: int) -> tuple[ImageSet,
         MissingError: if the dataset is missing.
         InputError: if it is damaged, its sizes differ, or the recipe holds out none.
     """
-    source = open_source(settings.name, "train", settings.root, settings.download)
-    _, held_out = _divided(source, settings.validation, seed)
-    if held_out is None:
-        raise InputError("there is no validation set: data.validation is 0.")
-    return _image_set(held_out, settings, _canvas(settings, source)), source.classes
+    held_out, everything = _validation_source(settings, seed)
+    return _image_set(held_out, settings, _canvas(settings, everything)), held_out.classes
 
 
 def read_test_images(settings: DataSettings, chosen: Sequence[int]) -> list[np.ndarray]:
@@ -208,22 +226,46 @@ def read_test_images(settings: DataSettings, chosen: Sequence[int]) -> list[np.n
 
     Args:
         settings: The recipe's ``data`` section.
-        chosen: Their numbers.
+        chosen: Their numbers among the images of :func:`load_test_images`.
+
+    Raises:
+        MissingError: if the dataset is missing.
+        InputError: if it is damaged, or one of the images cannot be read.
     """
-    source = open_source(settings.name, "test", settings.root, settings.download)
+    source = _test_source(settings)
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
-    return [decode(source, index, size, settings.channels) for index in chosen]
+    if settings.on_error == "skip":  # the others' numbers depend on which can be read
+        source = readable(source, size, settings.channels, "skip")
+    with quiet():
+        return [decode(source, index, size, settings.channels) for index in chosen]
 
 
-def train_loader(images: ImageSet, settings: DataSettings, seed: int, device: torch.device) -> DataLoader[Any]:
+def train_loader(
+    images: ImageSet,
+    settings: DataSettings,
+    seed: int,
+    device: torch.device,
+    epoch: int = 0,
+    stream: Stream = "order",
+    batches: int | None = None,
+) -> DataLoader[Any]:
     """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
 
     An epoch shows every image b times: floor(N / U) steps, b times those of a single network
     (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64).
+
+    Args:
+        images: The training images.
+        settings: The recipe's ``data`` section.
+        seed: The run's seed.
+        device: Where resident images live.
+        epoch: The first epoch shown; workers read ahead before anyone could set it.
+        stream: The stream of seeds that the order is drawn from.
+        batches: How many batches to yield; ``None`` is the whole epoch, and workers stay for the next one.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
-    order = EpochOrder(len(images), seed)
-    return _loader(images, BatchSampler(order, distinct, drop_last=True), settings, device, seed)
+    order = EpochOrder(len(images), seed, epoch, stream)
+    return _loader(images, Batches(order, distinct, batches), settings, device, seed, persistent=batches is None)
 
 
 def evaluation_loader(images: ImageSet, settings: DataSettings, device: torch.device) -> DataLoader[Any]:
@@ -233,7 +275,12 @@ def evaluation_loader(images: ImageSet, settings: DataSettings, device: torch.de
 
 
 def _loader(
-    images: ImageSet, batches: BatchSampler, settings: DataSettings, device: torch.device, seed: int
+    images: ImageSet,
+    batches: BatchSampler,
+    settings: DataSettings,
+    device: torch.device,
+    seed: int,
+    persistent: bool = True,
 ) -> DataLoader[Any]:
     streamed = isinstance(images, StreamedImages)
     return DataLoader(
@@ -241,7 +288,7 @@ def _loader(
         batch_sampler=batches,
         collate_fn=_as_is,
         num_workers=settings.workers if streamed else 0,
-        persistent_workers=streamed and settings.workers > 0,
+        persistent_workers=persistent and streamed and settings.workers > 0,
         pin_memory=streamed and device.type == "cuda",
         generator=torch.Generator().manual_seed(seed_for(seed, 0, "read")),
     )
@@ -251,42 +298,54 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def _open(settings: DataSettings, split: str, other: str | None = None) -> Source:
+    return open_source(other or settings.name, split, settings.root, settings.download)
+
+
+def _test_source(settings: DataSettings, other: str | None = None) -> Source:
+    """Return a test set; a recipe's own is numbered by the classes of its training set, where that is there."""
+    source = _open(settings, "test", other)
+    if other is not None:
+        return source
+    try:
+        classes = _open(settings, "train").classes
+    except MissingError:
+        return source
+    return source.with_classes(classes, f"the test set of {settings.name!r}")
+
+
+def _validation_source(settings: DataSettings, seed: int) -> tuple[Source, Source]:
+    """Return what is held out of the training set, and the whole of it."""
+    source = _open(settings, "train")
+    _, held_out = _divided(source, settings.validation, seed)
+    if held_out is None:
+        raise InputError("there is no validation set: data.validation is 0.")
+    return held_out, source
+
+
 def _canvas(settings: DataSettings, source: Source) -> tuple[int, int]:
     """Return (H, W) of the decoded images: as set, or as the first image has it."""
     if settings.image_size is not None:
         return settings.image_size, settings.image_size
-    height, width, _ = decode(source, 0, None, settings.channels).shape
-    return height, width
+    return first_size(source, settings.channels)
 
 
-def _image_set(source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None) -> ImageSet:
+def _image_set(
+    source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None, check: bool = False
+) -> ImageSet:
     """Return the set, decoded if it is to be resident; images are scaled to the size if one is set, or if asked for."""
     scaled = settings.image_size is not None if scaled is None else scaled
-    count = len(source.labels)
-    streamed = StreamedImages(source, size, settings.channels)
     resident = settings.resident
     if resident is None:
-        resident = count * math.prod(size) * settings.channels <= RESIDENT_LIMIT
-    if not resident:
-        if not scaled:
-            raise InputError("streamed images need one size: set --data.image_size.")
-        return streamed
-    images = np.empty((count, *size, settings.channels), dtype=np.uint8)
-    canvas = size if scaled else None
-
-    def fill(index: int) -> None:
-        image = decode(source, index, canvas, settings.channels)
-        if image.shape != images.shape[1:]:
-            raise InputError(
-                f"image {source.name(index)} is {image.shape[0]}×{image.shape[1]}, but the first one is "
-                f"{size[0]}×{size[1]}; bring all to one size with --data.image_size."
-            )
-        images[index] = image
-
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
-        for _ in pool.map(fill, range(count)):
-            pass
-    return ResidentImages(torch.from_numpy(images), torch.from_numpy(source.labels))
+        resident = len(source) * math.prod(size) * settings.channels <= RESIDENT_LIMIT
+    if resident:
+        images, source = decode_all(source, size, scaled, settings.channels, settings.on_error)
+        return ResidentImages(torch.from_numpy(images), torch.from_numpy(source.labels))
+    if not scaled:
+        raise InputError("streamed images need one size: set --data.image_size.")
+    if check or settings.on_error == "skip":
+        source = readable(source, size, settings.channels, settings.on_error)
+    return StreamedImages(source, size, settings.channels)
 
 
 def _divided(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:

@@ -5,15 +5,15 @@ So a run that was stopped goes on exactly as it would have, and two machines agr
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from mixmo.errors import InputError
 
-STREAMS = {"step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5, "corruption": 6}
-Stream = Literal["step", "order", "split", "init", "global", "read", "corruption"]
+Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate"]
+STREAMS: dict[Stream, int] = {name: number for number, name in enumerate(get_args(Stream))}
 
 
 def seed_for(seed: int, index: int, stream: Stream = "step") -> int:

@@ -1,32 +1,36 @@
-"""Where labelled images come from: scikit-learn's digits, timm's dataset names, folders and tar files."""
+"""Labelled images that can be read one by one."""
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Callable
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import timm.data
-import torch
-from PIL import Image, UnidentifiedImageError
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
+from PIL import Image
 
-from mixmo.errors import InputError, MissingError, one_of
+from mixmo.decoding import image_pixels, on_canvas, why
+from mixmo.errors import InputError
+from mixmo.names import printable
 
-TEST_FOLDERS = ("test", "val", "validation")
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
-"""Pillow's modes of 8 bits a channel, those that convert to RGB or grey without guessing a range."""
+logger = logging.getLogger("mixmo")
 
 
-JPEG_MAGIC = b"\xff\xd8\xff"
+class Images(Protocol):
+    """Where images are: a plain object that can be pickled, since other processes read from it."""
+
+    def read(self, index: int) -> Image.Image | bytes:
+        """Return an image, or the content of its file."""
+
+    def name(self, index: int) -> str:
+        """Return what an image is called, for errors."""
+
+    def fingerprint(self, times: bool) -> str:
+        """Return what changes when the content does: names and sizes, and modification times if asked for."""
 
 
 @dataclass(frozen=True)
@@ -36,160 +40,125 @@ class Source:
     Attributes:
         labels: (N,) class numbers, int64.
         classes: The K class names, in the order of their numbers.
-        read: Returns the i-th image, or the content of its file.
-        name: Says what the i-th image is called, for errors.
+        images: Where the images are.
+        numbers: (N,) their numbers there; ``None`` is all of them in their order.
     """
 
     labels: np.ndarray
     classes: list[str]
-    read: Callable[[int], Image.Image | bytes]
-    name: Callable[[int], str]
+    images: Images
+    numbers: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Image.Image | bytes:
+        """Return the i-th image, or the content of its file."""
+        return self.images.read(self._number(index))
+
+    def name(self, index: int) -> str:
+        """Return what the i-th image is called."""
+        return printable(self.images.name(self._number(index)))
 
     def subset(self, chosen: np.ndarray) -> Source:
         """Return the source of some of the images.
 
         Args:
-            chosen: Their numbers, in the order wanted.
+            chosen: Their positions, in the order wanted.
         """
-        return Source(self.labels[chosen], self.classes, lambda i: self.read(chosen[i]), lambda i: self.name(chosen[i]))
+        numbers = np.arange(len(self.labels)) if self.numbers is None else self.numbers
+        return Source(self.labels[chosen], self.classes, self.images, numbers[chosen])
+
+    def with_classes(self, classes: list[str], where: str) -> Source:
+        """Return the same images numbered by other classes, matched by name.
+
+        Args:
+            classes: The classes; some may have no images here, which is logged.
+            where: What the images are, for the error.
+
+        Raises:
+            InputError: if a class here is not among them.
+        """
+        if self.classes == classes:
+            return self
+        if strange := sorted(set(self.classes) - set(classes)):
+            raise InputError(
+                f"{where} has classes that the training set lacks, {_some(strange)}; remove them, or add them there."
+            )
+        if missing := sorted(set(classes) - set(self.classes)):
+            notice(f"{where} has no images of {_some(missing)}, which the training set has.")
+        places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        return Source(places[self.labels], classes, self.images, self.numbers)
+
+    def fingerprint(self, times: bool = True) -> str:
+        """Return a SHA-256 (hexadecimal) that tells whether images, their order, labels or classes changed.
+
+        Nothing is decoded: files count by their names, sizes and modification times, arrays by their values.
+
+        Args:
+            times: Whether modification times count; without them a copy of the files counts as the same.
+        """
+        chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
+        labels = self.labels.astype(np.int64).tobytes()
+        return hashed([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen])
+
+    def _number(self, index: int) -> int:
+        return int(index if self.numbers is None else self.numbers[index])
 
 
-def open_source(name: str, split: str, root: str = "data", download: bool = False) -> Source:
-    """Open one split of a dataset.
-
-    Args:
-        name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each
-            class folders, or tar files of such (``train.tar``, shards ``train-0.tar.gz`` …); or a name that
-            timm knows: ``torch/cifar10``, ``torch/cifar100``, ``hfds/…``.
-        split: ``train`` or ``test``.
-        root: Where timm's datasets lie or are downloaded to.
-        download: Whether a missing dataset may be downloaded.
-
-    Raises:
-        MissingError: if the path is missing or empty.
-        InputError: if the name is unknown, or there are fewer than two classes.
+def hashed(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    """Return the SHA-256 (hexadecimal) of a sequence of texts, bytes and arrays.
 
     Example:
-        >>> source = open_source("digits", "test")
-        >>> len(source.labels), source.read(0).size
-        (360, (8, 8))
+        >>> hashed(["ab", "c"]) == hashed(["a", "bc"])
+        False
     """
-    one_of(split, ("train", "test"), "split")
-    if name == "digits":
-        source = _open_digits(split)
-    elif name.startswith("folder:"):
-        source = _open_folder(Path(name.removeprefix("folder:")).expanduser(), split)
-    elif name.partition("/")[0] in ("torch", "hfds"):
-        source = _open_timm(name, split, root, download)
-    else:
-        raise InputError(f"unknown dataset {name!r}; it is digits, folder:PATH, torch/… or hfds/….")
-    if len(source.classes) < 2:
-        raise InputError(
-            f"dataset {name!r} has one class only ({', '.join(source.classes)}); a classifier needs two or more."
-        )
-    if not len(source.labels):
-        raise MissingError(f"dataset {name!r} has no images in its {split} split.")
-    return source
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            content, kind = np.ascontiguousarray(part).tobytes(), f"{part.dtype.str}{part.shape}"
+        else:
+            content = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+            kind = ""
+        sha.update(f"{kind}{len(content)} ".encode())
+        sha.update(content)
+    return sha.hexdigest()
 
 
-def _open_digits(split: str) -> Source:
-    """Return scikit-learn's 8×8 digits, one fifth held out for testing."""
-    digits = load_digits()
-    images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
-    chosen = train if split == "train" else test
-    return Source(
-        digits.target[chosen].astype(np.int64),
-        [str(digit) for digit in digits.target_names],
-        lambda i: Image.fromarray(images[chosen[i]]),
-        lambda i: f"digit {chosen[i]}",
-    )
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images that are an array.
 
+    Args:
+        pixels: (N, H, W) or (N, H, W, 3) uint8.
+        title: What one is called, before its number.
 
-def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
-    """Return a dataset of torchvision or Hugging Face by timm's name."""
-    known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # whatever they raise
-    try:
-        dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
-    except known_errors as error:
-        advice = "" if download else "; allow it to be fetched with --data.download true, or set --data.root"
-        raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {error}{advice}.") from error
-    labels = getattr(dataset, "targets", None)
-    if labels is None:  # no labels without the images: read them once
-        labels = [int(dataset[i][1]) for i in range(len(dataset))]
-    labels = np.asarray(labels, dtype=np.int64)
-    classes = getattr(dataset, "classes", None) or [str(k) for k in range(int(labels.max()) + 1)]
-    return Source(labels, [str(c) for c in classes], lambda i: dataset[i][0], lambda i: f"{name} {split} image {i}")
+    Example:
+        >>> ArrayImages(np.zeros((3, 8, 8), np.uint8), "digit").name(2)
+        'digit 2'
+    """
 
+    pixels: np.ndarray
+    title: str
 
-def _open_folder(path: Path, split: str) -> Source:
-    """Return PATH/train or PATH/test, as class folders or as tar files of class folders."""
-    if not path.is_dir():
-        raise MissingError(f"there is no dataset folder {path}.")
-    for folder in ("train",) if split == "train" else TEST_FOLDERS:
-        if (path / folder).is_dir():
-            return _class_folders(path / folder)
-        archives = sorted([*path.glob(f"{folder}.tar*"), *path.glob(f"{folder}-*.tar*")])
-        if archives:
-            return _tar_files(archives)
-    wanted = "train" if split == "train" else " or ".join(TEST_FOLDERS)
-    raise MissingError(f"{path} has neither a folder nor a tar file named {wanted}.")
+    def read(self, index: int) -> Image.Image:
+        """Return an image."""
+        return Image.fromarray(self.pixels[index])
 
+    def name(self, index: int) -> str:
+        """Return its title and number."""
+        return f"{self.title} {index}"
 
-def _class_folders(folder: Path) -> Source:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in IMG_EXTENSIONS
-    ]
-    _check_filled(classes, {label for _, label in files}, str(folder))
-    return Source(
-        np.array([label for _, label in files], dtype=np.int64),
-        classes,
-        lambda i: files[i][0].read_bytes(),
-        lambda i: str(files[i][0]),
-    )
-
-
-def _tar_files(archives: list[Path]) -> Source:
-    """Hold the encoded images of tar files in memory: compressed tars cannot be read at random."""
-    found: list[tuple[str, str, bytes]] = []
-    for archive in archives:
-        try:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    parts = Path(member.name).parts
-                    if member.isfile() and len(parts) > 1 and Path(member.name).suffix.lower() in IMG_EXTENSIONS:
-                        content = tar.extractfile(member)
-                        found.append((parts[-2], f"{archive}/{member.name}", content.read() if content else b""))
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise InputError(f"{archive} cannot be read as a tar file: {error}") from error
-    found.sort(key=lambda entry: entry[:2])
-    classes = sorted({name for name, _, _ in found})
-    numbers = {name: number for number, name in enumerate(classes)}
-    _check_filled(classes, set(numbers.values()), ", ".join(map(str, archives)))
-    return Source(
-        np.array([numbers[name] for name, _, _ in found], dtype=np.int64),
-        classes,
-        lambda i: found[i][2],
-        lambda i: found[i][1],
-    )
-
-
-def _check_filled(classes: list[str], filled: set[int], where: str) -> None:
-    if not classes or not filled:
-        raise MissingError(f"{where} holds no images; it needs one folder for each class, with images in it.")
-    empty = [name for label, name in enumerate(classes) if label not in filled]
-    if empty:
-        raise InputError(f"{where}: class {empty[0]!r} has no images; remove the empty folder or fill it.")
+    def fingerprint(self, times: bool) -> str:
+        """Return the hash of the pixels."""
+        return hashed([self.pixels])
 
 
 def decode(source: Source, index: int, size: tuple[int, int] | None, channels: int) -> np.ndarray:
     """Return one image as uint8 (H, W, C): converted to C channels and brought onto the canvas.
 
     An image of another size is scaled (bicubic, antialiased) until it covers the canvas, then cropped in its middle.
+    Pillow may warn; whoever decodes many silences that with :func:`mixmo.decoding.quiet`.
 
     Args:
         source: Where the image is.
@@ -198,28 +167,27 @@ def decode(source: Source, index: int, size: tuple[int, int] | None, channels: i
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
-        InputError: if the image cannot be read or has more than 8 bits a channel; it is named.
+        InputError: if the image cannot be read; it is named.
+
+    Example:
+        >>> source = Source(np.zeros(1, np.int64), ["a"], ArrayImages(np.zeros((1, 8, 6), np.uint8), "image"))
+        >>> decode(source, 0, None, 3).shape
+        (8, 6, 3)
     """
     try:
-        pixels = _pixels(source.read(index), channels)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError) as error:
-        raise InputError(f"image {source.name(index)} cannot be read: {error}") from error
-    if size is not None and pixels.shape[1:] != size:
-        scale = max(wanted / side for wanted, side in zip(size, pixels.shape[1:], strict=True))
-        grown = [max(wanted, round(side * scale)) for wanted, side in zip(size, pixels.shape[1:], strict=True)]
-        pixels = center_crop(resize(pixels, grown, InterpolationMode.BICUBIC, antialias=True), list(size))
-    return pixels.permute(1, 2, 0).numpy()
+        pixels = image_pixels(source.read(index), channels)
+        return pixels if size is None else on_canvas(pixels, size)
+    except Exception as error:  # damaged content makes Pillow and its codecs raise anything
+        raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
 
 
-def _pixels(found: Image.Image | bytes, channels: int) -> Tensor:
-    """Return (C, H, W) uint8 of an image, or of the content of its file."""
-    if isinstance(found, bytes):
-        if found.startswith(JPEG_MAGIC):  # torchvision's libjpeg-turbo takes half of Pillow's time
-            mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
-            jpeg: Tensor = decode_jpeg(torch.frombuffer(bytearray(found), dtype=torch.uint8), mode)
-            return jpeg
-        found = Image.open(io.BytesIO(found))
-    if found.mode not in MODES:
-        raise InputError(f"it has Pillow's mode {found.mode}; save it with 8 bits a channel.")
-    image = np.array(found.convert("RGB" if channels == 3 else "L"), dtype=np.uint8)
-    return torch.from_numpy(image.reshape(found.height, found.width, channels)).permute(2, 0, 1)
+def _some(names: Sequence[str]) -> str:
+    """Return the first names in words."""
+    shown = ", ".join(printable(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+@functools.cache
+def notice(text: str) -> None:
+    """Log a warning, once in a process: datasets are opened several times."""
+    logger.warning(text)

@@ -1,0 +1,204 @@
+"""From the content of an image file to 8-bit pixels; docs/data.md has the conventions."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
+
+from mixmo.errors import InputError, reason
+
+MAX_PIXELS = 2**26
+"""Larger images are refused before their pixels are allocated."""
+
+MAX_BYTES = 2**28
+"""Larger files are refused before they are read."""
+
+Image.init()
+FORMATS = tuple(name for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF") if name in Image.OPEN)
+"""What is read. Pillow knows more, and hands some of it (EPS) to other programs."""
+
+BACKGROUND = (255, 255, 255)
+"""White, what transparent pixels show."""
+
+EIGHT_BITS = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
+TRANSPARENT = {"RGBA", "LA", "PA", "RGBa", "La"}
+SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
+
+_UPRIGHT: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+
+
+def image_pixels(found: Image.Image | bytes, channels: int) -> np.ndarray:
+    """Return (H, W, C) uint8: upright by its EXIF orientation, on white where transparent, 16 bits scaled to 8.
+
+    Args:
+        found: An image, or the content of an image file; of several frames the first is taken.
+        channels: C, 3 (RGB) or 1 (grey).
+
+    Raises:
+        InputError: if it is larger than ``MAX_PIXELS``, no image of ``FORMATS``, or of 32 bits a channel.
+        Exception: whatever Pillow raises on damaged content.
+
+    Example:
+        >>> image_pixels(Image.new("LA", (4, 2)), 3).max()  # transparent black
+        np.uint8(255)
+    """
+    image = _opened(found) if isinstance(found, bytes) else found
+    _check_size(image)
+    image.load()
+    whole_range = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = _upright(image)
+    if whole_range:
+        image = _from_sixteen_bits(image)
+    elif image.mode in TRANSPARENT or "transparency" in image.info:
+        image = _on_background(image)
+    elif image.mode not in EIGHT_BITS:
+        raise InputError(
+            f"it has Pillow's mode {image.mode}, whose range is not known; save it with 8 or 16 bits a channel"
+        )
+    pixels = np.array(image.convert("RGB" if channels == 3 else "L"), dtype=np.uint8)
+    return pixels.reshape(image.height, image.width, channels)
+
+
+def _opened(content: bytes) -> Image.Image:
+    if len(content) > MAX_BYTES:
+        raise too_long(len(content))
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise InputError(f"it is damaged, or none of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large() from error
+
+
+def too_long(size: int) -> InputError:
+    """Return the error of a file of ``size`` bytes that is not read."""
+    return InputError(f"it is a file of {size / 2**20:.0f} MiB, more than the {MAX_BYTES >> 20} MiB that are read")
+
+
+def _too_large() -> InputError:
+    return InputError(f"it is an image of more than {MAX_PIXELS // 10**6} megapixels")
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large()
+    if not image.width * image.height:
+        raise InputError("it has no pixels")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF, whatever Pillow makes of it; the pixels are all right
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Return grey of 8 bits: 0…65535 becomes 0…255, rounded."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[values == key] = BACKGROUND[0]
+    return Image.fromarray(grey)
+
+
+def _on_background(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # Pillow undoes the product with opacity in steps
+        image = image.convert("LA")
+    colours = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours)
+
+
+def on_canvas(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (h, w, C) uint8: scaled (bicubic, antialiased) until it covers the canvas, then cropped in its middle.
+
+    Args:
+        pixels: (H, W, C) uint8.
+        size: (h, w) of the canvas.
+
+    Raises:
+        InputError: if it would have to grow beyond ``MAX_PIXELS``, being narrow.
+
+    Example:
+        >>> on_canvas(np.zeros((10, 30, 3), np.uint8), (5, 5)).shape
+        (5, 5, 3)
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return pixels
+    scale = max(size[0] / height, size[1] / width)
+    grown = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    if grown[0] * grown[1] > MAX_PIXELS:
+        raise InputError(f"it is {height}×{width}, and would have to grow to {grown[0]}×{grown[1]} to cover the canvas")
+    tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1), grown, InterpolationMode.BICUBIC, antialias=True)
+    cropped: np.ndarray = center_crop(tensor, list(size)).permute(1, 2, 0).numpy()
+    return cropped
+
+
+def starts_like_image(start: bytes) -> bool:
+    """Return whether a file that starts so is an image of ``FORMATS``.
+
+    Args:
+        start: Its first ``SIGNATURE`` bytes, or all of a shorter one.
+
+    Example:
+        >>> starts_like_image(b"GIF89a..."), starts_like_image(b"name,label")
+        (True, False)
+    """
+    if start[:2] == b"BM":
+        return start[6:10] == bytes(4)
+    if start[:1] == b"P":
+        return start[1:2] in b"123456" and start[2:3].isspace()
+    known = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return start.startswith(known) or start[8:12] == b"WEBP" or start[4:12] in (b"ftypavif", b"ftypavis")
+
+
+SIGNATURE = 16
+"""Bytes that tell what a file is."""
+
+
+def why(error: BaseException) -> str:
+    """Return why an image cannot be read, in a few words.
+
+    Example:
+        >>> why(MemoryError())
+        'there is not enough memory for it'
+        >>> why(FileNotFoundError(2, "No such file or directory", "a.png"))
+        'No such file or directory'
+    """
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    return (error.strerror if isinstance(error, OSError) else None) or reason(error)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Pillow warns of and logs about single images; around threads, not in them: filters are shared."""
+    pillow = logging.getLogger("PIL")
+    level = pillow.level
+    pillow.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        pillow.setLevel(level)
