@@ -1,14 +1,13 @@
 """Everything a short-lived GPU can tell, in one call: correctness, ceilings, the step, then as many epochs as fit.
 
-    python benchmarks/gpu.py --out OUT --budget 1500 [--recipe NAME] [--data folder:PATH] [--resume OUT/state]
+    python benchmarks/gpu.py --out OUT --budget 1500 [--recipe NAME] [--data folder:PATH]
 
 1. Parity with the authors' code in float32 on the device, the error of bfloat16, and a step in which the host waits
    for the device nowhere (CUDA raises if it does).
 2. The two ceilings: copy bandwidth and bfloat16 matrix products.
 3. The training step at each batch size: eager float32 NCHW, eager bfloat16 channels-last, compiled, compiled with
    CUDA graphs; TFLOP/s and their share of the ceiling, the phases of a step, and the share of time the device idles.
-4. Epochs of the recipe, by mixmo's own training, until the budget is spent, with a test curve, and a slim state
-   (``slim.py``) after each epoch that ``--resume`` goes on from on the next machine.
+4. Epochs of the recipe, by mixmo's own training, until the budget is spent; the run is then evaluated.
 
 Measurements stop at two thirds of the budget and are kept after each batch size. The script needs what mixmo needs;
 where mixmo is not installed, ``PYTHONPATH=src``, and packages the machine lacks can be carried as wheels:
@@ -20,8 +19,6 @@ It runs on a CPU too, with sizes to match: ``--backbone wide_resnet10_1 --batche
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,24 +27,19 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import slim
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.benchmarking import Benchmark, TrainingStep, report, summary
-from mixmo.callbacks import Averaging
-from mixmo.data import evaluation_loader, load_test_images
-from mixmo.evaluation import evaluate, predict_logits
-from mixmo.files import read_checkpoint, write_text
 from mixmo.fitting import fit
 from mixmo.hardware import training_device
 from mixmo.interop import network_from_reference
 from mixmo.mixing import mixed_cross_entropy
-from mixmo.network import MixMo
 from mixmo.plans import make_plan
 from mixmo.recipes import load_recipe
-from mixmo.runs import Run, environment
+from mixmo.runs import Run
+from mixmo.testing import judge
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "wrn10-1_m2.npz"
 Row = dict[str, float]
@@ -196,96 +188,40 @@ def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float, d
     return rows
 
 
-class HandOver(Callback):
-    """Tests the network after each epoch, keeps the slim state, and stops before the time is up.
+class Deadline(Callback):
+    """Stops after the epoch behind which another one like it would end too late.
 
     Args:
-        run: The run's folder.
-        out: Where to write the curve and the state.
-        loader: Batches of the test set, which chooses nothing here.
-        curve: The rows of earlier machines.
-        momentum: Whether the state keeps momentum.
         deadline: When to be done, by ``time.monotonic``.
-        epochs: At most so many epochs now.
     """
 
-    def __init__(
-        self, run: Run, out: Path, loader: Any, curve: list[Row], momentum: bool, deadline: float, epochs: int
-    ) -> None:
-        self.run, self.out, self.loader, self.curve = run, out, loader, curve
-        self.momentum, self.deadline, self.last = momentum, deadline, len(curve) + epochs
-        self.packed = len(curve)
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep what the epoch before came to: its checkpoint is written by now."""
-        self.pack()
+        """Start the clock."""
         self.started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add a row to the curve, and stop if another epoch like this one would end too late."""
-        row = {"epoch": len(self.curve) + 1, "train_loss": float(trainer.callback_metrics["train_loss"])}
-        averages = [callback.average.module for callback in trainer.callbacks if isinstance(callback, Averaging)]
-        self.curve.append(row | self.tested(averages[0] if averages else pl_module.net, pl_module))
-        print({key: round(value, 4) for key, value in self.curve[-1].items()}, flush=True)
+        """Stop if it is time."""
         now = time.monotonic()
-        trainer.should_stop |= len(self.curve) >= self.last or now + 1.1 * (now - self.started) > self.deadline
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the last epoch, and say what rounding its weights changes."""
-        self.pack()
-        checkpoint, _ = slim.load(self.out / "state")
-        rounded = {k.removeprefix("net."): t for k, t in checkpoint["state_dict"].items() if k.startswith("net.")}
-        full = {key: value for key, value in self.curve[-1].items() if key.startswith("test_")}
-        net = copy.deepcopy(pl_module.net)
-        net.load_state_dict(rounded)
-        print("rounding the weights changes", {k: v - full[k] for k, v in self.tested(net, pl_module).items()})
-
-    def tested(self, net: MixMo, training: L.LightningModule) -> Row:
-        """Return the figures of a network on the test set."""
-        was_training = net.training
-        with torch.autocast(training.device.type, torch.bfloat16):
-            logits, targets = predict_logits(net.eval(), self.loader, training.maker.augment, training.device)
-        net.train(was_training)
-        figures = evaluate(logits, targets)
-        keys = ["accuracy", "nll", "ece", *(f"member_{i}/accuracy" for i in range(net.num_members))]
-        return {f"test_{key}": figures[key] for key in keys}
-
-    def pack(self) -> None:
-        """Write the curve and the state of the last checkpoint, once for each epoch."""
-        if self.packed == len(self.curve):
-            return
-        self.packed = len(self.curve)
-        about = {"config": self.run.config_file.read_text(), "curve": self.curve}
-        size = slim.save(self.out / "state", read_checkpoint(self.run.checkpoint_file()), about, self.momentum)
-        write_text(self.out / "curve.json", json.dumps({"curve": self.curve, "environment": environment()}, indent=1))
-        print(f"state after epoch {len(self.curve)}: {size / 1e6:.1f} MB", flush=True)
+        trainer.should_stop |= now + 1.1 * (now - self.started) > self.deadline
 
 
 def train(given: argparse.Namespace, deadline: float) -> None:
-    """Train the recipe, or go on with a state, until the next epoch would not end before the deadline."""
+    """Train the recipe until the next epoch would not end before the deadline, and evaluate it."""
     data = [f"--data.name={given.data}"] if given.data else []
-    run, curve = Run(given.out / "run"), list[Row]()
-    if given.resume:
-        checkpoint, about = slim.load(given.resume)
-        run.create(about["config"])
-        torch.save(checkpoint, run.checkpoint_folder / "last.ckpt")
-        curve = about["curve"]
-    plan = make_plan(run.config() if given.resume else load_recipe(given.recipe), [*data, *given.overrides])
-    images, _ = load_test_images(plan.settings.data)
-    loader = evaluation_loader(images, plan.settings.data, training_device(plan.trainer["accelerator"]))
-    hand_over = HandOver(run, given.out, loader, curve, given.momentum, deadline, given.epochs)
-    fit(plan, run, resume=bool(given.resume), callbacks=[hand_over])
+    run = Run(given.out / "run")
+    fit(make_plan(load_recipe(given.recipe), [*data, *given.overrides]), run, callbacks=[Deadline(deadline)])
+    judge(run, precision="bf16-mixed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of results, curve and state")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results and of the run")
     parser.add_argument("--budget", type=float, default=1500, help="seconds for everything")
-    parser.add_argument("--epochs", type=int, default=100_000, help="at most so many epochs now")
     parser.add_argument("--recipe", default="cifar100-wrn28x10-cut-cutmix")
     parser.add_argument("--data", help="the dataset's name, in place of the recipe's")
-    parser.add_argument("--resume", type=Path, help="folder of a state to go on from")
-    parser.add_argument("--momentum", action="store_true", help="keep momentum in the state, which doubles it")
     parser.add_argument("--only-train", action="store_true", help="leave out the measurements")
     parser.add_argument("--only-measure", action="store_true", help="leave out the training")
     parser.add_argument("--backbone", default="wide_resnet28_10", help="network of the measured steps")

@@ -2,13 +2,16 @@
 
 import shutil
 import subprocess
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mixmo.batches import BatchMaker
 from mixmo.fitting import fit
+from mixmo.network import MixMo
 from mixmo.plans import make_plan
 from mixmo.recipes import load_recipe
 from mixmo.runs import Run
@@ -26,6 +29,23 @@ def write_images(folder, classes=("cat", "dog", "emu"), count=8, size=8, seed=0,
             Image.fromarray(pixels).save(folder / name / f"{index:03}.{suffix}")
 
 
+def tree(folder, *paths):
+    """Write one small picture to each of the paths; return the pictures' first values by path."""
+    values = {}
+    for number, path in enumerate(paths):
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(file, "PNG")
+        values[path] = number
+    return values
+
+
+def packed(folder, archive, arcname=".", mode="w", **options):
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, mode) as tar:
+        tar.add(folder, arcname, **options)
+
+
 @pytest.fixture
 def image_folder(tmp_path):
     """A dataset folder: three classes, 24 training and 12 test pictures of 8×8."""
@@ -38,6 +58,40 @@ def image_folder(tmp_path):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+class Observed:
+    """What training drew and computed with."""
+
+    def __init__(self):
+        self.shaped, self.types = [], set()
+
+    def masks(self, masks):
+        """Note for a batch whether any mask differs from place to place, or from channel to channel."""
+        flat = masks.flatten(2)
+        self.shaped.append(bool((flat.amax(2) > flat.amin(2)).any()))
+
+
+@pytest.fixture
+def observed(monkeypatch):
+    """Notes the masks of every training batch, and the type that networks compute in."""
+    seen = Observed()
+    make, forward = BatchMaker.__call__, MixMo.forward
+
+    def made(self, *arguments, **options):
+        mixed = make(self, *arguments, **options)
+        if torch.is_grad_enabled():  # not those that batch-norm statistics are estimated from
+            seen.masks(mixed.masks)
+        return mixed
+
+    def passed(self, *arguments):
+        if self.training:
+            seen.types.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(BatchMaker, "__call__", made)
+    monkeypatch.setattr(MixMo, "forward", passed)
+    return seen
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +127,21 @@ def chromium(tmp_path):
         return done.stdout, done.stderr
 
     return opened
+
+
+def moved(run, folder, to):
+    """Return a copy of a run without kept predictions, on a copy of its pictures, which lie in ``to / "data"``."""
+    shutil.copytree(folder / "data", to / "data")
+    shutil.copytree(run.path, to / run.path.name, ignore=shutil.ignore_patterns("predictions", "test.json", "*.html"))
+    copy = Run(to / run.path.name)
+    copy.config_file.write_text(copy.config_file.read_text().replace(f"{folder}/data", f"{to}/data"))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def another_seed(trained):
+    """The run of two members with another seed."""
+    folder, two, _ = trained
+    run = Run(folder / "another")
+    fit(make_plan(two.config() | {"seed": 1}), run)
+    return run

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from conftest import write_images
 
-from mixmo.cli import main
+import mixmo
+from mixmo.cli import main, notices
 from mixmo.runs import Run
 
 FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
@@ -62,11 +64,56 @@ def test_help(words, capsys):
     assert "usage" in capsys.readouterr().out.lower()
 
 
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mixmo {mixmo.__version__}\n"
+
+
+def test_a_defect_is_one_line_with_the_traceback_in_a_file(monkeypatch, capsys, tmp_path):
+    def broken():
+        raise KeyError("a\x1b[31mb")
+
+    monkeypatch.setattr("mixmo.cli.catalogue", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["recipes"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mixmo: KeyError: ") and "Please report this defect" in error
+    assert error.count("\n") == 1 and "\x1b" not in error
+    (file,) = tmp_path.glob("mixmo-*.log")
+    assert str(file) in error and "Traceback" in file.read_text() and '"torch"' in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "mixmo: stopped."),
+        (MemoryError(), 2, "mixmo: the memory is full; lower data.batch_size"),
+        (OSError(28, "No space left on device", "a/b"), 2, "mixmo: a/b: No space left on device."),
+    ],
+)
+def test_what_is_no_defect_has_exit_codes_of_its_own(monkeypatch, capsys, raised, code, message):
+    def stopped():
+        raise raised
+
+    monkeypatch.setattr("mixmo.cli.catalogue", stopped)
+    assert main(["recipes"]) == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_notices_are_shown_and_the_log_is_left_as_it_was(capsys):
+    logger = logging.getLogger("mixmo")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with notices():
+        logger.warning("two files were skipped.")
+    assert capsys.readouterr().err == "mixmo: two files were skipped.\n"
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
 BAD = {
     "quikstart": "unknown recipe 'quikstart'; did you mean 'quickstart'",
     "nowhere.yaml": "there is no recipe file nowhere.yaml",
     "quickstart --data.batch_siez=4": "unknown setting 'data.batch_siez'; did you mean 'data.batch_size'",
-    "quickstart --data.batch_size=many": "batch_size",
+    "quickstart --data.batch_size=many": "data.batch_size is 'many'; it is an integer",
     "quickstart --data.batch_size=0": "data.batch_size is 0",
     "quickstart --mixer.kind=cutt": "unknown mixer kind 'cutt'; did you mean 'cut'",
     "quickstart --model.backbone=resnet19": "unknown backbone 'resnet19'; did you mean 'resnet",
@@ -86,7 +133,7 @@ BAD = {
     "quickstart --optimizer.name=sdg": "unknown optimizer 'sdg'; did you mean",
     "quickstart --optimizer.lr=-1": "optimizer.lr is -1",
     'quickstart --optimizer.options={"a":1}': "does not take {'a': 1}",
-    "quickstart --schedule.kind=linear": "schedule.kind",
+    "quickstart --schedule.kind=linear": "unknown schedule.kind 'linear'; did you mean 'cosine'?",
     "quickstart --schedule.drops=[2]": "schedule.drops are [2.0]",
     "quickstart --seed=-1": "seed is -1",
     "quickstart --trainer.precision=16-mixed": "unknown trainer.precision '16-mixed'; did you mean 'bf16-mixed'",
@@ -108,7 +155,7 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
         pytest.skip("Weights & Biases is installed")
     fixed = [] if not words or words[0] != "quickstart" else [f"--data.name=folder:{pictures}", *FAST]
     assert main(["fit", *words[:1], *fixed, *words[1:]]) == 2
-    assert "not finite" in message or not Path("runs").exists()  # refused before the run's folder is made
+    assert Path("runs").exists() == ("not finite" in message)  # all else is refused before the run's folder is made
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("mixmo: ") and error.count("\n") == 1 and "Traceback" not in error
@@ -120,9 +167,9 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
         (["tset", "x"], "unknown command 'tset'; did you mean 'test'"),
         (["test", "nowhere"], "there is no run folder nowhere"),
         (["test", "."], "it has no config.yaml"),
-        (["test"], "run"),
-        (["test", ".", "--checkpiont=best"], "checkpiont"),
-        (["recipes", "all"], "all"),
+        (["test"], "test needs a run's folder"),
+        (["test", ".", "--checkpiont=best"], "nrecognized arguments: --checkpiont=best"),
+        (["recipes", "all"], "nrecognized arguments: all"),
     ],
 )
 def test_bad_input_elsewhere_is_one_sentence(words, message, capsys):
@@ -185,7 +232,7 @@ def test_a_benchmark_is_printed_and_kept(tmp_path, capsys):
         (["--rounds=0"], "rounds is 0"),
         (["--num_members=0"], "num_members is 0"),
         (["--precision=16"], "unknown precision '16'"),
-        (["--bakbone=x"], "bakbone"),
+        (["--bakbone=x"], "nrecognized arguments: --bakbone=x"),
     ],
 )
 def test_bad_input_to_benchmark_is_one_sentence(words, message, capsys):

@@ -67,17 +67,18 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "shown"),
     [
-        ["masks.py", "--batch=8", "--size=8", "--rounds=4", "--backbone=wide_resnet10_1", "--step_batch=2"],
-        ["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY],
-        ["judging.py", "--samples", "50", "60", "--classes", "5", "7", "--images=2", "--rounds=1"],
+        (["masks.py", "--batch=8", "--size=8", "--rounds=4", "--backbone=wide_resnet10_1", "--step_batch=2"],
+         "cut-exact"),
+        (["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY], "bfloat16, compiled"),
+        (["judging.py", "--samples", "50", "60", "--classes", "5", "7", "--images=2", "--rounds=1"], "60 × 7 × 2"),
     ],
-    ids=lambda words: words[0],
-)
-def test_benchmarks_run(words, tmp_path):
+    ids=["masks", "precision", "judging"],
+)  # fmt: skip
+def test_benchmarks_run(words, shown, tmp_path):
     out = run(ROOT / "benchmarks" / words[0], *words[1:], cwd=tmp_path)
-    assert "cut-exact" in out or "bfloat16, compiled" in out or "60 × 7 × 2" in out
+    assert shown in out
 
 
 def test_another_librarys_ensembles_are_judged(tmp_path):
@@ -90,22 +91,13 @@ def test_another_librarys_ensembles_are_judged(tmp_path):
         assert found.figures["accuracy"] > 0.3 and found.figures["disagreement"] > 0
 
 
-def test_the_gpu_script_runs_and_goes_on(tmp_path):
-    """On this machine's device, with sizes to match: everything once, then on from the state."""
-    words = [*TINY, "--trainer.max_epochs=3", "--optimizer.average=0.9"]
-    script, overrides = ROOT / "benchmarks" / "gpu.py", ["--", *words]
-    sizes = ["--backbone=wide_resnet10_1", "--batches=2", "--matmul=64", "--recipe=quickstart", "--only-measure"]
-    assert "compiled" in run(script, "--out=first", *sizes, cwd=tmp_path)
-    keep_on = ["--recipe=quickstart", "--only-train", "--momentum"]
-    run(script, "--out=whole", *keep_on, *overrides, cwd=tmp_path)
-    run(script, "--out=first", *keep_on, "--epochs=1", *overrides, cwd=tmp_path)
-    curve = json.loads((tmp_path / "first" / "curve.json").read_text())["curve"]
-    assert len(curve) == 1
-    run(script, "--out=second", "--resume=first/state", *keep_on, cwd=tmp_path)  # settings travel with the state
-    whole, handed = (json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "second"))
-    assert [row["epoch"] for row in handed] == [1, 2, 3] and handed[0] == curve[0]
-    for row, other in zip(whole, handed, strict=True):
-        assert other["train_loss"] == pytest.approx(row["train_loss"], rel=0.02)  # weights were rounded on the way
+def test_the_gpu_script_runs(tmp_path):
+    """On this machine's device, with sizes to match: everything once."""
+    sizes = ["--backbone=wide_resnet10_1", "--batches=2", "--matmul=64", "--recipe=quickstart"]
+    out = run(ROOT / "benchmarks" / "gpu.py", "--out=out", *sizes, "--", *TINY, cwd=tmp_path)
+    assert "compiled" in out and "ensemble, logit average" in out
+    assert json.loads((tmp_path / "out" / "gpu.json").read_text())["tables"]["ceilings"]
+    assert (tmp_path / "out" / "run" / "test.json").is_file()
 
 
 def test_kept_figures_say_where_they_were_measured():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from conftest import write_images
 
 from mixmo.cli import main, method_of
@@ -116,8 +117,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", catalogue())
-def test_recipe_runs(name, pictures, tmp_path):
-    """One epoch of two steps on a narrow network of the recipe's kind."""
+def test_recipe_runs(name, pictures, tmp_path, observed):
+    """One epoch of two steps on a narrow network of the recipe's kind, with its masks and in its precision."""
     recipe = load_recipe(name)
     backbone = recipe["model"]["backbone"]
     assert timm.is_model(backbone)
@@ -125,9 +126,12 @@ def test_recipe_runs(name, pictures, tmp_path):
     data = [] if recipe["data"]["name"] == "digits" else [f"--data.name=folder:{pictures}"]
     shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     shrunk += ["--model.compile=false"]  # test_speed.py compiles
+    shrunk += ["--mixer.probability=1", "--mixer.progress=steps"]  # so that a kind with a shape is drawn for sure
     plan = make_plan(recipe, [*data, *shrunk, f"--model.backbone={narrow}"])
     run = Run(tmp_path / "run")
     fit(plan, run)
+    assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
+    assert observed.types == {torch.bfloat16 if plan.trainer["precision"] == "bf16-mixed" else torch.float32}
     assert math.isfinite(judge(run)["nll"])
 
 

@@ -17,7 +17,7 @@ import mixmo
 from mixmo.fitting import fit
 from mixmo.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
+from mixmo.recipes import catalogue, load_recipe
 from mixmo.runs import Run
 from mixmo.testing import judge
 from mixmo.training import TrainingError
@@ -63,6 +63,52 @@ def test_published_warm_up_and_peak_follow_batch_repetition():
         assert own.settings.optimizer.peak_lr(b) == 0.3
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_shaped_masks_are_drawn_until_the_last_twelfth_of_the_steps(whole, tmp_path, observed, epochs):
+    """p is 1 until 11/12 of the steps are done, then 12 (1 - t): a share of about 23/24 of all batches."""
+    folder, _ = whole
+    words = ["--mixer.probability=1", "--data.batch_repetition=8", f"--trainer.max_epochs={epochs}"]
+    fit(plan_of(folder, *words), Run(tmp_path / "run"))
+    steps = 18 * epochs  # 18 images, U = 1
+    certain = sum(12 * (1 - step / steps) >= 1 for step in range(steps))
+    assert len(observed.shaped) == steps and certain >= 11 * steps // 12
+    assert observed.shaped[:certain].count(False) <= certain // 20  # a rectangle can be empty or cover all
+
+
+def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
+    """With epochs counted from 1 the whole last epoch has p = 0; the published bases ask for it, short ones do not."""
+    folder, _ = whole
+    told, sample = [], mixmo.Mixer.sample
+
+    def noted(self, size, shape, generator=None, progress=0.0, device=None):
+        told.append(progress)
+        return sample(self, size, shape, generator, progress, device)
+
+    monkeypatch.setattr(mixmo.Mixer, "sample", noted)
+    wanted = {
+        "steps": [step / 12 for step in range(12)],
+        "epochs": [epoch / 3 for epoch in (1, 2, 3) for _ in range(4)],
+    }
+    for way, progress in wanted.items():
+        fit(plan_of(folder, f"--mixer.progress={way}", "--trainer.max_epochs=3"), Run(tmp_path / way))
+        assert told[-12:] == pytest.approx(progress)  # 4 steps an epoch
+    for name, recipe in catalogue().items():
+        published = name.startswith(("cifar10-", "cifar100-wrn", "tiny-"))
+        assert recipe["mixer"].get("progress", "steps") == ("epochs" if published else "steps"), name
+
+
+def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
+    folder, _ = whole
+    short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.average=0.99"]
+    fit(plan_of(folder, *short), Run(tmp_path / "short"))
+    assert "of 1 epochs the last has no shaped masks at all; take steps" in caplog.text
+    assert "optimizer.average 0.99 averages over about 100 steps, more than a tenth of the run's 4" in caplog.text
+    caplog.clear()
+    long = ["--trainer.max_epochs=2", "--optimizer.average=0.5", "--data.batch_repetition=8"]
+    fit(plan_of(folder, *long), Run(tmp_path / "long"))
+    assert not caplog.text
+
+
 def test_cosine_ends_at_zero():
     schedule = Schedule("cosine", 10, 5, 10)
     assert schedule(9) == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 50)))
@@ -93,8 +139,8 @@ def whole(tmp_path_factory):
 def test_a_run_keeps_all_there_is_to_know(whole):
     _, run = whole
     files = {file.relative_to(run.path).as_posix() for file in run.path.rglob("*") if file.is_file()}
-    wanted = {"config.yaml", "environment.json", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
-    assert files == wanted
+    wanted = {"config.yaml", "environment.json", "metrics.csv", ".lock"}
+    assert files == wanted | {f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")}
     with run.metrics_file.open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
@@ -114,7 +160,33 @@ def test_the_stored_settings_make_the_same_run(whole, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
 
 
-@pytest.mark.parametrize("options", [[], ["--optimizer.average=0.9"]], ids=["weights", "averaged weights"])
+def content(run):
+    """All that checkpoints hold, as one flat mapping for each."""
+
+    def flat(value, name=""):
+        if isinstance(value, dict | list | tuple):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, each in pairs:
+                yield from flat(each, f"{name}/{key}")
+        else:
+            yield name, value
+
+    files = sorted(run.checkpoint_folder.glob("*.ckpt"))
+    return {file.name: dict(flat(torch.load(file, weights_only=True))) for file in files}
+
+
+def same(one, other):
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+STREAMED = ["--data.resident=false", "--data.image_size=8", "--data.workers=2"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--optimizer.average=0.9"], STREAMED, [*STREAMED, "--optimizer.average=0.9"]],
+    ids=["weights", "averaged weights", "streamed", "streamed and averaged"],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
     folder, run = whole
     plan = plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix", *options)
@@ -124,7 +196,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
     stopped = Run(tmp_path / "stopped")
 
     def stop_in_the_third_epoch(self, inputs, masks=None, step=[0]):  # noqa: B006
-        step[0] += self.training
+        step[0] += self.training and torch.is_grad_enabled()
         if step[0] == 10:
             raise InterruptedError
         return forward(self, inputs, masks)
@@ -137,9 +209,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
     assert [row["epoch"] for row in stopped.read_metrics()] == ["1", "2"]
     torch.manual_seed(1234)  # what global generators hold has no part in it
     fit(make_plan(stopped.config()), stopped, resume=True)
-    expected, found = weights(run), weights(stopped)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    expected, found = content(run), content(stopped)
+    assert expected.keys() == found.keys() == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    for file in expected:
+        assert expected[file].keys() == found[file].keys()
+        assert [key for key in expected[file] if not same(expected[file][key], found[file][key])] == []
     columns = ("epoch", "step", "lr", "train_loss", "val_accuracy", "val_nll")
     assert [[row[c] for c in columns] for row in run.read_metrics()] == [
         [row[c] for c in columns] for row in stopped.read_metrics()
@@ -168,7 +242,7 @@ sys.exit(main({words}))
         process.send_signal(how)
         _, error = process.communicate()
     if how == signal.SIGINT:
-        assert process.returncode == 2
+        assert process.returncode == 130
         assert f"stopped; `mixmo fit {run.path}` goes on" in error
     done = len(run.read_metrics())
     assert done >= 2
@@ -262,7 +336,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(whole, tmp_path):
     content = whole_run.checkpoint_file().read_bytes()
     file.write_bytes(content[: len(content) // 2])
     for action in (lambda: mixmo.load(run.path), lambda: fit(make_plan(run.config()), run, resume=True)):
-        with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as a checkpoint"):
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
             action()
     file.write_bytes(content)
     config = run.config()

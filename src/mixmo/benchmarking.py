@@ -8,11 +8,12 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -330,11 +331,25 @@ def peak_memory(build: Builder, device: torch.device) -> float:
         _build_and_call(build)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with _silent(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         _build_and_call(build)
     results = profile.profiler.kineto_results  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
     return float(max(itertools.accumulate(change for _, change in changes))) / 2**20
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what torch's profiler prints of itself, from C++, from standard error."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _build_and_call(build: Builder) -> None:

@@ -1,4 +1,4 @@
-"""What happens around the training steps: rows of metrics, the progress bar, the average of the weights."""
+"""What happens around the training steps: rows of metrics and the progress bar."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from timm.utils import ModelEmaV3
 
-from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.training import Training
 
@@ -76,52 +74,3 @@ class ProgressBar(RichProgressBar):
         if self._training.reports != self._reports or not trainer.training:
             self._reports, self._shown = self._training.reports, super().get_metrics(trainer, pl_module)
         return self._shown
-
-
-class Averaging(Callback):
-    """Keeps the exponential moving average of the weights; it is what is validated, kept and tested.
-
-    A checkpoint's ``state_dict`` is the average; the weights that training goes on from stand beside it. Step t has
-    the decay min(decay, 1 - 1 / t), so that the average is the plain mean of the weights until it is long enough.
-
-    Args:
-        net: The network that is trained.
-        decay: Share of the old average that stays at each step.
-    """
-
-    def __init__(self, net: MixMo, decay: float) -> None:
-        self.net, self.average = net, ModelEmaV3(net, decay, use_warmup=True, warmup_power=1.0)
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the network to its device."""
-        self.average.to(pl_module.device)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Move the average towards the weights."""
-        self.average.update(self.net, trainer.global_step)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the average in the network's place."""
-        self._swap()
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the network its weights back."""
-        self._swap()
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep both."""
-        checkpoint["trained_state_dict"] = checkpoint["state_dict"]
-        average = self.average.get_submodule("module").state_dict(prefix="net.")
-        checkpoint["state_dict"] = average
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on from both; the network has been given the average by now."""
-        self.average.get_submodule("module").load_state_dict(self.net.state_dict())
-        pl_module.load_state_dict(checkpoint["trained_state_dict"])
-
-    def _swap(self) -> None:
-        theirs = self.net.state_dict()
-        for name, tensor in self.average.get_submodule("module").state_dict().items():
-            kept = tensor.clone()
-            tensor.copy_(theirs[name])
-            theirs[name].copy_(kept)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from mixmo.errors import InputError, one_of, sentence
-from mixmo.files import read_checkpoint
-from mixmo.plans import make_plan, parse, settings_parser
+import mixmo
+from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
+from mixmo.names import printable
+from mixmo.plans import make_plan, parse, print_help
 from mixmo.recipes import NOTES, catalogue, load_recipe
-from mixmo.runs import Run
-from mixmo.training import TrainingError
+from mixmo.runs import Run, environment
 
-JUDGING = ("checkpoint", "precision", "ood", "corruptions")
+JUDGING = ("checkpoint", "precision", "ood", "corruptions", "refresh", "download")
 """How runs are judged, by ``test`` and ``compare`` alike."""
 
 USAGE = """\
@@ -32,15 +38,23 @@ usage: mixmo COMMAND …
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
+  --version                                             the version
 
 `mixmo COMMAND --help` says more."""
 
 
+STOPPED = 130
+"""The exit code of what was stopped, as shells report an interrupt."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 with one sentence on standard error for bad input.
+    """Run one command; say in one sentence on standard error what is wrong.
 
     Args:
         arguments: The command line without the program's name; ``None`` takes it from ``sys``.
+
+    Returns:
+        0; 2 for bad input; 130 where it was stopped; 1 for a defect, whose traceback is kept in a file.
 
     Example:
         >>> main(["recipes"])  # doctest: +SKIP
@@ -57,21 +71,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
-    try:
-        commands[one_of(words[0], commands, "command")](words[1:])
-    except (ValueError, FileNotFoundError, TrainingError) as error:
-        print(f"mixmo: {sentence(error)}", file=sys.stderr)
-        return 2
+    if words[0] == "--version":
+        print(f"mixmo {mixmo.__version__}")
+        return 0
+    with notices():
+        try:
+            commands[one_of(words[0], commands, "command")](words[1:])
+        except InputError as error:
+            return _say(sentence(error), 2)
+        except (StoppedError, KeyboardInterrupt) as error:
+            return _say(str(error) or "stopped.", STOPPED)
+        except (MemoryError, torch.OutOfMemoryError):
+            return _say("the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size.", 2)
+        except OSError as error:
+            return _say(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
+        except Exception as error:
+            return _say(f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_kept()}.", 1)
     return 0
+
+
+def _say(text: str, code: int) -> int:
+    print(f"mixmo: {printable(' '.join(text.split()))}", file=sys.stderr)
+    return code
+
+
+def _kept() -> str:
+    """Return the name of a file that has the traceback of the exception at hand."""
+    with tempfile.NamedTemporaryFile("w", prefix="mixmo-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write(f"{json.dumps(environment(), indent=1)}\n{traceback.format_exc()}")
+    return file.name
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Show what mixmo's log has to say on standard error, a line each."""
+    logger, handler = logging.getLogger("mixmo"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mixmo: %(message)s"))
+    propagate, level = logger.propagate, logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+        logger.setLevel(level)
 
 
 def fit_command(words: list[str]) -> None:
     """``mixmo fit RECIPE [--key value …]`` or ``mixmo fit RUN``."""
     from mixmo.fitting import fit
 
+    if {"-h", "--help"} & set(words):
+        print_help("fit")
+        return
     if not words or words[0].startswith("-"):
-        if {"-h", "--help"} & set(words):
-            return settings_parser("fit").print_help()
         raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
     target, overrides = words[0], words[1:]
     resume = Path(target).is_dir()
@@ -81,19 +136,18 @@ def fit_command(words: list[str]) -> None:
                 f"{target} is a run's folder, which goes on with its own settings; to change {overrides[0]}, start "
                 f"a new run with `mixmo fit {target}/config.yaml`."
             )
-        run, recipe = Run(target).require(), Run(target).config()
+        run = Run(target).require()
+        plan = make_plan(run.resumed_config())
     else:
-        recipe = load_recipe(target)
-    plan = make_plan(recipe, overrides)
-    if not resume:
+        plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
-    if resume and _finished(run, plan.trainer):
+    if resume and run.finished(plan.trainer["max_epochs"]):
         print(f"{run.path} is finished; `mixmo test {run.path}` judges it.")
         return
     try:
         fit(plan, run, resume)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        raise TrainingError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
+        raise StoppedError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
     print(f"{run.path} is trained; `mixmo test {run.path}` judges it.")
 
 
@@ -158,9 +212,10 @@ def preview_command(words: list[str]) -> None:
     """``mixmo preview RECIPE [--key value …] [--out FOLDER]``."""
     from mixmo.preview import preview
 
+    if {"-h", "--help"} & set(words):
+        print_help("preview")
+        return
     if not words or words[0].startswith("-"):
-        if {"-h", "--help"} & set(words):
-            return settings_parser("preview").print_help()
         raise InputError("preview needs a recipe's name or a YAML file; `mixmo recipes` lists the recipes.")
     plan = make_plan(load_recipe(words[0]), words[1:], "preview")
     name = Path(words[0]).stem
@@ -206,10 +261,5 @@ def _add_judging(parser: ArgumentParser) -> None:
         "--corruptions", nargs="?", const=MADE, type=str | None, default=None, metavar="FOLDER",
         help="corrupt the test images in 19 ways; with a folder, take CIFAR-10-C's or CIFAR-100-C's files",
     )  # fmt: skip
-
-
-def _finished(run: Run, trainer: Mapping[str, Any]) -> bool:
-    """Return whether the last checkpoint is that of the last epoch."""
-    if not (run.checkpoint_folder / "last.ckpt").is_file():
-        return False
-    return int(read_checkpoint(run.checkpoint_file()).get("epoch", -1)) + 1 >= int(trainer["max_epochs"])
+    parser.add_argument("--refresh", action="store_true", help="predict anew, whatever is kept of an earlier call")
+    parser.add_argument("--download", action="store_true", help="let what a network is built from be downloaded")

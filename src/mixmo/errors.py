@@ -18,6 +18,10 @@ class MissingError(InputError, FileNotFoundError):
     """A file, folder or dataset that is not there."""
 
 
+class StoppedError(Exception):
+    """Training was stopped from outside; the message says how to go on."""
+
+
 def one_of(value: str, known: Iterable[str], what: str) -> str:
     """Return ``value`` if it is known; otherwise say what is near it.
 

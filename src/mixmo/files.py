@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 
 from mixmo.errors import InputError, MissingError, reason
+
+LARGEST_YAML = 2**20
+MOST_NODES = 10_000
+"""Settings are a short text."""
 
 PARTIAL = ".partial"
 """Ends the names of files that are being written; one that a killed process left may be deleted."""
@@ -51,6 +56,52 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Args:
+        path: The file.
+        what: What kind of file it is, for errors.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is too large, no valid YAML, no mapping, or its aliases contain themselves or each other so
+            often that they would fill the memory.
+
+    Example:
+        >>> read_yaml(Path("nowhere.yaml"), "recipe file")
+        Traceback (most recent call last):
+        mixmo.errors.MissingError: there is no recipe file nowhere.yaml.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no {what} {path}.")
+    try:
+        if (size := path.stat().st_size) > LARGEST_YAML:
+            raise InputError(f"{what} {path} has {size} bytes; it is a short text of settings.")
+        content = yaml.safe_load(path.read_text("utf-8"))
+        nodes = _nodes(content, {})
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if nodes > MOST_NODES:
+        raise InputError(f"{what} {path} holds more than {MOST_NODES} values once its aliases are filled in.")
+    if not isinstance(content, dict):
+        raise InputError(f"{what} {path} holds {type(content).__name__}; it has to be a mapping of settings.")
+    return content
+
+
+def _nodes(content: Any, known: dict[int, int]) -> int:
+    """Return the number of values with aliases filled in, counting each object once."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = MOST_NODES + 1  # until it is known: an alias of itself never ends
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(content)]
 
 
 def write_text(path: Path, text: str) -> Path:

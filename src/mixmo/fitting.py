@@ -2,78 +2,154 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from mixmo.batches import BatchMaker
-from mixmo.callbacks import Averaging, EpochLog, ProgressBar
-from mixmo.data import ImageData, evaluation_loader, load_images, train_loader
-from mixmo.errors import InputError
-from mixmo.files import read_checkpoint
+from mixmo.callbacks import EpochLog, ProgressBar
+from mixmo.checkpoints import Checkpoints, SealedIO
+from mixmo.data import DistinctBatch, ImageData, evaluation_loader, load_images, train_loader
+from mixmo.errors import InputError, reason
+from mixmo.hardware import training_device
+from mixmo.masks import CONSTANT
 from mixmo.mixing import Mixer
 from mixmo.network import MixMo
 from mixmo.pixels import PixelMixer
 from mixmo.plans import Plan
-from mixmo.runs import Run
+from mixmo.runs import Run, check_download
 from mixmo.seeding import seed_for
 from mixmo.settings import Settings
-from mixmo.training import Training
+from mixmo.training import STATISTICS_BATCHES, Training
+
+log = logging.getLogger("mixmo")
 
 
 def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
     """Train a network and keep everything in the run's folder.
 
-    All that can be checked is checked before the folder is made and training starts.
+    All that can be checked is checked before the folder is made and training starts. Global random generators, warning
+    filters and log levels are left as they were.
 
     Args:
         plan: What to train (:func:`mixmo.plans.make_plan`).
         run: The run's folder; a new one must be free.
         resume: Go on from the last checkpoint, if there is one.
-        callbacks: Lightning callbacks beside mixmo's own.
+        callbacks: Lightning callbacks beside mixmo's own; their state is not kept.
 
     Raises:
         MissingError: if the dataset is missing.
-        InputError: if a setting does not fit the others, or the run's folder exists.
+        InputError: if a setting does not fit the others, the run's folder exists or is in use by another process, or
+            the data or every checkpoint of a run that goes on has changed or is damaged.
         TrainingError: if the loss is not finite.
     """
+    with undisturbed():
+        if not resume:
+            run.check_free()
+        prepared = _prepare(plan, run)
+        with run.locked():
+            run.remove_partial_files()
+            checkpoint = _resumed_checkpoint(run, prepared) if resume else None
+            if not resume:
+                run.create(plan.yaml, {"resolved": plan.resolved, "data": _about(prepared.images)})
+            _train(plan, run, prepared, checkpoint, callbacks)
+
+
+class Prepared(NamedTuple):
+    """A run that is ready to train."""
+
+    images: ImageData
+    training: Training
+    device: torch.device
+    loggers: list[Logger]
+
+
+def _prepare(plan: Plan, run: Run) -> Prepared:
+    """Open the data and build the network and its training; refuse what does not fit."""
     settings = plan.settings
-    if not resume:
-        run.check_free()
+    device = training_device(plan.trainer["accelerator"])
+    if device.type == "cpu" and plan.trainer["accelerator"] not in ("auto", "cpu"):
+        raise InputError(
+            f"trainer.accelerator is {plan.trainer['accelerator']}, but torch sees no such device here; take auto or "
+            "cpu."
+        )
+    check_download(
+        settings.model.backbone, settings.model.download, "the recipe", "allow it with --model.download true"
+    )
     images = load_images(settings.data, settings.seed)
     net = build_network(settings, images)
-    training = Training(net, build_maker(settings, net, images), settings, len(images.train))
+    maker = build_maker(settings, net, images)
+    images = dataclasses.replace(images, train=images.train.to(device))
+
+    def sample_batches(epoch: int) -> Iterable[DistinctBatch]:
+        return train_loader(
+            images.train, settings.data, settings.seed, device, epoch, stream="statistics", batches=STATISTICS_BATCHES
+        )
+
+    training = Training(net, maker, settings, len(images.train), sample_batches)
     training.build_optimizer()  # refuses unknown names and options before the folder is made
-    loggers = _loggers(settings, run)
-    checkpoint = _resumed_checkpoint(run, training) if resume else None
-    if not resume:
-        run.create(plan.yaml)
-    _quiet_lightning()
-    progress_bar = plan.trainer["enable_progress_bar"] is not False and sys.stdout.isatty()
+    _tell_of_short_runs(plan, training)
+    return Prepared(images, training, device, _loggers(settings, run))
+
+
+def _tell_of_short_runs(plan: Plan, training: Training) -> None:
+    """Log what a run is too short for."""
+    settings, epochs = plan.settings, int(plan.trainer["max_epochs"])
+    distinct = settings.data.batch_size // settings.data.batch_repetition
+    steps = epochs * (training.num_images // distinct)
+    if (decay := settings.optimizer.average) and 10 / (1 - decay) > steps:
+        log.warning(
+            "optimizer.average %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
+            decay, round(1 / (1 - decay)), steps,
+        )  # fmt: skip
+    shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.kinds)
+    if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
+        log.warning(
+            "mixer.progress is epochs, as published for long runs: of %d epochs the last has no shaped masks at all; "
+            "take steps.", epochs,
+        )  # fmt: skip
+
+
+def _about(images: ImageData) -> dict[str, Any]:
+    """Return what tells whether the data changed."""
+    return {"fingerprint": images.fingerprint, "images": len(images.train), "classes": len(images.classes)}
+
+
+def _train(
+    plan: Plan, run: Run, prepared: Prepared, checkpoint: tuple[Path, int] | None, callbacks: Sequence[Callback]
+) -> None:
+    images, training, device, loggers = prepared
+    settings, data = plan.settings, plan.settings.data
+    progress_bar = plan.trainer["enable_progress_bar"] and sys.stdout.isatty()
+    own: list[Callback] = [EpochLog(run), Checkpoints(run.checkpoint_folder, images.validation is not None)]
     trainer = L.Trainer(
         **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
-        callbacks=[*_callbacks(training, run, images.validation is not None, progress_bar), *callbacks],
+        plugins=[SealedIO()],
+        callbacks=[*own, *([ProgressBar(training)] if progress_bar else []), *callbacks],
         logger=loggers,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         default_root_dir=run.path,
     )
-    device = trainer.strategy.root_device
-    validation = images.validation and evaluation_loader(images.validation, settings.data, device)
+    validation = images.validation and evaluation_loader(images.validation, data, device)
+    file, epoch = checkpoint or (None, 0)
     trainer.fit(
         training,
-        train_loader(images.train, settings.data, settings.seed, device),
+        train_loader(images.train, data, settings.seed, device, epoch),
         validation,
-        ckpt_path=checkpoint,
+        ckpt_path=file,
         weights_only=True,
     )
 
@@ -84,24 +160,25 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
     Raises:
         InputError: if the backbone is unknown or cannot take images of that size.
     """
-    torch.manual_seed(seed_for(settings.seed, 0, "init"))
     own = settings.model
-    net = MixMo(
-        own.backbone,
-        own.num_members,
-        num_classes=len(images.classes),
-        in_chans=settings.data.channels,
-        mix_at=own.mix_at,
-        **own.options,
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(settings.seed, 0, "init"))
+        net = MixMo(
+            own.backbone,
+            own.num_members,
+            num_classes=len(images.classes),
+            in_chans=settings.data.channels,
+            mix_at=own.mix_at,
+            **own.options,
+        )
     height, width = _crop(settings, images)
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, net.in_chans, height, width))
-    except (RuntimeError, AssertionError, IndexError) as error:
+    except (RuntimeError, AssertionError, IndexError, ValueError) as error:
         raise InputError(
-            f"backbone {own.backbone!r} cannot take images of {height}×{width}: {error}. Set --data.image_size to a "
-            "size it takes, or --model.options.img_size if it has such an option."
+            f"backbone {own.backbone!r} cannot take images of {height}×{width}: {reason(error)}. Set --data.image_size "
+            "to a size it takes, or --model.options.img_size if it has such an option."
         ) from error
     return net.train()
 
@@ -137,13 +214,18 @@ def _crop(settings: Settings, images: ImageData) -> tuple[int, int]:
     return images.size if side is None else (side, side)
 
 
-def _resumed_checkpoint(run: Run, training: Training) -> Path | None:
-    """Return the last checkpoint if there is one, after trying it on the network."""
-    if not (run.checkpoint_folder / "last.ckpt").is_file():
+def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None:
+    """Return the checkpoint to go on from, and how many epochs it has, after trying it on the network and the data."""
+    known, now = run.about().get("data"), _about(prepared.images)
+    if isinstance(known, dict) and known != now:
+        raise InputError(
+            f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
+            "now, or other names, sizes or classes); bring it back, or start a new run."
+        )
+    if (found := run.resumed_checkpoint()) is None:
         return None
-    file = run.checkpoint_file("last")
-    state = read_checkpoint(file).get("state_dict", {})
-    expected = training.state_dict()
+    file, content = found
+    state, expected = content["state_dict"], prepared.training.state_dict()
     strange = [
         k
         for k in expected.keys() | state.keys()
@@ -151,28 +233,7 @@ def _resumed_checkpoint(run: Run, training: Training) -> Path | None:
     ]
     if strange:
         raise InputError(f"{file} is the checkpoint of another network: {sorted(strange)[0]} differs.")
-    return file
-
-
-def _callbacks(training: Training, run: Run, validated: bool, progress_bar: bool) -> list[Callback]:
-    def checkpoint(filename: str, monitor: str | None) -> ModelCheckpoint:
-        return ModelCheckpoint(
-            dirpath=run.checkpoint_folder.resolve(),
-            filename=filename,
-            monitor=monitor,
-            mode="max",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-
-    callbacks: list[Callback] = [EpochLog(run), checkpoint("last", None)]
-    if decay := training.settings.optimizer.average:
-        callbacks.append(Averaging(training.net, decay))
-    if validated:
-        callbacks.append(checkpoint("best", "val_accuracy"))
-    if progress_bar:
-        callbacks.append(ProgressBar(training))
-    return callbacks
+    return file, content["epoch"] + 1
 
 
 def _loggers(settings: Settings, run: Run) -> list[Logger]:
@@ -191,12 +252,24 @@ def _loggers(settings: Settings, run: Run) -> list[Logger]:
     return made
 
 
-def _quiet_lightning() -> None:
-    """Leave out advice that does not fit: batches come from the device or from workers already chosen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*litlogger.*")
-    warnings.filterwarnings("ignore", message=".*no `val_dataloader`.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+QUIET = (
+    "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
+    "no `val_dataloader`", "LeafSpec",
+)  # fmt: skip
+"""Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Train without what Lightning says of every run, and leave the process as it was."""
+    logger, deterministic = logging.getLogger("lightning.pytorch"), torch.are_deterministic_algorithms_enabled()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            for message in QUIET:
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
+            yield
+    finally:
+        logger.setLevel(level)
+        torch.use_deterministic_algorithms(deterministic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Literal
 
 import torch
 
@@ -27,7 +28,7 @@ def training_device(accelerator: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
-def default_precision(device: torch.device) -> str:
+def default_precision(device: torch.device) -> Literal["32-true", "bf16-mixed"]:
     """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
 
     Example:

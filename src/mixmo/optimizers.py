@@ -11,7 +11,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from mixmo.errors import InputError, one_of
+from mixmo.errors import InputError, one_of, reason
 
 
 def build_optimizer(
@@ -58,8 +58,8 @@ def build_optimizer(
             filter_bias_and_bn=not decay_all,
             **(fused | options),
         )
-    except TypeError as error:
-        raise InputError(f"optimizer {name!r} does not take {options}: {error}") from error
+    except Exception as error:  # whatever the optimiser's own checks raise
+        raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
     return optimizer
 
 

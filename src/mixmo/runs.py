@@ -1,31 +1,41 @@
 """A run's folder, which holds all there is to know of a run.
 
-``config.yaml`` every setting · ``checkpoints/`` last and best on validation · ``metrics.csv`` a row per epoch ·
-``environment.json`` versions and hardware · ``test.json`` the figures of ``mixmo test``.
+``config.yaml`` every setting as it was asked for · ``checkpoints/`` last, the one before it, and best on validation ·
+``metrics.csv`` a row per epoch · ``environment.json`` versions, hardware, what followed from it, and what tells whether
+the data changed · ``test.json`` the figures of ``mixmo test``.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from filelock import FileLock, Timeout
 
+from mixmo.checkpoints import BEST, LAST, PREVIOUS
+from mixmo.checkpoints import load as read_sealed
 from mixmo.errors import InputError, MissingError, one_of
-from mixmo.files import read_checkpoint, write_text
+from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
 from mixmo.network import MixMo
+from mixmo.plans import make_plan
+from mixmo.recipes import merge
 
 CHECKPOINTS = ("last", "best")
+LOCK = ".lock"
+log = logging.getLogger("mixmo")
 
 
 class Run:
@@ -46,23 +56,64 @@ class Run:
         self.checkpoint_folder = self.path / "checkpoints"
 
     def check_free(self) -> None:
-        """Refuse a folder that is in use.
+        """Refuse a folder that is in use; what a start that was cut short left may be used again.
 
         Raises:
-            InputError: if it exists and is not empty.
+            InputError: if it holds a run, or anything else.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.config_file.is_file():
             raise InputError(
                 f"run folder {self.path} exists already; go on with it by `mixmo fit {self.path}`, or choose "
                 "another with --run."
             )
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; choose another folder with --run.")
+        others = [each.name for each in self.path.iterdir() if not _left_by_a_start(each)] if self.path.exists() else []
+        if others:
+            raise InputError(
+                f"{self.path} exists already and holds other things ({sorted(others)[0]}); choose another folder with "
+                "--run."
+            )
 
-    def create(self, config: str) -> None:
-        """Make the folder with its configuration; never touch one that is in use (:meth:`check_free`)."""
+    def create(self, config: str, about: Mapping[str, Any] | None = None) -> None:
+        """Make the folder; it is a run's once its configuration, which comes last, is there.
+
+        Args:
+            config: Every setting, as YAML.
+            about: What to keep in ``environment.json`` beside the environment.
+
+        Raises:
+            InputError: if the folder is in use (:meth:`check_free`) or cannot be written.
+        """
         self.check_free()
-        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        self.write_json("environment.json", environment())
+        make_folder(self.checkpoint_folder)
+        self.write_json("environment.json", environment() | dict(about or {}))
         write_text(self.config_file, config)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock ends with the process that holds it.
+
+        Raises:
+            InputError: if another process has it, or the folder cannot be written.
+        """
+        make_folder(self.path)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        with writing(self.path):
+            try:
+                lock.acquire()
+            except Timeout:
+                raise InputError(f"another process is training in {self.path}; wait for it, or stop it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove_partial_files(self) -> None:
+        """Delete what a process that was killed left half written; only while the folder is locked."""
+        for folder in (self.path, self.checkpoint_folder):
+            for file in [*folder.glob(f".*.ckpt.*{PARTIAL}"), *folder.glob(f".metrics.csv.*{PARTIAL}")]:
+                file.unlink(missing_ok=True)
 
     def require(self) -> Run:
         """Return itself if the folder holds a run.
@@ -73,15 +124,27 @@ class Run:
         if not self.path.is_dir():
             raise MissingError(f"there is no run folder {self.path}.")
         if not self.config_file.is_file():
-            raise MissingError(f"{self.path} is no run's folder: it has no config.yaml.")
+            started = any(_left_by_a_start(each) for each in self.path.iterdir())
+            hint = f" Its start was cut short; start it again with --run {self.path}." if started else ""
+            raise MissingError(f"{self.path} is no run's folder: it has no config.yaml.{hint}")
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the run's settings as they were resolved."""
-        content = yaml.safe_load(self.require().config_file.read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise InputError(f"{self.config_file} is damaged: it is no mapping of settings.")
-        return content
+        """Return the run's settings as they were asked for."""
+        return read_yaml(self.require().config_file, "configuration")
+
+    def resumed_config(self) -> dict[str, Any]:
+        """Return the settings with what followed from the machine where the run began, so that it goes on alike."""
+        resolved = self.about().get("resolved")
+        return merge(self.config(), resolved) if isinstance(resolved, dict) else self.config()
+
+    def about(self) -> dict[str, Any]:
+        """Return ``environment.json``; nothing if it is missing or damaged."""
+        try:
+            content = self.read_json("environment.json")
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def checkpoint_file(self, which: str = "last") -> Path:
         """Return the file of a checkpoint, ``last`` or ``best``.
@@ -95,6 +158,44 @@ class Run:
             reason = "the run had no validation set" if which == "best" else "no epoch was finished"
             raise MissingError(f"{self.path} has no {which} checkpoint ({reason}, perhaps).")
         return file
+
+    def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the checkpoint to go on from and its content, ``None`` for a run that has finished no epoch.
+
+        A last checkpoint that is damaged or missing gives way to the one before it, or the best, and the log says so.
+
+        Raises:
+            InputError: if none is left whole of a run that had one.
+        """
+        files = [self.checkpoint_folder / name for name in (LAST, PREVIOUS, BEST)]
+        problems = []
+        for file in files:
+            if not file.is_file():
+                problems.append(f"{file} is missing")
+                continue
+            try:
+                content = read_sealed(file)
+            except InputError as error:
+                problems.append(str(error).rstrip("."))
+                continue
+            if problems:
+                log.warning("%s; going on from %s, after epoch %d.", problems[0], file.name, content["epoch"] + 1)
+            return file, content
+        rows = len(self.read_metrics())
+        if any(file.is_file() for file in files) or rows > 1:
+            raise InputError(
+                f"{'; '.join(problems)}, though {self.path} has {rows} epochs in metrics.csv: bring a checkpoint back, "
+                f"or start anew with `mixmo fit {self.config_file} --run FOLDER`."
+            )
+        log.warning("%s has no checkpoint yet; it starts from the beginning.", self.path)
+        return None
+
+    def finished(self, epochs: int) -> bool:
+        """Return whether the last checkpoint is that of the last epoch."""
+        try:
+            return int(read_sealed(self.checkpoint_folder / LAST)["epoch"]) + 1 >= epochs
+        except InputError:
+            return False
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write a JSON file into the folder, whole or not at all; NaN, which JSON does not know, becomes null."""
@@ -123,46 +224,74 @@ class Run:
             return list(csv.DictReader(file))
 
 
-def load(run: str | Path, checkpoint: str = "last") -> MixMo:
+def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> MixMo:
     """Return a trained network, ready for inference, from a run's folder.
 
     Args:
         run: The run's folder.
         checkpoint: ``last``, or ``best`` on the validation set.
+        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be fetched from there.
 
     Returns:
-        The network on the CPU, in evaluation mode.
+        The network on the CPU, in evaluation mode; with averaged weights (EMA), their network.
 
     Raises:
         MissingError: if there is no such run or checkpoint.
-        InputError: if the checkpoint is damaged or of another network.
+        InputError: if the checkpoint is damaged or of another network, or it takes a download.
 
     Example:
         >>> net = load("runs/quickstart")  # doctest: +SKIP
     """
-    return load_checkpoint(Run(run), checkpoint)[0]
+    return load_checkpoint(Run(run), checkpoint, download)[0]
 
 
-def load_checkpoint(run: Run, which: str = "last") -> tuple[MixMo, int]:
+def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> tuple[MixMo, int]:
     """Return a run's network in evaluation mode, and the number of epochs it was trained for."""
     file = run.checkpoint_file(which)
-    content, config = read_checkpoint(file), run.config()
-    model = config["model"]
+    content, settings = read_sealed(file), make_plan(run.config()).settings
+    model = settings.model
+    check_download(
+        model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
+    )
     try:
-        net = MixMo(
-            model["backbone"],
-            model["num_members"],
-            num_classes=content["num_classes"],
-            in_chans=config["data"]["channels"],
-            mix_at=model.get("mix_at"),
-            **(model["options"] | {"pretrained": False}),
-        )
-        weights = {name.removeprefix("net."): t for name, t in content["state_dict"].items() if name.startswith("net.")}
-        net.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{file} does not hold the network of {run.config_file}: {reason}") from error
+        with torch.random.fork_rng():
+            net = MixMo(
+                model.backbone,
+                model.num_members,
+                num_classes=content["num_classes"],
+                in_chans=settings.data.channels,
+                mix_at=model.mix_at,
+                **(model.options | {"pretrained": False, "checkpoint_path": ""}),
+            )
+        net.load_state_dict(weights_of(content))
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        why = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{file} does not hold the network of {run.config_file}: {why}") from error
     return net.eval(), int(content["epoch"]) + 1
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights to evaluate: the moving average where there is one, else the trained network's."""
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    prefix = "average." if any(name.startswith("average.") for name in state) else "net."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
+    """Refuse a backbone that would be fetched from the network unasked.
+
+    Raises:
+        InputError: naming it and where it stands.
+    """
+    if backbone.startswith(("hf-hub:", "hf_hub:")) and not allowed:
+        raise InputError(f"backbone {backbone!r} of {where} has to be fetched from the network; {hint}.")
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Return whether a file or folder is one that a run's start makes before its configuration."""
+    if path.name == "checkpoints" and path.is_dir():
+        return not any(path.iterdir())
+    return path.name in ("environment.json", LOCK) or path.name.endswith(PARTIAL)
 
 
 def _with_null(content: Any) -> Any:

@@ -1,6 +1,7 @@
 """The settings of a run, section by section: the keys of a recipe and of the command line.
 
-Every section is a plain dataclass that checks its own values; jsonargparse reads and types them.
+Every section is a plain dataclass that checks the ranges of its values; :mod:`mixmo.checking` checks their types. All
+are plain values: nothing a recipe holds is ever imported, built or called.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mixmo.errors import InputError
+from mixmo.errors import InputError, one_of
 from mixmo.pairing import check_input_repetition, check_repetition
+
+MOST_MEMBERS = 100
 
 
 @dataclass
@@ -22,6 +25,7 @@ class ModelSettings:
         options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
         mix_at: Module behind which features are mixed, such as stages.0; null is behind the stem, as published.
         compile: Compile the network and the loss; null does so on a GPU.
+        download: Whether a backbone that is only described elsewhere (hf-hub:…) may be fetched.
     """
 
     backbone: str = "wide_resnet28_10"
@@ -29,6 +33,11 @@ class ModelSettings:
     options: dict[str, Any] = field(default_factory=dict)
     mix_at: str | None = None
     compile: bool | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_members <= MOST_MEMBERS:
+            raise InputError(f"model.num_members is {self.num_members}; it lies between 1 and {MOST_MEMBERS}.")
 
 
 @dataclass
@@ -41,6 +50,8 @@ class MixerSettings:
         probability: p, share of batches with a mask that is not constant.
         root: r of the loss weights.
         draw_per: Draw whether, and who gets which part, for each batch (published) or for each sample.
+        progress: What p follows at the end of training: the share of steps done, or of epochs counted from 1
+            (published; the whole last epoch then has p = 0).
     """
 
     kind: dict[str, float] | str = "cut"
@@ -48,6 +59,7 @@ class MixerSettings:
     probability: float = 0.5
     root: float = 3.0
     draw_per: Literal["batch", "sample"] = "batch"
+    progress: Literal["steps", "epochs"] = "steps"
 
     def __post_init__(self) -> None:
         if not self.root > 0:
@@ -91,6 +103,7 @@ class DataSettings:
         std: Divides each channel, in [0, 1].
         resident: Keep decoded images on the device; null decides by their size.
         workers: Processes that decode streamed images.
+        on_error: Stop at images that cannot be read (raise), or go on without them (skip).
         eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
     """
 
@@ -111,6 +124,7 @@ class DataSettings:
     std: list[float] = field(default_factory=lambda: [0.5])
     resident: bool | None = None
     workers: int = 2
+    on_error: Literal["raise", "skip"] = "raise"
     eval_batch_size: int | None = None
 
     @property
@@ -134,6 +148,7 @@ class DataSettings:
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
+        one_of(self.on_error, ("raise", "skip"), "data.on_error")
         if min(self.std) <= 0:
             raise InputError(f"data.std is {self.std}; it is positive.")
 
@@ -149,8 +164,8 @@ class OptimizerSettings:
         weight_decay: Decay, as the optimiser defines it.
         momentum: Momentum (SGD).
         decay_all: Decay batch norms and biases too, as published.
-        average: Decay of the moving average of the weights at each step, such as 0.999, which is then what is
-            validated, kept and tested; 0 keeps the weights themselves.
+        average: Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average
+            is then what is validated, kept and tested. 0 keeps the weights themselves.
         options: More keywords of the optimiser.
     """
 
@@ -173,6 +188,8 @@ class OptimizerSettings:
                 raise InputError(f"optimizer.{key} is {value}; a learning rate is positive.")
         if self.weight_decay < 0:
             raise InputError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"optimizer.momentum is {self.momentum}; it lies in [0, 1).")
         if not 0 <= self.average < 1:
             raise InputError(f"optimizer.average is {self.average}; the decay of the average lies in [0, 1).")
 
@@ -200,6 +217,44 @@ class ScheduleSettings:
             raise InputError(f"schedule.drops are {self.drops}; they are shares of training between 0 and 1.")
         if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
             raise InputError("schedule.warmup_epochs and schedule.warmup_steps are 0 or more.")
+        if not self.factor > 0:
+            raise InputError(f"schedule.factor is {self.factor}; it is positive.")
+
+
+@dataclass
+class TrainerSettings:
+    """What may be set of Lightning's trainer; the rest is ours, or would break that draws follow the step.
+
+    Args:
+        accelerator: auto, cpu, gpu, cuda or mps.
+        precision: 32-true or bf16-mixed; null takes what the device does best.
+        max_epochs: Epochs of the training.
+        limit_train_batches: Batches of an epoch, or their share; null takes all.
+        gradient_clip_val: Largest norm of the gradient; null does not clip.
+        deterministic: Refuse operations that are not deterministic.
+        enable_progress_bar: Whether a bar is shown on a terminal.
+        profiler: simple or advanced prints where the time goes.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] | None = None
+    max_epochs: int | None = None
+    limit_train_batches: int | float | None = None
+    gradient_clip_val: float | None = None
+    deterministic: bool = False
+    enable_progress_bar: bool = True
+    profiler: Literal["simple", "advanced"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_epochs or 0) < 1:
+            raise InputError(f"trainer.max_epochs is {self.max_epochs}; it is 1 or more.")
+        limit = self.limit_train_batches
+        if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+            raise InputError(
+                f"trainer.limit_train_batches is {limit}; it is a number of batches, 1 or more, or a share up to 1.0."
+            )
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+            raise InputError(f"trainer.gradient_clip_val is {self.gradient_clip_val}; it is positive, or null.")
 
 
 @dataclass

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from mixmo.batches import BatchMaker, MixedBatch
 from mixmo.data import DistinctBatch
+from mixmo.errors import InputError
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.seeding import seed_for
 from mixmo.settings import Settings
 
+STATISTICS_BATCHES = 50
+"""Batches from which the batch-norm statistics of averaged weights are estimated."""
 
-class TrainingError(Exception):
+
+class TrainingError(InputError):
     """Training cannot go on; the message says at which step, and what to do."""
 
 
@@ -32,18 +39,31 @@ class Training(L.LightningModule):
         maker: Makes mixtures of distinct images.
         settings: The run's settings: seed, optimiser, schedule.
         num_images: N, images of the training set, for the published length of the warm-up.
+        sample_batches: Returns batches of an epoch's training images, from which the batch-norm statistics of averaged
+            weights are estimated.
         log_every: Steps between two looks at the loss; in between the host never waits for the device.
 
     Attributes:
+        average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
         reports: How often the loss was looked at; whoever shows it can tell that it is new.
 
     Raises:
         TrainingError: from ``fit``, if the loss is not finite.
     """
 
-    def __init__(self, net: MixMo, maker: BatchMaker, settings: Settings, num_images: int, log_every: int = 50) -> None:
+    def __init__(
+        self,
+        net: MixMo,
+        maker: BatchMaker,
+        settings: Settings,
+        num_images: int,
+        sample_batches: Callable[[int], Iterable[DistinctBatch]],
+        log_every: int = 50,
+    ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.average else None
+        self.sample_batches, self._estimated_at = sample_batches, -1
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.generator: torch.Generator | None = None
@@ -52,7 +72,7 @@ class Training(L.LightningModule):
         # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
-        self._compiled_net = compiled(net.forward)
+        self._compiled_net = compiled((self.average or self.net).forward)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and the learning rate at every step."""
@@ -84,13 +104,18 @@ class Training(L.LightningModule):
         if self.generator is None:
             self.generator = torch.Generator(self.device)
         self.generator.manual_seed(seed_for(self.settings.seed, step))
-        progress = (self.current_epoch + 1) / self.schedule.epochs
-        mixed = self.maker(batch, self.generator, progress)
+        mixed = self.maker(batch, self.generator, self.progress())
         logits: Tensor
         loss: Tensor
         logits, loss = self._compiled_loss(mixed)
         self._watch(loss.detach(), logits.detach(), mixed.targets)
         return loss
+
+    def progress(self) -> float:
+        """Return the share of training done, in steps, or in epochs counted from 1 as published."""
+        if self.settings.mixer.progress == "epochs":
+            return (self.current_epoch + 1) / self.schedule.epochs
+        return min(1.0, self.global_step / (self.schedule.steps_per_epoch * self.schedule.epochs))
 
     def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
         inputs, masks, targets, weights = mixed
@@ -145,13 +170,44 @@ class Training(L.LightningModule):
         self.accuracy_sum = torch.zeros(self.net.num_members, device=self.device)
         self._seen, self._since = 0, time.perf_counter()
 
+    def on_train_batch_end(self, outputs: Any, batch: DistinctBatch, batch_idx: int) -> None:
+        """Move the average towards the weights, with decay min(decay, (1 + t) / (10 + t)) at step t; step 0 copies."""
+        if self.average is not None:
+            step = self.global_step - 1
+            decay = min(self.settings.optimizer.average, (1 + step) / (10 + step)) if step else 0.0
+            parameters = [list(net.parameters()) for net in (self.average, self.net)]
+            get_ema_multi_avg_fn(decay)(*parameters, None)
+
     def on_train_epoch_end(self) -> None:
-        """Never let a checkpoint hold weights after a loss that was not finite."""
+        """Never let a checkpoint hold weights after a loss that was not finite, or an average that is not ready."""
         self.check_finite()
+        self.estimate_statistics()
 
     def on_validation_start(self) -> None:
         """Likewise before validation."""
         self.check_finite()
+        self.estimate_statistics()
+
+    def estimate_statistics(self) -> None:
+        """Give the average batch-norm statistics of its own, from training mixtures, once for each step.
+
+        They are a function of the weights and (seed, step), so that a run that was stopped comes to the same.
+        """
+        if self.average is None or self._estimated_at == self.global_step:
+            return
+        self._estimated_at = self.global_step
+        seed = seed_for(self.settings.seed, self.global_step, "estimate")
+        torch.manual_seed(seed)  # dropout and the like
+        generator = torch.Generator(self.device).manual_seed(seed)
+        was_training = self.average.training
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            update_bn(self._mixtures(generator), _OnMixtures(self.average))  # type: ignore[arg-type]
+        self.average.train(was_training)
+
+    def _mixtures(self, generator: torch.Generator) -> Iterator[dict[str, MixedBatch]]:
+        for batch in self.sample_batches(self.current_epoch):
+            batch = DistinctBatch(*(part.to(self.device) for part in batch))
+            yield {"mixed": self.maker(batch, generator, self.progress())}  # a tuple would be cut to its first part
 
     def validation_step(self, batch: DistinctBatch, batch_idx: int) -> None:
         """Score the ensemble (logit average) and each member on images held out of the training set."""
@@ -180,3 +236,17 @@ class Training(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what inference needs beside the weights."""
         checkpoint["num_classes"] = self.net.num_classes
+
+
+class _OnMixtures(nn.Module):
+    """A network as torch's ``update_bn`` calls it."""
+
+    def __init__(self, net: MixMo) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: dict[str, MixedBatch]) -> Tensor:
+        """Return the logits of mixtures."""
+        mixed = batch["mixed"]
+        logits: Tensor = self.net(mixed.inputs, mixed.masks if self.net.num_members > 1 else None)
+        return logits

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from mixmo.errors import InputError, MissingError, one_of
+from mixmo.errors import InputError, one_of
+from mixmo.files import read_yaml
 
 Recipe = dict[str, Any]
 NOTES = ("published", "source")
@@ -51,14 +52,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise MissingError(f"there is no recipe file {path}.")
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(content, dict):
-            raise InputError(f"recipe file {path} holds {type(content).__name__}; it has to be a mapping of settings.")
+        content = read_yaml(path, "recipe file")
         resolved = _resolve(content, str(path))
     else:
         one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
@@ -70,9 +64,11 @@ def _resolve(content: Recipe, where: str) -> Recipe:
     """Return ``content`` on top of everything it extends, in order."""
     known = _shipped("bases.yaml") | _shipped("catalogue.yaml")
     resolved: Recipe = {}
-    parents = content.get("extends", [])
-    for name in [parents] if isinstance(parents, str) else parents:
-        one_of(str(name), known, f"base in {where}")
+    parents = content.get("extends") or []
+    for name in parents if isinstance(parents, list) else [parents]:
+        if not isinstance(name, str):
+            raise InputError(f"extends in {where} holds {name!r}; it names recipes or bases.")
+        one_of(name, known, f"base in {where}")
         resolved = merge(resolved, _resolve(known[name], where))
     own = {key: value for key, value in content.items() if key != "extends"}
     return merge({key: value for key, value in resolved.items() if key not in NOTES}, own)

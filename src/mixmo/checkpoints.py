@@ -1,0 +1,206 @@
+"""Checkpoints of a run: written whole, sealed by a digest, and nothing in them acts when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from mixmo.errors import InputError, MissingError
+from mixmo.files import PARTIAL, make_folder, read_checkpoint, replacing, sync_folder, writing
+
+MARK = b"sha256:"
+SEAL = len(MARK) + 64
+"""Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
+
+KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "lr_schedulers",
+        "num_classes")  # fmt: skip
+"""What is taken of a checkpoint, and the state of :class:`Checkpoints`."""
+
+LAST, PREVIOUS, BEST = (f"{name}.ckpt" for name in ("last", "previous", "best"))
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all, with a SHA-256 digest of it at its end.
+
+    Args:
+        path: The file; replaced if it exists.
+        content: Tensors and plain values.
+
+    Raises:
+        InputError: if it cannot be written; what was there before stays.
+    """
+    with replacing(path) as file:
+        writer = _Writer(file)
+        try:
+            torch.save(dict(content), writer)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise writer.error or error from error
+        file.seek(-2, os.SEEK_END)
+        file.write(SEAL.to_bytes(2, "little"))  # the length of the comment, which ends a zip file
+        digest = _digest(file, file.tell())
+        file.write(MARK + digest.encode())
+
+
+class _Writer:
+    """A file that remembers why it could not be written: torch only says that it could not."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write bytes."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Have all bytes written."""
+        self.file.flush()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ours holds, on the CPU, after checking its digest.
+
+    Only tensors and plain values are read, and only of the keys that training goes on from: a checkpoint can hold no
+    path to delete and no name to import.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is damaged, or none of ours.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no checkpoint at {path}.")
+    size = path.stat().st_size - SEAL
+    with path.open("rb") as file:
+        file.seek(max(size, 0))
+        seal = file.read()
+        if not seal.startswith(MARK) or seal[len(MARK) :].decode("ascii", "replace") != _digest(file, size):
+            raise InputError(f"{path} is damaged: its content does not have the digest that was written with it.")
+    try:
+        packed = [entry for entry in zipfile.ZipFile(path).infolist() if entry.compress_size != entry.file_size]
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is no checkpoint of ours: {error}.") from error
+    if packed:
+        raise InputError(f"{path} is no checkpoint of ours: {packed[0].filename} is compressed.")
+    content = read_checkpoint(path)
+    kept = {key: content[key] for key in KEYS if key in content}
+    if not isinstance(kept.get("epoch"), int) or not isinstance(kept.get("state_dict"), dict):
+        raise InputError(f"{path} is no checkpoint of ours: it has no epoch or no weights.")
+    if not re.match(r"\d+\.\d+\.\d+", str(kept.get("pytorch-lightning_version"))):
+        kept["pytorch-lightning_version"] = L.__version__
+    callbacks = content.get("callbacks")
+    own = callbacks.get(Checkpoints.__name__) if isinstance(callbacks, dict) else None
+    kept["callbacks"] = {Checkpoints.__name__: _numbers(own)} if isinstance(own, dict) else {}
+    return kept
+
+
+def _numbers(state: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in state.items() if isinstance(value, int | float)}
+
+
+def _digest(file: IO[bytes], size: int) -> str:
+    """Return the SHA-256 of a file's first bytes, in hexadecimal; the file is then read up to there."""
+    file.seek(0)
+    found = hashlib.sha256()
+    for part in _parts(file, size):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _parts(file: IO[bytes], size: int) -> Iterator[bytes]:
+    while size > 0 and (part := file.read(min(size, 2**20))):
+        size -= len(part)
+        yield part
+
+
+def duplicate(source: Path, target: Path) -> None:
+    """Have a file under a second name as well, replacing what has it; a link where the disk knows links."""
+    partial = target.with_name(f".{target.name}.second{PARTIAL}")
+    with writing(target):
+        try:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(source, partial)
+            except OSError:
+                shutil.copyfile(source, partial)
+            os.replace(partial, target)
+            sync_folder(target.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+
+class SealedIO(CheckpointIO):
+    """How Lightning reads and writes checkpoints here: by :func:`save` and :func:`load`; it deletes none."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint."""
+        save(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint."""
+        return load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Do nothing: what a run has kept is never deleted."""
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the last checkpoint, the one before it, and the best on validation, after each epoch.
+
+    The best is written before the last: a run that dies between the two does the epoch again, and comes to the same.
+    The score to beat travels in the checkpoint, so that a moved run knows it.
+
+    Args:
+        folder: Where to keep them.
+        validated: Whether there is a validation set to score by.
+    """
+
+    def __init__(self, folder: Path, validated: bool) -> None:
+        self.folder, self.validated = folder, validated
+        self.best_score, self.best_epoch = float("-inf"), -1
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint."""
+        return type(self).__name__
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the score to beat, and the epoch that had it."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.best_score = float(state_dict.get("best_score", float("-inf")))
+        self.best_epoch = int(state_dict.get("best_epoch", -1))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what is due."""
+        score = float(trainer.callback_metrics["val_accuracy"]) if self.validated else float("-inf")
+        improved = score > self.best_score
+        if improved:
+            self.best_score, self.best_epoch = score, trainer.current_epoch
+        last, best = make_folder(self.folder) / LAST, self.folder / BEST
+        if last.is_file():
+            duplicate(last, self.folder / PREVIOUS)
+        trainer.save_checkpoint(best if improved else last)
+        if improved:
+            duplicate(best, last)

@@ -1,0 +1,55 @@
+"""Names from data and paths, made safe to show: on a terminal, in Markdown, in CSV files and in charts."""
+
+from __future__ import annotations
+
+LONGEST = 60
+"""Characters of a name in a chart."""
+
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"})
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which control characters, surrogates and all else that cannot be printed are escape sequences.
+
+    Example:
+        >>> printable("café \x1b[31m")
+        'café \\x1b[31m'
+        >>> printable("bytes \udcff, two\nlines")
+        'bytes \\udcff, two\\nlines'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def markdown(text: str) -> str:
+    r"""Return a text that Markdown shows as it is, also in a table's cell.
+
+    Example:
+        >>> markdown("<b>a|b*")
+        '&lt;b&gt;a\\|b\\*'
+    """
+    return printable(text).translate(MARKDOWN).replace("](", "]\\(")  # no link
+
+
+def csv_cell(text: str) -> str:
+    """Return a text that spreadsheets do not take for a formula: an apostrophe stands before one.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell("a=1")
+        ("'=1+1", 'a=1')
+    """
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def label(text: str, longest: int = LONGEST) -> str:
+    r"""Return a text that Matplotlib shows as it is, cut to some characters.
+
+    Dollars would be mathematics, and labels that begin with an underscore stay out of legends.
+
+    Example:
+        >>> label("_$x$")
+        ' _\\$x\\$'
+    """
+    text = printable(text)
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return f"{' ' if text.startswith('_') else ''}{text}".replace("$", "\\$")
