@@ -1,7 +1,9 @@
 """``mixmo compare``: figures, costs and intervals of runs side by side."""
 
 import csv
+import errno
 import math
+import os
 import re
 import shutil
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 import mixmo
+from mixmo import charts, comparison
 from mixmo.cli import main
 from mixmo.comparison import compare
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, sample_scores
@@ -46,14 +49,10 @@ def test_runs_side_by_side(trained, tmp_path, capsys):
     assert "★" in page and not re.search(r'(?:src|href)="(?!data:)', page)
 
 
-def test_folders_of_seeds_are_averaged(trained, tmp_path, capsys):
+def test_folders_of_seeds_are_averaged(trained, another_seed, tmp_path, capsys):
     _, two, one = trained
-    for seed in (0, 1):
-        shutil.copytree(two.path, tmp_path / "seeds" / str(seed))
-    file = tmp_path / "seeds" / "1" / "checkpoints" / "last.ckpt"
-    content = torch.load(file, weights_only=True)
-    content["state_dict"]["net.backbone.fc.heads.0.bias"] += torch.tensor([3.0, 0.0, 0.0])
-    torch.save(content, file)
+    for run in (two, another_seed):
+        shutil.copytree(run.path, tmp_path / "seeds" / run.path.name)
     groups = compare([one.path, tmp_path / "seeds"], tmp_path / "out")
     seeds = groups[1]
     assert [group.name for group in groups] == ["one", "seeds"] and len(seeds.entries) == 2
@@ -87,6 +86,112 @@ def test_mcnemar_is_a_sign_test(first, seed):
     expected = 1.0 if not n else min(1.0, 2 * binom.cdf(k, n, 0.5))
     assert mcnemar(a, b) == pytest.approx(expected)
     assert mcnemar(a, a) == 1
+
+
+def with_setting(run, to, old, new):
+    shutil.copytree(run.path, to)
+    text = (to / "config.yaml").read_text()
+    assert old in text
+    (to / "config.yaml").write_text(text.replace(old, new))
+
+
+def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
+    _, two, _ = trained
+    with_setting(two, tmp_path / "runs" / "a", "batch_repetition: 2", "batch_repetition: 2")
+    with_setting(two, tmp_path / "runs" / "b", "batch_repetition: 2", "batch_repetition: 4")
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"mixmo: {tmp_path}/runs holds no seeds of one method: data.batch_repetition is 2 in {tmp_path}/runs/a but "
+        f"4 in {tmp_path}/runs/b; compare such runs by naming them one by one.\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("seed: 0", "seed: 1"), ("workers: 2", "workers: 0"), ("accelerator: auto", "accelerator: cpu")]
+)
+def test_seeds_may_be_of_different_machines(trained, tmp_path, old, new):
+    _, two, _ = trained
+    with_setting(two, tmp_path / "runs" / "a", old, old)
+    with_setting(two, tmp_path / "runs" / "b", old, new)
+    (group,) = compare([tmp_path / "runs"], tmp_path / "out")
+    assert len(group.entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("metrics.csv", "epoch,step\n1,6\n", "metrics.csv is damaged: row 1 has no number for &#x27;seconds&#x27;."),
+        ("metrics.csv", "epoch,step,seconds\n1,six,1\n", "row 1 has &#x27;six&#x27; for &#x27;step&#x27;."),
+        ("metrics.csv", "\0\udcff", "metrics.csv cannot be read: "),
+        ("environment.json", "{", "environment.json cannot be read: "),
+        ("environment.json", "[]", "environment.json is damaged: it names no command."),
+        ("environment.json", None, "environment.json cannot be read: "),
+    ],
+)
+def test_damaged_files_of_a_run_are_a_sentence_of_the_page(trained, tmp_path, name, content, sentence):
+    _, two, one = trained
+    shutil.copytree(one.path, tmp_path / "one")
+    (tmp_path / "one" / name).unlink()
+    if content is not None:
+        (tmp_path / "one" / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert main(["compare", str(tmp_path / "one"), str(two.path), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert sentence in page and page.count("It is left out.") == 1
+    assert main(["test", str(tmp_path / "one")]) == 0
+    assert sentence in (tmp_path / "one" / "report.html").read_text()
+
+
+def test_a_picture_that_fails_costs_nothing_else(trained, tmp_path, monkeypatch, caplog):
+    _, two, one = trained
+
+    def fail(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(charts, "risk_coverage", fail)
+    monkeypatch.setattr(charts, "image_grid", fail)
+    compare([one.path, two.path], tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("could not be drawn: no font.") == 4 and page.count("data:image/png") == 3
+    assert len(caplog.records) == 4
+    assert (tmp_path / "comparison.csv").is_file() and (tmp_path / "comparison.md").is_file()
+
+
+def test_figures_are_written_before_the_page(trained, tmp_path, monkeypatch):
+    _, _, one = trained
+
+    def fail(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(comparison, "comparison_page", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        compare([one.path], tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"comparison.csv", "comparison.md"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys, code):
+    np.savez(tmp_path / "a.npz", logits=np.eye(3), targets=np.arange(3))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "comparison.csv").write_text("before")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert main(["compare", str(tmp_path / "a.npz"), "--out", str(tmp_path / "out")]) == 2
+    out, error = capsys.readouterr()
+    assert "a.npz (n = 1)" in out
+    assert error == f"mixmo: {tmp_path}/out/comparison.csv cannot be written: {os.strerror(code)}.\n"
+    assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [("comparison.csv", "before")]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", logits=np.eye(3), targets=np.arange(3))
+    (tmp_path / "file").write_text("")
+    assert main(["compare", str(tmp_path / "a.npz"), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err == f"mixmo: {tmp_path}/file/out cannot be written: Not a directory.\n"
 
 
 def test_ensembles_and_files_stand_in_the_same_table(trained, tmp_path):

@@ -13,6 +13,7 @@ from scipy.stats import entropy
 from sklearn.metrics import cohen_kappa_score, log_loss, matthews_corrcoef, roc_auc_score, top_k_accuracy_score
 
 import mixmo
+from mixmo.errors import InputError
 from mixmo.metrics import (
     Calibration,
     Diversity,
@@ -23,7 +24,8 @@ from mixmo.metrics import (
     chunks,
     fit_temperature,
 )
-from mixmo.metrics.ood import ood_scores
+from mixmo.metrics.calibration import bin_numbers
+from mixmo.metrics.ood import false_positive_rate, ood_scores
 from mixmo.metrics.temperature import two_fold
 
 draws = {
@@ -224,6 +226,131 @@ def test_out_of_distribution_by_brute_force(n, scale, coarse, seed):
             precision, recall = (strange >= s).sum() / (scores >= s).sum(), (strange >= s).mean()
             area, before = area + precision * (recall - before), recall
         assert found[f"{name}/aupr"] == pytest.approx(area)
+
+
+LEVELS = st.tuples(*[st.sampled_from([0, 1, 2, 18, 19])] * 4).filter(any)
+LEVELS = LEVELS.map(lambda counts: np.repeat([0.1, 0.5, 0.5 + 2**-40, 0.9], counts))
+"""Scores of a few levels, so that many are equal, and 95 % of them end between two levels."""
+
+
+def rate_by_thresholds(positive, negative):
+    """The share of negatives at the largest threshold that finds 95 of 100 positives, counted in whole numbers."""
+    for threshold in sorted(set(positive), reverse=True):
+        if 100 * (positive >= threshold).sum() >= 95 * len(positive):
+            return (negative >= threshold).sum() / len(negative)
+    raise AssertionError
+
+
+@given(positive=LEVELS, negative=LEVELS)
+def test_false_positives_among_equal_scores(positive, negative):
+    assert false_positive_rate(positive, negative) == rate_by_thresholds(positive, negative)
+
+
+@given(positive=LEVELS, negative=LEVELS)
+def test_out_of_distribution_figures_of_equal_scores(positive, negative):
+    """Two classes: the confidence grows with the difference of their logits."""
+    metric = OutOfDistribution()
+    for values, out in ((negative, False), (positive, True)):
+        metric.update(torch.from_numpy(np.stack([values, np.zeros_like(values)], 1)[:, None]), out=out)
+    found = {name: value.item() for name, value in metric.compute().items()}
+    others, known = -positive, -negative  # a larger score for less confidence
+    wins = (others[:, None] > known).mean() + (others[:, None] == known).mean() / 2
+    assert found["max_probability/auroc"] == pytest.approx(wins)
+    assert found["max_probability/fpr95"] == pytest.approx(rate_by_thresholds(others, known))
+    assert found["mutual_information/auroc"] == 0.5 and found["mutual_information/fpr95"] == 1
+
+
+def test_nineteen_of_twenty_are_95_percent():
+    """The curve of scikit-learn leaves out points that lie on a line between two others."""
+    metric = OutOfDistribution()
+    values = torch.tensor([[[0.0, 0.0]]] * 18 + [[[3.0, 0.0]]] + [[[5.0, 0.0]]])
+    metric.update(values, out=False)
+    metric.update(values, out=True)
+    assert metric.compute()["max_probability/fpr95"].item() == pytest.approx(0.95)
+
+
+@given(
+    scores=st.lists(st.tuples(st.sampled_from([0.5, 0.6, 0.75, 11 / 15, 1.0]), st.booleans()), min_size=1, max_size=40)
+)
+def test_figures_of_equal_confidences(scores):
+    """Two classes at few levels, some on the edges of bins: brute force, whatever the order of the samples."""
+    confidence, correct = np.array([score for score, _ in scores]), np.array([right for _, right in scores])
+    p = torch.from_numpy(np.stack([confidence, 1 - confidence], 1))
+    targets = torch.from_numpy((~correct).astype(int))
+    found = figures_of(Calibration(), (p, targets)) | figures_of(SelectivePrediction(), (p, targets))
+    ece, mce = ece_by_loop(confidence, correct.astype(float))
+    assert (found["ece"], found["mce"]) == (pytest.approx(ece, abs=1e-9), pytest.approx(mce, abs=1e-9))
+    order = np.random.default_rng(0).permutation(len(scores))
+    again = figures_of(Calibration(), (p[order], targets[order]))
+    again |= figures_of(SelectivePrediction(), (p[order], targets[order]))
+    assert again == pytest.approx(found, nan_ok=True)
+    risks = []
+    for kept in range(1, len(scores) + 1):  # the mean over all orders of equal confidences
+        threshold = np.sort(confidence)[-kept]
+        above, level = confidence > threshold, confidence == threshold
+        risks.append(((~correct[above]).sum() + (kept - above.sum()) * (~correct[level]).mean()) / kept)
+    assert found["aurc"] == pytest.approx(np.mean(risks), abs=1e-9)
+    assert found["accuracy_at_95"] == pytest.approx(1 - risks[math.ceil(95 * len(scores) / 100) - 1], abs=1e-9)
+    right, wrong = confidence[correct], confidence[~correct]
+    if len(right) and len(wrong):
+        wins = (right[:, None] > wrong).mean() + (right[:, None] == wrong).mean() / 2
+        assert found["auroc_correct"] == pytest.approx(wins)
+    else:
+        assert math.isnan(found["auroc_correct"])
+
+
+@pytest.mark.parametrize("number", range(1, 15))
+def test_every_edge_of_a_bin_belongs_to_the_bin_below(number):
+    edge = number / 15
+    above = math.nextafter(edge, 1)
+    assert bin_numbers(torch.tensor([edge, above], dtype=torch.double), 15).tolist() == [number - 1, number]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_members_that_agree_have_no_mutual_information(seed):
+    """Not even by rounding, which would put images in an order."""
+    logits = torch.from_numpy(np.random.default_rng(seed).standard_normal((200, 1, 9)) * 3).repeat(1, 3, 1)
+    assert not ood_scores(logits)["mutual_information"].any()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
+@pytest.mark.parametrize(
+    "metric", [Scores(), Calibration(), SelectivePrediction(), Diversity(3, 2), EnsembleGain(), OutOfDistribution()]
+)
+def test_nothing_is_not_evaluated(metric):
+    with pytest.raises(InputError, match="there are no predictions to evaluate"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("metric", [Scores, Calibration, SelectivePrediction])
+def test_an_empty_batch_changes_nothing(metric):
+    p, targets = torch.tensor([[0.75, 0.25], [0.5, 0.5]]), torch.tensor([0, 1])
+    expected = figures_of(metric(), (p, targets))
+    assert figures_of(metric(), (p[:0], targets[:0]), (p, targets)) == expected
+    with pytest.raises(InputError, match="there are no predictions to evaluate"):
+        figures_of(metric(), (p[:0], targets[:0]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), n=st.integers(1, 12), one_class=st.booleans())
+def test_temperature_of_few_levels(data, n, one_class):
+    """Ties, single classes, nothing but right or wrong answers: nothing on a grid is better."""
+    levels = st.lists(st.sampled_from([-3.0, 0.0, 1.0, 1.0, 20.0]), min_size=3, max_size=3)
+    logits = torch.tensor(data.draw(st.lists(levels, min_size=n, max_size=n)), dtype=torch.double)
+    targets = torch.tensor(data.draw(st.lists(st.integers(0, 0 if one_class else 2), min_size=n, max_size=n)))
+    found = fit_temperature(logits, targets)
+
+    def nll(temperature):
+        return torch.nn.functional.cross_entropy(logits / temperature, targets).item()
+
+    best = min(nll(temperature) for temperature in np.geomspace(0.01, 100, 300))
+    assert 0.0099 < found < 101 and nll(found) <= best + 1e-6 * (1 + best)
+
+
+def test_a_temperature_that_changes_nothing_is_one():
+    assert fit_temperature(torch.full((4, 3), 2.5), torch.tensor([0, 1, 2, 0])) == 1
+    with pytest.raises(InputError, match="are empty"):
+        fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
 
 
 def test_one_member_has_no_mutual_information():

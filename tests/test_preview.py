@@ -1,5 +1,7 @@
 """Pictures of what the network sees: they show what training draws, on pages that stand alone."""
 
+import errno
+import os
 import re
 
 import numpy as np
@@ -42,7 +44,40 @@ def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
     words = ["cifar100-mini-cut-cutmix", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
     assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "preview.html").read_text()
-    assert re.search(r"cat|dog|emu", page)
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    rows = [cells[start : start + 7] for start in range(0, len(cells), 7)]
+    assert [row[0] for row in rows] == ["step 0", "step 1", "step 2", "step 3"]
+    name = "(?:cat|dog|emu)"
+    for row in rows:
+        for target in (row[1], row[4]):
+            assert re.fullmatch(rf"{name}|0\.\d\d {name} \+ 0\.\d\d {name}", target)
+
+
+def test_awkward_names_of_classes(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / "data" / split, classes=("$a^{$", "<b>"), size=16)
+    words = ["cifar100-mini-cut", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
+    assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
+    assert "<b>" not in (tmp_path / "out" / "preview.html").read_text()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys, code):
+    (tmp_path / "mixtures.png").write_text("before")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"mixmo: {tmp_path}/mixtures.png cannot be written: {os.strerror(code)}.\n"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mixtures.png", "before")]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["preview", "quickstart", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err == f"mixmo: {tmp_path}/file/out cannot be written: Not a directory.\n"
 
 
 def test_the_page_opens_without_a_complaint(tmp_path, chromium):

@@ -1,13 +1,17 @@
 """``report.html``: every section is there, the page stands alone and opens without a complaint."""
 
+import json
 import math
 import re
 
 import pytest
 import torch
+from conftest import moved
 
+from mixmo import charts, testing
 from mixmo.charts import answers
 from mixmo.predictions import Predictions
+from mixmo.runs import Run
 from mixmo.testing import judge
 
 SECTIONS = ["What was trained", "Figures", "Learning curves", "Calibration", "Selective prediction", "Images"]
@@ -39,6 +43,50 @@ def test_a_report_opens_without_a_complaint(trained, chromium):
     content, complaints = chromium(two.path / "report.html")
     assert "Learning curves" in content
     assert "CONSOLE" not in complaints
+
+
+def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, caplog):
+    _, two, _ = trained
+
+    def fail(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(charts, "learning_curves", fail)
+    (two.path / "test.json").unlink(missing_ok=True)
+    judge(two)
+    page = (two.path / "report.html").read_text()
+    assert "could not be drawn: no font." in page and page.count("data:image/png") == 5
+    assert len(caplog.records) == 1
+    assert json.loads((two.path / "test.json").read_text())["about"]["images"] == 12
+
+
+def test_figures_are_written_before_the_page(trained, monkeypatch):
+    _, two, _ = trained
+
+    def fail(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(testing, "write_report", fail)
+    (two.path / "test.json").unlink(missing_ok=True)
+    with pytest.raises(RuntimeError, match="a defect"):
+        judge(two)
+    assert (two.path / "test.json").is_file()
+
+
+def test_awkward_names_of_classes_and_runs(trained, tmp_path):
+    """They stand on the page as they are; no sentence stands in the place of a picture."""
+    folder, two, _ = trained
+    run = moved(two, folder, tmp_path)
+    run.path.rename(tmp_path / "$r^{$ <script>&")
+    run = Run(tmp_path / "$r^{$ <script>&")
+    names = {"cat": "$a^{$<b>", "dog": "_c|d", "emu": "e=f[red]"}
+    for split in ("train", "test"):
+        for old, new in names.items():
+            (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / new)
+    judge(run, per_class=True)
+    page = (run.path / "report.html").read_text()
+    assert "<h1>Run $r^{$ &lt;script&gt;&amp;</h1>" in page
+    assert "could not be drawn" not in page and "<script" not in page
 
 
 def test_parts_of_a_report():

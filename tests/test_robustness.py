@@ -1,17 +1,23 @@
 """``mixmo test --corruptions``: figures under corruption, made on the fly or read from published files."""
 
+import errno
 import json
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import moved, write_images
 
 from mixmo import robustness
 from mixmo.cli import main
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
 from mixmo.data import load_test_images
 from mixmo.evaluation import evaluate
-from mixmo.predictions import load_network, predict
+from mixmo.kept import keep_json
+from mixmo.predictions import load_network
 from mixmo.robustness import MadeCorruptions, corruption_figures, mean_figures
 from mixmo.seeding import generator_for
 from mixmo.tables import corruption_table, severity_means
@@ -80,28 +86,86 @@ def test_streamed_images_are_corrupted_alike(trained):
         assert torch.equal(a, c) and torch.equal(b, d)
 
 
-def test_a_stopped_call_goes_on_and_a_second_one_costs_nothing(trained, few, monkeypatch):
+def test_a_stopped_call_goes_on_and_a_second_one_costs_nothing(trained, few, evaluated, monkeypatch):
     _, two, _ = trained
     before = set((two.path / "predictions").glob("corruptions-*.json"))
     whole = corruption_figures([two], TARGETS, precision="bf16-mixed")
     (file,) = set((two.path / "predictions").glob("corruptions-*.json")) - before
     note = json.loads(file.read_text())
-    file.write_text(json.dumps(note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}}))
-    honest, judged = robustness._judged, []
+    del note["sha256"]
+    keep_json(file, note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}})
+    evaluated.clear()
+    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+    assert set(evaluated) == {"contrast"}
+    evaluated.clear()
+    file.write_text("damaged")
+    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+    assert set(evaluated) == {"fog", "contrast"}
+    monkeypatch.setattr(robustness, "load_network", None)
+    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+
+
+def test_replaced_pictures_are_corrupted_anew(trained, few, tmp_path):
+    folder, two, _ = trained
+    run = moved(two, folder, tmp_path)
+    before = corruption_figures([run], TARGETS)
+    shutil.rmtree(tmp_path / "data" / "test")
+    write_images(tmp_path / "data" / "test", count=4, seed=9)
+    after = corruption_figures([run], TARGETS)
+    assert after != before
+    shutil.rmtree(run.path / "predictions")
+    assert corruption_figures([run], TARGETS) == after
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The kinds of corruption for which a network was asked anew."""
+    honest, kinds = robustness._judged, []
 
     def counted(networks, corruptions, kind, *rest):
-        judged.append(kind)
+        kinds.append(kind)
         return honest(networks, corruptions, kind, *rest)
 
     monkeypatch.setattr(robustness, "_judged", counted)
-    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
-    assert set(judged) == {"contrast"}
-    judged.clear()
-    file.write_text("damaged")
-    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
-    assert set(judged) == {"fog", "contrast"}
-    monkeypatch.setattr(robustness, "load_network", None)
-    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+    return kinds
+
+
+def test_what_makes_corruptions_be_evaluated_anew(trained, few, evaluated, monkeypatch):
+    _, two, _ = trained
+    corruption_figures([two], TARGETS)
+    evaluated.clear()
+    corruption_figures([two], TARGETS)
+    assert not evaluated
+    corruption_figures([two], TARGETS, refresh=True)
+    assert set(evaluated) == set(few)
+    evaluated.clear()
+    monkeypatch.setattr(robustness, "__version__", "0.0.7")
+    corruption_figures([two], TARGETS)
+    assert set(evaluated) == set(few)
+
+
+def test_changed_figures_are_noticed(trained, few, caplog):
+    """Still JSON, but not what was found."""
+    _, two, _ = trained
+    whole = corruption_figures([two], TARGETS)
+    for file in (two.path / "predictions").glob("corruptions-*.json"):
+        file.write_text(re.sub(r'"accuracy": 0\.\d+', '"accuracy": 0.99', file.read_text()))
+    assert corruption_figures([two], TARGETS) == whole
+    (warning,) = caplog.messages
+    assert warning.endswith("is damaged or of an earlier version; it is made anew.")
+
+
+def test_figures_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypatch, caplog):
+    folder, two, _ = trained
+    run = moved(two, folder, tmp_path)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert corruption_figures([run], TARGETS).kinds == corruption_figures([two], TARGETS).kinds
+    (warning,) = caplog.messages  # one, not one for each kind
+    assert warning.endswith("No space left on device. It is not kept for a second call.")
 
 
 def test_published_files(trained, published, capsys):
@@ -165,6 +229,14 @@ def shape(name, *size, kind=np.uint8):
         (shape("fog", 30, 8, 8, 3), "of shape (60, 8, 8, 3)"),
         (shape("fog", 60, 8, 8, 3, kind=float), "fog.npy holds float64"),
         (shape("labels", 60), "labels.npy does not have the test set's classes"),
+        (lambda folder: np.save(folder / "fog.npy", np.array([None] * 60)), "Python objects in dtype"),
+        (lambda folder: (folder / "fog.npy").write_bytes(b""), "fog.npy cannot be read as an .npy file"),
+        (lambda folder: (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-9]), "mmap length"),
+        (shape("fog", 0), "fog.npy holds uint8 of shape (0,)"),
+        (
+            lambda folder: np.save(folder / "labels.npy", np.full(60, 2**64 - 1, np.uint64)),
+            "labels.npy does not have the test set's classes",
+        ),
         (shape("labels", 58), "labels.npy holds uint8 of shape (58,)"),
         (lambda folder: np.save(folder / "labels.npy", np.array(3)), "labels.npy holds int64 of shape ()"),
         (lambda folder: np.save(folder / "labels.npy", np.array(["a"] * 60)), "labels.npy holds <U1"),
@@ -188,8 +260,13 @@ def test_a_missing_folder_is_one_sentence(trained, capsys):
     assert "there is no folder of corruptions nowhere" in capsys.readouterr().err
 
 
-def test_predictions_on_clean_images_are_untouched(trained, few):
+def test_clean_images_are_untouched(trained):
+    """No kind of corruption writes into the images it is given."""
     _, two, _ = trained
-    before = predict(two).logits.clone()
-    corruption_figures([two], TARGETS)
-    assert torch.equal(predict(two).logits, before)
+    corruptions = MadeCorruptions(load_network(two).settings, CPU)
+    images = corruptions.loader.dataset.images
+    before = images.clone()
+    for kind in KINDS:
+        for corrupted, _ in corruptions.batches(kind, 5):
+            assert corrupted.shape == images.shape
+    assert torch.equal(images, before)

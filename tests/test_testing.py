@@ -1,23 +1,31 @@
 """``mixmo test``: figures of runs, ensembles of runs, strangers, and other programs' predictions."""
 
+import errno
 import json
 import math
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import moved, write_images
 from safetensors.torch import load_file
 
 import mixmo
 from mixmo import predictions
 from mixmo.cli import main
+from mixmo.comparison import compare
+from mixmo.errors import InputError, MissingError
 from mixmo.fitting import fit
 from mixmo.metrics import fit_temperature
+from mixmo.metrics.ood import ood_scores
 from mixmo.plans import make_plan
+from mixmo.predictions import predict
 from mixmo.recipes import load_recipe
 from mixmo.runs import Run
-from mixmo.testing import judge
+from mixmo.testing import judge, judge_file
 
 
 def kept(run, dataset):
@@ -33,22 +41,199 @@ def test_a_second_call_costs_nothing(trained, monkeypatch):
     assert kept(run, "test")["logits"].shape == (12, 2, 3)
 
 
-def test_kept_predictions_of_another_checkpoint_are_made_anew(trained, tmp_path):
-    _, run, _ = trained
+def test_kept_predictions_of_another_checkpoint_are_made_anew(trained, another_seed, tmp_path):
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
     judge(run)
     file = run.path / "predictions" / "test-last-32-true.safetensors"
     whole = file.read_bytes()
     checkpoint = run.checkpoint_file()
     original = checkpoint.read_bytes()
-    content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"]["net.backbone.fc.heads.0.bias"] += 5
-    torch.save(content, checkpoint)
+    shutil.copy(another_seed.checkpoint_file(), checkpoint)
     judge(run)
     assert file.read_bytes() != whole
     checkpoint.write_bytes(original)
     file.write_bytes(whole[:100])  # damaged: made anew as well
     judge(run)
     assert file.read_bytes() == whole
+
+
+def replace_pictures(folder):
+    shutil.rmtree(folder / "test")
+    write_images(folder / "test", count=4, seed=9)
+
+
+def test_replaced_pictures_are_predicted_anew(trained, tmp_path):
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    before = predict(run).logits
+    replace_pictures(tmp_path / "data")
+    after = predict(run).logits
+    assert not torch.equal(after, before)
+    shutil.rmtree(run.path / "predictions")
+    assert torch.equal(predict(run).logits, after)
+
+
+def test_replaced_training_pictures_are_predicted_anew(trained, tmp_path):
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    before = predict(run, "validation").logits
+    shutil.rmtree(tmp_path / "data" / "train")
+    write_images(tmp_path / "data" / "train", count=12, seed=9)
+    assert not torch.equal(predict(run, "validation").logits, before)
+
+
+def test_replaced_pictures_of_another_dataset_are_predicted_anew(trained, tmp_path):
+    folder, run, _ = trained
+    shutil.copytree(folder / "strangers", tmp_path / "strangers")
+    name = f"folder:{tmp_path}/strangers"
+    before = predict(run, name).logits
+    replace_pictures(tmp_path / "strangers")
+    assert predict(run, name).logits.shape != before.shape
+
+
+def test_another_canvas_is_predicted_anew(trained, tmp_path):
+    """Other datasets are brought to the size of the run's own pictures."""
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    name = f"folder:{folder}/strangers"
+    before = predict(run, name).logits
+    shutil.rmtree(tmp_path / "data" / "test")
+    write_images(tmp_path / "data" / "test", count=4, size=12, seed=1)
+    assert not torch.equal(predict(run, name).logits, before)
+
+
+def test_predictions_without_their_pictures_are_missing(trained, tmp_path):
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    predict(run)
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(MissingError, match="there is no dataset folder"):
+        predict(run)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The datasets for which a network was asked anew."""
+    honest, asked = predictions._computed, []
+
+    def counted(run, dataset, *rest):
+        asked.append(dataset)
+        return honest(run, dataset, *rest)
+
+    monkeypatch.setattr(predictions, "_computed", counted)
+    return asked
+
+
+def test_predictions_of_another_version_are_made_anew(trained, monkeypatch, computed):
+    _, run, _ = trained
+    predict(run)
+    computed.clear()
+    monkeypatch.setattr(predictions, "__version__", "0.0.7")
+    predict(run)
+    predict(run)
+    assert computed == ["test"]
+
+
+@pytest.mark.parametrize("command", ["test", "compare"])
+def test_refresh_predicts_anew(trained, tmp_path, command, computed, monkeypatch):
+    _, _, run = trained
+    monkeypatch.chdir(tmp_path)
+    assert main([command, str(run.path)]) == 0
+    computed.clear()
+    assert main([command, str(run.path)]) == 0
+    assert computed == []
+    assert main([command, str(run.path), "--refresh"]) == 0
+    assert computed == ["test", "validation"]
+
+
+@pytest.mark.parametrize("command", ["test", "compare"])
+def test_downloads_have_to_be_asked_for(trained, tmp_path, command, monkeypatch):
+    _, _, run = trained
+    monkeypatch.chdir(tmp_path)
+    honest, allowed = predictions.load_checkpoint, []
+
+    def counted(run, which="last", download=False):
+        allowed.append(download)
+        return honest(run, which)
+
+    monkeypatch.setattr(predictions, "load_checkpoint", counted)
+    for word in ([], ["--download"]):
+        allowed.clear()
+        assert main([command, str(run.path), "--refresh", *word]) == 0
+        assert set(allowed) == {bool(word)}
+
+
+def test_a_flipped_sign_in_kept_predictions_is_noticed(trained, caplog):
+    _, run, _ = trained
+    expected = predict(run).logits
+    file = run.path / "predictions" / "test-last-32-true.safetensors"
+    content = bytearray(file.read_bytes())
+    content[file.read_bytes().index(expected.numpy().tobytes()) + 3] ^= 0x80
+    file.write_bytes(content)
+    assert torch.equal(predict(run).logits, expected)
+    (warning,) = caplog.records
+    assert warning.getMessage() == f"{file} is damaged or of an earlier version; it is made anew."
+    assert torch.equal(kept(run, "test")["logits"], expected)
+
+
+def test_long_names_of_datasets_have_files_of_their_own(trained, tmp_path):
+    _, run, _ = trained
+    folders = [tmp_path / ("x" * 200) / ("y" * 200) / end for end in ("a b", "a-b")]
+    for seed, folder in enumerate(folders):
+        write_images(folder / "train", size=8)
+        write_images(folder / "test", size=8, seed=seed)
+    before = set((run.path / "predictions").iterdir())
+    for folder in folders:
+        predict(run, f"folder:{folder}")
+    assert len(set((run.path / "predictions").iterdir()) - before) == 2
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Nothing more can be written from now on."""
+
+    def full():
+        def refuse(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", refuse)
+
+    return full
+
+
+def test_a_full_disk_costs_no_figures(trained, tmp_path, full_disk, capsys, caplog):
+    """Tables are shown first; what was there before stays."""
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    (run.path / "test.json").write_text("before")
+    full_disk()
+    with pytest.raises(InputError, match=r"test\.json cannot be written: No space left on device"):
+        judge(run)
+    assert "ensemble, logit average" in capsys.readouterr().out
+    assert (run.path / "test.json").read_text() == "before"
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        "No space left on device. It is not kept for a second call."
+    ] * 2  # predictions on the test and on the validation set
+    assert not list(run.path.rglob("*.partial"))
+
+
+def test_a_run_in_a_read_only_folder(trained, tmp_path, monkeypatch, capsys):
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    honest = Path.open
+
+    def refuse(path, mode="r", *rest, **options):
+        if path.is_relative_to(run.path) and mode.startswith(("w", "x", "a")):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return honest(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"test\.json cannot be written: Read-only file system"):
+        judge(run)
+    assert "ensemble, logit average" in capsys.readouterr().out
+    compare([run.path], tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.html").is_file()
 
 
 def test_the_temperature_is_that_of_the_validation_set(trained):
@@ -78,11 +263,24 @@ def test_strangers_and_classes(trained, capsys):
     out = capsys.readouterr().out
     assert "out of distribution" in out and "mutual information" in out and "by class" in out
     stored = json.loads((run.path / "test.json").read_text())
-    assert 0 <= stored[f"ood/{name}/entropy/auroc"] <= 1
+    known, strange = (ood_scores(each.logits)["entropy"].numpy() for each in (predict(run), predict(run, name)))
+    wins = (strange[:, None] > known).mean() + (strange[:, None] == known).mean() / 2
+    assert stored[f"ood/{name}/entropy/auroc"] == pytest.approx(wins)
     by_class = stored["per_class"]
-    assert list(by_class) == ["cat", "dog", "emu"] and all(own["images"] == 4 for own in by_class.values())
+    assert {name: own["images"] for name, own in by_class.items()} == {"cat": 4, "dog": 4, "emu": 4}
     assert np.mean([own["accuracy"] for own in by_class.values()]) == pytest.approx(stored["accuracy"])
-    assert stored["about"]["conventions"]["ood"] and stored["about"]["precision"] == "32-true"
+    assert stored["about"]["conventions"]["ood"] == "the other dataset is the positive class"
+    assert stored["about"]["precision"] == "32-true"
+
+
+def test_awkward_names_of_classes(tmp_path, capsys):
+    names = ["$x^{$", "\x1b[31m", "[red]<script>|"]
+    np.savez(tmp_path / "theirs.npz", logits=np.eye(3), targets=np.arange(3), classes=names)
+    judge_file(tmp_path / "theirs.npz", per_class=True)
+    out = capsys.readouterr().out
+    for shown in ("$x^{$", "\\x1b[31m", "[red]<script>|"):
+        assert f"{shown} " in out
+    assert "\x1b" not in out
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -92,8 +290,6 @@ def test_other_programs_predictions_are_judged_alike(tmp_path, capsys, kind, mem
     logits, targets = rng.standard_normal((20, members, 4)).astype(np.float32), rng.integers(0, 4, 20)
     shown = logits if kind == "logits" else torch.from_numpy(logits).softmax(2).numpy()
     np.savez(tmp_path / "theirs.npz", targets=targets, **{kind: shown if members > 1 else shown[:, 0]})
-    from mixmo.testing import judge_file
-
     figures = judge_file(tmp_path / "theirs.npz")
     expected = mixmo.evaluate(torch.from_numpy(logits).double().log_softmax(2), torch.from_numpy(targets))
     for key in ("accuracy", "nll", "brier", "ece", "probability_average/nll", "member_0/aurc"):
@@ -112,7 +308,10 @@ def test_other_programs_predictions_are_judged_alike(tmp_path, capsys, kind, mem
         ({"targets": np.full(2, 7), "logits": np.zeros((2, 3))}, "target 7 in row 0"),
         ({"targets": np.zeros(2), "logits": np.zeros((2, 3))}, "has targets of float64"),
         ({"targets": np.zeros(2, int), "logits": np.array([["a"]])}, "<U1; they are (N, K)"),
-        ({"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a"]}, "has 1 names of classes"),
+        (
+            {"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a"]},
+            "has classes of shape (1,), <U1; they are 3 names",
+        ),
     ],
 )
 def test_bad_predictions_are_one_sentence(tmp_path, capsys, arrays, message):
@@ -139,7 +338,7 @@ def test_bad_words_are_one_sentence(trained, tmp_path, capsys):
     for arguments, message in {
         (): "test needs a run's folder",
         (str(run.path), "--predictions=x.npz"): "test needs a run's folder",
-        ("--predictions=nowhere.npz",): "there are no predictions at nowhere.npz",
+        ("--predictions=nowhere.npz",): "there is no file nowhere.npz",
         (f"--predictions={tmp_path}/broken.npz",): "cannot be read as an .npz file",
         (str(run.path), "--ood", "folder:nowhere"): "there is no dataset folder nowhere",
         (str(run.path), str(other.path)): "were tested on different images or classes",

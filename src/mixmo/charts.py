@@ -15,11 +15,14 @@ from mixmo.evaluation import Samples, per_sample
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
 from mixmo.metrics.ood import ood_scores
 from mixmo.metrics.selective import cumulative_errors
+from mixmo.names import label
 from mixmo.predictions import Predictions
 
 BINS = 15
 ACROSS = 3
 """Charts side by side."""
+ACROSS_TITLE = 24
+"""Characters above an image of a grid."""
 
 
 def answers(tested: Predictions) -> dict[str, Samples]:
@@ -38,11 +41,11 @@ def answers(tested: Predictions) -> dict[str, Samples]:
     return average | {f"member {i}": per_sample(each, tested.targets) for i, each in enumerate(members)}
 
 
-def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+def learning_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Draw the loss and every accuracy of a run, epoch by epoch.
 
     Args:
-        rows: Those of ``metrics.csv``, at least one.
+        rows: Those of :func:`mixmo.records.read_history`, at least one.
     """
     figure, (left, right) = _axes(2)
     _curve(left, rows, "train_loss")
@@ -50,36 +53,36 @@ def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
     for key in rows[-1]:
         if key.endswith("accuracy"):
             style = "-" if key == "val_accuracy" else "--" if key.startswith("val") else ":"
-            label = key.replace("_accuracy", "").replace("_", " ")
-            _curve(right, rows, key, 100, linestyle=style, label=label)
+            shown = label(key.replace("_accuracy", "").replace("_", " "))
+            _curve(right, rows, key, 100, linestyle=style, label=shown)
     right.set_title("top-1 %", fontsize=9)
     return _finished(figure, "epoch", legends=[right])
 
 
-def compared_curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> Figure:
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Draw the loss of several runs, and their accuracy on validation data where they had some, step by step.
 
     Args:
-        runs: Rows of ``metrics.csv``, at least one, by the run's name.
+        runs: Rows of :func:`mixmo.records.read_history`, at least one, by the run's name.
     """
     validated = {name: rows for name, rows in runs.items() if "val_accuracy" in rows[-1]}
     figure, axes = _axes(2 if validated else 1)
     for name, rows in runs.items():
         members = sum(key.startswith("train_member_") and key.endswith("_accuracy") for key in rows[-1])
-        _curve(axes[0], rows, "train_loss", 1 / max(members, 1), "step", label=name)
+        _curve(axes[0], rows, "train_loss", 1 / max(members, 1), "step", label=label(name))
     axes[0].set_title("training loss, mean over members", fontsize=9)
     for name, rows in validated.items():
-        _curve(axes[1], rows, "val_accuracy", 100, "step", label=name)
+        _curve(axes[1], rows, "val_accuracy", 100, "step", label=label(name))
     for axis in axes[1:]:
         axis.set_title("top-1 % on validation data", fontsize=9)
     return _finished(figure, "step", legends=axes)
 
 
 def _curve(
-    axis: Axes, rows: Sequence[Mapping[str, str]], key: str, factor: float = 1.0, along: str = "epoch", **style: Any
+    axis: Axes, rows: Sequence[Mapping[str, float]], key: str, factor: float = 1.0, along: str = "epoch", **style: Any
 ) -> None:
-    values = [factor * float(row[key] or "nan") for row in rows]
-    axis.plot([int(row[along]) for row in rows], values, marker=".", markersize=4, **style)
+    values = [factor * row.get(key, math.nan) for row in rows]
+    axis.plot([row[along] for row in rows], values, marker=".", markersize=4, **style)
 
 
 def reliability(parts: Mapping[str, Samples]) -> Figure:
@@ -96,7 +99,7 @@ def reliability(parts: Mapping[str, Samples]) -> Figure:
         axis.bar(centres, hits / counts.clamp(min=1).numpy(), 0.9 / BINS, alpha=0.8, label="accuracy")
         axis.bar(centres, counts / counts.max(), 0.9 / BINS, fill=False, edgecolor="0.5", label="images (scaled)")
         axis.plot([0, 1], [0, 1], "k--", linewidth=1)
-        axis.set_title(name, fontsize=9)
+        axis.set_title(label(name), fontsize=9)
     return _finished(figure, "confidence", legends=axes[:1])
 
 
@@ -110,7 +113,7 @@ def risk_coverage(parts: Mapping[str, Samples]) -> Figure:
     for name, samples in parts.items():
         errors = cumulative_errors(samples.confidence, samples.right.bool()).numpy()
         kept = np.arange(1, len(errors) + 1)
-        axis.plot(100 * kept / len(errors), 100 * errors / kept, label=name, linewidth=1.2)
+        axis.plot(100 * kept / len(errors), 100 * errors / kept, label=label(name), linewidth=1.2)
     return _finished(figure, "coverage, %", "error, %", [axis])
 
 
@@ -124,8 +127,8 @@ def confidences(parts: Mapping[str, Mapping[str, Predictions]]) -> Figure:
     for axis, (name, datasets) in zip(axes, parts.items(), strict=True):
         for dataset, found in datasets.items():
             confidence = -ood_scores(found.logits)["max_probability"].numpy()
-            axis.hist(confidence, bins=30, range=(0, 1), density=True, alpha=0.5, label=dataset)
-        axis.set_title(name, fontsize=9)
+            axis.hist(confidence, bins=30, range=(0, 1), density=True, alpha=0.5, label=label(dataset))
+        axis.set_title(label(name), fontsize=9)
     return _finished(figure, "largest probability", legends=axes)
 
 
@@ -145,7 +148,7 @@ def disagreements(parts: Mapping[str, Predictions]) -> Figure:
         names = [f"member {index}" for index in range(len(matrix))]
         axis.set_xticks(range(len(matrix)), names)
         axis.set_yticks(range(len(matrix)), names)
-        axis.set_title(name, fontsize=9)
+        axis.set_title(label(name), fontsize=9)
     return _finished(figure)
 
 
@@ -157,13 +160,13 @@ def accuracy_by_severity(parts: Mapping[str, Sequence[float]]) -> Figure:
     """
     figure, (axis,) = _axes(1)
     for name, values in parts.items():
-        axis.plot([0, *SEVERITIES], values, marker=".", label=name)
+        axis.plot([0, *SEVERITIES], values, marker=".", label=label(name))
     axis.set_ylim(bottom=0)
     return _finished(figure, "severity (0: clean)", "top-1 %, mean over kinds", [axis])
 
 
 def image_grid(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Draw images (H, W, C) uint8 under their titles, six in a row."""
+    """Draw images (H, W, C) uint8, six in a row, under their titles, of which each line is a name of its own."""
     across = 6
     down = math.ceil(len(images) / across)
     lines = max(title.count("\n") for title in titles)
@@ -172,7 +175,7 @@ def image_grid(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
         axis.set_axis_off()
     for axis, image, title in zip(figure.axes, images, titles, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
-        axis.set_title(title, fontsize=7)
+        axis.set_title("\n".join(label(line, ACROSS_TITLE) for line in title.split("\n")), fontsize=7)
     figure.tight_layout()
     return figure
 

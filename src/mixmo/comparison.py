@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,25 @@ from rich.console import Console
 from mixmo import charts, pages
 from mixmo.errors import InputError
 from mixmo.evaluation import Samples
-from mixmo.files import write_text
+from mixmo.files import make_folder, write_text
 from mixmo.groups import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
 from mixmo.judging import Options
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
-from mixmo.report import PICTURES, SETTINGS, confident_mistakes, picture_grid, setting
+from mixmo.names import csv_cell, printable
+from mixmo.records import read_environment, read_history
+from mixmo.report import (
+    DISAGREEMENT_CAPTION,
+    PICTURE_CAPTION,
+    PICTURES,
+    SETTINGS,
+    SEVERITY_CAPTION,
+    complaint,
+    confident_mistakes,
+    picture_grid,
+    quality_sections,
+    setting,
+)
 from mixmo.robustness import mean_figures
 from mixmo.tables import TextTable, accuracies, ood_tables
 
@@ -72,7 +86,7 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
-        InputError: if they were tested on different images.
+        InputError: if they were tested on different images, or nothing can be written into ``out``.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder to write into with --out.")
@@ -81,11 +95,11 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
     tables += [costs_table(groups)] if any(entry.runs for group in groups for entry in group.entries) else []
     for table in tables:
         Console(width=None if sys.stdout.isatty() else 160).print(table.rich())
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_text(out / "comparison.csv", as_csv(groups))
     write_text(out / "comparison.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     write_text(out / "comparison.html", comparison_page(groups, tables))
-    print(f"written: {out / 'comparison.csv'}, comparison.md and comparison.html")
+    print(f"written: {printable(str(out / 'comparison.csv'))}, comparison.md and comparison.html")
     return groups
 
 
@@ -106,17 +120,19 @@ def costs_table(groups: Sequence[Group]) -> TextTable:
 def _table(groups: Sequence[Group], columns: Mapping[str, Column], title: str, deviations: bool) -> TextTable:
     keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
     best = {key: _best(columns[key], [group.mean(key) for group in groups]) for key in keys}
-    rows = []
-    for group in groups:
+    rows, stressed = [], set()
+    for row, group in enumerate(groups):
         cells = [f"{group.name} (n = {len(group.entries)})"]
         for key in keys:
             column, mean, spread = columns[key], group.mean(key), group.deviation(key)
             text = "" if math.isnan(mean) else f"{mean * column.factor:.{column.digits}f}"
             if text and deviations and not math.isnan(spread):
                 text += f" ± {spread * column.factor:.{column.digits}f}"
-            cells.append(f"**{text}**" if text and len(groups) > 1 and mean == best[key] else text)
+            if text and len(groups) > 1 and mean == best[key]:
+                stressed.add((row, len(cells)))
+            cells.append(text)
         rows.append(cells)
-    return TextTable(title, ["", *(columns[key].heading for key in keys)], rows)
+    return TextTable(title, ["", *(columns[key].heading for key in keys)], rows, best=stressed)
 
 
 def differences_table(groups: Sequence[Group]) -> TextTable:
@@ -147,13 +163,11 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
     """
     firsts = {group.name: group.entries[0] for group in groups}
     answers = {name: entry.judgement.tested.average() for name, entry in firsts.items()}
-    reliability, coverage = charts.reliability(answers), charts.risk_coverage(answers)
     sections = [
         pages.section("What is compared", _trained(groups)),
         pages.section("Figures", *(table.html() for table in tables), pages.paragraph("★ the best of a column.")),
         *_curves(groups),
-        pages.section("Calibration", pages.chart(reliability, "Accuracy by confidence; the line is perfection")),
-        pages.section("Selective prediction", pages.chart(coverage, "Error among the most confident predictions")),
+        *quality_sections(answers),
         *_strangers(firsts),
         *_corruptions(firsts),
         *_diversity(groups),
@@ -175,12 +189,17 @@ def _trained(groups: Sequence[Group]) -> str:
 
 
 def _curves(groups: Sequence[Group]) -> list[str]:
-    runs = {str(run.path): run.read_metrics() for group in groups for entry in group.entries for run in entry.runs}
-    known = {name: rows for name, rows in runs.items() if rows}
-    if not known:
-        return []
-    text = "Learning curves; losses are those of the mixtures, for networks with several members"
-    return [pages.section("Learning curves", pages.chart(charts.compared_curves(known), text))]
+    known, parts = {}, []
+    for run in (run for group in groups for entry in group.entries for run in entry.runs):
+        try:
+            if rows := read_history(run):
+                known[str(run.path)] = rows
+        except InputError as error:
+            parts.append(complaint(error))
+    if known:
+        text = "Learning curves; losses are those of the mixtures, for networks with several members"
+        parts.insert(0, pages.chart(lambda: charts.compared_curves(known), text))
+    return [pages.section("Learning curves", *parts)] if parts else []
 
 
 def _strangers(firsts: Mapping[str, Entry]) -> list[str]:
@@ -188,7 +207,7 @@ def _strangers(firsts: Mapping[str, Entry]) -> list[str]:
     if not known:
         return []
     parts = {name: {"test images": found.tested, **found.strangers} for name, found in known.items()}
-    chart = pages.chart(charts.confidences(parts), "Confidence, the largest of the members' mean probabilities")
+    chart = pages.chart(lambda: charts.confidences(parts), "Confidence, the largest of the members' mean probabilities")
     tables = [
         replace(table, title=f"{name}, {table.title}").html()
         for name, found in known.items()
@@ -202,15 +221,16 @@ def _corruptions(firsts: Mapping[str, Entry]) -> list[str]:
     found = {name: judgement.corrupted for name, judgement in known.items() if judgement.corrupted is not None}
     if not found:
         return []
-    lines = charts.accuracy_by_severity({name: accuracies(judgement) for name, judgement in known.items()})
-    first, rows = next(iter(found.values())), []
-    for kind in first.kinds:
+    lines = {name: accuracies(judgement) for name, judgement in known.items()}
+    first, rows, stressed = next(iter(found.values())), [], set()
+    for row, kind in enumerate(first.kinds):
         means = [100 * mean_figures({kind: each.kinds[kind]})["corruption/accuracy"] for each in found.values()]
-        cells = [f"**{mean:.2f}**" if mean == max(means) else f"{mean:.2f}" for mean in means]
-        rows.append([kind.replace("_", " "), *cells])
-    table = TextTable(f"top-1 %, mean over severities; corruptions {first.source}", ["", *found], rows)
-    text = "Accuracy by severity, mean over all kinds of corruption"
-    return [pages.section("Corruptions", pages.chart(lines, text), table.html())]
+        stressed |= {(row, place) for place, mean in enumerate(means, 1) if mean == max(means)}
+        rows.append([kind.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
+    title = f"top-1 %, mean over severities; corruptions {first.source}"
+    table = TextTable(title, ["", *found], rows, best=stressed)
+    chart = pages.chart(lambda: charts.accuracy_by_severity(lines), SEVERITY_CAPTION)
+    return [pages.section("Corruptions", chart, table.html())]
 
 
 def _diversity(groups: Sequence[Group]) -> list[str]:
@@ -219,9 +239,9 @@ def _diversity(groups: Sequence[Group]) -> list[str]:
         return []
     rows = [[group.name, *(f"{group.mean(key):.4f}" for key in DIVERSITY)] for group in several]
     table = TextTable("means over pairs of members", ["", *(key.replace("_", " ") for key in DIVERSITY)], rows)
-    matrices = charts.disagreements({group.name: group.entries[0].judgement.tested for group in several})
-    text = "Share of images on which two members disagree"
-    return [pages.section("Diversity", pages.chart(matrices, text), table.html())]
+    members = {group.name: group.entries[0].judgement.tested for group in several}
+    chart = pages.chart(lambda: charts.disagreements(members), DISAGREEMENT_CAPTION)
+    return [pages.section("Diversity", chart, table.html())]
 
 
 def _pictures(firsts: Mapping[str, Entry], answers: Mapping[str, Samples]) -> list[str]:
@@ -233,24 +253,28 @@ def _pictures(firsts: Mapping[str, Entry], answers: Mapping[str, Samples]) -> li
     parts = []
     for name, samples in answers.items():
         if numbers := confident_mistakes(samples, PICTURES // 2):
-            grid = picture_grid(run, shown, numbers, samples.predicted[:, None])
-            text = f"{name}, the most confident mistakes: what was said, and in brackets the truth"
-            parts.append(pages.chart(grid, text))
+            draw = partial(picture_grid, run, shown, numbers, samples.predicted[:, None])
+            parts.append(pages.chart(draw, f"{name}, the most confident mistakes: {PICTURE_CAPTION}"))
     if len(firsts) > 1:
         logits = torch.stack([mean_logits(entry.judgement.tested.logits) for entry in firsts.values()], 1)
         numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
         text = f"The images on which they disagree most: what {', '.join(firsts)} said, and in brackets the truth"
-        parts.append(pages.chart(picture_grid(run, shown, numbers, logits.argmax(2)), text))
+        parts.append(pages.chart(partial(picture_grid, run, shown, numbers, logits.argmax(2)), text))
     return [pages.section("Images", *parts)]
 
 
 def _commands(groups: Sequence[Group]) -> list[str]:
     """Return the command of the comparison, those that trained the runs, and the first one's environment."""
     runs = [run for group in groups for entry in group.entries for run in entry.runs]
-    made = [run.read_json("environment.json") for run in runs]
-    commands = [str(each["command"]) for each in made] + [shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])]
+    made, complaints = [], []
+    for run in runs:
+        try:
+            made.append(read_environment(run))
+        except InputError as error:
+            complaints.append(complaint(error))
+    commands = [each["command"] for each in made] + [shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])]
     about = [json.dumps(made[0], indent=2, ensure_ascii=False)] if made else []
-    return [pages.listing(text) for text in ["\n".join(commands), *about]]
+    return [*(pages.listing(text) for text in ["\n".join(commands), *about]), *complaints]
 
 
 def _ood_columns(groups: Sequence[Group]) -> dict[str, Column]:
@@ -270,10 +294,11 @@ def as_csv(groups: Sequence[Group]) -> str:
     keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.figures))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["group", "run", *keys, "corruptions"])
+    writer.writerow(["group", "run", *map(csv_cell, keys), "corruptions"])
     for group in groups:
         for entry in group.entries:
             corrupted = entry.judgement.corrupted
             source = "" if corrupted is None else corrupted.source
-            writer.writerow([group.name, entry.name, *(entry.figures.get(key, "") for key in keys), source])
+            figures = [entry.figures.get(key, "") for key in keys]
+            writer.writerow([csv_cell(group.name), csv_cell(entry.name), *figures, csv_cell(source)])
     return buffer.getvalue()

@@ -142,10 +142,11 @@ def per_sample(logits: Tensor, targets: Tensor) -> Samples:
     found = Samples(*(targets.new_empty(len(targets), dtype=kind) for kind in kinds))
     for chunk, labels, *rows in in_chunks(logits, targets, *found):
         logs = chunk.double().log_softmax(1)
-        largest, predicted = logs.max(1)
+        p = logs.exp()
+        confidence, predicted = p.max(1)
         own = logs.gather(1, labels[:, None])[:, 0]
-        brier = logs.exp().square().sum(1) - 2 * own.exp() + 1
-        for row, values in zip(rows, (largest.exp(), predicted, predicted == labels, -own, brier), strict=True):
+        brier = p.square().sum(1) - 2 * own.exp() + 1
+        for row, values in zip(rows, (confidence, predicted, predicted == labels, -own, brier), strict=True):
             row.copy_(values)
     return found
 

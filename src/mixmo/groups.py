@@ -14,13 +14,20 @@ import torch
 from scipy.stats import binomtest, bootstrap
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixmo.checking import flattened
 from mixmo.data import read_test_images
 from mixmo.errors import InputError, MissingError
 from mixmo.judging import Judgement, Options, judge_predictions, judge_runs
-from mixmo.plans import make_plan
+from mixmo.plans import known_settings, make_plan
+from mixmo.records import read_history
 from mixmo.runs import Run, load
 
 RESAMPLES = 2000
+PLACE = {
+    "seed", "loggers", "data.root", "data.download", "data.resident", "data.workers", "data.eval_batch_size",
+    "model.compile", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
+}  # fmt: skip
+"""The settings in which seeds of one method may differ: those of the machine beside the seed itself."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def read_groups(words: Sequence[str], options: Options) -> list[Group]:
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
-        InputError: if they were tested on different images.
+        InputError: if they were tested on different images, or a folder's runs differ in more than their seed.
     """
     named = [_read(word) for word in words]
     names = [name for name, _ in named]
@@ -104,7 +111,22 @@ def _read(word: str) -> tuple[str, list[list[Path]]]:
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
         raise MissingError(f"{paths[0]} is no run's folder and holds none.")
+    _check_seeds(paths[0], [Run(path) for (path,) in seeds])
     return name, seeds
+
+
+def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
+    """Refuse to average runs that differ in more than their seed and where they were trained."""
+    known = known_settings()
+    first = dict(flattened(runs[0].config(), known))
+    for run in runs[1:]:
+        own = dict(flattened(run.config(), known))
+        for key in {**first, **own}:
+            if key not in PLACE and own.get(key) != first.get(key):
+                raise InputError(
+                    f"{folder} holds no seeds of one method: {key} is {first.get(key)!r} in {runs[0].path} but "
+                    f"{own.get(key)!r} in {run.path}; compare such runs by naming them one by one."
+                )
 
 
 def _entry(paths: Sequence[Path], options: Options) -> Entry:
@@ -116,7 +138,7 @@ def _entry(paths: Sequence[Path], options: Options) -> Entry:
         return Entry(name, [], judgement, judgement.figures)
     runs = [Run(path) for path in paths]
     judgement = judge_runs(runs, options)
-    each = [costs(run) for run in runs]
+    each = [costs(run, options.download) for run in runs]
     return Entry(name, runs, judgement, judgement.figures | {key: sum(cost[key] for cost in each) for key in each[0]})
 
 
@@ -134,17 +156,18 @@ def _check_alike(groups: Sequence[Group]) -> None:
             raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
 
 
-def costs(run: Run) -> dict[str, float]:
+def costs(run: Run, download: bool = False) -> dict[str, float]:
     """Return what a run cost and costs.
 
     ``parameters``; ``multiply_adds`` of one image at inference, as counted by torch; ``images`` through the network in
     training (mixtures × epochs); ``minutes`` of training; ``milliseconds`` for an image in a batch of 64, measured now
-    on the CPU in float32.
+    on the CPU in float32. What a damaged ``metrics.csv`` does not tell is NaN.
 
     Args:
         run: The run.
+        download: Whether what the network is built from may be downloaded.
     """
-    net, config, rows = load(run.path), run.config(), run.read_metrics()
+    net, config, rows = load(run.path, download=download), run.config(), _history(run)
     settings = make_plan(config).settings.data
     height, width, _ = read_test_images(settings, [0])[0].shape
     crop = settings.crop_size
@@ -160,10 +183,17 @@ def costs(run: Run) -> dict[str, float]:
     return {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "multiply_adds": counter.get_total_flops() / 2,
-        "images": float(rows[-1]["step"]) * config["data"]["batch_size"] if rows else math.nan,
-        "minutes": sum(float(row["seconds"]) for row in rows) / 60 if rows else math.nan,
+        "images": rows[-1]["step"] * config["data"]["batch_size"] if rows else math.nan,
+        "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,
         "milliseconds": 1e3 * statistics.median(taken) / len(images),
     }
+
+
+def _history(run: Run) -> list[dict[str, float]]:
+    try:
+        return read_history(run)
+    except InputError:
+        return []  # the page says so
 
 
 def sample_scores(group: Group) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixmo.errors import one_of
+from mixmo.errors import InputError, one_of
 from mixmo.evaluation import basic_figures, evaluate
 from mixmo.hardware import PRECISIONS
 from mixmo.metrics import OutOfDistribution, fit_temperature
@@ -28,6 +28,8 @@ class Options:
         precision: ``32-true``, or ``bf16-mixed``, which is faster where the device has such units.
         ood: Datasets whose images are of none of the classes.
         corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+        refresh: Predict anew, whatever is kept.
+        download: Whether what the networks are built from may be downloaded.
 
     Raises:
         InputError: if the checkpoint or the precision is unknown.
@@ -37,6 +39,8 @@ class Options:
     precision: str = "32-true"
     ood: Sequence[str] = ()
     corruptions: str | None = None
+    refresh: bool = False
+    download: bool = False
 
     def __post_init__(self) -> None:
         one_of(self.precision, PRECISIONS, "precision")
@@ -76,7 +80,8 @@ def judge_runs(runs: Sequence[Run], options: Options) -> Judgement:
     names = [str(run.path) for run in runs]
 
     def predictions(dataset: str) -> Predictions:
-        return joined([predict(run, dataset, options.checkpoint, options.precision) for run in runs], names)
+        how = options.checkpoint, options.precision, options.refresh, options.download
+        return joined([predict(run, dataset, *how) for run in runs], names)
 
     tested = predictions("test")
     strangers = {dataset: predictions(dataset) for dataset in options.ood}
@@ -88,7 +93,8 @@ def judge_runs(runs: Sequence[Run], options: Options) -> Judgement:
     corrupted = None
     if options.corruptions is not None:
         folder = None if options.corruptions == MADE else options.corruptions
-        corrupted = corruption_figures(runs, tested.targets, options.checkpoint, options.precision, folder)
+        how = options.checkpoint, options.precision, folder, options.refresh, options.download
+        corrupted = corruption_figures(runs, tested.targets, *how)
         figures |= mean_figures(corrupted.kinds)
     return Judgement(tested, figures, strangers, corrupted)
 
@@ -98,9 +104,16 @@ def judge_predictions(file: str | Path) -> Judgement:
 
     Args:
         file: The ``.npz`` file.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it holds no predictions, or such that their average is not finite.
     """
     found = read_predictions(file)
-    return Judgement(found, evaluate(found.logits, found.targets))
+    try:
+        return Judgement(found, evaluate(found.logits, found.targets))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def scaled_figures(tested: Predictions, validation: Predictions) -> dict[str, float]:

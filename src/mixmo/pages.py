@@ -5,9 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.figure import Figure
+
+from mixmo.errors import reason
+from mixmo.names import printable
+
+logger = logging.getLogger("mixmo")
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -31,12 +38,22 @@ def page(title: str, parts: Iterable[str]) -> str:
         >>> "<title>A &amp; B</title>" in text and "<p>hello</p>" in text
         True
     """
-    heading, body = html.escape(title), "\n".join(parts)
+    heading, body = escaped(title), "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{heading}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{heading}</h1>\n{body}\n</body>\n</html>\n"
     )
+
+
+def escaped(text: str) -> str:
+    """Return plain text as HTML in one line.
+
+    Example:
+        >>> escaped("1 < 2")
+        '1 &lt; 2'
+    """
+    return html.escape(printable(text))
 
 
 def section(heading: str, *parts: str) -> str:
@@ -46,7 +63,7 @@ def section(heading: str, *parts: str) -> str:
         >>> section("Masks", "<p>…</p>")
         '<section>\n<h2>Masks</h2>\n<p>…</p>\n</section>'
     """
-    return "\n".join(["<section>", f"<h2>{html.escape(heading)}</h2>", *parts, "</section>"])
+    return "\n".join(["<section>", f"<h2>{escaped(heading)}</h2>", *parts, "</section>"])
 
 
 def paragraph(text: str) -> str:
@@ -56,7 +73,7 @@ def paragraph(text: str) -> str:
         >>> paragraph("1 < 2")
         '<p>1 &lt; 2</p>'
     """
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{escaped(text)}</p>"
 
 
 def listing(text: str) -> str:
@@ -66,7 +83,7 @@ def listing(text: str) -> str:
         >>> listing("a: 1")
         '<pre>a: 1</pre>'
     """
-    return f"<pre>{html.escape(text)}</pre>"
+    return "<pre>" + "\n".join(escaped(line) for line in text.split("\n")) + "</pre>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
@@ -78,9 +95,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "
     """
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{escaped(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    top = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    top = f"<caption>{escaped(caption)}</caption>" if caption else ""
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="scroll"><table>{top}<thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
 
@@ -92,18 +109,29 @@ def picture(png: bytes, description: str) -> str:
         >>> picture(b"", "masks").startswith('<figure><img src="data:image/png;base64,')
         True
     """
-    data, text = base64.b64encode(png).decode(), html.escape(description)
+    data, text = base64.b64encode(png).decode(), escaped(description)
     return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
-def chart(figure: Figure, description: str) -> str:
-    """Return a figure of Matplotlib as a picture of the page.
+def chart(draw: Callable[[], Figure], description: str) -> str:
+    """Return what Matplotlib draws as a picture of the page; a sentence, and a warning, where that fails.
+
+    Args:
+        draw: Returns the figure. No error of its own costs more than the picture.
+        description: The caption.
 
     Example:
-        >>> chart(Figure(figsize=(1, 1)), "nothing").count("nothing")
+        >>> chart(lambda: Figure(figsize=(1, 1)), "nothing").count("nothing")
         2
     """
-    return picture(png_of(figure), description)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
+            return picture(png_of(draw()), description)
+    except Exception as error:  # a page without one picture is better than none
+        sentence = f"The picture {description!r} could not be drawn: {reason(error)}."
+        logger.warning("%s", printable(sentence))
+        return paragraph(sentence)
 
 
 def png_of(figure: Figure, dpi: int = 110) -> bytes:

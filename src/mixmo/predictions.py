@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from mixmo import __version__
+from mixmo.arrays import read_npz
 from mixmo.batches import Augmentation
-from mixmo.data import evaluation_loader, load_test_images, load_validation_images
-from mixmo.errors import InputError, MissingError, one_of
+from mixmo.data import (
+    evaluation_loader,
+    fingerprint_of_test,
+    fingerprint_of_validation,
+    load_test_images,
+    load_validation_images,
+)
+from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation import Samples, per_sample, predict_logits
-from mixmo.files import write_bytes
 from mixmo.hardware import PRECISIONS, training_device
-from mixmo.metrics.checks import check_probabilities
+from mixmo.kept import keep_tensors, read_tensors
+from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 from mixmo.network import MixMo
 from mixmo.plans import make_plan
@@ -51,8 +56,18 @@ class Predictions:
         return per_sample(mean_logits(self.logits), self.targets)
 
 
-def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision: str = "32-true") -> Predictions:
-    """Return a run's predictions, from the run's folder if they were made before by the same checkpoint.
+def predict(
+    run: Run,
+    dataset: str = "test",
+    checkpoint: str = "last",
+    precision: str = "32-true",
+    refresh: bool = False,
+    download: bool = False,
+) -> Predictions:
+    """Return a run's predictions; those that are kept in its folder if nothing they depend on has changed since.
+
+    They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. What
+    is damaged is made anew, with a warning; so it is if nothing can be written into the folder.
 
     Args:
         run: The run.
@@ -60,23 +75,45 @@ def predict(run: Run, dataset: str = "test", checkpoint: str = "last", precision
             are brought to the size of the run's.
         checkpoint: ``last`` or ``best``.
         precision: ``32-true`` or ``bf16-mixed``.
+        refresh: Predict anew, whatever is kept.
+        download: Whether what the network is built from may be downloaded.
 
     Raises:
         MissingError: if the run, the checkpoint or the dataset is missing.
         InputError: if the checkpoint is damaged or of another network, or there is no validation set.
     """
     one_of(precision, PRECISIONS, "precision")
-    about = {"checkpoint": digest(run.checkpoint_file(checkpoint)), "dataset": dataset, "data": run.config()["data"]}
-    slug = re.sub(r"[^\w.-]+", "-", dataset)
-    file = run.path / "predictions" / f"{slug}-{checkpoint}-{precision}.safetensors"
-    if (known := _read(file, about)) is not None:
-        return known
-    found = _computed(run, dataset, checkpoint, precision)
-    note = json.dumps({"about": about, "classes": found.classes, "epochs": found.epochs})
-    content = safetensors.torch.save({"logits": found.logits, "targets": found.targets}, {"note": note})
-    file.parent.mkdir(exist_ok=True)
-    write_bytes(file, content)
+    about = {
+        "version": __version__,
+        "checkpoint": digest(run.checkpoint_file(checkpoint)),
+        "dataset": dataset,
+        "data": run.config()["data"],
+        "fingerprint": _fingerprint(run, dataset),
+    }
+    file = run.path / "predictions" / f"{_slug(dataset)}-{checkpoint}-{precision}.safetensors"
+    if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
+        tensors, note = known
+        return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"])
+    found = _computed(run, dataset, checkpoint, precision, download)
+    note = {"about": about, "classes": found.classes, "epochs": found.epochs}
+    keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
+
+
+def _fingerprint(run: Run, dataset: str) -> str:
+    settings = make_plan(run.config()).settings
+    if dataset == "validation":
+        return fingerprint_of_validation(settings.data, settings.seed)
+    own = fingerprint_of_test(settings.data)
+    return own if dataset == "test" else f"{own} {fingerprint_of_test(settings.data, dataset)}"  # brought to its size
+
+
+def _slug(dataset: str) -> str:
+    """Return a file's name for a dataset: short, and another for each."""
+    if dataset in ("test", "validation"):
+        return dataset
+    readable = re.sub(r"[^\w.-]+", "-", dataset, flags=re.ASCII)[-60:]
+    return f"{readable}-{hashlib.sha256(os.fsencode(dataset)).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -100,22 +137,27 @@ class Network:
     epochs: int
 
 
-def load_network(run: Run, checkpoint: str = "last") -> Network:
+def load_network(run: Run, checkpoint: str = "last", download: bool = False) -> Network:
     """Return a run's network on the device that suits it.
+
+    Args:
+        run: The run.
+        checkpoint: ``last`` or ``best``.
+        download: Whether what the network is built from may be downloaded.
 
     Raises:
         MissingError: if the run or the checkpoint is missing.
         InputError: if the checkpoint is damaged or of another network.
     """
-    net, epochs = load_checkpoint(run, checkpoint)
+    net, epochs = load_checkpoint(run, checkpoint, download)
     settings, trainer, *_ = make_plan(run.config())
     device = training_device(trainer["accelerator"])
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(net, settings.data, Augmentation(settings.data), device, settings.seed, epochs)
 
 
-def _computed(run: Run, dataset: str, checkpoint: str, precision: str) -> Predictions:
-    network = load_network(run, checkpoint)
+def _computed(run: Run, dataset: str, checkpoint: str, precision: str, download: bool) -> Predictions:
+    network = load_network(run, checkpoint, download)
     if dataset == "validation":
         images, classes = load_validation_images(network.settings, network.seed)
     else:
@@ -146,20 +188,6 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _read(file: Path, about: dict[str, object]) -> Predictions | None:
-    """Return kept predictions if they are of the same making."""
-    try:
-        with safetensors.safe_open(file, "pt") as content:
-            note = json.loads((content.metadata() or {}).get("note", "{}"))
-            if note.get("about") != about:
-                return None
-            return Predictions(
-                content.get_tensor("logits"), content.get_tensor("targets"), note["classes"], note["epochs"]
-            )
-    except (OSError, safetensors.SafetensorError, json.JSONDecodeError):
-        return None  # none there, or damaged: they are made anew
-
-
 def read_predictions(file: str | Path) -> Predictions:
     """Return predictions that another program saved with ``numpy.savez``.
 
@@ -170,38 +198,61 @@ def read_predictions(file: str | Path) -> Predictions:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is damaged or something is missing.
+        InputError: if it is damaged, or something is missing, of another shape or no prediction.
 
     Example:
         >>> read_predictions("nowhere.npz")
         Traceback (most recent call last):
-        mixmo.errors.MissingError: there are no predictions at nowhere.npz.
+        mixmo.errors.MissingError: there is no file nowhere.npz.
     """
-    if not Path(file).is_file():
-        raise MissingError(f"there are no predictions at {file}.")
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:  # as NumPy raises
-        raise InputError(f"{file} cannot be read as an .npz file: {error}") from error
+    arrays, names = read_npz(file, ("targets", "logits", "probabilities", "classes"))
     if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
         raise InputError(
-            f"{file} holds {', '.join(arrays) or 'nothing'}; it needs targets, and logits or probabilities."
+            f"{file} holds {', '.join(names) or 'nothing'}; it needs targets, and logits or probabilities."
         )
     values, targets = arrays["logits" if "logits" in arrays else "probabilities"], arrays["targets"]
-    if values.ndim not in (2, 3) or values.dtype.kind != "f":
+    if values.ndim not in (2, 3) or values.dtype.kind != "f" or not values.size:
         raise InputError(
             f"{file} has predictions of shape {values.shape}, {values.dtype}; they are (N, K) or (N, M, K) floats."
         )
     if targets.dtype.kind not in "iu":
         raise InputError(f"{file} has targets of {targets.dtype}; they are class numbers, integers.")
-    members = torch.from_numpy(values if values.ndim == 3 else values[:, None])
-    if "probabilities" in arrays:
-        members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
-    classes = [str(name) for name in arrays.get("classes", range(members.shape[2]))]
-    if len(classes) != members.shape[2]:
-        raise InputError(f"{file} has {len(classes)} names of classes, but predictions for {members.shape[2]}.")
-    return Predictions(members.double(), torch.from_numpy(targets.astype(np.int64)), classes)
+    try:
+        members, numbers = _members(values, "probabilities" in arrays), _class_numbers(targets)
+        check_logits(members, numbers)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return Predictions(members, numbers, _class_names(file, arrays.get("classes"), members.shape[2]))
+
+
+def _members(values: np.ndarray, probabilities: bool) -> Tensor:
+    """Return logits (N, M, K) in float64."""
+    native = values.astype(f"f{min(values.dtype.itemsize, 8)}", copy=False)  # neither swapped bytes nor long doubles
+    members = torch.from_numpy(np.ascontiguousarray(native if values.ndim == 3 else native[:, None]))
+    if probabilities:
+        return check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
+    return members.double()
+
+
+def _class_numbers(targets: np.ndarray) -> Tensor:
+    """Return int64 class numbers; what is larger than that stays too large for any class."""
+    if targets.dtype.kind == "u":
+        targets = np.minimum(targets, np.uint64(np.iinfo(np.int64).max))
+    return torch.from_numpy(targets.astype(np.int64))
+
+
+def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list[str]:
+    if names is None:
+        return [str(number) for number in range(count)]
+    if names.shape != (count,) or names.dtype.kind not in "USiu":
+        raise InputError(
+            f"{file} has classes of shape {names.shape}, {names.dtype}; they are {count} names, as many as a "
+            "prediction has numbers."
+        )
+    try:
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    except ValueError as error:  # bytes that are no text
+        raise InputError(f"{file} has names of classes that cannot be read: {reason(error)}.") from error
 
 
 def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:

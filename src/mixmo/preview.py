@@ -16,10 +16,11 @@ from torch import Tensor
 from mixmo import pages
 from mixmo.batches import BatchMaker, MixedBatch
 from mixmo.data import load_images, train_loader
-from mixmo.files import write_bytes, write_text
+from mixmo.files import make_folder, write_bytes, write_text
 from mixmo.fitting import build_maker, build_network
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
+from mixmo.names import label
 from mixmo.plans import Plan
 from mixmo.seeding import generator_for
 from mixmo.settings import DataSettings
@@ -46,7 +47,7 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
         InputError: if a setting does not fit the others.
     """
     settings = plan.settings
-    images = load_images(settings.data, settings.seed)
+    images = load_images(settings.data, settings.seed, check=False)  # which would read all of a streamed set
     net = build_network(settings, images)
     maker = build_maker(settings, net, images)
     loader = train_loader(images.train, settings.data, settings.seed, torch.device("cpu"))
@@ -57,7 +58,7 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
     first = mixtures_figure(mixtures, settings.data, images.classes)
     second = catalogue_figure(maker)
     pictures = {"mixtures.png": pages.png_of(first), "masks.png": pages.png_of(second)}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = [write_bytes(folder / file, content) for file, content in pictures.items()]
     write_text(folder / "preview.html", _page(name, plan, maker, mixtures, images.classes, pictures))
     return [*files, folder / "preview.html"]
@@ -79,7 +80,7 @@ def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes:
         ratios = masks.mean((1, 2, 3)).tolist()
         for member in range(members):
             row[2 * member].imshow(inputs[member], interpolation="nearest")
-            row[2 * member].set_title(f"input {member}\n{target_of(mixed, member, classes)}", fontsize=8)
+            row[2 * member].set_title(f"input {member}\n{label(target_of(mixed, member, classes))}", fontsize=8)
             row[2 * member + 1].imshow(montage(masks[member]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             weight = mixed.weights[0, member].item()
             row[2 * member + 1].set_title(f"mask {member}\nratio {ratios[member]:.2f}, weight {weight:.2f}", fontsize=8)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,16 +13,24 @@ from matplotlib.figure import Figure
 
 from mixmo import charts, pages
 from mixmo.data import read_test_images
+from mixmo.errors import InputError
 from mixmo.evaluation import Samples
 from mixmo.files import write_text
 from mixmo.judging import Judgement
 from mixmo.metrics.ood import ood_scores
+from mixmo.names import printable
 from mixmo.plans import make_plan
 from mixmo.predictions import Predictions
+from mixmo.records import read_environment, read_history
 from mixmo.runs import Run
 from mixmo.tables import MORE_SCORES, TextTable, accuracies, corruption_table, figures_table, ood_tables
 
+logger = logging.getLogger("mixmo")
+
 PICTURES = 12
+PICTURE_CAPTION = "what was said, and in brackets the truth"
+SEVERITY_CAPTION = "Accuracy by severity, mean over all kinds of corruption"
+DISAGREEMENT_CAPTION = "Share of images on which two members disagree"
 SETTINGS = (
     "data.name", "model.backbone", "model.num_members", "mixer.kind", "pixels.kind", "data.batch_repetition",
     "data.batch_size", "trainer.max_epochs", "trainer.precision",
@@ -35,28 +46,25 @@ def write_report(run: Run, found: Judgement) -> Path:
         found: What is known of it.
     """
     tested, parts = found.tested, charts.answers(found.tested)
-    reliability, coverage = charts.reliability(parts), charts.risk_coverage(parts)
     sections = [
         pages.section("What was trained", _settings(run, tested)),
         pages.section("Figures", *_tables(found)),
         *_curves(run),
-        pages.section("Calibration", pages.chart(reliability, "Accuracy by confidence; the line is perfection")),
-        pages.section("Selective prediction", pages.chart(coverage, "Error among the most confident predictions")),
+        *quality_sections(parts),
     ]
     if found.strangers:
-        histograms = charts.confidences({"members together": {"test images": tested, **found.strangers}})
+        datasets = {"test images": tested, **found.strangers}
         text = "Confidence, the largest of the members' mean probabilities, on test images and others"
-        sections.append(pages.section("Out of distribution", pages.chart(histograms, text)))
+        chart = pages.chart(lambda: charts.confidences({"members together": datasets}), text)
+        sections.append(pages.section("Out of distribution", chart))
     if found.corrupted is not None:
         who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
-        lines = charts.accuracy_by_severity({name: accuracies(found, prefix) for name, prefix in who.items()})
-        text = "Accuracy by severity, mean over all kinds of corruption"
-        sections.append(
-            pages.section("Corruptions", pages.chart(lines, text), corruption_table(found.corrupted).html())
-        )
+        lines = {name: accuracies(found, prefix) for name, prefix in who.items()}
+        chart = pages.chart(lambda: charts.accuracy_by_severity(lines), SEVERITY_CAPTION)
+        sections.append(pages.section("Corruptions", chart, corruption_table(found.corrupted).html()))
     if len(parts) > 1:
-        text = "Share of images on which two members disagree"
-        sections.append(pages.section("Diversity", pages.chart(charts.disagreements({"members": tested}), text)))
+        chart = pages.chart(lambda: charts.disagreements({"members": tested}), DISAGREEMENT_CAPTION)
+        sections.append(pages.section("Diversity", chart))
     sections += [pages.section("Images", *_pictures(run, tested, next(iter(parts.values())))), _repeat(run)]
     return write_text(run.path / "report.html", pages.page(f"Run {run.path.name}", sections))
 
@@ -95,10 +103,12 @@ def _tables(found: Judgement) -> list[str]:
 
 
 def _curves(run: Run) -> list[str]:
-    if not (rows := run.read_metrics()):
-        return []
     text = "Learning curves; training accuracies are those of the mixtures"
-    return [pages.section("Learning curves", pages.chart(charts.learning_curves(rows), text))]
+    try:
+        rows = read_history(run)
+    except InputError as error:
+        return [pages.section("Learning curves", complaint(error))]
+    return [pages.section("Learning curves", pages.chart(lambda: charts.learning_curves(rows), text))] if rows else []
 
 
 def _pictures(run: Run, tested: Predictions, average: Samples) -> list[str]:
@@ -112,7 +122,7 @@ def _pictures(run: Run, tested: Predictions, average: Samples) -> list[str]:
         unsure = ood_scores(tested.logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
         chosen["The images on which members disagree most"] = (unsure, tested.logits.argmax(2))
     parts = [
-        pages.chart(picture_grid(run, tested, numbers, said), f"{heading}: what was said, and in brackets the truth")
+        pages.chart(partial(picture_grid, run, tested, numbers, said), f"{heading}: {PICTURE_CAPTION}")
         for heading, (numbers, said) in chosen.items()
         if numbers
     ]
@@ -143,15 +153,37 @@ def picture_grid(run: Run, tested: Predictions, numbers: list[int], said: torch.
         said: (N, m) class numbers.
     """
     images = read_test_images(make_plan(run.config()).settings.data, numbers)
+    names = [printable(name) for name in tested.classes]
     titles = [
-        " / ".join(tested.classes[k] for k in said[number].tolist())
-        + f"\n({tested.classes[int(tested.targets[number])]})"
+        f"{' / '.join(names[k] for k in said[number].tolist())}\n({names[int(tested.targets[number])]})"
         for number in numbers
     ]
     return charts.image_grid(images, titles)
 
 
 def _repeat(run: Run) -> str:
-    environment = (run.path / "environment.json").read_text("utf-8")
-    texts = [json.loads(environment)["command"], environment.strip(), run.config_file.read_text("utf-8").strip()]
-    return pages.section("How to repeat it", *(pages.listing(text) for text in texts))
+    parts = [pages.listing(run.config_file.read_text("utf-8").strip())]
+    try:
+        found = read_environment(run)
+        texts = [found["command"], json.dumps(found, indent=2, ensure_ascii=False)]
+        parts = [*(pages.listing(text) for text in texts), *parts]
+    except InputError as error:
+        parts.insert(0, complaint(error))
+    return pages.section("How to repeat it", *parts)
+
+
+def complaint(error: InputError) -> str:
+    """Log that something is missing on the page, and return the sentence that stands in its place."""
+    logger.warning("%s", printable(str(error)))
+    return pages.paragraph(f"{error} It is left out.")
+
+
+def quality_sections(parts: Mapping[str, Samples]) -> list[str]:
+    """Return the sections of calibration and selective prediction.
+
+    Args:
+        parts: What is known of the answers, by name.
+    """
+    reliability = pages.chart(lambda: charts.reliability(parts), "Accuracy by confidence; the line is perfection")
+    coverage = pages.chart(lambda: charts.risk_coverage(parts), "Error among the most confident predictions")
+    return [pages.section("Calibration", reliability), pages.section("Selective prediction", coverage)]

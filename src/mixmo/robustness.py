@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixmo import __version__
+from mixmo.arrays import open_npy
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
-from mixmo.data import evaluation_loader, load_test_images
+from mixmo.data import evaluation_loader, fingerprint_of_test, load_test_images
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation import basic_figures
-from mixmo.files import write_text
+from mixmo.kept import keep_json, read_json
 from mixmo.metrics.chunks import mean_logits
+from mixmo.names import printable
+from mixmo.plans import make_plan
 from mixmo.predictions import Network, check_classes, digest, load_network
 from mixmo.runs import Run
 from mixmo.seeding import generator_for
@@ -91,7 +95,7 @@ class PublishedCorruptions:
         labels = files.pop("labels", None)
         if labels is None or not files:
             raise MissingError(f"{folder} holds no corruptions: there are to be labels.npy and KIND.npy files.")
-        self.labels, self.arrays = _opened(labels), {kind: _opened(file) for kind, file in files.items()}
+        self.labels, self.arrays = open_npy(labels), {kind: open_npy(file) for kind, file in files.items()}
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) % len(SEVERITIES):
             raise InputError(
                 f"{labels} holds {self.labels.dtype} of shape {self.labels.shape}, not the class numbers of five "
@@ -126,24 +130,19 @@ class PublishedCorruptions:
 Corruptions = MadeCorruptions | PublishedCorruptions
 
 
-def _opened(file: Path) -> np.ndarray:
-    try:
-        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{file} cannot be read as an .npy file: {error}") from error
-
-
 def corruption_figures(
     runs: Sequence[Run],
     targets: Tensor,
     checkpoint: str = "last",
     precision: str = "32-true",
     folder: str | Path | None = None,
+    refresh: bool = False,
+    download: bool = False,
 ) -> Corrupted:
     """Return the figures of runs, as one ensemble, on corrupted test images.
 
     They are kept in the first run's folder, kind after kind, so that a second call costs nothing and one that was
-    stopped goes on.
+    stopped goes on, as long as nothing they depend on changes (:func:`mixmo.predictions.predict`).
 
     Args:
         runs: The runs.
@@ -151,35 +150,44 @@ def corruption_figures(
         checkpoint: ``last`` or ``best``.
         precision: ``32-true`` or ``bf16-mixed``.
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` makes the corruptions from the run's test images.
+        refresh: Predict anew, whatever is kept.
+        download: Whether what the networks are built from may be downloaded.
 
     Raises:
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.
         InputError: if a checkpoint or a file is damaged, or the runs look at different images.
     """
-    about = {
-        "checkpoints": [digest(run.checkpoint_file(checkpoint)) for run in runs],
-        "data": [run.config()["data"] for run in runs],
-        "precision": precision,
-        "files": None if folder is None else _listed(Path(folder)),
-    }
+    about = _about(runs, checkpoint, precision, folder)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = runs[0].path / "predictions" / f"corruptions-{key}.json"
-    figures, source, whole = _kept(file)
+    figures, source, whole = ({}, "", False) if refresh else _kept(file, about)
     if whole:
         return Corrupted(figures, source)
-    networks = [load_network(run, checkpoint) for run in runs]
+    networks = [load_network(run, checkpoint, download) for run in runs]
     corruptions = _source(runs, networks, targets, folder)
-    file.parent.mkdir(exist_ok=True)
+    keeping = True
     for kind in corruptions.kinds:
         if kind in figures:
             continue
         figures[kind] = {severity: _judged(networks, corruptions, kind, severity, precision) for severity in SEVERITIES}
         shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in figures[kind].values())
-        print(f"{kind:18} top-1 % at severities 1 to 5: {shown}", flush=True)
+        print(f"{printable(kind):18} top-1 % at severities 1 to 5: {shown}", flush=True)
         whole = len(figures) == len(corruptions.kinds)
         note = {"about": about, "source": corruptions.about, "whole": whole, "kinds": figures}
-        write_text(file, json.dumps(note, indent=1))
+        keeping = keeping and keep_json(file, note)
     return Corrupted(figures, corruptions.about)
+
+
+def _about(runs: Sequence[Run], checkpoint: str, precision: str, folder: str | Path | None) -> dict[str, object]:
+    """Return what the figures depend on."""
+    return {
+        "version": __version__,
+        "checkpoints": [digest(run.checkpoint_file(checkpoint)) for run in runs],
+        "data": [run.config()["data"] for run in runs],
+        "fingerprint": fingerprint_of_test(make_plan(runs[0].config()).settings.data),
+        "precision": precision,
+        "files": None if folder is None else _listed(Path(folder)),
+    }
 
 
 def mean_figures(figures: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, float]:
@@ -202,16 +210,15 @@ def _listed(folder: Path) -> list[str]:
     ]
 
 
-def _kept(file: Path) -> tuple[Figures, str, bool]:
-    """Return what an earlier call found, and whether it came to its end; nothing if that cannot be read."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-        figures = {
-            kind: {int(severity): cell for severity, cell in cells.items()} for kind, cells in content["kinds"].items()
-        }
-        return figures, content["source"], content["whole"]
-    except (OSError, ValueError, KeyError):
+def _kept(file: Path, about: dict[str, object]) -> tuple[Figures, str, bool]:
+    """Return what an earlier call found, and whether it came to its end; nothing if it was about something else."""
+    content = read_json(file)
+    if content is None or content["about"] != about:
         return {}, "", False
+    figures = {
+        kind: {int(severity): cell for severity, cell in cells.items()} for kind, cells in content["kinds"].items()
+    }
+    return figures, content["source"], content["whole"]
 
 
 def _source(

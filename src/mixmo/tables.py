@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +14,7 @@ from mixmo import pages
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
 from mixmo.judging import Judgement
+from mixmo.names import markdown, printable
 from mixmo.robustness import Corrupted, mean_figures
 
 SCORES = {
@@ -37,16 +38,17 @@ Columns = Mapping[str, tuple[str, float, int]]
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of texts; ``**so**`` stands for the best of its column.
+    """A table of texts, which are made safe for wherever it is shown.
 
     Attributes:
         title: Above it.
         header: Headings.
         rows: Texts, as many in each row as there are headings.
         note: Below it.
+        best: Row and column of the cells to stress, the best of their column.
 
     Example:
-        >>> print(TextTable("Two runs", ["", "top-1 %"], [["a", "**80**"], ["b", "75"]]).markdown())
+        >>> print(TextTable("Two runs", ["", "top-1 %"], [["a", "80"], ["b", "75"]], best={(0, 1)}).markdown())
         Two runs
         <BLANKLINE>
         |  | top-1 % |
@@ -59,25 +61,33 @@ class TextTable:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    best: Set[tuple[int, int]] = field(default_factory=frozenset)
 
     def rich(self) -> Table:
         """Return it for a terminal."""
-        table = Table(title=Text(self.title), caption=Text(self.note) if self.note else None)
+        note = Text(printable(self.note)) if self.note else None
+        table = Table(title=Text(printable(self.title)), caption=note)
         for index, heading in enumerate(self.header):
-            table.add_column(Text(heading), justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*(Text(cell[2:-2], "bold") if cell.startswith("**") else Text(cell) for cell in row))
+            table.add_column(Text(printable(heading)), justify="right" if index else "left")
+        for row in self._cells(printable):
+            table.add_row(*(Text(text, "bold" if best else "") for text, best in row))
         return table
 
     def markdown(self) -> str:
         """Return it in Markdown."""
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.header, ["---"] * len(self.header), *self.rows)]
-        return "\n".join([self.title, "", *lines, *(["", self.note] if self.note else [])])
+        header = [markdown(heading) for heading in self.header]
+        rows = [[f"**{text}**" if best else text for text, best in row] for row in self._cells(markdown)]
+        lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+        return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
     def html(self) -> str:
         """Return it for a page of :mod:`mixmo.pages`; a star marks the best of a column."""
-        rows = [[f"{cell[2:-2]} ★" if cell.startswith("**") else cell for cell in row] for row in self.rows]
+        rows = [[f"{text} ★" if best else text for text, best in row] for row in self._cells(str)]
         return pages.table(self.header, rows, self.title) + (pages.paragraph(self.note) if self.note else "")
+
+    def _cells(self, safe: Callable[[str], str]) -> list[list[tuple[str, bool]]]:
+        """Return the text of each cell, made safe, and whether it is to be stressed."""
+        return [[(safe(cell), (i, j) in self.best) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
 
 
 def figures_table(figures: Mapping[str, float], title: str, columns: Columns = SCORES) -> TextTable:

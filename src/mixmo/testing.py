@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mixmo.judging import Judgement, Options, class_figures, judge_predictions, judge_runs
+from mixmo.names import printable
 from mixmo.report import write_report
 from mixmo.runs import Run
 from mixmo.tables import class_table, corruption_table, figures_table, ood_tables
@@ -34,6 +35,8 @@ def judge(
     ood: Sequence[str] = (),
     corruptions: str | None = None,
     per_class: bool = False,
+    refresh: bool = False,
+    download: bool = False,
 ) -> dict[str, float]:
     """Judge runs on their test set: tables on screen and, for one run, ``test.json`` and ``report.html``.
 
@@ -46,37 +49,47 @@ def judge(
         ood: Datasets whose images are of none of the classes.
         corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
         per_class: Judge each class as well.
+        refresh: Predict anew, whatever is kept.
+        download: Whether what the networks are built from may be downloaded.
 
     Returns:
         The figures of :class:`mixmo.judging.Judgement`.
 
     Raises:
         MissingError: if a run, its checkpoint or a dataset is missing.
-        InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
+        InputError: if a checkpoint is damaged or of another network, the runs do not fit each other, or (after the
+            tables are shown) nothing can be written into the run's folder.
     """
-    found = judge_runs(runs, Options(checkpoint, precision, ood, corruptions))
+    options = Options(checkpoint, precision, ood, corruptions, refresh, download)
+    found = judge_runs(runs, options)
     shown, tested = " + ".join(run.path.name for run in runs), found.tested
     title = f"{shown}: {len(tested.targets)} test images, {checkpoint} checkpoint (epoch {tested.epochs})"
     by_class = class_figures(tested) if per_class else {}
     _show(title, found, by_class)
-    if len(runs) > 1:
-        return found.figures
+    if len(runs) == 1:
+        (run,) = runs
+        print(f"figures: {printable(str(run.write_json('test.json', _content(run, found, by_class, options))))}")
+        print(f"report: {printable(str(write_report(run, found)))}")
+    return found.figures
+
+
+def _content(run: Run, found: Judgement, by_class: dict[str, dict[str, float]], options: Options) -> dict[str, Any]:
+    """Return what ``test.json`` holds."""
     content: dict[str, Any] = dict(found.figures)
     if found.corrupted is not None:
         content["corruptions"] = {"source": found.corrupted.source, "kinds": found.corrupted.kinds}
     if by_class:
         content["per_class"] = by_class
     content["about"] = {
-        "run": str(runs[0].path),
-        "dataset": runs[0].config()["data"]["name"],
-        "images": len(tested.targets),
-        "checkpoint": checkpoint,
-        "epochs": tested.epochs,
-        "precision": precision,
+        "run": str(run.path),
+        "dataset": run.config()["data"]["name"],
+        "images": len(found.tested.targets),
+        "checkpoint": options.checkpoint,
+        "epochs": found.tested.epochs,
+        "precision": options.precision,
         "conventions": CONVENTIONS,
     }
-    print(f"figures: {runs[0].write_json('test.json', content)}\nreport: {write_report(runs[0], found)}")
-    return found.figures
+    return content
 
 
 def judge_file(file: str | Path, per_class: bool = False) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mixmo.metrics.checks import check_probabilities, check_targets, zeros
+from mixmo.metrics.checks import check_probabilities, check_targets, gathered, zeros
 
 THRESHOLD = 0.01
 
@@ -24,7 +24,7 @@ class Calibration(Metric):
       most one sample, larger parts first (Nguyen & O'Connor 2015). Among equal confidences wrong ones come first.
     * ``ece_classwise``: the mean over classes of the ``ece`` of p_k against [target = k] (Kull et al. 2019).
     * ``tace`` = Σ_k Σ_bins |frequency - mean p_k| / (K * bins), over bins of equal size of the p_k above 0.01
-      (Nixon et al. 2019); a class without such p_k adds 0.
+      (Nixon et al. 2019); a class without such p_k adds 0. Equal p_k are ordered as in ``ece_adaptive``.
 
     Args:
         bins: Number of bins; 15 in the paper.
@@ -86,8 +86,12 @@ class Calibration(Metric):
         self.likely_hit.append(hit[rows, columns])
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches."""
-        confidence, correct = dim_zero_cat(self.confidence), dim_zero_cat(self.correct)
+        """Return the figures of all batches.
+
+        Raises:
+            InputError: if there were none.
+        """
+        confidence, correct = gathered(self.confidence), gathered(self.correct)
         count = len(confidence)
         mean_gaps = self.gaps.abs() / self.counts.clamp(min=1)
         sums, _ = _equal_parts(confidence, correct, self.bins)
@@ -119,7 +123,7 @@ def bin_numbers(values: Tensor, bins: int) -> Tensor:
         >>> bin_numbers(torch.tensor([0.0, 0.5, 0.51, 1.0]), 2)
         tensor([0, 0, 1, 1])
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
+    edges = torch.arange(1, bins, dtype=torch.float64, device=values.device) / bins  # linspace rounds otherwise
     return torch.bucketize(values.contiguous(), edges)  # right=False: edges[i-1] < value <= edges[i]
 
 

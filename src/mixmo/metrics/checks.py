@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
 
 from mixmo.errors import InputError
 from mixmo.metrics.chunks import in_chunks
@@ -77,7 +78,7 @@ def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
     if len(negative):
         raise InputError(f"probabilities in row {int(negative[0])} are negative.")
     tolerance = 1e-2 if probabilities.element_size() == 2 else 1e-4
-    sums = precise.sum(-1).view(len(precise), -1)
+    sums = precise.sum(-1, keepdim=True).flatten(1)
     off = ((sums - 1).abs() > tolerance).any(1).nonzero()
     if len(off):
         row = sums[int(off[0])]
@@ -92,6 +93,38 @@ def _check_finite(values: Tensor, what: str) -> None:
     bad = torch.cat([(~part.isfinite()).flatten(1).any(1) for (part,) in in_chunks(values)]).nonzero()
     if len(bad):
         raise InputError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such rows of {len(values)}).")
+
+
+def gathered(state: Tensor | list[Tensor]) -> Tensor:
+    """Return what a metric has gathered, batch by batch or from several processes, as one tensor.
+
+    Raises:
+        InputError: if that is nothing.
+
+    Example:
+        >>> gathered([torch.zeros(1), torch.ones(1)])
+        tensor([0., 1.])
+    """
+    check_some(len(state) if isinstance(state, Tensor) else sum(map(len, state)))
+    return dim_zero_cat(state)
+
+
+def check_some(count: Tensor | int) -> None:
+    """Refuse to evaluate nothing.
+
+    Args:
+        count: Number of samples.
+
+    Raises:
+        InputError: if it is 0.
+
+    Example:
+        >>> check_some(0)
+        Traceback (most recent call last):
+        mixmo.errors.InputError: there are no predictions to evaluate; add some with update().
+    """
+    if not count:
+        raise InputError("there are no predictions to evaluate; add some with update().")
 
 
 def zeros(*size: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mixmo.errors import InputError
-from mixmo.metrics.checks import check_probabilities, check_targets, zeros
+from mixmo.metrics.checks import check_probabilities, check_some, check_targets, zeros
 
 
 class Diversity(Metric):
@@ -101,7 +101,12 @@ class Diversity(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches."""
+        """Return the figures of all batches.
+
+        Raises:
+            InputError: if there were none.
+        """
+        check_some(self.count)
         i, j = torch.triu_indices(len(self.right), len(self.right), 1, device=self.right.device)
         n = self.count
         n11 = self.both_right[i, j] / n

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from mixmo.errors import InputError
-from mixmo.metrics.checks import check_logits
+from mixmo.metrics.checks import check_logits, gathered
 from mixmo.metrics.chunks import in_chunks
+
+ROUNDING = 1e-12
+"""Less mutual information than this is rounding, by which members that agree would be put in an order."""
 
 SCORES = ("max_probability", "entropy", "mutual_information", "energy")
 
@@ -24,7 +26,7 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
     * ``max_probability``: minus the largest probability of the members' mean distribution.
     * ``entropy``: of that distribution, in nats.
     * ``mutual_information`` between prediction and member: that entropy less the members' mean entropy, their
-      disagreement; 0 for one member.
+      disagreement; 0 for one member, and where it is below 1e-12, which is rounding.
     * ``energy``: minus the log of the summed exponentials of the mean logits (Liu et al. 2020).
 
     Args:
@@ -44,11 +46,11 @@ def _scores(logits: Tensor) -> dict[str, Tensor]:
     members = logs.exp()
     mean = members.mean(1)
     entropy = -torch.special.xlogy(mean, mean).sum(1)
-    own = -(members * logs).sum(2).mean(1)
+    information = entropy + (members * logs).sum(2).mean(1)
     return {
         "max_probability": -mean.amax(1),
         "entropy": entropy,
-        "mutual_information": entropy - own if logits.shape[1] > 1 else torch.zeros_like(entropy),  # no rounding
+        "mutual_information": information.where(information > ROUNDING, 0.0),
         "energy": -logits.double().mean(1).logsumexp(1),
     }
 
@@ -56,8 +58,14 @@ def _scores(logits: Tensor) -> dict[str, Tensor]:
 class OutOfDistribution(Metric):
     """How well scores tell out-of-distribution images, the positive class, from those of the test set.
 
-    For each score of :func:`ood_scores`: ``…/auroc``; ``…/aupr``, the average precision; ``…/fpr95``, the share of test
-    images taken for strangers at the threshold that finds 95 % of these.
+    For each score of :func:`ood_scores`, N test images and P others:
+
+    * ``…/auroc``: the chance that one of the others has a larger score than a test image, equal scores counting one
+      half.
+    * ``…/aupr``: the average precision, Σ (recall_i - recall_(i-1)) * precision_i over the distinct scores, the largest
+      first.
+    * ``…/fpr95``: the share of test images whose score is at least the threshold, the largest score at which no fewer
+      than ⌈0.95 P⌉ of the others are found.
 
     Example:
         >>> ood = OutOfDistribution()
@@ -86,15 +94,31 @@ class OutOfDistribution(Metric):
         """Return the figures of all batches.
 
         Raises:
-            InputError: if one of the two kinds of images is missing.
+            InputError: if one of the two kinds of images is missing, or both.
         """
-        scores, out = dim_zero_cat(self.scores), dim_zero_cat(self.out).cpu().numpy()
+        scores, out = gathered(self.scores), gathered(self.out).cpu().numpy()
         if out.all() or not out.any():
             raise InputError("out-of-distribution figures need images of both kinds, but all are of one.")
         figures = {}
         for name, column in zip(SCORES, scores.T.cpu().numpy(), strict=True):
-            false, true, _ = roc_curve(out, column)
             figures[f"{name}/auroc"] = roc_auc_score(out, column)
             figures[f"{name}/aupr"] = average_precision_score(out, column)
-            figures[f"{name}/fpr95"] = false[np.argmax(true >= 0.95)]
+            figures[f"{name}/fpr95"] = false_positive_rate(column[out], column[~out])
         return {name: scores.new_tensor(float(value)) for name, value in figures.items()}
+
+
+def false_positive_rate(positive: np.ndarray, negative: np.ndarray, found: int = 95) -> float:
+    """Return the share of negatives at or above the largest threshold that finds enough positives.
+
+    Args:
+        positive: (P,) scores, P >= 1.
+        negative: (N,) scores, N >= 1.
+        found: How many positives have to be found, in percent; counted exactly, so that 19 of 20 are 95 %.
+
+    Example:
+        >>> false_positive_rate(np.array([3.0, 2.0, 2.0]), np.array([2.0, 1.0]))
+        0.5
+    """
+    needed = -(-len(positive) * found // 100)
+    threshold = np.sort(positive)[len(positive) - needed]
+    return float((negative >= threshold).mean())

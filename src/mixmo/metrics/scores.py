@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mixmo.metrics.checks import check_probabilities, check_targets, zeros
+from mixmo.metrics.checks import check_probabilities, check_some, check_targets, zeros
 
 
 class Scores(Metric):
@@ -60,7 +60,12 @@ class Scores(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches."""
+        """Return the figures of all batches.
+
+        Raises:
+            InputError: if there were none.
+        """
+        check_some(self.count)
         names = ("accuracy", "accuracy_top5", "nll", "brier", "brier_per_class")
         return dict(zip(names, self.total / self.count, strict=True))
 
@@ -110,6 +115,11 @@ class EnsembleGain(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches."""
+        """Return the figures of all batches.
+
+        Raises:
+            InputError: if there were none.
+        """
+        check_some(self.count)
         names = ("member_mean_accuracy", "member_mean_nll", "oracle_accuracy", "nll_gain")
         return dict(zip(names, self.total / self.count, strict=True))

@@ -8,9 +8,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from mixmo.metrics.checks import check_probabilities, check_targets
+from mixmo.metrics.checks import check_probabilities, check_targets, gathered
 
 COVERAGES = (95, 99)
 
@@ -21,9 +20,10 @@ class SelectivePrediction(Metric):
     * ``aurc``: area under the risk–coverage curve, the mean over i = 1, …, N of the error rate among the i most
       confident samples (Geifman & El-Yaniv 2017). Among equal confidences the mean over all orders is taken.
     * ``eaurc``: ``aurc`` less that of the best order at the same accuracy (Geifman et al. 2019), counted exactly.
-    * ``accuracy_at_95``, ``accuracy_at_99``: accuracy among the 95 or 99 % most confident samples, rounded up.
-    * ``auroc_correct``: probability that a right prediction has more confidence than a wrong one; NaN where all or
-      none are right.
+    * ``accuracy_at_95``, ``accuracy_at_99``: accuracy among the ⌈0.95 N⌉ or ⌈0.99 N⌉ most confident samples; equal
+      confidences as in ``aurc``.
+    * ``auroc_correct``: probability that a right prediction has more confidence than a wrong one, equal confidences
+      counting one half; NaN where all or none are right.
 
     Example:
         >>> selective = SelectivePrediction()
@@ -51,8 +51,12 @@ class SelectivePrediction(Metric):
         self.correct.append(predicted == targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches."""
-        confidence, correct = dim_zero_cat(self.confidence), dim_zero_cat(self.correct)
+        """Return the figures of all batches.
+
+        Raises:
+            InputError: if there were none.
+        """
+        confidence, correct = gathered(self.confidence), gathered(self.correct)
         errors, count = cumulative_errors(confidence, correct), len(confidence)
         kept = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
         best = (kept - correct.sum()).clamp(min=0)

@@ -1,0 +1,91 @@
+"""Results kept in a run's folder, so that a second call costs nothing; a digest tells whether a file is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mixmo.errors import InputError
+from mixmo.files import make_folder, write_bytes
+from mixmo.names import printable
+
+logger = logging.getLogger("mixmo")
+
+
+def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> bool:
+    """Write tensors with a note and the digest of both; return whether that could be done.
+
+    Args:
+        file: The safetensors file.
+        tensors: What to keep.
+        note: What JSON can hold.
+    """
+    text = json.dumps({**note, "sha256": _digest(note, tensors)})
+    return _write(file, safetensors.torch.save(dict(tensors), {"note": text}))  # of two entries the order would vary
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return what :func:`keep_tensors` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
+    if not file.is_file():
+        return None
+    try:
+        with safetensors.safe_open(file, "pt") as content:
+            note: dict[str, Any] = json.loads(content.metadata()["note"])
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        if note.pop("sha256") == _digest(note, tensors):
+            return tensors, note
+    except Exception as error:  # whatever the reader makes of damaged bytes
+        logger.debug("%s", error)
+    _warn_of_damage(file)
+    return None
+
+
+def keep_json(file: Path, content: Mapping[str, Any]) -> bool:
+    """Write what JSON can hold with its digest; return whether that could be done."""
+    return _write(file, json.dumps({**content, "sha256": _digest(content, {})}, indent=1).encode())
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Return what :func:`keep_json` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
+    if not file.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+        if content.pop("sha256") == _digest(content, {}):
+            return content
+    except Exception as error:  # whatever the reader makes of damaged bytes
+        logger.debug("%s", error)
+    _warn_of_damage(file)
+    return None
+
+
+def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what JSON can hold, and of tensors' names, types, shapes and bytes."""
+    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _write(file: Path, content: bytes) -> bool:
+    try:
+        make_folder(file.parent)
+        write_bytes(file, content)
+    except InputError as error:  # they only save time: what was computed is not lost with them
+        logger.warning("%s It is not kept for a second call.", printable(str(error)))
+        return False
+    return True
+
+
+def _warn_of_damage(file: Path) -> None:
+    logger.warning("%s is damaged or of an earlier version; it is made anew.", printable(str(file)))

@@ -1,0 +1,59 @@
+"""What a run's folder tells of its training, checked: a damaged file should not cost a page."""
+
+from __future__ import annotations
+
+import csv
+import math
+from typing import Any
+
+from mixmo.errors import InputError, reason
+from mixmo.runs import Run
+
+NEEDED = ("epoch", "step", "seconds")
+"""Columns that every row of ``metrics.csv`` has."""
+
+
+def read_history(run: Run) -> list[dict[str, float]]:
+    """Return the rows of ``metrics.csv`` as numbers, NaN where a cell is empty; none if there is no such file.
+
+    Raises:
+        InputError: if it is damaged, naming the row and the column.
+    """
+    try:
+        rows = run.read_metrics()
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{run.metrics_file} cannot be read: {reason(error)}.") from error
+    return [_numbers(run, number, row) for number, row in enumerate(rows, 1)]
+
+
+def _numbers(run: Run, number: int, row: dict[str, str]) -> dict[str, float]:
+    found = {}
+    for key, text in row.items():
+        try:
+            found[key] = float(text or "nan")
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{run.metrics_file} is damaged: row {number} has {text!r} for {key!r}.") from error
+    for key in NEEDED:
+        if not math.isfinite(found.get(key, math.nan)):
+            raise InputError(f"{run.metrics_file} is damaged: row {number} has no number for {key!r}.")
+    return found
+
+
+def read_environment(run: Run) -> dict[str, Any]:
+    """Return ``environment.json``.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    file = run.path / "environment.json"
+    try:
+        content = run.read_json(file.name)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {reason(error)}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("command"), str):
+        raise InputError(f"{file} is damaged: it names no command.")
+    return content
