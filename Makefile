@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test format clean
+.PHONY: quickstart test torture format clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -11,6 +11,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+torture: .venv/installed-dev
+	$(BIN)/python -m pytest -m torture tests/torture
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,95 @@
+"""Disks that are full or read-only: one sentence, and what was there before stays."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from mixmo import checkpoints
+from mixmo.cli import main
+from mixmo.runs import Run
+
+
+def mount(*words):
+    return subprocess.run(["mount", *map(str, words)], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own; changes of its size and rights come by ``mount -o remount``."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=64m", "none", folder):
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def fill(folder, rest):
+    """Leave so many bytes free."""
+    free = shutil.disk_usage(folder).free
+    (folder / "ballast").write_bytes(bytes(max(0, free - rest)))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("rest", [0, 4096, 20_000, 100_000, 300_000, 700_000, 1_000_000])
+@pytest.mark.parametrize("command", ["fit", "go on", "test", "compare", "preview"])
+def test_full_disks(trained, disk, monkeypatch, capsys, command, rest):
+    folder, run, _ = trained
+    shutil.copytree(run.path, disk / "run")
+    config = disk / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 2", "max_epochs: 6"))
+    shutil.rmtree(disk / "run" / "predictions", ignore_errors=True)
+    monkeypatch.chdir(disk)
+    before = contents(disk / "run")
+    small = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.channels=3", "--data.validation=0.25"]
+    words = {
+        "fit": ["fit", "quickstart", "--run=new", *small, "--data.image_size=null", "--trainer.max_epochs=6"],
+        "go on": ["fit", "run"],
+        "test": ["test", "run"],
+        "compare": ["compare", "run", "--out", "out"],
+        "preview": ["preview", "quickstart", "--out", "out", *small, "--data.image_size=8"],
+    }[command]
+    fill(disk, rest)
+    code = main(words)
+    error = capsys.readouterr().err
+    assert code in (0, 2) and "Traceback" not in error
+    if code == 2:
+        assert "No space left on device" in error
+    after = contents(disk / "run")
+    if command != "go on":
+        assert {file: after[file] for file in before} == before
+    elif code == 2:  # the last whole checkpoint is there, and the run goes on once there is room
+        assert checkpoints.load(disk / "run" / "checkpoints" / "last.ckpt")["epoch"] >= 1
+        (disk / "ballast").unlink()
+        assert main(["fit", "run"]) == 0
+    assert not [file for file in disk.rglob("*.partial")]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("command", ["fit", "go on", "test", "compare", "preview"])
+def test_read_only_disks(trained, disk, monkeypatch, capsys, command):
+    folder, run, _ = trained
+    shutil.copytree(run.path, disk / "run")
+    config = disk / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 2", "max_epochs: 6"))
+    monkeypatch.chdir(disk)
+    small = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.channels=3", "--data.image_size=8"]
+    words = {
+        "fit": ["fit", "quickstart", "--run=new", *small, "--data.validation=0.25"],
+        "go on": ["fit", "run"],
+        "test": ["test", "run"],
+        "compare": ["compare", "run", "--out", "out"],
+        "preview": ["preview", "quickstart", "--out", "out", *small],
+    }[command]
+    assert mount("-o", "remount,ro", disk)
+    before = contents(disk)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error and "Traceback" not in error
+    assert contents(disk) == before
+    assert Run("run").finished(2)
