@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 JUDGING = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
 MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
 SHRUNK = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
-SHRUNK += ["--model.backbone=wide_resnet10_1"]
+SHRUNK += ["--model.backbone=wide_resnet10_1", "--mixer.probability=1", "--mixer.progress=steps"]
 
 
 def blocks(language, text=README):
@@ -33,7 +33,7 @@ def test_python_runs(tmp_path, monkeypatch):
     assert names["logits"].shape == (8, 2, 10)
 
 
-def test_commands_run(tmp_path, monkeypatch, capsys):
+def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     """In the README's order, in one folder; training is cut short and pictures stand in for downloads."""
     write_images(tmp_path / "pictures" / "train", size=32)
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
@@ -48,8 +48,12 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             words += SHRUNK + ([] if "quickstart" in line else ["--data.name=folder:pictures"])
         if words[0] == "benchmark":
             words += ["--backbone=wide_resnet10_1", "--batch_size=2", "--image_size=8", "--rounds=1"]
+        observed.shaped.clear()
         words = ["folder:pictures" if word.startswith("torch/") else word for word in words]
         assert main(words) == 0, line
+        if words[0] == "fit":
+            shaped = "single" not in line and "linear" not in line
+            assert observed.shaped == [shaped], line
     capsys.readouterr()
 
 
@@ -87,4 +91,4 @@ def test_architecture_names_every_module():
     for module in package.iterdir():
         name = f"{module.name}/" if module.is_dir() else module.name
         if not name.startswith("__") and (module.is_dir() or module.suffix == ".py"):
-            assert f"`{name}`" in text or f"{name}" in text, name
+            assert f"`{name}`" in text, name
