@@ -31,15 +31,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixmo.benchmarking import Benchmark, TrainingStep, report, summary
-from mixmo.fitting import fit
-from mixmo.hardware import training_device
-from mixmo.interop import network_from_reference
+from mixmo.config.hardware import training_device
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.deploy.reference import network_from_reference
+from mixmo.evaluation.benchmark import Benchmark, TrainingStep, report, summary
 from mixmo.mixing import mixed_cross_entropy
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
+from mixmo.reporting.testing import judge
 from mixmo.runs import Run
-from mixmo.testing import judge
+from mixmo.training.fit import fit
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "wrn10-1_m2.npz"
 Row = dict[str, float]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from mixmo import evaluate
-from mixmo.benchmarking import interleaved, peak_memory, report, summary
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
+from mixmo.evaluation.benchmark import interleaved, peak_memory, report, summary
 from mixmo.metrics import OutOfDistribution
 
 MEMBERS = 2

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from mixmo import Mixer
-from mixmo.benchmarking import Benchmark, TrainingStep, interleaved, report, summary
+from mixmo.evaluation.benchmark import Benchmark, TrainingStep, interleaved, report, summary
 from mixmo.masks import KINDS
 
 

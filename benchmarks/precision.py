@@ -12,12 +12,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from mixmo.benchmarking import report
-from mixmo.fitting import fit
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.evaluation.benchmark import report
+from mixmo.reporting.testing import judge
 from mixmo.runs import Run
-from mixmo.testing import judge
+from mixmo.training.fit import fit
 
 WAYS = {
     "float32": ["--trainer.precision=32-true", "--model.compile=false"],

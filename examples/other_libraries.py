@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch_uncertainty.models.classification import batchensemble_lenet, packed_lenet
 
-from mixmo.batches import Augmentation
-from mixmo.data import load_images
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.data.batches import Augmentation
+from mixmo.data.loading import load_images
 
 MEMBERS = 4
 

@@ -13,15 +13,15 @@ import torch
 from rich.console import Console
 
 import mixmo
-from mixmo.batches import Augmentation
-from mixmo.data import evaluation_loader, load_images
-from mixmo.evaluation import evaluate, predict_logits
-from mixmo.fitting import fit
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.data.batches import Augmentation
+from mixmo.data.loading import evaluation_loader, load_images
+from mixmo.evaluation.evaluate import evaluate, predict_logits
+from mixmo.reporting.tables import figures_row, figures_table
+from mixmo.reporting.testing import judge
 from mixmo.runs import Run
-from mixmo.tables import figures_row, figures_table
-from mixmo.testing import judge
+from mixmo.training.fit import fit
 
 
 def free_folder(name: str) -> Run:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mixmo.batches import BatchMaker
-from mixmo.fitting import fit
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.data.batches import BatchMaker
 from mixmo.network import MixMo
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
 from mixmo.runs import Run
+from mixmo.training.fit import fit
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mixmo.judging import judge_predictions
+from mixmo.evaluation.results import judge_predictions
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--trainer.max_epochs=1", "--data.batch_size=8", "--trainer.limit_train_batches=2"]
@@ -39,7 +39,7 @@ def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     assert {"mixmo/recipes/bases.yaml", "mixmo/recipes/catalogue.yaml", "mixmo/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    code = "import mixmo, mixmo.recipes as r; print(mixmo.__file__); print(len(r.catalogue()))"
+    code = "import mixmo, mixmo.config.recipes as r; print(mixmo.__file__); print(len(r.catalogue()))"
     where, count = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed")).split()
     assert Path(where).is_relative_to(tmp_path) and int(count) > 40
 

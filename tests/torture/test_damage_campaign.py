@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mixmo import checkpoints
-from mixmo.cli import main
+from mixmo.cli.main import main
 from mixmo.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from mixmo.cli import main
+from mixmo.cli.main import main
 
 COUNT = 300
 """Mutations of each kind of file."""

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import write_images
 
-from mixmo.fitting import fit
-from mixmo.plans import make_plan
-from mixmo.recipes import load_recipe
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
 from mixmo.runs import Run
+from mixmo.training.fit import fit
 
 KILLS = 25
 STREAMED = ["--data.resident=false", "--data.workers=2", "--data.image_size=8"]

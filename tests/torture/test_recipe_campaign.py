@@ -8,12 +8,12 @@ import pytest
 import yaml
 from conftest import write_images
 
-from mixmo import fitting
-from mixmo.checking import checked
-from mixmo.cli import main
+from mixmo.cli.main import main
+from mixmo.config.checking import checked
+from mixmo.config.plan import known_settings
+from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
-from mixmo.plans import known_settings
-from mixmo.recipes import load_recipe
+from mixmo.training import fit as fitting
 
 COUNT = 2000
 ATTACK = {"class_path": "os.system", "init_args": {"command": "touch attacked"}}

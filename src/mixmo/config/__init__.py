@@ -1,0 +1,1 @@
+"""Settings, recipes, and how they become a checked plan of a run."""

@@ -1,0 +1,169 @@
+"""From a recipe and overrides to what a run needs: typed, checked settings and the trainer's options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from mixmo.config.checking import checked, flattened, hints
+from mixmo.config.hardware import default_compile, default_precision, evaluation_factor, training_device
+from mixmo.config.recipes import Recipe
+from mixmo.config.settings import Settings, TrainerSettings
+from mixmo.errors import InputError, one_of
+
+FOLDERS = {
+    "fit": ("run", "the run's folder; runs/NAME of the recipe by default"),
+    "preview": ("out", "the folder to write into; preview/NAME of the recipe by default"),
+}
+"""The option of each command that names the folder it makes."""
+
+Section = TypeVar("Section")
+
+
+class Plan(NamedTuple):
+    """A run as it was asked for.
+
+    Attributes:
+        settings: The run's settings; what they leave open follows from this machine.
+        trainer: Keywords of Lightning's Trainer, likewise.
+        yaml: Both as YAML, for the run's folder, with what is left open left open.
+        folder: The folder asked for, if any.
+        resolved: What followed from this machine, in sections.
+    """
+
+    settings: Settings
+    trainer: dict[str, Any]
+    yaml: str
+    folder: str | None
+    resolved: dict[str, dict[str, Any]]
+
+
+def known_settings() -> dict[str, Any]:
+    """Return the annotation of every setting by its dotted name.
+
+    Example:
+        >>> known_settings()["trainer.deterministic"]
+        <class 'bool'>
+    """
+    return hints(Settings) | {f"trainer.{key}": hint for key, hint in hints(TrainerSettings).items()}
+
+
+def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit") -> Plan:
+    """Return what a recipe and ``--key value`` overrides ask for; what both leave open follows from the device.
+
+    Args:
+        recipe: As from ``load_recipe``.
+        overrides: Words of the command line.
+        command: Whose words they are: ``fit`` or ``preview``.
+
+    Raises:
+        InputError: for an unknown key or word (with near matches) or a value of the wrong type or range.
+
+    Example:
+        >>> from mixmo.config.recipes import load_recipe
+        >>> plan = make_plan(load_recipe("quickstart"), ["--data.batch_size=16"])
+        >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
+        (16, 20)
+    """
+    known = known_settings()
+    values = {name: checked(value, known[name], name) for name, value in flattened(recipe, known)}
+    folder = None
+    for name, text in _pairs(overrides):
+        if name == FOLDERS[command][0]:
+            folder = text
+            continue
+        owner = next((each for each in known if each.endswith(".options") and name.startswith(f"{each}.")), None)
+        if owner is not None:
+            own = {name.removeprefix(f"{owner}."): _parsed(text, Any, name)}
+            values[owner] = values.get(owner, {}) | own
+        else:
+            one_of(name, [*known, FOLDERS[command][0]], "setting")
+            values[name] = _parsed(text, known[name], name)
+    settings = _built(Settings, values)
+    trainer = _built(TrainerSettings, values, "trainer.")
+    text = yaml.safe_dump(
+        dataclasses.asdict(settings) | {"trainer": dataclasses.asdict(trainer)}, sort_keys=False, allow_unicode=True
+    )
+    resolved = _resolve(settings, trainer)
+    return Plan(settings, dataclasses.asdict(trainer), text, folder, resolved)
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and texts of ``--name=text`` and ``--name text``."""
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise InputError(f"{word!r} is not understood; settings are --name=value.")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"--{name} needs a value: --{name}=….")
+            text = rest.pop(0)
+        pairs.append((name, text))
+    return pairs
+
+
+def _parsed(text: str, hint: Any, name: str) -> Any:
+    """Return what a word of the command line says: a text where one is wanted, else what YAML reads."""
+    if hint is str:
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    try:
+        return checked(value, hint, name)
+    except InputError:
+        if not isinstance(value, str) and "str" in str(hint):  # a name that looks like a number
+            return checked(text, hint, name)
+        raise
+
+
+def _built(section: type[Section], values: Mapping[str, Any], prefix: str = "") -> Section:
+    """Return a dataclass of the checked values under its names."""
+    found: dict[str, Any] = {}
+    for each in dataclasses.fields(section):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(each.default_factory):
+            found[each.name] = _built(each.default_factory, values, f"{prefix}{each.name}.")  # type: ignore[arg-type]
+        elif f"{prefix}{each.name}" in values:
+            found[each.name] = values[f"{prefix}{each.name}"]
+    return section(**found)
+
+
+def _resolve(settings: Settings, trainer: TrainerSettings) -> dict[str, dict[str, Any]]:
+    """Fill in what the settings leave open, and return it."""
+    device = training_device(trainer.accelerator)
+    if trainer.precision is None:
+        trainer.precision = default_precision(device)
+    if settings.model.compile is None:
+        settings.model.compile = default_compile(device)
+    if settings.data.eval_batch_size is None:
+        settings.data.eval_batch_size = settings.data.batch_size * evaluation_factor(device)
+    return {
+        "trainer": {"precision": trainer.precision},
+        "model": {"compile": settings.model.compile},
+        "data": {"eval_batch_size": settings.data.eval_batch_size},
+    }
+
+
+def print_help(command: str) -> None:
+    """Print every setting of a command that takes a recipe, with its type, default and meaning."""
+    parser = ArgumentParser(prog=f"mixmo {command} RECIPE", exit_on_error=False)
+    folder, description = FOLDERS[command]
+    parser.add_argument(f"--{folder}", type=str | None, default=None, help=description)
+    parser.add_class_arguments(Settings, as_group=False)
+    parser.add_class_arguments(TrainerSettings, "trainer")
+    parser.print_help()
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse words; say what is wrong in one line."""
+    try:
+        return parser.parse_args(list(words))
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise InputError(" ".join(str(error).split())) from error

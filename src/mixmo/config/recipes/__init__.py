@@ -1,0 +1,88 @@
+"""Shipped recipes: a few bases and, per recipe, the lines that differ (``bases.yaml``, ``catalogue.yaml``)."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixmo.errors import InputError, one_of
+from mixmo.files import read_yaml
+
+Recipe = dict[str, Any]
+NOTES = ("published", "source")
+"""Keys of a catalogue entry that say what is known of it; they are no settings."""
+
+
+@cache
+def _shipped(name: str) -> dict[str, Recipe]:
+    content: dict[str, Recipe] = yaml.safe_load(files("mixmo.config.recipes").joinpath(name).read_text("utf-8"))
+    return content
+
+
+def catalogue() -> dict[str, Recipe]:
+    """Return every shipped recipe by name, resolved, with ``published`` (top-1 in %) and ``source``.
+
+    Example:
+        >>> recipe = catalogue()["cifar100-wrn28x10-cut-cutmix"]
+        >>> recipe["data"]["batch_repetition"], recipe["published"]
+        (4, '85.77–85.92')
+    """
+    return {name: _resolve(entry, "catalogue.yaml") for name, entry in _shipped("catalogue.yaml").items()}
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """Return the settings of a shipped recipe or a YAML file, with everything it extends filled in.
+
+    A file may start from shipped recipes or bases: ``extends: [cifar100-wrn28x10-cut]``.
+
+    Args:
+        recipe: A shipped name, or the path of a YAML file.
+
+    Raises:
+        MissingError: if a path does not exist.
+        InputError: if the name is unknown or the file is no mapping of settings.
+
+    Example:
+        >>> load_recipe("cifar10-wrn28x10-single")["data"]["name"]
+        'torch/cifar10'
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        content = read_yaml(path, "recipe file")
+        resolved = _resolve(content, str(path))
+    else:
+        one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
+        resolved = _resolve(_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
+    return {key: value for key, value in resolved.items() if key not in NOTES}
+
+
+def _resolve(content: Recipe, where: str) -> Recipe:
+    """Return ``content`` on top of everything it extends, in order."""
+    known = _shipped("bases.yaml") | _shipped("catalogue.yaml")
+    resolved: Recipe = {}
+    parents = content.get("extends") or []
+    for name in parents if isinstance(parents, list) else [parents]:
+        if not isinstance(name, str):
+            raise InputError(f"extends in {where} holds {name!r}; it names recipes or bases.")
+        one_of(name, known, f"base in {where}")
+        resolved = merge(resolved, _resolve(known[name], where))
+    own = {key: value for key, value in content.items() if key != "extends"}
+    return merge({key: value for key, value in resolved.items() if key not in NOTES}, own)
+
+
+def merge(below: Recipe, above: Recipe) -> Recipe:
+    """Return ``below`` with the values of ``above``, section by section.
+
+    Example:
+        >>> merge({"data": {"a": 1, "b": 2}}, {"data": {"b": 3}})
+        {'data': {'a': 1, 'b': 3}}
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,287 @@
+"""The settings of a run, section by section: the keys of a recipe and of the command line.
+
+Every section is a plain dataclass that checks the ranges of its values; :mod:`mixmo.config.checking` checks their
+types. All are plain values: nothing a recipe holds is ever imported, built or called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mixmo.errors import InputError, one_of
+from mixmo.pairing import check_input_repetition, check_repetition
+
+MOST_MEMBERS = 100
+
+
+@dataclass
+class ModelSettings:
+    """The network.
+
+    Args:
+        backbone: A timm model name.
+        num_members: M; 1 is the ordinary single network.
+        options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
+        mix_at: Module behind which features are mixed, such as stages.0; null is behind the stem, as published.
+        compile: Compile the network and the loss; null does so on a GPU.
+        download: Whether a backbone that is only described elsewhere (hf-hub:…) may be fetched.
+    """
+
+    backbone: str = "wide_resnet28_10"
+    num_members: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+    mix_at: str | None = None
+    compile: bool | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_members <= MOST_MEMBERS:
+            raise InputError(f"model.num_members is {self.num_members}; it lies between 1 and {MOST_MEMBERS}.")
+
+
+@dataclass
+class MixerSettings:
+    """How members are mixed in feature space (``mixmo.Mixer``) and weighed in the loss.
+
+    Args:
+        kind: A mask of the catalogue (mimo, linear, cut, cow, voronoi, …), or several with probabilities.
+        alpha: Concentration of the Dirichlet ratios.
+        probability: p, share of batches with a mask that is not constant.
+        root: r of the loss weights.
+        draw_per: Draw whether, and who gets which part, for each batch (published) or for each sample.
+        progress: What p follows at the end of training: the share of steps done, or of epochs counted from 1
+            (published; the whole last epoch then has p = 0).
+    """
+
+    kind: dict[str, float] | str = "cut"
+    alpha: float = 2.0
+    probability: float = 0.5
+    root: float = 3.0
+    draw_per: Literal["batch", "sample"] = "batch"
+    progress: Literal["steps", "epochs"] = "steps"
+
+    def __post_init__(self) -> None:
+        if not self.root > 0:
+            raise InputError(f"mixer.root is {self.root}; the weight root r is a positive number, 3 in the paper.")
+
+
+@dataclass
+class PixelSettings:
+    """Mixing of each input in pixels (``mixmo.pixel_mixing.PixelMixer``).
+
+    Args:
+        kind: none, mixup or cutmix.
+        alpha: Concentration of the Beta ratio.
+        probability: Share of the inputs that are mixed.
+    """
+
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    alpha: float = 1.0
+    probability: float = 0.5
+
+
+@dataclass
+class DataSettings:
+    """The images and how a batch is made of them.
+
+    Args:
+        name: digits, folder:PATH, torch/cifar100, hfds/….
+        root: Where timm's datasets lie.
+        download: Whether a missing dataset may be downloaded.
+        batch_size: B, the mixtures of a step.
+        batch_repetition: b, how often an image stands in a batch.
+        input_repetition: rho, share of mixtures whose members see one image.
+        repeat: Repeat indices (every copy is augmented on its own) or augmented pixels.
+        validation: Share of the training set held out for selection; 0 is the published protocol.
+        channels: 3 (RGB) or 1 (grey).
+        image_size: Side of the canvas images are brought to; null takes them as they are, all of one size.
+        crop_size: Side of the random crop (its middle at evaluation); null is the canvas itself.
+        padding: Black pixels around the canvas from which the crop is taken.
+        flip: Whether half of the images are mirrored.
+        mean: Subtracted from each channel, in [0, 1].
+        std: Divides each channel, in [0, 1].
+        resident: Keep decoded images on the device; null decides by their size.
+        workers: Processes that decode streamed images.
+        on_error: Stop at images that cannot be read (raise), or go on without them (skip).
+        eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
+    """
+
+    name: str = "torch/cifar100"
+    root: str = "data"
+    download: bool = False
+    batch_size: int = 64
+    batch_repetition: int = 1
+    input_repetition: float = 0.0
+    repeat: Literal["index", "pixels"] = "index"
+    validation: float = 0.1
+    channels: Literal[1, 3] = 3
+    image_size: int | None = None
+    crop_size: int | None = None
+    padding: int = 4
+    flip: bool = True
+    mean: list[float] = field(default_factory=lambda: [0.5])
+    std: list[float] = field(default_factory=lambda: [0.5])
+    resident: bool | None = None
+    workers: int = 2
+    on_error: Literal["raise", "skip"] = "raise"
+    eval_batch_size: int | None = None
+
+    @property
+    def evaluation_size(self) -> int:
+        """Images in one evaluation batch."""
+        return self.eval_batch_size or self.batch_size
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "eval_batch_size"):
+            if (size := getattr(self, key)) is not None and size < 1:
+                raise InputError(f"data.{key} is {getattr(self, key)}; it is 1 or more.")
+        check_repetition(self.batch_size, self.batch_repetition)
+        check_input_repetition(self.input_repetition, num_members=1)
+        if not 0 <= self.validation < 1:
+            raise InputError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
+        if self.padding < 0 or self.workers < 0:
+            raise InputError("data.padding and data.workers are 0 or more.")
+        for key in ("image_size", "crop_size"):
+            if (side := getattr(self, key)) is not None and side < 1:
+                raise InputError(f"data.{key} is {side}; it is a number of pixels.")
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (1, self.channels):
+                raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
+        one_of(self.on_error, ("raise", "skip"), "data.on_error")
+        if min(self.std) <= 0:
+            raise InputError(f"data.std is {self.std}; it is positive.")
+
+
+@dataclass
+class OptimizerSettings:
+    """The optimiser.
+
+    Args:
+        name: A name timm knows: sgd (Nesterov), adamw, ….
+        base_lr: Peak learning rate at batch repetition 1; it is divided by b, as published.
+        lr: Peak learning rate set by hand, whatever b is.
+        weight_decay: Decay, as the optimiser defines it.
+        momentum: Momentum (SGD).
+        decay_all: Decay batch norms and biases too, as published.
+        average: Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average
+            is then what is validated, kept and tested. 0 keeps the weights themselves.
+        options: More keywords of the optimiser.
+    """
+
+    name: str = "sgd"
+    base_lr: float = 0.05
+    lr: float | None = None
+    weight_decay: float = 6e-4
+    momentum: float = 0.9
+    decay_all: bool = True
+    average: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def peak_lr(self, batch_repetition: int) -> float:
+        """Return the peak learning rate: ``lr`` if it is set, else base_lr / b."""
+        return self.base_lr / batch_repetition if self.lr is None else self.lr
+
+    def __post_init__(self) -> None:
+        for key in ("base_lr", "lr"):
+            if (value := getattr(self, key)) is not None and not value > 0:
+                raise InputError(f"optimizer.{key} is {value}; a learning rate is positive.")
+        if self.weight_decay < 0:
+            raise InputError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"optimizer.momentum is {self.momentum}; it lies in [0, 1).")
+        if not 0 <= self.average < 1:
+            raise InputError(f"optimizer.average is {self.average}; the decay of the average lies in [0, 1).")
+
+
+@dataclass
+class ScheduleSettings:
+    """The learning rate over training.
+
+    Args:
+        kind: drops (× factor at shares of training) or cosine (to 0).
+        warmup_epochs: Linear warm-up in epochs of a single network, times b, as published.
+        warmup_steps: Warm-up in steps, set by hand, whatever b is.
+        drops: Shares of training after which the rate is multiplied by factor.
+        factor: See drops.
+    """
+
+    kind: Literal["drops", "cosine"] = "drops"
+    warmup_epochs: float = 1.0
+    warmup_steps: int | None = None
+    drops: list[float] = field(default_factory=lambda: [0.3333, 0.6667, 0.75])
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if any(not 0 < share < 1 for share in self.drops):
+            raise InputError(f"schedule.drops are {self.drops}; they are shares of training between 0 and 1.")
+        if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
+            raise InputError("schedule.warmup_epochs and schedule.warmup_steps are 0 or more.")
+        if not self.factor > 0:
+            raise InputError(f"schedule.factor is {self.factor}; it is positive.")
+
+
+@dataclass
+class TrainerSettings:
+    """What may be set of Lightning's trainer; the rest is ours, or would break that draws follow the step.
+
+    Args:
+        accelerator: auto, cpu, gpu, cuda or mps.
+        precision: 32-true or bf16-mixed; null takes what the device does best.
+        max_epochs: Epochs of the training.
+        limit_train_batches: Batches of an epoch, or their share; null takes all.
+        gradient_clip_val: Largest norm of the gradient; null does not clip.
+        deterministic: Refuse operations that are not deterministic.
+        enable_progress_bar: Whether a bar is shown on a terminal.
+        profiler: simple or advanced prints where the time goes.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] | None = None
+    max_epochs: int | None = None
+    limit_train_batches: int | float | None = None
+    gradient_clip_val: float | None = None
+    deterministic: bool = False
+    enable_progress_bar: bool = True
+    profiler: Literal["simple", "advanced"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_epochs or 0) < 1:
+            raise InputError(f"trainer.max_epochs is {self.max_epochs}; it is 1 or more.")
+        limit = self.limit_train_batches
+        if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+            raise InputError(
+                f"trainer.limit_train_batches is {limit}; it is a number of batches, 1 or more, or a share up to 1.0."
+            )
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+            raise InputError(f"trainer.gradient_clip_val is {self.gradient_clip_val}; it is positive, or null.")
+
+
+@dataclass
+class Settings:
+    """Everything a run is made of, but for Lightning's trainer.
+
+    Args:
+        seed: Every random draw is a function of the seed and the step.
+        model: The network.
+        mixer: Mixing in feature space, and the loss.
+        pixels: Mixing in pixels.
+        data: Images and batches.
+        optimizer: The optimiser.
+        schedule: The learning rate over training.
+        loggers: Loggers beside metrics.csv: tensorboard, wandb, mlflow.
+    """
+
+    seed: int = 0
+    model: ModelSettings = field(default_factory=ModelSettings)
+    mixer: MixerSettings = field(default_factory=MixerSettings)
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it is 0 or more.")
+        check_input_repetition(self.data.input_repetition, self.model.num_members)

@@ -1,0 +1,157 @@
+"""From U distinct images to B mixtures, on the device: pairing, augmentation, masks, mixing in pixels.
+
+One generator feeds every draw of a step, in this order, so that a step is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mixmo.data.loading import DistinctBatch
+from mixmo.masks import FeatureShape
+from mixmo.mixing import Mixer, loss_weights
+from mixmo.pairing import pair
+from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
+from mixmo.config.settings import DataSettings
+
+
+class MixedBatch(NamedTuple):
+    """What one training step consumes.
+
+    Attributes:
+        inputs: (B, M, C, H, W) float32, augmented and normalised, channels last in memory.
+        masks: (B, M, 1 or F, h, w).
+        targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed.
+        weights: (B, M) loss weights.
+    """
+
+    inputs: Tensor
+    masks: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+class Augmentation:
+    """Random crop from a black border and mirroring, then (x / 255 - mean) / std; whole batch at once.
+
+    Args:
+        settings: ``crop_size``, ``padding``, ``flip``, ``mean`` and ``std`` of the recipe's data section.
+
+    Example:
+        >>> augment = Augmentation(DataSettings(padding=0, flip=False, mean=[0.5], std=[0.5]))
+        >>> images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
+        >>> augment.center(images, torch.tensor([0])).mean().round().item()
+        1.0
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.crop_size, self.padding, self.flip = settings.crop_size, settings.padding, settings.flip
+        mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def random(self, images: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (n, C, h, w): the images of ``index`` (n,), each cropped and mirrored on its own.
+
+        Args:
+            images: (N, H, W, C) uint8.
+            index: (n,) positions in ``images``.
+            generator: On the images' device.
+        """
+        (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
+        count, device = len(index), images.device
+        uniform = torch.rand(2, count, 1, generator=generator, device=device)
+        y = self._start(uniform[0], height - rows) + torch.arange(rows, device=device)
+        x = self._start(uniform[1], width - columns) + torch.arange(columns, device=device)
+        if self.flip:
+            mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
+            x = torch.where(mirrored, x.flip(1), x)
+        black = ((y < 0) | (y >= height))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
+        place = (index[:, None] * height + y.clamp(0, height - 1))[:, :, None] * width
+        place = place + x.clamp(0, width - 1)[:, None, :]
+        pixels = images.view(-1, images.shape[3]).index_select(0, place.flatten()).view(*place.shape, -1)
+        return self._normalise(pixels.masked_fill_(black[..., None], 0))
+
+    def center(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border."""
+        (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
+        top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
+        pixels = images[index, top : top + rows, left : left + columns]
+        if rows > height or columns > width:
+            above, before = max(0, (rows - height) // 2), max(0, (columns - width) // 2)
+            below, behind = max(0, rows - height) - above, max(0, columns - width) - before
+            pixels = pad(pixels, (0, 0, before, behind, above, below))
+        return self._normalise(pixels)
+
+    def _crop(self, images: Tensor) -> tuple[int, int]:
+        return (images.shape[1], images.shape[2]) if self.crop_size is None else (self.crop_size, self.crop_size)
+
+    def _start(self, uniform: Tensor, room: int) -> Tensor:
+        return (uniform * (room + 2 * self.padding + 1)).long() - self.padding
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        if self.scale.device != pixels.device:  # once: the host waits for it
+            self.scale, self.shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
+        return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
+
+
+@dataclass
+class BatchMaker:
+    """Makes the mixtures of a step from its distinct images.
+
+    Args:
+        settings: The recipe's data section (batch repetition, augmentation).
+        mixer: Masks and ratios.
+        pixels: Mixing in pixels, or ``None``.
+        root: r of the loss weights.
+        feature_shape: (F, h, w) of the encoders' output.
+        num_classes: K.
+    """
+
+    settings: DataSettings
+    mixer: Mixer
+    pixels: PixelMixer | None
+    root: float
+    feature_shape: FeatureShape
+    num_classes: int
+    augment: Augmentation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.augment = Augmentation(self.settings)
+
+    def __call__(self, batch: DistinctBatch, generator: torch.Generator, progress: float = 0.0) -> MixedBatch:
+        """Draw one step.
+
+        Args:
+            batch: The U distinct images.
+            generator: Seeded for this step, on the images' device.
+            progress: Share of training done, for the schedule of p.
+        """
+        images, labels, index = batch
+        members = self.mixer.num_members
+        pairs = pair(len(index), members, self.settings.batch_repetition, self.settings.input_repetition, generator)
+        if self.settings.repeat == "index":
+            inputs = self._augmented(images, index[pairs], generator)
+        else:
+            inputs = self.augment.random(images, index, generator)[pairs]
+        targets = labels[index[pairs]]
+        mix = self.mixer.sample(len(pairs), self.feature_shape, generator, progress)
+        weights = loss_weights(mix.ratios, self.root)
+        if self.pixels is None:
+            return MixedBatch(inputs, mix.masks, targets, weights)
+        partner = torch.randint(len(images), pairs.shape, generator=generator, device=images.device)
+        keep = self.pixels.sample(len(pairs), members, (inputs.shape[-2], inputs.shape[-1]), generator)
+        if members > 1:
+            keep = keep_majority(keep, mix.masks)
+        inputs = mix_pixels(inputs, self._augmented(images, partner, generator), keep)
+        targets = shared_targets(targets, labels[partner], visible_share(keep, mix.masks), self.num_classes)
+        return MixedBatch(inputs, mix.masks, targets, weights)
+
+    def _augmented(self, images: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (B, M, C, H, W): an augmented copy for each of the places (B, M)."""
+        copies = self.augment.random(images, places.flatten(), generator)
+        return copies.view(*places.shape, *copies.shape[1:])

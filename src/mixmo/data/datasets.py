@@ -1,0 +1,173 @@
+"""Datasets by name: scikit-learn's digits, timm's names, folders and tar files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm.data
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from mixmo.data.archives import open_archives
+from mixmo.data.decoding import why
+from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.data.folders import FileImages, open_class_folders
+from mixmo.names import printable
+from mixmo.data.sources import ArrayImages, Source, hashed
+
+TEST_FOLDERS = ("test", "val", "validation")
+ARCHIVE = re.compile(r"(-.+)?\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)")
+"""What follows a split's name in the names of its tar files."""
+
+
+def open_source(name: str, split: str, root: str = "data", download: bool = False) -> Source:
+    """Open one split of a dataset; no image is decoded.
+
+    Args:
+        name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each
+            class folders, or tar files of such (``train.tar``, shards ``train-0.tar.gz`` …); or a name that
+            timm knows: ``torch/cifar10``, ``torch/cifar100``, ``hfds/…``.
+        split: ``train`` or ``test``.
+        root: Where timm's datasets lie or are downloaded to.
+        download: Whether a missing dataset may be downloaded.
+
+    Raises:
+        MissingError: if the path is missing or empty.
+        InputError: if the name is unknown, or a training set has fewer than two classes.
+
+    Example:
+        >>> source = open_source("digits", "test")
+        >>> len(source), source.read(0).size
+        (360, (8, 8))
+    """
+    one_of(split, ("train", "test"), "split")
+    if name == "digits":
+        source = _open_digits(split)
+    elif name.startswith("folder:"):
+        source = _open_tree(Path(os.path.expanduser(name.removeprefix("folder:"))), split)
+    elif name.partition("/")[0] in ("torch", "hfds"):
+        source = _open_timm(name, split, root, download)
+    else:
+        raise InputError(f"unknown dataset {name!r}; it is digits, folder:PATH, torch/… or hfds/….")
+    if split == "train" and len(source.classes) < 2:
+        raise InputError(
+            f"dataset {name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier needs "
+            "two or more."
+        )
+    if not len(source):
+        raise MissingError(f"dataset {name!r} has no images in its {split} split.")
+    return source
+
+
+def _open_digits(split: str) -> Source:
+    """Return scikit-learn's 8×8 digits, one fifth held out for testing."""
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
+    chosen = train if split == "train" else test
+    labels = digits.target[chosen].astype(np.int64)
+    return Source(labels, [str(digit) for digit in digits.target_names], ArrayImages(images, "digit"), chosen)
+
+
+def _open_tree(path: Path, split: str) -> Source:
+    """Return PATH/train or PATH/test, as class folders or as tar files of class folders."""
+    if not os.path.isdir(path):
+        raise MissingError(f"there is no dataset folder {printable(str(path))}.")
+    folders = ("train",) if split == "train" else TEST_FOLDERS
+    for folder in folders:
+        if os.path.isdir(path / folder):
+            return open_class_folders(path / folder)
+        if archives := _archives(path, folder):
+            return open_archives(archives, folder)
+    raise MissingError(f"{printable(str(path))} has neither a folder nor a tar file named {' or '.join(folders)}.")
+
+
+def _archives(path: Path, folder: str) -> list[Path]:
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
+    found = [name for name in names if name.startswith(folder) and ARCHIVE.fullmatch(name.removeprefix(folder))]
+    return [path / name for name in found if os.path.isfile(path / name)]
+
+
+@dataclass(frozen=True)
+class DatasetImages:
+    """Images of a dataset of torchvision, or of Hugging Face as timm reads it.
+
+    Args:
+        dataset: The dataset.
+        title: What an image is called, before its number.
+    """
+
+    dataset: Any
+    title: str
+
+    def read(self, index: int) -> Image.Image | bytes:
+        """Return an image, or the content of its file; timm's own way would put another in a damaged one's place."""
+        if hasattr(self.dataset, "reader"):
+            stream = self.dataset.reader[index][0]
+            with stream:
+                content: bytes = stream.read()
+            return content
+        image: Image.Image = self.dataset[index][0]
+        return image
+
+    def name(self, index: int) -> str:
+        """Return its title and number."""
+        return f"{self.title} {index}"
+
+    def fingerprint(self, times: bool) -> str:
+        """Return the hash of the pixels, or Hugging Face's fingerprint; empty where there is neither."""
+        pixels = getattr(self.dataset, "data", None)
+        if pixels is not None:
+            return hashed([np.asarray(pixels)])
+        return str(getattr(getattr(getattr(self.dataset, "reader", None), "dataset", None), "_fingerprint", ""))
+
+
+def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
+    """Return a dataset of torchvision or Hugging Face by timm's name."""
+    known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # whatever they raise
+    try:
+        dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
+    except known_errors as error:
+        advice = "" if download else "; allow it to be fetched with --data.download true, or set --data.root"
+        raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
+    try:
+        labels = _labels(dataset)
+    except (TypeError, *known_errors) as error:
+        raise InputError(f"dataset {name!r} has no class numbers in its {split} split: {reason(error)}.") from error
+    classes = getattr(dataset, "classes", None) or _reader_classes(dataset)
+    classes = [str(c) for c in classes or range(int(labels.max(initial=-1)) + 1)]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise InputError(
+            f"dataset {name!r} has class numbers from {labels.min()} to {labels.max()} in its {split} split, for "
+            f"{len(classes)} classes; its images have to be labelled."
+        )
+    if files := getattr(dataset, "samples", None) or getattr(dataset, "imgs", None):
+        top = str(getattr(dataset, "root", root))
+        return Source(labels, classes, FileImages(top, [os.path.relpath(file, top) for file, _ in files]))
+    return Source(labels, classes, DatasetImages(dataset, f"{name} {split} image"))
+
+
+def _labels(dataset: Any) -> np.ndarray:
+    """Return the class numbers (N,), without decoding images where the dataset knows them."""
+    labels: Sequence[Any] | None = getattr(dataset, "targets", None)
+    if labels is None and hasattr(dataset, "reader"):
+        labels = list(dataset.reader.dataset[dataset.reader.label_key])
+    if labels is None:
+        labels = [int(dataset[i][1]) for i in range(len(dataset))]
+    numbers = np.asarray(labels, dtype=np.int64)
+    return numbers if numbers.ndim == 1 else numbers[:, 0]  # QMNIST has more beside the digit
+
+
+def _reader_classes(dataset: Any) -> list[str]:
+    numbers = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return sorted(numbers, key=lambda name: int(numbers[name]))

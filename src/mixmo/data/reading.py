@@ -1,0 +1,150 @@
+"""Reading a whole source in threads, and what becomes of the images that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from mixmo.data.decoding import quiet, why
+from mixmo.errors import InputError
+from mixmo.data.sources import Source, decode, logger
+
+OnError = Literal["raise", "skip"]
+
+BLOCK = 1024
+"""Images handed to the threads at once."""
+
+SHOWN = 10
+"""Unreadable images that are named."""
+
+
+def first_size(source: Source, channels: int) -> tuple[int, int]:
+    """Return (H, W) of the first image that can be read.
+
+    Raises:
+        InputError: if none can.
+    """
+    unreadable = {}
+    with quiet():
+        for index in range(len(source)):
+            try:
+                height, width, _ = decode(source, index, None, channels).shape
+            except InputError as error:
+                unreadable[index] = _why(error)
+            else:
+                return height, width
+    raise _sentence(source, unreadable)
+
+
+def readable(source: Source, size: tuple[int, int] | None, channels: int, on_error: OnError) -> Source:
+    """Decode every image once, and return the source of those that can be read.
+
+    Args:
+        source: The images.
+        size: (H, W) of the canvas; ``None`` takes each as it is.
+        channels: 3 or 1.
+        on_error: ``raise``, or ``skip`` those that cannot be read.
+
+    Raises:
+        InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
+    """
+    logger.info("checking once that all %d images can be read", len(source))
+    return _without(source, _read(source, size, channels, lambda index, pixels: None), on_error)
+
+
+def decode_all(
+    source: Source, size: tuple[int, int], scaled: bool, channels: int, on_error: OnError
+) -> tuple[np.ndarray, Source]:
+    """Return all images (N, H, W, C) uint8, and the source of them.
+
+    Args:
+        source: The images.
+        size: (H, W).
+        scaled: Whether images of other sizes are scaled to it; otherwise they are refused.
+        channels: 3 or 1.
+        on_error: ``raise``, or ``skip`` those that cannot be read.
+
+    Raises:
+        InputError: if some cannot be read and ``on_error`` is ``raise``, or none can, sizes differ, or all together do
+            not fit in memory.
+
+    Example:
+        >>> from mixmo.data.datasets import open_source
+        >>> images, _ = decode_all(open_source("digits", "test"), (8, 8), False, 1, "raise")
+        >>> images.shape
+        (360, 8, 8, 1)
+    """
+    try:
+        images = np.empty((len(source), *size, channels), dtype=np.uint8)
+    except MemoryError as error:
+        raise InputError(
+            f"{len(source)} images of {size[0]}×{size[1]} do not fit in memory; stream them with "
+            "--data.resident false, or lower --data.image_size."
+        ) from error
+
+    def keep(index: int, pixels: np.ndarray) -> None:
+        if pixels.shape != images.shape[1:]:
+            raise InputError(
+                f"image {source.name(index)} is {pixels.shape[0]}×{pixels.shape[1]}, but the first one is "
+                f"{size[0]}×{size[1]}; bring all to one size with --data.image_size."
+            )
+        images[index] = pixels
+
+    unreadable = _read(source, size if scaled else None, channels, keep)
+    kept = _without(source, unreadable, on_error)
+    return np.delete(images, sorted(unreadable), axis=0) if unreadable else images, kept
+
+
+def _read(
+    source: Source, size: tuple[int, int] | None, channels: int, keep: Callable[[int, np.ndarray], None]
+) -> dict[int, str]:
+    """Hand each image to ``keep``; return why those that cannot be read cannot, by their positions."""
+
+    def one(index: int) -> str | None:
+        try:
+            pixels = decode(source, index, size, channels)
+        except InputError as error:
+            return _why(error)
+        keep(index, pixels)
+        return None
+
+    found: dict[int, str] = {}
+    with quiet(), ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+        for start in range(0, len(source), BLOCK):
+            block = range(start, min(start + BLOCK, len(source)))
+            found.update((i, text) for i, text in zip(block, pool.map(one, block), strict=True) if text)
+    return found
+
+
+def _why(error: InputError) -> str:
+    """Return why an image cannot be read, without its name."""
+    return why(error.__cause__ or error)
+
+
+def _without(source: Source, unreadable: dict[int, str], on_error: OnError) -> Source:
+    if not unreadable:
+        return source
+    if on_error == "raise" or len(unreadable) == len(source):
+        raise _sentence(source, unreadable)
+    count, shown = len(unreadable), _named(source, unreadable)
+    logger.warning("left out %d of %d images, which cannot be read: %s", count, len(source), shown)
+    return source.subset(np.delete(np.arange(len(source)), list(unreadable)))
+
+
+def _sentence(source: Source, unreadable: dict[int, str]) -> InputError:
+    skip = ", or go on without it with --data.on_error skip" if len(unreadable) < len(source) else ""
+    advice = f"mend or remove what is damaged{skip}"
+    if len(unreadable) == 1:
+        ((index, text),) = unreadable.items()
+        return InputError(f"image {source.name(index)} cannot be read: {text}; {advice}.")
+    shown = _named(source, unreadable)
+    return InputError(f"{len(unreadable)} of {len(source)} images cannot be read: {shown}; {advice}.")
+
+
+def _named(source: Source, unreadable: dict[int, str]) -> str:
+    """Return the first unreadable images with the reasons, and how many more there are."""
+    shown = ", ".join(f"{source.name(index)} ({text})" for index, text in list(unreadable.items())[:SHOWN])
+    return f"{shown} and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else shown

@@ -1,0 +1,193 @@
+"""Labelled images that can be read one by one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from mixmo.data.decoding import image_pixels, on_canvas, why
+from mixmo.errors import InputError
+from mixmo.names import printable
+
+logger = logging.getLogger("mixmo")
+
+
+class Images(Protocol):
+    """Where images are: a plain object that can be pickled, since other processes read from it."""
+
+    def read(self, index: int) -> Image.Image | bytes:
+        """Return an image, or the content of its file."""
+
+    def name(self, index: int) -> str:
+        """Return what an image is called, for errors."""
+
+    def fingerprint(self, times: bool) -> str:
+        """Return what changes when the content does: names and sizes, and modification times if asked for."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images that can be read one by one.
+
+    Attributes:
+        labels: (N,) class numbers, int64.
+        classes: The K class names, in the order of their numbers.
+        images: Where the images are.
+        numbers: (N,) their numbers there; ``None`` is all of them in their order.
+    """
+
+    labels: np.ndarray
+    classes: list[str]
+    images: Images
+    numbers: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Image.Image | bytes:
+        """Return the i-th image, or the content of its file."""
+        return self.images.read(self._number(index))
+
+    def name(self, index: int) -> str:
+        """Return what the i-th image is called."""
+        return printable(self.images.name(self._number(index)))
+
+    def subset(self, chosen: np.ndarray) -> Source:
+        """Return the source of some of the images.
+
+        Args:
+            chosen: Their positions, in the order wanted.
+        """
+        numbers = np.arange(len(self.labels)) if self.numbers is None else self.numbers
+        return Source(self.labels[chosen], self.classes, self.images, numbers[chosen])
+
+    def with_classes(self, classes: list[str], where: str) -> Source:
+        """Return the same images numbered by other classes, matched by name.
+
+        Args:
+            classes: The classes; some may have no images here, which is logged.
+            where: What the images are, for the error.
+
+        Raises:
+            InputError: if a class here is not among them.
+        """
+        if self.classes == classes:
+            return self
+        if strange := sorted(set(self.classes) - set(classes)):
+            raise InputError(
+                f"{where} has classes that the training set lacks, {_some(strange)}; remove them, or add them there."
+            )
+        if missing := sorted(set(classes) - set(self.classes)):
+            notice(f"{where} has no images of {_some(missing)}, which the training set has.")
+        places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        return Source(places[self.labels], classes, self.images, self.numbers)
+
+    def fingerprint(self, times: bool = True) -> str:
+        """Return a SHA-256 (hexadecimal) that tells whether images, their order, labels or classes changed.
+
+        Nothing is decoded: files count by their names, sizes and modification times, arrays by their values.
+
+        Args:
+            times: Whether modification times count; without them a copy of the files counts as the same.
+        """
+        chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
+        labels = self.labels.astype(np.int64).tobytes()
+        return hashed([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen])
+
+    def _number(self, index: int) -> int:
+        return int(index if self.numbers is None else self.numbers[index])
+
+
+def hashed(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    """Return the SHA-256 (hexadecimal) of a sequence of texts, bytes and arrays.
+
+    Example:
+        >>> hashed(["ab", "c"]) == hashed(["a", "bc"])
+        False
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            content, kind = np.ascontiguousarray(part).tobytes(), f"{part.dtype.str}{part.shape}"
+        else:
+            content = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+            kind = ""
+        sha.update(f"{kind}{len(content)} ".encode())
+        sha.update(content)
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images that are an array.
+
+    Args:
+        pixels: (N, H, W) or (N, H, W, 3) uint8.
+        title: What one is called, before its number.
+
+    Example:
+        >>> ArrayImages(np.zeros((3, 8, 8), np.uint8), "digit").name(2)
+        'digit 2'
+    """
+
+    pixels: np.ndarray
+    title: str
+
+    def read(self, index: int) -> Image.Image:
+        """Return an image."""
+        return Image.fromarray(self.pixels[index])
+
+    def name(self, index: int) -> str:
+        """Return its title and number."""
+        return f"{self.title} {index}"
+
+    def fingerprint(self, times: bool) -> str:
+        """Return the hash of the pixels."""
+        return hashed([self.pixels])
+
+
+def decode(source: Source, index: int, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """Return one image as uint8 (H, W, C): converted to C channels and brought onto the canvas.
+
+    An image of another size is scaled (bicubic, antialiased) until it covers the canvas, then cropped in its middle.
+    Pillow may warn; whoever decodes many silences that with :func:`mixmo.data.decoding.quiet`.
+
+    Args:
+        source: Where the image is.
+        index: Which image.
+        size: (H, W) of the canvas; ``None`` takes the image as it is.
+        channels: 3 (RGB) or 1 (grey).
+
+    Raises:
+        InputError: if the image cannot be read; it is named.
+
+    Example:
+        >>> source = Source(np.zeros(1, np.int64), ["a"], ArrayImages(np.zeros((1, 8, 6), np.uint8), "image"))
+        >>> decode(source, 0, None, 3).shape
+        (8, 6, 3)
+    """
+    try:
+        pixels = image_pixels(source.read(index), channels)
+        return pixels if size is None else on_canvas(pixels, size)
+    except Exception as error:  # damaged content makes Pillow and its codecs raise anything
+        raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names in words."""
+    shown = ", ".join(printable(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+@functools.cache
+def notice(text: str) -> None:
+    """Log a warning, once in a process: datasets are opened several times."""
+    logger.warning(text)

@@ -1,0 +1,1 @@
+"""Predictions of trained networks and what they are worth: metrics, robustness, costs, comparison."""

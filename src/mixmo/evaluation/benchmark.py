@@ -1,0 +1,392 @@
+"""``mixmo benchmark``: what MixMo costs against the plain network, and what the fast settings buy.
+
+Candidates are timed in turns within one run and compared pairwise, so that a noisy machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
+from mixmo.config.settings import DataSettings
+from mixmo.data.batches import BatchMaker, MixedBatch
+from mixmo.data.loading import DistinctBatch
+from mixmo.deploy.fuse import fuse
+from mixmo.errors import InputError, one_of
+from mixmo.files import write_text
+from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
+from mixmo.network import MixMo, create_backbone
+from mixmo.runs import environment
+from mixmo.training.optimizers import build_optimizer
+
+Rows = dict[str, dict[str, float]]
+Call = Callable[[], object]
+Builder = Callable[[], Call]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured.
+
+    Args:
+        backbone: A timm model name.
+        batch_size: B.
+        num_members: M.
+        batch_repetition: b.
+        image_size: Side of the square images.
+        num_classes: K.
+        mix_at: Module behind which features are mixed; null is behind the stem.
+        accelerator: auto, cpu or gpu.
+        precision: 32-true or bf16-mixed; null takes what the device does best.
+        compile: Measure compiled networks too.
+        rounds: Turns each candidate gets.
+
+    Raises:
+        InputError: if a value is out of its range.
+    """
+
+    backbone: str = "wide_resnet16_4"
+    batch_size: int = 64
+    num_members: int = 2
+    batch_repetition: int = 1
+    image_size: int = 32
+    num_classes: int = 100
+    mix_at: str | None = None
+    accelerator: str = "auto"
+    precision: str | None = None
+    compile: bool = False
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError(f"rounds is {self.rounds}; each candidate needs at least 1 turn.")
+        if self.num_members < 1:
+            raise InputError(f"num_members is {self.num_members}; a network has at least 1 member.")
+        if self.precision is not None:
+            one_of(self.precision, PRECISIONS, "precision")
+        self.data  # noqa: B018  (checks batch size and repetition)
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return training_device(self.accelerator)
+
+    @property
+    def data(self) -> DataSettings:
+        """The batches."""
+        return DataSettings(batch_size=self.batch_size, batch_repetition=self.batch_repetition)
+
+    def autocast(self, fast: bool = True) -> Any:
+        """Return the context of the precision; float32 for the reference."""
+        precision = self.precision or default_precision(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16) if fast and precision != "32-true" else nullcontext()
+
+    def network(self, members: int, fast: bool = True) -> nn.Module:
+        """Return MixMo with M members, or the plain network for 0."""
+        torch.manual_seed(0)
+        net = (
+            MixMo(self.backbone, members, num_classes=self.num_classes, mix_at=self.mix_at)
+            if members
+            else create_backbone(self.backbone, num_classes=self.num_classes)
+        )
+        return net.to(self.device, memory_format=torch.channels_last if fast else torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+    def compiled(self, function: Callable[..., Any], wanted: bool | str) -> Callable[..., Any]:
+        """Return the function, compiled if that is wanted, in the mode that a string names."""
+        if not wanted:
+            return function
+        return torch.compile(function, dynamic=False, mode=wanted if isinstance(wanted, str) else None)
+
+
+class Batches:
+    """Makes batches from random uint8 images, as training does."""
+
+    def __init__(self, case: Benchmark, members: int) -> None:
+        self.generator = torch.Generator(case.device).manual_seed(0)
+        size, device = (5000, case.image_size, case.image_size, 3), case.device
+        images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
+        labels = torch.randint(case.num_classes, (5000,), device=device, generator=self.generator)
+        net = MixMo(case.backbone, 1, num_classes=2, mix_at=case.mix_at)
+        shape = net.encoder_shape(case.image_size, case.image_size)
+        mixer = Mixer("cut", members)
+        self.maker = BatchMaker(case.data, mixer, None, 3.0, shape, case.num_classes)
+        distinct = torch.arange(case.batch_size // case.batch_repetition, device=device)
+        self.batch = DistinctBatch(images, labels, distinct)
+
+    def __call__(self) -> MixedBatch:
+        """Make a batch: pairing, augmentation, masks."""
+        return self.maker(self.batch, self.generator)
+
+    def remixed(self, mixed: MixedBatch) -> MixedBatch:
+        """Draw new masks for a batch whose images are ready."""
+        mix = self.maker.mixer.sample(len(mixed.inputs), self.maker.feature_shape, self.generator)
+        return mixed._replace(masks=mix.masks, weights=loss_weights(mix.ratios))
+
+
+class TrainingStep:
+    """One training step, whole or phase by phase; MixMo's draws its masks.
+
+    Args:
+        case: What is measured.
+        members: M, or 0 for the plain network.
+        fast: Channels last, the case's precision and a fused optimiser; otherwise as the paper's code ran.
+        compiled: Compile network and loss; a string is a mode of ``torch.compile``.
+        input_path: Start from uint8 images rather than from a batch that is ready.
+    """
+
+    def __init__(
+        self, case: Benchmark, members: int, fast: bool = True, compiled: bool | str = False, input_path: bool = False
+    ) -> None:
+        self.case, self.members, self.fast, self.input_path = case, members, fast, input_path
+        self.net, self.batches = case.network(members, fast), Batches(case, max(members, 1))
+        self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
+        self.ready = self._laid_out(self.batches())
+        self._loss_of = case.compiled(self._loss, compiled)
+
+    def _loss(self, mixed: MixedBatch) -> Tensor:
+        inputs, masks, targets, weights = mixed
+        if self.members:
+            return mixed_cross_entropy(self.net(inputs, masks if self.members > 1 else None), targets, weights)
+        return F.cross_entropy(self.net(inputs[:, 0]), targets[:, 0])
+
+    def data(self) -> MixedBatch:
+        """Return the batch."""
+        if self.input_path:
+            return self._laid_out(self.batches())
+        return self.batches.remixed(self.ready) if self.members else self.ready
+
+    def _laid_out(self, mixed: MixedBatch) -> MixedBatch:
+        return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
+
+    def forward(self, mixed: MixedBatch) -> Tensor:
+        """Return the loss."""
+        with self.case.autocast(self.fast):
+            loss: Tensor = self._loss_of(mixed)
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Move the weights."""
+        self.optimizer.step()
+
+    def __call__(self) -> None:
+        """Do all of it."""
+        self.backward(self.forward(self.data()))
+        self.update()
+
+
+def inference(
+    case: Benchmark, nets: Callable[[], list[nn.Module]], batch_size: int, compiled: bool | str = False
+) -> Call:
+    """Return one pass of some networks, which are built here, over a batch of images."""
+    shape = (batch_size, 3, case.image_size, case.image_size)
+    images = torch.randn(shape, device=case.device).contiguous(memory_format=torch.channels_last)
+    passes = [case.compiled(net.eval().forward, compiled) for net in nets()]
+
+    @torch.inference_mode()
+    def run() -> None:
+        with case.autocast():
+            for each in passes:
+                each(images)
+
+    return run
+
+
+def networks(case: Benchmark, members: int, count: int = 1, fused: bool = False) -> list[nn.Module]:
+    """Return some networks of M members, plain ones for 0, or fused."""
+    nets = [case.network(members) for _ in range(count)]
+    return [fuse(net) for net in nets] if fused else nets  # type: ignore[arg-type]
+
+
+def benchmark(case: Benchmark) -> dict[str, Rows]:
+    """Measure a case.
+
+    Args:
+        case: What is measured.
+
+    Returns:
+        Tables by title: rows by candidate, each with ``ms`` (median), ``low`` and ``high`` (quartiles), ``images/s``,
+        ``ratio`` (median of pairwise ratios against the row its table's title names) and ``MiB`` (peak memory).
+
+    Raises:
+        InputError: if the backbone is unknown or cannot take such images.
+    """
+    members, label = case.num_members, f"MixMo, M = {case.num_members}"
+    steps = {
+        "plain network": partial(TrainingStep, case, 0),
+        label: partial(TrainingStep, case, members),
+        f"{label}, from uint8 images": partial(TrainingStep, case, members, input_path=True),
+        f"{label}, float32 NCHW": partial(TrainingStep, case, members, fast=False),
+    }
+    tables = {"training step, ratio to the plain network": timed(case, steps, case.batch_size)}
+    nets = {
+        "plain network": partial(networks, case, 0),
+        "fused": partial(networks, case, members, fused=True),
+        label: partial(networks, case, members),
+        f"{members} plain networks": partial(networks, case, 0, members),
+    }
+    if case.mix_at:
+        del nets["fused"]
+    passes = {name: partial(inference, case, each, case.batch_size) for name, each in nets.items()}
+    tables["inference, ratio to the plain network"] = timed(case, passes, case.batch_size)
+    if case.compile:
+        compiled = {name: partial(steps[name], compiled=True) for name in ("plain network", label)}
+        tables["compiled training step, ratio to the plain network"] = timed(
+            case, compiled, case.batch_size, memory=False
+        )
+        passes = {name: partial(each, compiled=True) for name, each in passes.items()}
+        tables["compiled inference, ratio to the plain network"] = timed(case, passes, case.batch_size, memory=False)
+    factor = evaluation_factor(case.device)
+    evaluated: dict[str, Builder] = {
+        "training step": steps[label],
+        "evaluation": partial(inference, case, nets[label], factor * case.batch_size),
+    }
+    rows = timed(case, evaluated, case.batch_size, memory=False)
+    rows["evaluation"]["images/s"] *= factor
+    for row in rows.values():
+        row["ratio"] = row["images/s"] / rows["training step"]["images/s"]
+    tables["evaluation, ratio of images/s to a training step's"] = rows
+    parts: dict[str, Callable[[], Call]] = {
+        "training step": steps[label],
+        "input path": partial(Batches, case, members),
+    }
+    tables["input path, ratio to the training step"] = timed(case, parts, case.batch_size, memory=False)
+    return tables
+
+
+def timed(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, memory: bool = True) -> Rows:
+    """Return the rows of a table; ratios are against its first candidate."""
+    calls = {name: build() for name, build in builders.items()}
+    seconds = interleaved(calls, case.rounds, case.device)
+    first = next(iter(seconds.values()))
+    rows = {name: summary(taken, against=first) for name, taken in seconds.items()}
+    for name, row in rows.items():
+        row["images/s"] = 1e3 * batch_size / row["ms"]
+        if memory:
+            row["MiB"] = peak_memory(builders[name], case.device)
+    return rows
+
+
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, device: torch.device | None = None, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Return seconds per call, ``rounds`` for each, taken in turns. On a GPU each turn is of ten calls."""
+    on_gpu = device is not None and device.type == "cuda"
+    repeats = 10 if on_gpu else 1
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            if on_gpu:
+                torch.cuda.synchronize()
+            if turn >= warmup:
+                seconds[name].append((time.perf_counter() - start) / repeats)
+    return seconds
+
+
+def summary(seconds: list[float], against: list[float] | None = None) -> dict[str, float]:
+    """Return the median in ms with its quartiles and, against another candidate, the median of paired ratios.
+
+    Example:
+        >>> summary([0.001, 0.002, 0.003], against=[0.001, 0.001, 0.001])
+        {'ms': 2.0, 'low': 1.0, 'high': 3.0, 'ratio': 2.0}
+    """
+    low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+    figures = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+    if against is not None:
+        figures["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
+    return figures
+
+
+def peak_memory(build: Builder, device: torch.device) -> float:
+    """Return the most MiB of tensors alive at a time while a candidate is built and called three times."""
+    gc.collect()  # what dies during the measurement would count as negative
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _build_and_call(build)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        _build_and_call(build)
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    return float(max(itertools.accumulate(change for _, change in changes))) / 2**20
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what torch's profiler prints of itself, from C++, from standard error."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _build_and_call(build: Builder) -> None:
+    call = build()
+    for _ in range(3):
+        call()
+
+
+def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
+    """Print tables of figures; keep them with the environment as JSON if a file is named."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
+    for title, rows in tables.items():
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for label, row in rows.items():
+            table.add_row(label, *(f"{row[column]:.5g}" if column in row else "" for column in columns))
+        console.print(table)
+    if save is not None:
+        rounded = {
+            title: {label: {key: float(f"{value:.5g}") for key, value in row.items()} for label, row in rows.items()}
+            for title, rows in tables.items()
+        }
+        content = {"about": dict(about), "tables": rounded, "environment": environment()}
+        Path(save).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(save), json.dumps(content, indent=1) + "\n")
+        print(f"kept in {save}")
+
+
+def run(case: Benchmark, save: str | None = None) -> None:
+    """Measure a case, print it and keep it."""
+    about = asdict(case) | {
+        "device": str(case.device),
+        "precision": case.precision or default_precision(case.device),
+        "threads": torch.get_num_threads(),
+    }
+    report(benchmark(case), about, save)

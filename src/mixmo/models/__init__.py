@@ -1,0 +1,1 @@
+"""The paper's backbones, registered with timm, and cutting a backbone in two."""

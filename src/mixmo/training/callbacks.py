@@ -1,0 +1,76 @@
+"""What happens around the training steps: rows of metrics and the progress bar."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from mixmo.runs import Run
+from mixmo.training.step import Training
+
+
+class EpochLog(Callback):
+    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and prints a line."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what was measured."""
+        measured = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": time.perf_counter() - self.started,
+            **measured,
+        }
+        self.run.append_metrics(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(measured, trainer.global_step)
+        print(f"epoch {row['epoch']}/{trainer.max_epochs}  {summarise(measured)}", flush=True)
+
+
+def summarise(measured: dict[str, float]) -> str:
+    """Return an epoch's figures in one line; accuracies in %, members in brackets.
+
+    Example:
+        >>> members = {f"train_member_{i}_accuracy": 0.5 for i in range(2)}
+        >>> summarise({"train_loss": 1.25, "images_per_second": 900.0, "val_accuracy": 0.75} | members)
+        'loss 1.25  train (50.0 50.0)  val 75.0  900 images/s'
+    """
+
+    def members(split: str) -> str:
+        found = [100 * value for key, value in measured.items() if key.startswith(f"{split}_member_")]
+        return f" ({' '.join(f'{value:.1f}' for value in found)})" if found else ""
+
+    parts = [f"loss {measured['train_loss']:.4g}", f"train{members('train')}"]
+    if "val_accuracy" in measured:
+        parts.append(f"val {100 * measured['val_accuracy']:.1f}{members('val')}")
+    return "  ".join([*parts, f"{measured['images_per_second']:.0f} images/s"])
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, which looks at the figures only when they are new: each look waits for the device.
+
+    Args:
+        training: What is trained; counts its reports.
+    """
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self._training, self._reports = training, -1
+        self._shown: dict[str, Any] = {}
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return the figures behind the bar."""
+        if self._training.reports != self._reports or not trainer.training:
+            self._reports, self._shown = self._training.reports, super().get_metrics(trainer, pl_module)
+        return self._shown

@@ -1,0 +1,252 @@
+"""One training step of MixMo, in reading order, as a LightningModule."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
+
+from mixmo.config.settings import Settings
+from mixmo.data.batches import BatchMaker, MixedBatch
+from mixmo.data.loading import DistinctBatch
+from mixmo.errors import InputError
+from mixmo.mixing import mixed_cross_entropy
+from mixmo.network import MixMo
+from mixmo.seeding import seed_for
+from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
+
+STATISTICS_BATCHES = 50
+"""Batches from which the batch-norm statistics of averaged weights are estimated."""
+
+
+class TrainingError(InputError):
+    """Training cannot go on; the message says at which step, and what to do."""
+
+
+class Training(L.LightningModule):
+    """Trains a network on batches of distinct images.
+
+    Args:
+        net: The network.
+        maker: Makes mixtures of distinct images.
+        settings: The run's settings: seed, optimiser, schedule.
+        num_images: N, images of the training set, for the published length of the warm-up.
+        sample_batches: Returns batches of an epoch's training images, from which the batch-norm statistics of averaged
+            weights are estimated.
+        log_every: Steps between two looks at the loss; in between the host never waits for the device.
+
+    Attributes:
+        average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
+        reports: How often the loss was looked at; whoever shows it can tell that it is new.
+
+    Raises:
+        TrainingError: from ``fit``, if the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        net: MixMo,
+        maker: BatchMaker,
+        settings: Settings,
+        num_images: int,
+        sample_batches: Callable[[int], Iterable[DistinctBatch]],
+        log_every: int = 50,
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.average else None
+        self.sample_batches, self._estimated_at = sample_batches, -1
+        self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
+        self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
+        self.generator: torch.Generator | None = None
+        self.reports = 0
+        self._seen, self._since = 0, 0.0
+        # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
+        compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
+        self._compiled_loss = compiled(self._logits_and_loss)
+        self._compiled_net = compiled((self.average or self.net).forward)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimiser and the learning rate at every step."""
+        self.schedule = self._build_schedule()
+        optimizer = self.build_optimizer()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
+        own = self.settings.optimizer
+        return build_optimizer(
+            self.net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, **own.options
+        )
+
+    def _build_schedule(self) -> Schedule:
+        data, own = self.settings.data, self.settings.schedule
+        warmup = own.warmup_steps
+        if warmup is None:
+            warmup = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
+        epochs = int(self.trainer.max_epochs or 1)
+        steps = int(self.trainer.estimated_stepping_batches) // epochs
+        return Schedule(own.kind, steps, epochs, warmup, tuple(own.drops), own.factor)
+
+    def training_step(self, batch: DistinctBatch, batch_idx: int) -> Tensor:
+        """Return the loss of one step; everything random in it is a function of (seed, step)."""
+        step = self.global_step
+        torch.manual_seed(seed_for(self.settings.seed, step, "global"))  # dropout and the like
+        if self.generator is None:
+            self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(seed_for(self.settings.seed, step))
+        mixed = self.maker(batch, self.generator, self.progress())
+        logits: Tensor
+        loss: Tensor
+        logits, loss = self._compiled_loss(mixed)
+        self._watch(loss.detach(), logits.detach(), mixed.targets)
+        return loss
+
+    def progress(self) -> float:
+        """Return the share of training done, in steps, or in epochs counted from 1 as published."""
+        if self.settings.mixer.progress == "epochs":
+            return (self.current_epoch + 1) / self.schedule.epochs
+        return min(1.0, self.global_step / (self.schedule.steps_per_epoch * self.schedule.epochs))
+
+    def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
+        inputs, masks, targets, weights = mixed
+        logits = self.net(inputs, masks if self.net.num_members > 1 else None)  # a single network's mask is one
+        return logits, mixed_cross_entropy(logits, targets, weights)
+
+    def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Sum up the epoch and note the first bad step, on the device; look at them now and then."""
+        step = self.global_step
+        classes = targets.argmax(2) if targets.is_floating_point() else targets
+        self.loss_sum += loss
+        self.accuracy_sum += (logits.argmax(2) == classes).float().mean(0)
+        self.bad_step.copy_(torch.where((self.bad_step < 0) & ~loss.isfinite(), step, self.bad_step))
+        self._seen += 1
+        if self._seen % self.log_every and not self.trainer.is_last_batch:
+            return
+        self.check_finite()
+        report = {"train_loss": self.loss_sum / self._seen}
+        for member, total in enumerate(self.accuracy_sum):
+            report[f"train_member_{member}_accuracy"] = total / self._seen
+        speed = self._seen * len(logits) / (time.perf_counter() - self._since)
+        self.reports += 1
+        self.log_dict(report | {"images_per_second": speed}, prog_bar=True, logger=False)
+        self.log("lr", self.peak_lr * self.schedule(step), logger=False)
+
+    def check_finite(self) -> None:
+        """Stop if any loss so far was not finite."""
+        if (step := int(self.bad_step)) >= 0:
+            lr = self.peak_lr * self.schedule(step)
+            raise TrainingError(
+                f"the loss was not finite at step {step}, with learning rate {lr:.4g}; the last checkpoint was "
+                "written before it. Lower the learning rate or lengthen the warm-up."
+            )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients' norm; Lightning's own way refuses fused optimisers, for the sake of float16 alone."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+
+    def on_fit_start(self) -> None:
+        """Find the device."""
+        self.bad_step = torch.tensor(-1, device=self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Measure the epoch from here."""
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.accuracy_sum = torch.zeros(self.net.num_members, device=self.device)
+        self._seen, self._since = 0, time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: DistinctBatch, batch_idx: int) -> None:
+        """Move the average towards the weights, with decay min(decay, (1 + t) / (10 + t)) at step t; step 0 copies."""
+        if self.average is not None:
+            step = self.global_step - 1
+            decay = min(self.settings.optimizer.average, (1 + step) / (10 + step)) if step else 0.0
+            parameters = [list(net.parameters()) for net in (self.average, self.net)]
+            get_ema_multi_avg_fn(decay)(*parameters, None)
+
+    def on_train_epoch_end(self) -> None:
+        """Never let a checkpoint hold weights after a loss that was not finite, or an average that is not ready."""
+        self.check_finite()
+        self.estimate_statistics()
+
+    def on_validation_start(self) -> None:
+        """Likewise before validation."""
+        self.check_finite()
+        self.estimate_statistics()
+
+    def estimate_statistics(self) -> None:
+        """Give the average batch-norm statistics of its own, from training mixtures, once for each step.
+
+        They are a function of the weights and (seed, step), so that a run that was stopped comes to the same.
+        """
+        if self.average is None or self._estimated_at == self.global_step:
+            return
+        self._estimated_at = self.global_step
+        seed = seed_for(self.settings.seed, self.global_step, "estimate")
+        torch.manual_seed(seed)  # dropout and the like
+        generator = torch.Generator(self.device).manual_seed(seed)
+        was_training = self.average.training
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            update_bn(self._mixtures(generator), _OnMixtures(self.average))  # type: ignore[arg-type]
+        self.average.train(was_training)
+
+    def _mixtures(self, generator: torch.Generator) -> Iterator[dict[str, MixedBatch]]:
+        for batch in self.sample_batches(self.current_epoch):
+            batch = DistinctBatch(*(part.to(self.device) for part in batch))
+            yield {"mixed": self.maker(batch, generator, self.progress())}  # a tuple would be cut to its first part
+
+    def validation_step(self, batch: DistinctBatch, batch_idx: int) -> None:
+        """Score the ensemble (logit average) and each member on images held out of the training set."""
+        images, labels, index = batch
+        targets = labels[index]
+        logits = self._evaluated(images, index)
+        average = logits.mean(1)
+        scores = {
+            "accuracy": (average.argmax(1) == targets).float(),
+            "nll": torch.nn.functional.cross_entropy(average, targets, reduction="none"),
+        }
+        for member in range(self.net.num_members):
+            scores[f"member_{member}_accuracy"] = (logits[:, member].argmax(1) == targets).float()
+        for name, values in scores.items():
+            shown = name != "nll"
+            self.log(f"val_{name}", values.mean(), batch_size=len(values), prog_bar=shown, logger=False)
+
+    def _evaluated(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return logits of the images of ``index``; a compiled network is always shown a whole batch."""
+        shown, size = index, self.settings.data.evaluation_size
+        if self.settings.model.compile and len(index) < size:
+            shown = torch.cat([index, index[:1].expand(size - len(index))])
+        logits: Tensor = self._compiled_net(self.maker.augment.center(images, shown))
+        return logits[: len(index)].float()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what inference needs beside the weights."""
+        checkpoint["num_classes"] = self.net.num_classes
+
+
+class _OnMixtures(nn.Module):
+    """A network as torch's ``update_bn`` calls it."""
+
+    def __init__(self, net: MixMo) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: dict[str, MixedBatch]) -> Tensor:
+        """Return the logits of mixtures."""
+        mixed = batch["mixed"]
+        logits: Tensor = self.net(mixed.inputs, mixed.masks if self.net.num_members > 1 else None)
+        return logits

@@ -1,0 +1,248 @@
+"""The command line: what it prints, and one clear sentence with exit code 2 for bad input."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_images
+
+import mixmo
+from mixmo.cli.main import main, notices
+from mixmo.runs import Run
+
+FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
+FAST += ["--trainer.max_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder / "train")
+    write_images(folder / "test", count=4, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_whole_way(pictures, capsys):
+    assert main(["fit", "quickstart", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0.25"]) == 0
+    assert Run("runs/quickstart").config_file.is_file()
+    assert "mixmo test runs/quickstart" in capsys.readouterr().out
+    assert main(["test", "runs/quickstart"]) == 0
+    out = capsys.readouterr().out
+    assert "ensemble, logit average" in out and "member 1" in out and "runs/quickstart/test.json" in out
+    assert main(["test", "runs/quickstart", "--checkpoint=best"]) == 0
+    assert main(["fit", "runs/quickstart"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main(["fit", "runs/quickstart/config.yaml", "--run", "runs/second"]) == 0
+    one, other = (torch.load(Run(r).checkpoint_file(), weights_only=True) for r in ("runs/quickstart", "runs/second"))
+    assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if "cifar100-wrn28x10-cut-cutmix " in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[1:6] == ["torch/cifar100", "wide_resnet28_10", "Cut-MixMo + CutMix", "4", "85.77–85.92"]
+    assert len([line for line in out.splitlines() if "-wrn28x10-" in line and "-fast-" not in line]) == 26
+
+
+@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["test", "--help"], ["recipes", "--help"]])
+def test_help(words, capsys):
+    with contextlib.suppress(SystemExit):  # argparse's own way to end after --help
+        assert main(words) == 0
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mixmo {mixmo.__version__}\n"
+
+
+def test_a_defect_is_one_line_with_the_traceback_in_a_file(monkeypatch, capsys, tmp_path):
+    def broken():
+        raise KeyError("a\x1b[31mb")
+
+    monkeypatch.setattr("mixmo.cli.main.catalogue", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["recipes"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mixmo: KeyError: ") and "Please report this defect" in error
+    assert error.count("\n") == 1 and "\x1b" not in error
+    (file,) = tmp_path.glob("mixmo-*.log")
+    assert str(file) in error and "Traceback" in file.read_text() and '"torch"' in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "mixmo: stopped."),
+        (MemoryError(), 2, "mixmo: the memory is full; lower data.batch_size"),
+        (OSError(28, "No space left on device", "a/b"), 2, "mixmo: a/b: No space left on device."),
+    ],
+)
+def test_what_is_no_defect_has_exit_codes_of_its_own(monkeypatch, capsys, raised, code, message):
+    def stopped():
+        raise raised
+
+    monkeypatch.setattr("mixmo.cli.main.catalogue", stopped)
+    assert main(["recipes"]) == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_notices_are_shown_and_the_log_is_left_as_it_was(capsys):
+    logger = logging.getLogger("mixmo")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with notices():
+        logger.warning("two files were skipped.")
+    assert capsys.readouterr().err == "mixmo: two files were skipped.\n"
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+BAD = {
+    "quikstart": "unknown recipe 'quikstart'; did you mean 'quickstart'",
+    "nowhere.yaml": "there is no recipe file nowhere.yaml",
+    "quickstart --data.batch_siez=4": "unknown setting 'data.batch_siez'; did you mean 'data.batch_size'",
+    "quickstart --data.batch_size=many": "data.batch_size is 'many'; it is an integer",
+    "quickstart --data.batch_size=0": "data.batch_size is 0",
+    "quickstart --mixer.kind=cutt": "unknown mixer kind 'cutt'; did you mean 'cut'",
+    "quickstart --model.backbone=resnet19": "unknown backbone 'resnet19'; did you mean 'resnet",
+    "quickstart --model.backbone=crossvit_tiny_240": "2 stems",
+    "quickstart --model.num_members=0": "num_members is 0",
+    "quickstart --data.batch_repetition=5": "batch_repetition 5 does not divide batch_size 8",
+    "quickstart --data.batch_repetition=16": "batch_size 8 is smaller than batch_repetition 16",
+    "quickstart --mixer.kind=grid --model.num_members=17": "'grid' has 16 cells on a map of 8×8",
+    "quickstart --mixer.alpha=-1": "alpha is -1.0",
+    "quickstart --mixer.probability=1.5": "probability is 1.5",
+    "quickstart --mixer.root=0": "root is 0",
+    "quickstart --data.input_repetition=1": "input_repetition is 1",
+    "quickstart --data.name=folder:nowhere": "there is no dataset folder nowhere",
+    "quickstart --data.name=cifar": "unknown dataset 'cifar'",
+    "quickstart --data.mean=[0.1,0.2]": "data.mean has 2 values for 3 channels",
+    "quickstart --data.std=[0]": "data.std is [0.0]",
+    "quickstart --optimizer.name=sdg": "unknown optimizer 'sdg'; did you mean",
+    "quickstart --optimizer.lr=-1": "optimizer.lr is -1",
+    'quickstart --optimizer.options={"a":1}': "does not take {'a': 1}",
+    "quickstart --schedule.kind=linear": "unknown schedule.kind 'linear'; did you mean 'cosine'?",
+    "quickstart --schedule.drops=[2]": "schedule.drops are [2.0]",
+    "quickstart --seed=-1": "seed is -1",
+    "quickstart --trainer.precision=16-mixed": "unknown trainer.precision '16-mixed'; did you mean 'bf16-mixed'",
+    "quickstart --optimizer.average=1": "optimizer.average is 1.0",
+    "quickstart --trainer.max_epochs=0": "max_epochs is 0",
+    "quickstart --trainer.strategy=ddp": "unknown setting 'trainer.strategy'",
+    "quickstart --model.backbone=vit_tiny_patch16_224": "cannot take images of 8×8",
+    "quickstart --optimizer.lr=1e30 --schedule.warmup_steps=0": "the loss was not finite at step",
+    "quickstart --loggers=[wandb]": "pip install 'mixmo[wandb]'",
+    "--run=x": "fit needs a recipe's name",
+    "": "fit needs a recipe's name",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
+    words, message = words.split(), BAD[words]
+    if "wandb" in message and importlib.util.find_spec("wandb"):
+        pytest.skip("Weights & Biases is installed")
+    fixed = [] if not words or words[0] != "quickstart" else [f"--data.name=folder:{pictures}", *FAST]
+    assert main(["fit", *words[:1], *fixed, *words[1:]]) == 2
+    assert Path("runs").exists() == ("not finite" in message)  # all else is refused before the run's folder is made
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("mixmo: ") and error.count("\n") == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tset", "x"], "unknown command 'tset'; did you mean 'test'"),
+        (["test", "nowhere"], "there is no run folder nowhere"),
+        (["test", "."], "it has no config.yaml"),
+        (["test"], "test needs a run's folder"),
+        (["test", ".", "--checkpiont=best"], "nrecognized arguments: --checkpiont=best"),
+        (["recipes", "all"], "nrecognized arguments: all"),
+    ],
+)
+def test_bad_input_elsewhere_is_one_sentence(words, message, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("mixmo: ") and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_bad_recipe_files_are_one_sentence(tmp_path, capsys):
+    for content, message in {
+        "- a\n": "holds list",
+        "a: [": "is not valid YAML",
+        "extends: [cifra]\n": "unknown base in own.yaml 'cifra'; did you mean 'cifar'",
+        "model: {backbon: x}\n": "unknown setting 'model.backbon'; did you mean 'model.backbone'",
+        "extends: quickstart\nmodel: 3\n": "unknown setting 'model'",
+    }.items():
+        (tmp_path / "own.yaml").write_text(content)
+        assert main(["fit", "own.yaml"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_or_changed_on_the_way(pictures, capsys):
+    words = ["fit", "quickstart", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0"]
+    assert main(words) == 0
+    assert main(words) == 2
+    assert "runs/quickstart exists already" in capsys.readouterr().err
+    assert main(["fit", "runs/quickstart", "--seed=2"]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+    assert main(["test", "runs/quickstart", "--checkpoint=best"]) == 2
+    assert "no validation set" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_in_a_worker_is_one_sentence(tmp_path, capsys):
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test")
+    (tmp_path / "train" / "dog" / "003.png").write_bytes(b"broken")
+    streamed = ["--data.image_size=8", "--data.resident=false", "--data.workers=1", "--data.validation=0"]
+    assert main(["fit", "quickstart", f"--data.name=folder:{tmp_path}", *FAST, *streamed]) == 2
+    error = capsys.readouterr().err
+    assert "dog/003.png cannot be read" in error and "Traceback" not in error
+
+
+def test_a_benchmark_is_printed_and_kept(tmp_path, capsys):
+    size = ["--backbone=wide_resnet10_1", "--batch_size=4", "--image_size=16", "--num_classes=5", "--rounds=1"]
+    assert main(["benchmark", *size, "--compile=true", f"--save={tmp_path}/deep/kept.json"]) == 0
+    out = capsys.readouterr().out
+    tables = json.loads((tmp_path / "deep" / "kept.json").read_text())["tables"]
+    assert all(title in out for title in tables) and len(tables) == 6
+    step = tables["training step, ratio to the plain network"]
+    assert step["plain network"]["ratio"] == 1 and step["MixMo, M = 2"]["MiB"] > 0
+    assert all(row["ms"] > 0 for rows in tables.values() for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backbone=wide_resnet10"], "unknown backbone 'wide_resnet10'; did you mean"),
+        (["--batch_size=6", "--batch_repetition=4"], "batch_repetition 4 does not divide batch_size 6"),
+        (["--rounds=0"], "rounds is 0"),
+        (["--num_members=0"], "num_members is 0"),
+        (["--precision=16"], "unknown precision '16'"),
+        (["--bakbone=x"], "nrecognized arguments: --bakbone=x"),
+    ],
+)
+def test_bad_input_to_benchmark_is_one_sentence(words, message, capsys):
+    assert main(["benchmark", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("mixmo: ") and error.count("\n") == 1
+
+
+def test_the_installed_command():
+    command = Path(sys.executable).with_name("mixmo")
+    done = subprocess.run([command, "fit", "quikstart"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mixmo: unknown recipe")

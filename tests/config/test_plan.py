@@ -1,0 +1,172 @@
+"""Recipes and words of the command line: every value is checked, and nothing in them is ever run."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import write_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixmo.cli.main import main
+from mixmo.config.plan import known_settings, make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.errors import InputError
+from mixmo.runs import Run
+
+BASE = load_recipe("quickstart")
+
+WRONG = {
+    "schedule: {kind: cosin}": "unknown schedule.kind 'cosin'; did you mean 'cosine'?",
+    "data: {flip: no way}": "data.flip is 'no way'; it is true or false.",
+    "data: {repeat: pixel}": "unknown data.repeat 'pixel'; did you mean 'pixels'?",
+    "data: {batch_size: '8'}": "data.batch_size is '8'; it is an integer.",
+    "data: {batch_size: 8.5}": "data.batch_size is 8.5; it is an integer.",
+    "data: {batch_size: true}": "data.batch_size is True; it is an integer.",
+    "data: {mean: 0.5}": "data.mean is 0.5; it is a list, each a number.",
+    "data: {mean: [a]}": "data.mean[0] is 'a'; it is a number.",
+    "data: {validation: .nan}": "data.validation is nan; it is a finite number.",
+    "data: 5": "unknown setting 'data'",
+    "data: {name: 5}": "data.name is 5; it is a text.",
+    "optimizer: {lr: fast}": "optimizer.lr is 'fast'; it is a number.",
+    "optimizer: {lr: .inf}": "optimizer.lr is inf; it is a finite number.",
+    "optimizer: {momentum: 2}": "optimizer.momentum is 2.0; it lies in [0, 1).",
+    "mixer: {kind: {cut: x}}": "mixer.kind.cut is 'x'; it is a number.",
+    "mixer: {kind: [cut]}": "mixer.kind is ['cut']; it is a mapping of names, each to a number or a text.",
+    "mixer: {probability: null}": "mixer.probability is None; it is a number.",
+    "model: {options: [1]}": "model.options is [1]; it is a mapping of names",
+    "model: {options: {drop_rate: .nan}}": "model.options.drop_rate is nan; it is a finite number.",
+    "model: {num_members: 100000}": "model.num_members is 100000; it lies between 1 and 100.",
+    "loggers: [tensorbord]": "unknown loggers[0] 'tensorbord'; did you mean 'tensorboard'?",
+    "trainer: {accelerator: cup}": "unknown trainer.accelerator 'cup'; did you mean 'cpu'",
+    "trainer: {max_epochs: -1}": "trainer.max_epochs is -1; it is 1 or more.",
+    "trainer: {limit_train_batches: 2.5}": "trainer.limit_train_batches is 2.5; it is a number of batches",
+    "trainer: {gradient_clip_val: -1}": "trainer.gradient_clip_val is -1.0; it is positive, or null.",
+    "trainer: {profiler: {class_path: os.system}}": "trainer.profiler is {'class_path': 'os.system'}",
+    "seed: 1.5": "seed is 1.5; it is an integer.",
+    "extends: [quickstart, 7]": "extends in own.yaml holds 7; it names recipes or bases.",
+    "extends: {a: 1}": "extends in own.yaml holds {'a': 1}; it names recipes or bases.",
+    "2020-01-01: x": "unknown setting '2020-01-01'",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_value_in_a_file_is_one_sentence(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(text if "extends" in text else f"extends: quickstart\n{text}\n")
+    assert main(["fit", "own.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert WRONG[text] in error and error.count("\n") == 1
+    assert os.listdir() == ["own.yaml"]
+
+
+def test_one_check_for_files_and_words():
+    for key, text, message in [
+        ("schedule.kind", "cosin", "did you mean 'cosine'"),
+        ("data.flip", "no way", "it is true or false"),
+        ("optimizer.lr", ".nan", "it is a finite number"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make_plan(BASE, [f"--{key}={text}"])
+        section, name = key.split(".")
+        with pytest.raises(InputError, match=message):
+            make_plan({**BASE, section: {**BASE[section], name: yaml.safe_load(text)}})
+
+
+def test_values_are_read_as_they_are_meant(tmp_path):
+    words = ["--optimizer.lr", "1e-3", "--data.name=2024", "--model.mix_at=null", "--mixer.kind={cut: 0.5, cow: 0.5}"]
+    words += ["--model.options.drop_rate=0.1", "--model.options", "{drop_path_rate: 0.2}", "--trainer.max_epochs=3"]
+    own = make_plan(BASE, words).settings
+    assert (own.optimizer.lr, own.data.name, own.model.mix_at) == (1e-3, "2024", None)
+    assert own.mixer.kind == {"cut": 0.5, "cow": 0.5}
+    assert own.model.options == {"drop_path_rate": 0.2}  # the later word gives all options
+    both = make_plan(BASE, ["--model.options={a: 1}", "--model.options.b=2"]).settings.model.options
+    assert both == {"a": 1, "b": 2}
+    assert make_plan({**BASE, "optimizer": {"lr": "1e-3"}}).settings.optimizer.lr == 1e-3
+    assert make_plan(BASE, ["--seed=7"], "preview").settings.seed == 7
+    for words, message in {("seed=1",): "'seed=1' is not understood", ("--seed",): "--seed needs a value"}.items():
+        with pytest.raises(InputError, match=message):
+            make_plan(BASE, words)
+
+
+ATTACK = "{class_path: os.system, init_args: {command: 'touch attacked'}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"model: {{options: {{x: {ATTACK}}}}}",
+        f"model: {{options: {ATTACK}}}",
+        f"optimizer: {{options: {{x: {ATTACK}}}}}",
+        f"trainer: {{profiler: {ATTACK}}}",
+        f"trainer: {{accelerator: {ATTACK}}}",
+        f"data: {ATTACK}",
+        "model: {options: {x: !!python/object/apply:os.system ['touch attacked']}}",
+    ],
+)
+def test_nothing_in_a_recipe_is_run(text, tmp_path, monkeypatch, capsys):
+    """Neither as a recipe nor as the configuration of a run that somebody shared, nor imported on the way."""
+    write_images(tmp_path / "pictures" / "train")
+    write_images(tmp_path / "pictures" / "test")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("trap.py").write_text("open('attacked', 'w')\ndef call(**_): pass\n")
+    for content in (text, text.replace("os.system", "trap.call")):
+        recipe = f"extends: quickstart\n{content}\n"
+        Path("own.yaml").write_text(recipe)
+        run = Run("shared")
+        run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        run.config_file.write_text(recipe.replace("extends: quickstart\n", "trainer: {max_epochs: 1}\n"))
+        words = ["--data.name=folder:pictures", "--data.batch_size=8", "--trainer.max_epochs=1"]
+        assert main(["fit", "own.yaml", *words]) == 2
+        main(["preview", "own.yaml", *words])  # an optimiser's options are nothing to it
+        for command in ("fit", "test", "compare"):
+            assert main([command, "shared"]) == 2
+        assert not Path("attacked").exists() and "trap" not in sys.modules
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_aliases_that_never_end_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    cases = {"bomb": "\n".join(lines), "loop": "a: &a [*a]", "deep": "a: " + "[" * 3000, "long": "#" * 2_000_000}
+    for name, text in cases.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
+        with pytest.raises(InputError, match=f"{name}.yaml (holds more than|is not valid YAML|has 2000000 bytes)"):
+            load_recipe(file)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v, max_size=3))
+names = st.sampled_from(sorted(known_settings()))
+
+
+def planned(*arguments):
+    """Return a plan, or the sentence that refuses it."""
+    try:
+        return make_plan(*arguments)
+    except InputError as error:
+        return str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=names | st.sampled_from(["data", "model", "model.options", "x", ""]), value=values)
+def test_any_value_in_a_recipe_is_taken_or_refused_in_a_sentence(name, value):
+    section, _, key = name.partition(".")
+    plan = planned({**BASE, section: {**BASE.get(section, {}), key: value} if key else value})
+    if isinstance(plan, str):
+        assert plan.endswith((".", "?"))
+        return
+    assert make_plan(yaml.safe_load(plan.yaml)).yaml == plan.yaml  # what a run keeps is read back as it was
+    assert all(math.isfinite(each) for each in vars(plan.settings.optimizer).values() if isinstance(each, float))
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=names, text=st.text(max_size=12) | values.map(lambda value: yaml.safe_dump(value).split("\n...")[0]))
+def test_any_word_is_taken_or_refused_in_a_sentence(name, text):
+    plan = planned(BASE, [f"--{name}={text}"])
+    assert plan.endswith((".", "?")) if isinstance(plan, str) else plan.settings

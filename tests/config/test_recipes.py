@@ -1,0 +1,149 @@
+"""Shipped recipes: the published settings, and every one of them runs."""
+
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import write_images
+
+from mixmo.cli.main import main, method_of
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.masks import KINDS
+from mixmo.reporting.testing import judge
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+
+MULTIPLE = ["mimo", "linear", "cut", "linear-cutmix", "cut-cutmix"]
+CIFAR = ["single", "single-mixup", "single-cutmix", *MULTIPLE]
+TINY = [f"tiny-preact18x{w}-{method}" for w in (1, 2, 3) for method in ("single", "linear", "cut")]
+TINY += ["tiny-preact18x1-single-mixup", "tiny-preact18x1-single-cutmix"]
+MINI = ["single", "mimo", "linear", "cut", "cut-cutmix"]
+
+
+def test_every_published_configuration_is_there():
+    wanted = {f"cifar{k}-wrn28x10-{method}" for k in (10, 100) for method in CIFAR}
+    wanted |= {f"cifar{k}-wrn28x10-{method}-b2" for k in (10, 100) for method in MULTIPLE}
+    wanted |= {*TINY, *(f"cifar100-mini-{method}" for method in MINI), "quickstart", "quickstart-single"}
+    assert wanted <= catalogue().keys()
+    assert len(TINY) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("cifar100-wrn28x10-single", "81.79"), ("cifar100-wrn28x10-mimo", "82.92"),
+        ("cifar100-wrn28x10-cut-cutmix", "85.77–85.92"), ("cifar10-wrn28x10-cut-cutmix", "97.83"),
+        ("cifar10-wrn28x10-single-mixup", "97.07"), ("tiny-preact18x3-cut", "70.23"),
+    ],
+)  # fmt: skip
+def test_published_figures_have_a_source(name, published):
+    assert str(catalogue()[name]["published"]) == published
+    assert all(recipe["source"] for recipe in catalogue().values() if "published" in recipe)
+    assert not any("published" in recipe for key, recipe in catalogue().items() if "mini" in key or "-b2" in key)
+
+
+@pytest.mark.parametrize("name", [n for n in catalogue() if n.startswith(("cifar10-wrn", "cifar100-wrn"))])
+def test_published_settings_of_cifar(name):
+    settings, trainer, *_ = make_plan(load_recipe(name))
+    single = "single" in name
+    b = 1 if single else 2 if name.endswith("b2") else 4
+    assert (trainer["max_epochs"], settings.data.batch_size, settings.data.batch_repetition) == (300, 64, b)
+    assert settings.model.num_members == (1 if single else 2)
+    assert settings.optimizer.peak_lr(b) == pytest.approx(0.1 / (2 * b))
+    own = settings.optimizer
+    assert (own.weight_decay, own.momentum, own.decay_all) == (6e-4, 0.9, True)
+    assert (settings.mixer.alpha, settings.mixer.root, settings.mixer.probability) == (2, 3, 0.5)
+    assert settings.data.validation == 0 and settings.data.input_repetition == 0 and settings.data.padding == 4
+    assert settings.pixels.kind == ("mixup" if "mixup" in name else "cutmix" if "cutmix" in name else "none")
+    assert (settings.pixels.alpha, settings.pixels.probability) == (1, 0.5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_published_settings_of_tiny_imagenet(name):
+    settings, trainer, *_ = make_plan(load_recipe(name))
+    b = 1 if "single" in name else 4
+    assert (trainer["max_epochs"], settings.data.batch_size, settings.data.batch_repetition) == (1200, 100, b)
+    assert settings.optimizer.peak_lr(b) == pytest.approx(0.2 / b)
+    assert settings.optimizer.weight_decay == 1e-4
+    assert (settings.data.mean, settings.data.std, settings.data.image_size) == ([0.5], [0.5], 64)
+
+
+def test_families_at_equal_compute_are_equal():
+    families = [[f"cifar100-mini-{method}" for method in MINI], ["quickstart", "quickstart-single"]]
+    families += [[f"cifar100-fast-{net}-{m}" for m in ("single", "cut-cutmix")] for net in ("wrn16x8", "wrn28x10")]
+    for family in families:
+        plans = [make_plan(load_recipe(name)) for name in family]
+        assert len({plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}) == 1
+        assert len({(plan.settings.model.backbone, plan.settings.data.batch_size) for plan in plans}) == 1
+
+
+GRIDS = sorted((Path(__file__).parents[2] / "examples" / "grids").glob("*.txt"))
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_grids_are_of_equal_compute(file):
+    lines = [line.split() for line in file.read_text().splitlines() if not line.startswith("#")]
+    plans = [make_plan(load_recipe(words[0]), words[1:]) for words in lines]
+    passes = {plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}
+    assert len(passes) == 1 and len(plans) >= 3
+    folders = [plan.folder for plan in plans]
+    assert len(set(folders)) == len(folders) and all(f.startswith(f"runs/{file.stem}/") for f in folders)
+    if file.stem == "kind":
+        assert {plan.settings.mixer.kind for plan in plans} == set(KINDS)
+
+
+def test_the_papers_questions_have_grids():
+    wanted = {"kind", "probability", "alpha", "root", "repetition", "members", "width", "where"}
+    assert wanted == {file.stem for file in GRIDS}
+
+
+def test_a_line_of_a_grid_runs(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (line,) = [line for line in (GRIDS[0].parent / "where.txt").read_text().splitlines() if "stages.1" in line]
+    shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    assert main(["fit", *line.split(), f"--data.name=folder:{pictures}", *shrunk]) == 0
+    assert Run("runs/where/stage-1").config_file.is_file()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder / "train", size=32)
+    write_images(folder / "test", count=2, size=32, seed=1)
+    return folder
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_recipe_runs(name, pictures, tmp_path, observed):
+    """One epoch of two steps on a narrow network of the recipe's kind, with its masks and in its precision."""
+    recipe = load_recipe(name)
+    backbone = recipe["model"]["backbone"]
+    assert timm.is_model(backbone)
+    narrow = "preact_resnet18_1" if backbone.startswith("preact") else "wide_resnet10_1"
+    data = [] if recipe["data"]["name"] == "digits" else [f"--data.name=folder:{pictures}"]
+    shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    shrunk += ["--model.compile=false"]  # test_speed.py compiles
+    shrunk += ["--mixer.probability=1", "--mixer.progress=steps"]  # so that a kind with a shape is drawn for sure
+    plan = make_plan(recipe, [*data, *shrunk, f"--model.backbone={narrow}"])
+    run = Run(tmp_path / "run")
+    fit(plan, run)
+    assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
+    assert observed.types == {torch.bfloat16 if plan.trainer["precision"] == "bf16-mixed" else torch.float32}
+    assert math.isfinite(judge(run)["nll"])
+
+
+def test_methods_have_their_usual_names():
+    assert {method_of(recipe) for recipe in catalogue().values()} == {
+        "single", "single + mixup", "single + CutMix", "MIMO", "Linear-MixMo", "Cut-MixMo",
+        "Linear-MixMo + CutMix", "Cut-MixMo + CutMix",
+    }  # fmt: skip
+
+
+def test_a_file_may_extend_recipes(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("extends: [cifar100-wrn28x10-cut, b2]\nmixer: {alpha: 1.0}\n")
+    settings = make_plan(load_recipe(file)).settings
+    assert (settings.mixer.alpha, settings.mixer.kind, settings.data.batch_repetition) == (1.0, "cut", 2)

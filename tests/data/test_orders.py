@@ -1,0 +1,115 @@
+"""What loaders show: the order is a function of (seed, epoch), whoever reads, and wherever a run goes on."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixmo.config.settings import DataSettings
+from mixmo.data.loading import StreamedImages, load_images, train_loader
+from mixmo.data.orders import EpochOrder
+from mixmo.seeding import STREAMS, generator_for
+
+CPU = torch.device("cpu")
+COUNT = 12
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Settings of a data set of 12 training images that show their numbers, streamed by two workers."""
+    for split in ("train", "test"):
+        for number in range(COUNT):
+            folder = tmp_path / split / ("even" if number < COUNT // 2 else "odd")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), number, np.uint8)).save(folder / f"{number:02}.png")
+    name = f"folder:{tmp_path}"
+    return DataSettings(
+        name=name, batch_size=2, validation=0.0, image_size=4, channels=1, resident=False, workers=2, padding=0
+    )
+
+
+def shown(batches):
+    """Return the numbers of the images of some batches."""
+    return [number for batch in batches for number in batch.images[batch.chosen, 0, 0, 0].tolist()]
+
+
+def order(seed, epoch, stream="order"):
+    return torch.randperm(COUNT, generator=generator_for(seed, epoch, stream)).tolist()
+
+
+def test_spawned_workers_show_the_order(numbered):
+    """As on macOS and Windows, and from Python 3.14 on by forkserver: what a worker needs is pickled."""
+    numbered.workers = 1  # they start slowly
+    loader = train_loader(load_images(numbered).train, numbered, 3, CPU)
+    loader.multiprocessing_context = "spawn"
+    assert shown(loader) == order(3, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_begins_at_any_epoch(numbered, workers):
+    numbered.workers = workers
+    loader = train_loader(load_images(numbered).train, numbered, 3, CPU, epoch=5)
+    assert shown(loader) == order(3, 5)
+    loader.batch_sampler.sampler.set_epoch(6)
+    assert shown(loader) == order(3, 6)
+
+
+class Recorder(L.LightningModule):
+    """Trains nothing and notes what it sees, epoch by epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = {}
+
+    def training_step(self, batch, batch_idx):
+        self.seen.setdefault(self.current_epoch, []).extend(shown([batch]))
+        return self.weight * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_the_epochs_that_are_left(numbered, tmp_path, workers):
+    numbered.workers = workers
+    images = load_images(numbered).train
+
+    def run(epochs, first, checkpoint=None):
+        module = Recorder()
+        trainer = L.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        loader = train_loader(images, numbered, 1, CPU, epoch=first)
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return module.seen
+
+    assert run(2, 0) == {epoch: order(1, epoch) for epoch in (0, 1)}
+    assert run(4, 2, tmp_path / "last.ckpt") == {epoch: order(1, epoch) for epoch in (2, 3)}
+
+
+def test_a_few_batches_of_another_stream(numbered, monkeypatch):
+    """Workers read no more than they are asked for, and do not stay."""
+    images = load_images(numbered).train
+    loader = train_loader(images, numbered, 1, CPU, epoch=2, stream="statistics", batches=2)
+    assert len(loader) == 2 and not loader.persistent_workers
+    assert train_loader(images, numbered, 1, CPU).persistent_workers
+    assert shown(loader) == order(1, 2, "statistics")[:4] != order(1, 2)[:4]
+    assert len(train_loader(images, numbered, 1, CPU, batches=100)) == 6
+    read = []
+    real = StreamedImages.__getitems__
+    monkeypatch.setattr(
+        StreamedImages, "__getitems__", lambda self, indices: read.extend(indices) or real(self, indices)
+    )
+    numbered.workers = 0
+    list(train_loader(images, numbered, 1, CPU, batches=2))
+    assert len(read) == 4
+
+
+def test_streams_never_share_a_seed():
+    assert len(set(STREAMS.values())) == len(STREAMS) and "statistics" in STREAMS
+    orders = [list(EpochOrder(50, 0, 0, stream)) for stream in STREAMS]
+    assert len({tuple(each) for each in orders}) == len(STREAMS)

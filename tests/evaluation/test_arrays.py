@@ -1,0 +1,164 @@
+"""NumPy files of other programs: whatever is in them, they are read or refused in one sentence that names them."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import mutations
+
+from mixmo.errors import InputError
+from mixmo.evaluation import arrays
+from mixmo.evaluation.predictions import Predictions, read_predictions
+from mixmo.evaluation.results import judge_predictions
+
+
+def savez(**content):
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    return buffer.getvalue()
+
+
+def compressed(**content):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    return buffer.getvalue()
+
+
+TARGETS = np.array([0, 2])
+LOGITS = np.array([[0.5, 0.1, -1.0], [2.0, 0.0, 0.25]], np.float32)
+WHOLE = savez(logits=LOGITS, targets=TARGETS, classes=np.array(["a", "b", "c"]))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("arrays") / "theirs.npz"
+
+
+def outcome(read, file):
+    """What was read, or the sentence in its place."""
+    try:
+        return read(file)
+    except InputError as error:
+        return str(error)
+
+
+def refused(file):
+    text = outcome(read_predictions, file)
+    assert text.startswith(str(file)) and "\n" not in text
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(content=mutations(WHOLE) | mutations(compressed(logits=LOGITS, targets=TARGETS)))
+def test_damaged_bytes_are_refused_or_read(file, content):
+    file.write_bytes(content)
+    found = outcome(read_predictions, file)
+    if isinstance(found, str):
+        assert found.startswith(str(file)) and "\n" not in found
+    else:
+        assert isinstance(found, Predictions) and found.logits.isfinite().all()
+        assert len(found.targets) == len(found.logits) and len(found.classes) == found.logits.shape[2]
+
+
+def header(shape, kind="<f4"):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": kind, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def members(**content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, each in content.items():
+            archive.writestr(f"{name}.npy", each)
+    return buffer.getvalue()
+
+
+def test_what_expands_too_far_is_refused_before_it_is_read(file, monkeypatch):
+    monkeypatch.setattr(arrays, "SMALL", 2**20)
+    monkeypatch.setattr(arrays, "_read_member", None)
+    file.write_bytes(compressed(logits=np.zeros((2**17, 3), np.float32), targets=np.zeros(2**17, int)))
+    assert "an array that is so compressed is refused" in refused(file)
+
+
+def test_what_compresses_well_but_is_small_is_read(file):
+    file.write_bytes(compressed(logits=np.zeros((2**17, 3), np.float32), targets=np.zeros(2**17, int)))
+    assert len(read_predictions(file).targets) == 2**17
+
+
+def test_too_much_in_all_is_refused_before_it_is_read(file, monkeypatch):
+    monkeypatch.setattr(arrays, "LARGEST", 2**30)
+    monkeypatch.setattr(zipfile.ZipInfo, "file_size", property(lambda _: 2**29 + 1, lambda *_: None), raising=False)
+    file.write_bytes(WHOLE)
+    assert "declares arrays of 1.5 GiB" in refused(file)
+
+
+def test_a_header_that_declares_more_than_there_is_allocates_nothing(file):
+    file.write_bytes(members(logits=header((2**40, 3)) + b"\0" * 24, targets=header((2,), "<i8") + b"\0" * 16))
+    assert f"logits.npy does not hold the float32 of shape ({2**40}, 3) that it declares" in refused(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (savez(logits=LOGITS, targets=np.array([0, None], object)), "targets.npy holds Python objects"),
+        (savez(logits=LOGITS[:0], targets=TARGETS[:0]), "predictions of shape (0, 3)"),
+        (savez(logits=LOGITS[:, :0], targets=TARGETS), "predictions of shape (2, 0)"),
+        (savez(logits=np.float32(1), targets=TARGETS), "predictions of shape ()"),
+        (savez(logits=LOGITS, targets=np.array(1)), "targets of shape () do not fit"),
+        (savez(logits=LOGITS, targets=TARGETS[:1]), "targets of shape (1,) do not fit"),
+        (savez(logits=LOGITS, targets=TARGETS[:, None]), "targets of shape (2, 1) do not fit"),
+        (savez(logits=np.where(LOGITS > 1, np.nan, LOGITS), targets=TARGETS), "logits in row 1 are not finite"),
+        (savez(logits=np.where(LOGITS > 1, np.inf, LOGITS), targets=TARGETS), "logits in row 1 are not finite"),
+        (savez(logits=LOGITS, targets=np.array([0, 2**64 - 1], np.uint64)), "in row 1 is out of range"),
+        (savez(logits=LOGITS, targets=np.array([-(2**63), 0])), "in row 0 is out of range"),
+        (savez(logits=LOGITS.astype(complex), targets=TARGETS), "complex128; they are (N, K)"),
+        (savez(logits=LOGITS, targets=TARGETS, classes=np.array("abc")), "classes of shape ()"),
+        (savez(logits=LOGITS, targets=TARGETS, classes=np.zeros((3, 1))), "classes of shape (3, 1)"),
+        (savez(logits=LOGITS, targets=TARGETS, classes=np.zeros(3)), "float64; they are 3 names"),
+        (savez(logits=LOGITS, targets=TARGETS, classes=np.array([b"\xff"] * 3)), "cannot be read"),
+        (savez(probabilities=np.full((2, 3), np.nan), targets=TARGETS), "probabilities in row 0 are not finite"),
+        (savez(probabilities=LOGITS, logits=LOGITS, targets=TARGETS), "it needs targets, and logits or probabilities"),
+        (members(logits=b"no array", targets=b""), "cannot be read as an .npz file"),
+        (WHOLE[:-30], "cannot be read as an .npz file"),
+        (b"", "cannot be read as an .npz file"),
+    ],
+)
+def test_what_holds_no_predictions_is_one_sentence(file, content, message):
+    file.write_bytes(content)
+    assert message in refused(file)
+
+
+def test_numbers_too_large_to_average_are_one_sentence(file):
+    file.write_bytes(savez(logits=np.full((2, 2, 3), 1.7e308), targets=TARGETS))
+    text = outcome(judge_predictions, file)
+    assert text.startswith(f"{file}: ") and "are not finite" in text and "\n" not in text
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["<f2", ">f4", "<f4", ">f8", "g"]),
+    order=st.sampled_from("CF"),
+    numbers=st.sampled_from(["i1", ">i4", "u8"]),
+)
+def test_any_kind_of_numbers_is_read(file, kind, order, numbers):
+    file.write_bytes(savez(logits=np.array(LOGITS, kind, order=order), targets=TARGETS.astype(numbers)))
+    found = read_predictions(file)
+    np.testing.assert_allclose(found.logits[:, 0], LOGITS, rtol=1e-3)
+    assert found.targets.tolist() == [0, 2] and found.classes == ["0", "1", "2"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damaged_npy_files_are_refused_or_read(tmp_path_factory, data):
+    file = tmp_path_factory.getbasetemp() / "fog.npy"
+    np.save(file, np.zeros((5, 2, 2, 3), np.uint8))
+    file.write_bytes(data.draw(mutations(file.read_bytes())))
+    found = outcome(arrays.open_npy, file)
+    if isinstance(found, str):
+        assert found.startswith(f"{file} cannot be read as an .npy file") and "\n" not in found
+    else:
+        assert isinstance(found, np.ndarray)

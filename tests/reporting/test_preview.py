@@ -1,0 +1,140 @@
+"""Pictures of what the network sees: they show what training draws, on pages that stand alone."""
+
+import errno
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+from PIL import Image
+
+from mixmo.cli.main import main
+from mixmo.config.settings import DataSettings
+from mixmo.data.batches import MixedBatch
+from mixmo.masks import KINDS
+from mixmo.reporting.preview import blended, colored, montage, shown_images, target_of
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["--pixels.kind=cutmix", "--model.num_members=3"], ["--model.num_members=1"]],
+    ids=["cut", "three members with CutMix", "single"],
+)
+def test_a_preview_is_two_pictures_and_a_page(tmp_path, capsys, overrides):
+    out = tmp_path / "deep" / "preview"
+    assert main(["preview", "quickstart", *overrides, "--out", str(out)]) == 0
+    files = capsys.readouterr().out.split()
+    assert files == [str(out / name) for name in ("mixtures.png", "masks.png", "preview.html")]
+    for name in ("mixtures.png", "masks.png"):
+        picture = np.asarray(Image.open(out / name).convert("L"))
+        assert min(picture.shape) > 200 and picture.std() > 10
+    page = (out / "preview.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
+    for text in ("Mixtures", "Masks", "Settings", "step 3", "batch_repetition"):
+        assert text in page
+    assert sorted(file.name for file in out.iterdir()) == ["masks.png", "mixtures.png", "preview.html"]
+
+
+def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
+    write_images(tmp_path / "data" / "train", size=16)
+    write_images(tmp_path / "data" / "test", size=16)
+    words = ["cifar100-mini-cut-cutmix", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
+    assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "preview.html").read_text()
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    rows = [cells[start : start + 7] for start in range(0, len(cells), 7)]
+    assert [row[0] for row in rows] == ["step 0", "step 1", "step 2", "step 3"]
+    name = "(?:cat|dog|emu)"
+    for row in rows:
+        for target in (row[1], row[4]):
+            assert re.fullmatch(rf"{name}|0\.\d\d {name} \+ 0\.\d\d {name}", target)
+
+
+def test_awkward_names_of_classes(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / "data" / split, classes=("$a^{$", "<b>"), size=16)
+    words = ["cifar100-mini-cut", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
+    assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
+    assert "<b>" not in (tmp_path / "out" / "preview.html").read_text()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys, code):
+    (tmp_path / "mixtures.png").write_text("before")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"mixmo: {tmp_path}/mixtures.png cannot be written: {os.strerror(code)}.\n"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mixtures.png", "before")]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["preview", "quickstart", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err == f"mixmo: {tmp_path}/file/out cannot be written: Not a directory.\n"
+
+
+def test_the_page_opens_without_a_complaint(tmp_path, chromium):
+    assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 0
+    content, complaints = chromium(tmp_path / "preview.html")
+    assert "What the network sees" in content
+    assert "CONSOLE" not in complaints
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quikstart"], "did you mean 'quickstart'"),
+        ([], "preview needs a recipe"),
+        (["quickstart", "--mixer.kind=vornoi"], "unknown mixer kind 'vornoi'; did you mean 'voronoi'"),
+        (["quickstart", "--run=x"], "unknown setting 'run'"),
+        (["quickstart", "--mixer.kind=grid", "--model.num_members=17"], "'grid' has 16 cells"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["preview", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_montage_shows_every_channel():
+    mask = torch.arange(5.0)[:, None, None].expand(5, 2, 3)
+    picture = montage(mask)
+    assert picture.shape == (4, 9)
+    assert picture[:2].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 2
+    assert picture[2:, :6].tolist() == [[3, 3, 3, 4, 4, 4]] * 2
+
+
+def test_pictures_undo_the_normalisation():
+    own = DataSettings(channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2])
+    pixels = torch.rand(2, 3, 4, 4)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (own.mean, own.std))
+    np.testing.assert_allclose(shown_images((pixels - mean) / std, own), pixels.permute(0, 2, 3, 1), atol=1e-6)
+
+
+def test_the_mixture_is_the_sum_of_masked_inputs():
+    inputs = np.stack([np.full((4, 4, 3), 0.25), np.full((4, 4, 3), 0.75)])
+    masks = torch.zeros(2, 1, 2, 2)
+    masks[0, :, 0], masks[1, :, 1] = 1, 1  # on a map of half the size
+    assert blended(inputs, masks)[:, 0, 0].tolist() == [0.25, 0.25, 0.75, 0.75]
+    assert not np.array_equal(colored(masks)[0, 0], colored(masks)[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("target", "text"), [(torch.tensor([[1]]), "dog"), (torch.tensor([[[0.25, 0.75, 0.0]]]), "0.75 dog + 0.25 cat")]
+)
+def test_targets_in_words(target, text):
+    empty = torch.zeros(1, 1)
+    assert target_of(MixedBatch(empty, empty, target, empty), 0, ["cat", "dog", "emu"]) == text
+
+
+def test_every_kind_is_in_the_catalogue():
+    assert len(KINDS) == 17

@@ -1,0 +1,383 @@
+"""Learning rates, runs, checkpoints: published schedules, resuming bit for bit, stopping in time."""
+
+import csv
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing import event_accumulator
+
+import mixmo
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.reporting.testing import judge
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
+from mixmo.training.step import TrainingError
+
+SMALL = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
+
+
+def plan_of(folder, *overrides, recipe="quickstart"):
+    data = [f"--data.name=folder:{folder}", *SMALL, "--data.validation=0.25"]
+    return make_plan(load_recipe(recipe), [*data, *overrides])
+
+
+def weights(run, which="last"):
+    return torch.load(run.checkpoint_file(which), weights_only=True)["state_dict"]
+
+
+def test_published_drops_are_before_epochs_101_201_and_226():
+    own = load_recipe("cifar100-wrn28x10-cut")["schedule"]
+    schedule = Schedule("drops", 3125, 300, 0, tuple(own["drops"]), own["factor"])
+    rates = [schedule((epoch - 1) * 3125) for epoch in range(1, 301)]
+    drops = [epoch for epoch in range(2, 301) if rates[epoch - 1] < rates[epoch - 2]]
+    assert drops == [101, 201, 226]
+    assert rates[-1] == pytest.approx(1e-3)
+    assert schedule(100 * 3125 - 1) == 1.0
+
+
+def test_published_drops_of_tiny_imagenet_are_before_epochs_600_and_900():
+    own = load_recipe("tiny-preact18x1-cut")["schedule"]
+    schedule = Schedule("drops", 10, 1200, 0, tuple(own["drops"]), own["factor"])
+    rates = [schedule((epoch - 1) * 10) for epoch in range(1, 1201)]
+    assert [epoch for epoch in range(2, 1201) if rates[epoch - 1] < rates[epoch - 2]] == [600, 900]
+
+
+def test_published_warm_up_and_peak_follow_batch_repetition():
+    assert [warmup_steps(50_000, 64, b, 1) for b in (1, 2, 4)] == [782, 1564, 3128]
+    assert [warmup_steps(100_000, 100, b, 1) for b in (1, 4)] == [1000, 4000]
+    schedule = Schedule("drops", 781, 300, 782)
+    assert [schedule(k - 1) for k in (1, 2, 391, 782, 783)] == pytest.approx([1 / 782, 2 / 782, 0.5, 1, 1])
+    for b, peak in {1: 0.05, 2: 0.025, 4: 0.0125}.items():
+        plan = make_plan(load_recipe("cifar100-wrn28x10-cut"), [f"--data.batch_repetition={b}"])
+        assert plan.settings.optimizer.peak_lr(b) == pytest.approx(peak)
+        own = make_plan(load_recipe("cifar100-wrn28x10-cut"), [f"--data.batch_repetition={b}", "--optimizer.lr=0.3"])
+        assert own.settings.optimizer.peak_lr(b) == 0.3
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_shaped_masks_are_drawn_until_the_last_twelfth_of_the_steps(whole, tmp_path, observed, epochs):
+    """p is 1 until 11/12 of the steps are done, then 12 (1 - t): a share of about 23/24 of all batches."""
+    folder, _ = whole
+    words = ["--mixer.probability=1", "--data.batch_repetition=8", f"--trainer.max_epochs={epochs}"]
+    fit(plan_of(folder, *words), Run(tmp_path / "run"))
+    steps = 18 * epochs  # 18 images, U = 1
+    certain = sum(12 * (1 - step / steps) >= 1 for step in range(steps))
+    assert len(observed.shaped) == steps and certain >= 11 * steps // 12
+    assert observed.shaped[:certain].count(False) <= certain // 20  # a rectangle can be empty or cover all
+
+
+def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
+    """With epochs counted from 1 the whole last epoch has p = 0; the published bases ask for it, short ones do not."""
+    folder, _ = whole
+    told, sample = [], mixmo.Mixer.sample
+
+    def noted(self, size, shape, generator=None, progress=0.0, device=None):
+        told.append(progress)
+        return sample(self, size, shape, generator, progress, device)
+
+    monkeypatch.setattr(mixmo.Mixer, "sample", noted)
+    wanted = {
+        "steps": [step / 12 for step in range(12)],
+        "epochs": [epoch / 3 for epoch in (1, 2, 3) for _ in range(4)],
+    }
+    for way, progress in wanted.items():
+        fit(plan_of(folder, f"--mixer.progress={way}", "--trainer.max_epochs=3"), Run(tmp_path / way))
+        assert told[-12:] == pytest.approx(progress)  # 4 steps an epoch
+    for name, recipe in catalogue().items():
+        published = name.startswith(("cifar10-", "cifar100-wrn", "tiny-"))
+        assert recipe["mixer"].get("progress", "steps") == ("epochs" if published else "steps"), name
+
+
+def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
+    folder, _ = whole
+    short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.average=0.99"]
+    fit(plan_of(folder, *short), Run(tmp_path / "short"))
+    assert "of 1 epochs the last has no shaped masks at all; take steps" in caplog.text
+    assert "optimizer.average 0.99 averages over about 100 steps, more than a tenth of the run's 4" in caplog.text
+    caplog.clear()
+    long = ["--trainer.max_epochs=2", "--optimizer.average=0.5", "--data.batch_repetition=8"]
+    fit(plan_of(folder, *long), Run(tmp_path / "long"))
+    assert not caplog.text
+
+
+def test_cosine_ends_at_zero():
+    schedule = Schedule("cosine", 10, 5, 10)
+    assert schedule(9) == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 50)))
+    assert schedule(50) == pytest.approx(0)
+
+
+def test_decay_reaches_every_parameter_or_only_weights():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
+    (group,) = build_optimizer(net, "sgd", weight_decay=6e-4, decay_all=True).param_groups
+    assert len(group["params"]) == len(list(net.parameters())) and group["weight_decay"] == 6e-4
+    decayed = {g["weight_decay"]: g["params"] for g in build_optimizer(net, "adamw", decay_all=False).param_groups}
+    assert all(p.dim() < 2 for p in decayed[0.0]) and all(p.dim() > 1 for p in decayed[6e-4])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four epochs, and its data."""
+    from conftest import write_images
+
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "train")
+    write_images(folder / "test", count=4, seed=1)
+    run = Run(folder / "run")
+    fit(plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix"), run)
+    return folder, run
+
+
+def test_a_run_keeps_all_there_is_to_know(whole):
+    _, run = whole
+    files = {file.relative_to(run.path).as_posix() for file in run.path.rglob("*") if file.is_file()}
+    wanted = {"config.yaml", "environment.json", "metrics.csv", ".lock"}
+    assert files == wanted | {f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")}
+    with run.metrics_file.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert [int(row["step"]) for row in rows] == [4, 8, 12, 16]  # 18 images, U = 4, the last two left out
+    wanted = {"train_loss", "images_per_second", "val_accuracy", "val_nll", "val_member_1_accuracy", "lr", "seconds"}
+    wanted |= {"train_member_0_accuracy", "train_member_1_accuracy"}
+    assert wanted <= rows[0].keys()
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["packages"]["torch"]) and environment["cores"]
+
+
+def test_the_stored_settings_make_the_same_run(whole, tmp_path):
+    _, run = whole
+    again = Run(tmp_path / "again")
+    fit(make_plan(run.config()), again)
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
+
+
+def content(run):
+    """All that checkpoints hold, as one flat mapping for each."""
+
+    def flat(value, name=""):
+        if isinstance(value, dict | list | tuple):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, each in pairs:
+                yield from flat(each, f"{name}/{key}")
+        else:
+            yield name, value
+
+    files = sorted(run.checkpoint_folder.glob("*.ckpt"))
+    return {file.name: dict(flat(torch.load(file, weights_only=True))) for file in files}
+
+
+def same(one, other):
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+STREAMED = ["--data.resident=false", "--data.image_size=8", "--data.workers=2"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--optimizer.average=0.9"], STREAMED, [*STREAMED, "--optimizer.average=0.9"]],
+    ids=["weights", "averaged weights", "streamed", "streamed and averaged"],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
+    folder, run = whole
+    plan = plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix", *options)
+    if options:
+        run = Run(tmp_path / "whole")
+        fit(plan, run)
+    stopped = Run(tmp_path / "stopped")
+
+    def stop_in_the_third_epoch(self, inputs, masks=None, step=[0]):  # noqa: B006
+        step[0] += self.training and torch.is_grad_enabled()
+        if step[0] == 10:
+            raise InterruptedError
+        return forward(self, inputs, masks)
+
+    forward = mixmo.MixMo.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixmo.MixMo, "forward", stop_in_the_third_epoch)
+        with pytest.raises(InterruptedError):
+            fit(plan, stopped)
+    assert [row["epoch"] for row in stopped.read_metrics()] == ["1", "2"]
+    torch.manual_seed(1234)  # what global generators hold has no part in it
+    fit(make_plan(stopped.config()), stopped, resume=True)
+    expected, found = content(run), content(stopped)
+    assert expected.keys() == found.keys() == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    for file in expected:
+        assert expected[file].keys() == found[file].keys()
+        assert [key for key in expected[file] if not same(expected[file][key], found[file][key])] == []
+    columns = ("epoch", "step", "lr", "train_loss", "val_accuracy", "val_nll")
+    assert [[row[c] for c in columns] for row in run.read_metrics()] == [
+        [row[c] for c in columns] for row in stopped.read_metrics()
+    ]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_process_leaves_a_run_that_goes_on(whole, tmp_path, how):
+    folder, _ = whole
+    run = Run(tmp_path / "stopped")
+    data = [f"--data.name=folder:{folder}", *SMALL]
+    words = ["fit", "quickstart", *data, "--trainer.max_epochs=400", f"--run={run.path}"]
+    code = f"""
+import signal, sys, torch
+from mixmo.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+torch.set_num_threads(1)
+sys.exit(main({words}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(run.read_metrics()) < 2 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+    finally:
+        process.send_signal(how)
+        _, error = process.communicate()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"stopped; `mixmo fit {run.path}` goes on" in error
+    done = len(run.read_metrics())
+    assert done >= 2
+    config = run.config()
+    config["trainer"]["max_epochs"] = done + 2
+    run.config_file.write_text(yaml.safe_dump(config))
+    fit(make_plan(run.config()), run, resume=True)
+    assert [int(row["epoch"]) for row in run.read_metrics()] == list(range(1, done + 3))
+    assert mixmo.load(run.path).num_members == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(whole, tmp_path):
+    folder, _ = whole
+    run = Run(tmp_path / "run")
+    plan = plan_of(folder, "--trainer.max_epochs=3")
+    forward = mixmo.MixMo.forward
+
+    def broken_in_the_second_epoch(self, inputs, masks=None, step=[0]):  # noqa: B006
+        step[0] += self.training
+        return forward(self, inputs, masks) * (float("nan") if step[0] == 6 else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixmo.MixMo, "forward", broken_in_the_second_epoch)
+        with pytest.raises(TrainingError, match=r"not finite at step 5, with learning rate 0\.\d+"):
+            fit(plan, run)
+    assert torch.load(run.checkpoint_file(), weights_only=True)["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_a_learning_rate_that_breaks_training_is_named(whole, tmp_path):
+    folder, _ = whole
+    plan = plan_of(folder, "--trainer.max_epochs=3", "--optimizer.lr=1e30", "--schedule.warmup_steps=0")
+    with pytest.raises(TrainingError, match="learning rate"):
+        fit(plan, Run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--model.num_members=1"],
+        ["--model.num_members=5"],
+        ["--mixer.kind=mimo", "--trainer.precision=bf16-mixed"],
+        ["--data.batch_repetition=8"],
+        ["--data.repeat=pixels", "--data.input_repetition=0.5"],
+        ["--optimizer.name=adamw", "--optimizer.decay_all=false", "--optimizer.lr=0.001"],
+        ["--data.resident=false", "--data.image_size=8", "--data.workers=1"],
+        ["--data.channels=1", "--data.crop_size=6", "--data.validation=0.0", "--pixels.kind=mixup"],
+        ["--loggers=[tensorboard]"],
+        ["--model.mix_at=stages.0", "--mixer.kind=fmix"],
+        ['--mixer.kind={"cut": 0.5, "channel": 0.5}', "--mixer.draw_per=sample"],
+        ["--trainer.limit_train_batches=2", "--trainer.gradient_clip_val=1.0"],
+    ],
+    ids=lambda overrides: overrides[0][2:],
+)
+def test_settings_train_and_test(whole, tmp_path, overrides):
+    folder, _ = whole
+    run = Run(tmp_path / "run")
+    fit(plan_of(folder, "--trainer.max_epochs=2", *overrides), run)
+    figures = judge(run)
+    stored = json.loads((run.path / "test.json").read_text())
+    assert {key: stored[key] for key in figures} == figures
+    assert stored["about"]["epochs"] == 2 and stored["about"]["images"] == 12
+    assert 0 <= figures["accuracy"] <= 1 and math.isfinite(figures["nll"])
+    if "--loggers=[tensorboard]" in overrides:
+        told = event_accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+        losses = [float(row["train_loss"]) for row in run.read_metrics()]
+        assert [event.value for event in told.Scalars("train_loss")] == pytest.approx(losses, rel=1e-4)
+
+
+def test_test_json_repeats_what_the_loaded_network_says(whole):
+    _, run = whole
+    figures = judge(run, checkpoint="best")
+    net = mixmo.load(run.path, "best")
+    from mixmo.data.batches import Augmentation
+    from mixmo.data.loading import load_images
+
+    data = make_plan(run.config()).settings.data
+    test = load_images(data).test
+    with torch.no_grad():
+        logits = net(Augmentation(data).center(test.images, torch.arange(12)))
+    expected = mixmo.evaluate(logits, test.labels)
+    assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert not net.training
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(whole, tmp_path):
+    _, whole_run = whole
+    run = Run(tmp_path / "run")
+    run.create(whole_run.config_file.read_text())
+    file = run.checkpoint_folder / "last.ckpt"
+    content = whole_run.checkpoint_file().read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    for action in (lambda: mixmo.load(run.path), lambda: fit(make_plan(run.config()), run, resume=True)):
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
+            action()
+    file.write_bytes(content)
+    config = run.config()
+    config["model"]["backbone"] = "wide_resnet10_2"
+    run.config_file.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="does not hold the network"):
+        mixmo.load(run.path)
+    with pytest.raises(ValueError, match="checkpoint of another network"):
+        fit(make_plan(run.config()), run, resume=True)
+    assert file.read_bytes() == content
+
+
+def test_what_is_missing_is_named(tmp_path, whole):
+    with pytest.raises(FileNotFoundError, match="there is no run folder"):
+        mixmo.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
+        mixmo.load(tmp_path)
+    run = Run(tmp_path / "run")
+    run.create(whole[1].config_file.read_text())
+    with pytest.raises(FileNotFoundError, match="no last checkpoint"):
+        mixmo.load(run.path)
+    with pytest.raises(ValueError, match="unknown checkpoint 'lst'"):
+        mixmo.load(run.path, "lst")
+
+
+def test_a_run_is_never_overwritten(whole):
+    folder, run = whole
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="exists already; go on with it"):
+        fit(plan_of(folder), run)
+    assert before == {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+
+
+def test_images_too_small_for_the_backbone_are_refused_before_the_run_exists(whole, tmp_path):
+    folder, _ = whole
+    run = Run(tmp_path / "run")
+    for overrides, message in {
+        ("--model.backbone=vit_tiny_patch16_224",): "cannot take images of 8×8.*img_size",
+        ("--data.crop_size=20",): "crop_size is 20, larger than images of 8×8",
+        ("--mixer.kind=cute",): "did you mean 'cut'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            fit(plan_of(folder, *overrides), run)
+    assert not run.path.exists()

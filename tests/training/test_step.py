@@ -1,0 +1,260 @@
+"""Speed without surprises: the host never waits, nothing is compiled twice, fast settings compute the same."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import write_images
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import mixmo
+from mixmo import checkpoints
+from mixmo.config.hardware import PRECISIONS, default_precision
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.data.batches import Augmentation
+from mixmo.data.loading import load_images
+from mixmo.evaluation.benchmark import peak_memory
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+from mixmo.training.optimizers import build_optimizer
+from mixmo.training.step import Training
+
+WAITING = {
+    "aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2",
+    "aten::bincount", "aten::repeat_interleave", "aten::lift_fresh", "aten::index_put_", "aten::_assert_async",
+}  # fmt: skip
+"""Operations for which a GPU's host waits, or that bring data from it (``lift_fresh`` is ``torch.tensor``)."""
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which the host would wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function._schema.name
+        if name in WAITING:
+            self.found.append(name)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """21 training and 5 validation pictures: with U = 4 and evaluation in fours there is an odd last batch."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder / "train", classes=("cat", "dog"), count=13)
+    write_images(folder / "test", classes=("cat", "dog"), count=3, seed=1)
+    return folder
+
+
+def plan_of(pictures, *overrides):
+    data = [f"--data.name=folder:{pictures}", "--data.batch_size=8", "--data.padding=1", "--data.image_size=null"]
+    data += ["--data.channels=3", "--data.validation=0.2", "--data.eval_batch_size=4", "--trainer.max_epochs=2"]
+    return make_plan(load_recipe("quickstart"), [*data, *overrides])
+
+
+@pytest.mark.parametrize("pixels", ["none", "cutmix"])
+@pytest.mark.parametrize("kind", ["cut", "linear"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_host_waits_only_to_report(pictures, tmp_path, monkeypatch, pixels, kind, members):
+    seen = []
+    original = Training.training_step
+
+    def counted(self, batch, batch_idx):
+        before = self.reports
+        with Waits() as waits:
+            loss = original(self, batch, batch_idx)
+        seen.append((self.reports > before, waits.found))
+        return loss
+
+    monkeypatch.setattr(Training, "training_step", counted)
+    overrides = [f"--pixels.kind={pixels}", f"--mixer.kind={kind}", f"--model.num_members={members}"]
+    fit(plan_of(pictures, *overrides), Run(tmp_path / "run"))
+    quiet = [found for reported, found in seen[1:] if not reported]  # the first step moves constants to the device
+    assert len(quiet) >= 7 and not any(quiet), quiet
+    assert all(found for reported, found in seen if reported)  # the counter does count
+
+
+def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path, monkeypatch):
+    compiled = []
+
+    def whole_graphs(function, **options):
+        compiled.append(function.__name__)
+        return compile_(function, backend="aot_eager", fullgraph=True, **options)
+
+    compile_ = torch.compile
+    fit(plan_of(pictures, "--model.compile=false"), Run(tmp_path / "eager"))
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", whole_graphs)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        fit(plan_of(pictures, "--model.compile=true"), Run(tmp_path / "compiled"))
+    assert compiled == ["_logits_and_loss", "forward"]
+    rows = [Run(tmp_path / name).read_metrics() for name in ("eager", "compiled")]
+    for key in ("train_loss", "val_nll", "val_accuracy"):
+        eager, other = ([float(row[key]) for row in each] for each in rows)
+        assert other == pytest.approx(eager, rel=1e-3), key
+    assert mixmo.load(tmp_path / "compiled").num_members == 2
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_a_second_mask_layout_would_be_noticed():
+    """``error_on_recompile`` does raise, so that the test above can fail."""
+    torch._dynamo.reset()
+    net = torch.compile(mixmo.MixMo("wide_resnet10_1", 2, 5).forward, backend="aot_eager", dynamic=False)
+    inputs = torch.zeros(2, 2, 3, 8, 8)
+    net(inputs, torch.full((2, 2, 1, 8, 8), 0.5))
+    with pytest.raises(torch._dynamo.exc.RecompileError):
+        net(inputs, torch.full((2, 2, 16, 8, 8), 0.5))
+
+
+def test_what_a_recipe_leaves_open_follows_from_the_device():
+    plan = make_plan(load_recipe("cifar100-wrn28x10-cut"), ["--trainer.accelerator=cpu"])
+    assert plan.trainer["precision"] in PRECISIONS and plan.settings.model.compile is False
+    assert plan.settings.data.eval_batch_size == 64
+    kept = yaml.safe_load(plan.yaml)  # another machine finds its own
+    assert kept["trainer"]["precision"] is kept["model"]["compile"] is kept["data"]["eval_batch_size"] is None
+    assert plan.resolved == {
+        "trainer": {"precision": plan.trainer["precision"]}, "model": {"compile": False},
+        "data": {"eval_batch_size": 64},
+    }  # fmt: skip
+    own = make_plan(load_recipe("cifar100-wrn28x10-cut"), ["--trainer.precision=32-true", "--model.compile=true"])
+    assert own.trainer["precision"] == "32-true" and own.settings.model.compile is True
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_updates_are_the_plain_ones(name):
+    weights = {}
+    for fused in (True, False):
+        torch.manual_seed(0)
+        net = mixmo.MixMo("wide_resnet10_1", 2, 5).to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(net, name, lr=0.05, fused=fused)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(4, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+        weights[fused] = net.state_dict()
+    assert all(torch.allclose(weights[True][key], tensor, atol=1e-5) for key, tensor in weights[False].items())
+    assert build_optimizer(net, name).defaults["fused"] is True
+
+
+def test_the_average_of_the_weights_is_kept_and_tested(pictures, tmp_path):
+    plain, averaged = Run(tmp_path / "plain"), Run(tmp_path / "averaged")
+    fit(plan_of(pictures), plain)
+    fit(plan_of(pictures, "--optimizer.average=0.5"), averaged)
+    one, other = (checkpoints.load(run.checkpoint_file())["state_dict"] for run in (plain, averaged))
+    assert all(torch.equal(other[key], tensor) for key, tensor in one.items())  # training is the same
+    key = "backbone.fc.heads.1.weight"
+    assert not torch.equal(other[f"average.{key}"], other[f"net.{key}"])
+    assert torch.equal(mixmo.load(averaged.path).heads[1].weight, other[f"average.{key}"])
+
+
+def test_the_average_is_the_published_recursion(pictures, tmp_path, monkeypatch):
+    """a ← d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)), from the weights after the first step."""
+    weights = []
+    original = Training.on_train_batch_end
+
+    def noted(self, *arguments):
+        weights.append(self.net.heads[0].weight.detach().clone())
+        original(self, *arguments)
+
+    monkeypatch.setattr(Training, "on_train_batch_end", noted)
+    run = Run(tmp_path / "run")
+    fit(plan_of(pictures, "--optimizer.average=0.3"), run)
+    expected = weights[0]
+    for step, weight in enumerate(weights[1:], start=1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(mixmo.load(run.path).heads[0].weight, expected)
+
+
+def test_averaged_weights_have_batch_norm_statistics_of_their_own(pictures, tmp_path, monkeypatch):
+    """The mean over training mixtures, as they come out of the averaged network itself."""
+    seen = []
+    original = Training.estimate_statistics
+
+    def noted(self):
+        norm = self.average.backbone.stages[0][0].bn1
+        before = norm.running_mean.clone()
+        hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3)).float()))
+        seen.clear()
+        original(self)
+        hook.remove()
+        if seen:
+            torch.testing.assert_close(norm.running_mean, torch.stack(seen).mean(0), atol=1e-5, rtol=1e-4)
+            assert not torch.equal(norm.running_mean, before)
+            done.append(len(seen))
+
+    done = []
+    monkeypatch.setattr(Training, "estimate_statistics", noted)
+    fit(plan_of(pictures, "--optimizer.average=0.9"), Run(tmp_path / "run"))
+    assert done == [5, 5]  # once for each epoch, though validation and saving both ask for it
+
+
+@pytest.mark.parametrize("decay", [0.99, 0.999])
+def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, decay):
+    """Digits, a quarter of the quickstart: NLL on the test set at most 0.02 above the raw weights'."""
+    run = Run(tmp_path / "run")
+    plan = make_plan(load_recipe("quickstart"), [f"--optimizer.average={decay}", "--trainer.max_epochs=5"])
+    fit(plan, run)
+    state, net = checkpoints.load(run.checkpoint_file())["state_dict"], mixmo.load(run.path)
+    test, nll = load_images(plan.settings.data).test, {}
+    for prefix in ("average.", "net."):
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        with torch.no_grad():
+            logits = net(Augmentation(plan.settings.data).center(test.images, torch.arange(len(test))))
+        nll[prefix] = mixmo.evaluate(logits, test.labels)["nll"]
+    assert nll["average."] < nll["net."] + 0.02, nll
+
+
+def test_unfused_inference_sums_the_encoders_first():
+    net = mixmo.MixMo("wide_resnet10_1", num_members=3, num_classes=4).eval()
+    images = torch.randn(2, 3, 8, 8)
+    multiply_adds = []
+    for inputs in (images, images[:, None].expand(2, 3, 3, 8, 8)):
+        with FlopCounterMode(display=False) as counter:
+            logits = net(inputs)
+        multiply_adds.append(counter.get_total_flops() // 2)
+        torch.testing.assert_close(logits, net(images), atol=1e-5, rtol=1e-5)
+    one_encoder = 2 * 8 * 8 * 16 * 3 * 9
+    assert multiply_adds[1] - multiply_adds[0] == 2 * one_encoder
+
+
+def test_peak_memory_is_that_of_the_tensors_alive_at_a_time(capfd):
+    """Torch's timeline of allocations has no public name; nothing it says of itself reaches the terminal."""
+
+    def build():
+        kept = torch.zeros(2**18)  # 1 MiB
+        return lambda: kept + torch.ones(2**19)[: 2**18]  # 2 MiB and 1 MiB more at a time
+
+    assert peak_memory(build, torch.device("cpu")) == pytest.approx(4.0, abs=0.1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_names_of_torch_that_are_not_public_are_there():
+    """Found by a search for ``torch._`` and the like in the package; each has a test of what it does, or this one."""
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
+    assert default_precision(torch.device("cpu")) in PRECISIONS
+    found = set()
+    for file in Path(mixmo.__file__).parent.rglob("*.py"):
+        found |= set(re.findall(r"torch(?:\.\w+)*\._\w+|kineto_results", file.read_text()))
+    assert found == {"torch._sample_dirichlet", "torch.cpu._is_avx512_bf16_supported", "kineto_results"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_waits_nowhere():
+    from mixmo.evaluation.benchmark import Benchmark, TrainingStep
+
+    step = TrainingStep(Benchmark(backbone="wide_resnet10_1", batch_size=16), 2, input_path=True)
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        functools.reduce(lambda _, __: step(), range(3), None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
