@@ -73,7 +73,7 @@ def test_a_defect_is_one_line_with_the_traceback_in_a_file(monkeypatch, capsys, 
     def broken():
         raise KeyError("a\x1b[31mb")
 
-    monkeypatch.setattr("mixmo.cli.main.catalogue", broken)
+    monkeypatch.setattr("mixmo.cli.recipes.catalogue", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["recipes"]) == 1
     error = capsys.readouterr().err
@@ -95,7 +95,7 @@ def test_what_is_no_defect_has_exit_codes_of_its_own(monkeypatch, capsys, raised
     def stopped():
         raise raised
 
-    monkeypatch.setattr("mixmo.cli.main.catalogue", stopped)
+    monkeypatch.setattr("mixmo.cli.recipes.catalogue", stopped)
     assert main(["recipes"]) == code
     assert capsys.readouterr().err.startswith(message)
 

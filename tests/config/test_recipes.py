@@ -8,9 +8,9 @@ import timm
 import torch
 from conftest import write_images
 
-from mixmo.cli.main import main, method_of
+from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
-from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.config.recipes import catalogue, load_recipe, method_of
 from mixmo.masks import KINDS
 from mixmo.reporting.testing import judge
 from mixmo.runs import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -86,3 +87,18 @@ def merge(below: Recipe, above: Recipe) -> Recipe:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def method_of(recipe: Mapping[str, Any]) -> str:
+    """Return the method's usual name: single, MIMO, Linear-MixMo, Cut-MixMo, with + CutMix or + mixup.
+
+    Example:
+        >>> method_of(load_recipe("cifar10-wrn28x10-linear-cutmix"))
+        'Linear-MixMo + CutMix'
+    """
+    names = {"mimo": "MIMO", "linear": "Linear-MixMo", "cut": "Cut-MixMo", "cutmix": "CutMix"}
+    kind = recipe.get("mixer", {}).get("kind", "cut")
+    pixels = recipe.get("pixels", {}).get("kind", "none")
+    kind = kind if isinstance(kind, str) else "/".join(kind)
+    base = "single" if recipe["model"].get("num_members", 2) == 1 else names.get(kind, f"{kind} MixMo")
+    return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"

@@ -1,0 +1,41 @@
+"""``mixmo fit``: train a recipe, or go on with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixmo.config.plan import make_plan, print_help
+from mixmo.config.recipes import load_recipe
+from mixmo.errors import InputError, StoppedError
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+
+
+def run(words: list[str]) -> None:
+    """``mixmo fit RECIPE [--key value …]`` or ``mixmo fit RUN``."""
+    if {"-h", "--help"} & set(words):
+        print_help("fit")
+        return
+    if not words or words[0].startswith("-"):
+        raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
+    target, overrides = words[0], words[1:]
+    resume = Path(target).is_dir()
+    if resume:
+        if overrides:
+            raise InputError(
+                f"{target} is a run's folder, which goes on with its own settings; to change {overrides[0]}, start "
+                f"a new run with `mixmo fit {target}/config.yaml`."
+            )
+        run = Run(target).require()
+        plan = make_plan(run.resumed_config())
+    else:
+        plan = make_plan(load_recipe(target), overrides)
+        run = Run(plan.folder or f"runs/{Path(target).stem}")
+    if resume and run.finished(plan.trainer["max_epochs"]):
+        print(f"{run.path} is finished; `mixmo test {run.path}` judges it.")
+        return
+    try:
+        fit(plan, run, resume)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+        raise StoppedError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
+    print(f"{run.path} is trained; `mixmo test {run.path}` judges it.")

@@ -1,0 +1,34 @@
+"""``mixmo recipes``: the shipped recipes."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from mixmo.config.plan import parse
+from mixmo.config.recipes import NOTES, catalogue, method_of
+
+
+def run(words: list[str]) -> None:
+    """``mixmo recipes``."""
+    parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False)
+    parse(parser, words)
+    table = Table(
+        title="Shipped recipes",
+        caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch",
+    )
+    for column in ("recipe", "dataset", "network", "method", "b", "published", "source"):
+        table.add_column(column, no_wrap=True)
+    for name, recipe in catalogue().items():
+        table.add_row(
+            name,
+            recipe["data"]["name"],
+            recipe["model"]["backbone"],
+            method_of(recipe),
+            str(recipe["data"].get("batch_repetition", 1)),
+            *(str(recipe.get(key, "")) for key in NOTES),
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
