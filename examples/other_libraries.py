@@ -21,7 +21,7 @@ from torch_uncertainty.models.classification import batchensemble_lenet, packed_
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import Augmentation
-from mixmo.data.loading import load_images
+from mixmo.data.module import DataModule
 
 MEMBERS = 4
 
@@ -29,7 +29,7 @@ MEMBERS = 4
 def pixels(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the quickstart's images, normalised, (N, 1, 16, 16), and their labels (N,)."""
     settings = make_plan(load_recipe("quickstart")).settings
-    images = getattr(load_images(settings.data, settings.seed), name)
+    images = getattr(DataModule(settings.data, settings.seed), name)
     return Augmentation(settings.data).center(images.images, torch.arange(len(images))), images.labels
 
 

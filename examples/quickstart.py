@@ -16,7 +16,7 @@ import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import Augmentation
-from mixmo.data.loading import evaluation_loader, load_images
+from mixmo.data.loading import DataModule, evaluation_loader
 from mixmo.evaluation.evaluate import evaluate, predict_logits
 from mixmo.reporting.tables import figures_row, figures_table
 from mixmo.reporting.testing import judge
@@ -46,7 +46,7 @@ def main(overrides: list[str]) -> None:
 
     fused = mixmo.fuse(mixmo.load(ensemble.path)).eval()  # an ordinary network: the backbone's own class
     data = make_plan(ensemble.config()).settings.data
-    batches = evaluation_loader(load_images(data).test, data, torch.device("cpu"))
+    batches = evaluation_loader(DataModule(data).test, data, torch.device("cpu"))
     logits, targets = predict_logits(fused, batches, Augmentation(data), torch.device("cpu"))
 
     table = figures_table(ensemble.read_json("test.json"), "Digits, 360 test images")

@@ -12,11 +12,17 @@ from PIL import Image
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import BatchMaker
+from mixmo.data.module import DataModule
 from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
 torch.set_num_threads(1)
+
+
+def data_of(settings, seed=0, check=True):
+    """Open all that training needs."""
+    return DataModule(settings, seed, check).require()
 
 
 def write_images(folder, classes=("cat", "dog", "emu"), count=8, size=8, seed=0, suffix="png"):

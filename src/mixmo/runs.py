@@ -29,6 +29,7 @@ from mixmo.checkpoints import BEST, LAST, PREVIOUS
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import merge
+from mixmo.config.settings import Settings
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
 from mixmo.network import MixMo
@@ -132,6 +133,10 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Return the run's settings as they were asked for."""
         return read_yaml(self.require().config_file, "configuration")
+
+    def settings(self) -> Settings:
+        """Return the run's typed settings; what they leave open follows from this machine."""
+        return make_plan(self.config()).settings
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings with what followed from the machine where the run began, so that it goes on alike."""
@@ -248,7 +253,7 @@ def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> M
 def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> tuple[MixMo, int]:
     """Return a run's network in evaluation mode, and the number of epochs it was trained for."""
     file = run.checkpoint_file(which)
-    content, settings = read_sealed(file), make_plan(run.config()).settings
+    content, settings = read_sealed(file), run.settings()
     model = settings.model
     check_download(
         model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"

@@ -134,10 +134,10 @@ BAD = {
     "quickstart --optimizer.lr=-1": "optimizer.lr is -1",
     'quickstart --optimizer.options={"a":1}': "does not take {'a': 1}",
     "quickstart --schedule.kind=linear": "unknown schedule.kind 'linear'; did you mean 'cosine'?",
-    "quickstart --schedule.drops=[2]": "schedule.drops are [2.0]",
+    "quickstart --schedule.milestones=[2]": "schedule.milestones are [2.0]",
     "quickstart --seed=-1": "seed is -1",
     "quickstart --trainer.precision=16-mixed": "unknown trainer.precision '16-mixed'; did you mean 'bf16-mixed'",
-    "quickstart --optimizer.average=1": "optimizer.average is 1.0",
+    "quickstart --optimizer.ema_decay=1": "optimizer.ema_decay is 1.0",
     "quickstart --trainer.max_epochs=0": "max_epochs is 0",
     "quickstart --trainer.strategy=ddp": "unknown setting 'trainer.strategy'",
     "quickstart --model.backbone=vit_tiny_patch16_224": "cannot take images of 8×8",
@@ -207,7 +207,7 @@ def test_an_unreadable_image_in_a_worker_is_one_sentence(tmp_path, capsys):
     write_images(tmp_path / "train")
     write_images(tmp_path / "test")
     (tmp_path / "train" / "dog" / "003.png").write_bytes(b"broken")
-    streamed = ["--data.image_size=8", "--data.resident=false", "--data.workers=1", "--data.validation=0"]
+    streamed = ["--data.image_size=8", "--data.in_memory=false", "--data.workers=1", "--data.validation=0"]
     assert main(["fit", "quickstart", f"--data.name=folder:{tmp_path}", *FAST, *streamed]) == 2
     error = capsys.readouterr().err
     assert "dog/003.png cannot be read" in error and "Traceback" not in error

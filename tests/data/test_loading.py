@@ -8,18 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import data_of
+
 from mixmo.config.settings import DataSettings
 from mixmo.data.batches import Augmentation, BatchMaker
 from mixmo.data.folders import FileImages
-from mixmo.data.loading import (
-    DistinctBatch,
-    ResidentImages,
-    evaluation_loader,
-    load_images,
-    load_validation_images,
-    read_test_images,
-    train_loader,
-)
+from mixmo.data.sets import DistinctBatch, InMemoryImages, evaluation_loader, train_loader
 from mixmo.errors import InputError
 from mixmo.mixing import Mixer
 from mixmo.pixel_mixing import PixelMixer
@@ -31,12 +25,12 @@ def settings(folder, **changes):
     return DataSettings(**({"name": f"folder:{folder}", "batch_size": 8, "validation": 0.0, "padding": 1} | changes))
 
 
-def test_streamed_images_are_the_resident_ones(image_folder):
-    resident = load_images(settings(image_folder, image_size=8))
-    streamed = load_images(settings(image_folder, image_size=8, resident=False, workers=2))
+def test_streamed_images_are_the_in_memory_ones(image_folder):
+    in_memory = data_of(settings(image_folder, image_size=8))
+    streamed = data_of(settings(image_folder, image_size=8, in_memory=False, workers=2))
     for kind in (train_loader,):
         pairs = zip(
-            kind(resident.train, settings(image_folder), 0, CPU),
+            kind(in_memory.train, settings(image_folder), 0, CPU),
             kind(streamed.train, settings(image_folder, workers=2), 0, CPU),
             strict=True,
         )
@@ -46,7 +40,7 @@ def test_streamed_images_are_the_resident_ones(image_folder):
 
 
 def test_evaluation_shows_every_image_once_in_order(image_folder):
-    data = load_images(settings(image_folder, eval_batch_size=5))
+    data = data_of(settings(image_folder, eval_batch_size=5))
     seen = torch.cat(
         [batch.chosen for batch in evaluation_loader(data.test, settings(image_folder, eval_batch_size=5), CPU)]
     )
@@ -56,7 +50,7 @@ def test_evaluation_shows_every_image_once_in_order(image_folder):
 @pytest.mark.parametrize(("repetition", "steps"), [(1, 3), (2, 6), (4, 12), (8, 24)])
 def test_an_epoch_is_b_times_longer(image_folder, repetition, steps):
     own = settings(image_folder, batch_repetition=repetition)
-    loader = train_loader(load_images(own).train, own, 0, CPU)
+    loader = train_loader(data_of(own).train, own, 0, CPU)
     batches = list(loader)
     assert len(batches) == len(loader) == steps
     assert sorted(torch.cat([batch.chosen for batch in batches]).tolist()) == list(range(24))
@@ -64,7 +58,7 @@ def test_an_epoch_is_b_times_longer(image_folder, repetition, steps):
 
 def test_published_epoch_lengths():
     """781 / 1562 / 3125 steps for b = 1 / 2 / 4 on CIFAR at batch 64: the incomplete last batch is left out."""
-    images = ResidentImages(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.long))
+    images = InMemoryImages(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.long))
     for repetition, steps in {1: 781, 2: 1562, 4: 3125}.items():
         own = DataSettings(batch_size=64, batch_repetition=repetition)
         assert len(train_loader(images, own, 0, CPU)) == steps
@@ -72,7 +66,7 @@ def test_published_epoch_lengths():
 
 def test_epochs_differ_and_seeds_repeat(image_folder):
     own = settings(image_folder)
-    train = load_images(own).train
+    train = data_of(own).train
 
     def order(seed, epoch):
         loader = train_loader(train, own, seed, CPU)
@@ -84,15 +78,15 @@ def test_epochs_differ_and_seeds_repeat(image_folder):
 
 
 def test_validation_is_stratified_seeded_and_disjoint():
-    parts = {seed: load_images(DataSettings(name="digits", channels=1, validation=0.1), seed) for seed in (0, 1)}
-    again = load_images(DataSettings(name="digits", channels=1, validation=0.1), 0)
+    parts = {seed: data_of(DataSettings(name="digits", channels=1, validation=0.1), seed) for seed in (0, 1)}
+    again = data_of(DataSettings(name="digits", channels=1, validation=0.1), 0)
     data = parts[0]
     assert len(data.train) + len(data.validation) == 1437
     assert len(data.validation) == 144
     assert torch.bincount(data.validation.labels).min() >= 14
     assert torch.equal(data.validation.images, again.validation.images)
     assert not torch.equal(data.validation.images, parts[1].validation.images)
-    everything = load_images(DataSettings(name="digits", channels=1, validation=0.0)).train.images
+    everything = data_of(DataSettings(name="digits", channels=1, validation=0.0)).train.images
     together = torch.cat([data.train.images, data.validation.images]).flatten(1)
     assert torch.equal(together.unique(dim=0), everything.flatten(1).unique(dim=0))
 
@@ -100,8 +94,8 @@ def test_validation_is_stratified_seeded_and_disjoint():
 def test_odd_sizes_without_a_canvas_are_refused(image_folder):
     Image.new("RGB", (9, 8)).save(image_folder / "train" / "dog" / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png is 8×9, but the first one is 8×8; .*data\.image_size"):
-        load_images(settings(image_folder))
-    assert load_images(settings(image_folder, image_size=10)).train.images.shape == (25, 10, 10, 3)
+        data_of(settings(image_folder))
+    assert data_of(settings(image_folder, image_size=10)).train.images.shape == (25, 10, 10, 3)
 
 
 def damage(folder, *names):
@@ -109,53 +103,51 @@ def damage(folder, *names):
         (folder / name).write_bytes(b"not an image")
 
 
-STREAMED = {"image_size": 8, "resident": False, "workers": 0}
+STREAMED = {"image_size": 8, "in_memory": False, "workers": 0}
 
 
-@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["in_memory", "streamed"])
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
 def test_an_unreadable_image_is_named(image_folder, content, streamed):
     file = image_folder / "train" / "emu" / "003.png"
     file.write_bytes(file.read_bytes()[:60] if content is None else content)
     with pytest.raises(InputError, match=r"^image .*emu/003\.png cannot be read: [^/]*--data\.on_error skip\.$"):
-        load_images(settings(image_folder, **streamed))
+        data_of(settings(image_folder, **streamed))
     own = settings(image_folder, batch_size=24, **STREAMED)
     with pytest.raises(InputError, match=r"emu/003\.png cannot be read"):
-        next(iter(train_loader(load_images(own, check=False).train, own, 0, CPU)))
+        next(iter(train_loader(data_of(own, check=False).train, own, 0, CPU)))
 
 
-@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["in_memory", "streamed"])
 @pytest.mark.parametrize("count", [2, 10, 13])
 def test_all_unreadable_images_are_counted_and_ten_named(image_folder, streamed, count):
     names = [f"{kind}/{number:03}.png" for kind in ("cat", "emu") for number in range(7)][:count]
     damage(image_folder / "train", *names)
     with pytest.raises(InputError) as caught:
-        load_images(settings(image_folder, **streamed))
+        data_of(settings(image_folder, **streamed))
     text = str(caught.value)
     assert f"{count} of 24 images cannot be read: " in text and "\n" not in text
     assert [name for name in names if name in text] == names[:10]
     assert ("and 3 more" in text) == (count == 13)
 
 
-@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["in_memory", "streamed"])
 def test_unreadable_images_are_skipped_where_that_is_asked_for(image_folder, caplog, streamed):
-    whole = load_images(settings(image_folder, validation=0.25, image_size=8))
+    whole = data_of(settings(image_folder, validation=0.25, image_size=8))
     own = settings(image_folder, validation=0.25, on_error="skip", **streamed)
     held_out = {bytes(image.numpy().tobytes()) for image in whole.validation.images}
     files = {np.asarray(Image.open(f)).tobytes(): f for f in (image_folder / "train").rglob("*.png")}
     first = next(f for pixels, f in files.items() if pixels not in held_out)
     second = next(f for pixels, f in files.items() if pixels in held_out)
     damage(image_folder, first, second, "test/dog/001.png")
-    data = load_images(own)
+    data = data_of(own)
     assert (len(data.train), len(data.validation), len(data.test)) == (17, 5, 11)
     for count, name in (("1 of 18", first.name), ("1 of 6", second.name), ("1 of 12", "test/dog/001.png")):
         assert re.search(rf"left out {count} images, which cannot be read: \S*{name} \(it is damaged, or", caplog.text)
     batches = list(evaluation_loader(data.test, own, CPU))
     assert torch.cat([batch.labels[batch.chosen] for batch in batches]).tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert len(list(train_loader(data.train, own, 0, CPU))) == 2
-    images, _ = load_validation_images(own, 0)
-    assert len(images) == 5
-    seen = read_test_images(own, [4, 5])  # numbered without the one left out
+    seen = [data.image(index) for index in (4, 5)]  # numbered without the one left out
     expected = [np.asarray(Image.open(image_folder / "test" / "dog" / f"{i:03}.png")) for i in (0, 2)]
     assert all(np.array_equal(a, b) for a, b in zip(seen, expected, strict=True))
 
@@ -170,14 +162,14 @@ def test_nothing_but_unreadable_images_is_refused(image_folder):
         file.write_bytes(b"")
     for own in ({}, STREAMED):
         with pytest.raises(InputError, match="24 of 24 images cannot be read"):
-            load_images(settings(image_folder, on_error="skip", **own))
+            data_of(settings(image_folder, on_error="skip", **own))
 
 
 def test_the_canvas_is_that_of_the_first_readable_image(image_folder):
     damage(image_folder / "train", "cat/000.png")
-    assert load_images(settings(image_folder, on_error="skip")).train.images.shape == (23, 8, 8, 3)
+    assert data_of(settings(image_folder, on_error="skip")).train.images.shape == (23, 8, 8, 3)
     with pytest.raises(InputError, match=r"cat/000\.png"):
-        load_images(settings(image_folder))
+        data_of(settings(image_folder))
 
 
 def test_one_image_too_large_for_memory_is_unreadable(image_folder, monkeypatch, caplog):
@@ -188,22 +180,22 @@ def test_one_image_too_large_for_memory_is_unreadable(image_folder, monkeypatch,
 
     real = FileImages.read
     monkeypatch.setattr(FileImages, "read", read)
-    assert len(load_images(settings(image_folder, on_error="skip")).train) == 23
+    assert len(data_of(settings(image_folder, on_error="skip")).train) == 23
     assert "cat/003.png (there is not enough memory for it)" in caplog.text
 
 
 def test_images_that_do_not_fit_in_memory_are_to_be_streamed(image_folder):
     with pytest.raises(InputError, match=r"24 images of 10000000×10000000 do not fit in memory; stream them"):
-        load_images(settings(image_folder, image_size=10**7, resident=True))
+        data_of(settings(image_folder, image_size=10**7, in_memory=True))
 
 
 def test_streamed_images_are_checked_once_and_said(image_folder, caplog):
     caplog.set_level("INFO", "mixmo")
-    load_images(settings(image_folder, **STREAMED))
+    data_of(settings(image_folder, **STREAMED))
     assert [record.getMessage() for record in caplog.records] == ["checking once that all 24 images can be read"]
 
 
-@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["in_memory", "streamed"])
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_training_decodes_no_test_image(image_folder, monkeypatch, streamed, kind):
     for file in (image_folder / "test").rglob("*.png"):
@@ -214,7 +206,7 @@ def test_training_decodes_no_test_image(image_folder, monkeypatch, streamed, kin
         (image_folder / "test").rename(image_folder / "unpacked")
         monkeypatch.setattr("mixmo.data.archives.TarImages.read", None)
     own = settings(image_folder, **streamed)
-    data = load_images(own)
+    data = data_of(own)
     list(train_loader(data.train, own, 0, CPU))
     assert len(data.train) == 24
     monkeypatch.undo()
@@ -223,15 +215,15 @@ def test_training_decodes_no_test_image(image_folder, monkeypatch, streamed, kin
 
 
 def test_the_test_set_is_decoded_once(image_folder):
-    data = load_images(settings(image_folder))
+    data = data_of(settings(image_folder))
     assert data.test is data.test and len(data.test) == 12
 
 
 def test_too_few_images_for_a_batch(image_folder):
     with pytest.raises(ValueError, match="24 training images, fewer than the 32 distinct images"):
-        load_images(settings(image_folder, batch_size=32))
+        data_of(settings(image_folder, batch_size=32))
     with pytest.raises(ValueError, match=r"validation share of 0\.01 cannot be split off"):
-        load_images(settings(image_folder, validation=0.01))
+        data_of(settings(image_folder, validation=0.01))
 
 
 def test_random_crop_and_mirror_by_brute_force(generator):

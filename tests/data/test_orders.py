@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import data_of
+
 from mixmo.config.settings import DataSettings
-from mixmo.data.loading import StreamedImages, load_images, train_loader
+from mixmo.data.sets import StreamedImages, train_loader
 from mixmo.data.orders import EpochOrder
 from mixmo.seeding import STREAMS, generator_for
 
@@ -25,7 +27,7 @@ def numbered(tmp_path):
             Image.fromarray(np.full((4, 4), number, np.uint8)).save(folder / f"{number:02}.png")
     name = f"folder:{tmp_path}"
     return DataSettings(
-        name=name, batch_size=2, validation=0.0, image_size=4, channels=1, resident=False, workers=2, padding=0
+        name=name, batch_size=2, validation=0.0, image_size=4, channels=1, in_memory=False, workers=2, padding=0
     )
 
 
@@ -41,7 +43,7 @@ def order(seed, epoch, stream="order"):
 def test_spawned_workers_show_the_order(numbered):
     """As on macOS and Windows, and from Python 3.14 on by forkserver: what a worker needs is pickled."""
     numbered.workers = 1  # they start slowly
-    loader = train_loader(load_images(numbered).train, numbered, 3, CPU)
+    loader = train_loader(data_of(numbered).train, numbered, 3, CPU)
     loader.multiprocessing_context = "spawn"
     assert shown(loader) == order(3, 0)
 
@@ -49,7 +51,7 @@ def test_spawned_workers_show_the_order(numbered):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_begins_at_any_epoch(numbered, workers):
     numbered.workers = workers
-    loader = train_loader(load_images(numbered).train, numbered, 3, CPU, epoch=5)
+    loader = train_loader(data_of(numbered).train, numbered, 3, CPU, epoch=5)
     assert shown(loader) == order(3, 5)
     loader.batch_sampler.sampler.set_epoch(6)
     assert shown(loader) == order(3, 6)
@@ -74,7 +76,7 @@ class Recorder(L.LightningModule):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_sees_the_epochs_that_are_left(numbered, tmp_path, workers):
     numbered.workers = workers
-    images = load_images(numbered).train
+    images = data_of(numbered).train
 
     def run(epochs, first, checkpoint=None):
         module = Recorder()
@@ -93,7 +95,7 @@ def test_a_resumed_run_sees_the_epochs_that_are_left(numbered, tmp_path, workers
 
 def test_a_few_batches_of_another_stream(numbered, monkeypatch):
     """Workers read no more than they are asked for, and do not stay."""
-    images = load_images(numbered).train
+    images = data_of(numbered).train
     loader = train_loader(images, numbered, 1, CPU, epoch=2, stream="statistics", batches=2)
     assert len(loader) == 2 and not loader.persistent_workers
     assert train_loader(images, numbered, 1, CPU).persistent_workers

@@ -10,13 +10,13 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
-from conftest import packed, tree, write_images
+from conftest import data_of, packed, tree, write_images
 from PIL import Image
 
 from mixmo.data import loading as data
 from mixmo.config.settings import DataSettings
 from mixmo.data.datasets import open_source
-from mixmo.data.loading import load_images
+from mixmo.data.module import DataModule
 from mixmo.data.sources import decode
 from mixmo.errors import InputError
 
@@ -26,7 +26,7 @@ def settings(folder, **changes):
 
 
 def test_folders_are_read_in_the_order_of_sorted_names(image_folder):
-    data = load_images(settings(image_folder))
+    data = data_of(settings(image_folder))
     assert data.classes == ["cat", "dog", "emu"]
     assert data.size == (8, 8)
     assert (len(data.train), len(data.test), data.validation) == (24, 12, None)
@@ -47,7 +47,7 @@ def test_tar_files_hold_what_the_folder_holds(image_folder, tmp_path, shards):
                 tar.add(file, f"./{file.parent.name}/{file.name}")
     with tarfile.open(packed / "test.tar", "w") as tar:
         tar.add(image_folder / "test", ".")
-    one, other = load_images(settings(image_folder)), load_images(settings(packed))
+    one, other = data_of(settings(image_folder)), data_of(settings(packed))
     assert one.classes == other.classes
     assert torch.equal(one.train.labels, other.train.labels)
     if shards == 1:
@@ -57,30 +57,30 @@ def test_tar_files_hold_what_the_folder_holds(image_folder, tmp_path, shards):
 
 def test_missing_and_empty_datasets_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no dataset folder"):
-        load_images(settings(tmp_path / "nowhere"))
+        data_of(settings(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="neither a folder nor a tar file named train"):
-        load_images(settings(tmp_path / "empty"))
+        data_of(settings(tmp_path / "empty"))
     (tmp_path / "empty" / "train").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no images"):
-        load_images(settings(tmp_path / "empty"))
+        data_of(settings(tmp_path / "empty"))
     write_images(tmp_path / "half" / "train")
     with pytest.raises(FileNotFoundError, match="named test or val"):
-        load_images(settings(tmp_path / "half"))
+        data_of(settings(tmp_path / "half"))
     write_images(tmp_path / "one" / "train", classes=["cat"])
     write_images(tmp_path / "one" / "test", classes=["cat"])
     with pytest.raises(ValueError, match=r"one class only \(cat\)"):
-        load_images(settings(tmp_path / "one"))
+        data_of(settings(tmp_path / "one"))
     with pytest.raises(FileNotFoundError, match=r"data\.download true"):
-        load_images(DataSettings(name="torch/cifar100", root=str(tmp_path)))
+        data_of(DataSettings(name="torch/cifar100", root=str(tmp_path)))
     with pytest.raises(ValueError, match="unknown dataset 'cifar100'"):
-        load_images(DataSettings(name="cifar100"))
+        data_of(DataSettings(name="cifar100"))
 
 
 def test_names_of_timm_are_opened(image_folder):
     """The same folder through timm: ``torch/image_folder`` is torchvision's own."""
-    ours = load_images(settings(image_folder))
-    theirs = load_images(settings(image_folder, name="torch/image_folder", root=str(image_folder)))
+    ours = data_of(settings(image_folder))
+    theirs = data_of(settings(image_folder, name="torch/image_folder", root=str(image_folder)))
     assert ours.classes == theirs.classes
     assert torch.equal(ours.train.images, theirs.train.images)
     assert torch.equal(ours.test.labels, theirs.test.labels)
@@ -96,7 +96,7 @@ def test_a_grey_dataset_of_torchvision(tmp_path):
         (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = b"".join(number.to_bytes(4, "big") for number in (2049, 10))
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(range(10)))
-    data = load_images(DataSettings(name="torch/mnist", root=str(tmp_path), channels=1, batch_size=5, validation=0.0))
+    data = data_of(DataSettings(name="torch/mnist", root=str(tmp_path), channels=1, batch_size=5, validation=0.0))
     assert np.array_equal(data.train.images.numpy().ravel(), pixels)
     assert data.train.labels.tolist() == list(range(10)) and len(data.classes) == 10
 
@@ -107,14 +107,14 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(FileNotFoundError, match=r"'torch/cifar100' cannot be opened in .*no network"):
-        load_images(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
+        data_of(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
 
 
 def test_classes_of_train_and_test_must_agree(tmp_path):
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", classes=["cat", "dog", "fox"])
     with pytest.raises(ValueError, match=r"test set of .* has classes that the training set lacks, fox"):
-        load_images(settings(tmp_path))
+        data_of(settings(tmp_path))
 
 
 def test_a_damaged_tar_file_is_named(image_folder, tmp_path):
@@ -262,17 +262,17 @@ def test_a_test_set_may_lack_classes(image_folder, caplog):
     (image_folder / "test" / "cat").rename(image_folder / "gone")
     (image_folder / "test" / "dog").rename(image_folder / "gone2")
     own = settings(image_folder)
-    assert load_images(own).test.labels.tolist() == [2] * 4
+    assert data_of(own).test.labels.tolist() == [2] * 4
     assert "has no images of cat, dog, which the training set has" in caplog.text
-    images, classes = data.load_test_images(own)
+    images, classes = DataModule(own).test, DataModule(own).classes
     assert images.labels.tolist() == [2] * 4 and classes == ["cat", "dog", "emu"]
-    images, classes = data.load_test_images(settings(image_folder.parent / "images"), f"folder:{image_folder}")
+    images, classes = DataModule(settings(image_folder.parent / "images")).other(f"folder:{image_folder}")
     assert images.labels.tolist() == [0] * 4 and classes == ["emu"]  # strangers have classes of their own
 
 
 def test_a_test_set_stands_alone_where_the_training_set_is_not(image_folder):
     (image_folder / "train").rename(image_folder / "elsewhere")
-    images, classes = data.load_test_images(settings(image_folder))
+    images, classes = DataModule(settings(image_folder)).test, DataModule(settings(image_folder)).classes
     assert len(images) == 12 and classes == ["cat", "dog", "emu"]
 
 
@@ -322,16 +322,16 @@ def test_fingerprints_tell_what_changed(image_folder, tmp_path, kind):
 
 def test_fingerprints_of_splits(image_folder):
     own = settings(image_folder, validation=0.25)
-    of_test, of_validation = data.fingerprint_of_test(own), data.fingerprint_of_validation(own, 0)
-    assert of_validation != data.fingerprint_of_validation(own, 1)
-    assert data.fingerprint_of_test(own, "digits") == data.fingerprint_of_test(own, "digits") != of_test
+    of_test, of_validation = DataModule(own).fingerprint("test"), DataModule(own, 0).fingerprint("validation")
+    assert of_validation != DataModule(own, 1).fingerprint("validation")
+    assert DataModule(own).fingerprint("test", "digits") == DataModule(own).fingerprint("test", "digits") != of_test
     os.utime(image_folder / "test" / "cat" / "000.png", (1, 1))
-    assert data.fingerprint_of_test(own) != of_test and data.fingerprint_of_validation(own, 0) == of_validation
-    trained = load_images(own).fingerprint
+    assert DataModule(own).fingerprint("test") != of_test and DataModule(own, 0).fingerprint("validation") == of_validation
+    trained = data_of(own).fingerprint("train")
     os.utime(image_folder / "train" / "cat" / "000.png", (1, 1))
-    assert load_images(own).fingerprint == trained
+    assert data_of(own).fingerprint("train") == trained
     (image_folder / "train" / "cat" / "000.png").unlink()
-    assert load_images(own).fingerprint != trained
+    assert data_of(own).fingerprint("train") != trained
 
 
 def test_listing_decodes_nothing(image_folder, monkeypatch):

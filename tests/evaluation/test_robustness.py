@@ -80,7 +80,7 @@ def test_streamed_images_are_corrupted_alike(trained):
     _, two, _ = trained
     settings = load_network(two).settings
     resident = MadeCorruptions(settings, CPU)
-    settings.resident, settings.image_size = False, 8
+    settings.in_memory, settings.image_size = False, 8
     streamed = MadeCorruptions(settings, CPU)
     for (a, b), (c, d) in zip(resident.batches("frost", 2), streamed.batches("frost", 2), strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)

@@ -16,12 +16,12 @@ from mixmo.runs import Run
 from mixmo.training.fit import fit
 
 KILLS = 25
-STREAMED = ["--data.resident=false", "--data.workers=2", "--data.image_size=8"]
+STREAMED = ["--data.in_memory=false", "--data.workers=2", "--data.image_size=8"]
 WAYS = {
     "in memory": ["--data.image_size=null"],
     "streamed": STREAMED,
-    "averaged": ["--data.image_size=null", "--optimizer.average=0.9"],
-    "streamed and averaged": [*STREAMED, "--optimizer.average=0.9"],
+    "averaged": ["--data.image_size=null", "--optimizer.ema_decay=0.9"],
+    "streamed and averaged": [*STREAMED, "--optimizer.ema_decay=0.9"],
 }
 TIMES = {"seconds", "images_per_second"}
 

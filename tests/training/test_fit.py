@@ -36,7 +36,7 @@ def weights(run, which="last"):
 
 def test_published_drops_are_before_epochs_101_201_and_226():
     own = load_recipe("cifar100-wrn28x10-cut")["schedule"]
-    schedule = Schedule("drops", 3125, 300, 0, tuple(own["drops"]), own["factor"])
+    schedule = Schedule("multistep", 3125, 300, 0, tuple(own["milestones"]), own["gamma"])
     rates = [schedule((epoch - 1) * 3125) for epoch in range(1, 301)]
     drops = [epoch for epoch in range(2, 301) if rates[epoch - 1] < rates[epoch - 2]]
     assert drops == [101, 201, 226]
@@ -46,7 +46,7 @@ def test_published_drops_are_before_epochs_101_201_and_226():
 
 def test_published_drops_of_tiny_imagenet_are_before_epochs_600_and_900():
     own = load_recipe("tiny-preact18x1-cut")["schedule"]
-    schedule = Schedule("drops", 10, 1200, 0, tuple(own["drops"]), own["factor"])
+    schedule = Schedule("multistep", 10, 1200, 0, tuple(own["milestones"]), own["gamma"])
     rates = [schedule((epoch - 1) * 10) for epoch in range(1, 1201)]
     assert [epoch for epoch in range(2, 1201) if rates[epoch - 1] < rates[epoch - 2]] == [600, 900]
 
@@ -54,7 +54,7 @@ def test_published_drops_of_tiny_imagenet_are_before_epochs_600_and_900():
 def test_published_warm_up_and_peak_follow_batch_repetition():
     assert [warmup_steps(50_000, 64, b, 1) for b in (1, 2, 4)] == [782, 1564, 3128]
     assert [warmup_steps(100_000, 100, b, 1) for b in (1, 4)] == [1000, 4000]
-    schedule = Schedule("drops", 781, 300, 782)
+    schedule = Schedule("multistep", 781, 300, 782)
     assert [schedule(k - 1) for k in (1, 2, 391, 782, 783)] == pytest.approx([1 / 782, 2 / 782, 0.5, 1, 1])
     for b, peak in {1: 0.05, 2: 0.025, 4: 0.0125}.items():
         plan = make_plan(load_recipe("cifar100-wrn28x10-cut"), [f"--data.batch_repetition={b}"])
@@ -99,12 +99,12 @@ def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
 
 def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
     folder, _ = whole
-    short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.average=0.99"]
+    short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.ema_decay=0.99"]
     fit(plan_of(folder, *short), Run(tmp_path / "short"))
     assert "of 1 epochs the last has no shaped masks at all; take steps" in caplog.text
-    assert "optimizer.average 0.99 averages over about 100 steps, more than a tenth of the run's 4" in caplog.text
+    assert "optimizer.ema_decay 0.99 averages over about 100 steps, more than a tenth of the run's 4" in caplog.text
     caplog.clear()
-    long = ["--trainer.max_epochs=2", "--optimizer.average=0.5", "--data.batch_repetition=8"]
+    long = ["--trainer.max_epochs=2", "--optimizer.ema_decay=0.5", "--data.batch_repetition=8"]
     fit(plan_of(folder, *long), Run(tmp_path / "long"))
     assert not caplog.text
 
@@ -179,12 +179,12 @@ def same(one, other):
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-STREAMED = ["--data.resident=false", "--data.image_size=8", "--data.workers=2"]
+STREAMED = ["--data.in_memory=false", "--data.image_size=8", "--data.workers=2"]
 
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--optimizer.average=0.9"], STREAMED, [*STREAMED, "--optimizer.average=0.9"]],
+    [[], ["--optimizer.ema_decay=0.9"], STREAMED, [*STREAMED, "--optimizer.ema_decay=0.9"]],
     ids=["weights", "averaged weights", "streamed", "streamed and averaged"],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
@@ -288,7 +288,7 @@ def test_a_learning_rate_that_breaks_training_is_named(whole, tmp_path):
         ["--data.batch_repetition=8"],
         ["--data.repeat=pixels", "--data.input_repetition=0.5"],
         ["--optimizer.name=adamw", "--optimizer.decay_all=false", "--optimizer.lr=0.001"],
-        ["--data.resident=false", "--data.image_size=8", "--data.workers=1"],
+        ["--data.in_memory=false", "--data.image_size=8", "--data.workers=1"],
         ["--data.channels=1", "--data.crop_size=6", "--data.validation=0.0", "--pixels.kind=mixup"],
         ["--loggers=[tensorboard]"],
         ["--model.mix_at=stages.0", "--mixer.kind=fmix"],
@@ -317,10 +317,10 @@ def test_test_json_repeats_what_the_loaded_network_says(whole):
     figures = judge(run, checkpoint="best")
     net = mixmo.load(run.path, "best")
     from mixmo.data.batches import Augmentation
-    from mixmo.data.loading import load_images
+    from mixmo.data.module import DataModule
 
     data = make_plan(run.config()).settings.data
-    test = load_images(data).test
+    test = DataModule(data).test
     with torch.no_grad():
         logits = net(Augmentation(data).center(test.images, torch.arange(12)))
     expected = mixmo.evaluate(logits, test.labels)

@@ -17,7 +17,7 @@ from mixmo.config.hardware import PRECISIONS, default_precision
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import Augmentation
-from mixmo.data.loading import load_images
+from mixmo.data.module import DataModule
 from mixmo.evaluation.benchmark import peak_memory
 from mixmo.runs import Run
 from mixmo.training.fit import fit
@@ -147,7 +147,7 @@ def test_fused_updates_are_the_plain_ones(name):
 def test_the_average_of_the_weights_is_kept_and_tested(pictures, tmp_path):
     plain, averaged = Run(tmp_path / "plain"), Run(tmp_path / "averaged")
     fit(plan_of(pictures), plain)
-    fit(plan_of(pictures, "--optimizer.average=0.5"), averaged)
+    fit(plan_of(pictures, "--optimizer.ema_decay=0.5"), averaged)
     one, other = (checkpoints.load(run.checkpoint_file())["state_dict"] for run in (plain, averaged))
     assert all(torch.equal(other[key], tensor) for key, tensor in one.items())  # training is the same
     key = "backbone.fc.heads.1.weight"
@@ -166,7 +166,7 @@ def test_the_average_is_the_published_recursion(pictures, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Training, "on_train_batch_end", noted)
     run = Run(tmp_path / "run")
-    fit(plan_of(pictures, "--optimizer.average=0.3"), run)
+    fit(plan_of(pictures, "--optimizer.ema_decay=0.3"), run)
     expected = weights[0]
     for step, weight in enumerate(weights[1:], start=1):
         decay = min(0.3, (1 + step) / (10 + step))
@@ -193,7 +193,7 @@ def test_averaged_weights_have_batch_norm_statistics_of_their_own(pictures, tmp_
 
     done = []
     monkeypatch.setattr(Training, "estimate_statistics", noted)
-    fit(plan_of(pictures, "--optimizer.average=0.9"), Run(tmp_path / "run"))
+    fit(plan_of(pictures, "--optimizer.ema_decay=0.9"), Run(tmp_path / "run"))
     assert done == [5, 5]  # once for each epoch, though validation and saving both ask for it
 
 
@@ -201,10 +201,10 @@ def test_averaged_weights_have_batch_norm_statistics_of_their_own(pictures, tmp_
 def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, decay):
     """Digits, a quarter of the quickstart: NLL on the test set at most 0.02 above the raw weights'."""
     run = Run(tmp_path / "run")
-    plan = make_plan(load_recipe("quickstart"), [f"--optimizer.average={decay}", "--trainer.max_epochs=5"])
+    plan = make_plan(load_recipe("quickstart"), [f"--optimizer.ema_decay={decay}", "--trainer.max_epochs=5"])
     fit(plan, run)
     state, net = checkpoints.load(run.checkpoint_file())["state_dict"], mixmo.load(run.path)
-    test, nll = load_images(plan.settings.data).test, {}
+    test, nll = DataModule(plan.settings.data).test, {}
     for prefix in ("average.", "net."):
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         with torch.no_grad():

@@ -68,7 +68,7 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         InputError: naming both, with the near match of a word.
 
     Example:
-        >>> checked("cosin", Literal["cosine", "drops"], "schedule.kind")
+        >>> checked("cosin", Literal["cosine", "multistep"], "schedule.kind")
         Traceback (most recent call last):
         mixmo.errors.InputError: unknown schedule.kind 'cosin'; did you mean 'cosine'?
         >>> checked("1e-3", float, "optimizer.lr")

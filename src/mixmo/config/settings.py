@@ -101,7 +101,7 @@ class DataSettings:
         flip: Whether half of the images are mirrored.
         mean: Subtracted from each channel, in [0, 1].
         std: Divides each channel, in [0, 1].
-        resident: Keep decoded images on the device; null decides by their size.
+        in_memory: Keep decoded images on the device; null decides by their size.
         workers: Processes that decode streamed images.
         on_error: Stop at images that cannot be read (raise), or go on without them (skip).
         eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
@@ -122,7 +122,7 @@ class DataSettings:
     flip: bool = True
     mean: list[float] = field(default_factory=lambda: [0.5])
     std: list[float] = field(default_factory=lambda: [0.5])
-    resident: bool | None = None
+    in_memory: bool | None = None
     workers: int = 2
     on_error: Literal["raise", "skip"] = "raise"
     eval_batch_size: int | None = None
@@ -164,7 +164,7 @@ class OptimizerSettings:
         weight_decay: Decay, as the optimiser defines it.
         momentum: Momentum (SGD).
         decay_all: Decay batch norms and biases too, as published.
-        average: Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average
+        ema_decay: Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average
             is then what is validated, kept and tested. 0 keeps the weights themselves.
         options: More keywords of the optimiser.
     """
@@ -175,7 +175,7 @@ class OptimizerSettings:
     weight_decay: float = 6e-4
     momentum: float = 0.9
     decay_all: bool = True
-    average: float = 0.0
+    ema_decay: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def peak_lr(self, batch_repetition: int) -> float:
@@ -190,8 +190,8 @@ class OptimizerSettings:
             raise InputError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"optimizer.momentum is {self.momentum}; it lies in [0, 1).")
-        if not 0 <= self.average < 1:
-            raise InputError(f"optimizer.average is {self.average}; the decay of the average lies in [0, 1).")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"optimizer.ema_decay is {self.ema_decay}; it lies in [0, 1).")
 
 
 @dataclass
@@ -199,26 +199,26 @@ class ScheduleSettings:
     """The learning rate over training.
 
     Args:
-        kind: drops (× factor at shares of training) or cosine (to 0).
+        kind: multistep (× gamma at milestones) or cosine (to 0).
         warmup_epochs: Linear warm-up in epochs of a single network, times b, as published.
         warmup_steps: Warm-up in steps, set by hand, whatever b is.
-        drops: Shares of training after which the rate is multiplied by factor.
-        factor: See drops.
+        milestones: Shares of training after which the rate is multiplied by gamma.
+        gamma: See milestones.
     """
 
-    kind: Literal["drops", "cosine"] = "drops"
+    kind: Literal["multistep", "cosine"] = "multistep"
     warmup_epochs: float = 1.0
     warmup_steps: int | None = None
-    drops: list[float] = field(default_factory=lambda: [0.3333, 0.6667, 0.75])
-    factor: float = 0.1
+    milestones: list[float] = field(default_factory=lambda: [0.3333, 0.6667, 0.75])
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if any(not 0 < share < 1 for share in self.drops):
-            raise InputError(f"schedule.drops are {self.drops}; they are shares of training between 0 and 1.")
+        if any(not 0 < share < 1 for share in self.milestones):
+            raise InputError(f"schedule.milestones are {self.milestones}; they are shares of training between 0 and 1.")
         if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
             raise InputError("schedule.warmup_epochs and schedule.warmup_steps are 0 or more.")
-        if not self.factor > 0:
-            raise InputError(f"schedule.factor is {self.factor}; it is positive.")
+        if not self.gamma > 0:
+            raise InputError(f"schedule.gamma is {self.gamma}; it is positive.")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixmo.data.loading import DistinctBatch
+from mixmo.data.sets import DistinctBatch
 from mixmo.masks import FeatureShape
 from mixmo.mixing import Mixer, loss_weights
 from mixmo.pairing import pair

@@ -82,7 +82,7 @@ def decode_all(
     except MemoryError as error:
         raise InputError(
             f"{len(source)} images of {size[0]}×{size[1]} do not fit in memory; stream them with "
-            "--data.resident false, or lower --data.image_size."
+            "--data.in_memory false, or lower --data.image_size."
         ) from error
 
     def keep(index: int, pixels: np.ndarray) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
 from mixmo.config.settings import DataSettings
 from mixmo.data.batches import BatchMaker, MixedBatch
-from mixmo.data.loading import DistinctBatch
+from mixmo.data.sets import DistinctBatch
 from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, one_of
 from mixmo.files import write_text

@@ -24,7 +24,7 @@ from mixmo.runs import Run, load
 
 RESAMPLES = 2000
 PLACE = {
-    "seed", "loggers", "data.root", "data.download", "data.resident", "data.workers", "data.eval_batch_size",
+    "seed", "loggers", "data.root", "data.download", "data.in_memory", "data.workers", "data.eval_batch_size",
     "model.compile", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
 }  # fmt: skip
 """The settings in which seeds of one method may differ: those of the machine beside the seed itself."""

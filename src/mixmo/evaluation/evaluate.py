@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mixmo.data.batches import Augmentation
-from mixmo.data.loading import DistinctBatch
+from mixmo.data.sets import DistinctBatch
 from mixmo.metrics import Calibration, Diversity, EnsembleGain, Scores, SelectivePrediction
 from mixmo.metrics.calibration import bin_gaps
 from mixmo.metrics.checks import check_logits

@@ -18,13 +18,8 @@ from mixmo.config.hardware import PRECISIONS, training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.settings import DataSettings
 from mixmo.data.batches import Augmentation
-from mixmo.data.loading import (
-    evaluation_loader,
-    fingerprint_of_test,
-    fingerprint_of_validation,
-    load_test_images,
-    load_validation_images,
-)
+from mixmo.data.loading import fingerprint_of_test, fingerprint_of_validation, load_test_images, load_validation_images
+from mixmo.data.sets import evaluation_loader
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
 from mixmo.evaluation.evaluate import Samples, per_sample, predict_logits

@@ -17,7 +17,8 @@ from mixmo import __version__
 from mixmo.config.plan import make_plan
 from mixmo.config.settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
-from mixmo.data.loading import evaluation_loader, fingerprint_of_test, load_test_images
+from mixmo.data.loading import fingerprint_of_test, load_test_images
+from mixmo.data.sets import evaluation_loader
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.arrays import open_npy
 from mixmo.evaluation.evaluate import basic_figures

@@ -16,7 +16,8 @@ from torch import Tensor
 from mixmo.config.plan import Plan
 from mixmo.config.settings import DataSettings
 from mixmo.data.batches import BatchMaker, MixedBatch
-from mixmo.data.loading import load_images, train_loader
+from mixmo.data.module import DataModule
+from mixmo.data.sets import train_loader
 from mixmo.files import make_folder, write_bytes, write_text
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
@@ -47,20 +48,20 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
         InputError: if a setting does not fit the others.
     """
     settings = plan.settings
-    images = load_images(settings.data, settings.seed, check=False)  # which would read all of a streamed set
-    net = build_network(settings, images)
-    maker = build_maker(settings, net, images)
-    loader = train_loader(images.train, settings.data, settings.seed, torch.device("cpu"))
+    data = DataModule(settings.data, settings.seed)
+    net = build_network(settings, data)
+    maker = build_maker(settings, net, data)
+    loader = train_loader(data.train, settings.data, settings.seed, torch.device("cpu"))
     mixtures = []
     for step, batch in zip(range(MIXTURES), loader, strict=False):  # each from a step of its own, as training draws it
         mixed = maker(batch, generator_for(settings.seed, step))
         mixtures.append(MixedBatch(*(part[:1] for part in mixed)))
-    first = mixtures_figure(mixtures, settings.data, images.classes)
+    first = mixtures_figure(mixtures, settings.data, data.classes)
     second = catalogue_figure(maker)
     pictures = {"mixtures.png": pages.png_of(first), "masks.png": pages.png_of(second)}
     make_folder(folder)
     files = [write_bytes(folder / file, content) for file, content in pictures.items()]
-    write_text(folder / "preview.html", _page(name, plan, maker, mixtures, images.classes, pictures))
+    write_text(folder / "preview.html", _page(name, plan, maker, mixtures, data.classes, pictures))
     return [*files, folder / "preview.html"]
 
 

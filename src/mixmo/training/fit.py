@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import warnings
@@ -20,7 +19,8 @@ from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
-from mixmo.data.loading import DistinctBatch, ImageData, evaluation_loader, load_images, train_loader
+from mixmo.data.module import DataModule
+from mixmo.data.sets import DistinctBatch, ImageSet, evaluation_loader, train_loader
 from mixmo.errors import InputError, reason
 from mixmo.masks import CONSTANT
 from mixmo.mixing import Mixer
@@ -61,14 +61,15 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
             run.remove_partial_files()
             checkpoint = _resumed_checkpoint(run, prepared) if resume else None
             if not resume:
-                run.create(plan.yaml, {"resolved": plan.resolved, "data": _about(prepared.images)})
+                run.create(plan.yaml, {"resolved": plan.resolved, "data": _about(prepared.data)})
             _train(plan, run, prepared, checkpoint, callbacks)
 
 
 class Prepared(NamedTuple):
     """A run that is ready to train."""
 
-    images: ImageData
+    data: DataModule
+    images: ImageSet
     training: Training
     device: torch.device
     loggers: list[Logger]
@@ -86,20 +87,19 @@ def _prepare(plan: Plan, run: Run) -> Prepared:
     check_download(
         settings.model.backbone, settings.model.download, "the recipe", "allow it with --model.download true"
     )
-    images = load_images(settings.data, settings.seed)
-    net = build_network(settings, images)
-    maker = build_maker(settings, net, images)
-    images = dataclasses.replace(images, train=images.train.to(device))
+    data = DataModule(settings.data, settings.seed, check=True).require()
+    net = build_network(settings, data)
+    images = data.train.to(device)
 
     def sample_batches(epoch: int) -> Iterable[DistinctBatch]:
         return train_loader(
-            images.train, settings.data, settings.seed, device, epoch, stream="statistics", batches=STATISTICS_BATCHES
+            images, settings.data, settings.seed, device, epoch, stream="statistics", batches=STATISTICS_BATCHES
         )
 
-    training = Training(net, maker, settings, len(images.train), sample_batches)
+    training = Training(net, build_maker(settings, net, data), settings, len(images), sample_batches)
     training.build_optimizer()  # refuses unknown names and options before the folder is made
     _tell_of_short_runs(plan, training)
-    return Prepared(images, training, device, _loggers(settings, run))
+    return Prepared(data, images, training, device, _loggers(settings, run))
 
 
 def _tell_of_short_runs(plan: Plan, training: Training) -> None:
@@ -107,9 +107,9 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
     settings, epochs = plan.settings, int(plan.trainer["max_epochs"])
     distinct = settings.data.batch_size // settings.data.batch_repetition
     steps = epochs * (training.num_images // distinct)
-    if (decay := settings.optimizer.average) and 10 / (1 - decay) > steps:
+    if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
         log.warning(
-            "optimizer.average %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
+            "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
             decay, round(1 / (1 - decay)), steps,
         )  # fmt: skip
     shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.kinds)
@@ -120,18 +120,18 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
         )  # fmt: skip
 
 
-def _about(images: ImageData) -> dict[str, Any]:
+def _about(data: DataModule) -> dict[str, Any]:
     """Return what tells whether the data changed."""
-    return {"fingerprint": images.fingerprint, "images": len(images.train), "classes": len(images.classes)}
+    return {"fingerprint": data.fingerprint("train"), "images": len(data.train), "classes": len(data.classes)}
 
 
 def _train(
     plan: Plan, run: Run, prepared: Prepared, checkpoint: tuple[Path, int] | None, callbacks: Sequence[Callback]
 ) -> None:
-    images, training, device, loggers = prepared
-    settings, data = plan.settings, plan.settings.data
+    data, images, training, device, loggers = prepared
+    settings = plan.settings
     progress_bar = plan.trainer["enable_progress_bar"] and sys.stdout.isatty()
-    own: list[Callback] = [EpochLog(run), Checkpoints(run.checkpoint_folder, images.validation is not None)]
+    own: list[Callback] = [EpochLog(run), Checkpoints(run.checkpoint_folder, data.validation is not None)]
     trainer = L.Trainer(
         **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
@@ -143,18 +143,18 @@ def _train(
         use_distributed_sampler=False,
         default_root_dir=run.path,
     )
-    validation = images.validation and evaluation_loader(images.validation, data, device)
+    validation = data.validation and evaluation_loader(data.validation, settings.data, device)
     file, epoch = checkpoint or (None, 0)
     trainer.fit(
         training,
-        train_loader(images.train, data, settings.seed, device, epoch),
+        train_loader(images, settings.data, settings.seed, device, epoch),
         validation,
         ckpt_path=file,
         weights_only=True,
     )
 
 
-def build_network(settings: Settings, images: ImageData) -> MixMo:
+def build_network(settings: Settings, data: DataModule) -> MixMo:
     """Return the network of the settings, its weights drawn from the seed, tried on an image of that size.
 
     Raises:
@@ -166,12 +166,12 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
         net = MixMo(
             own.backbone,
             own.num_members,
-            num_classes=len(images.classes),
+            num_classes=len(data.classes),
             in_chans=settings.data.channels,
             mix_at=own.mix_at,
             **own.options,
         )
-    height, width = _crop(settings, images)
+    height, width = _crop(settings, data)
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, net.in_chans, height, width))
@@ -183,7 +183,7 @@ def build_network(settings: Settings, images: ImageData) -> MixMo:
     return net.train()
 
 
-def build_maker(settings: Settings, net: MixMo, images: ImageData) -> BatchMaker:
+def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
     """Return what makes mixtures of distinct images, for a network and a dataset.
 
     Raises:
@@ -191,7 +191,7 @@ def build_maker(settings: Settings, net: MixMo, images: ImageData) -> BatchMaker
     """
     own, pixels = settings.mixer, settings.pixels
     mixer = Mixer(own.kind, settings.model.num_members, own.alpha, own.probability, own.draw_per)
-    shape = net.encoder_shape(*_crop(settings, images))
+    shape = net.encoder_shape(*_crop(settings, data))
     mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
     return BatchMaker(
         settings.data,
@@ -199,24 +199,24 @@ def build_maker(settings: Settings, net: MixMo, images: ImageData) -> BatchMaker
         None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability),
         own.root,
         shape,
-        len(images.classes),
+        len(data.classes),
     )
 
 
-def _crop(settings: Settings, images: ImageData) -> tuple[int, int]:
+def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
     side = settings.data.crop_size
-    height, width = images.size
+    height, width = data.size
     room = 2 * settings.data.padding
     if side is not None and (side > height + room or side > width + room):
         raise InputError(
             f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}."
         )
-    return images.size if side is None else (side, side)
+    return data.size if side is None else (side, side)
 
 
 def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None:
     """Return the checkpoint to go on from, and how many epochs it has, after trying it on the network and the data."""
-    known, now = run.about().get("data"), _about(prepared.images)
+    known, now = run.about().get("data"), _about(prepared.data)
     if isinstance(known, dict) and known != now:
         raise InputError(
             f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "

@@ -67,29 +67,29 @@ def build_optimizer(
 class Schedule:
     """The learning rate as a share of its peak, at every step.
 
-    Linear warm-up: step k = 1, 2, … has k / warmup of the rate, up to all of it. Then either drops (after a
-    share s of the epochs, rounded to whole ones, the rate is multiplied by ``factor``) or a cosine to 0.
+    Linear warm-up: step k = 1, 2, … has k / warmup of the rate, up to all of it. Then either multistep (after a
+    share s of the epochs, rounded to whole ones, the rate is multiplied by ``gamma``) or a cosine to 0.
 
     Args:
-        kind: ``drops`` or ``cosine``.
+        kind: ``multistep`` or ``cosine``.
         steps_per_epoch: Steps of an epoch.
         epochs: Epochs of the training.
         warmup_steps: Steps of the warm-up.
-        drops: Shares of training, for ``drops``.
-        factor: Multiplies the rate at each drop.
+        milestones: Shares of training, for ``multistep``.
+        gamma: Multiplies the rate at each milestone.
 
     Example:
-        >>> schedule = Schedule("drops", 10, epochs=300, warmup_steps=4, drops=(1 / 3, 2 / 3, 0.75))
+        >>> schedule = Schedule("multistep", 10, epochs=300, warmup_steps=4, milestones=(1 / 3, 2 / 3, 0.75))
         >>> [schedule(step) for step in (0, 3, 999)], schedule(1000)   # epoch 101 starts with step 1000
         ([0.25, 1.0, 1.0], 0.1)
     """
 
-    kind: Literal["drops", "cosine"]
+    kind: Literal["multistep", "cosine"]
     steps_per_epoch: int
     epochs: int
     warmup_steps: int = 0
-    drops: tuple[float, ...] = ()
-    factor: float = 0.1
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
 
     def __call__(self, step: int) -> float:
         """Return the share of the peak rate at a step, counted from 0."""
@@ -97,7 +97,7 @@ class Schedule:
         if self.kind == "cosine":
             return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / (self.steps_per_epoch * self.epochs))))
         epoch = step // self.steps_per_epoch
-        return warmup * self.factor ** sum(epoch >= round(share * self.epochs) for share in self.drops)
+        return warmup * self.gamma ** sum(epoch >= round(share * self.epochs) for share in self.milestones)
 
 
 def warmup_steps(num_images: int, batch_size: int, batch_repetition: int, epochs: float) -> int:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker, MixedBatch
-from mixmo.data.loading import DistinctBatch
+from mixmo.data.sets import DistinctBatch
 from mixmo.errors import InputError
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.network import MixMo
@@ -62,7 +62,7 @@ class Training(L.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.average else None
+        self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
         self.sample_batches, self._estimated_at = sample_batches, -1
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
@@ -95,7 +95,7 @@ class Training(L.LightningModule):
             warmup = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
         epochs = int(self.trainer.max_epochs or 1)
         steps = int(self.trainer.estimated_stepping_batches) // epochs
-        return Schedule(own.kind, steps, epochs, warmup, tuple(own.drops), own.factor)
+        return Schedule(own.kind, steps, epochs, warmup, tuple(own.milestones), own.gamma)
 
     def training_step(self, batch: DistinctBatch, batch_idx: int) -> Tensor:
         """Return the loss of one step; everything random in it is a function of (seed, step)."""
@@ -174,7 +174,7 @@ class Training(L.LightningModule):
         """Move the average towards the weights, with decay min(decay, (1 + t) / (10 + t)) at step t; step 0 copies."""
         if self.average is not None:
             step = self.global_step - 1
-            decay = min(self.settings.optimizer.average, (1 + step) / (10 + step)) if step else 0.0
+            decay = min(self.settings.optimizer.ema_decay, (1 + step) / (10 + step)) if step else 0.0
             parameters = [list(net.parameters()) for net in (self.average, self.net)]
             get_ema_multi_avg_fn(decay)(*parameters, None)
 

@@ -1,0 +1,1 @@
+"""Datasets, decoding, loading and the making of mixtures."""

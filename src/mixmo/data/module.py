@@ -1,0 +1,173 @@
+"""A run's data, opened once: training, validation and test images, each decoded when it is first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from mixmo.config.settings import DataSettings
+from mixmo.data.datasets import open_source
+from mixmo.data.decoding import quiet
+from mixmo.data.reading import first_size, readable
+from mixmo.data.sets import ImageSet, image_set
+from mixmo.data.sources import Source, decode
+from mixmo.errors import InputError, MissingError
+from mixmo.pairing import check_repetition
+from mixmo.seeding import seed_for
+
+
+class DataModule:
+    """The images of a run: ``train``, ``validation`` and ``test``, and those of other datasets.
+
+    Splits are listed when something of them is needed and decoded when their images are: training lists the test set,
+    to see that it exists and that its classes fit, and never decodes it.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        seed: The run's seed; chooses the validation images, the same for every run with this seed.
+        check: Decode streamed training images once, in threads, so that those that cannot be read are known before
+            training.
+
+    Raises:
+        MissingError: from what needs it, if the dataset is missing.
+        InputError: likewise, if it is damaged, its sizes differ, or its classes do not fit.
+
+    Example:
+        >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1))
+        >>> len(data.train), len(data.validation), data.image(0).shape
+        (1293, 144, (8, 8, 1))
+    """
+
+    def __init__(self, settings: DataSettings, seed: int = 0, check: bool = False) -> None:
+        self.settings, self.seed, self.check = settings, seed, check
+
+    @property
+    def classes(self) -> list[str]:
+        """The K class names."""
+        return self._train_source.classes if self._has_train else self._test_source.classes
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the decoded images: as set, or as the first image has it."""
+        side = self.settings.image_size
+        if side is not None:
+            return side, side
+        return first_size(self._train_source if self._has_train else self._test_source, self.settings.channels)
+
+    @cached_property
+    def train(self) -> ImageSet:
+        """Training images, less those held out for validation."""
+        images = image_set(self._divided[0], self.settings, self.size, check=self.check)
+        distinct = check_repetition(self.settings.batch_size, self.settings.batch_repetition)
+        if len(images) < distinct:
+            raise InputError(
+                f"{self.settings.name!r} has {len(images)} training images, fewer than the {distinct} distinct images "
+                f"of a batch (batch_size {self.settings.batch_size} / batch_repetition "
+                f"{self.settings.batch_repetition})."
+            )
+        return images
+
+    @cached_property
+    def validation(self) -> ImageSet | None:
+        """Images held out of the training set for selection; ``None`` where the share is 0."""
+        held_out = self._divided[1]
+        return None if held_out is None else image_set(held_out, self.settings, self.size, check=self.check)
+
+    @cached_property
+    def test(self) -> ImageSet:
+        """Test images, which never choose anything."""
+        return image_set(self._test_source, self.settings, self.size)
+
+    def other(self, name: str) -> tuple[ImageSet, list[str]]:
+        """Return the test images of another dataset, brought to the size of these, and the names of its classes.
+
+        Args:
+            name: As for ``data.name``.
+        """
+        source = self._open("test", name)
+        return image_set(source, self.settings, self.size, scaled=True), source.classes
+
+    def image(self, index: int) -> np.ndarray:
+        """Return a test image (H, W, C) as it is decoded for the network, uint8."""
+        size = None if self.settings.image_size is None else self.size
+        with quiet():
+            return decode(self._readable_test_source, index, size, self.settings.channels)
+
+    def require(self) -> DataModule:
+        """Return itself if everything that training needs is there; the test set is listed and not decoded."""
+        _ = self._train_source, self._test_source  # they raise where they are missing, or classes do not fit
+        _ = self.train, self.validation
+        return self
+
+    def fingerprint(self, split: str, other: str | None = None) -> str:
+        """Return a SHA-256 (hexadecimal) that tells whether a split changed; nothing is decoded.
+
+        Names, sizes, labels and classes count, and modification times but for ``train``: a run resumes on a copy of
+        its data, while what is predicted again costs little.
+
+        Args:
+            split: ``train`` (with what is held out of it), ``validation`` or ``test``.
+            other: Another dataset's name, in place of these test images.
+        """
+        if other is not None:
+            return self._open("test", other).fingerprint()
+        if split == "train":
+            return self._train_source.fingerprint(times=False)
+        if split == "validation":
+            held_out = self._divided[1]
+            if held_out is None:
+                raise InputError("there is no validation set: data.validation is 0.")
+            return held_out.fingerprint()
+        return self._test_source.fingerprint()
+
+    def _open(self, split: str, name: str | None = None) -> Source:
+        own = self.settings
+        return open_source(name or own.name, split, own.root, own.download)
+
+    @cached_property
+    def _train_source(self) -> Source:
+        return self._open("train")
+
+    @cached_property
+    def _has_train(self) -> bool:
+        try:
+            return bool(len(self._train_source))
+        except MissingError:  # a test set may stand alone
+            return False
+
+    @cached_property
+    def _test_source(self) -> Source:
+        """The test set, numbered by the classes of the training set, where that is there."""
+        source = self._open("test")
+        if not self._has_train:
+            return source
+        return source.with_classes(self._train_source.classes, f"the test set of {self.settings.name!r}")
+
+    @cached_property
+    def _readable_test_source(self) -> Source:
+        if self.settings.on_error == "raise":
+            return self._test_source
+        size = None if self.settings.image_size is None else self.size
+        return readable(self._test_source, size, self.settings.channels, "skip")  # the others' numbers depend on it
+
+    @cached_property
+    def _divided(self) -> tuple[Source, Source | None]:
+        """The training set and what is held out of it, drawn class by class; ``None`` where the share is 0."""
+        source, share = self._train_source, self.settings.validation
+        if not share:
+            return source, None
+        try:
+            rest, held_out = train_test_split(
+                np.arange(len(source.labels)),
+                test_size=share,
+                stratify=source.labels,
+                random_state=seed_for(self.seed, 0, "split") % 2**32,
+            )
+        except ValueError as error:
+            raise InputError(
+                f"a validation share of {share} cannot be split off evenly over the classes ({error}); "
+                "change --data.validation, or set it to 0."
+            ) from error
+        return source.subset(np.sort(rest)), source.subset(np.sort(held_out))
