@@ -1,13 +1,16 @@
-"""mixmo: train an image classifier as an ensemble that costs one network."""
+"""mixmo: train an image classifier as an ensemble that costs one network.
+
+Importing the package loads the method, which needs torch and timm. The other public names, which need more, are imported
+when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mixmo import masks
-from mixmo.deploy.fuse import fuse
-from mixmo.deploy.reference import load_reference_checkpoint
-from mixmo.evaluation.evaluate import evaluate
 from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.pairing import pair
-from mixmo.runs import load
 
 __all__ = [
     "Mix",
@@ -23,3 +26,27 @@ __all__ = [
     "pair",
 ]
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mixmo.deploy.fuse import fuse
+    from mixmo.deploy.reference import load_reference_checkpoint
+    from mixmo.evaluation.evaluate import evaluate
+    from mixmo.runs import load
+else:  # hidden from type checkers, for which every attribute would exist
+    _HOMES = {
+        "evaluate": "mixmo.evaluation.evaluate",
+        "fuse": "mixmo.deploy.fuse",
+        "load": "mixmo.runs",
+        "load_reference_checkpoint": "mixmo.deploy.reference",
+    }
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        """Return every name, imported or not."""
+        return sorted({*globals(), *__all__})
