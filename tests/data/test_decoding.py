@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixmo.data import decoding
-from mixmo.data.decoding import FORMATS, image_pixels, on_canvas, quiet, starts_like_image
+from mixmo.data.decoding import FORMATS, image_pixels, quiet, starts_like_image, to_size
 from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError
 
@@ -208,7 +208,7 @@ def test_large_files_are_refused_before_they_are_read(tmp_path):
 def test_narrow_images_do_not_grow_without_end():
     with pytest.raises(InputError, match="it is 1×60000, and would have to grow to 224×13440000 to cover"):
         decoded(encoded(Image.new("RGB", (60_000, 1)), "PNG"), size=(224, 224))
-    assert on_canvas(np.zeros((1, 60_000, 1), np.uint8), (1, 8)).shape == (1, 8, 1)
+    assert to_size(np.zeros((1, 60_000, 1), np.uint8), (1, 8)).shape == (1, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,6 @@ def test_jpegs_are_decoded_as_pillow_does(mode, channels):
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), canvas=st.integers(1, 24))
 def test_odd_sizes_fill_the_canvas(height, width, canvas):
-    filled = on_canvas(np.full((height, width, 3), 77, np.uint8), (canvas, canvas))
+    filled = to_size(np.full((height, width, 3), 77, np.uint8), (canvas, canvas))
     assert filled.shape == (canvas, canvas, 3)
     assert (filled == 77).all()  # no border was filled in

@@ -6,9 +6,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from conftest import data_of
+from PIL import Image
 
 from mixmo.config.settings import DataSettings
 from mixmo.data.batches import Augmentation, BatchMaker

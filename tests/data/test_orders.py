@@ -4,13 +4,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import data_of
 from PIL import Image
 
-from conftest import data_of
-
 from mixmo.config.settings import DataSettings
-from mixmo.data.sets import StreamedImages, train_loader
 from mixmo.data.orders import EpochOrder
+from mixmo.data.sets import StreamedImages, train_loader
 from mixmo.seeding import STREAMS, generator_for
 
 CPU = torch.device("cpu")

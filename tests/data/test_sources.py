@@ -13,7 +13,6 @@ import torch
 from conftest import data_of, packed, tree, write_images
 from PIL import Image
 
-from mixmo.data import loading as data
 from mixmo.config.settings import DataSettings
 from mixmo.data.datasets import open_source
 from mixmo.data.module import DataModule
@@ -326,7 +325,9 @@ def test_fingerprints_of_splits(image_folder):
     assert of_validation != DataModule(own, 1).fingerprint("validation")
     assert DataModule(own).fingerprint("test", "digits") == DataModule(own).fingerprint("test", "digits") != of_test
     os.utime(image_folder / "test" / "cat" / "000.png", (1, 1))
-    assert DataModule(own).fingerprint("test") != of_test and DataModule(own, 0).fingerprint("validation") == of_validation
+    assert (
+        DataModule(own).fingerprint("test") != of_test and DataModule(own, 0).fingerprint("validation") == of_validation
+    )
     trained = data_of(own).fingerprint("train")
     os.utime(image_folder / "train" / "cat" / "000.png", (1, 1))
     assert data_of(own).fingerprint("train") == trained

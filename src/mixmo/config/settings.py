@@ -95,9 +95,9 @@ class DataSettings:
         repeat: Repeat indices (every copy is augmented on its own) or augmented pixels.
         validation: Share of the training set held out for selection; 0 is the published protocol.
         channels: 3 (RGB) or 1 (grey).
-        image_size: Side of the canvas images are brought to; null takes them as they are, all of one size.
-        crop_size: Side of the random crop (its middle at evaluation); null is the canvas itself.
-        padding: Black pixels around the canvas from which the crop is taken.
+        image_size: Input size: the side images are scaled and cropped to; null takes them as they are, all of one size.
+        crop_size: Side of the random crop in training and of the center crop in evaluation; null is the input size.
+        padding: Zero padding around the image, from which the crop is taken.
         flip: Whether half of the images are mirrored.
         mean: Subtracted from each channel, in [0, 1].
         std: Divides each channel, in [0, 1].

@@ -128,18 +128,18 @@ def _on_background(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours)
 
 
-def on_canvas(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return (h, w, C) uint8: scaled (bicubic, antialiased) until it covers the canvas, then cropped in its middle.
+def to_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (h, w, C) uint8: scaled (bicubic, antialiased) until it covers the input size, then cropped in its middle.
 
     Args:
         pixels: (H, W, C) uint8.
-        size: (h, w) of the canvas.
+        size: (h, w) of the input size.
 
     Raises:
         InputError: if it would have to grow beyond ``MAX_PIXELS``, being narrow.
 
     Example:
-        >>> on_canvas(np.zeros((10, 30, 3), np.uint8), (5, 5)).shape
+        >>> to_size(np.zeros((10, 30, 3), np.uint8), (5, 5)).shape
         (5, 5, 3)
     """
     height, width = pixels.shape[:2]
@@ -148,7 +148,9 @@ def on_canvas(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     scale = max(size[0] / height, size[1] / width)
     grown = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
     if grown[0] * grown[1] > MAX_PIXELS:
-        raise InputError(f"it is {height}×{width}, and would have to grow to {grown[0]}×{grown[1]} to cover the canvas")
+        raise InputError(
+            f"it is {height}×{width}, and would have to grow to {grown[0]}×{grown[1]} to cover the input size"
+        )
     tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1), grown, InterpolationMode.BICUBIC, antialias=True)
     cropped: np.ndarray = center_crop(tensor, list(size)).permute(1, 2, 0).numpy()
     return cropped

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from mixmo.data.decoding import quiet, why
-from mixmo.errors import InputError
 from mixmo.data.sources import Source, decode, logger
+from mixmo.errors import InputError
 
 OnError = Literal["raise", "skip"]
 
@@ -44,7 +44,7 @@ def readable(source: Source, size: tuple[int, int] | None, channels: int, on_err
 
     Args:
         source: The images.
-        size: (H, W) of the canvas; ``None`` takes each as it is.
+        size: (H, W) of the input size; ``None`` takes each as it is.
         channels: 3 or 1.
         on_error: ``raise``, or ``skip`` those that cannot be read.
 

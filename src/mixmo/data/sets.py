@@ -98,7 +98,7 @@ ImageSet = InMemoryImages | StreamedImages
 def image_set(
     source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None, check: bool = False
 ) -> ImageSet:
-    """Return the set, decoded if it is to be in memory; images are scaled to the size if one is set, or if asked for."""
+    """Return the set, decoded if it is kept in memory; images are scaled to the size if one is set, or if asked for."""
     scaled = settings.image_size is not None if scaled is None else scaled
     in_memory = settings.in_memory
     if in_memory is None:

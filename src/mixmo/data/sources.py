@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from mixmo.data.decoding import image_pixels, on_canvas, why
+from mixmo.data.decoding import image_pixels, to_size, why
 from mixmo.errors import InputError
 from mixmo.names import printable
 
@@ -155,15 +155,15 @@ class ArrayImages:
 
 
 def decode(source: Source, index: int, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """Return one image as uint8 (H, W, C): converted to C channels and brought onto the canvas.
+    """Return one image as uint8 (H, W, C): converted to C channels and brought onto the input size.
 
-    An image of another size is scaled (bicubic, antialiased) until it covers the canvas, then cropped in its middle.
+    An image of another size is scaled (bicubic, antialiased) until it covers the input size, then cropped in its middle.
     Pillow may warn; whoever decodes many silences that with :func:`mixmo.data.decoding.quiet`.
 
     Args:
         source: Where the image is.
         index: Which image.
-        size: (H, W) of the canvas; ``None`` takes the image as it is.
+        size: (H, W) of the input size; ``None`` takes the image as it is.
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
@@ -176,7 +176,7 @@ def decode(source: Source, index: int, size: tuple[int, int] | None, channels: i
     """
     try:
         pixels = image_pixels(source.read(index), channels)
-        return pixels if size is None else on_canvas(pixels, size)
+        return pixels if size is None else to_size(pixels, size)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
         raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
 
