@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_it_taken(run, caplog
     assert epoch_of(previous) == 1
     found, content = run.resumed_checkpoint()
     assert (found, content["epoch"]) == (previous, 1)
-    assert "last.ckpt is damaged" in caplog.text and "going on from previous.ckpt, after epoch 2" in caplog.text
+    assert "last.ckpt is damaged" in caplog.text and "resuming from previous.ckpt, after epoch 2" in caplog.text
 
 
 def test_a_run_goes_on_alike_from_the_checkpoint_before(run, trained_once):

@@ -77,7 +77,7 @@ class _Writer:
 def load(path: Path) -> dict[str, Any]:
     """Return what a checkpoint of ours holds, on the CPU, after checking its digest.
 
-    Only tensors and plain values are read, and only of the keys that training goes on from: a checkpoint can hold no
+    Only tensors and plain values are read, and only of the keys that training resumes from: a checkpoint can hold no
     path to delete and no name to import.
 
     Args:

@@ -19,7 +19,7 @@ class MissingError(InputError, FileNotFoundError):
 
 
 class StoppedError(Exception):
-    """Training was stopped from outside; the message says how to go on."""
+    """Training was stopped from outside; the message says how to resume."""
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:

@@ -64,7 +64,7 @@ class Run:
         """
         if self.config_file.is_file():
             raise InputError(
-                f"run folder {self.path} exists already; go on with it by `mixmo fit {self.path}`, or choose "
+                f"run folder {self.path} exists already; resume it by `mixmo fit {self.path}`, or choose "
                 "another with --run."
             )
         if self.path.exists() and not self.path.is_dir():
@@ -139,7 +139,7 @@ class Run:
         return make_plan(self.config()).settings
 
     def resumed_config(self) -> dict[str, Any]:
-        """Return the settings with what followed from the machine where the run began, so that it goes on alike."""
+        """Return the settings with what followed from the machine where the run began, so that it resumes alike."""
         resolved = self.about().get("resolved")
         return merge(self.config(), resolved) if isinstance(resolved, dict) else self.config()
 
@@ -165,7 +165,7 @@ class Run:
         return file
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the checkpoint to go on from and its content, ``None`` for a run that has finished no epoch.
+        """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
 
         A last checkpoint that is damaged or missing gives way to the one before it, or the best, and the log says so.
 
@@ -184,7 +184,7 @@ class Run:
                 problems.append(str(error).rstrip("."))
                 continue
             if problems:
-                log.warning("%s; going on from %s, after epoch %d.", problems[0], file.name, content["epoch"] + 1)
+                log.warning("%s; resuming from %s, after epoch %d.", problems[0], file.name, content["epoch"] + 1)
             return file, content
         rows = len(self.read_metrics())
         if any(file.is_file() for file in files) or rows > 1:

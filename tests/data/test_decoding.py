@@ -206,7 +206,7 @@ def test_large_files_are_refused_before_they_are_read(tmp_path):
 
 
 def test_narrow_images_do_not_grow_without_end():
-    with pytest.raises(InputError, match="it is 1×60000, and would have to grow to 224×13440000 to cover"):
+    with pytest.raises(InputError, match="it is 1×60000, and would have to grow to 224×13440000"):
         decoded(encoded(Image.new("RGB", (60_000, 1)), "PNG"), size=(224, 224))
     assert to_size(np.zeros((1, 60_000, 1), np.uint8), (1, 8)).shape == (1, 8, 1)
 

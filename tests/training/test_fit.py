@@ -243,7 +243,7 @@ sys.exit(main({words}))
         _, error = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert f"stopped; `mixmo fit {run.path}` goes on" in error
+        assert f"stopped; `mixmo fit {run.path}` resumes it" in error
     done = len(run.read_metrics())
     assert done >= 2
     config = run.config()
@@ -365,7 +365,7 @@ def test_what_is_missing_is_named(tmp_path, whole):
 def test_a_run_is_never_overwritten(whole):
     folder, run = whole
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
-    with pytest.raises(ValueError, match="exists already; go on with it"):
+    with pytest.raises(ValueError, match="exists already; resume it"):
         fit(plan_of(folder), run)
     assert before == {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
 

@@ -1,4 +1,4 @@
-"""``mixmo fit``: train a recipe, or go on with a run."""
+"""``mixmo fit``: train a recipe, or resume a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(words: list[str]) -> None:
     if resume:
         if overrides:
             raise InputError(
-                f"{target} is a run's folder, which goes on with its own settings; to change {overrides[0]}, start "
+                f"{target} is a run's folder, which is resumed with its own settings; to change {overrides[0]}, start "
                 f"a new run with `mixmo fit {target}/config.yaml`."
             )
         run = Run(target).require()
@@ -32,10 +32,10 @@ def run(words: list[str]) -> None:
         plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
     if resume and run.finished(plan.trainer["max_epochs"]):
-        print(f"{run.path} is finished; `mixmo test {run.path}` judges it.")
+        print(f"{run.path} is finished; `mixmo test {run.path}` evaluates it.")
         return
     try:
         fit(plan, run, resume)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        raise StoppedError(f"stopped; `mixmo fit {run.path}` goes on from the last finished epoch.") from None
-    print(f"{run.path} is trained; `mixmo test {run.path}` judges it.")
+        raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
+    print(f"{run.path} is trained; `mixmo test {run.path}` evaluates it.")

@@ -103,7 +103,7 @@ class DataSettings:
         std: Divides each channel, in [0, 1].
         in_memory: Keep decoded images on the device; null decides by their size.
         workers: Processes that decode streamed images.
-        on_error: Stop at images that cannot be read (raise), or go on without them (skip).
+        on_error: Stop at images that cannot be read (raise), or continue without them (skip).
         eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
     """
 

@@ -135,8 +135,8 @@ def _without(source: Source, unreadable: dict[int, str], on_error: OnError) -> S
 
 
 def _sentence(source: Source, unreadable: dict[int, str]) -> InputError:
-    skip = ", or go on without it with --data.on_error skip" if len(unreadable) < len(source) else ""
-    advice = f"mend or remove what is damaged{skip}"
+    skip = ", or continue without it with --data.on_error skip" if len(unreadable) < len(source) else ""
+    advice = f"fix or remove what is damaged{skip}"
     if len(unreadable) == 1:
         ((index, text),) = unreadable.items()
         return InputError(f"image {source.name(index)} cannot be read: {text}; {advice}.")

@@ -155,9 +155,9 @@ class ArrayImages:
 
 
 def decode(source: Source, index: int, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """Return one image as uint8 (H, W, C): converted to C channels and brought onto the input size.
+    """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
 
-    An image of another size is scaled (bicubic, antialiased) until it covers the input size, then cropped in its middle.
+    An image of another size is scaled (bicubic, antialiased) until it covers that size, then cropped at its center.
     Pillow may warn; whoever decodes many silences that with :func:`mixmo.data.decoding.quiet`.
 
     Args:

@@ -44,13 +44,13 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
     Args:
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
         run: The run's folder; a new one must be free.
-        resume: Go on from the last checkpoint, if there is one.
+        resume: Resume from the last checkpoint, if there is one.
         callbacks: Lightning callbacks beside mixmo's own; their state is not kept.
 
     Raises:
         MissingError: if the dataset is missing.
         InputError: if a setting does not fit the others, the run's folder exists or is in use by another process, or
-            the data or every checkpoint of a run that goes on has changed or is damaged.
+            the data or every checkpoint of a run that is resumed has changed or is damaged.
         TrainingError: if the loss is not finite.
     """
     with undisturbed():
@@ -215,7 +215,7 @@ def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
 
 
 def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None:
-    """Return the checkpoint to go on from, and how many epochs it has, after trying it on the network and the data."""
+    """Return the checkpoint to resume from, and how many epochs it has, after trying it on the network and the data."""
     known, now = run.about().get("data"), _about(prepared.data)
     if isinstance(known, dict) and known != now:
         raise InputError(
@@ -226,13 +226,13 @@ def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None
         return None
     file, content = found
     state, expected = content["state_dict"], prepared.training.state_dict()
-    strange = [
+    different = [
         k
         for k in expected.keys() | state.keys()
         if k not in state or k not in expected or state[k].shape != expected[k].shape
     ]
-    if strange:
-        raise InputError(f"{file} is the checkpoint of another network: {sorted(strange)[0]} differs.")
+    if different:
+        raise InputError(f"{file} is the checkpoint of another network: {sorted(different)[0]} differs.")
     return file, content["epoch"] + 1
 
 

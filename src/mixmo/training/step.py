@@ -28,7 +28,7 @@ STATISTICS_BATCHES = 50
 
 
 class TrainingError(InputError):
-    """Training cannot go on; the message says at which step, and what to do."""
+    """Training cannot continue; the message says at which step, and what to do."""
 
 
 class Training(L.LightningModule):
