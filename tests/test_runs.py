@@ -134,6 +134,82 @@ def test_a_checkpoint_holds_nothing_that_acts(run, tmp_path):
     assert (victim / "kept.txt").read_text() == "mine"
 
 
+def changed(content, path, value):
+    """Change something deep in a checkpoint."""
+    *way, last = path
+    for key in way:
+        content = content[key]
+    content[last] = value
+
+
+FOREIGN = {
+    "momentum of another shape": (("optimizer_states", 0, "state", 3, "momentum_buffer"), torch.zeros(1)),
+    "sparse momentum": (("optimizer_states", 0, "state", 0, "momentum_buffer"), torch.zeros(2).to_sparse()),
+    "no optimizer": (("optimizer_states",), []),
+    "a text for a learning rate": (("optimizer_states", 0, "param_groups", 0, "lr"), "fast"),
+    "other parameters": (("optimizer_states", 0, "param_groups", 0, "params"), [0]),
+    "no schedule": (("lr_schedulers",), "x"),
+    "no loops": (("loops",), {}),
+    "a negative epoch": (("epoch",), -5),
+    "another epoch": (("epoch",), 10**9),
+    "integer weights": (("state_dict", "net.backbone.fc.heads.0.weight"), torch.zeros(10, dtype=torch.int64)),
+    "a text for a weight": (("state_dict", "net.backbone.fc.heads.0.weight"), "x"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(run, name):
+    last = run.checkpoint_folder / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    changed(content, *FOREIGN[name])
+    checkpoints.save(last, content)
+    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint of this run: .*\.$"):
+        longer(run, 4)
+
+
+def test_settings_that_changed_between_stop_and_resume_are_named(run):
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("base_lr: 0.1", "base_lr: 0.2"))
+    with pytest.raises(InputError, match=r"optimizer\.base_lr is 0\.2 in .*config\.yaml, but the run began with 0\.1"):
+        longer(run, 4)
+    run.config_file.write_text(text.replace("workers: 2", "workers: 0"))
+    longer(run, 4)
+    assert epoch_of(run.checkpoint_folder / "last.ckpt") == 3
+
+
+def test_only_the_best_checkpoint_is_left(run):
+    best, last = run.checkpoint_folder / "best.ckpt", run.checkpoint_folder / "last.ckpt"
+    shutil.copy(last, best)
+    for name in ("last", "previous"):
+        (run.checkpoint_folder / f"{name}.ckpt").unlink()
+    fit(make_plan(run.resumed_config()), run, resume=True)
+    assert epoch_of(last) == 2 and mixmo.load(run.path)
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_start_again(run):
+    for file in [*run.checkpoint_folder.iterdir(), run.metrics_file]:
+        file.unlink()
+    with pytest.raises(InputError, match="bring a checkpoint back"):
+        fit(make_plan(run.resumed_config()), run, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a,b\n1,2\n", b"epoch,step\nx,1\n", b"epoch,step\n1\n"])
+def test_damaged_metrics_are_said_before_an_epoch_is_spent(run, content):
+    run.metrics_file.write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
+        longer(run, 4)
+    assert epoch_of(run.checkpoint_folder / "last.ckpt") == 2
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "predictions"])
+def test_a_runs_folders_are_no_links(run, tmp_path, name):
+    shutil.rmtree(run.path / name, ignore_errors=True)
+    (tmp_path / "elsewhere").mkdir()
+    (run.path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a link"):
+        run.require()
+
+
 def test_foreign_and_packed_files_are_no_checkpoints(tmp_path):
     for name, content in {"a": {"epoch": 0, "state_dict": {}}, "b": [1], "c": {"epoch": "x", "state_dict": {}}}.items():
         torch.save(content, tmp_path / name)
@@ -216,6 +292,7 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
         run.require()
     fit(plan, run)
     assert run.finished(1)
+    assert not list(run.path.glob(".*.partial"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"holds other things \(a\.jpg\)"):

@@ -80,7 +80,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > LARGEST_YAML:
             raise InputError(f"{what} {path} has {size} bytes; it is a short text of settings.")
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _UniqueKeys)
         nodes = _nodes(content, {})
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
@@ -91,6 +91,17 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{what} {path} holds {type(content).__name__}; it has to be a mapping of settings.")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain values only, and no key twice: the later one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.YAMLError(f"key {key!r} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _nodes(content: Any, known: dict[int, int]) -> int:

@@ -8,6 +8,7 @@ size.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
 from mixmo.models.splitting import split_at
-from mixmo.stem import MemberHeads, MixingStem, check_plain, with_masks
+from mixmo.stem import MemberHeads, MixingStem, check_plain, showing, with_masks
 
 
 class MixMo(nn.Module):
@@ -30,7 +31,8 @@ class MixMo(nn.Module):
         num_classes: K for a timm name (``None`` is its default); a module must have as many outputs.
         stem: Dotted name of the first convolution; needed for a module, known for timm models.
         head: Dotted name of the final classifier; likewise.
-        trained: The backbone's weights are trained already (implied by ``pretrained=True``). Encoders then
+        trained: The backbone's weights are trained already (implied by ``pretrained=True`` or a
+            ``checkpoint_path``). Encoders then
             start as the trained stem / M and heads as the trained head, so that the network starts out
             as the trained one. Otherwise every member's stem and head are independent draws: of the backbone's own
             initialisation for a timm name; for a module, whose initialisation is not known, of the normal
@@ -77,13 +79,16 @@ class MixMo(nn.Module):
             if num_classes is not None:
                 options["num_classes"] = num_classes
             self.backbone = create_backbone(backbone, **options)
-            trained = trained or bool(options.get("pretrained"))
+            trained = trained or bool(options.get("pretrained") or options.get("checkpoint_path"))
         else:
             if options:
                 raise InputError(
                     f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
                 )
-            self.backbone = copy.deepcopy(backbone)
+            try:
+                self.backbone = copy.deepcopy(backbone)
+            except RuntimeError as error:  # tensors that are computed, as by torch's older weight_norm
+                raise InputError(f"the backbone cannot be copied: {reason(error)}.") from error
         if trained and mix_at is not None:
             raise InputError("trained weights go with mixing behind the stem: leave out mix_at, or train from scratch.")
         self.num_members, self.mix_at = num_members, mix_at
@@ -99,11 +104,12 @@ class MixMo(nn.Module):
         if num_classes not in (None, self.num_classes):
             raise InputError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
         if fresh_heads is None:
-            replaced = isinstance(backbone, str) and known_classes not in (None, self.num_classes)
+            own_file = not isinstance(backbone, str) or options.get("checkpoint_path")  # its head is trained with it
+            replaced = not own_file and known_classes not in (None, self.num_classes)
             fresh_heads = not trained or replaced
         others: list[tuple[nn.Module, nn.Module]] = []
         if isinstance(backbone, str) and (not trained or fresh_heads):
-            untrained = options | {"pretrained": False}
+            untrained = options | {"pretrained": False, "checkpoint_path": ""}
             for _ in range(num_members - 1):
                 part, stem_name, head_name = _divided(create_backbone(backbone, **untrained), names, mix_at)
                 others.append((part.get_submodule(stem_name), part.get_submodule(head_name)))
@@ -160,7 +166,7 @@ class MixMo(nn.Module):
                     f"inputs have shape {tuple(inputs.shape)}, but this network takes "
                     f"(B, {self.num_members}, {self.in_chans}, H, W)."
                 )
-            inputs = inputs.flatten(1, 2) if masks is None else self._with_masks(inputs, masks)
+            return self._mixed(inputs, masks)
         elif inputs.dim() != 4 or inputs.shape[1] != self.in_chans:
             raise InputError(
                 f"images have shape {tuple(inputs.shape)}, but this network takes (B, {self.in_chans}, H, W)."
@@ -168,6 +174,16 @@ class MixMo(nn.Module):
         elif masks is not None:
             raise InputError("masks go with inputs of five axes, (B, M, C, H, W); images mix equally.")
         return self.backbone(inputs).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
+
+    def _mixed(self, inputs: Tensor, masks: Tensor | None) -> Tensor:
+        """Return the logits of mixtures (B, M, C, H, W)."""
+        folded = inputs.flatten(1, 2) if masks is None else self._with_masks(inputs, masks)
+        if torch.compiler.is_compiling():
+            logits = self.backbone(folded)
+        else:
+            with showing(folded) if self.num_members > 1 else nullcontext():
+                logits = self.backbone(folded)
+        return logits.unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
 
     def _with_masks(self, inputs: Tensor, masks: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():  # a compiled stem sees whether the numbers fit, not their shape

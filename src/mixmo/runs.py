@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from filelock import FileLock, Timeout
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS
 from mixmo.checkpoints import load as read_sealed
-from mixmo.config.plan import make_plan
+from mixmo.config.checking import flattened
+from mixmo.config.plan import known_settings, make_plan
 from mixmo.config.recipes import merge
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError, MissingError, one_of
@@ -36,6 +37,11 @@ from mixmo.network import MixMo
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
+FREE = {"trainer.max_epochs", "trainer.enable_progress_bar", "trainer.profiler", "trainer.accelerator", "loggers",
+        "model.download", "data.name", "data.root", "data.download", "data.workers", "data.eval_batch_size",
+        "data.in_memory"}  # fmt: skip
+"""Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
+
 log = logging.getLogger("mixmo")
 
 
@@ -111,10 +117,16 @@ class Run:
             lock.release()
 
     def remove_partial_files(self) -> None:
-        """Delete what a process that was killed left half written; only while the folder is locked."""
-        for folder in (self.path, self.checkpoint_folder):
-            for file in [*folder.glob(f".*.ckpt.*{PARTIAL}"), *folder.glob(f".metrics.csv.*{PARTIAL}")]:
-                file.unlink(missing_ok=True)
+        """Delete what a killed process left half written; only while the folder is locked.
+
+        What evaluation writes may still be under way, for an hour at most.
+        """
+        own = ("config.yaml", "environment.json", "metrics.csv")
+        for file in [*self.path.glob(f".*{PARTIAL}"), *self.path.glob(f"*/.*{PARTIAL}")]:
+            of_training = file.parent == self.checkpoint_folder or file.name.startswith(tuple(f".{n}." for n in own))
+            with suppress(OSError):
+                if of_training or time.time() - file.stat().st_mtime > 3600:
+                    file.unlink()
 
     def require(self) -> Run:
         """Return itself if the folder holds a run.
@@ -124,6 +136,9 @@ class Run:
         """
         if not self.path.is_dir():
             raise MissingError(f"there is no run folder {self.path}.")
+        for folder in (self.checkpoint_folder, self.path / "predictions"):
+            if folder.is_symlink():
+                raise InputError(f"{folder} is a link; a run's folder holds its own files, put them there.")
         if not self.config_file.is_file():
             started = any(_left_by_a_start(each) for each in self.path.iterdir())
             hint = f" Its start was cut short; start it again with --run {self.path}." if started else ""
@@ -164,6 +179,27 @@ class Run:
             raise MissingError(f"{self.path} has no {which} checkpoint ({reason}, perhaps).")
         return file
 
+    def check_unchanged(self) -> None:
+        """Refuse to resume with other settings than the run began with; those that change no result may differ.
+
+        Raises:
+            InputError: naming the first setting that differs.
+        """
+        known = known_settings()
+        began = self.about().get("settings")
+        if not isinstance(began, dict):
+            return
+        try:
+            first = dict(flattened(began, known))
+        except InputError:  # of another version, or damaged
+            return
+        for name, value in flattened(self.config(), known):
+            if name not in FREE and first.get(name, value) != value:
+                raise InputError(
+                    f"{name} is {value!r} in {self.config_file}, but the run began with {first[name]!r}; change it "
+                    f"back, or start a new run with `mixmo fit {self.config_file} --run FOLDER`."
+                )
+
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
 
@@ -187,7 +223,7 @@ class Run:
                 log.warning("%s; resuming from %s, after epoch %d.", problems[0], file.name, content["epoch"] + 1)
             return file, content
         rows = len(self.read_metrics())
-        if any(file.is_file() for file in files) or rows > 1:
+        if any(file.is_file() for file in files) or rows > 1 or self.about().get("checkpointed"):
             raise InputError(
                 f"{'; '.join(problems)}, though {self.path} has {rows} epochs in metrics.csv: bring a checkpoint back, "
                 f"or start anew with `mixmo fit {self.config_file} --run FOLDER`."
@@ -225,8 +261,14 @@ class Run:
         """Return the rows of ``metrics.csv``, none if there is no such file yet."""
         if not self.metrics_file.is_file():
             return []
-        with self.metrics_file.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.metrics_file.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            if all(int(row["epoch"]) > 0 and None not in row and None not in row.values() for row in rows):
+                return rows
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):
+            pass
+        raise InputError(f"{self.metrics_file} is damaged: each row has an epoch and numbers; move it away.")
 
 
 def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> MixMo:
@@ -288,7 +330,7 @@ def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
     Raises:
         InputError: naming it and where it stands.
     """
-    if backbone.startswith(("hf-hub:", "hf_hub:")) and not allowed:
+    if ({":", "/"} & set(backbone)) and not backbone.lower().startswith(("local-dir:", "local_dir:")) and not allowed:
         raise InputError(f"backbone {backbone!r} of {where} has to be fetched from the network; {hint}.")
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -54,6 +56,8 @@ class MixingStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode each member's images and mix the features."""
+        if not torch.compiler.is_compiling():
+            _check_shown(x)
         same_image = x.shape[1] == self.in_chans
         if same_image and all(map(is_plain, self.encoders)):
             return _summed_convolution(x, self.encoders)
@@ -62,12 +66,35 @@ class MixingStem(nn.Module):
         features = [encoder(image) for encoder, image in zip(self.encoders, inputs, strict=True)]
         if same_image or x.shape[1] == used:
             return mix_features(features, None)
-        if not torch.compiler.is_compiling() and tuple(x.shape[-2:]) not in self.shapes:
-            raise InputError(
-                f"the stem was shown {tuple(x.shape)}, which is not the size of the images; masks need a backbone that "
-                "shows its stem whole images."
-            )
         return mix_features(features, _unpacked_masks(x[:, used:], members, features[0]))
+
+
+_shown = threading.local()
+"""What this thread's backbone is called with; its stem is to see the same."""
+
+
+@contextmanager
+def showing(x: Tensor) -> Iterator[None]:
+    """Refuse, within the block, a backbone that shows its stem anything but ``x``: masks are no pixels to change.
+
+    Raises:
+        InputError: from the stem.
+    """
+    _shown.x = x
+    try:
+        yield
+    finally:
+        _shown.x = None
+
+
+def _check_shown(x: Tensor) -> None:
+    expected: Tensor | None = getattr(_shown, "x", None)
+    if expected is None or x is expected or (x.shape == expected.shape and x.data_ptr() == expected.data_ptr()):
+        return
+    raise InputError(
+        f"the backbone changes its input before its stem ({tuple(expected.shape)} became {tuple(x.shape)}, or other "
+        "numbers); members' inputs need a backbone that shows its stem whole images as they are: normalise outside it."
+    )
 
 
 def with_masks(inputs: Tensor, masks: Tensor) -> Tensor:
@@ -131,8 +158,10 @@ def summed(modules: nn.ModuleList) -> dict[str, Tensor]:
 
 
 def is_plain(encoder: nn.Module) -> bool:
-    """Return whether an encoder's output is linear in its own weight and bias."""
-    return type(encoder) in (nn.Conv2d, timm.layers.Conv2dSame) and encoder.padding_mode == "zeros"
+    """Return whether an encoder's output is linear in its own weight and bias, and nothing is hooked to it."""
+    if type(encoder) not in (nn.Conv2d, timm.layers.Conv2dSame) or encoder.padding_mode != "zeros":
+        return False
+    return not (encoder._forward_hooks or encoder._forward_pre_hooks or "forward" in vars(encoder))
 
 
 def check_plain(encoders: Iterable[nn.Module], name: str) -> None:

@@ -29,7 +29,22 @@ WRONG = {
     "data: {mean: 0.5}": "data.mean is 0.5; it is a list, each a number.",
     "data: {mean: [a]}": "data.mean[0] is 'a'; it is a number.",
     "data: {validation: .nan}": "data.validation is nan; it is a finite number.",
-    "data: 5": "unknown setting 'data'",
+    "data: 5": "data is 5; it is a section of settings, such as data.name.",
+    "model: {options: {num_classes: 3}}": "model.options.num_classes is no option of timm's models",
+    "optimizer: {options: {lr: 1}}": "optimizer.options.lr has a setting of its own: optimizer.lr.",
+    "optimizer: {options: {nesterov: x}}": "optimizer 'sgd' cannot step with",
+    "mixer: {alpha: 1.0e+300}": "mixer.alpha is 1e+300",
+    "mixer: {root: 1.0e-300}": "mixer.root is 1e-300",
+    "pixels: {probability: -1}": "pixels.probability is -1.0",
+    "data: {std: [1.0e-320]}": "data.std is [1e-320]",
+    "data: {image_size: 100000}": "data.image_size is 100000; it is a number of pixels, from 1 to 8192",
+    "data: {workers: 100000}": "data.workers is 100000; it lies between 0 and 256",
+    "data: {eval_batch_size: 100000000000000000000}": "data.eval_batch_size is 100000000000000000000",
+    "trainer: {limit_train_batches: 0.001}": "trainer.limit_train_batches is 0.001, which leaves no batch",
+    "data: {name: hfds/x}": "asks the network; allow it with --data.download true",
+    "model: {backbone: 'HF-HUB:timm/x'}": "has to be fetched from the network; allow it with --model.download true",
+    "model: {options: {pretrained_cfg_overlay: {url: x}}}": "model.options.pretrained_cfg_overlay can make timm ask",
+    "seed: 1\nseed: 2": "key 'seed' stands there twice",
     "data: {name: 5}": "data.name is 5; it is a text.",
     "optimizer: {lr: fast}": "optimizer.lr is 'fast'; it is a number.",
     "optimizer: {lr: .inf}": "optimizer.lr is inf; it is a finite number.",
@@ -90,6 +105,8 @@ def test_values_are_read_as_they_are_meant(tmp_path):
     for words, message in {("seed=1",): "'seed=1' is not understood", ("--seed",): "--seed needs a value"}.items():
         with pytest.raises(InputError, match=message):
             make_plan(BASE, words)
+    with pytest.raises(InputError, match="--run names no folder"):
+        make_plan(BASE, ["--run="])
 
 
 ATTACK = "{class_path: os.system, init_args: {command: 'touch attacked'}}"

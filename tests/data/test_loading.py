@@ -151,6 +151,22 @@ def test_unreadable_images_are_skipped_where_that_is_asked_for(image_folder, cap
     assert all(np.array_equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
+def test_skipping_does_not_empty_a_class(image_folder, caplog):
+    damage(image_folder, *(f"test/cat/{i:03}.png" for i in range(4)))
+    own = settings(image_folder, on_error="skip")
+    assert len(data_of(own).test) == 8 and "no test image of cat can be read" in caplog.text
+    damage(image_folder, *(f"train/cat/{i:03}.png" for i in range(8)))
+    with pytest.raises(InputError, match="no training image of cat can be read"):
+        data_of(own)
+
+
+def test_test_images_of_another_size_are_refused(image_folder):
+    for file in (image_folder / "test").rglob("*.png"):
+        Image.new("RGB", (12, 12)).save(file)
+    with pytest.raises(InputError, match="is 12×12, but the first one is 8×8"):
+        _ = data_of(settings(image_folder)).test
+
+
 def test_what_becomes_of_unreadable_images_is_one_of_two():
     with pytest.raises(InputError, match=r"unknown data\.on_error 'ignore'"):
         DataSettings(on_error="ignore")
@@ -183,9 +199,13 @@ def test_one_image_too_large_for_memory_is_unreadable(image_folder, monkeypatch,
     assert "cat/003.png (there is not enough memory for it)" in caplog.text
 
 
-def test_images_that_do_not_fit_in_memory_are_to_be_streamed(image_folder):
-    with pytest.raises(InputError, match=r"24 images of 10000000×10000000 do not fit in memory; stream them"):
-        data_of(settings(image_folder, image_size=10**7, in_memory=True))
+def test_images_that_do_not_fit_in_memory_are_to_be_streamed(image_folder, monkeypatch):
+    def full(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("mixmo.data.reading.np.empty", full)
+    with pytest.raises(InputError, match=r"24 images of 8000×8000 do not fit in memory; stream them"):
+        data_of(settings(image_folder, image_size=8000, in_memory=True))
 
 
 def test_streamed_images_are_checked_once_and_said(image_folder, caplog):

@@ -91,7 +91,7 @@ def test_backbones_that_cannot_be_wrapped_are_refused(name, message):
 
 def test_a_stem_that_sees_no_whole_images_is_refused():
     net = mixmo.MixMo("tnt_s_patch16_224", num_members=2, num_classes=5)
-    with pytest.raises(ValueError, match="whole images"):
+    with pytest.raises(ValueError, match="changes its input before its stem"):
         net(torch.zeros(2, 2, 3, 224, 224), torch.full((2, 2, 1, 56, 56), 0.5))
 
 
@@ -253,6 +253,51 @@ def test_activation_checkpointing_keeps_the_masks(reentrant):
         gradients.append([parameter.grad for parameter in net.parameters()])
     for expected, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class Normalised(Plain):
+    """Changes its input before its stem."""
+
+    def forward(self, x):
+        return super().forward((x - 0.5) / 0.25)
+
+
+class Shortened(Plain):
+    """Shows its stem the first image only."""
+
+    def forward(self, x):
+        return super().forward(x[:, :3])
+
+
+@pytest.mark.parametrize("backbone", [Normalised, Shortened])
+def test_a_backbone_that_changes_its_input_takes_no_mixtures(backbone):
+    """Masks travel in it: they are no pixels to be normalised."""
+    net = mixmo.MixMo(backbone(), num_members=2, stem="first", head="last")
+    masks = torch.full((4, 2, 1, 9, 9), 0.5)
+    with pytest.raises(ValueError, match="the backbone changes its input before its stem"):
+        net(torch.randn(4, 2, 3, 9, 9), masks)
+    assert net(torch.randn(4, 3, 9, 9)).shape == (4, 2, 7)
+    single = mixmo.MixMo(backbone(), num_members=1, stem="first", head="last")
+    assert single(torch.randn(4, 1, 3, 9, 9)).shape == (4, 1, 7)
+
+
+def test_a_checkpoint_of_timms_is_trained(tmp_path):
+    torch.save(timm.create_model("wide_resnet10_1", num_classes=5).state_dict(), tmp_path / "weights.pth")
+    options = {"num_classes": 5, "checkpoint_path": str(tmp_path / "weights.pth")}
+    plain = timm.create_model("wide_resnet10_1", **options).eval()
+    net = mixmo.MixMo("wide_resnet10_1", num_members=2, **options).eval()
+    images = torch.randn(2, 3, 32, 32)
+    for member in range(2):
+        torch.testing.assert_close(net(images)[:, member], plain(images), atol=1e-5, rtol=1e-5)
+    fresh = mixmo.MixMo("wide_resnet10_1", num_members=2, fresh_heads=True, **options)
+    assert not torch.isclose(fresh.heads[0].weight, fresh.heads[1].weight).any()
+
+
+def test_hooks_of_a_stem_are_called_for_images_too():
+    net = mixmo.MixMo(Plain(), num_members=2, stem="first", head="last")
+    net.encoders[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    images = torch.randn(4, 3, 9, 9)
+    torch.testing.assert_close(net(images), net(images[:, None].expand(4, 2, 3, 9, 9)))
 
 
 def test_threads_share_a_network():

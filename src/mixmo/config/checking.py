@@ -49,8 +49,10 @@ def flattened(recipe: Mapping[str, Any], known: Mapping[str, Any], prefix: str =
         name = f"{prefix}{key}"
         if name in known:
             yield name, value
-        elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in known):
-            yield from flattened(value, known, f"{name}.")
+        elif inside := [each for each in known if each.startswith(f"{name}.")]:
+            if not isinstance(value, Mapping | None):
+                raise InputError(f"{name} is {_shown(value)}; it is a section of settings, such as {inside[0]}.")
+            yield from flattened(value or {}, known, f"{name}.")
         else:
             one_of(name, known, "setting")
 

@@ -74,6 +74,8 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     folder = None
     for name, text in _pairs(overrides):
         if name == FOLDERS[command][0]:
+            if not text:
+                raise InputError(f"--{name} names no folder.")
             folder = text
             continue
         owner = next((each for each in known if each.endswith(".options") and name.startswith(f"{each}.")), None)

@@ -13,6 +13,11 @@ from mixmo.errors import InputError, one_of
 from mixmo.pairing import check_input_repetition, check_repetition
 
 MOST_MEMBERS = 100
+LARGEST_SIDE = 8192
+LARGEST_BATCH = 2**20
+RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "stem", "head", "trained", "fresh_heads",
+            "self", "name", "options"}  # fmt: skip
+"""Arguments of a network that follow from the data, or have settings of their own."""
 
 
 @dataclass
@@ -36,6 +41,8 @@ class ModelSettings:
     download: bool = False
 
     def __post_init__(self) -> None:
+        if taken := sorted(RESERVED & self.options.keys()):
+            raise InputError(f"model.options.{taken[0]} is no option of timm's models; see model.{taken[0]}.")
         if not 1 <= self.num_members <= MOST_MEMBERS:
             raise InputError(f"model.num_members is {self.num_members}; it lies between 1 and {MOST_MEMBERS}.")
 
@@ -62,8 +69,10 @@ class MixerSettings:
     progress: Literal["steps", "epochs"] = "steps"
 
     def __post_init__(self) -> None:
-        if not self.root > 0:
-            raise InputError(f"mixer.root is {self.root}; the weight root r is a positive number, 3 in the paper.")
+        if not 0.01 <= self.root <= 1e6:
+            raise InputError(f"mixer.root is {self.root}; the weight root r is positive, 0.01 or more, 3 in the paper.")
+        if not 0 <= self.alpha <= 1e6:
+            raise InputError(f"mixer.alpha is {self.alpha}; the concentration is 0 or positive, up to 1e6.")
 
 
 @dataclass
@@ -79,6 +88,12 @@ class PixelSettings:
     kind: Literal["none", "mixup", "cutmix"] = "none"
     alpha: float = 1.0
     probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1e6:
+            raise InputError(f"pixels.alpha is {self.alpha}; the concentration of the Beta is positive, up to 1e6.")
+        if not 0 <= self.probability <= 1:
+            raise InputError(f"pixels.probability is {self.probability}; it lies between 0 and 1.")
 
 
 @dataclass
@@ -134,23 +149,24 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "eval_batch_size"):
-            if (size := getattr(self, key)) is not None and size < 1:
-                raise InputError(f"data.{key} is {getattr(self, key)}; it is 1 or more.")
+            if (size := getattr(self, key)) is not None and not 1 <= size <= LARGEST_BATCH:
+                raise InputError(f"data.{key} is {size}; it lies between 1 and {LARGEST_BATCH}.")
         check_repetition(self.batch_size, self.batch_repetition)
         check_input_repetition(self.input_repetition, num_members=1)
         if not 0 <= self.validation < 1:
             raise InputError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
-        if self.padding < 0 or self.workers < 0:
-            raise InputError("data.padding and data.workers are 0 or more.")
+        for key, most in (("padding", LARGEST_SIDE), ("workers", 256)):
+            if not 0 <= getattr(self, key) <= most:
+                raise InputError(f"data.{key} is {getattr(self, key)}; it lies between 0 and {most}.")
         for key in ("image_size", "crop_size"):
-            if (side := getattr(self, key)) is not None and side < 1:
-                raise InputError(f"data.{key} is {side}; it is a number of pixels.")
+            if (side := getattr(self, key)) is not None and not 1 <= side <= LARGEST_SIDE:
+                raise InputError(f"data.{key} is {side}; it is a number of pixels, from 1 to {LARGEST_SIDE}.")
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
         one_of(self.on_error, ("raise", "skip"), "data.on_error")
-        if min(self.std) <= 0:
-            raise InputError(f"data.std is {self.std}; it is positive.")
+        if min(self.std) < 1e-6:
+            raise InputError(f"data.std is {self.std}; it is positive, 1e-6 or more.")
 
 
 @dataclass
@@ -188,6 +204,9 @@ class OptimizerSettings:
                 raise InputError(f"optimizer.{key} is {value}; a learning rate is positive.")
         if self.weight_decay < 0:
             raise InputError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
+        taken = sorted({"lr", "weight_decay", "momentum", "name", "net", "decay_all"} & self.options.keys())
+        if taken:
+            raise InputError(f"optimizer.options.{taken[0]} has a setting of its own: optimizer.{taken[0]}.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"optimizer.momentum is {self.momentum}; it lies in [0, 1).")
         if not 0 <= self.ema_decay < 1:

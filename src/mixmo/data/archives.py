@@ -160,7 +160,7 @@ def _listed(archive: Path, number: int, members: list[Member]) -> list[Entry]:
                 )
             # Only a name: "..", "." and a leading "/" lead nowhere.
             parts = tuple(part for part in posixpath.normpath("/" + found.name).split("/") if part)
-            if not parts or any(hidden(part) for part in parts) or (found.isdir() and len(parts) > 1):
+            if not parts or any(hidden(part) for part in parts) or (found.isdir() and len(parts) > 2):
                 continue
             kind = _kind(tar, found)
             if kind == "image" and found.size > MAX_BYTES:

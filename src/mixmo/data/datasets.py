@@ -134,6 +134,11 @@ class DatasetImages:
 
 def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
     """Return a dataset of torchvision or Hugging Face by timm's name."""
+    if name.startswith("hfds/") and not download:
+        raise InputError(
+            f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with "
+            "--data.download true."
+        )
     known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # whatever they raise
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, download=download)

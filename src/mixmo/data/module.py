@@ -12,8 +12,9 @@ from mixmo.data.datasets import open_source
 from mixmo.data.decoding import quiet
 from mixmo.data.reading import first_size, readable
 from mixmo.data.sets import ImageSet, image_set
-from mixmo.data.sources import Source, decode
+from mixmo.data.sources import Source, decode, notice
 from mixmo.errors import InputError, MissingError
+from mixmo.names import printable
 from mixmo.pairing import check_repetition
 from mixmo.seeding import seed_for
 
@@ -60,6 +61,8 @@ class DataModule:
     def train(self) -> ImageSet:
         """Training images, less those held out for validation."""
         images = image_set(self._divided[0], self.settings, self.size, check=self.check)
+        if missing := self._without_images(images):
+            raise InputError(f"no training image of {missing} can be read; bring them back, or remove the class.")
         distinct = check_repetition(self.settings.batch_size, self.settings.batch_repetition)
         if len(images) < distinct:
             raise InputError(
@@ -73,12 +76,14 @@ class DataModule:
     def validation(self) -> ImageSet | None:
         """Images held out of the training set for selection; ``None`` where the share is 0."""
         held_out = self._divided[1]
-        return None if held_out is None else image_set(held_out, self.settings, self.size, check=self.check)
+        if held_out is None:
+            return None
+        return self._noticed(image_set(held_out, self.settings, self.size, check=self.check), "validation")
 
     @cached_property
     def test(self) -> ImageSet:
         """Test images, which never choose anything."""
-        return image_set(self._test_source, self.settings, self.size)
+        return self._noticed(image_set(self._test_source, self.settings, self.size), "test")
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
         """Return the test images of another dataset, brought to the size of these, and the names of its classes.
@@ -121,6 +126,16 @@ class DataModule:
                 raise InputError("there is no validation set: data.validation is 0.")
             return held_out.fingerprint()
         return self._test_source.fingerprint()
+
+    def _without_images(self, images: ImageSet) -> str:
+        """Return the classes of which a set has no image, in words; nothing if it has all."""
+        missing = np.setdiff1d(np.arange(len(self.classes)), np.asarray(images.labels))
+        return ", ".join(printable(self.classes[number]) for number in missing[:3])
+
+    def _noticed(self, images: ImageSet, split: str) -> ImageSet:
+        if self.settings.on_error == "skip" and (missing := self._without_images(images)):
+            notice(f"no {split} image of {missing} can be read.")
+        return images
 
     def _open(self, split: str, name: str | None = None) -> Source:
         own = self.settings

@@ -76,6 +76,7 @@ class StreamedImages(Dataset[DistinctBatch]):
 
     def __init__(self, source: Source, size: tuple[int, int], channels: int) -> None:
         self.source, self.size, self.channels = source, size, channels
+        self.labels = source.labels
 
     def __len__(self) -> int:
         return len(self.source.labels)

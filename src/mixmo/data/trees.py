@@ -67,7 +67,8 @@ def without_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]
         ('cat', 'a.png')
     """
     tops = {entry.parts[0] for entry in entries}
-    if len(tops) != 1 or not tops <= set(names):
+    deep = all(len(entry.parts) > 2 for entry in entries if entry.kind == "image")  # the top is no class of that name
+    if len(tops) != 1 or not tops <= set(names) or not deep:
         return list(entries)
     return [entry._replace(parts=entry.parts[1:]) for entry in entries if len(entry.parts) > 1]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixmo.errors import InputError
+from mixmo.errors import InputError, reason
 from mixmo.files import read_checkpoint
 from mixmo.network import MixMo
 
@@ -71,8 +71,8 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         classes, channels = state[heads[0]].shape[0], state[stems[0]].shape[1]
         net = MixMo(backbone, len(stems), num_classes=classes, in_chans=channels, **sizes)
         net.load_state_dict({_translate(name): tensor for name, tensor in state.items()})
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise InputError(f"{source} holds no network of the reference code: {error}") from error
+    except Exception as error:  # whatever foreign names and shapes lead to
+        raise InputError(f"{source} holds no network of the reference code: {reason(error)}.") from error
     return net.eval()
 
 

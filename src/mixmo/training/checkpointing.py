@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, STATE, duplicate, load, save
 from mixmo.files import make_folder
+from mixmo.runs import Run
 
 
 class SealedIO(CheckpointIO):
@@ -35,12 +36,12 @@ class Checkpoints(Checkpoint):
     The score to beat travels in the checkpoint, so that a moved run knows it.
 
     Args:
-        folder: Where to keep them.
+        run: Whose checkpoints they are.
         validated: Whether there is a validation set to score by.
     """
 
-    def __init__(self, folder: Path, validated: bool) -> None:
-        self.folder, self.validated = folder, validated
+    def __init__(self, run: Run, validated: bool) -> None:
+        self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
         self.best_score, self.best_epoch = float("-inf"), -1
 
     @property
@@ -69,3 +70,5 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(best if improved else last)
         if improved:
             duplicate(best, last)
+        if not (about := self.run.about()).get("checkpointed"):
+            self.run.write_json("environment.json", about | {"checkpointed": True})

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from mixmo.checkpoints import LAST, duplicate
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
@@ -30,7 +32,12 @@ from mixmo.runs import Run, check_download
 from mixmo.seeding import seed_for
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
+from mixmo.training.optimizers import build_optimizer
+from mixmo.training.resuming import check_resumable
 from mixmo.training.step import STATISTICS_BATCHES, Training
+
+FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+"""Options of timm's models that read weights from elsewhere."""
 
 log = logging.getLogger("mixmo")
 
@@ -61,7 +68,12 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
             run.remove_partial_files()
             checkpoint = _resumed_checkpoint(run, prepared) if resume else None
             if not resume:
-                run.create(plan.yaml, {"resolved": plan.resolved, "data": _about(prepared.data)})
+                about = {
+                    "resolved": plan.resolved,
+                    "data": _about(prepared.data),
+                    "settings": yaml.safe_load(plan.yaml),
+                }
+                run.create(plan.yaml, about)
             _train(plan, run, prepared, checkpoint, callbacks)
 
 
@@ -84,9 +96,7 @@ def _prepare(plan: Plan, run: Run) -> Prepared:
             f"trainer.accelerator is {plan.trainer['accelerator']}, but torch sees no such device here; take auto or "
             "cpu."
         )
-    check_download(
-        settings.model.backbone, settings.model.download, "the recipe", "allow it with --model.download true"
-    )
+    _check_fetching(settings)
     data = DataModule(settings.data, settings.seed, check=True).require()
     net = build_network(settings, data)
     images = data.train.to(device)
@@ -97,16 +107,37 @@ def _prepare(plan: Plan, run: Run) -> Prepared:
         )
 
     training = Training(net, build_maker(settings, net, data), settings, len(images), sample_batches)
-    training.build_optimizer()  # refuses unknown names and options before the folder is made
+    _try_optimizer(settings)
     _tell_of_short_runs(plan, training)
     return Prepared(data, images, training, device, _loggers(settings, run))
+
+
+def _check_fetching(settings: Settings) -> None:
+    """Refuse a backbone or an option that asks the network, or reads another file, unless that is allowed."""
+    model = settings.model
+    check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
+    if not model.download and (fetching := [key for key in FETCHING if model.options.get(key)]):
+        raise InputError(
+            f"model.options.{fetching[0]} can make timm ask the network or read another file; allow it with "
+            "--model.download true."
+        )
+
+
+def _try_optimizer(settings: Settings) -> None:
+    """Refuse what an optimiser takes when it is built but cannot step with."""
+    own, layer = settings.optimizer, torch.nn.Linear(1, 1)
+    optimizer = build_optimizer(layer, own.name, 0.1, own.weight_decay, own.momentum, own.decay_all, **own.options)
+    try:
+        layer(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+    except Exception as error:  # whatever the optimiser makes of its options
+        raise InputError(f"optimizer {own.name!r} cannot step with {own.options}: {reason(error)}.") from error
 
 
 def _tell_of_short_runs(plan: Plan, training: Training) -> None:
     """Log what a run is too short for."""
     settings, epochs = plan.settings, int(plan.trainer["max_epochs"])
-    distinct = settings.data.batch_size // settings.data.batch_repetition
-    steps = epochs * (training.num_images // distinct)
+    steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
         log.warning(
             "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
@@ -120,6 +151,19 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
         )  # fmt: skip
 
 
+def _steps_per_epoch(plan: Plan, num_images: int) -> int:
+    """Return the steps of an epoch; refuse a share of batches that leaves none."""
+    data, limit = plan.settings.data, plan.trainer["limit_train_batches"]
+    steps = num_images // (data.batch_size // data.batch_repetition)
+    if isinstance(limit, float):
+        steps = int(steps * limit)
+    elif limit is not None:
+        steps = min(steps, limit)
+    if steps < 1:
+        raise InputError(f"trainer.limit_train_batches is {limit}, which leaves no batch of an epoch; raise it.")
+    return steps
+
+
 def _about(data: DataModule) -> dict[str, Any]:
     """Return what tells whether the data changed."""
     return {"fingerprint": data.fingerprint("train"), "images": len(data.train), "classes": len(data.classes)}
@@ -131,7 +175,7 @@ def _train(
     data, images, training, device, loggers = prepared
     settings = plan.settings
     progress_bar = plan.trainer["enable_progress_bar"] and sys.stdout.isatty()
-    own: list[Callback] = [EpochLog(run), Checkpoints(run.checkpoint_folder, data.validation is not None)]
+    own: list[Callback] = [EpochLog(run), Checkpoints(run, data.validation is not None)]
     trainer = L.Trainer(
         **(plan.trainer | {"enable_progress_bar": progress_bar}),
         devices=1,
@@ -145,13 +189,20 @@ def _train(
     )
     validation = data.validation and evaluation_loader(data.validation, settings.data, device)
     file, epoch = checkpoint or (None, 0)
-    trainer.fit(
-        training,
-        train_loader(images, settings.data, settings.seed, device, epoch),
-        validation,
-        ckpt_path=file,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            training,
+            train_loader(images, settings.data, settings.seed, device, epoch),
+            validation,
+            ckpt_path=file,
+            weights_only=True,
+        )
+    except Exception as error:
+        if settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise InputError(
+                f"the network could not be compiled here: {reason(error)}; set --model.compile false."
+            ) from error
+        raise
 
 
 def build_network(settings: Settings, data: DataModule) -> MixMo:
@@ -215,24 +266,21 @@ def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
 
 
 def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None:
-    """Return the checkpoint to resume from, and how many epochs it has, after trying it on the network and the data."""
+    """Return the checkpoint to resume from, and how many epochs it has, if it fits the network and the data."""
+    run.check_unchanged()
     known, now = run.about().get("data"), _about(prepared.data)
     if isinstance(known, dict) and known != now:
         raise InputError(
             f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
             "now, or other names, sizes or classes); bring it back, or start a new run."
         )
+    run.read_metrics()  # a damaged file is said before an epoch is spent
     if (found := run.resumed_checkpoint()) is None:
         return None
     file, content = found
-    state, expected = content["state_dict"], prepared.training.state_dict()
-    different = [
-        k
-        for k in expected.keys() | state.keys()
-        if k not in state or k not in expected or state[k].shape != expected[k].shape
-    ]
-    if different:
-        raise InputError(f"{file} is the checkpoint of another network: {sorted(different)[0]} differs.")
+    check_resumable(file, content, prepared.training)
+    if file.name != LAST:
+        duplicate(file, file.with_name(LAST))
     return file, content["epoch"] + 1
 
 

@@ -196,6 +196,8 @@ class Training(L.LightningModule):
         if self.average is None or self._estimated_at == self.global_step:
             return
         self._estimated_at = self.global_step
+        for own, theirs in zip(self.average.buffers(), self.net.buffers(), strict=True):
+            own.copy_(theirs)  # what is no batch norm keeps the trained network's
         seed = seed_for(self.settings.seed, self.global_step, "estimate")
         torch.manual_seed(seed)  # dropout and the like
         generator = torch.Generator(self.device).manual_seed(seed)
