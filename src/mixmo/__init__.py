@@ -1,7 +1,7 @@
 """mixmo: train an image classifier as an ensemble that costs one network.
 
-Importing the package loads the method, which needs torch and timm. The other public names, which need more, are imported
-when they are first used.
+Importing the package loads the method, which needs torch and timm. The other public names, which need more, are
+imported when they are first used.
 """
 
 from importlib import import_module

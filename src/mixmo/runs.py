@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS
 from mixmo.checkpoints import load as read_sealed
+from mixmo.config.imports import without_permission
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import merge
 from mixmo.errors import InputError, MissingError, one_of
@@ -130,8 +131,8 @@ class Run:
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the run's settings as they were asked for."""
-        return read_yaml(self.require().config_file, "configuration")
+        """Return the run's settings as they were asked for, without the imports that its author allowed."""
+        return without_permission(read_yaml(self.require().config_file, "configuration"))
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings with what followed from the machine where the run began, so that it goes on alike."""
