@@ -13,8 +13,8 @@ import torch
 from conftest import packed, tree, write_images
 from PIL import Image
 
-from mixmo.data import loading as data
 from mixmo.config.settings import DataSettings
+from mixmo.data import loading as data
 from mixmo.data.datasets import open_source
 from mixmo.data.loading import load_images
 from mixmo.data.sources import decode

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, why
-from mixmo.errors import InputError
-from mixmo.names import printable
 from mixmo.data.sources import Source, hashed
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
+from mixmo.errors import InputError
+from mixmo.names import printable
 
 MAX_TOTAL = 2**34
 """Bytes in a split's compressed tar files, whose images are kept in memory."""

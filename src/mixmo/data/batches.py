@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mixmo.config.settings import DataSettings
 from mixmo.data.loading import DistinctBatch
 from mixmo.masks import FeatureShape
 from mixmo.mixing import Mixer, loss_weights
 from mixmo.pairing import pair
 from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
-from mixmo.config.settings import DataSettings
 
 
 class MixedBatch(NamedTuple):

@@ -17,10 +17,10 @@ from sklearn.model_selection import train_test_split
 
 from mixmo.data.archives import open_archives
 from mixmo.data.decoding import why
-from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.data.folders import FileImages, open_class_folders
-from mixmo.names import printable
 from mixmo.data.sources import ArrayImages, Source, hashed
+from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.names import printable
 
 TEST_FOLDERS = ("test", "val", "validation")
 ARCHIVE = re.compile(r"(-.+)?\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)")

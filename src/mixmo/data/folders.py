@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, too_long, why
-from mixmo.errors import InputError
-from mixmo.names import printable
 from mixmo.data.sources import Source, hashed
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
+from mixmo.errors import InputError
+from mixmo.names import printable
 
 
 @dataclass(frozen=True)

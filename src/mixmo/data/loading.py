@@ -18,15 +18,15 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from mixmo.config.settings import DataSettings
 from mixmo.data.datasets import open_source
 from mixmo.data.decoding import quiet
-from mixmo.errors import InputError, MissingError
 from mixmo.data.orders import Batches, EpochOrder
-from mixmo.pairing import check_repetition
 from mixmo.data.reading import decode_all, first_size, readable
-from mixmo.seeding import Stream, seed_for
-from mixmo.config.settings import DataSettings
 from mixmo.data.sources import Source, decode
+from mixmo.errors import InputError, MissingError
+from mixmo.pairing import check_repetition
+from mixmo.seeding import Stream, seed_for
 
 RESIDENT_LIMIT = 4 * 2**30
 """Sets up to this many decoded bytes live on the device; larger ones are streamed."""

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from mixmo.data.decoding import quiet, why
-from mixmo.errors import InputError
 from mixmo.data.sources import Source, decode, logger
+from mixmo.errors import InputError
 
 OnError = Literal["raise", "skip"]
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mixmo.data.sources import notice
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
-from mixmo.data.sources import notice
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
