@@ -28,7 +28,7 @@ model: {backbone: wide_resnet10_1, num_members: 2}
 mixer: {kind: {cut: 0.5, fmix: 0.5}, probability: 0.5}
 pixels: {kind: cutmix, probability: 0.5}
 data: {batch_repetition: 2}
-optimizer: {average: 0.9}
+optimizer: {average: 0.99}
 """,
     "curve-single": """
 extends: quickstart
@@ -89,7 +89,7 @@ def curve(name, folder):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_losses_are_those_kept(name, tmp_path, monkeypatch):
-    """The first 20 steps to 2e-3; then rounding, which differs between CPUs, has grown: means of epochs to 5 %."""
+    """The first 20 steps to 2e-3; then rounding, which differs between CPUs, has grown: means of epochs to 2 %."""
     monkeypatch.chdir(tmp_path)
     losses, validation = curve(name, tmp_path)
     assert len(losses) == STEPS and len(validation) == EPOCHS
@@ -101,6 +101,6 @@ def test_the_losses_are_those_kept(name, tmp_path, monkeypatch):
     kept = np.loadtxt(file, usecols=3)
     epochs = [values[:STEPS].reshape(EPOCHS, -1).mean(1) for values in (losses, kept)]
     np.testing.assert_allclose(losses[:20], kept[:20], rtol=2e-3, atol=1e-3)
-    np.testing.assert_allclose(*epochs, rtol=0.05, atol=0.01)
-    np.testing.assert_allclose(validation, kept[STEPS:], rtol=0.05, atol=0.01)
+    np.testing.assert_allclose(*epochs, rtol=0.02, atol=0.01)
+    np.testing.assert_allclose(validation, kept[STEPS:], rtol=0.02, atol=0.01)
     assert epochs[1][-1] < 0.8 * epochs[1][0]  # it learns, so that a wrong gradient shows too
