@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixmo.errors import InputError, one_of
-from mixmo.masks import CONSTANT, KINDS, FeatureShape
+from mixmo.masks import CONSTANT, KINDS, FeatureShape, MaskFunction
 from mixmo.masks.constant import linear
 from mixmo.seeding import drawing_device
 
@@ -59,6 +59,7 @@ class Mixer:
         alpha: Concentration of the Dirichlet; the larger, the closer to 1/M. 0 means exactly 1/M.
         probability: p, the probability of a kind that is not constant, in [0, 1].
         draw_per: ``batch``, the published rule, or ``sample``.
+        catalogue: The functions of the kinds by their names; ``KINDS`` with any of your own.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -77,10 +78,11 @@ class Mixer:
     alpha: float = 2.0
     probability: float = 0.5
     draw_per: str = "batch"
+    catalogue: Mapping[str, MaskFunction] = field(default_factory=lambda: KINDS, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
-            one_of(kind, KINDS, "mixer kind")
+            one_of(kind, self.catalogue, "mixer kind")
         if not abs(sum(self.kinds.values()) - 1) < 1e-6 or min(self.kinds.values()) < 0:
             raise InputError(f"mixer kinds are {dict(self.kinds)}; their probabilities are 0 or more and sum to 1.")
         if self.num_members < 1:
@@ -148,17 +150,16 @@ class Mixer:
         masks = self._draw(uniform(), ratios, shape, generator, roles)
         if not CONSTANT.issuperset(self.kinds):
             linearly = uniform().ge(scheduled_probability(self.probability, progress)).float()
-            masks = masks.lerp_(ratios[:, :, None, None, None], linearly)
-        return Mix(masks.expand(-1, -1, -1, *shape[1:]), masks.mean((2, 3, 4)))
+            masks = masks.lerp(ratios[:, :, None, None, None], linearly)
+        return Mix(masks, masks.mean((2, 3, 4)))
 
     def _draw(
         self, uniform: Tensor, ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None, roles: Tensor
     ) -> Tensor:
-        """Return masks of the kinds that ``uniform`` chooses, without axes along which they are only repeated."""
+        """Return masks of the kinds that ``uniform`` chooses."""
         drawn, below = [], 0.0
         for kind, probability in self.kinds.items():
-            masks = KINDS[kind](ratios, shape, generator, roles)
-            drawn.append((below, masks[tuple(slice(None if stride else 1) for stride in masks.stride())]))
+            drawn.append((below, self.catalogue[kind](ratios, shape, generator, roles)))
             below += probability
         chosen = drawn[0][1]
         for start, masks in drawn[1:]:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from mixmo.checkpoints import BEST, LAST, PREVIOUS
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.checking import flattened
+from mixmo.config.imports import without_permission
 from mixmo.config.plan import known_settings, make_plan
 from mixmo.config.recipes import merge
 from mixmo.config.settings import Settings
@@ -146,8 +147,8 @@ class Run:
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the run's settings as they were asked for."""
-        return read_yaml(self.require().config_file, "configuration")
+        """Return the run's settings as they were asked for, without the imports that its author allowed."""
+        return without_permission(read_yaml(self.require().config_file, "configuration"))
 
     def settings(self) -> Settings:
         """Return the run's typed settings; what they leave open follows from this machine."""

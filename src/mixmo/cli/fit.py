@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.config.plan import make_plan, print_help
+from mixmo.config.imports import PERMISSION
+from mixmo.config.plan import make_plan, pairs, print_help
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
 from mixmo.runs import Run
@@ -21,13 +22,13 @@ def run(words: list[str]) -> None:
     target, overrides = words[0], words[1:]
     resume = Path(target).is_dir()
     if resume:
-        if overrides:
+        if others := [name for name, _ in pairs(overrides) if name != PERMISSION]:
             raise InputError(
-                f"{target} is a run's folder, which is resumed with its own settings; to change {overrides[0]}, start "
+                f"{target} is a run's folder, which is resumed with its own settings; to change --{others[0]}, start "
                 f"a new run with `mixmo fit {target}/config.yaml`."
             )
         run = Run(target).require()
-        plan = make_plan(run.resumed_config())
+        plan = make_plan(run.resumed_config(), overrides)
     else:
         plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")

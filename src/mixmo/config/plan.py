@@ -72,7 +72,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     known = known_settings()
     values = {name: checked(value, known[name], name) for name, value in flattened(recipe, known)}
     folder = None
-    for name, text in _pairs(overrides):
+    for name, text in pairs(overrides):
         if name == FOLDERS[command][0]:
             if not text:
                 raise InputError(f"--{name} names no folder.")
@@ -94,9 +94,17 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     return Plan(settings, dataclasses.asdict(trainer), text, folder, resolved)
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the names and texts of ``--name=text`` and ``--name text``."""
-    pairs, rest = [], list(words)
+def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and texts of ``--name=text`` and ``--name text``.
+
+    Raises:
+        InputError: for a word that is neither.
+
+    Example:
+        >>> pairs(["--seed", "1", "--data.flip=false"])
+        [('seed', '1'), ('data.flip', 'false')]
+    """
+    found, rest = [], list(words)
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
@@ -106,8 +114,8 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"--{name} needs a value: --{name}=….")
             text = rest.pop(0)
-        pairs.append((name, text))
-    return pairs
+        found.append((name, text))
+    return found
 
 
 def _parsed(text: str, hint: Any, name: str) -> Any:

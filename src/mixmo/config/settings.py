@@ -1,7 +1,8 @@
 """The settings of a run, section by section: the keys of a recipe and of the command line.
 
 Every section is a plain dataclass that checks the ranges of its values; :mod:`mixmo.config.checking` checks their
-types. All are plain values: nothing a recipe holds is ever imported, built or called.
+types. All are plain values: nothing a recipe holds is imported, but for the functions of modules that the user allows
+(:mod:`mixmo.config.imports`).
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class MixerSettings:
     """How members are mixed in feature space (``mixmo.Mixer``) and weighed in the loss.
 
     Args:
-        kind: A mask of the catalogue (mimo, linear, cut, cow, voronoi, …), or several with probabilities.
+        kind: A mask of the catalogue (mimo, linear, cut, cow, voronoi, …), or several with probabilities; or a function
+            of your own, package.module:function, of a module in allow_imports.
         alpha: Concentration of the Dirichlet ratios.
         probability: p, share of batches with a mask that is not constant.
         root: r of the loss weights.
@@ -214,6 +216,17 @@ class OptimizerSettings:
 
 
 @dataclass
+class ObjectiveSettings:
+    """The training objective.
+
+    Args:
+        name: mixed_cross_entropy, or a function of your own, package.module:function, of a module in allow_imports.
+    """
+
+    name: str = "mixed_cross_entropy"
+
+
+@dataclass
 class ScheduleSettings:
     """The learning rate over training.
 
@@ -286,9 +299,11 @@ class Settings:
         mixer: Mixing in feature space, and the loss.
         pixels: Mixing in pixels.
         data: Images and batches.
+        objective: The loss.
         optimizer: The optimiser.
         schedule: The learning rate over training.
         loggers: Loggers beside metrics.csv: tensorboard, wandb, mlflow.
+        allow_imports: Modules of your own that kinds and objectives may be imported from.
     """
 
     seed: int = 0
@@ -296,9 +311,11 @@ class Settings:
     mixer: MixerSettings = field(default_factory=MixerSettings)
     pixels: PixelSettings = field(default_factory=PixelSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    allow_imports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -9,10 +9,13 @@ Every function has one signature, works on the whole batch at once and on any de
 * ``generator``: where random positions come from, on the device of ``ratios``; ``None`` is torch's own.
 * ``roles`` (M,) or (B, M): a permutation for kinds whose parts differ: member i gets the mask of part roles[i], so
   that part 0, the rectangle, falls to the member with role 0. ``None`` leaves them in order.
-* returns masks (B, M, 1 or F, h, w), in [0, 1], that sum to one over the members everywhere.
+* returns masks (B, M, 1 or F, h, w), in [0, 1], that sum to one over the members everywhere. Kinds of rows, columns or
+  channels return views that take no memory for what is only repeated.
+* raises ``InputError`` where a map has fewer rows, columns, channels or cells than there are members to share them.
 
 What a mask really gives to a member, its *realised* ratio, is its mean; it may differ from the request.
-``KINDS`` maps each name to its function.
+``KINDS`` maps each name to its function. Each function's docstring gives the distribution of its masks, kappa_i being
+the requested ratio of part i, and a picture: the number of the member that has most of each position.
 
 Example:
     >>> import torch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -21,16 +19,17 @@ def patchup_2d(
     each cell is covered with probability kappa_1: expected area kappa_1 everywhere. The rest is shared likewise
     by the next member and those after it: a true partition for any M. On maps smaller than 7 blocks shrink.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the blocks.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1.
+    Masks (B, M, 1, h, w) of 0 and 1.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(patchup_2d(torch.tensor([[0.4, 0.6]]), (16, 6, 12), torch.Generator().manual_seed(0))))
+        111100000000
+        111100000000
+        111100000000
+        111100000000
+        111100000000
+        111100000011
         >>> masks = patchup_2d(torch.full((500, 2), 0.5), (16, 16, 16), torch.Generator().manual_seed(0))
         >>> round(masks[:, 0].mean().item(), 1)
         0.5
@@ -47,14 +46,7 @@ def patchup_hard(
     As :func:`patchup_2d`, with masks of F channels. Expected area: kappa_i. The reference code uses the blocks of
     the first channel for all, but the mean over all channels as the ratio.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the blocks.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, F, h, w) of 0 and 1.
+    Masks (B, M, F, h, w) of 0 and 1.
 
     Example:
         >>> patchup_hard(torch.full((1, 2), 0.5), (16, 8, 8), torch.Generator().manual_seed(0)).shape
@@ -72,14 +64,7 @@ def patchup_soft(
     together: expected area kappa_i. PatchUp leaves the two shares to be tuned; the reference code has the defect
     named in :func:`patchup_hard`.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the blocks.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, F, h, w) in [0, 1].
+    Masks (B, M, F, h, w) in [0, 1].
 
     Example:
         >>> masks = patchup_soft(torch.tensor([[0.75, 0.25]]), (16, 8, 8), torch.Generator().manual_seed(0))
@@ -100,7 +85,7 @@ def _covered(share: Tensor, shape: FeatureShape, generator: torch.Generator | No
     block = min(BLOCK, height, width)
     gamma = 1 - (1 - share) ** (1 / block**2)
     size = (len(share), height + block - 1, width + block - 1, channels)
-    starts = _sixteen_bits(size, generator, share.device) < (gamma * 2**16 - 2**15)[:, None, None, None]
+    starts = torch.rand(size, generator=generator, device=share.device) < gamma[:, None, None, None]
     for axis in (1, 2):
         length = 1
         while length < block:  # doubling: the union of blocks of this length and of those `step` further on
@@ -109,10 +94,3 @@ def _covered(share: Tensor, shape: FeatureShape, generator: torch.Generator | No
             starts = starts.narrow(axis, 0, count) | starts.narrow(axis, step, count)
             length += step
     return starts.to(share.dtype).permute(0, 3, 1, 2)
-
-
-def _sixteen_bits(size: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Return uniform integers from -2^15 to 2^15 - 1: enough for rare events, and four for the price of one."""
-    count = math.prod(size)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
-    return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(size)

@@ -23,19 +23,17 @@ def grid(
     Of C cells part i gets floor or ceil(C * kappa_i), by systematic sampling. Expected area: kappa_i. Maps smaller
     than 4 have a cell for each position.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the order of the cells.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1.
-
-    Raises:
-        InputError: if there are more members than cells.
+    Masks (B, M, 1, h, w) of 0 and 1.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(grid(torch.tensor([[0.4, 0.6]]), (16, 6, 12), torch.Generator().manual_seed(0))))
+        111000000111
+        111000000111
+        111000111111
+        111000111111
+        111000111111
+        000111000111
         >>> grid(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
         [[0.25, 0.75]]
     """
@@ -63,16 +61,17 @@ def voronoi(
     Sites are uniform on the map; part i has floor or ceil(2M * kappa_i) of them, by systematic sampling. Expected
     area: kappa_i.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the sites.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1.
+    Masks (B, M, 1, h, w) of 0 and 1.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(voronoi(torch.full((1, 3), 1 / 3), (16, 6, 12), torch.Generator().manual_seed(0))))
+        221100011111
+        221110111110
+        221111111000
+        222222220000
+        222222220000
+        222222220000
         >>> masks = voronoi(torch.full((2000, 2), 0.5), (16, 8, 8), torch.Generator().manual_seed(0))
         >>> round(masks[:, 0].mean().item(), 1)
         0.5

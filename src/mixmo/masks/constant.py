@@ -13,14 +13,7 @@ def mimo(
 ) -> Tensor:
     """Give every member 1/M everywhere, whatever the request (Havasi et al. 2021).
 
-    Args:
-        ratios: (B, M); only its shape, type and device are read.
-        shape: (F, h, w) of the encoders' output.
-        generator: not used.
-        roles: not used; all parts are alike.
-
-    Returns:
-        Masks (B, M, 1, h, w).
+    Masks (B, M, 1, h, w).
 
     Example:
         >>> mimo(torch.tensor([[0.2, 0.8]]), (16, 1, 2)).flatten().tolist()
@@ -34,14 +27,7 @@ def linear(
 ) -> Tensor:
     """Give member i its ratio everywhere: mask_i = kappa_i (Linear-MixMo, section 3.2 of the paper).
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: not used.
-        roles: not used; all parts are alike.
-
-    Returns:
-        Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.
+    Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.
 
     Example:
         >>> linear(torch.tensor([[0.25, 0.75]]), (16, 1, 2)).flatten().tolist()

@@ -18,16 +18,17 @@ def cut(
     0.306 on average, not 0.5, for kappa ~ Beta(2, 2) at 32×32; and on small maps a rectangle can be empty.
     Outside it the other members are mixed linearly in proportion to their ratios.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the centres.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w); 0 or 1 when M = 2.
+    Masks (B, M, 1, h, w); 0 or 1 when M = 2.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(cut(torch.tensor([[0.4, 0.6]]), (16, 6, 12), torch.Generator().manual_seed(0))))
+        111111111111
+        000000111111
+        000000111111
+        111111111111
+        111111111111
+        111111111111
         >>> mask = cut(torch.full((1000, 2), 0.5), (16, 8, 8), torch.Generator().manual_seed(0))
         >>> mask[:, 0].mean((1, 2, 3)).max()   # sides floor(8 * sqrt(0.5)) = 5 lose a row and a column
         tensor(0.2500)
@@ -48,16 +49,17 @@ def cut_exact(
     round(area / height); the position is uniform among those that fit. The realised ratio is within
     1 / (2w) of the requested one, and nothing is lost at the border as in :func:`cut`.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the positions.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w); 0 or 1 when M = 2.
+    Masks (B, M, 1, h, w); 0 or 1 when M = 2.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(cut_exact(torch.tensor([[0.4, 0.6]]), (16, 6, 12), torch.Generator().manual_seed(0))))
+        111111111111
+        111100000001
+        111100000001
+        111100000001
+        111100000001
+        111111111111
         >>> mask = cut_exact(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0))
         >>> mask[0, :, 0].mean((1, 2)).tolist()
         [0.25, 0.75]
@@ -79,16 +81,17 @@ def cut_partition(
     kappa_2 / (kappa_2 + … + kappa_M), less what the first has, and so on. Expected area: as for ``cut``, smaller
     than kappa_i for every member but the last.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the centres.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1.
+    Masks (B, M, 1, h, w) of 0 and 1.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(cut_partition(torch.full((1, 3), 1 / 3), (16, 6, 12), torch.Generator().manual_seed(0))))
+        222222222222
+        000000222222
+        000000222222
+        111122222222
+        111122222222
+        111122222222
         >>> masks = cut_partition(torch.full((1, 3), 1 / 3), (16, 8, 8), torch.Generator().manual_seed(0))
         >>> masks.unique().tolist(), bool((masks.sum(1) == 1).all())
         ([0.0, 1.0], True)

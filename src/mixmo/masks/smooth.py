@@ -23,16 +23,17 @@ def cow(
     to one cell. The reference code draws the threshold uniformly from 0.2 to 0.8 instead, whatever kappa is; here
     alpha keeps its meaning.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws noise and blur.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1.
+    Masks (B, M, 1, h, w) of 0 and 1.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(cow(torch.tensor([[0.4, 0.6]]), (16, 6, 12), torch.Generator().manual_seed(0))))
+        000000111110
+        000001111111
+        000011111111
+        000011111111
+        000011111111
+        000001111111
         >>> cow(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
         [[0.25, 0.75]]
     """
@@ -58,16 +59,17 @@ def fmix(
     A complex Gaussian spectrum is divided by the frequency to the power of 3 and transformed back; levels are shared
     as in :func:`cow`. Expected area: kappa_i, up to one cell.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the spectrum.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1.
+    Masks (B, M, 1, h, w) of 0 and 1.
 
     Example:
+        >>> from mixmo.masks.parts import picture
+        >>> print(picture(fmix(torch.tensor([[0.4, 0.6]]), (16, 6, 12), torch.Generator().manual_seed(0))))
+        111111110000
+        111111100000
+        111111110000
+        011111110000
+        010111110000
+        011111110000
         >>> fmix(torch.tensor([[0.25, 0.75]]), (16, 8, 8), torch.Generator().manual_seed(0)).mean((2, 3, 4)).tolist()
         [[0.25, 0.75]]
     """

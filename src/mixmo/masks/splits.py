@@ -16,17 +16,7 @@ def horizontal(
 
     Expected area: kappa_i, rounded to rows.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the side to start from.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, h, 1).
-
-    Raises:
-        InputError: if there are more members than rows.
+    Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, h, 1).
 
     Example:
         >>> horizontal(torch.tensor([[0.25, 0.75]]), (16, 4, 2), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
@@ -43,17 +33,7 @@ def vertical(
 
     Expected area: kappa_i, rounded to columns.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the side to start from.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, 1, w).
-
-    Raises:
-        InputError: if there are more members than columns.
+    Masks (B, M, 1, h, w) of 0 and 1, a view of (B, M, 1, 1, w).
 
     Example:
         >>> vertical(torch.tensor([[0.25, 0.75]]), (16, 1, 4), torch.Generator().manual_seed(0))[0, 0, 0].tolist()
@@ -70,17 +50,7 @@ def channel(
 
     Expected area: kappa_i, rounded to channels.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the side to start from.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
-
-    Raises:
-        InputError: if there are more members than channels.
+    Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
 
     Example:
         >>> masks = channel(torch.tensor([[0.25, 0.75]]), (4, 8, 8), torch.Generator().manual_seed(0))
@@ -98,14 +68,7 @@ def bernoulli(
 
     Expected area: kappa_i.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the channels' members.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
+    Masks (B, M, F, h, w) of 0 and 1, a view of (B, M, F, 1, 1).
 
     Example:
         >>> masks = bernoulli(torch.tensor([[0.25, 0.75]]), (400, 8, 8), torch.Generator().manual_seed(0))
@@ -126,14 +89,7 @@ def noise(
     shared likewise by the others. Expected area: kappa_i. The reference code rescales a uniform draw so that
     its median is kappa, which moves the mean to 1/4 + kappa/2, and then crashes.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w) of the encoders' output.
-        generator: draws the shares.
-        roles: (M,) or (B, M), which member gets which part.
-
-    Returns:
-        Masks (B, M, 1, h, w) in [0, 1].
+    Masks (B, M, 1, h, w) in [0, 1].
 
     Example:
         >>> masks = noise(torch.tensor([[0.25, 0.75]]), (16, 64, 64), torch.Generator().manual_seed(0))

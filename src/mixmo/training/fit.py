@@ -32,6 +32,7 @@ from mixmo.runs import Run, check_download
 from mixmo.seeding import seed_for
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
+from mixmo.training.masks import catalogue_with
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_resumable
 from mixmo.training.step import STATISTICS_BATCHES, Training
@@ -241,8 +242,10 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
         InputError: if a mask cannot share a map of that size among that many members, or the crop is too large.
     """
     own, pixels = settings.mixer, settings.pixels
-    mixer = Mixer(own.kind, settings.model.num_members, own.alpha, own.probability, own.draw_per)
     shape = net.encoder_shape(*_crop(settings, data))
+    members = settings.model.num_members
+    catalogue = catalogue_with(own.kind, settings.allow_imports, members, shape)
+    mixer = Mixer(own.kind, members, own.alpha, own.probability, own.draw_per, catalogue)
     mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
     return BatchMaker(
         settings.data,

@@ -18,9 +18,9 @@ from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.sets import DistinctBatch
 from mixmo.errors import InputError
-from mixmo.mixing import mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
+from mixmo.training.objectives import find_objective
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
 
 STATISTICS_BATCHES = 50
@@ -66,6 +66,9 @@ class Training(L.LightningModule):
         self.sample_batches, self._estimated_at = sample_batches, -1
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
+        self.objective = find_objective(
+            settings.objective.name, settings.allow_imports, net.num_members, net.num_classes, maker.pixels is not None
+        )
         self.generator: torch.Generator | None = None
         self.reports = 0
         self._seen, self._since = 0, 0.0
@@ -118,9 +121,9 @@ class Training(L.LightningModule):
         return min(1.0, self.global_step / (self.schedule.steps_per_epoch * self.schedule.epochs))
 
     def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
-        inputs, masks, targets, weights = mixed
-        logits = self.net(inputs, masks if self.net.num_members > 1 else None)  # a single network's mask is one
-        return logits, mixed_cross_entropy(logits, targets, weights)
+        masks = mixed.masks if self.net.num_members > 1 else None  # a single network's mask is one
+        logits = self.net(mixed.inputs, masks)
+        return logits, self.objective(logits, mixed)
 
     def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Sum up the epoch and note the first bad step, on the device; look at them now and then."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mixmo.config.imports import is_kept_configuration, without_permission
 from mixmo.errors import InputError, one_of
 from mixmo.files import read_yaml
 
@@ -38,7 +39,8 @@ def catalogue() -> dict[str, Recipe]:
 def load_recipe(recipe: str | Path) -> Recipe:
     """Return the settings of a shipped recipe or a YAML file, with everything it extends filled in.
 
-    A file may start from shipped recipes or bases: ``extends: [cifar100-wrn28x10-cut]``.
+    A file may start from shipped recipes or bases: ``extends: [cifar100-wrn28x10-cut]``. Imports that a run's
+    configuration lists are left out: allowing them is for the command line.
 
     Args:
         recipe: A shipped name, or the path of a YAML file.
@@ -54,7 +56,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         content = read_yaml(path, "recipe file")
-        resolved = _resolve(content, str(path))
+        resolved = _resolve(without_permission(content) if is_kept_configuration(path) else content, str(path))
     else:
         one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
         resolved = _resolve(_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
