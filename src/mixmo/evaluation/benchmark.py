@@ -241,14 +241,7 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
         f"{label}, float32 NCHW": partial(TrainingStep, case, members, fast=False),
     }
     tables = {"training step, ratio to the plain network": timed(case, steps, case.batch_size)}
-    nets = {
-        "plain network": partial(networks, case, 0),
-        "fused": partial(networks, case, members, fused=True),
-        label: partial(networks, case, members),
-        f"{members} plain networks": partial(networks, case, 0, members),
-    }
-    if case.mix_at:
-        del nets["fused"]
+    nets = _networks_to_pass(case, label)
     passes = {name: partial(inference, case, each, case.batch_size) for name, each in nets.items()}
     tables["inference, ratio to the plain network"] = timed(case, passes, case.batch_size)
     if case.compile:
@@ -274,6 +267,18 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
     }
     tables["input path, ratio to the training step"] = timed(case, parts, case.batch_size, memory=False)
     return tables
+
+
+def _networks_to_pass(case: Benchmark, label: str) -> dict[str, Callable[[], list[nn.Module]]]:
+    """Return what builds the networks whose inference is timed; those that mix later cannot be fused."""
+    members = case.num_members
+    nets: dict[str, Callable[[], list[nn.Module]]] = {"plain network": partial(networks, case, 0)}
+    if not case.mix_at:
+        nets["fused"] = partial(networks, case, members, fused=True)
+    return nets | {
+        label: partial(networks, case, members),
+        f"{members} plain networks": partial(networks, case, 0, members),
+    }
 
 
 def timed(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, memory: bool = True) -> Rows:
@@ -316,10 +321,10 @@ def summary(seconds: list[float], against: list[float] | None = None) -> dict[st
         {'ms': 2.0, 'low': 1.0, 'high': 3.0, 'ratio': 2.0}
     """
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    figures = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+    found = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
     if against is not None:
-        figures["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
-    return figures
+        found["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
+    return found
 
 
 def peak_memory(build: Builder, device: torch.device) -> float:
@@ -359,7 +364,7 @@ def _build_and_call(build: Builder) -> None:
 
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
-    """Print tables of figures; keep them with the environment as JSON if a file is named."""
+    """Print tables of numbers; keep them with the environment as JSON if a file is named."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     for title, rows in tables.items():

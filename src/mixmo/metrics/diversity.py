@@ -1,4 +1,4 @@
-"""How differently members err."""
+"""Diversity: how differently the members err."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Diversity(Metric):
     * ``q_statistic`` = (n_11 n_00 - n_10 n_01) / (n_11 n_00 + n_10 n_01) (Yule); 0 where it would divide by 0.
     * ``correlation`` of being right, the phi coefficient; 0 where one of the two is always or never right.
     * ``double_fault`` = n_00.
-    * ``kappa``: Cohen's, of the predicted classes; 1 where both always predict one and the same class.
+    * ``kappa``: Cohen's, of the predicted classes; 1 where both always predict one and the same class (NaN in
+      scikit-learn).
     * ``kl``: mean of KL(p_i || p_j) over both orders, in nats; infinite where p_j is 0 and p_i is not.
     * ``cosine``: cosine of the angle between the two distributions, mean over samples.
 
@@ -39,8 +40,8 @@ class Diversity(Metric):
         >>> diversity = Diversity(num_classes=2, num_members=2)
         >>> members = torch.tensor([[[0.1, 0.9], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
         >>> diversity.update(members, torch.tensor([0, 0, 0]))
-        >>> figures = diversity.compute()
-        >>> round(figures["d_re"].item(), 3), round(figures["disagreement"].item(), 3)
+        >>> found = diversity.compute()
+        >>> round(found["d_re"].item(), 3), round(found["disagreement"].item(), 3)
         (2.0, 0.667)
     """
 
@@ -101,7 +102,7 @@ class Diversity(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if there were none.
@@ -117,7 +118,7 @@ class Diversity(Metric):
         chance = (self.predicted[i] * self.predicted[j]).sum(1) / n**2
         agree = self.agree[i, j] / n
         spread = (first * (1 - first) * second * (1 - second)).sqrt()
-        figures = {
+        found = {
             "d_re": _ratio(single, n00, otherwise=2 * single),
             "disagreement": 1 - agree,
             "q_statistic": _ratio(same - crossed, same + crossed),
@@ -127,7 +128,7 @@ class Diversity(Metric):
             "kl": (self.kl[i, j] + self.kl[j, i]) / (2 * n),
             "cosine": self.cosine[i, j] / n,
         }
-        return {name: values.mean() for name, values in figures.items()}
+        return {name: values.mean() for name, values in found.items()}
 
 
 def _ratio(above: Tensor, below: Tensor, otherwise: Tensor | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def learning_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Draw the loss and every accuracy of a run, epoch by epoch.
 
     Args:
-        rows: Those of :func:`mixmo.reporting.records.read_history`, at least one.
+        rows: Those of :func:`mixmo.evaluation.records.read_history`, at least one.
     """
     figure, (left, right) = _axes(2)
     _curve(left, rows, "train_loss")
@@ -63,7 +63,7 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     """Draw the loss of several runs, and their accuracy on validation data where they had some, step by step.
 
     Args:
-        runs: Rows of :func:`mixmo.reporting.records.read_history`, at least one, by the run's name.
+        runs: Rows of :func:`mixmo.evaluation.records.read_history`, at least one, by the run's name.
     """
     validated = {name: rows for name, rows in runs.items() if "val_accuracy" in rows[-1]}
     figure, axes = _axes(2 if validated else 1)

@@ -17,17 +17,18 @@ import torch
 from rich.console import Console
 
 from mixmo.errors import InputError
-from mixmo.evaluation.comparison import Entry, Group, mcnemar, paired_interval, read_groups, sample_scores
+from mixmo.evaluation.comparison import Entry, Group, read_groups, sample_scores
 from mixmo.evaluation.evaluate import Samples
-from mixmo.evaluation.results import Options
-from mixmo.evaluation.robustness import mean_figures
+from mixmo.evaluation.records import read_environment, read_history
+from mixmo.evaluation.results import EvaluationOptions
+from mixmo.evaluation.robustness import mean_metrics
+from mixmo.evaluation.statistics import mcnemar, paired_interval
 from mixmo.files import make_folder, write_text
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.names import csv_cell, printable
 from mixmo.reporting import charts
 from mixmo.reporting import html as pages
-from mixmo.reporting.records import read_environment, read_history
 from mixmo.reporting.run_report import (
     DISAGREEMENT_CAPTION,
     PICTURE_CAPTION,
@@ -67,14 +68,14 @@ SCORES = {
 }
 COSTS = {
     "parameters": Column("parameters, M", 1e-6, 2, False),
-    "multiply_adds": Column("multiply-adds an image, M", 1e-6, 1, False),
+    "macs": Column("MACs, M", 1e-6, 1, False),
     "images": Column("images in training, M", 1e-6, 2, False),
     "minutes": Column("minutes", 1, 1),
-    "milliseconds": Column("ms an image", 1, 3, False),
+    "latency_ms": Column("latency, ms", 1, 3, False),
 }
 
 
-def compare(words: Sequence[str | Path], out: Path, options: Options | None = None) -> list[Group]:
+def compare(words: Sequence[str | Path], out: Path, options: EvaluationOptions | None = None) -> list[Group]:
     """Compare networks on their common test set.
 
     Prints the figures (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
@@ -83,7 +84,7 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
     Args:
         words: What :func:`mixmo.evaluation.comparison.read_groups` takes.
         out: Where to write; made if it is missing.
-        options: How runs are judged; ``None`` takes the defaults.
+        options: How runs are evaluated; ``None`` takes the defaults.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
@@ -91,7 +92,7 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder to write into with --out.")
-    groups = read_groups([str(word) for word in words], options or Options())
+    groups = read_groups([str(word) for word in words], options or EvaluationOptions())
     tables = [figures_table(groups), *([differences_table(groups)] if len(groups) > 1 else [])]
     tables += [costs_table(groups)] if any(entry.runs for group in groups for entry in group.entries) else []
     for table in tables:
@@ -106,9 +107,9 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
 
 def figures_table(groups: Sequence[Group]) -> TextTable:
     """Return the figures of every group, mean ± standard deviation over seeds, the best in bold."""
-    images = len(groups[0].entries[0].judgement.tested.targets)
+    images = len(groups[0].entries[0].result.predictions.targets)
     title = f"{images} test images, logits averaged, mean ± standard deviation over n seeds"
-    corrupted = [entry.judgement.corrupted for group in groups for entry in group.entries]
+    corrupted = [entry.result.corruptions for group in groups for entry in group.entries]
     note = next((f"corruptions: {found.source}" for found in corrupted if found is not None), "")
     return replace(_table(groups, SCORES | _ood_columns(groups), title, deviations=True), note=note)
 
@@ -163,7 +164,7 @@ def comparison_page(groups: Sequence[Group], tables: Sequence[TextTable]) -> str
         tables: Its tables.
     """
     firsts = {group.name: group.entries[0] for group in groups}
-    answers = {name: entry.judgement.tested.average() for name, entry in firsts.items()}
+    answers = {name: entry.result.predictions.average() for name, entry in firsts.items()}
     sections = [
         pages.section("What is compared", _trained(groups)),
         pages.section("Figures", *(table.html() for table in tables), pages.paragraph("★ the best of a column.")),
@@ -204,28 +205,31 @@ def _curves(groups: Sequence[Group]) -> list[str]:
 
 
 def _strangers(firsts: Mapping[str, Entry]) -> list[str]:
-    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.strangers}
+    known = {name: entry.result for name, entry in firsts.items() if entry.result.ood}
     if not known:
         return []
-    parts = {name: {"test images": found.tested, **found.strangers} for name, found in known.items()}
+    parts = {
+        name: {"test images": found.predictions, **{each: own.predictions for each, own in found.ood.items()}}
+        for name, found in known.items()
+    }
     chart = pages.chart(lambda: charts.confidences(parts), "Confidence, the largest of the members' mean probabilities")
     tables = [
         replace(table, title=f"{name}, {table.title}").html()
         for name, found in known.items()
-        for table in ood_tables(found.figures)
+        for table in ood_tables(found.ood)
     ]
     return [pages.section("Out of distribution", chart, *tables)]
 
 
 def _corruptions(firsts: Mapping[str, Entry]) -> list[str]:
-    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.corrupted is not None}
-    found = {name: judgement.corrupted for name, judgement in known.items() if judgement.corrupted is not None}
+    known = {name: entry.result for name, entry in firsts.items()}
+    found = {name: result.corruptions for name, result in known.items() if result.corruptions is not None}
     if not found:
         return []
-    lines = {name: accuracies(judgement) for name, judgement in known.items()}
+    lines = {name: accuracies(known[name]) for name in found}
     first, rows, stressed = next(iter(found.values())), [], set()
     for row, kind in enumerate(first.kinds):
-        means = [100 * mean_figures({kind: each.kinds[kind]})["corruption/accuracy"] for each in found.values()]
+        means = [100 * mean_metrics({kind: each.kinds[kind]})["accuracy"] for each in found.values()]
         stressed |= {(row, place) for place, mean in enumerate(means, 1) if mean == max(means)}
         rows.append([kind.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
     title = f"top-1 %, mean over severities; corruptions {first.source}"
@@ -240,7 +244,7 @@ def _diversity(groups: Sequence[Group]) -> list[str]:
         return []
     rows = [[group.name, *(f"{group.mean(key):.4f}" for key in DIVERSITY)] for group in several]
     table = TextTable("means over pairs of members", ["", *(key.replace("_", " ") for key in DIVERSITY)], rows)
-    members = {group.name: group.entries[0].judgement.tested for group in several}
+    members = {group.name: group.entries[0].result.predictions for group in several}
     chart = pages.chart(lambda: charts.disagreements(members), DISAGREEMENT_CAPTION)
     return [pages.section("Diversity", chart, table.html())]
 
@@ -250,14 +254,14 @@ def _pictures(firsts: Mapping[str, Entry], answers: Mapping[str, Samples]) -> li
     run = next((entry.runs[0] for entry in firsts.values() if entry.runs), None)
     if run is None:
         return []
-    shown = next(entry.judgement.tested for entry in firsts.values() if entry.runs)  # files may lack names of classes
+    shown = next(entry.result.predictions for entry in firsts.values() if entry.runs)  # files may lack names of classes
     parts = []
     for name, samples in answers.items():
         if numbers := confident_mistakes(samples, PICTURES // 2):
             draw = partial(picture_grid, run, shown, numbers, samples.predicted[:, None])
             parts.append(pages.chart(draw, f"{name}, the most confident mistakes: {PICTURE_CAPTION}"))
     if len(firsts) > 1:
-        logits = torch.stack([mean_logits(entry.judgement.tested.logits) for entry in firsts.values()], 1)
+        logits = torch.stack([mean_logits(entry.result.predictions.logits) for entry in firsts.values()], 1)
         numbers = ood_scores(logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
         text = f"The images on which they disagree most: what {', '.join(firsts)} said, and in brackets the truth"
         parts.append(pages.chart(partial(picture_grid, run, shown, numbers, logits.argmax(2)), text))
@@ -279,7 +283,7 @@ def _commands(groups: Sequence[Group]) -> list[str]:
 
 
 def _ood_columns(groups: Sequence[Group]) -> dict[str, Column]:
-    datasets = dict.fromkeys(name for group in groups for name in group.entries[0].judgement.strangers)
+    datasets = dict.fromkeys(name for group in groups for name in group.entries[0].result.ood)
     return {f"ood/{name}/max_probability/auroc": Column(f"AUROC {Path(name).name}", 1, 4, True) for name in datasets}
 
 
@@ -292,14 +296,15 @@ def _best(column: Column, means: Sequence[float]) -> float | None:
 
 def as_csv(groups: Sequence[Group]) -> str:
     """Return every figure of every entry, and where its corruptions come from, as comma-separated values."""
-    keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.figures))
+    keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.flat()))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["group", "run", *map(csv_cell, keys), "corruptions"])
     for group in groups:
         for entry in group.entries:
-            corrupted = entry.judgement.corrupted
+            corrupted = entry.result.corruptions
             source = "" if corrupted is None else corrupted.source
-            figures = [entry.figures.get(key, "") for key in keys]
-            writer.writerow([csv_cell(group.name), csv_cell(entry.name), *figures, csv_cell(source)])
+            known = entry.flat()
+            metrics = [known.get(key, "") for key in keys]
+            writer.writerow([csv_cell(group.name), csv_cell(entry.name), *metrics, csv_cell(source)])
     return buffer.getvalue()

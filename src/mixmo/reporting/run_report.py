@@ -11,18 +11,17 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from mixmo.config.plan import make_plan
-from mixmo.data.loading import read_test_images
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.results import Judgement
+from mixmo.evaluation.records import read_environment, read_history
+from mixmo.evaluation.results import EvaluationResult
 from mixmo.files import write_text
 from mixmo.metrics.ood import ood_scores
 from mixmo.names import printable
 from mixmo.reporting import charts
 from mixmo.reporting import html as pages
-from mixmo.reporting.records import read_environment, read_history
 from mixmo.reporting.tables import MORE_SCORES, TextTable, accuracies, corruption_table, figures_table, ood_tables
 from mixmo.runs import Run
 
@@ -39,30 +38,30 @@ SETTINGS = (
 """What tells most of a run."""
 
 
-def write_report(run: Run, found: Judgement) -> Path:
+def write_report(run: Run, found: EvaluationResult) -> Path:
     """Write ``report.html`` into a run's folder and return its path.
 
     Args:
         run: The run.
         found: What is known of it.
     """
-    tested, parts = found.tested, charts.answers(found.tested)
+    tested, parts = found.predictions, charts.answers(found.predictions)
     sections = [
         pages.section("What was trained", _settings(run, tested)),
         pages.section("Figures", *_tables(found)),
         *_curves(run),
         *quality_sections(parts),
     ]
-    if found.strangers:
-        datasets = {"test images": tested, **found.strangers}
+    if found.ood:
+        datasets = {"test images": tested, **{name: result.predictions for name, result in found.ood.items()}}
         text = "Confidence, the largest of the members' mean probabilities, on test images and others"
         chart = pages.chart(lambda: charts.confidences({"members together": datasets}), text)
         sections.append(pages.section("Out of distribution", chart))
-    if found.corrupted is not None:
+    if found.corruptions is not None:
         who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
         lines = {name: accuracies(found, prefix) for name, prefix in who.items()}
         chart = pages.chart(lambda: charts.accuracy_by_severity(lines), SEVERITY_CAPTION)
-        sections.append(pages.section("Corruptions", chart, corruption_table(found.corrupted).html()))
+        sections.append(pages.section("Corruptions", chart, corruption_table(found.corruptions).html()))
     if len(parts) > 1:
         chart = pages.chart(lambda: charts.disagreements({"members": tested}), DISAGREEMENT_CAPTION)
         sections.append(pages.section("Diversity", chart))
@@ -88,17 +87,17 @@ def setting(config: dict[str, object], name: str) -> str:
     return str(config[section][key])  # type: ignore[index]
 
 
-def _tables(found: Judgement) -> list[str]:
+def _tables(found: EvaluationResult) -> list[str]:
     """Return the table of scores, one of the figures that stand for the whole run, and one for each other dataset."""
     shared = [
         [key.replace("_", " "), f"{value:.4f}"]
-        for key, value in found.figures.items()
-        if "/" not in key and key not in MORE_SCORES
+        for key, value in (found.metrics.average | found.metrics.diversity | found.scaled).items()
+        if key not in MORE_SCORES
     ]
     tables = [
-        figures_table(found.figures, f"{len(found.tested.targets)} test images", MORE_SCORES),
+        figures_table(found.metrics, f"{len(found.predictions.targets)} test images", MORE_SCORES),
         TextTable("of the ensemble, and of its members together", ["figure", ""], shared),
-        *ood_tables(found.figures),
+        *ood_tables(found.ood),
     ]
     return [table.html() for table in tables]
 
@@ -153,7 +152,8 @@ def picture_grid(run: Run, tested: Predictions, numbers: list[int], said: torch.
         numbers: Which images.
         said: (N, m) class numbers.
     """
-    images = read_test_images(make_plan(run.config()).settings.data, numbers)
+    data = DataModule(run.settings().data)
+    images = [data.image(number) for number in numbers]
     names = [printable(name) for name in tested.classes]
     titles = [
         f"{' / '.join(names[k] for k in said[number].tolist())}\n({names[int(tested.targets[number])]})"

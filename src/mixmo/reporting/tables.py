@@ -12,8 +12,9 @@ from rich.text import Text
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
-from mixmo.evaluation.results import Judgement
-from mixmo.evaluation.robustness import Corrupted, mean_figures
+from mixmo.evaluation.evaluate import EnsembleMetrics
+from mixmo.evaluation.results import EvaluationResult, OODResult
+from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
 from mixmo.names import markdown, printable
 from mixmo.reporting import html as pages
 
@@ -29,7 +30,7 @@ SCORES = {
 MORE_SCORES = SCORES | {
     "ece_adaptive": ("adaptive ECE %", 100, 2),
     "aurc": ("AURC %", 100, 2),
-    "auroc_correct": ("AUROC right/wrong", 1, 4),
+    "misclassification_auroc": ("misclassification AUROC", 1, 4),
 }
 """Those of a report."""
 
@@ -90,51 +91,48 @@ class TextTable:
         return [[(safe(cell), (i, j) in self.best) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
 
 
-def figures_table(figures: Mapping[str, float], title: str, columns: Columns = SCORES) -> TextTable:
-    """Return the scores of :func:`mixmo.evaluate` for the ensemble and every member, or the one network.
+def figures_table(metrics: EnsembleMetrics, title: str, columns: Columns = SCORES) -> TextTable:
+    """Return the scores of the ensemble and of every member, or of the one network.
 
     Example:
         >>> import torch
-        >>> from mixmo import evaluate
-        >>> len(figures_table(evaluate(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
+        >>> from mixmo.evaluation.evaluate import measure
+        >>> len(figures_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
         4
     """
     header = ["", *(heading for heading, _, _ in columns.values())]
-    members = [key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll")]
-    if len(members) == 1:
-        return TextTable(title, header, [figures_row("single network", figures, columns=columns)])
-    rows = {"ensemble, logit average": "", "ensemble, probability average": "probability_average/"}
-    rows |= {member.replace("_", " "): f"{member}/" for member in members}
-    note = f"diversity: d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %"
-    cells = [figures_row(label, figures, prefix, columns) for label, prefix in rows.items()]
-    return TextTable(title, header, cells, note)
+    if len(metrics.members) == 1:
+        return TextTable(title, header, [figures_row("single network", metrics.average, columns)])
+    rows = {"ensemble, logit average": metrics.average, "ensemble, probability average": metrics.probability_average}
+    rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
+    diversity = metrics.diversity
+    note = f"diversity: d_re {diversity['d_re']:.3f}, disagreement {100 * diversity['disagreement']:.2f} %"
+    return TextTable(title, header, [figures_row(label, own, columns) for label, own in rows.items()], note)
 
 
-def figures_row(label: str, figures: Mapping[str, float], prefix: str = "", columns: Columns = SCORES) -> Sequence[str]:
-    """Return the row of :func:`figures_table` for the scores under ``prefix``."""
-    return [label, *(f"{figures[prefix + key] * by:.{digits}f}" for key, (_, by, digits) in columns.items())]
+def figures_row(label: str, metrics: Mapping[str, float], columns: Columns = SCORES) -> Sequence[str]:
+    """Return a row of :func:`figures_table`."""
+    return [label, *(f"{metrics[key] * by:.{digits}f}" for key, (_, by, digits) in columns.items())]
 
 
-def ood_tables(figures: Mapping[str, float]) -> list[TextTable]:
+def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
     """Return for each other dataset how well every score tells its images from the test images."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for key, value in figures.items():
-        if key.startswith("ood/"):
-            dataset, score, _ = key.removeprefix("ood/").rsplit("/", 2)
-            found.setdefault(dataset, {}).setdefault(score.replace("_", " "), []).append(f"{value:.4f}")
-    header = ["score", "AUROC", "AUPR", "FPR95"]
-    return [
-        TextTable(f"out of distribution: {dataset}", header, [[name, *cells] for name, cells in scores.items()])
-        for dataset, scores in found.items()
-    ]
+    tables = []
+    for dataset, result in found.items():
+        rows = [
+            [score.replace("_", " "), *(f"{value:.4f}" for value in metrics.values())]
+            for score, metrics in result.metrics.items()
+        ]
+        tables.append(TextTable(f"out of distribution: {dataset}", ["score", "AUROC", "AUPR", "FPR95"], rows))
+    return tables
 
 
-def corruption_table(corrupted: Corrupted) -> TextTable:
+def corruption_table(corrupted: CorruptionResult) -> TextTable:
     """Return the logit average's top-1 at every severity, and its mean figures, for each kind and over all."""
 
     def means(cells: Mapping[str, Any]) -> list[str]:
-        found = mean_figures(cells)
-        return [f"{found[f'corruption/{key}'] * by:.{digits}f}" for key, (_, by, digits) in chosen.items()]
+        found = mean_metrics(cells)
+        return [f"{found[key] * by:.{digits}f}" for key, (_, by, digits) in chosen.items()]
 
     chosen = {key: SCORES[key] for key in ("accuracy", "nll", "ece")}
     rows = [
@@ -146,7 +144,7 @@ def corruption_table(corrupted: Corrupted) -> TextTable:
     return TextTable(f"corruptions, {corrupted.source}", header, rows)
 
 
-def severity_means(corrupted: Corrupted, who: str = "") -> list[float]:
+def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
     """Return the mean top-1 over all kinds at each severity, in %.
 
     Args:
@@ -159,7 +157,7 @@ def severity_means(corrupted: Corrupted, who: str = "") -> list[float]:
     ]
 
 
-def accuracies(found: Judgement, who: str = "") -> list[float]:
+def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
     """Return top-1 in % on clean images, and the means of :func:`severity_means` on corrupted ones.
 
     Args:
@@ -167,11 +165,11 @@ def accuracies(found: Judgement, who: str = "") -> list[float]:
         who: ``member_0`` …; nothing for the logit average.
 
     Raises:
-        InputError: if corruptions were not judged.
+        InputError: if corruptions were not evaluated.
     """
-    if found.corrupted is None:
+    if found.corruptions is None:
         raise InputError("nothing is known of corruptions.")
-    return [100 * found.figures[f"{who}/accuracy".lstrip("/")], *severity_means(found.corrupted, who)]
+    return [100 * found.flat()[f"{who}/accuracy".lstrip("/")], *severity_means(found.corruptions, who)]
 
 
 def class_table(by_class: Mapping[str, Mapping[str, float]]) -> TextTable:

@@ -1,0 +1,162 @@
+"""Inference: a run's trained network, its datasets, and the logits of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixmo.config.hardware import training_device
+from mixmo.config.plan import make_plan
+from mixmo.config.settings import DataSettings
+from mixmo.data.batches import Augmentation
+from mixmo.data.module import DataModule
+from mixmo.data.sets import DistinctBatch, ImageSet
+from mixmo.errors import InputError
+from mixmo.network import MixMo
+from mixmo.runs import Run, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, and what prepares images for it.
+
+    Attributes:
+        net: In evaluation mode, on the device.
+        settings: The run's ``data`` section.
+        augment: Its center crop and normalisation.
+        device: Where to run it.
+        epochs: Epochs it was trained for.
+    """
+
+    net: MixMo
+    settings: DataSettings
+    augment: Augmentation
+    device: torch.device
+    epochs: int
+
+
+class TrainedRun:
+    """A run to evaluate. Its configuration is parsed once; network and images are loaded once, when they are needed.
+
+    Args:
+        run: The run.
+        checkpoint: ``last`` or ``best``.
+        download: Whether what the network is built from may be downloaded.
+
+    Attributes:
+        settings: The run's settings; what they leave open follows from this machine.
+        device: The device that suits the run on this machine.
+        data: The run's images.
+
+    Raises:
+        MissingError: if there is no such run.
+        InputError: if its configuration is damaged.
+    """
+
+    def __init__(self, run: Run, checkpoint: str = "last", download: bool = False) -> None:
+        self.run, self.checkpoint, self.download = run, checkpoint, download
+        plan = make_plan(run.config())
+        self.settings, self.device = plan.settings, training_device(plan.trainer["accelerator"])
+        self.data = DataModule(self.settings.data, self.settings.seed)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the checkpoint's file, in hexadecimal."""
+        return hashlib.sha256(self.run.checkpoint_file(self.checkpoint).read_bytes()).hexdigest()
+
+    @cached_property
+    def network(self) -> Network:
+        """The network of the checkpoint.
+
+        Raises:
+            MissingError: if the checkpoint is missing.
+            InputError: if it is damaged or of another network.
+        """
+        net, epochs = load_checkpoint(self.run, self.checkpoint, self.download)
+        net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Network(net, self.settings.data, Augmentation(self.settings.data), self.device, epochs)
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """What predictions depend on of the ``data`` section; where images are decoded in memory changes none."""
+        free = {"workers", "in_memory", "eval_batch_size", "download"}
+        return {key: value for key, value in asdict(self.settings.data).items() if key not in free}
+
+    def images(self, dataset: str) -> tuple[ImageSet, list[str]]:
+        """Return the images of a dataset and the names of its classes; each is opened and decoded once.
+
+        Args:
+            dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test
+                images are brought to the input size of the run's.
+
+        Raises:
+            MissingError: if the dataset is missing.
+            InputError: if it is damaged, there is no validation set, or the run's own classes are not as many as the
+                network was trained on.
+        """
+        if dataset not in ("test", "validation"):
+            return self.data.other(dataset)
+        images = self.data.test if dataset == "test" else self.data.validation
+        if images is None:
+            raise InputError("there is no validation set: data.validation is 0.")
+        classes, trained = self.data.classes, self.network.net.num_classes
+        if len(classes) != trained:
+            raise InputError(
+                f"{self.settings.data.name!r} has {len(classes)} classes, but {self.run.path} was trained on {trained}."
+            )
+        return images, classes
+
+    def fingerprint(self, dataset: str) -> str:
+        """Return what tells whether the images of a dataset (:meth:`images`) changed; none is decoded.
+
+        Args:
+            dataset: As for :meth:`images`.
+
+        Raises:
+            MissingError: if the dataset is missing.
+            InputError: if it is damaged, or there is no validation set.
+        """
+        if dataset in ("test", "validation"):
+            return self.data.fingerprint(dataset)
+        # Resized to the input size, which can depend on the run's own images.
+        return f"{self.data.fingerprint('test')} {self.data.fingerprint('test', dataset)}"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in a precision, ``32-true`` or ``bf16-mixed``.
+
+    Example:
+        >>> with autocast(torch.device("cpu"), "bf16-mixed"):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.bfloat16
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+@torch.inference_mode()
+def predict_logits(
+    net: torch.nn.Module, batches: Iterable[DistinctBatch], augment: Augmentation, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return logits (N, M, K) and targets (N,) on the CPU for batches of images, in order.
+
+    The logits (N, K) of a plain network are those of one member.
+
+    Args:
+        net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
+        batches: From ``mixmo.data.sets.evaluation_loader``.
+        augment: Its center crop and normalisation are used.
+        device: Where ``net`` is.
+    """
+    logits, targets = [], []
+    for images, labels, index in batches:
+        images, labels, index = images.to(device), labels.to(device), index.to(device)
+        output = net(augment.center(images, index)).float()
+        logits.append((output if isinstance(net, MixMo) else output[:, None]).cpu())
+        targets.append(labels[index].cpu())
+    return torch.cat(logits), torch.cat(targets)

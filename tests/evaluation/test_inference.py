@@ -1,0 +1,55 @@
+"""One evaluation opens a run once, whatever it is asked for."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import moved, write_images
+
+from mixmo.data import module as data_module
+from mixmo.errors import InputError
+from mixmo.evaluation import inference, robustness
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.results import GENERATED, EvaluationOptions, evaluate_runs
+
+
+def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
+    """Test, validation and OOD images and corruptions: one configuration, one network, one test set."""
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    called = []
+
+    def count(module, name, told=lambda *arguments: ""):
+        honest = getattr(module, name)
+
+        def counted(*arguments, **options):
+            called.append(f"{name} {told(*arguments)}".strip())
+            return honest(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(inference, "make_plan")
+    count(inference, "load_checkpoint")
+    count(data_module, "open_source", lambda dataset, split, *_: f"{Path(dataset).name} {split}")
+    count(data_module, "image_set", lambda source, *_: len(source))
+    monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
+    other = f"folder:{folder}/strangers"
+    result = evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=GENERATED))
+    assert list(result.ood) == [other] and list(result.corruptions.kinds) == ["fog"]
+    decoded = [call for call in called if call.startswith("image_set")]
+    assert sorted(decoded) == ["image_set 12", "image_set 16", "image_set 9"]  # test, other, validation
+    assert [called.count(f"open_source data {split}") for split in ("train", "test")] == [1, 1]
+    assert called.count("make_plan") == called.count("load_checkpoint") == 1
+    called.clear()
+    evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=GENERATED))
+    assert not [call for call in called if call.startswith(("image_set", "load_checkpoint"))]  # all is kept
+
+
+def test_a_dataset_with_other_classes_is_refused(trained, tmp_path):
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    for split in ("train", "test"):
+        write_images(tmp_path / "data" / split, classes=("cat", "dog"))
+    with pytest.raises(InputError, match=r"has 2 classes, but .* was trained on 3"):
+        TrainedRun(run).images("test")
