@@ -36,8 +36,11 @@ def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     run(*build, cwd=tmp_path)
     (wheel,) = tmp_path.glob("mixmo-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"mixmo/recipes/bases.yaml", "mixmo/recipes/catalogue.yaml", "mixmo/py.typed"} <= set(names)
+    assert {"mixmo/config/recipes/bases.yaml", "mixmo/config/recipes/catalogue.yaml", "mixmo/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
+    assert {f"mixmo/{file.relative_to(ROOT / 'src/mixmo')}" for file in (ROOT / "src/mixmo").rglob("*.py")} <= set(
+        names
+    )
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = "import mixmo, mixmo.config.recipes as r; print(mixmo.__file__); print(len(r.catalogue()))"
     where, count = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed")).split()

@@ -77,7 +77,7 @@ def test_every_kind_of_mask_is_described():
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "CHANGELOG.md", *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md"))]
+    "file", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md"))]
 )
 def test_links_lead_somewhere(file):
     path = ROOT / file

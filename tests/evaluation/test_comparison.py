@@ -32,6 +32,8 @@ def test_runs_have_metrics_and_costs_and_files_have_no_costs(trained, tmp_path):
     (tmp_path / "seeds").mkdir()
     for seed in (0, 1):
         shutil.copytree(one.path, tmp_path / "seeds" / str(seed))
+        config = tmp_path / "seeds" / str(seed) / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 0", f"seed: {seed}"))
     targets = np.arange(3).repeat(4)
     np.savez(tmp_path / "theirs.npz", logits=np.eye(3)[targets], targets=targets)
     words = [f"both={two.path}+{one.path}", f"{tmp_path}/seeds", f"{tmp_path}/theirs.npz"]
@@ -53,3 +55,13 @@ def test_other_images_are_refused(tmp_path):
         read_groups([f"{tmp_path}/two.npz", f"{tmp_path}/three.npz"], EvaluationOptions())
     with pytest.raises(InputError, match="is named twice"):
         read_groups([f"{tmp_path}/two.npz"] * 2, EvaluationOptions())
+
+
+def test_a_run_is_not_counted_twice(trained, tmp_path):
+    _, run, _ = trained
+    for name in ("a", "b"):
+        shutil.copytree(run.path, tmp_path / "seeds" / name)
+    with pytest.raises(InputError, match="have the same seed 0: one run, counted twice"):
+        read_groups([str(tmp_path / "seeds")], EvaluationOptions())
+    with pytest.raises(InputError, match="names a run twice"):
+        read_groups([f"{run.path}+{run.path}"], EvaluationOptions())

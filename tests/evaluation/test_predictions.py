@@ -76,8 +76,9 @@ def test_another_input_size_is_predicted_again(trained, tmp_path):
     run = moved(run, folder, tmp_path)
     name = f"folder:{folder}/strangers"
     before = predict(TrainedRun(run), name).logits
-    shutil.rmtree(tmp_path / "data" / "test")
-    write_images(tmp_path / "data" / "test", count=4, size=12, seed=1)
+    for split in ("train", "test"):
+        shutil.rmtree(tmp_path / "data" / split)
+        write_images(tmp_path / "data" / split, count=12, size=12, seed=1)
     assert not torch.equal(predict(TrainedRun(run), name).logits, before)
 
 

@@ -1,4 +1,4 @@
-"""The losses of 100 steps and of validation, against those kept in ``tests/golden``: a silent change shows here.
+"""The losses of 100 steps and of validation against those kept in ``tests/golden``: a change of training shows here.
 
 Renew them, when training is meant to change, and say why in the commit::
 

@@ -17,6 +17,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
+from mixmo.names import printable
 from mixmo.runs import Run
 
 VARIABLE = {
@@ -103,6 +104,8 @@ def _read(word: str) -> tuple[str, list[list[Path]]]:
     if not equals or Path(word).exists():
         name, rest = "", word
     paths = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split("+")]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{printable(rest)} names a run twice; an ensemble is of different runs.")
     name = name or " + ".join(path.name for path in paths)
     if len(paths) > 1 or paths[0].is_file() or (paths[0] / "config.yaml").is_file():
         return name, [paths]
@@ -118,6 +121,11 @@ def _read(word: str) -> tuple[str, list[list[Path]]]:
 def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
     """Refuse to average runs that differ in more than their seed and where they were trained."""
     known = known_settings()
+    seeds = [run.settings().seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+        same = [str(run.path) for run, seed in zip(runs, seeds, strict=True) if seed == twice]
+        raise InputError(f"{' and '.join(same[:2])} have the same seed {twice}: one run, counted twice; remove one.")
     first = dict(flattened(runs[0].config(), known))
     for run in runs[1:]:
         own = dict(flattened(run.config(), known))

@@ -113,7 +113,7 @@ class TrainedRun:
         return images, classes
 
     def fingerprint(self, dataset: str) -> str:
-        """Return what tells whether the images of a dataset (:meth:`images`) changed; none is decoded.
+        """Return what tells whether the images of a dataset (:meth:`images`) changed; at most one is decoded, for the input size.
 
         Args:
             dataset: As for :meth:`images`.
@@ -124,8 +124,7 @@ class TrainedRun:
         """
         if dataset in ("test", "validation"):
             return self.data.fingerprint(dataset)
-        # Resized to the input size, which can depend on the run's own images.
-        return f"{self.data.fingerprint('test')} {self.data.fingerprint('test', dataset)}"
+        return f"{self.data.size} {self.data.fingerprint('test', dataset)}"  # resized to the run's input size
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
