@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
@@ -16,24 +17,10 @@ from mixmo.evaluation.results import Judgement
 from mixmo.evaluation.robustness import Corrupted, mean_figures
 from mixmo.names import markdown, printable
 from mixmo.reporting import html as pages
+from mixmo.reporting.glossary import CORRUPTED, METRICS, OOD_SCORES
 
-SCORES = {
-    "accuracy": ("top-1 %", 100, 2),
-    "accuracy_top5": ("top-5 %", 100, 2),
-    "nll": ("NLL", 1, 4),
-    "brier": ("Brier", 1, 4),
-    "ece": ("ECE %", 100, 2),
-}
-"""The scores everyone asks for: heading, factor, digits."""
-
-MORE_SCORES = SCORES | {
-    "ece_adaptive": ("adaptive ECE %", 100, 2),
-    "aurc": ("AURC %", 100, 2),
-    "auroc_correct": ("AUROC right/wrong", 1, 4),
-}
-"""Those of a report."""
-
-Columns = Mapping[str, tuple[str, float, int]]
+SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
+"""The metrics of the table on screen."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +67,22 @@ class TextTable:
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
-    def html(self) -> str:
-        """Return it for a page of :mod:`mixmo.reporting.html`; a star marks the best of a column."""
+    def html(self, helps: Sequence[str] = ()) -> Markup:
+        """Return it for a page; a star marks the best of a column.
+
+        Args:
+            helps: For each heading, what it means.
+        """
         rows = [[f"{text} ★" if best else text for text, best in row] for row in self._cells(str)]
-        return pages.table(self.header, rows, self.title) + (pages.paragraph(self.note) if self.note else "")
+        table = pages.table(self.header, rows, self.title, helps=helps)
+        return table + (pages.part("sentence", self.note) if self.note else Markup())
 
     def _cells(self, safe: Callable[[str], str]) -> list[list[tuple[str, bool]]]:
         """Return the text of each cell, made safe, and whether it is to be stressed."""
         return [[(safe(cell), (i, j) in self.best) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
 
 
-def figures_table(figures: Mapping[str, float], title: str, columns: Columns = SCORES) -> TextTable:
+def figures_table(figures: Mapping[str, float], title: str) -> TextTable:
     """Return the scores of :func:`mixmo.evaluate` for the ensemble and every member, or the one network.
 
     Example:
@@ -99,20 +91,17 @@ def figures_table(figures: Mapping[str, float], title: str, columns: Columns = S
         >>> len(figures_table(evaluate(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
         4
     """
-    header = ["", *(heading for heading, _, _ in columns.values())]
+    header = ["", *(METRICS[key].column for key in SCORES)]
     members = [key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll")]
-    if len(members) == 1:
-        return TextTable(title, header, [figures_row("single network", figures, columns=columns)])
     rows = {"ensemble, logit average": "", "ensemble, probability average": "probability_average/"}
     rows |= {member.replace("_", " "): f"{member}/" for member in members}
-    note = f"diversity: d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %"
-    cells = [figures_row(label, figures, prefix, columns) for label, prefix in rows.items()]
+    note = (
+        f"d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %" if "d_re" in figures else ""
+    )
+    if len(members) == 1:
+        rows = {"single network": ""}
+    cells = [[name, *(METRICS[key].number(figures[prefix + key]) for key in SCORES)] for name, prefix in rows.items()]
     return TextTable(title, header, cells, note)
-
-
-def figures_row(label: str, figures: Mapping[str, float], prefix: str = "", columns: Columns = SCORES) -> Sequence[str]:
-    """Return the row of :func:`figures_table` for the scores under ``prefix``."""
-    return [label, *(f"{figures[prefix + key] * by:.{digits}f}" for key, (_, by, digits) in columns.items())]
 
 
 def ood_tables(figures: Mapping[str, float]) -> list[TextTable]:
@@ -120,9 +109,10 @@ def ood_tables(figures: Mapping[str, float]) -> list[TextTable]:
     found: dict[str, dict[str, list[str]]] = {}
     for key, value in figures.items():
         if key.startswith("ood/"):
-            dataset, score, _ = key.removeprefix("ood/").rsplit("/", 2)
-            found.setdefault(dataset, {}).setdefault(score.replace("_", " "), []).append(f"{value:.4f}")
-    header = ["score", "AUROC", "AUPR", "FPR95"]
+            dataset, score, metric = key.removeprefix("ood/").rsplit("/", 2)
+            cells = found.setdefault(dataset, {}).setdefault(OOD_SCORES[score], [])
+            cells.append(METRICS[metric].number(value))
+    header = ["score", *(METRICS[key].column for key in ("auroc", "aupr", "fpr95"))]
     return [
         TextTable(f"out of distribution: {dataset}", header, [[name, *cells] for name, cells in scores.items()])
         for dataset, scores in found.items()
@@ -130,24 +120,23 @@ def ood_tables(figures: Mapping[str, float]) -> list[TextTable]:
 
 
 def corruption_table(corrupted: Corrupted) -> TextTable:
-    """Return the logit average's top-1 at every severity, and its mean figures, for each kind and over all."""
+    """Return the logit average's accuracy at every severity, and its mean figures, for each kind and over all."""
 
     def means(cells: Mapping[str, Any]) -> list[str]:
         found = mean_figures(cells)
-        return [f"{found[f'corruption/{key}'] * by:.{digits}f}" for key, (_, by, digits) in chosen.items()]
+        return [METRICS[key].number(found[key]) for key in CORRUPTED]
 
-    chosen = {key: SCORES[key] for key in ("accuracy", "nll", "ece")}
     rows = [
         [kind.replace("_", " "), *(f"{100 * cell['accuracy']:.2f}" for cell in cells.values()), *means({kind: cells})]
         for kind, cells in corrupted.kinds.items()
     ]
     rows.append(["mean", *(f"{value:.2f}" for value in severity_means(corrupted)), *means(corrupted.kinds)])
-    header = ["top-1 % at severity", *map(str, SEVERITIES), "mean", "mean NLL", "mean ECE %"]
+    header = ["Accuracy, %, at severity", *map(str, SEVERITIES), "mean", "mean NLL", "mean ECE, %"]
     return TextTable(f"corruptions, {corrupted.source}", header, rows)
 
 
 def severity_means(corrupted: Corrupted, who: str = "") -> list[float]:
-    """Return the mean top-1 over all kinds at each severity, in %.
+    """Return the mean accuracy over all kinds at each severity, in %.
 
     Args:
         corrupted: What corruption does.
@@ -160,7 +149,7 @@ def severity_means(corrupted: Corrupted, who: str = "") -> list[float]:
 
 
 def accuracies(found: Judgement, who: str = "") -> list[float]:
-    """Return top-1 in % on clean images, and the means of :func:`severity_means` on corrupted ones.
+    """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones.
 
     Args:
         found: What is known, corruptions among it.
@@ -180,4 +169,4 @@ def class_table(by_class: Mapping[str, Mapping[str, float]]) -> TextTable:
         [name, str(own["images"]), f"{100 * own['accuracy']:.2f}", f"{own['nll']:.4f}"]
         for name, own in by_class.items()
     ]
-    return TextTable("by class, logit average", ["class", "images", "top-1 %", "NLL"], rows)
+    return TextTable("by class, logit average", ["class", "images", "Accuracy, %", "NLL"], rows)
