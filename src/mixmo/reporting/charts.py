@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.evaluation.evaluate import Samples
@@ -57,6 +58,7 @@ def accuracy_curves(curves: Mapping[str, tuple[History, str]]) -> Figure:
 
 def _curve(axis: Axes, rows: History, key: str, factor: float = 1.0, **style: Any) -> None:
     values = [factor * row.get(key, math.nan) for row in rows]
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.plot([row["epoch"] for row in rows], values, marker="." if len(rows) < 30 else "", **style)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mixmo.evaluation.predictions import Predictions
-from mixmo.names import label
+from mixmo.names import label, printable
 from mixmo.reporting.charts import SIZE, finished, new_axes, wilson
 from mixmo.reporting.svg import BLUE, INK, RED
 
@@ -42,7 +42,7 @@ def confusion(counts: Array, classes: Sequence[str]) -> Figure:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     colors = [[BLUE if row == column else RED for column in range(len(counts))] for row in range(len(counts))]
     texts = [[f"{count:.0f}" if count else "" for count in row] for row in counts]
-    _cells(axis, np.sqrt(shares), colors, texts, [label(name, NAME) for name in classes])
+    _cells(axis, np.sqrt(shares), colors, texts, [_short(name) for name in classes])
     axis.set_ylabel("true class")
     return finished(figure)
 
@@ -97,7 +97,7 @@ def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: f
     axis.barh(places, 100 * (high - low), 0.6, 100 * low, color=BLUE, alpha=0.35)
     axis.plot(100 * hits / counts, places, "o", color=BLUE, markersize=4.5)
     axis.axvline(100 * mean, color=INK, linestyle="--", linewidth=1, alpha=0.6)
-    axis.set_yticks(places, [f"{label(name, NAME)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
+    axis.set_yticks(places, [f"{_short(name)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
     axis.set_ylim(len(classes) - 0.4, -0.6)
     axis.set_xlim(100 * low.min() - 1, 101)
     return finished(figure)
@@ -118,6 +118,12 @@ def differences(parts: Mapping[str, Difference], heading: str, better: bool | No
         axis.plot([low, high], [place, place], "-", color=color, linewidth=1.6)
         axis.plot([value], [place], "o", color=color, markerfacecolor=face, markersize=6)
     axis.axvline(0, color=INK, linewidth=1, alpha=0.6)
-    axis.set_yticks(range(len(parts)), [label(name, NAME) for name in parts])
+    axis.set_yticks(range(len(parts)), [_short(name) for name in parts])
     axis.set_ylim(len(parts) - 0.5, -0.5)
     return finished(figure)
+
+
+def _short(name: str) -> str:
+    """Return a name's beginning and end, where names that are alike often differ, as Matplotlib shows it."""
+    name = printable(name)
+    return label(name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}")

@@ -55,9 +55,9 @@ def metrics_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
         metric = columns[key]
         if seeds:
             deviation = group_deviation(group, key)
-            return "" if math.isnan(deviation) else f" ± {metric.number(deviation)}"
+            return "" if math.isnan(deviation) else f"± {metric.number(deviation)}"
         values = replicas[group.name].get(key)
-        return "" if values is None else f" {metric.interval(*interval(values))}".rstrip()
+        return "" if values is None else metric.interval(*interval(values))
 
     return replace(_table(groups, columns, f"{images} test images, {spread}", spread_text), note=note)
 
@@ -70,16 +70,18 @@ def costs_table(groups: Sequence[Group]) -> TextTable:
 def _table(groups: Sequence[Group], columns: dict[str, Metric], title: str, spread: Spread) -> TextTable:
     keys = [key for key in columns if any(not math.isnan(group_mean(group, key)) for group in groups)]
     best = {key: _best(columns[key], [group_mean(group, key) for group in groups]) for key in keys}
-    rows, stressed = [], set()
+    rows, stressed, details = [], set(), {}
     for row, group in enumerate(groups):
         cells = [f"{group.name} (n = {len(group.entries)})" if len(group.entries) > 1 else group.name]
         for key in keys:
             mean = group_mean(group, key)
             if len(groups) > 1 and mean == best[key]:
                 stressed.add((row, len(cells)))
-            cells.append("" if math.isnan(mean) else columns[key].number(mean) + spread(group, key))
+            if behind := "" if math.isnan(mean) else spread(group, key):
+                details[row, len(cells)] = behind
+            cells.append("" if math.isnan(mean) else columns[key].number(mean))
         rows.append(cells)
-    return TextTable(title, ["", *(columns[key].column for key in keys)], rows, best=stressed)
+    return TextTable(title, ["", *(columns[key].column for key in keys)], rows, best=stressed, details=details)
 
 
 def column_helps(table: TextTable) -> list[str]:
@@ -127,17 +129,18 @@ def differences_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
         groups: Two or more.
         replicas: Of :func:`group_replicas`.
     """
-    first, rows = groups[0], []
+    first, rows, details = groups[0], [], {}
     for group in groups[1:]:
         cells = [f"{group.name} − {first.name}"]
         for key, (value, low, high) in differences(group, first, replicas).items():
             metric = METRICS[key]
-            cells.append(f"{metric.number(value, sign=True)} {metric.interval(low, high, sign=True)}".rstrip())
+            details[len(rows), len(cells)] = metric.interval(low, high, sign=True)
+            cells.append(metric.number(value, sign=True))
         rows.append([*cells, p_text(p_value(group, first))])
     title = "Differences with 95 % intervals (paired bootstrap over test images; seeds are averaged first)"
     units = {"%": ", points", "": ""}
     header = ["", *(f"{METRICS[key].name}{units[METRICS[key].unit]}" for key in COMPARED), "McNemar's p"]
-    return TextTable(title, header, rows)
+    return TextTable(title, header, rows, details=details)
 
 
 def _ood_columns(groups: Sequence[Group]) -> dict[str, Metric]:

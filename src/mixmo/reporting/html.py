@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ logger = logging.getLogger("mixmo")
 
 LARGEST = 160
 """Pixels of the longer side of an image on a page."""
+
+
+EMPTY: Mapping[tuple[int, int], str] = {}
 
 
 def _shown(value: Any) -> Any:
@@ -153,6 +156,8 @@ def table(
     caption: str = "",
     notes: Sequence[str] = (),
     helps: Sequence[str] = (),
+    best: Set[tuple[int, int]] = frozenset(),
+    details: Mapping[tuple[int, int], str] = EMPTY,
 ) -> Markup:
     """Return a table of plain texts that scrolls sideways where it is too wide.
 
@@ -162,9 +167,11 @@ def table(
         caption: Above it.
         notes: For each row, a line below its name.
         helps: For each heading, what it means.
+        best: Row and column of the cells that get a star.
+        details: Lines below cells, by row and column.
 
     Example:
         >>> "<td>0.5</td>" in table(["", "ratio"], [["member 0", "0.5"]])
         True
     """
-    return part("table", header, rows, caption, notes, helps)
+    return part("table", header, rows, caption, notes, helps, best, details)

@@ -17,7 +17,7 @@ SVG, LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 INK = "#010203"
 """Stands for the colour of the page's text."""
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Those of Okabe and Ito that show on white and on black."""
+"""Those of Okabe and Ito, which can be told apart by the colour-blind; pages show lighter ones on dark."""
 BLUE, RED = COLORS[:2]
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
@@ -81,7 +81,7 @@ def inline_svg(figure: Figure, alt: str) -> str:
 
 
 def _rename(root: ElementTree.Element, prefix: str) -> None:
-    """Put a prefix before every id, and the page's colour in the place of :data:`INK`."""
+    """Put a prefix before every id, and the page's colours in the place of those drawn."""
     for element in root.iter():
         for name, value in element.attrib.items():
             if name == "id":
@@ -89,6 +89,13 @@ def _rename(root: ElementTree.Element, prefix: str) -> None:
             elif name in ("href", LINK) and value.startswith("#"):
                 element.attrib[name] = f"#{prefix}{value[1:]}"
             elif name in ("style", "clip-path", "fill", "stroke"):
-                element.attrib[name] = value.replace("url(#", f"url(#{prefix}").replace(INK, "currentColor")
+                element.attrib[name] = _page_colors(value.replace("url(#", f"url(#{prefix}"))
         if element.tag == f"{{{SVG}}}style":
             element.text = ""  # rules would hold for the whole page
+
+
+def _page_colors(style: str) -> str:
+    style = style.replace(INK, "currentColor")
+    for index, color in enumerate(COLORS):
+        style = style.replace(color.lower(), f"var(--plot-{index})")
+    return style

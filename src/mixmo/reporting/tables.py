@@ -33,6 +33,7 @@ class TextTable:
         rows: Texts, as many in each row as there are headings.
         note: Below it.
         best: Row and column of the cells to stress, the best of their column.
+        details: What stands behind cells, such as their intervals, by row and column.
 
     Example:
         >>> print(TextTable("Two runs", ["", "top-1 %"], [["a", "80"], ["b", "75"]], best={(0, 1)}).markdown())
@@ -49,6 +50,7 @@ class TextTable:
     rows: Sequence[Sequence[str]]
     note: str = ""
     best: Set[tuple[int, int]] = field(default_factory=frozenset)
+    details: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def rich(self) -> Table:
         """Return it for a terminal."""
@@ -73,13 +75,18 @@ class TextTable:
         Args:
             helps: For each heading, what it means.
         """
-        rows = [[f"{text} ★" if best else text for text, best in row] for row in self._cells(str)]
-        table = pages.table(self.header, rows, self.title, helps=helps)
-        return table + (pages.part("sentence", self.note) if self.note else Markup())
+        found = pages.table(self.header, self.rows, self.title, (), helps, self.best, self.details)
+        return found + (pages.part("sentence", self.note) if self.note else Markup())
 
     def _cells(self, safe: Callable[[str], str]) -> list[list[tuple[str, bool]]]:
-        """Return the text of each cell, made safe, and whether it is to be stressed."""
-        return [[(safe(cell), (i, j) in self.best) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
+        """Return the text of each cell with what stands behind it, made safe, and whether it is to be stressed."""
+        return [
+            [
+                (safe(f"{cell} {self.details.get((i, j), '')}".rstrip(" ")), (i, j) in self.best)
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
 
 
 def figures_table(figures: Mapping[str, float], title: str) -> TextTable:
