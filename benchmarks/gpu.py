@@ -31,13 +31,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixmo.cli.main import main as command
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.deploy.reference import network_from_reference
 from mixmo.evaluation.benchmark import Benchmark, TrainingStep, report, summary
 from mixmo.mixing import mixed_cross_entropy
-from mixmo.reporting.testing import judge
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -213,7 +213,7 @@ def train(given: argparse.Namespace, deadline: float) -> None:
     data = [f"--data.name={given.data}"] if given.data else []
     run = Run(given.out / "run")
     fit(make_plan(load_recipe(given.recipe), [*data, *given.overrides]), run, callbacks=[Deadline(deadline)])
-    judge(run, precision="bf16-mixed")
+    command(["test", str(run.path), "--precision=bf16-mixed"])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.evaluation.benchmark import report
-from mixmo.reporting.testing import judge
+from mixmo.evaluation.results import evaluate_run
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -27,20 +27,20 @@ WAYS = {
 
 
 def train(recipe: str, overrides: list[str]) -> dict[str, float]:
-    """Return the training loss of each epoch and the test figures in float32."""
+    """Return the training loss of each epoch and the test metrics in float32."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         fit(make_plan(load_recipe(recipe), overrides), run)
         losses = {f"loss, epoch {row['epoch']}": float(row["train_loss"]) for row in run.read_metrics()}
-        figures = judge(run)
-    return losses | {"test top-1 %": 100 * figures["accuracy"], "test NLL": figures["nll"]}
+        metrics = evaluate_run(run)
+    return losses | {"test top-1 %": 100 * metrics["accuracy"], "test NLL": metrics["nll"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cifar100-mini-cut")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
+    parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")
     parser.add_argument("overrides", nargs="*", help="settings of the recipe, after --")
     given = parser.parse_args()
     rows = {}

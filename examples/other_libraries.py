@@ -1,10 +1,10 @@
-"""Judge another library's ensembles by the same figures: Packed-Ensembles and BatchEnsemble of torch-uncertainty.
+"""Evaluate another library's ensembles by the same metrics: Packed-Ensembles and BatchEnsemble of torch-uncertainty.
 
     pip install torch-uncertainty
     python examples/other_libraries.py [--epochs 20] [--out theirs]
     mixmo compare runs/quickstart theirs/packed.npz theirs/batch-ensemble.npz
 
-Trains small LeNets on the digits and saves what they say of the test images; nothing in it but the data is of mixmo.
+Trains small LeNets on the digits and saves what they predict for the test images. Only the data comes from mixmo.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pixels(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(net: nn.Module, epochs: int) -> nn.Module:
-    """Train by plain SGD; these networks answer for all members at once, one member's batch after the other's."""
+    """Train by plain SGD; these networks predict for all members at once, one member's batch after the other's."""
     images, labels = pixels("train")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)

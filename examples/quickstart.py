@@ -13,13 +13,14 @@ import torch
 from rich.console import Console
 
 import mixmo
+from mixmo.cli.main import main as command
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import Augmentation
 from mixmo.data.loading import evaluation_loader, load_images
-from mixmo.evaluation.evaluate import evaluate, predict_logits
+from mixmo.evaluation.inference import predict_logits
+from mixmo.evaluation.results import evaluate_runs
 from mixmo.reporting.tables import figures_row, figures_table
-from mixmo.reporting.testing import judge
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -31,16 +32,16 @@ def free_folder(name: str) -> Run:
 
 
 def train(recipe: str, overrides: list[str]) -> Run:
-    """Train a recipe in a folder of its own and judge it on the test set."""
+    """Train a recipe in a folder of its own and evaluate it on the test set."""
     plan, run = make_plan(load_recipe(recipe), overrides), free_folder(recipe)
     print(f"\nTraining {recipe} in {run.path}")
     fit(plan, run)
-    judge(run)
+    command(["test", str(run.path)])
     return run
 
 
 def main(overrides: list[str]) -> None:
-    """Train both networks, then show their figures and the fused network's in one table."""
+    """Train both networks, then show their metrics and the fused network's in one table."""
     ensemble = train("quickstart", overrides)
     single = train("quickstart-single", overrides)
 
@@ -49,10 +50,10 @@ def main(overrides: list[str]) -> None:
     batches = evaluation_loader(load_images(data).test, data, torch.device("cpu"))
     logits, targets = predict_logits(fused, batches, Augmentation(data), torch.device("cpu"))
 
-    table = figures_table(ensemble.read_json("test.json"), "Digits, 360 test images")
+    table = figures_table(evaluate_runs([ensemble]).metrics, "Digits, 360 test images")
     others = [
-        figures_row(f"fused into one plain {type(fused).__name__}", evaluate(logits, targets)),
-        figures_row("single network, trained for as long", single.read_json("test.json")),
+        figures_row(f"fused into one plain {type(fused).__name__}", mixmo.evaluate(logits, targets)),
+        figures_row("single network, trained for as long", evaluate_runs([single]).metrics.average),
     ]
     print()
     Console().print(replace(table, rows=[*table.rows, *others]).rich())

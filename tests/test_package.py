@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mixmo.evaluation.results import judge_predictions
+from mixmo.evaluation.results import evaluate_predictions
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--trainer.max_epochs=1", "--data.batch_size=8", "--trainer.limit_train_batches=2"]
@@ -72,23 +72,23 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
         (["masks.py", "--batch=8", "--size=8", "--rounds=4", "--backbone=wide_resnet10_1", "--step_batch=2"],
          "cut-exact"),
         (["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY], "bfloat16, compiled"),
-        (["judging.py", "--samples", "50", "60", "--classes", "5", "7", "--images=2", "--rounds=1"], "60 × 7 × 2"),
+        (["evaluation.py", "--samples", "50", "60", "--classes", "5", "7", "--images=2", "--rounds=1"], "60 × 7 × 2"),
     ],
-    ids=["masks", "precision", "judging"],
+    ids=["masks", "precision", "evaluation"],
 )  # fmt: skip
 def test_benchmarks_run(words, shown, tmp_path):
     out = run(ROOT / "benchmarks" / words[0], *words[1:], cwd=tmp_path)
     assert shown in out
 
 
-def test_another_librarys_ensembles_are_judged(tmp_path):
-    """The example's files are read, and hold what its networks said."""
+def test_another_librarys_ensembles_are_evaluated(tmp_path):
+    """The example's files are read, and hold what its networks predict."""
     pytest.importorskip("torch_uncertainty")
     run(ROOT / "examples" / "other_libraries.py", "--epochs=2", cwd=tmp_path)
     for name in ("packed", "batch-ensemble"):
-        found = judge_predictions(tmp_path / "theirs" / f"{name}.npz")
-        assert found.tested.logits.shape == (360, 4, 10)
-        assert found.figures["accuracy"] > 0.3 and found.figures["disagreement"] > 0
+        found = evaluate_predictions(tmp_path / "theirs" / f"{name}.npz")
+        assert found.predictions.logits.shape == (360, 4, 10)
+        assert found.metrics.average["accuracy"] > 0.3 and found.metrics.diversity["disagreement"] > 0
 
 
 def test_the_gpu_script_runs(tmp_path):
@@ -100,7 +100,7 @@ def test_the_gpu_script_runs(tmp_path):
     assert (tmp_path / "out" / "run" / "test.json").is_file()
 
 
-def test_kept_figures_say_where_they_were_measured():
+def test_kept_results_say_where_they_were_measured():
     files = list((ROOT / "benchmarks" / "results").glob("*.json"))
     assert len(files) >= 2
     for file in files:

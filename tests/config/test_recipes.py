@@ -11,8 +11,8 @@ from conftest import write_images
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe, method_of
+from mixmo.evaluation.results import evaluate_run
 from mixmo.masks import KINDS
-from mixmo.reporting.testing import judge
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -132,7 +132,7 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
     fit(plan, run)
     assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
     assert observed.types == {torch.bfloat16 if plan.trainer["precision"] == "bf16-mixed" else torch.float32}
-    assert math.isfinite(judge(run)["nll"])
+    assert math.isfinite(evaluate_run(run)["nll"])
 
 
 def test_methods_have_their_usual_names():

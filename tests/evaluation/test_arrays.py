@@ -12,7 +12,7 @@ from strategies import mutations
 from mixmo.errors import InputError
 from mixmo.evaluation import arrays
 from mixmo.evaluation.predictions import Predictions, read_predictions
-from mixmo.evaluation.results import judge_predictions
+from mixmo.evaluation.results import evaluate_predictions
 
 
 def savez(**content):
@@ -134,7 +134,7 @@ def test_what_holds_no_predictions_is_one_sentence(file, content, message):
 
 def test_numbers_too_large_to_average_are_one_sentence(file):
     file.write_bytes(savez(logits=np.full((2, 2, 3), 1.7e308), targets=TARGETS))
-    text = outcome(judge_predictions, file)
+    text = outcome(evaluate_predictions, file)
     assert text.startswith(f"{file}: ") and "are not finite" in text and "\n" not in text
 
 

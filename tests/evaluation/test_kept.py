@@ -1,4 +1,4 @@
-"""Results kept for a second call: whole, or made anew with a warning."""
+"""Results kept for a second call: whole, or computed again with a warning."""
 
 import errno
 import logging
@@ -15,8 +15,8 @@ from mixmo.evaluation.kept import keep_json, keep_tensors, read_json, read_tenso
 
 TENSORS = {"logits": torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]), "targets": torch.tensor([0, 2])}
 NOTE = {"about": {"dataset": "test", "share": 0.1}, "classes": ["a", "\udcff"], "epochs": 3}
-FIGURES = {"about": NOTE, "whole": True, "kinds": {"fog": {1: {"accuracy": 0.25, "nll": 1.1}, 2: {"accuracy": 0.5}}}}
-READ = FIGURES | {"kinds": {"fog": {"1": {"accuracy": 0.25, "nll": 1.1}, "2": {"accuracy": 0.5}}}}
+METRICS = {"about": NOTE, "whole": True, "kinds": {"fog": {1: {"accuracy": 0.25, "nll": 1.1}, 2: {"accuracy": 0.5}}}}
+READ = METRICS | {"kinds": {"fog": {"1": {"accuracy": 0.25, "nll": 1.1}, "2": {"accuracy": 0.5}}}}
 
 
 def same(found):
@@ -26,7 +26,7 @@ def same(found):
 def test_what_was_kept_comes_back(tmp_path):
     assert keep_tensors(tmp_path / "deep" / "a.safetensors", TENSORS, NOTE)
     assert same(read_tensors(tmp_path / "deep" / "a.safetensors"))
-    assert keep_json(tmp_path / "a.json", FIGURES)
+    assert keep_json(tmp_path / "a.json", METRICS)
     assert read_json(tmp_path / "a.json") == READ
 
 
@@ -46,7 +46,7 @@ def test_nothing_kept_is_nothing_to_warn_of(tmp_path, caplog):
     ("name", "keep", "read", "same"),
     [
         ("a.safetensors", lambda file: keep_tensors(file, TENSORS, NOTE), read_tensors, same),
-        ("a.json", lambda file: keep_json(file, FIGURES), read_json, lambda found: found == READ),
+        ("a.json", lambda file: keep_json(file, METRICS), read_json, lambda found: found == READ),
     ],
     ids=["tensors", "json"],
 )
@@ -62,7 +62,7 @@ def test_damage_is_noticed(tmp_path_factory, name, keep, read, same, data):
         patch.setattr(logging.getLogger("mixmo"), "warning", lambda text, *rest: warnings.append(text % rest))
         found = read(file)
     if found is None:
-        assert warnings == [f"{file} is damaged or of an earlier version; it is made anew."]
+        assert warnings == [f"{file} is damaged or of an earlier version; it is computed again."]
     else:
         assert same(found) and not warnings
 
@@ -82,7 +82,7 @@ def test_two_processes_may_keep_the_same_thing(tmp_path, caplog):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_what_cannot_be_kept_is_a_warning(tmp_path, monkeypatch, caplog, code):
     file = tmp_path / "a.json"
-    keep_json(file, FIGURES)
+    keep_json(file, METRICS)
 
     def refuse(*_):
         raise OSError(code, os.strerror(code))

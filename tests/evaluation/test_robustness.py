@@ -1,4 +1,4 @@
-"""``mixmo test --corruptions``: figures under corruption, made on the fly or read from published files."""
+"""``mixmo test --corruptions``: metrics under corruption, generated or read from published files."""
 
 import errno
 import json
@@ -13,17 +13,14 @@ from conftest import moved, write_images
 
 from mixmo.cli.main import main
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
-from mixmo.data.loading import load_test_images
-from mixmo.evaluation import robustness
+from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.evaluate import evaluate
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.kept import keep_json
-from mixmo.evaluation.predictions import load_network
-from mixmo.evaluation.robustness import MadeCorruptions, corruption_figures, mean_figures
+from mixmo.evaluation.robustness import GeneratedCorruptions, evaluate_corruptions
 from mixmo.reporting.tables import corruption_table, severity_means
-from mixmo.reporting.testing import judge
 from mixmo.seeding import generator_for
 
-CPU = torch.device("cpu")
 TARGETS = torch.arange(3).repeat_interleave(4)
 """Of the test images of ``trained``."""
 
@@ -40,7 +37,7 @@ def few(monkeypatch):
 def published(trained, tmp_path):
     """Files like CIFAR-10-C's for the test images of ``trained``, in which no severity changes a thing."""
     _, two, _ = trained
-    images, _ = load_test_images(load_network(two).settings)
+    images, _ = TrainedRun(two).test
     folder = tmp_path / "PICTURES-C"
     folder.mkdir()
     for kind in ("fog", "rain"):
@@ -49,28 +46,27 @@ def published(trained, tmp_path):
     return folder
 
 
-def test_figures_are_those_of_corrupted_images(trained, few):
+def test_metrics_are_those_of_corrupted_images(trained, few):
     _, two, _ = trained
-    found = corruption_figures([two], TARGETS)
-    network = load_network(two)
-    images, _ = load_test_images(network.settings)
+    found = evaluate_corruptions([TrainedRun(two)], TARGETS)
+    network, (images, _) = TrainedRun(two).network, TrainedRun(two).test
     for place, kind in enumerate(few):
         for severity in (1, 4):
             generator = generator_for(place * 5 + severity - 1, 0, "corruption")
             corrupted = corrupt(images.images, kind, severity, generator)
             with torch.no_grad():
                 logits = network.net(network.augment.center(corrupted, torch.arange(12)))
-            figures = evaluate(logits, images.labels)
+            metrics = evaluate(logits, images.labels)
             for key, value in found.kinds[kind][severity].items():
-                assert value == pytest.approx(figures[key]), key
+                assert value == pytest.approx(metrics[key]), key
     names = {f"{who}{key}" for who in ("", "member_0/", "member_1/") for key in ("accuracy", "nll", "ece")}
     assert set(found.kinds["fog"][1]) == names
-    assert "CIFAR-C" in found.source and "made" in found.source
+    assert "CIFAR-C" in found.source and "generated" in found.source
 
 
 def test_every_network_sees_the_same_corruptions(trained):
     _, two, one = trained
-    sets = [MadeCorruptions(load_network(run).settings, CPU) for run in (two, one)]
+    sets = [GeneratedCorruptions(TrainedRun(run)) for run in (two, one)]
     for kind in ("glass_blur", "snow"):
         first, second = (next(each.batches(kind, 3))[0] for each in sets)
         assert torch.equal(first, second)
@@ -78,84 +74,84 @@ def test_every_network_sees_the_same_corruptions(trained):
 
 def test_streamed_images_are_corrupted_alike(trained):
     _, two, _ = trained
-    settings = load_network(two).settings
-    resident = MadeCorruptions(settings, CPU)
-    settings.resident, settings.image_size = False, 8
-    streamed = MadeCorruptions(settings, CPU)
-    for (a, b), (c, d) in zip(resident.batches("frost", 2), streamed.batches("frost", 2), strict=True):
+    in_memory = GeneratedCorruptions(TrainedRun(two))
+    run = TrainedRun(two)
+    run.settings.data.resident, run.settings.data.image_size = False, 8
+    streamed = GeneratedCorruptions(run)
+    for (a, b), (c, d) in zip(in_memory.batches("frost", 2), streamed.batches("frost", 2), strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)
 
 
-def test_a_stopped_call_goes_on_and_a_second_one_costs_nothing(trained, few, evaluated, monkeypatch):
+def test_a_stopped_call_is_resumed_and_a_second_one_costs_nothing(trained, few, evaluated, monkeypatch):
     _, two, _ = trained
     before = set((two.path / "predictions").glob("corruptions-*.json"))
-    whole = corruption_figures([two], TARGETS, precision="bf16-mixed")
+    whole = evaluate_corruptions([TrainedRun(two)], TARGETS, precision="bf16-mixed")
     (file,) = set((two.path / "predictions").glob("corruptions-*.json")) - before
     note = json.loads(file.read_text())
     del note["sha256"]
     keep_json(file, note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}})
     evaluated.clear()
-    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+    assert evaluate_corruptions([TrainedRun(two)], TARGETS, precision="bf16-mixed") == whole
     assert set(evaluated) == {"contrast"}
     evaluated.clear()
     file.write_text("damaged")
-    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+    assert evaluate_corruptions([TrainedRun(two)], TARGETS, precision="bf16-mixed") == whole
     assert set(evaluated) == {"fog", "contrast"}
-    monkeypatch.setattr(robustness, "load_network", None)
-    assert corruption_figures([two], TARGETS, precision="bf16-mixed") == whole
+    monkeypatch.setattr(inference, "load_checkpoint", None)
+    assert evaluate_corruptions([TrainedRun(two)], TARGETS, precision="bf16-mixed") == whole
 
 
-def test_replaced_pictures_are_corrupted_anew(trained, few, tmp_path):
+def test_replaced_pictures_are_corrupted_again(trained, few, tmp_path):
     folder, two, _ = trained
     run = moved(two, folder, tmp_path)
-    before = corruption_figures([run], TARGETS)
+    before = evaluate_corruptions([TrainedRun(run)], TARGETS)
     shutil.rmtree(tmp_path / "data" / "test")
     write_images(tmp_path / "data" / "test", count=4, seed=9)
-    after = corruption_figures([run], TARGETS)
+    after = evaluate_corruptions([TrainedRun(run)], TARGETS)
     assert after != before
     shutil.rmtree(run.path / "predictions")
-    assert corruption_figures([run], TARGETS) == after
+    assert evaluate_corruptions([TrainedRun(run)], TARGETS) == after
 
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """The kinds of corruption for which a network was asked anew."""
-    honest, kinds = robustness._judged, []
+    """The kinds of corruption for which a network predicted."""
+    honest, kinds = robustness._measured, []
 
     def counted(networks, corruptions, kind, *rest):
         kinds.append(kind)
         return honest(networks, corruptions, kind, *rest)
 
-    monkeypatch.setattr(robustness, "_judged", counted)
+    monkeypatch.setattr(robustness, "_measured", counted)
     return kinds
 
 
-def test_what_makes_corruptions_be_evaluated_anew(trained, few, evaluated, monkeypatch):
+def test_what_makes_corruptions_be_evaluated_again(trained, few, evaluated, monkeypatch):
     _, two, _ = trained
-    corruption_figures([two], TARGETS)
+    evaluate_corruptions([TrainedRun(two)], TARGETS)
     evaluated.clear()
-    corruption_figures([two], TARGETS)
+    evaluate_corruptions([TrainedRun(two)], TARGETS)
     assert not evaluated
-    corruption_figures([two], TARGETS, refresh=True)
+    evaluate_corruptions([TrainedRun(two)], TARGETS, refresh=True)
     assert set(evaluated) == set(few)
     evaluated.clear()
     monkeypatch.setattr(robustness, "__version__", "0.0.7")
-    corruption_figures([two], TARGETS)
+    evaluate_corruptions([TrainedRun(two)], TARGETS)
     assert set(evaluated) == set(few)
 
 
-def test_changed_figures_are_noticed(trained, few, caplog):
+def test_changed_metrics_are_noticed(trained, few, caplog):
     """Still JSON, but not what was found."""
     _, two, _ = trained
-    whole = corruption_figures([two], TARGETS)
+    whole = evaluate_corruptions([TrainedRun(two)], TARGETS)
     for file in (two.path / "predictions").glob("corruptions-*.json"):
         file.write_text(re.sub(r'"accuracy": 0\.\d+', '"accuracy": 0.99', file.read_text()))
-    assert corruption_figures([two], TARGETS) == whole
+    assert evaluate_corruptions([TrainedRun(two)], TARGETS) == whole
     (warning,) = caplog.messages
-    assert warning.endswith("is damaged or of an earlier version; it is made anew.")
+    assert warning.endswith("is damaged or of an earlier version; it is computed again.")
 
 
-def test_figures_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypatch, caplog):
+def test_metrics_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypatch, caplog):
     folder, two, _ = trained
     run = moved(two, folder, tmp_path)
 
@@ -163,13 +159,15 @@ def test_figures_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert corruption_figures([run], TARGETS).kinds == corruption_figures([two], TARGETS).kinds
+    assert (
+        evaluate_corruptions([TrainedRun(run)], TARGETS).kinds == evaluate_corruptions([TrainedRun(two)], TARGETS).kinds
+    )
     (warning,) = caplog.messages  # one, not one for each kind
     assert warning.endswith("No space left on device. It is not kept for a second call.")
 
 
 def test_published_files(trained, published, capsys):
-    """Images that no severity changes: every figure is the clean one."""
+    """Images that no severity changes: every metric is the clean one."""
     _, two, _ = trained
     assert main(["test", str(two.path), "--corruptions", str(published)]) == 0
     assert "rain" in capsys.readouterr().out
@@ -183,8 +181,8 @@ def test_published_files(trained, published, capsys):
 
 def test_corruptions_of_an_ensemble_of_runs(trained, few):
     _, two, one = trained
-    found = corruption_figures([two, one], TARGETS).kinds
-    parts = [corruption_figures([run], TARGETS).kinds for run in (two, one)]
+    found = evaluate_corruptions([TrainedRun(two), TrainedRun(one)], TARGETS).kinds
+    parts = [evaluate_corruptions([TrainedRun(run)], TARGETS).kinds for run in (two, one)]
     assert found["fog"][2]["member_0/nll"] == pytest.approx(parts[0]["fog"][2]["member_0/nll"])
     assert found["fog"][2]["member_2/nll"] == pytest.approx(parts[1]["fog"][2]["nll"])
 
@@ -193,7 +191,7 @@ def test_test_shows_and_keeps_them(trained, few, capsys):
     _, two, _ = trained
     assert main(["test", str(two.path), "--corruptions"]) == 0
     out = capsys.readouterr().out
-    assert "corruptions, made on the fly" in out and "contrast" in out
+    assert "corruptions, generated" in out and "contrast" in out
     content = json.loads((two.path / "test.json").read_text())
     cells = [cell["nll"] for kind in content["corruptions"]["kinds"].values() for cell in kind.values()]
     assert len(cells) == 2 * len(SEVERITIES)
@@ -204,15 +202,10 @@ def test_test_shows_and_keeps_them(trained, few, capsys):
 
 def test_means_and_tables(trained, few):
     _, two, _ = trained
-    found = corruption_figures([two], TARGETS)
+    found = evaluate_corruptions([TrainedRun(two)], TARGETS)
     assert [row[0] for row in corruption_table(found).rows] == [*few, "mean"]
     by_severity = severity_means(found, "member_1")
-    assert np.mean(by_severity) == pytest.approx(100 * mean_figures(found.kinds)["corruption/member_1/accuracy"])
-
-
-def test_judging_without_corruptions_leaves_them_out(trained):
-    _, two, _ = trained
-    assert not any(key.startswith("corruption") for key in judge(two))
+    assert np.mean(by_severity) == pytest.approx(100 * found.means()["member_1/accuracy"])
 
 
 def shape(name, *size, kind=np.uint8):
@@ -263,7 +256,7 @@ def test_a_missing_folder_is_one_sentence(trained, capsys):
 def test_clean_images_are_untouched(trained):
     """No kind of corruption writes into the images it is given."""
     _, two, _ = trained
-    corruptions = MadeCorruptions(load_network(two).settings, CPU)
+    corruptions = GeneratedCorruptions(TrainedRun(two))
     images = corruptions.loader.dataset.images
     before = images.clone()
     for kind in KINDS:

@@ -16,9 +16,9 @@ from rich.console import Console
 from strategies import NAMES
 
 from mixmo.evaluation.comparison import Entry, Group
-from mixmo.evaluation.evaluate import evaluate, per_sample
+from mixmo.evaluation.evaluate import measure, per_sample
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.results import Judgement
+from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import csv_cell, label, markdown, printable
 from mixmo.reporting import charts
 from mixmo.reporting import html as pages
@@ -35,8 +35,8 @@ def prediction(classes=("a", "b")):
 
 def group(name):
     found = prediction()
-    figures = evaluate(found.logits, found.targets)
-    return Group(name, [Entry(name, [], Judgement(found, figures), figures)])
+    result = EvaluationResult(found, measure(found.logits, found.targets))
+    return Group(name, [Entry(name, [], result, {})])
 
 
 @quick

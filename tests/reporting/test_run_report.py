@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import moved
 
+from mixmo.cli import test as command
+from mixmo.cli.main import main
 from mixmo.evaluation.predictions import Predictions
-from mixmo.reporting import charts, testing
+from mixmo.reporting import charts
 from mixmo.reporting.charts import answers
-from mixmo.reporting.testing import judge
 from mixmo.runs import Run
 
 SECTIONS = ["What was trained", "Figures", "Learning curves", "Calibration", "Selective prediction", "Images"]
@@ -23,7 +24,7 @@ def headings(page):
 
 def test_a_report_has_every_section(trained):
     folder, two, one = trained
-    judge(two, ood=[f"folder:{folder}/strangers"])
+    assert main(["test", str(two.path), "--ood", f"folder:{folder}/strangers"]) == 0
     page = (two.path / "report.html").read_text()
     wanted = [*SECTIONS[:-1], "Out of distribution", "Diversity", "Images", "How to repeat it"]
     assert headings(page) == wanted
@@ -31,7 +32,7 @@ def test_a_report_has_every_section(trained):
     assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
     for text in ("wide_resnet10_1", "entropy", "mutual information", "batch_repetition", "torch"):
         assert text in page, text
-    judge(one)
+    assert main(["test", str(one.path)]) == 0
     page = (one.path / "report.html").read_text()
     assert headings(page) == [*SECTIONS, "How to repeat it"]
     assert "disagree most" not in page
@@ -39,7 +40,7 @@ def test_a_report_has_every_section(trained):
 
 def test_a_report_opens_without_a_complaint(trained, chromium):
     _, two, _ = trained
-    judge(two)
+    assert main(["test", str(two.path)]) == 0
     content, complaints = chromium(two.path / "report.html")
     assert "Learning curves" in content
     assert "CONSOLE" not in complaints
@@ -53,7 +54,7 @@ def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, caplog):
 
     monkeypatch.setattr(charts, "learning_curves", fail)
     (two.path / "test.json").unlink(missing_ok=True)
-    judge(two)
+    assert main(["test", str(two.path)]) == 0
     page = (two.path / "report.html").read_text()
     assert "could not be drawn: no font." in page and page.count("data:image/png") == 5
     assert len(caplog.records) == 1
@@ -66,10 +67,9 @@ def test_figures_are_written_before_the_page(trained, monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(testing, "write_report", fail)
+    monkeypatch.setattr(command, "write_report", fail)
     (two.path / "test.json").unlink(missing_ok=True)
-    with pytest.raises(RuntimeError, match="a defect"):
-        judge(two)
+    assert main(["test", str(two.path)]) == 1
     assert (two.path / "test.json").is_file()
 
 
@@ -83,7 +83,7 @@ def test_awkward_names_of_classes_and_runs(trained, tmp_path):
     for split in ("train", "test"):
         for old, new in names.items():
             (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / new)
-    judge(run, per_class=True)
+    assert main(["test", str(run.path), "--per_class=true"]) == 0
     page = (run.path / "report.html").read_text()
     assert "<h1>Run $r^{$ &lt;script&gt;&amp;</h1>" in page
     assert "could not be drawn" not in page and "<script" not in page

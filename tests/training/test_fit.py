@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
-from mixmo.reporting.testing import judge
+from mixmo.evaluation.results import EvaluationOptions, evaluate_run
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
@@ -301,7 +301,7 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
     folder, _ = whole
     run = Run(tmp_path / "run")
     fit(plan_of(folder, "--trainer.max_epochs=2", *overrides), run)
-    figures = judge(run)
+    figures = evaluate_run(run)
     stored = json.loads((run.path / "test.json").read_text())
     assert {key: stored[key] for key in figures} == figures
     assert stored["about"]["epochs"] == 2 and stored["about"]["images"] == 12
@@ -314,7 +314,7 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
 
 def test_test_json_repeats_what_the_loaded_network_says(whole):
     _, run = whole
-    figures = judge(run, checkpoint="best")
+    figures = evaluate_run(run, EvaluationOptions(checkpoint="best"))
     net = mixmo.load(run.path, "best")
     from mixmo.data.batches import Augmentation
     from mixmo.data.loading import load_images

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mixmo.cli.options import JUDGING, add_judging
+from mixmo.cli.options import add_evaluation, evaluation_options
 from mixmo.config.plan import parse
-from mixmo.evaluation.results import Options
 from mixmo.reporting.comparison_page import compare
 
 
@@ -18,6 +17,6 @@ def run(words: list[str]) -> None:
     what = "runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before"
     parser.add_argument("networks", nargs="+", type=str, help=what)
     parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")
-    add_judging(parser)
+    add_evaluation(parser)
     chosen = parse(parser, words)
-    compare(chosen.networks, Path(chosen.out), Options(**{name: chosen[name] for name in JUDGING}))
+    compare(chosen.networks, Path(chosen.out), evaluation_options(chosen))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from mixmo.evaluation.results import MADE
+from mixmo.evaluation.results import GENERATED, EvaluationOptions
 
-JUDGING = ("checkpoint", "precision", "ood", "corruptions", "refresh", "download")
-"""How runs are judged, by ``test`` and ``compare`` alike."""
+EVALUATION = ("checkpoint", "precision", "ood", "corruptions", "refresh", "download")
+"""How runs are evaluated, by ``test`` and ``compare`` alike."""
 
 
-def add_judging(parser: ArgumentParser) -> None:
-    """Add the options of :data:`JUDGING`."""
+def add_evaluation(parser: ArgumentParser) -> None:
+    """Add the options of :data:`EVALUATION`."""
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
     parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
-    parser.add_argument("--ood", nargs="+", type=str, default=[], help="datasets of none of the classes")
+    parser.add_argument("--ood", nargs="+", type=str, default=[], help="out-of-distribution datasets")
     parser.add_argument(
-        "--corruptions", nargs="?", const=MADE, type=str | None, default=None, metavar="FOLDER",
-        help="corrupt the test images in 19 ways; with a folder, take CIFAR-10-C's or CIFAR-100-C's files",
+        "--corruptions", nargs="?", const=GENERATED, type=str | None, default=None, metavar="FOLDER",
+        help="corrupt the test images in 19 ways; with a folder, read CIFAR-10-C's or CIFAR-100-C's files",
     )  # fmt: skip
-    parser.add_argument("--refresh", action="store_true", help="predict anew, whatever is kept of an earlier call")
-    parser.add_argument("--download", action="store_true", help="let what a network is built from be downloaded")
+    parser.add_argument("--refresh", action="store_true", help="predict again, whatever is kept of an earlier call")
+    parser.add_argument("--download", action="store_true", help="allow downloads of what a network is built from")
+
+
+def evaluation_options(chosen: Namespace) -> EvaluationOptions:
+    """Return the options that were chosen."""
+    return EvaluationOptions(**{name: chosen[name] for name in EVALUATION})

@@ -1,30 +1,74 @@
-"""``mixmo test``: evaluate runs, or another program's predictions."""
+"""``mixmo test``: evaluate runs, or another program's predictions; print tables, then write files."""
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from mixmo.cli.options import JUDGING, add_judging
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from mixmo.cli.options import EVALUATION, add_evaluation, evaluation_options
 from mixmo.config.plan import parse
 from mixmo.errors import InputError
-from mixmo.reporting.testing import judge, judge_file
+from mixmo.evaluation.results import (
+    EvaluationOptions,
+    EvaluationResult,
+    class_metrics,
+    evaluate_predictions,
+    evaluate_runs,
+    write_results,
+)
+from mixmo.names import printable
+from mixmo.reporting.run_report import write_report
+from mixmo.reporting.tables import class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import Run
 
 
 def run(words: list[str]) -> None:
     """``mixmo test RUN… [--ood DATASET …] [--per_class true] …`` or ``mixmo test --predictions FILE``."""
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
-    parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are judged as one ensemble")
+    parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are evaluated as one ensemble")
     parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
-    add_judging(parser)
-    parser.add_argument("--per_class", type=bool, default=False, help="judge each class as well")
+    add_evaluation(parser)
+    parser.add_argument("--per_class", type=bool, default=False, help="evaluate each class as well")
     chosen = parse(parser, words)
     if bool(chosen.runs) == (chosen.predictions is not None):
         raise InputError("test needs a run's folder, or several, or --predictions with a file.")
     if chosen.predictions is not None:
-        if given := [name for name in JUDGING if chosen[name] != parser.get_default(name)]:
-            raise InputError(f"--{given[0]} asks for a run; --predictions has nothing but what its file holds.")
-        judge_file(chosen.predictions, chosen.per_class)
-        return
-    runs = [Run(path) for path in chosen.runs]
-    judge(*runs, per_class=chosen.per_class, **{name: chosen[name] for name in JUDGING})
+        if given := [name for name in EVALUATION if chosen[name] != parser.get_default(name)]:
+            raise InputError(f"--{given[0]} needs a run; --predictions evaluates what its file holds.")
+        _test_file(Path(chosen.predictions), chosen.per_class)
+    else:
+        _test_runs([Run(path) for path in chosen.runs], evaluation_options(chosen), chosen.per_class)
+
+
+def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool) -> None:
+    """Print tables and, for one run, write ``test.json`` and ``report.html`` into its folder."""
+    result = evaluate_runs(runs, options)
+    shown, predictions = " + ".join(run.path.name for run in runs), result.predictions
+    epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"
+    by_class = class_metrics(predictions) if per_class else {}
+    _print_tables(f"{shown}: {len(predictions.targets)} test images, {epochs}", result, by_class)
+    if len(runs) == 1:
+        (run,) = runs
+        print(f"metrics: {printable(str(write_results(run, result, options, by_class)))}")
+        print(f"report: {printable(str(write_report(run, result)))}")
+
+
+def _test_file(file: Path, per_class: bool) -> None:
+    result = evaluate_predictions(file)
+    by_class = class_metrics(result.predictions) if per_class else {}
+    _print_tables(f"{file.name}: {len(result.predictions.targets)} images", result, by_class)
+
+
+def _print_tables(title: str, result: EvaluationResult, by_class: dict[str, dict[str, float]]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
+    if result.corruptions is not None:
+        tables.append(corruption_table(result.corruptions))
+    if by_class:
+        tables.append(class_table(by_class))
+    for table in tables:
+        console.print(table.rich())

@@ -88,7 +88,7 @@ def convolve(images: Tensor, kernel: np.ndarray) -> Tensor:
 def uniform(
     size: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor | None = None
 ) -> Tensor:
-    """Return draws of the uniform law on [low, high), brought to the device and type of ``like``.
+    """Return draws of the uniform distribution on [low, high), brought to the device and type of ``like``.
 
     They are made on the CPU, where the generator is, so that every device sees the same.
     """
@@ -97,7 +97,7 @@ def uniform(
 
 
 def normal(size: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Return draws of the standard normal law, as :func:`uniform` does."""
+    """Return draws of the standard normal distribution, as :func:`uniform` does."""
     return torch.randn(size, generator=generator).to(like)
 
 

@@ -1,1 +1,1 @@
-"""Predictions of trained networks and what they are worth: metrics, robustness, costs, comparison."""
+"""Evaluation of trained networks: predictions, metrics, robustness, costs, comparison."""

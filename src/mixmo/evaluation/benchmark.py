@@ -316,10 +316,10 @@ def summary(seconds: list[float], against: list[float] | None = None) -> dict[st
         {'ms': 2.0, 'low': 1.0, 'high': 3.0, 'ratio': 2.0}
     """
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    figures = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+    found = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
     if against is not None:
-        figures["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
-    return figures
+        found["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
+    return found
 
 
 def peak_memory(build: Builder, device: torch.device) -> float:
@@ -359,7 +359,7 @@ def _build_and_call(build: Builder) -> None:
 
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
-    """Print tables of figures; keep them with the environment as JSON if a file is named."""
+    """Print tables of numbers; keep them with the environment as JSON if a file is named."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     for title, rows in tables.items():

@@ -1,97 +1,144 @@
-"""Judge predictions: the ensemble, both ways of averaging, every member, and their diversity."""
+"""Metrics of predictions: the ensemble by both ways of averaging, every member, and the diversity of the members."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mixmo.data.batches import Augmentation
-from mixmo.data.loading import DistinctBatch
 from mixmo.metrics import Calibration, Diversity, EnsembleGain, Scores, SelectivePrediction
 from mixmo.metrics.calibration import bin_gaps
 from mixmo.metrics.checks import check_logits
 from mixmo.metrics.chunks import in_chunks, mean_logits
 from mixmo.metrics.temperature import two_fold
-from mixmo.network import MixMo
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class EnsembleMetrics:
+    """Metrics of M members on one set of images, as :func:`measure` returns them; NaN where one is not defined.
+
+    ``average``, ``probability_average`` and each of ``members`` have the metrics of :class:`mixmo.metrics.Scores`
+    (``accuracy``, ``nll``, ``brier``, …), :class:`~mixmo.metrics.Calibration` (``ece``, …) and
+    :class:`~mixmo.metrics.SelectivePrediction` (``aurc``, …).
+
+    Attributes:
+        average: Of the average of the logits, the paper's rule; also ``nll_two_fold`` and ``ece_two_fold``, after
+            temperature scaling of each half of the samples by the temperature of the other (the paper's NLLc).
+        probability_average: Of the average of the probabilities.
+        members: Of each member by itself.
+        diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …) and
+            :class:`~mixmo.metrics.EnsembleGain` (``nll_gain``, …). Empty for one member.
+    """
+
+    average: dict[str, float]
+    probability_average: dict[str, float]
+    members: list[dict[str, float]]
+    diversity: dict[str, float]
+
+    def flat(self) -> dict[str, float]:
+        """Return all of them by the keys of ``test.json``.
+
+        Example:
+            >>> EnsembleMetrics({"nll": 0.1}, {"nll": 0.2}, [{"nll": 0.3}], {}).flat()
+            {'nll': 0.1, 'probability_average/nll': 0.2, 'member_0/nll': 0.3}
+        """
+        sections = {"probability_average": self.probability_average}
+        sections |= {f"member_{index}": member for index, member in enumerate(self.members)}
+        prefixed = {f"{name}/{key}": value for name, section in sections.items() for key, value in section.items()}
+        return self.average | self.diversity | prefixed
+
+
 def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return every figure of ``test.json`` for the logits of M members.
+    """Return the metrics of :func:`measure` in one flat dict, by the keys of ``test.json``.
 
-    Keys without a prefix judge the average of the logits (the paper's rule), ``probability_average/…`` the average of
-    the probabilities, ``member_0/…`` each member: those of :class:`mixmo.metrics.Scores` (``accuracy``, ``nll``,
-    ``brier``, …), :class:`~mixmo.metrics.Calibration` (``ece``, …) and :class:`~mixmo.metrics.SelectivePrediction`
-    (``aurc``, …). With M >= 2 there are also those of :class:`~mixmo.metrics.Diversity` (``d_re``, …) and
-    :class:`~mixmo.metrics.EnsembleGain`. ``nll_two_fold`` and ``ece_two_fold`` are those of the logit average after
-    temperature scaling, each half of the samples by the temperature of the other (the paper's NLLc).
+    Keys without a prefix are metrics of the average of the logits (the paper's rule) and of the members' diversity;
+    ``probability_average/…`` those of the average of the probabilities, ``member_0/…`` those of each member.
 
     Args:
         logits: (N, M, K).
         targets: (N,) class numbers.
 
     Returns:
-        A flat dict of floats; NaN where a figure is not defined.
+        A flat dict of floats; NaN where a metric is not defined.
 
     Raises:
         InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
 
     Example:
         >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 0.0]]])
-        >>> figures = evaluate(logits, torch.tensor([0, 0]))
-        >>> figures["accuracy"], figures["member_0/accuracy"], figures["disagreement"]
+        >>> metrics = evaluate(logits, torch.tensor([0, 0]))
+        >>> metrics["accuracy"], metrics["member_0/accuracy"], metrics["disagreement"]
         (1.0, 0.5, 0.5)
     """
-    check_logits(logits, targets)
-    _, members, classes = logits.shape
-    names = ("", "probability_average/", *(f"member_{index}/" for index in range(members)))
-    scores = {name: Scores() for name in names}
-    others: dict[str, list[Metric]] = {name: [Calibration(), SelectivePrediction()] for name in names}
-    between = [Diversity(classes, members), EnsembleGain()] if members > 1 else []
-    for chunk, labels in in_chunks(logits, targets):
-        log_members = chunk.double().log_softmax(2)
-        averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
-        for name, logs in zip(names, (*averages, *log_members.unbind(1)), strict=True):
-            scores[name].update(logs.exp(), labels, logs)
-            for metric in others[name]:
-                metric.update(logs.exp(), labels)
-        for both in between:
-            both.update(log_members.exp(), labels, log_members)
-    others[""] += between
-    figures = {
-        f"{name}{key}": value.item()
-        for name in names
-        for metric in (scores[name], *others[name])
-        for key, value in metric.compute().items()
-    }
-    return figures | _two_fold_figures(logits, targets)
-
-
-def _two_fold_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    if len(logits) < 2:
-        return {"nll_two_fold": math.nan, "ece_two_fold": math.nan}
-    figures = basic_figures(two_fold(mean_logits(logits), targets), targets)
-    return {"nll_two_fold": figures["nll"], "ece_two_fold": figures["ece"]}
+    return measure(logits, targets).flat()
 
 
 @torch.no_grad()
-def basic_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return ``accuracy``, ``nll`` and ``ece`` of one network, where the other figures are not worth their time.
+def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
+    """Return the metrics of M members.
+
+    Args:
+        logits: (N, M, K).
+        targets: (N,) class numbers.
+
+    Raises:
+        InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
+
+    Example:
+        >>> found = measure(torch.zeros(4, 1, 2), torch.tensor([0, 0, 0, 1]))
+        >>> found.average["accuracy"], len(found.members), found.diversity
+        (0.75, 1, {})
+    """
+    check_logits(logits, targets)
+    _, members, classes = logits.shape
+    scores = [Scores() for _ in range(members + 2)]
+    others: list[list[Metric]] = [[Calibration(), SelectivePrediction()] for _ in scores]
+    between: list[Metric] = [Diversity(classes, members), EnsembleGain()] if members > 1 else []
+    for chunk, labels in in_chunks(logits, targets):
+        log_members = chunk.double().log_softmax(2)
+        averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
+        for score, rest, logs in zip(scores, others, (*averages, *log_members.unbind(1)), strict=True):
+            score.update(logs.exp(), labels, logs)
+            for metric in rest:
+                metric.update(logs.exp(), labels)
+        for both in between:
+            both.update(log_members.exp(), labels, log_members)
+    average, probability_average, *each = (
+        _computed([score, *rest]) for score, rest in zip(scores, others, strict=True)
+    )
+    average |= _two_fold_metrics(logits, targets)
+    return EnsembleMetrics(average, probability_average, each, _computed(between))
+
+
+def _computed(metrics: Iterable[Metric]) -> dict[str, float]:
+    return {key: value.item() for metric in metrics for key, value in metric.compute().items()}
+
+
+def _two_fold_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    if len(logits) < 2:
+        return {"nll_two_fold": math.nan, "ece_two_fold": math.nan}
+    found = basic_metrics(two_fold(mean_logits(logits), targets), targets)
+    return {"nll_two_fold": found["nll"], "ece_two_fold": found["ece"]}
+
+
+@torch.no_grad()
+def basic_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return ``accuracy``, ``nll`` and ``ece`` of one network, where the others would take too long.
 
     Args:
         logits: (N, K).
         targets: (N,) class numbers.
 
     Raises:
-        InputError: as :func:`evaluate`.
+        InputError: as :func:`measure`.
 
     Example:
-        >>> basic_figures(torch.zeros(2, 4), torch.tensor([0, 1]))
+        >>> basic_metrics(torch.zeros(2, 4), torch.tensor([0, 1]))
         {'accuracy': 0.5, 'nll': 1.386..., 'ece': 0.25}
     """
     samples = per_sample(logits, targets)
@@ -130,7 +177,7 @@ def per_sample(logits: Tensor, targets: Tensor) -> Samples:
         targets: (N,) class numbers.
 
     Raises:
-        InputError: as :func:`evaluate`.
+        InputError: as :func:`measure`.
 
     Example:
         >>> found = per_sample(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -149,26 +196,3 @@ def per_sample(logits: Tensor, targets: Tensor) -> Samples:
         for row, values in zip(rows, (confidence, predicted, predicted == labels, -own, brier), strict=True):
             row.copy_(values)
     return found
-
-
-@torch.inference_mode()
-def predict_logits(
-    net: torch.nn.Module, batches: Iterable[DistinctBatch], augment: Augmentation, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return logits (N, M, K) and targets (N,) on the CPU for batches of images, in order.
-
-    A plain network's logits (N, K) stand as those of one member.
-
-    Args:
-        net: A :class:`MixMo` or a plain network, in evaluation mode.
-        batches: From ``mixmo.data.loading.evaluation_loader``.
-        augment: Its middle crop and normalisation are used.
-        device: Where ``net`` is.
-    """
-    logits, targets = [], []
-    for images, labels, index in batches:
-        images, labels, index = images.to(device), labels.to(device), index.to(device)
-        output = net(augment.center(images, index)).float()
-        logits.append((output if isinstance(net, MixMo) else output[:, None]).cpu())
-        targets.append(labels[index].cpu())
-    return torch.cat(logits), torch.cat(targets)

@@ -1,4 +1,4 @@
-"""Results kept in a run's folder, so that a second call costs nothing; a digest tells whether a file is whole."""
+"""Results kept in a run's folder, so that a second evaluation costs little; a digest tells whether a file is whole."""
 
 from __future__ import annotations
 
@@ -88,4 +88,4 @@ def _write(file: Path, content: bytes) -> bool:
 
 
 def _warn_of_damage(file: Path) -> None:
-    logger.warning("%s is damaged or of an earlier version; it is made anew.", printable(str(file)))
+    logger.warning("%s is damaged or of an earlier version; it is computed again.", printable(str(file)))

@@ -1,4 +1,4 @@
-"""Predictions of trained runs, kept beside them so that judging a second time costs nothing."""
+"""Predictions of runs, kept in their folders so that a second evaluation costs little, or read from a file."""
 
 from __future__ import annotations
 
@@ -14,30 +14,20 @@ import torch
 from torch import Tensor
 
 from mixmo import __version__
-from mixmo.config.hardware import PRECISIONS, training_device
-from mixmo.config.plan import make_plan
-from mixmo.config.settings import DataSettings
-from mixmo.data.batches import Augmentation
-from mixmo.data.loading import (
-    evaluation_loader,
-    fingerprint_of_test,
-    fingerprint_of_validation,
-    load_test_images,
-    load_validation_images,
-)
+from mixmo.config.hardware import PRECISIONS
+from mixmo.data.loading import evaluation_loader
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
-from mixmo.evaluation.evaluate import Samples, per_sample, predict_logits
+from mixmo.evaluation.evaluate import Samples, per_sample
+from mixmo.evaluation.inference import TrainedRun, autocast, predict_logits
 from mixmo.evaluation.kept import keep_tensors, read_tensors
 from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
-from mixmo.network import MixMo
-from mixmo.runs import Run, load_checkpoint
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What M members said of N images.
+    """What M members predict for N images.
 
     Attributes:
         logits: (N, M, K) float32.
@@ -52,31 +42,23 @@ class Predictions:
     epochs: int = 0
 
     def average(self) -> Samples:
-        """Return what is known of each answer of the logit average."""
+        """Return what is known of each prediction of the logit average."""
         return per_sample(mean_logits(self.logits), self.targets)
 
 
-def predict(
-    run: Run,
-    dataset: str = "test",
-    checkpoint: str = "last",
-    precision: str = "32-true",
-    refresh: bool = False,
-    download: bool = False,
-) -> Predictions:
-    """Return a run's predictions; those that are kept in its folder if nothing they depend on has changed since.
+def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", refresh: bool = False) -> Predictions:
+    """Return a run's predictions; those kept in its folder if nothing they depend on has changed since.
 
-    They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. What
-    is damaged is made anew, with a warning; so it is if nothing can be written into the folder.
+    They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. If
+    the kept file is damaged, the network predicts again, with a warning; so it does if nothing can be written into the
+    folder.
 
     Args:
         run: The run.
         dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images
-            are brought to the size of the run's.
-        checkpoint: ``last`` or ``best``.
+            are brought to the input size of the run's.
         precision: ``32-true`` or ``bf16-mixed``.
-        refresh: Predict anew, whatever is kept.
-        download: Whether what the network is built from may be downloaded.
+        refresh: Predict again, whatever is kept.
 
     Raises:
         MissingError: if the run, the checkpoint or the dataset is missing.
@@ -85,27 +67,27 @@ def predict(
     one_of(precision, PRECISIONS, "precision")
     about = {
         "version": __version__,
-        "checkpoint": digest(run.checkpoint_file(checkpoint)),
+        "checkpoint": run.digest,
         "dataset": dataset,
-        "data": run.config()["data"],
-        "fingerprint": _fingerprint(run, dataset),
+        "data": run.config["data"],
+        "fingerprint": run.fingerprint(dataset),
     }
-    file = run.path / "predictions" / f"{_slug(dataset)}-{checkpoint}-{precision}.safetensors"
+    file = run.run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
     if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
         tensors, note = known
         return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"])
-    found = _computed(run, dataset, checkpoint, precision, download)
+    found = _computed(run, dataset, precision)
     note = {"about": about, "classes": found.classes, "epochs": found.epochs}
     keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
 
 
-def _fingerprint(run: Run, dataset: str) -> str:
-    settings = make_plan(run.config()).settings
-    if dataset == "validation":
-        return fingerprint_of_validation(settings.data, settings.seed)
-    own = fingerprint_of_test(settings.data)
-    return own if dataset == "test" else f"{own} {fingerprint_of_test(settings.data, dataset)}"  # brought to its size
+def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
+    network, (images, classes) = run.network, run.images(dataset)
+    batches = evaluation_loader(images, network.settings, network.device)
+    with autocast(network.device, precision):
+        logits, targets = predict_logits(network.net, batches, network.augment, network.device)
+    return Predictions(logits, targets, classes, network.epochs)
 
 
 def _slug(dataset: str) -> str:
@@ -116,85 +98,12 @@ def _slug(dataset: str) -> str:
     return f"{readable}-{hashlib.sha256(os.fsencode(dataset)).hexdigest()[:8]}"
 
 
-@dataclass(frozen=True)
-class Network:
-    """A trained network and what it needs to look at images.
-
-    Attributes:
-        net: In evaluation mode, on the device.
-        settings: The run's ``data`` section.
-        augment: Its middle crop and normalisation.
-        device: Where to run it.
-        seed: The run's seed.
-        epochs: Epochs it was trained for.
-    """
-
-    net: MixMo
-    settings: DataSettings
-    augment: Augmentation
-    device: torch.device
-    seed: int
-    epochs: int
-
-
-def load_network(run: Run, checkpoint: str = "last", download: bool = False) -> Network:
-    """Return a run's network on the device that suits it.
-
-    Args:
-        run: The run.
-        checkpoint: ``last`` or ``best``.
-        download: Whether what the network is built from may be downloaded.
-
-    Raises:
-        MissingError: if the run or the checkpoint is missing.
-        InputError: if the checkpoint is damaged or of another network.
-    """
-    net, epochs = load_checkpoint(run, checkpoint, download)
-    settings, trainer, *_ = make_plan(run.config())
-    device = training_device(trainer["accelerator"])
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(net, settings.data, Augmentation(settings.data), device, settings.seed, epochs)
-
-
-def _computed(run: Run, dataset: str, checkpoint: str, precision: str, download: bool) -> Predictions:
-    network = load_network(run, checkpoint, download)
-    if dataset == "validation":
-        images, classes = load_validation_images(network.settings, network.seed)
-    else:
-        images, classes = load_test_images(network.settings, None if dataset == "test" else dataset)
-    if dataset in ("test", "validation"):
-        check_classes(run, network, classes)
-    batches = evaluation_loader(images, network.settings, network.device)
-    with torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        logits, targets = predict_logits(network.net, batches, network.augment, network.device)
-    return Predictions(logits, targets, classes, network.epochs)
-
-
-def check_classes(run: Run, network: Network, classes: Sequence[str]) -> None:
-    """Refuse a dataset that has come to have another number of classes than the run was trained on.
-
-    Raises:
-        InputError: naming both.
-    """
-    if len(classes) != network.net.num_classes:
-        raise InputError(
-            f"{network.settings.name!r} has {len(classes)} classes, but {run.path} was trained on "
-            f"{network.net.num_classes}."
-        )
-
-
-def digest(file: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def read_predictions(file: str | Path) -> Predictions:
     """Return predictions that another program saved with ``numpy.savez``.
 
     Args:
         file: An ``.npz`` with ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes``
-            (K,) names are optional. The logit
-            average of probabilities is their geometric mean, normalised.
+            (K,) names are optional. The logit average of probabilities is their normalised geometric mean.
 
     Raises:
         MissingError: if there is no such file.

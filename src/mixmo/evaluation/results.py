@@ -1,38 +1,59 @@
-"""Everything that is known of one or several runs, or of another program's predictions, on their test set."""
+"""Evaluation of runs, alone or as one ensemble, or of another program's predictions, on a test set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.errors import InputError, one_of
-from mixmo.evaluation.evaluate import basic_figures, evaluate
+from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, joined, predict, read_predictions
-from mixmo.evaluation.robustness import Corrupted, corruption_figures, mean_figures
+from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import OutOfDistribution, fit_temperature
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.ood import DETECTION, SCORES
 from mixmo.runs import CHECKPOINTS, Run
 
-MADE = "made"
-"""Asks for corruptions made from the test images, where a folder could be named."""
+GENERATED = "generated"
+"""The value of ``corruptions`` that generates them from the test images; any other is a folder."""
+
+CONVENTIONS = {
+    "accuracy": "share, 0 to 1",
+    "nll": "nats",
+    "brier": "summed over classes; brier_per_class is divided by K, as in the paper's code",
+    "ece": "15 equal bins, lo < confidence <= hi, top label",
+    "misclassification_auroc": "right predictions are the positive class, confidence is the score",
+    "d_re": "errors of exactly one of two members / errors of both, mean over pairs",
+    "two_fold": "each half of the test set scaled by the temperature of the other",
+    "scaled": "scaled by the temperature fitted on the validation set",
+    "ood": "the other dataset is the positive class",
+    "corruption": "mean over all kinds and severities; each is in `corruptions`",
+}
+"""What ``test.json`` says of its own metrics."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How runs are judged.
+class EvaluationOptions:
+    """How runs are evaluated.
 
     Args:
         checkpoint: ``last``, or ``best`` on the validation set.
-        precision: ``32-true``, or ``bf16-mixed``, which is faster where the device has such units.
-        ood: Datasets whose images are of none of the classes.
-        corruptions: ``made`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
-        refresh: Predict anew, whatever is kept.
+        precision: ``32-true``, or ``bf16-mixed``, which is faster where the device supports it in hardware.
+        ood: Names of out-of-distribution datasets, whose images are of none of the classes.
+        corruptions: ``generated`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
+        refresh: Predict again, whatever is kept.
         download: Whether what the networks are built from may be downloaded.
 
     Raises:
         InputError: if the checkpoint or the precision is unknown.
+
+    Example:
+        >>> EvaluationOptions(checkpoint="best").precision
+        '32-true'
     """
 
     checkpoint: str = "last"
@@ -48,94 +69,186 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What was found out.
+class OODResult:
+    """How well the test images are told from those of an out-of-distribution dataset.
 
     Attributes:
-        tested: Predictions on the test set.
-        figures: Those of :func:`mixmo.evaluate`; ``temperature``, ``nll_scaled`` and ``ece_scaled`` where one run has a
-            validation set; ``ood/DATASET/SCORE/…`` (:class:`mixmo.metrics.OutOfDistribution`); ``corruption/…``
-            (:func:`mixmo.evaluation.robustness.mean_figures`).
-        strangers: Predictions on other datasets, by name.
-        corrupted: Figures of every corruption and severity; ``None`` where they were not asked for.
+        predictions: On the other dataset's test images.
+        metrics: ``auroc``, ``aupr`` and ``fpr95`` by score (:class:`mixmo.metrics.OutOfDistribution`).
     """
 
-    tested: Predictions
-    figures: dict[str, float]
-    strangers: dict[str, Predictions] = field(default_factory=dict)
-    corrupted: Corrupted | None = None
+    predictions: Predictions
+    metrics: dict[str, dict[str, float]]
 
 
-def judge_runs(runs: Sequence[Run], options: Options) -> Judgement:
-    """Judge runs, as one ensemble of all their members.
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The evaluation of a network, or of an ensemble of networks, on a test set.
+
+    Attributes:
+        predictions: On the test set.
+        metrics: Of the ensemble and of each member.
+        scaled: ``temperature``, fitted on the validation set, and ``nll_scaled`` and ``ece_scaled``, of the logit
+            average on the test set after it; empty without a validation set, and for several runs.
+        ood: By the name of the out-of-distribution dataset.
+        corruptions: On corrupted test images; ``None`` where that was not asked for.
+    """
+
+    predictions: Predictions
+    metrics: EnsembleMetrics
+    scaled: dict[str, float] = field(default_factory=dict)
+    ood: dict[str, OODResult] = field(default_factory=dict)
+    corruptions: CorruptionResult | None = None
+
+    def flat(self) -> dict[str, float]:
+        """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
+        found = self.metrics.flat() | self.scaled
+        for dataset, result in self.ood.items():
+            for score, metrics in result.metrics.items():
+                found |= {f"ood/{dataset}/{score}/{key}": value for key, value in metrics.items()}
+        if self.corruptions is not None:
+            found |= {f"corruption/{key}": value for key, value in self.corruptions.means().items()}
+        return found
+
+
+def evaluate_runs(runs: Sequence[Run], options: EvaluationOptions | None = None) -> EvaluationResult:
+    """Evaluate runs on their test set, as one ensemble of all their members. Nothing is printed.
 
     Args:
         runs: One or several.
-        options: How.
+        options: How; ``None`` takes the defaults.
 
     Raises:
         MissingError: if a run, its checkpoint or a dataset is missing.
         InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
+
+    Example:
+        >>> evaluate_runs([Run("runs/quickstart")]).metrics.average["nll"]  # doctest: +SKIP
     """
-    names = [str(run.path) for run in runs]
+    options = options or EvaluationOptions()
+    return evaluate_trained([TrainedRun(run, options.checkpoint, options.download) for run in runs], options)
+
+
+def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> EvaluationResult:
+    """Evaluate runs that are open already; as :func:`evaluate_runs`.
+
+    Args:
+        runs: One or several, of the checkpoint that the options name.
+        options: How.
+    """
+    names = [str(run.run.path) for run in runs]
 
     def predictions(dataset: str) -> Predictions:
-        how = options.checkpoint, options.precision, options.refresh, options.download
-        return joined([predict(run, dataset, *how) for run in runs], names)
+        return joined([predict(run, dataset, options.precision, options.refresh) for run in runs], names)
 
-    tested = predictions("test")
-    strangers = {dataset: predictions(dataset) for dataset in options.ood}
-    figures = evaluate(tested.logits, tested.targets)
-    if len(runs) == 1 and runs[0].config()["data"]["validation"]:
-        figures |= scaled_figures(tested, predictions("validation"))
-    for dataset, found in strangers.items():
-        figures |= {f"ood/{dataset}/{key}": value for key, value in ood_figures(tested, found).items()}
-    corrupted = None
+    test = predictions("test")
+    others = {dataset: predictions(dataset) for dataset in options.ood}
+    metrics = measure(test.logits, test.targets)
+    validated = len(runs) == 1 and runs[0].settings.data.validation
+    scaled = scaled_metrics(test, predictions("validation")) if validated else {}
+    ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
+    corruptions = None
     if options.corruptions is not None:
-        folder = None if options.corruptions == MADE else options.corruptions
-        how = options.checkpoint, options.precision, folder, options.refresh, options.download
-        corrupted = corruption_figures(runs, tested.targets, *how)
-        figures |= mean_figures(corrupted.kinds)
-    return Judgement(tested, figures, strangers, corrupted)
+        folder = None if options.corruptions == GENERATED else options.corruptions
+        corruptions = evaluate_corruptions(runs, test.targets, options.precision, folder, options.refresh)
+    return EvaluationResult(test, metrics, scaled, ood, corruptions)
 
 
-def judge_predictions(file: str | Path) -> Judgement:
-    """Judge predictions that another program saved (:func:`mixmo.evaluation.predictions.read_predictions`).
+def evaluate_predictions(file: str | Path) -> EvaluationResult:
+    """Evaluate predictions that another program saved (:func:`mixmo.evaluation.predictions.read_predictions`).
 
     Args:
         file: The ``.npz`` file.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it holds no predictions, or such that their average is not finite.
+        InputError: if it holds no predictions, or their average is not finite.
     """
     found = read_predictions(file)
     try:
-        return Judgement(found, evaluate(found.logits, found.targets))
+        return EvaluationResult(found, measure(found.logits, found.targets))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def scaled_figures(tested: Predictions, validation: Predictions) -> dict[str, float]:
-    """Return the figures of the logit average on the test set, scaled by the temperature fitted on validation data."""
+def evaluate_run(run: Run, options: EvaluationOptions | None = None) -> dict[str, float]:
+    """Evaluate one run on its test set and write ``test.json`` into its folder.
+
+    Args:
+        run: The run.
+        options: How; ``None`` takes the defaults.
+
+    Returns:
+        The metrics, by the keys of ``test.json``.
+
+    Raises:
+        MissingError: as :func:`evaluate_runs`.
+        InputError: as :func:`evaluate_runs`, or if ``test.json`` cannot be written.
+    """
+    options = options or EvaluationOptions()
+    result = evaluate_runs([run], options)
+    write_results(run, result, options)
+    return result.flat()
+
+
+def write_results(
+    run: Run,
+    result: EvaluationResult,
+    options: EvaluationOptions,
+    per_class: Mapping[str, Mapping[str, float]] | None = None,
+) -> Path:
+    """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null.
+
+    Args:
+        run: The run.
+        result: Its evaluation.
+        options: How it was evaluated.
+        per_class: Metrics of each class (:func:`class_metrics`).
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    content: dict[str, Any] = dict(result.flat())
+    if result.corruptions is not None:
+        content["corruptions"] = {"source": result.corruptions.source, "kinds": result.corruptions.kinds}
+    if per_class:
+        content["per_class"] = per_class
+    content["about"] = {
+        "run": str(run.path),
+        "dataset": run.config()["data"]["name"],
+        "images": len(result.predictions.targets),
+        "checkpoint": options.checkpoint,
+        "epochs": result.predictions.epochs,
+        "precision": options.precision,
+        "conventions": CONVENTIONS,
+    }
+    return run.write_json("test.json", content)
+
+
+def scaled_metrics(test: Predictions, validation: Predictions) -> dict[str, float]:
+    """Return metrics of the logit average on the test set, scaled by the temperature fitted on the validation set."""
     temperature = fit_temperature(mean_logits(validation.logits), validation.targets)
-    figures = basic_figures(mean_logits(tested.logits) / temperature, tested.targets)
-    return {"temperature": temperature, "nll_scaled": figures["nll"], "ece_scaled": figures["ece"]}
+    found = basic_metrics(mean_logits(test.logits) / temperature, test.targets)
+    return {"temperature": temperature, "nll_scaled": found["nll"], "ece_scaled": found["ece"]}
 
 
-def ood_figures(tested: Predictions, strangers: Predictions) -> dict[str, float]:
-    """Return how well the members tell the test images from others."""
+def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, float]]:
+    """Return, for each score, how well the members tell the test images from out-of-distribution images."""
     metric = OutOfDistribution()
-    metric.update(tested.logits, out=False)
-    metric.update(strangers.logits, out=True)
-    return {name: value.item() for name, value in metric.compute().items()}
+    metric.update(test.logits, out=False)
+    metric.update(other.logits, out=True)
+    values = metric.compute()
+    return {score: {key: values[f"{score}/{key}"].item() for key in DETECTION} for score in SCORES}
 
 
-def class_figures(tested: Predictions) -> dict[str, dict[str, float]]:
-    """Return for each class the number of its images, and accuracy and likelihood of the logit average on them."""
-    samples, found = tested.average(), {}
-    for number, name in enumerate(tested.classes):
-        own = tested.targets == number
+def class_metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Return ``images``, ``accuracy`` and ``nll`` of the logit average for each class, by its name."""
+    samples, found = predictions.average(), {}
+    for number, name in enumerate(predictions.classes):
+        own = predictions.targets == number
         accuracy, nll = samples.right[own].mean().item(), samples.nll[own].mean().item()
         found[name] = {"images": int(own.sum()), "accuracy": accuracy, "nll": nll}
     return found

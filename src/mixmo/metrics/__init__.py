@@ -1,7 +1,7 @@
-"""Figures of merit as torchmetrics classes: they add up over batches and processes, in float64.
+"""Metrics as torchmetrics classes: they add up over batches and processes, in float64.
 
 All take probabilities (B, K), or those of M members (B, M, K), and class numbers (B,); ``compute`` returns a dict of
-float64 scalars by the names of ``test.json``. A figure that is not defined (a ratio over nothing) is NaN.
+float64 scalars by the names of ``test.json``. A metric that is not defined (a ratio over nothing) is NaN.
 """
 
 from mixmo.metrics.calibration import Calibration

@@ -1,4 +1,4 @@
-"""Does confidence mean what it says?"""
+"""Calibration: is a prediction right as often as its confidence claims?"""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Calibration(Metric):
         self.likely_hit.append(hit[rows, columns])
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if there were none.

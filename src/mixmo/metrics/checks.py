@@ -1,4 +1,4 @@
-"""Refusing predictions that are none, with the row at fault."""
+"""Checks of predictions and class numbers; errors name the row at fault."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 2**20
-"""Numbers that are looked at at a time."""
+"""Numbers that are processed at a time."""
 
 
 def in_chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

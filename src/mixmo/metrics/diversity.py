@@ -1,4 +1,4 @@
-"""How differently members err."""
+"""Diversity: how differently the members err."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Diversity(Metric):
         >>> diversity = Diversity(num_classes=2, num_members=2)
         >>> members = torch.tensor([[[0.1, 0.9], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
         >>> diversity.update(members, torch.tensor([0, 0, 0]))
-        >>> figures = diversity.compute()
-        >>> round(figures["d_re"].item(), 3), round(figures["disagreement"].item(), 3)
+        >>> found = diversity.compute()
+        >>> round(found["d_re"].item(), 3), round(found["disagreement"].item(), 3)
         (2.0, 0.667)
     """
 
@@ -101,7 +101,7 @@ class Diversity(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if there were none.
@@ -117,7 +117,7 @@ class Diversity(Metric):
         chance = (self.predicted[i] * self.predicted[j]).sum(1) / n**2
         agree = self.agree[i, j] / n
         spread = (first * (1 - first) * second * (1 - second)).sqrt()
-        figures = {
+        found = {
             "d_re": _ratio(single, n00, otherwise=2 * single),
             "disagreement": 1 - agree,
             "q_statistic": _ratio(same - crossed, same + crossed),
@@ -127,7 +127,7 @@ class Diversity(Metric):
             "kl": (self.kl[i, j] + self.kl[j, i]) / (2 * n),
             "cosine": self.cosine[i, j] / n,
         }
-        return {name: values.mean() for name, values in figures.items()}
+        return {name: values.mean() for name, values in found.items()}
 
 
 def _ratio(above: Tensor, below: Tensor, otherwise: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Can the network tell images that are of none of its classes?"""
+"""Out-of-distribution (OOD) detection: can the network tell images that are of none of its classes?"""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ ROUNDING = 1e-12
 """Less mutual information than this is rounding, by which members that agree would be put in an order."""
 
 SCORES = ("max_probability", "entropy", "mutual_information", "energy")
+DETECTION = ("auroc", "aupr", "fpr95")
+"""What is measured of each score."""
 
 
 def ood_scores(logits: Tensor) -> dict[str, Tensor]:
-    """Return scores (N,) in float64 that are larger the stranger an image looks.
+    """Return scores (N,) in float64 that are larger the less an image looks like the training set.
 
     * ``max_probability``: minus the largest probability of the members' mean distribution.
     * ``entropy``: of that distribution, in nats.
@@ -58,14 +60,14 @@ def _scores(logits: Tensor) -> dict[str, Tensor]:
 class OutOfDistribution(Metric):
     """How well scores tell out-of-distribution images, the positive class, from those of the test set.
 
-    For each score of :func:`ood_scores`, N test images and P others:
+    For each score of :func:`ood_scores`, N test images and P out-of-distribution images:
 
-    * ``…/auroc``: the chance that one of the others has a larger score than a test image, equal scores counting one
-      half.
+    * ``…/auroc``: the probability that an out-of-distribution image has a larger score than a test image; equal scores
+      count one half.
     * ``…/aupr``: the average precision, Σ (recall_i - recall_(i-1)) * precision_i over the distinct scores, the largest
       first.
-    * ``…/fpr95``: the share of test images whose score is at least the threshold, the largest score at which no fewer
-      than ⌈0.95 P⌉ of the others are found.
+    * ``…/fpr95``: the share of test images whose score is at least the threshold, the largest score at which at least
+      ⌈0.95 P⌉ of the P are found.
 
     Example:
         >>> ood = OutOfDistribution()
@@ -91,20 +93,20 @@ class OutOfDistribution(Metric):
         self.out.append(torch.full((len(logits),), out, device=logits.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if one of the two kinds of images is missing, or both.
         """
         scores, out = gathered(self.scores), gathered(self.out).cpu().numpy()
         if out.all() or not out.any():
-            raise InputError("out-of-distribution figures need images of both kinds, but all are of one.")
-        figures = {}
+            raise InputError("out-of-distribution metrics need images of both kinds, but all are of one.")
+        found = {}
         for name, column in zip(SCORES, scores.T.cpu().numpy(), strict=True):
-            figures[f"{name}/auroc"] = roc_auc_score(out, column)
-            figures[f"{name}/aupr"] = average_precision_score(out, column)
-            figures[f"{name}/fpr95"] = false_positive_rate(column[out], column[~out])
-        return {name: scores.new_tensor(float(value)) for name, value in figures.items()}
+            found[f"{name}/auroc"] = roc_auc_score(out, column)
+            found[f"{name}/aupr"] = average_precision_score(out, column)
+            found[f"{name}/fpr95"] = false_positive_rate(column[out], column[~out])
+        return {name: scores.new_tensor(float(value)) for name, value in found.items()}
 
 
 def false_positive_rate(positive: np.ndarray, negative: np.ndarray, found: int = 95) -> float:

@@ -60,7 +60,7 @@ class Scores(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if there were none.
@@ -115,7 +115,7 @@ class EnsembleGain(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if there were none.

@@ -1,4 +1,4 @@
-"""Does confidence tell what to leave to somebody else?"""
+"""Selective prediction: does the confidence tell right predictions from wrong ones?"""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class SelectivePrediction(Metric):
     * ``eaurc``: ``aurc`` less that of the best order at the same accuracy (Geifman et al. 2019), counted exactly.
     * ``accuracy_at_95``, ``accuracy_at_99``: accuracy among the ⌈0.95 N⌉ or ⌈0.99 N⌉ most confident samples; equal
       confidences as in ``aurc``.
-    * ``auroc_correct``: probability that a right prediction has more confidence than a wrong one, equal confidences
-      counting one half; NaN where all or none are right.
+    * ``misclassification_auroc``: misclassification-detection AUROC, the probability that a right prediction has more
+      confidence than a wrong one; equal confidences count one half; NaN where all or none are right.
 
     Example:
         >>> selective = SelectivePrediction()
         >>> selective.update(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
-        >>> figures = selective.compute()
-        >>> figures["aurc"].item(), figures["eaurc"].item(), figures["auroc_correct"].item()
+        >>> found = selective.compute()
+        >>> found["aurc"].item(), found["eaurc"].item(), found["misclassification_auroc"].item()
         (0.25, 0.0, 1.0)
     """
 
@@ -51,7 +51,7 @@ class SelectivePrediction(Metric):
         self.correct.append(predicted == targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures of all batches.
+        """Return the metrics of all batches.
 
         Raises:
             InputError: if there were none.
@@ -60,13 +60,13 @@ class SelectivePrediction(Metric):
         errors, count = cumulative_errors(confidence, correct), len(confidence)
         kept = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
         best = (kept - correct.sum()).clamp(min=0)
-        figures = {"aurc": (errors / kept).mean(), "eaurc": ((errors - best) / kept).mean()}
+        found = {"aurc": (errors / kept).mean(), "eaurc": ((errors - best) / kept).mean()}
         for coverage in COVERAGES:
             number = -(-count * coverage // 100)
-            figures[f"accuracy_at_{coverage}"] = 1 - errors[number - 1] / number
+            found[f"accuracy_at_{coverage}"] = 1 - errors[number - 1] / number
         one_kind = bool(correct.all()) or not bool(correct.any())
         area = float("nan") if one_kind else float(roc_auc_score(correct.cpu().numpy(), confidence.cpu().numpy()))
-        return figures | {"auroc_correct": errors.new_tensor(area)}
+        return found | {"misclassification_auroc": errors.new_tensor(area)}
 
 
 def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ BOUNDS = (0.01, 100.0)
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the T > 0 that minimises the negative log-likelihood of softmax(logits / T).
 
-    The objective is convex in 1 / T; the minimum is looked for between 0.01 and 100, in log T. Never fit it on what is
-    then judged: take validation data, or one half of the test set for the other (:func:`two_fold`). Where several
-    temperatures are equally good, any of them may be returned; it is 1 where no temperature changes anything, because
-    the logits of each sample are equal.
+    The objective is convex in 1 / T; the minimum is looked for between 0.01 and 100, in log T. Never fit it on the
+    data that is then evaluated: take validation data, or one half of the test set for the other (:func:`two_fold`).
+    Where several temperatures are equally good, any of them may be returned; it is 1 where no temperature changes
+    anything, because the logits of each sample are equal.
 
     Args:
         logits: (N, K).

@@ -35,7 +35,7 @@ def loss_curves(runs: Mapping[str, History]) -> Figure:
     """Draw the training loss of runs, mean over members, epoch by epoch.
 
     Args:
-        runs: Rows of :func:`mixmo.reporting.records.read_history`, at least one, by the run's name.
+        runs: Rows of :func:`mixmo.evaluation.records.read_history`, at least one, by the run's name.
     """
     figure, axis = new_axes("Training loss, mean over members", "epoch")
     for name, rows in runs.items():

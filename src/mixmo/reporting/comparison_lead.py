@@ -9,7 +9,6 @@ from mixmo.evaluation.comparison import Group
 from mixmo.reporting.comparison_tables import Replicas, p_text, p_value
 from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.intervals import interval
-from mixmo.reporting.results_view import group_mean
 
 ACCURACY = METRICS["accuracy"].brief
 
@@ -21,20 +20,20 @@ def lead_sentence(groups: Sequence[Group], replicas: Replicas) -> str:
         groups: What is compared.
         replicas: Those of :func:`mixmo.reporting.comparison_tables.group_replicas`.
     """
-    images = len(groups[0].entries[0].judgement.tested.targets)
-    ranked = sorted(groups, key=lambda group: group_mean(group, "accuracy"), reverse=True)
+    images = len(groups[0].entries[0].result.predictions.targets)
+    ranked = sorted(groups, key=lambda group: group.mean("accuracy"), reverse=True)
     best = ranked[0]
-    value, ends = group_mean(best, "accuracy"), interval(replicas[best.name]["accuracy"])
+    value, ends = best.mean("accuracy"), interval(replicas[best.name]["accuracy"])
     shown = f"{ACCURACY.number(value)} % {ACCURACY.interval(*ends)}"
     sentence = f"{best.name} classifies {shown} of {images} test images correctly"
     if len(groups) == 1:
-        return f"{sentence} (ECE {METRICS['ece'].brief.text(group_mean(best, 'ece'))})."
+        return f"{sentence} (ECE {METRICS['ece'].brief.text(best.mean('ece'))})."
     other = groups[0] if best is not groups[0] else ranked[1]
     return f"{sentence}, {_against(best, other, replicas)}. {_costs(best, other)}".strip()
 
 
 def _against(best: Group, other: Group, replicas: Replicas) -> str:
-    gain = group_mean(best, "accuracy") - group_mean(other, "accuracy")
+    gain = best.mean("accuracy") - other.mean("accuracy")
     low, high = interval(replicas[best.name]["accuracy"] - replicas[other.name]["accuracy"])
     p = p_value(best, other)
     test = "" if math.isnan(p) else f"; McNemar's p {p_text(p) if p < 1e-16 else f'= {p_text(p)}'}"
@@ -47,7 +46,7 @@ def _against(best: Group, other: Group, replicas: Replicas) -> str:
 
 def _costs(best: Group, other: Group) -> str:
     """Return the ratio of their MACs; nothing where it is not known."""
-    own, others = group_mean(best, "macs"), group_mean(other, "macs")
+    own, others = best.mean("macs"), other.mean("macs")
     if math.isnan(own) or math.isnan(others):
         return ""
     ratio = own / others

@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from mixmo.errors import InputError
 from mixmo.evaluation.comparison import Entry, Group, read_groups
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.results import Options
-from mixmo.evaluation.robustness import mean_figures
+from mixmo.evaluation.records import read_environment, read_history
+from mixmo.evaluation.results import EvaluationOptions
+from mixmo.evaluation.robustness import mean_metrics
 from mixmo.files import make_folder, write_text
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
-from mixmo.names import printable
+from mixmo.names import dataset_name, printable
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
 from mixmo.reporting.comparison_lead import lead_sentence
@@ -31,7 +33,6 @@ from mixmo.reporting.comparison_tables import (
     COMPARED,
     Replicas,
     as_csv,
-    column_helps,
     costs_table,
     differences,
     differences_table,
@@ -40,18 +41,14 @@ from mixmo.reporting.comparison_tables import (
 )
 from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.pictures import IMAGES, disagreements, mistakes
-from mixmo.reporting.records import read_environment, read_history
-from mixmo.reporting.results_view import group_mean, result_of
 from mixmo.reporting.sections import (
     Section,
     confidence_section,
-    dataset_name,
     glossary_notes,
     missing_sentence,
     ood_section,
-    ood_table,
 )
-from mixmo.reporting.tables import TextTable, accuracies
+from mixmo.reporting.tables import TextTable, accuracies, ood_tables
 from mixmo.runs import Run
 
 SETTINGS = {
@@ -62,7 +59,7 @@ SETTINGS = {
 """What tells most of a run."""
 
 
-def compare(words: Sequence[str | Path], out: Path, options: Options | None = None) -> list[Group]:
+def compare(words: Sequence[str | Path], out: Path, options: EvaluationOptions | None = None) -> list[Group]:
     """Compare networks on their common test set.
 
     Prints the metrics (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
@@ -79,7 +76,7 @@ def compare(words: Sequence[str | Path], out: Path, options: Options | None = No
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder to write into with --out.")
-    groups = read_groups([str(word) for word in words], options or Options())
+    groups = read_groups([str(word) for word in words], options or EvaluationOptions())
     replicas = group_replicas(groups)
     tables = comparison_tables(groups, replicas)
     for table in tables:
@@ -116,7 +113,7 @@ def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequenc
         tables: Those of :func:`comparison_tables`.
     """
     firsts = {group.name: group.entries[0] for group in groups}
-    parts = {name: entry.judgement.tested.average() for name, entry in firsts.items()}
+    parts = {name: entry.result.predictions.average() for name, entry in firsts.items()}
     notes = ["★ marks the best of a column."] if len(groups) > 1 else []
     if any(len(group.entries) > 1 for group in groups):
         notes.append("Plots and images are of the first seed.")
@@ -129,7 +126,7 @@ def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequenc
         *_ood(firsts),
         *_members(groups),
     ]
-    answer = [table.html(column_helps(table)) for table in tables]
+    answer = [table.html() for table in tables]
     return pages.render(
         "answer.html",
         title=f"Comparison of {', '.join(firsts)}",
@@ -171,10 +168,10 @@ def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples]) -> list[S
     known = next((entry for entry in firsts.values() if entry.runs), None)
     if known is None:
         return []
-    run, shown = known.runs[0], known.judgement.tested  # files may lack names of classes
+    run, shown = known.runs[0], known.result.predictions  # files may lack names of classes
     found = [mistakes(name, run, shown, samples, IMAGES // 2) for name, samples in parts.items()]
     if len(firsts) > 1:
-        logits = torch.stack([mean_logits(entry.judgement.tested.logits).double() for entry in firsts.values()], 1)
+        logits = torch.stack([mean_logits(entry.result.predictions.logits).double() for entry in firsts.values()], 1)
         together = Predictions(logits, shown.targets, shown.classes)
         uncertainty = ood_scores(logits)["mutual_information"]
         found.insert(0, disagreements("Images on which they disagree most", run, together, uncertainty, parts))
@@ -204,14 +201,14 @@ def _curves(groups: Sequence[Group]) -> list[Section]:
 
 
 def _corruptions(firsts: Mapping[str, Entry]) -> list[Section]:
-    known = {name: entry.judgement for name, entry in firsts.items() if entry.judgement.corrupted is not None}
-    found = {name: judgement.corrupted for name, judgement in known.items() if judgement.corrupted is not None}
+    known = {name: entry.result for name, entry in firsts.items()}
+    found = {name: result.corruptions for name, result in known.items() if result.corruptions is not None}
     if not found:
         return []
-    lines = {name: accuracies(judgement) for name, judgement in known.items()}
+    lines = {name: accuracies(known[name]) for name in found}
     first, rows, stressed = next(iter(found.values())), [], set()
     for row, kind in enumerate(first.kinds):
-        means = [100 * mean_figures({kind: each.kinds[kind]})["corruption/accuracy"] for each in found.values()]
+        means = [100 * mean_metrics({kind: each.kinds[kind]})["accuracy"] for each in found.values()]
         stressed |= {(row, place) for place, mean in enumerate(means, 1) if mean == max(means)}
         rows.append([kind.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
     title = f"Accuracy, %, mean over severities; corruptions {first.source}"
@@ -221,24 +218,24 @@ def _corruptions(firsts: Mapping[str, Entry]) -> list[Section]:
 
 
 def _ood(firsts: Mapping[str, Entry]) -> list[Section]:
-    known = {name: result_of(entry.judgement) for name, entry in firsts.items() if entry.judgement.strangers}
+    known = {name: entry.result for name, entry in firsts.items() if entry.result.ood}
     if not known:
         return []
     parts = {
         name: {"test images": result.predictions}
-        | {dataset_name(key): ood.predictions for key, ood in result.ood.items()}
+        | {dataset_name(dataset): ood.predictions for dataset, ood in result.ood.items()}
         for name, result in known.items()
     }
     tables = [
-        ood_table(f"{dataset_name(dataset)} by {name}", ood.metrics)
+        replace(table, title=f"{name}: {table.title}").html()
         for name, result in known.items()
-        for dataset, ood in result.ood.items()
+        for table in ood_tables(result.ood)
     ]
     return [ood_section(parts, tables)]
 
 
 def _members(groups: Sequence[Group]) -> list[Section]:
-    several = {group.name: group.entries[0].judgement.tested for group in groups}
+    several = {group.name: group.entries[0].result.predictions for group in groups}
     several = {name: tested for name, tested in several.items() if tested.logits.shape[1] > 2}
     plots = [
         pages.chart(
@@ -257,7 +254,7 @@ def _all_metrics(groups: Sequence[Group]) -> list[Markup]:
         ("Members, mean over pairs", DIVERSITY),
         ("Temperature", SCALED),
     ):
-        rows = {key: [group_mean(group, key) for group in groups] for key in keys}
+        rows = {key: [group.mean(key) for group in groups] for key in keys}
         rows = {key: values for key, values in rows.items() if not all(map(math.isnan, values))}
         if rows:
             cells = [[METRICS[key].heading, *map(METRICS[key].text, values)] for key, values in rows.items()]

@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from mixmo.evaluation.comparison import Group, mcnemar, sample_scores
-from mixmo.names import csv_cell
+from mixmo.evaluation.comparison import Group, sample_scores
+from mixmo.evaluation.statistics import mcnemar
+from mixmo.names import csv_cell, dataset_name
 from mixmo.reporting.class_charts import Difference
 from mixmo.reporting.glossary import COSTS, MAIN, METRICS, Metric
 from mixmo.reporting.intervals import Array, interval, mean_replicates, replicates
-from mixmo.reporting.results_view import group_deviation, group_mean
-from mixmo.reporting.sections import dataset_name
 from mixmo.reporting.tables import TextTable
 
 SHOWN = (*MAIN, "d_re", "corruption/accuracy")
@@ -31,7 +30,8 @@ Replicas = dict[str, dict[str, Array]]
 def group_replicas(groups: Sequence[Group]) -> Replicas:
     """Return the bootstrap replicates of each group; those of two groups are paired."""
     return {
-        group.name: mean_replicates([replicates(entry.judgement.tested) for entry in group.entries]) for group in groups
+        group.name: mean_replicates([replicates(entry.result.predictions) for entry in group.entries])
+        for group in groups
     }
 
 
@@ -44,17 +44,17 @@ def metrics_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
         groups: What is compared.
         replicas: Of :func:`group_replicas`.
     """
-    images = len(groups[0].entries[0].judgement.tested.targets)
+    images = len(groups[0].entries[0].result.predictions.targets)
     seeds = any(len(group.entries) > 1 for group in groups)
     spread = "mean ± standard deviation over n seeds" if seeds else "95 % intervals over test images"
     columns = {key: METRICS[key] for key in SHOWN} | _ood_columns(groups)
-    corrupted = [entry.judgement.corrupted for group in groups for entry in group.entries]
+    corrupted = [entry.result.corruptions for group in groups for entry in group.entries]
     note = next((f"corruptions: {found.source}" for found in corrupted if found is not None), "")
 
     def spread_text(group: Group, key: str) -> str:
         metric = columns[key]
         if seeds:
-            deviation = group_deviation(group, key)
+            deviation = group.deviation(key)
             return "" if math.isnan(deviation) else f"± {metric.number(deviation)}"
         values = replicas[group.name].get(key)
         return "" if values is None else metric.interval(*interval(values))
@@ -68,13 +68,13 @@ def costs_table(groups: Sequence[Group]) -> TextTable:
 
 
 def _table(groups: Sequence[Group], columns: dict[str, Metric], title: str, spread: Spread) -> TextTable:
-    keys = [key for key in columns if any(not math.isnan(group_mean(group, key)) for group in groups)]
-    best = {key: _best(columns[key], [group_mean(group, key) for group in groups]) for key in keys}
+    keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
+    best = {key: _best(columns[key], [group.mean(key) for group in groups]) for key in keys}
     rows, stressed, details = [], set(), {}
     for row, group in enumerate(groups):
         cells = [f"{group.name} (n = {len(group.entries)})" if len(group.entries) > 1 else group.name]
         for key in keys:
-            mean = group_mean(group, key)
+            mean = group.mean(key)
             if len(groups) > 1 and mean == best[key]:
                 stressed.add((row, len(cells)))
             if behind := "" if math.isnan(mean) else spread(group, key):
@@ -82,12 +82,6 @@ def _table(groups: Sequence[Group], columns: dict[str, Metric], title: str, spre
             cells.append("" if math.isnan(mean) else columns[key].number(mean))
         rows.append(cells)
     return TextTable(title, ["", *(columns[key].column for key in keys)], rows, best=stressed, details=details)
-
-
-def column_helps(table: TextTable) -> list[str]:
-    """Return the meaning of each column of a table of metrics, by its heading."""
-    known = {metric.column: metric.help for metric in METRICS.values()}
-    return [known.get(heading, "") for heading in table.header]
 
 
 def differences(group: Group, first: Group, replicas: Replicas) -> dict[str, Difference]:
@@ -101,7 +95,7 @@ def differences(group: Group, first: Group, replicas: Replicas) -> dict[str, Dif
     found = {}
     for key in COMPARED:
         resampled = replicas[group.name][key] - replicas[first.name][key]
-        found[key] = Difference(group_mean(group, key) - group_mean(first, key), *interval(resampled))
+        found[key] = Difference(group.mean(key) - first.mean(key), *interval(resampled))
     return found
 
 
@@ -129,7 +123,8 @@ def differences_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
         groups: Two or more.
         replicas: Of :func:`group_replicas`.
     """
-    first, rows, details = groups[0], [], {}
+    first, rows = groups[0], list[list[str]]()
+    details: dict[tuple[int, int], str] = {}
     for group in groups[1:]:
         cells = [f"{group.name} − {first.name}"]
         for key, (value, low, high) in differences(group, first, replicas).items():
@@ -144,7 +139,7 @@ def differences_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
 
 
 def _ood_columns(groups: Sequence[Group]) -> dict[str, Metric]:
-    datasets = dict.fromkeys(name for group in groups for name in group.entries[0].judgement.strangers)
+    datasets = dict.fromkeys(name for group in groups for name in group.entries[0].result.ood)
     return {
         f"ood/{name}/max_probability/auroc": replace(METRICS["auroc"], name=f"AUROC {dataset_name(name)}")
         for name in datasets
@@ -160,14 +155,15 @@ def _best(metric: Metric, means: Sequence[float]) -> float | None:
 
 def as_csv(groups: Sequence[Group]) -> str:
     """Return every metric of every entry, and where its corruptions come from, as comma-separated values."""
-    keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.figures))
+    keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.flat()))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["group", "run", *map(csv_cell, keys), "corruptions"])
     for group in groups:
         for entry in group.entries:
-            corrupted = entry.judgement.corrupted
+            corrupted = entry.result.corruptions
             source = "" if corrupted is None else corrupted.source
-            metrics = [entry.figures.get(key, "") for key in keys]
+            known = entry.flat()
+            metrics = [known.get(key, "") for key in keys]
             writer.writerow([csv_cell(group.name), csv_cell(entry.name), *metrics, csv_cell(source)])
     return buffer.getvalue()

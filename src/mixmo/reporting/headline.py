@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from mixmo.errors import reason
-from mixmo.evaluation.comparison import costs
+from mixmo.evaluation.costs import network_size
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import printable
 from mixmo.reporting.glossary import MAIN, MAIN_DIVERSITY, METRICS
 from mixmo.reporting.intervals import Array, interval
-from mixmo.reporting.results_view import TODAY, Result
 from mixmo.runs import Run
 
 logger = logging.getLogger("mixmo")
@@ -58,7 +59,7 @@ def method_name(config: Mapping[str, Any]) -> str:
     return f"{method} with {f'{extra} and ' if extra else ''}{members} members"
 
 
-def lead_sentence(run: Run, found: Result, replicas: Mapping[str, Array]) -> str:
+def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Array]) -> str:
     """Return what was trained, how good it is, how sure that is, at what cost and against what.
 
     Args:
@@ -78,7 +79,7 @@ def lead_sentence(run: Run, found: Result, replicas: Mapping[str, Array]) -> str
     return " ".join(sentences)
 
 
-def _confidence(found: Result) -> str:
+def _confidence(found: EvaluationResult) -> str:
     samples = found.predictions.average()
     gap = 100 * float(samples.confidence.mean() - samples.right.mean())
     ece = METRICS["ece"].brief.text(found.metrics.average["ece"])
@@ -90,16 +91,16 @@ def _confidence(found: Result) -> str:
 def _costs(run: Run) -> str:
     """Return the costs as the end of a sentence; nothing, and a warning, if they cannot be counted."""
     try:
-        found = costs(run)
+        found = network_size(TrainedRun(run))
     except Exception as error:  # a page without its costs is better than none
         logger.warning("%s", printable(f"The costs of {run.path} could not be counted: {reason(error)}."))
         return ""
-    parameters, macs = (METRICS[key].text(found[TODAY.get(key, key)]) for key in ("parameters", "macs"))
+    parameters, macs = (METRICS[key].text(found[key]) for key in ("parameters", "macs"))
     one = ", as one network" if run.config()["model"]["num_members"] > 1 else ""
     return f"; it costs {parameters} parameters and {macs} MACs an image{one}"
 
 
-def _reference(found: Result) -> str:
+def _reference(found: EvaluationResult) -> str:
     """Return what the accuracy is to be compared with: that of the members alone, or of the most frequent class."""
     members = [100 * member["accuracy"] for member in found.metrics.members]
     if len(members) > 1:

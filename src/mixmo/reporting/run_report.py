@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -11,56 +11,52 @@ from markupsafe import Markup
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.results import Judgement
-from mixmo.evaluation.robustness import mean_figures
+from mixmo.evaluation.records import read_environment, read_history
+from mixmo.evaluation.results import EvaluationResult
 from mixmo.files import write_text
 from mixmo.metrics.ood import ood_scores
+from mixmo.names import dataset_name
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
 from mixmo.reporting.glossary import CORRUPTED, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.headline import cards, lead_sentence
 from mixmo.reporting.intervals import replicates
 from mixmo.reporting.pictures import disagreements, mistakes
-from mixmo.reporting.records import read_environment, read_history
-from mixmo.reporting.results_view import Result, Values, result_of
 from mixmo.reporting.sections import (
     Section,
     class_section,
     confidence_section,
-    dataset_name,
     glossary_notes,
     missing_sentence,
     ood_section,
-    ood_table,
 )
-from mixmo.reporting.tables import accuracies, corruption_table
+from mixmo.reporting.tables import accuracies, corruption_table, ood_tables
 from mixmo.runs import Run
 
 LINES = 6
 """Members up to which each has a line of its own in plots."""
 
 
-def write_report(run: Run, found: Judgement) -> Path:
+def write_report(run: Run, result: EvaluationResult) -> Path:
     """Write ``report.html`` into a run's folder and return its path.
 
     Args:
         run: The run.
-        found: Its evaluation.
+        result: Its evaluation.
 
     Raises:
         InputError: if it cannot be written.
     """
-    return write_text(run.path / "report.html", run_page(run, found))
+    return write_text(run.path / "report.html", run_page(run, result))
 
 
-def run_page(run: Run, found: Judgement) -> str:
+def run_page(run: Run, result: EvaluationResult) -> str:
     """Return the page of a run.
 
     Args:
         run: The run.
-        found: Its evaluation.
+        result: Its evaluation.
     """
-    result = result_of(found)
     replicas = replicates(result.predictions)
     parts = networks(result.predictions)
     whole = next(iter(parts.items()))
@@ -69,7 +65,7 @@ def run_page(run: Run, found: Judgement) -> str:
         class_section(result.predictions, whole[1]),
         _images(run, result.predictions, parts),
         *_curves(run),
-        *_corruptions(found, parts),
+        *_corruptions(result, parts),
         *_ood(result),
         *_members(result.predictions),
     ]
@@ -138,22 +134,22 @@ def _curves(run: Run) -> list[Section]:
     return [Section("Learning curves", mixed if run.config()["model"]["num_members"] > 1 else "", plots)]
 
 
-def _corruptions(found: Judgement, parts: dict[str, Samples]) -> list[Section]:
-    if found.corrupted is None:
+def _corruptions(result: EvaluationResult, parts: dict[str, Samples]) -> list[Section]:
+    if result.corruptions is None:
         return []
     who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
-    lines = {name: accuracies(found, prefix) for name, prefix in who.items()}
+    lines = {name: accuracies(result, prefix) for name, prefix in who.items()}
     plot = pages.chart(lambda: charts.accuracy_by_severity(lines), "Accuracy by severity of corruption")
-    return [Section("Corruptions", "", [plot], [corruption_table(found.corrupted).html()])]
+    return [Section("Corruptions", "", [plot], [corruption_table(result.corruptions).html()])]
 
 
-def _ood(result: Result) -> list[Section]:
+def _ood(result: EvaluationResult) -> list[Section]:
     if not result.ood:
         return []
     datasets = {"test images": result.predictions} | {
         dataset_name(name): ood.predictions for name, ood in result.ood.items()
     }
-    tables = [ood_table(dataset_name(name), ood.metrics) for name, ood in result.ood.items()]
+    tables = [table.html() for table in ood_tables(result.ood)]
     return [ood_section({"the members together" if result.metrics.diversity else "the network": datasets}, tables)]
 
 
@@ -166,7 +162,7 @@ def _members(tested: Predictions) -> list[Section]:
     ]
 
 
-def _all_metrics(result: Result) -> list[Markup]:
+def _all_metrics(result: EvaluationResult) -> list[Markup]:
     metrics = result.metrics
     columns = {"Network": metrics.average}
     if metrics.diversity:
@@ -175,16 +171,15 @@ def _all_metrics(result: Result) -> list[Markup]:
     tables = [_metric_table("Each network", PER_NETWORK, columns)]
     if metrics.diversity:
         tables.append(_metric_table("The members together, mean over pairs", DIVERSITY, {"": metrics.diversity}))
-    scaled = [key for key in SCALED if key in result.scaled]
-    if scaled:
-        tables.append(_metric_table("After temperature scaling of the logits", scaled, {"": result.scaled}))
+    scaled = {key: value for key, value in (metrics.average | result.scaled).items() if key in SCALED}
+    tables.append(_metric_table("After temperature scaling of the logits", list(scaled), {"": scaled}))
     if result.corruptions is not None:
-        means = mean_figures(result.corruptions.kinds)
+        means = {f"corruption/{key}": value for key, value in result.corruptions.means().items()}
         tables.append(_metric_table(f"Corruptions, {result.corruptions.source}", CORRUPTED, {"": means}))
     return tables
 
 
-def _metric_table(title: str, keys: Sequence[str], columns: dict[str, Values]) -> Markup:
+def _metric_table(title: str, keys: Sequence[str], columns: Mapping[str, Mapping[str, float]]) -> Markup:
     rows = [[METRICS[key].heading, *(METRICS[key].text(values[key]) for values in columns.values())] for key in keys]
     return pages.table([title, *columns], rows, notes=glossary_notes(keys))
 

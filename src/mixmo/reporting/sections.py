@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -17,8 +16,7 @@ from mixmo.evaluation.predictions import Predictions
 from mixmo.names import printable
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
-from mixmo.reporting.glossary import METRICS, OOD_SCORES
-from mixmo.reporting.results_view import Values
+from mixmo.reporting.glossary import METRICS
 
 logger = logging.getLogger("mixmo")
 
@@ -136,27 +134,6 @@ def ood_section(parts: Mapping[str, Mapping[str, Predictions]], tables: Sequence
     return Section("Out-of-distribution images", text, plots, tables)
 
 
-def ood_table(name: str, metrics: Mapping[str, Values]) -> Markup:
-    """Return how well each score tells a dataset's images from the test images."""
-    keys = ("auroc", "aupr", "fpr95")
-    rows = [
-        [OOD_SCORES.get(score, score), *(METRICS[key].text(values[key]) for key in keys)]
-        for score, values in metrics.items()
-    ]
-    header = ["Score", *(METRICS[key].heading for key in keys)]
-    return pages.table(header, rows, f"Detection of {name}", helps=["", *(METRICS[key].help for key in keys)])
-
-
 def glossary_notes(keys: Sequence[str]) -> list[str]:
     """Return the meaning of each metric."""
     return [METRICS[key].help for key in keys]
-
-
-def dataset_name(name: str) -> str:
-    """Return a dataset's name without the folders it lies in.
-
-    Example:
-        >>> dataset_name("folder:data/textures"), dataset_name("torch/svhn")
-        ('textures', 'torch/svhn')
-    """
-    return Path(name).name or name if name.startswith("folder:") else name

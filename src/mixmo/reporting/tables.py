@@ -1,4 +1,4 @@
-"""Tables of figures, built once and shown on screen, in Markdown and on HTML pages."""
+"""Tables of metrics, built once and shown on screen, in Markdown and on HTML pages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from rich.text import Text
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
-from mixmo.evaluation.results import Judgement
-from mixmo.evaluation.robustness import Corrupted, mean_figures
-from mixmo.names import markdown, printable
+from mixmo.evaluation.evaluate import EnsembleMetrics
+from mixmo.evaluation.results import EvaluationResult, OODResult
+from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
+from mixmo.names import dataset_name, markdown, printable
 from mixmo.reporting import html as pages
 from mixmo.reporting.glossary import CORRUPTED, METRICS, OOD_SCORES
 
 SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
 """The metrics of the table on screen."""
+
+HELPS = {metric.column: metric.help for metric in METRICS.values()}
+"""What the heading of a column means."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,9 @@ class TextTable:
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
-    def html(self, helps: Sequence[str] = ()) -> Markup:
-        """Return it for a page; a star marks the best of a column.
-
-        Args:
-            helps: For each heading, what it means.
-        """
+    def html(self) -> Markup:
+        """Return it for a page; a star marks the best of a column, and headings that are metrics are explained."""
+        helps = [HELPS.get(heading, "") for heading in self.header]
         found = pages.table(self.header, self.rows, self.title, (), helps, self.best, self.details)
         return found + (pages.part("sentence", self.note) if self.note else Markup())
 
@@ -89,49 +90,50 @@ class TextTable:
         ]
 
 
-def figures_table(figures: Mapping[str, float], title: str) -> TextTable:
-    """Return the scores of :func:`mixmo.evaluate` for the ensemble and every member, or the one network.
+def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
+    """Return the scores of the ensemble and every member, or of the one network.
+
+    Args:
+        metrics: Those of :func:`mixmo.evaluation.evaluate.measure`.
+        title: Above it.
 
     Example:
         >>> import torch
-        >>> from mixmo import evaluate
-        >>> len(figures_table(evaluate(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
+        >>> from mixmo.evaluation.evaluate import measure
+        >>> len(metrics_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
         4
     """
-    header = ["", *(METRICS[key].column for key in SCORES)]
-    members = [key.partition("/")[0] for key in figures if key.startswith("member_") and key.endswith("/nll")]
-    rows = {"ensemble, logit average": "", "ensemble, probability average": "probability_average/"}
-    rows |= {member.replace("_", " "): f"{member}/" for member in members}
-    note = (
-        f"d_re {figures['d_re']:.3f}, disagreement {100 * figures['disagreement']:.2f} %" if "d_re" in figures else ""
-    )
-    if len(members) == 1:
-        rows = {"single network": ""}
-    cells = [[name, *(METRICS[key].number(figures[prefix + key]) for key in SCORES)] for name, prefix in rows.items()]
-    return TextTable(title, header, cells, note)
+    rows, note = {"single network": metrics.average}, ""
+    if metrics.diversity:
+        averages = metrics.average, metrics.probability_average
+        rows = dict(zip(("ensemble, logit average", "ensemble, probability average"), averages, strict=True))
+        rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
+        d_re, disagreement = (metrics.diversity[key] for key in ("d_re", "disagreement"))
+        note = f"diversity: d_re {d_re:.3f}, disagreement {100 * disagreement:.2f} %"
+    cells = [[name, *(METRICS[key].number(values[key]) for key in SCORES)] for name, values in rows.items()]
+    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
 
 
-def ood_tables(figures: Mapping[str, float]) -> list[TextTable]:
-    """Return for each other dataset how well every score tells its images from the test images."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for key, value in figures.items():
-        if key.startswith("ood/"):
-            dataset, score, metric = key.removeprefix("ood/").rsplit("/", 2)
-            cells = found.setdefault(dataset, {}).setdefault(OOD_SCORES[score], [])
-            cells.append(METRICS[metric].number(value))
-    header = ["score", *(METRICS[key].column for key in ("auroc", "aupr", "fpr95"))]
-    return [
-        TextTable(f"out of distribution: {dataset}", header, [[name, *cells] for name, cells in scores.items()])
-        for dataset, scores in found.items()
-    ]
+def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
+    """Return for each OOD dataset how well every score tells its images from the test images."""
+    keys = ("auroc", "aupr", "fpr95")
+    tables = []
+    for dataset, result in found.items():
+        rows = [
+            [OOD_SCORES[score], *(METRICS[key].number(values[key]) for key in keys)]
+            for score, values in result.metrics.items()
+        ]
+        header = ["Score", *(METRICS[key].column for key in keys)]
+        tables.append(TextTable(f"Detection of out-of-distribution images: {dataset_name(dataset)}", header, rows))
+    return tables
 
 
-def corruption_table(corrupted: Corrupted) -> TextTable:
-    """Return the logit average's accuracy at every severity, and its mean figures, for each kind and over all."""
+def corruption_table(corrupted: CorruptionResult) -> TextTable:
+    """Return the logit average's accuracy at every severity, and its mean metrics, for each kind and over all."""
 
     def means(cells: Mapping[str, Any]) -> list[str]:
-        found = mean_figures(cells)
-        return [METRICS[key].number(found[key]) for key in CORRUPTED]
+        found = mean_metrics(cells)
+        return [METRICS[key].number(found[key.partition("/")[2]]) for key in CORRUPTED]
 
     rows = [
         [kind.replace("_", " "), *(f"{100 * cell['accuracy']:.2f}" for cell in cells.values()), *means({kind: cells})]
@@ -142,7 +144,7 @@ def corruption_table(corrupted: Corrupted) -> TextTable:
     return TextTable(f"corruptions, {corrupted.source}", header, rows)
 
 
-def severity_means(corrupted: Corrupted, who: str = "") -> list[float]:
+def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
     """Return the mean accuracy over all kinds at each severity, in %.
 
     Args:
@@ -155,7 +157,7 @@ def severity_means(corrupted: Corrupted, who: str = "") -> list[float]:
     ]
 
 
-def accuracies(found: Judgement, who: str = "") -> list[float]:
+def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
     """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones.
 
     Args:
@@ -163,15 +165,15 @@ def accuracies(found: Judgement, who: str = "") -> list[float]:
         who: ``member_0`` …; nothing for the logit average.
 
     Raises:
-        InputError: if corruptions were not judged.
+        InputError: if corruptions were not evaluated.
     """
-    if found.corrupted is None:
+    if found.corruptions is None:
         raise InputError("nothing is known of corruptions.")
-    return [100 * found.figures[f"{who}/accuracy".lstrip("/")], *severity_means(found.corrupted, who)]
+    return [100 * found.flat()[f"{who}/accuracy".lstrip("/")], *severity_means(found.corruptions, who)]
 
 
 def class_table(by_class: Mapping[str, Mapping[str, float]]) -> TextTable:
-    """Return the figures of each class."""
+    """Return the metrics of each class."""
     rows = [
         [name, str(own["images"]), f"{100 * own['accuracy']:.2f}", f"{own['nll']:.4f}"]
         for name, own in by_class.items()

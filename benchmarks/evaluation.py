@@ -1,6 +1,6 @@
-"""What judging costs: time and peak memory of all figures, and images a second of each corruption.
+"""What evaluation costs: time and peak memory of all metrics, and images a second of each corruption.
 
-python benchmarks/judging.py [--save FILE]
+python benchmarks/evaluation.py [--save FILE]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mixmo.metrics import OutOfDistribution
 MEMBERS = 2
 
 
-def all_figures(samples: int, classes: int, rounds: int) -> dict[str, float]:
-    """Return the time of all figures of random logits, and the most memory of tensors at a time, logits included."""
+def all_metrics(samples: int, classes: int, rounds: int) -> dict[str, float]:
+    """Return the time of all metrics of random logits, and the most memory of tensors at a time, logits included."""
 
     def build() -> Callable[[], None]:
         generator = torch.Generator().manual_seed(0)
@@ -29,10 +29,10 @@ def all_figures(samples: int, classes: int, rounds: int) -> dict[str, float]:
 
         def everything() -> None:
             evaluate(logits, targets)
-            strangers = OutOfDistribution()
+            ood = OutOfDistribution()
             for out in (False, True):
-                strangers.update(logits, out=out)
-            strangers.compute()
+                ood.update(logits, out=out)
+            ood.compute()
 
         return everything
 
@@ -62,13 +62,13 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs=2, default=[100, 1000], help="K of the two cases")
     parser.add_argument("--images", type=int, default=250, help="images in a batch that is corrupted")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
+    parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")
     given = parser.parse_args()
     cases = {
-        f"{samples} × {classes} × {MEMBERS}": all_figures(samples, classes, given.rounds)
+        f"{samples} × {classes} × {MEMBERS}": all_metrics(samples, classes, given.rounds)
         for samples, classes in zip(given.samples, given.classes, strict=True)
     }
-    tables = {"all figures, N × K × M": cases, "corruptions, 32×32": corrupting(given.images, 32, given.rounds)}
+    tables = {"all metrics, N × K × M": cases, "corruptions, 32×32": corrupting(given.images, 32, given.rounds)}
     report(tables, {"rounds": given.rounds, "threads": torch.get_num_threads(), "images": given.images}, given.save)
 
 

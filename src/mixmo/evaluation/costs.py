@@ -1,0 +1,104 @@
+"""What a trained run cost in training, and costs at inference."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixmo.data.loading import read_test_images
+from mixmo.errors import InputError
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.records import read_history
+from mixmo.network import MixMo
+from mixmo.runs import Run, load_checkpoint
+
+BATCH = 64
+"""Images in the batch whose latency is measured."""
+
+
+def costs(run: TrainedRun) -> dict[str, float]:
+    """Return the costs of a run.
+
+    * ``parameters``: numbers in the network at inference.
+    * ``macs``: multiply–accumulate operations for one image at inference, as counted by torch.
+    * ``images``: images through the network in training (mixtures × epochs).
+    * ``minutes``: duration of training.
+    * ``latency_ms``: milliseconds for one image in a batch of 64, measured now on the CPU in float32.
+
+    ``images`` and ``minutes`` are NaN if ``metrics.csv`` is missing or damaged.
+
+    Args:
+        run: The run.
+
+    Raises:
+        MissingError: if the checkpoint or the dataset is missing.
+        InputError: if the checkpoint is damaged or of another network.
+    """
+    net, images = _network(run)
+    rows = _history(run.run)
+    return _size(net, images) | {
+        "images": rows[-1]["step"] * run.settings.data.batch_size if rows else math.nan,
+        "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,
+        "latency_ms": _latency(net, images),
+    }
+
+
+def network_size(run: TrainedRun) -> dict[str, float]:
+    """Return ``parameters`` and ``macs`` of :func:`costs`, which measure nothing.
+
+    Args:
+        run: The run.
+
+    Raises:
+        MissingError: if the checkpoint or the dataset is missing.
+        InputError: if the checkpoint is damaged or of another network.
+    """
+    return _size(*_network(run))
+
+
+def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
+    """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
+    net, _ = load_checkpoint(run.run, run.checkpoint, run.download)
+    return net, torch.randn(BATCH, net.in_chans, *_input_size(run))
+
+
+def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
+    return {"parameters": sum(each.numel() for each in net.parameters()), "macs": _macs(net, images[:1])}
+
+
+def _input_size(run: TrainedRun) -> tuple[int, int]:
+    """Return (H, W) of what the network sees; the dataset is only opened where the settings leave it open."""
+    data = run.settings.data
+    if (side := data.crop_size or data.image_size) is not None:
+        return side, side
+    height, width, _ = read_test_images(data, [0])[0].shape
+    return height, width
+
+
+@torch.inference_mode()
+def _macs(net: MixMo, image: torch.Tensor) -> float:
+    with FlopCounterMode(display=False) as counter:
+        net(image)
+    return float(counter.get_total_flops()) / 2
+
+
+@torch.inference_mode()
+def _latency(net: MixMo, images: torch.Tensor) -> float:
+    """Return milliseconds an image, the median of five passes after one that warms up."""
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        net(images)
+        taken.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(taken[1:]) / len(images)
+
+
+def _history(run: Run) -> list[dict[str, float]]:
+    try:
+        return read_history(run)
+    except InputError:
+        return []  # the report says so

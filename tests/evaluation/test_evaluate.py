@@ -1,0 +1,68 @@
+"""``mixmo.evaluate``: all metrics of logits, in float64 and a chunk at a time."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import metrics_of, sample, softmax
+
+import mixmo
+from mixmo.metrics import Calibration, Scores, SelectivePrediction, chunks
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(2, 30), scale=st.floats(0.1, 30), seed=st.integers(0, 99), members=st.integers(1, 3))
+def test_averages_and_members_are_evaluated(n, scale, seed, members):
+    logits, targets = sample(n, 6, scale, False, seed, members)
+    metrics = mixmo.evaluate(logits, targets)
+    each = softmax(logits.numpy())
+    parts = {"": softmax(logits.numpy().mean(1)), "probability_average/": each.mean(1)}
+    parts |= {f"member_{i}/": each[:, i] for i in range(members)}
+    for prefix, p in parts.items():
+        for metric in (Scores(), Calibration(), SelectivePrediction()):
+            for key, value in metrics_of(metric, (torch.from_numpy(p), targets)).items():
+                assert metrics[prefix + key] == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), prefix + key
+    shared = 8 + 4 if members > 1 else 0
+    assert len(metrics) == (5 + 5 + 5) * (members + 2) + shared + 2
+    assert ("d_re" in metrics) == (members > 1)
+
+
+def test_evaluation_in_pieces_is_evaluation(monkeypatch):
+    logits, targets = sample(50, 7, 3.0, False, 0, 2)
+    whole = mixmo.evaluate(logits, targets)
+    monkeypatch.setattr(chunks, "CHUNK", 100)
+    assert mixmo.evaluate(logits, targets) == pytest.approx(whole, rel=1e-12)
+
+
+def test_huge_logits_give_finite_metrics():
+    logits = torch.tensor([[[1e4, -1e4], [1e4, 0.0]], [[-1e4, 1e4], [0.0, 1e4]]])
+    metrics = mixmo.evaluate(logits, torch.tensor([0, 0]))
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["nll"] == pytest.approx(7500)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_any_precision_is_evaluated_in_float64(dtype):
+    logits, targets = sample(50, 10, 3.0, False, 0, 2)
+    low = logits.to(dtype)
+    assert mixmo.evaluate(low, targets) == pytest.approx(mixmo.evaluate(low.double(), targets), rel=1e-6)
+    scores = Scores()
+    scores.update(low[:, 0].softmax(1), targets)
+    assert scores.total.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2), "do not fit"),
+        (torch.zeros(2, 1, 3), torch.zeros(3), "do not fit"),
+        (torch.zeros(0, 1, 3), torch.zeros(0), "are empty"),
+        (torch.tensor([[[0.0, 0.0]], [[float("nan"), 0.0]]]), torch.zeros(2), "row 1 are not finite"),
+        (torch.zeros(2, 1, 3), torch.tensor([0, -1]), "target -1 in row 1"),
+    ],
+)
+def test_bad_logits_are_refused(logits, targets, message):
+    with pytest.raises(ValueError, match=message):
+        mixmo.evaluate(logits, targets.long())

@@ -1,0 +1,63 @@
+"""Temperature scaling against a grid."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import fast, softmax
+
+from mixmo.errors import InputError
+from mixmo.metrics import fit_temperature
+from mixmo.metrics.temperature import two_fold
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), n=st.integers(1, 12), one_class=st.booleans())
+def test_temperature_of_few_levels(data, n, one_class):
+    """Ties, single classes, nothing but right or wrong predictions: nothing on a grid is better."""
+    levels = st.lists(st.sampled_from([-3.0, 0.0, 1.0, 1.0, 20.0]), min_size=3, max_size=3)
+    logits = torch.tensor(data.draw(st.lists(levels, min_size=n, max_size=n)), dtype=torch.double)
+    targets = torch.tensor(data.draw(st.lists(st.integers(0, 0 if one_class else 2), min_size=n, max_size=n)))
+    found = fit_temperature(logits, targets)
+
+    def nll(temperature):
+        return torch.nn.functional.cross_entropy(logits / temperature, targets).item()
+
+    best = min(nll(temperature) for temperature in np.geomspace(0.01, 100, 300))
+    assert 0.0099 < found < 101 and nll(found) <= best + 1e-6 * (1 + best)
+
+
+def test_a_temperature_that_changes_nothing_is_one():
+    assert fit_temperature(torch.full((4, 3), 2.5), torch.tensor([0, 1, 2, 0])) == 1
+    with pytest.raises(InputError, match="are empty"):
+        fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+@fast
+@given(truth=st.floats(0.2, 5), seed=st.integers(0, 100))
+def test_temperature_is_the_best_of_a_grid(truth, seed):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.standard_normal((400, 5)) * 2)
+    targets = torch.from_numpy(np.array([rng.choice(5, p=row) for row in softmax(logits.numpy())]))
+    found = fit_temperature(logits * truth, targets)
+
+    def nll(temperature):
+        return torch.nn.functional.cross_entropy(logits * truth / temperature, targets).item()
+
+    grid = np.exp(np.linspace(math.log(0.05), math.log(20), 400))
+    assert nll(found) <= min(nll(t) for t in grid) + 1e-9
+    assert found == pytest.approx(truth, rel=0.35)
+
+
+def test_two_fold_scaling_never_fits_what_it_evaluates():
+    logits = torch.randn(40, 3)
+    targets = torch.randint(3, (40,))
+    scaled = two_fold(logits, targets)
+    flipped = targets.clone()
+    flipped[::2] = (flipped[::2] + 1) % 3  # other labels in one half change the other half only
+    other = two_fold(logits, flipped)
+    assert torch.equal(scaled[::2], other[::2]) and not torch.equal(scaled[1::2], other[1::2])
+    torch.testing.assert_close(scaled[::2], logits[::2] / fit_temperature(logits[1::2], targets[1::2]))
