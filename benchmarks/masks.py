@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--members", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--save", metavar="FILE", help="keep the figures in a JSON file")
+    parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")
     given = parser.parse_args()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

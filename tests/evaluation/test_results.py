@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,10 @@ from mixmo.evaluation.results import (
     write_results,
 )
 from mixmo.metrics import fit_temperature
+from mixmo.metrics.ood import SCORES
 from mixmo.runs import Run
+
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
 def test_a_second_evaluation_opens_nothing(trained, monkeypatch):
@@ -88,6 +93,16 @@ def test_test_json_has_metrics_and_conventions(trained):
     about = content["about"]
     assert (about["images"], about["epochs"], about["precision"]) == (12, 2, "bf16-mixed")
     assert about["conventions"]["ood"] == "the other dataset is the positive class"
+
+
+def test_every_key_is_documented(trained):
+    folder, run, _ = trained
+    name = f"folder:{folder}/strangers"
+    flat = evaluate_runs([run], EvaluationOptions(ood=[name])).flat()
+    documented = set(re.findall(r"`([^`]+)`", DOCS.read_text(encoding="utf-8")))
+    metrics = {key for key in flat if "/" not in key}
+    assert not {key for key in metrics | set(SCORES) if key not in documented}
+    assert {"ood/DATASET/SCORE/auroc", "…/aupr", "…/fpr95"} <= documented
 
 
 def test_bad_options_are_refused():

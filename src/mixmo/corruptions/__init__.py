@@ -1,8 +1,8 @@
 """The 19 common corruptions of Hendrycks & Dietterich (2019), for whole batches on any device.
 
 They follow the released code of https://arxiv.org/abs/1903.12261 that made CIFAR-10-C and ImageNet-C, with its
-severities. Draws are our own, so single images differ, and ``frost`` draws its ice where the published one pastes
-photographs.
+severities. The random draws differ from the published ones, so single images differ, and ``frost`` draws its ice
+where the published code pastes photographs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
         (B, H, W, C) uint8.
 
     Raises:
-        InputError: if the kind or the severity is unknown, or the images are no such images.
+        InputError: if the kind or the severity is unknown, or the images have another shape or type.
 
     Example:
         >>> images = torch.full((2, 32, 32, 3), 100, dtype=torch.uint8)

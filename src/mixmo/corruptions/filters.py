@@ -1,4 +1,4 @@
-"""What corruptions are made of, for a whole batch of images (B, C, H, W) in [0, 1] on any device.
+"""Filters and draws that corruptions share, for a whole batch of images (B, C, H, W) in [0, 1] on any device.
 
 Blurs, zooms and resampling are linear and work on rows and columns separately, so that each is two matrices, taken from
 the library that the published code uses.
@@ -48,7 +48,7 @@ def gaussian_matrix(side: int, sigma: float, mode: str, truncate: float) -> np.n
 
 @lru_cache
 def zoom_matrix(side: int, factor: float) -> np.ndarray:
-    """Return the matrix (side, side) that magnifies the middle of a line, interpolating linearly.
+    """Return the matrix (side, side) that magnifies the center of a line, interpolating linearly.
 
     Example:
         >>> zoom_matrix(4, 2.0) @ [0.0, 1.0, 2.0, 3.0]
@@ -90,7 +90,7 @@ def uniform(
 ) -> Tensor:
     """Return draws of the uniform distribution on [low, high), brought to the device and type of ``like``.
 
-    They are made on the CPU, where the generator is, so that every device sees the same.
+    They are drawn on the CPU, where the generator is, so that every device sees the same.
     """
     draws = low + (high - low) * torch.rand(size, generator=generator)
     return draws if like is None else draws.to(like)
@@ -105,7 +105,7 @@ def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tenso
     """Return images blurred along one direction each, as ImageMagick does, in steps of 1/255.
 
     A pixel becomes the mean of those behind it on a line, with weights exp(-i² / 2σ²), i = 0 … 2 * radius, each at the
-    nearest pixel; the border's pixels go on outside.
+    nearest pixel; the border's pixels are repeated outside.
 
     Args:
         images: (B, C, H, W).

@@ -85,7 +85,7 @@ def edge_distance(edge: Tensor) -> Tensor:
 
 
 def equalised(images: Tensor) -> Tensor:
-    """Return grey levels (B, 1, H, W) spread over 0 … 255, so that each is as frequent as can be.
+    """Return grey levels (B, 1, H, W) spread over 0 … 255, as OpenCV equalises histograms.
 
     A level becomes 255 * (n(≤ level) - n₀) / (N - n₀), with n₀ pixels at the darkest level; a level image stays.
     """

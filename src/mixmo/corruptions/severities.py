@@ -1,7 +1,7 @@
 """What severities 1 to 5 of each corruption mean, as published (Hendrycks & Dietterich 2019, in their released code).
 
-``SMALL`` made CIFAR-10-C and CIFAR-100-C, ``LARGE`` made ImageNet-C. Lengths are in pixels, but those of
-``elastic_transform``, which are shares of the image's side; intensities are shares of the full range.
+``SMALL`` made CIFAR-10-C and CIFAR-100-C, ``LARGE`` made ImageNet-C. Lengths are in pixels, except those
+of ``elastic_transform``, which are shares of the image's side; intensities are shares of the full range.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SMALL: dict[str, Severities] = {
     "elastic_transform": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
 }
 
-WIDE = 244 / 224  # the published code says 244 where the side is 224
+WIDE = 244 / 224  # the published code has 244 where the side is 224
 
 LARGE: dict[str, Severities] = {
     "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),

@@ -241,14 +241,7 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
         f"{label}, float32 NCHW": partial(TrainingStep, case, members, fast=False),
     }
     tables = {"training step, ratio to the plain network": timed(case, steps, case.batch_size)}
-    nets = {
-        "plain network": partial(networks, case, 0),
-        "fused": partial(networks, case, members, fused=True),
-        label: partial(networks, case, members),
-        f"{members} plain networks": partial(networks, case, 0, members),
-    }
-    if case.mix_at:
-        del nets["fused"]
+    nets = _networks_to_pass(case, label)
     passes = {name: partial(inference, case, each, case.batch_size) for name, each in nets.items()}
     tables["inference, ratio to the plain network"] = timed(case, passes, case.batch_size)
     if case.compile:
@@ -274,6 +267,18 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
     }
     tables["input path, ratio to the training step"] = timed(case, parts, case.batch_size, memory=False)
     return tables
+
+
+def _networks_to_pass(case: Benchmark, label: str) -> dict[str, Callable[[], list[nn.Module]]]:
+    """Return what builds the networks whose inference is timed; those that mix later cannot be fused."""
+    members = case.num_members
+    nets: dict[str, Callable[[], list[nn.Module]]] = {"plain network": partial(networks, case, 0)}
+    if not case.mix_at:
+        nets["fused"] = partial(networks, case, members, fused=True)
+    return nets | {
+        label: partial(networks, case, members),
+        f"{members} plain networks": partial(networks, case, 0, members),
+    }
 
 
 def timed(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, memory: bool = True) -> Rows:

@@ -101,4 +101,4 @@ def _history(run: Run) -> list[dict[str, float]]:
     try:
         return read_history(run)
     except InputError:
-        return []  # the report says so
+        return []  # the report names the damage

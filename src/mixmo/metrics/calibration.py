@@ -18,7 +18,8 @@ class Calibration(Metric):
     """Calibration errors: mean gaps between confidence and how often it is right.
 
     * ``ece`` = Σ_bins (n_bin / N) * |accuracy(bin) - mean confidence(bin)| (Guo et al. 2017) over bins of equal width,
-      open below and closed above (lo < confidence <= hi), so that a confidence of exactly 1 belongs to the last.
+      open below and closed above (lo < confidence <= hi), so that a confidence of exactly 1 belongs to the last;
+      torchmetrics closes bins below.
     * ``mce``: the largest of these gaps over bins that are not empty.
     * ``ece_adaptive``: as ``ece``, with bins of equal size: the sorted confidences, cut into parts that differ by at
       most one sample, larger parts first (Nguyen & O'Connor 2015). Among equal confidences wrong ones come first.

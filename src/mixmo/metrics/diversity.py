@@ -24,7 +24,8 @@ class Diversity(Metric):
     * ``q_statistic`` = (n_11 n_00 - n_10 n_01) / (n_11 n_00 + n_10 n_01) (Yule); 0 where it would divide by 0.
     * ``correlation`` of being right, the phi coefficient; 0 where one of the two is always or never right.
     * ``double_fault`` = n_00.
-    * ``kappa``: Cohen's, of the predicted classes; 1 where both always predict one and the same class.
+    * ``kappa``: Cohen's, of the predicted classes; 1 where both always predict one and the same class (NaN in
+      scikit-learn).
     * ``kl``: mean of KL(p_i || p_j) over both orders, in nats; infinite where p_j is 0 and p_i is not.
     * ``cosine``: cosine of the angle between the two distributions, mean over samples.
 
