@@ -1,6 +1,7 @@
 """What a run costs, against counts by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 from conftest import moved
@@ -9,6 +10,8 @@ import mixmo
 from mixmo.evaluation import costs as module
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
+
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
 def test_costs_of_a_run(trained):
@@ -19,6 +22,7 @@ def test_costs_of_a_run(trained):
         assert own["parameters"] == sum(p.numel() for p in mixmo.load(run.path).parameters())
         assert own["images"] == 2 * (27 // 4) * 8  # two epochs of 27 images, U = 8 / 2
         assert own["minutes"] > 0 and own["latency_ms"] > 0
+        assert all(f"| `{key}` |" in DOCS.read_text(encoding="utf-8") for key in own)
     stem = 2 * 27 * 16 * 64  # both have one stem at inference; heads differ by one of 64×3
     assert found["two"]["macs"] - found["one"]["macs"] == pytest.approx(192, abs=stem)
 

@@ -42,7 +42,11 @@ def pages(trained, tmp_path_factory):
     targets = evaluate_runs([one]).predictions.targets
     logits = torch.randn(len(targets), 3, generator=generator)
     np.savez(out / "a file with a rather long name of its own.npz", logits=logits.numpy(), targets=targets.numpy())
-    words = [str(one.path), f"deep ensemble={one.path}+{two.path}", f"{out}/a file with a rather long name of its own.npz"]
+    words = [
+        str(one.path),
+        f"deep ensemble={one.path}+{two.path}",
+        f"{out}/a file with a rather long name of its own.npz",
+    ]
     assert main(["compare", *words, "--out", str(out), "--ood", f"folder:{folder}/strangers"]) == 0
     return made | {"comparison": out / "comparison.html"}
 

@@ -19,7 +19,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
 from mixmo.runs import Run
 
-PLACE = {
+VARIABLE = {
     "seed", "loggers", "data.root", "data.download", "data.resident", "data.workers", "data.eval_batch_size",
     "model.compile", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
 }  # fmt: skip
@@ -122,7 +122,7 @@ def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         own = dict(flattened(run.config(), known))
         for key in {**first, **own}:
-            if key not in PLACE and own.get(key) != first.get(key):
+            if key not in VARIABLE and own.get(key) != first.get(key):
                 raise InputError(
                     f"{folder} holds no seeds of one method: {key} is {first.get(key)!r} in {runs[0].path} but "
                     f"{own.get(key)!r} in {run.path}; compare such runs by naming them one by one."

@@ -40,7 +40,8 @@ def disagreed(predictions: Predictions, uncertainty: torch.Tensor, count: int) -
         count: How many at most.
 
     Example:
-        >>> found = Predictions(torch.eye(2)[[[0, 0], [0, 1], [1, 0]]], torch.zeros(3, dtype=torch.long), ["a", "b"])
+        >>> logits = torch.eye(2)[torch.tensor([[0, 0], [0, 1], [1, 0]])]
+        >>> found = Predictions(logits, torch.zeros(3, dtype=torch.long), ["a", "b"])
         >>> disagreed(found, torch.tensor([0.9, 0.1, 0.5]), 5)
         [2, 1]
     """

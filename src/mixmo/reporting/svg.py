@@ -67,7 +67,7 @@ def inline_svg(figure: Figure, alt: str) -> str:
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "mixmo"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.04, transparent=True)
+        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None})
     content = buffer.getvalue()
     root = ElementTree.fromstring(content)
     for metadata in root.findall(f"{{{SVG}}}metadata"):
