@@ -1,5 +1,9 @@
 """What several test files share: small pictures on disk, and few threads."""
 
+import base64
+import html
+import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -118,19 +122,50 @@ def trained(tmp_path_factory):
     return folder, *runs
 
 
+PROBE = """<!doctype html>
+<meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<iframe style="border: 0; width: {width}px; height: 30000px" srcdoc="{page}"></iframe>
+<pre id="probe"></pre>
+<script>
+addEventListener("load", () => {{
+  const inside = document.querySelector("iframe").contentWindow, page = inside.document;
+  const all = (selector) => [...page.querySelectorAll(selector)];
+  const wide = () => page.documentElement.scrollWidth;
+  const closed = wide();
+  all("details").forEach((each) => {{ each.open = true; }});
+  const ids = all("[id]").map((each) => each.id);
+  const found = {{
+    inner: inside.innerWidth, closed: closed, opened: wide(), text: page.body.innerText,
+    outside: all("body *").filter((each) => each.getBoundingClientRect().right > inside.innerWidth + 1
+      && !each.closest(".scroll > *, pre, svg *")).map((each) => each.outerHTML.slice(0, 100)),
+    unnamed: all("img:not([alt]), img[alt=''], svg:not([role=img][aria-label])").length,
+    repeated: ids.filter((id, place) => ids.indexOf(id) !== place),
+    background: inside.getComputedStyle(page.body).backgroundColor,
+  }};
+  document.querySelector("#probe").textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found))));
+}});
+</script>
+"""
+"""Measures a page in a frame of any width (windows are never narrower than 500 pixels)."""
+
+
 @pytest.fixture
 def chromium(tmp_path):
-    """Opens a page in headless Chromium; returns its content and what the browser said about it."""
+    """Opens a page in headless Chromium; returns what was measured in it and what the browser logged."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs Chromium")
 
-    def opened(page):
+    def opened(page, width=1280, dark=False):
+        probe = tmp_path / "probe.html"
+        probe.write_text(PROBE.format(width=width, page=html.escape(page.read_text())))
         words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
         words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
-        words += [f"--user-data-dir={tmp_path}/profile", f"file://{page}"]
+        words += ["--force-dark-mode"] if dark else []
+        words += ["--window-size=1400,900", f"--user-data-dir={tmp_path}/profile", f"file://{probe}"]
         done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=120)
-        return done.stdout, done.stderr
+        line = re.findall(r'<pre id="probe">(.*?)</pre>', done.stdout)[-1]
+        return json.loads(base64.b64decode(line)), done.stderr
 
     return opened
 

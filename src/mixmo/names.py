@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 LONGEST = 60
 """Characters of a name in a chart."""
 
@@ -53,3 +55,13 @@ def label(text: str, longest: int = LONGEST) -> str:
     text = printable(text)
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return f"{' ' if text.startswith('_') else ''}{text}".replace("$", "\\$")
+
+
+def dataset_name(name: str) -> str:
+    """Return a dataset's name without the folders it lies in.
+
+    Example:
+        >>> dataset_name("folder:data/textures"), dataset_name("torch/svhn")
+        ('textures', 'torch/svhn')
+    """
+    return (Path(name).name or name) if name.startswith("folder:") else name

@@ -118,7 +118,7 @@ def test_ood_datasets_and_classes(trained, capsys):
     name = f"folder:{folder}/strangers"
     assert main(["test", str(run.path), "--ood", name, "--per_class=true"]) == 0
     out = capsys.readouterr().out
-    assert "out of distribution" in out and "mutual information" in out and "by class" in out
+    assert "out-of-distribution" in out and "Mutual information" in out and "by class" in out
     stored = json.loads((run.path / "test.json").read_text())
     both = (predict(TrainedRun(run)), predict(TrainedRun(run), name))
     known, other = (ood_scores(each.logits)["entropy"].numpy() for each in both)

@@ -6,12 +6,14 @@ import io
 import logging
 import re
 import warnings
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from rich.console import Console
 from strategies import NAMES
 
@@ -20,9 +22,11 @@ from mixmo.evaluation.evaluate import measure, per_sample
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import csv_cell, label, markdown, printable
-from mixmo.reporting import charts
+from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
-from mixmo.reporting.comparison_page import as_csv, comparison_page, costs_table, figures_table
+from mixmo.reporting.comparison_page import comparison_page, comparison_tables
+from mixmo.reporting.comparison_tables import COMPARED, as_csv, group_replicas
+from mixmo.reporting.svg import inline_svg, page_style
 from mixmo.reporting.tables import TextTable
 
 quick = settings(max_examples=60, deadline=None)
@@ -63,7 +67,7 @@ def test_markdown_of_a_table_keeps_its_cells(name):
 @given(NAMES)
 def test_html_of_a_table_gives_names_back(name):
     text = TextTable("", [""], [[name]]).html()
-    (cell,) = re.findall(r"<td>(.*?)</td>", text)
+    (cell,) = re.findall(r'<th scope="row">(.*?)</th>', text)
     assert html.unescape(cell) == printable(name) and "<" not in cell
 
 
@@ -93,18 +97,52 @@ def test_charts_and_pages_take_any_name(names):
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings("ignore", "Glyph .* missing")
         patch.setattr(logging.getLogger("mixmo"), "warning", pytest.fail)
-        page = comparison_page(found, [figures_table(found), costs_table(found)])
-        pixels = [np.zeros((2, 2, 3), np.uint8)] * 2
-        pages.png_of(charts.image_grid(pixels, [f"{name}\n({name})" for name in map(printable, names)]))
+        replicas = group_replicas(found)
+        page = comparison_page(found, replicas, comparison_tables(found, replicas))
         parts = {name: prediction() for name in names}
-        pages.png_of(charts.confidences({names[0]: parts}))
-        pages.png_of(charts.disagreements(parts))
-        pages.png_of(charts.accuracy_by_severity({name: [1.0] * 6 for name in names}))
-        row = {"epoch": 1.0, "step": 1.0, "train_loss": 1.0, "val_accuracy": 0.5, f"{names[0]}_accuracy": 0.5}
-        pages.png_of(charts.learning_curves([row]))
-        pages.png_of(charts.compared_curves({name: [row] for name in names}))
-    assert page.count("data:image/png;base64,") == 2 and "<script" not in page
+        row = {"epoch": 1.0, "step": 1.0, "train_loss": 1.0, "val_accuracy": 0.5}
+        two = np.eye(2)
+        with page_style():
+            for figure in (
+                charts.confidences(parts, names[0]),
+                charts.accuracy_by_severity({name: [1.0] * 6 for name in names}),
+                charts.loss_curves({name: [row] for name in names}),
+                charts.accuracy_curves({name: ([row], "val_accuracy") for name in names}),
+                class_charts.disagreement(prediction(), names[0]),
+                class_charts.confusion(two, names),
+                class_charts.class_accuracies(two[0], two[0] + 1, names, 0.5),
+                class_charts.differences({name: class_charts.Difference(1, 0, 2) for name in names}, names[0], True),
+            ):
+                assert "<script" not in inline_svg(figure, names[0])
+    assert page.count("<svg") == 3 + len(COMPARED) - 1  # no AUROC without mistakes
+    assert "<script" not in page
     page.encode("utf-8")
+
+
+@quick
+@given(NAMES)
+@pytest.mark.filterwarnings("ignore:Glyph .* missing")
+def test_plots_show_every_name_as_text(name):
+    figure = Figure()
+    figure.text(0, 0, label(name))
+    with page_style():
+        root = ElementTree.fromstring(inline_svg(figure, printable(name)))
+    assert root.attrib["aria-label"] == printable(name)
+    shown = "".join(root.itertext()).strip()
+    assert shown == label(name).replace("\\$", "$").strip()
+
+
+def test_ids_of_plots_are_their_own():
+    def plot():
+        with page_style():
+            return charts.risk_coverage({"a": per_sample(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))})
+
+    first, second = (pages.chart(plot, caption) for caption in ("first", "second"))
+    ids = [set(re.findall(r'id="(.*?)"', text)) for text in (first, second)]
+    assert ids[0] and not ids[0] & ids[1]
+    for text, own in zip((first, second), ids, strict=True):
+        assert {*re.findall(r"url\(#(.*?)\)", text), *re.findall(r'href="#(.*?)"', text)} <= own
+    assert pages.chart(plot, "first") == first
 
 
 @quick
@@ -113,7 +151,7 @@ def test_legends_show_every_name(name):
     answer = per_sample(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
     (axis,) = charts.risk_coverage({name: answer}).axes
     (text,) = axis.get_legend().get_texts()
-    assert text.get_text() == label(name)
+    assert text.get_text() == label(name, charts.NAME)
     assert text.get_text().replace("\\$", "").count("$") == 0
 
 
@@ -121,5 +159,5 @@ def test_what_cannot_be_drawn_is_a_sentence(caplog):
     def fail():
         raise RuntimeError("no <font>")
 
-    assert pages.chart(fail, "curves") == "<p>The picture &#x27;curves&#x27; could not be drawn: no &lt;font&gt;.</p>"
+    assert pages.chart(fail, "curves") == "<p>The picture &#39;curves&#39; could not be drawn: no &lt;font&gt;.</p>"
     assert [record.name for record in caplog.records] == ["mixmo"]

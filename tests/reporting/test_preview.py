@@ -33,7 +33,7 @@ def test_a_preview_is_two_pictures_and_a_page(tmp_path, capsys, overrides):
     page = (out / "preview.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
-    for text in ("Mixtures", "Masks", "Settings", "step 3", "batch_repetition"):
+    for text in ("Mixtures", "Masks", "Configuration", "step 3", "batch_repetition"):
         assert text in page
     assert sorted(file.name for file in out.iterdir()) == ["masks.png", "mixtures.png", "preview.html"]
 
@@ -44,7 +44,7 @@ def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
     words = ["cifar100-mini-cut-cutmix", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
     assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "preview.html").read_text()
-    cells = re.findall(r"<td>(.*?)</td>", page)
+    cells = re.findall(r"<(?:td|th scope=.row.)>(.*?)\s*</t[dh]>", page)
     rows = [cells[start : start + 7] for start in range(0, len(cells), 7)]
     assert [row[0] for row in rows] == ["step 0", "step 1", "step 2", "step 3"]
     name = "(?:cat|dog|emu)"
@@ -80,11 +80,12 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err == f"mixmo: {tmp_path}/file/out cannot be written: Not a directory.\n"
 
 
-def test_the_page_opens_without_a_complaint(tmp_path, chromium):
+@pytest.mark.parametrize("width", [1280, 768, 400])
+def test_nothing_overflows(tmp_path, chromium, width):
     assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 0
-    content, complaints = chromium(tmp_path / "preview.html")
-    assert "What the network sees" in content
-    assert "CONSOLE" not in complaints
+    found, log = chromium(tmp_path / "preview.html", width)
+    assert "What the network sees" in found["text"] and "CONSOLE" not in log
+    assert found["opened"] <= width and found["outside"] == [] and found["unnamed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``report.html``: every section is there, the page stands alone and opens without a complaint."""
+"""``report.html``: every section is there, the first sentence is true, and no picture costs the page."""
 
 import json
 import math
@@ -7,15 +7,20 @@ import re
 import pytest
 import torch
 from conftest import moved
+from markupsafe import escape
 
 from mixmo.cli import test as command
 from mixmo.cli.main import main
+from mixmo.evaluation.costs import network_size
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
-from mixmo.reporting import charts
-from mixmo.reporting.charts import answers
+from mixmo.evaluation.results import evaluate_runs
+from mixmo.reporting import charts, headline
+from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK
+from mixmo.reporting.run_report import networks, run_page
 from mixmo.runs import Run
 
-SECTIONS = ["What was trained", "Figures", "Learning curves", "Calibration", "Selective prediction", "Images"]
+SECTIONS = ["Confidence", "Classes", "Images", "Learning curves"]
 
 
 def headings(page):
@@ -24,26 +29,64 @@ def headings(page):
 
 def test_a_report_has_every_section(trained):
     folder, two, one = trained
-    assert main(["test", str(two.path), "--ood", f"folder:{folder}/strangers"]) == 0
+    assert main(["test", str(two.path), "--ood", f"folder:{folder}/strangers", "--corruptions"]) == 0
     page = (two.path / "report.html").read_text()
-    wanted = [*SECTIONS[:-1], "Out of distribution", "Diversity", "Images", "How to repeat it"]
-    assert headings(page) == wanted
-    assert page.count("data:image/png;base64,") == 7
-    assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
-    for text in ("wide_resnet10_1", "entropy", "mutual information", "batch_repetition", "torch"):
+    assert headings(page) == [*SECTIONS, "Corruptions", "Out-of-distribution images"]
+    assert page.count("<svg") == 8
+    for text in (
+        "WideResNet-10-1",
+        "Predictive entropy",
+        "Mutual information",
+        "batch_repetition",
+        "torch",
+        "strangers",
+    ):
         assert text in page, text
     assert main(["test", str(one.path)]) == 0
     page = (one.path / "report.html").read_text()
-    assert headings(page) == [*SECTIONS, "How to repeat it"]
-    assert "disagree most" not in page
+    assert headings(page) == SECTIONS
+    assert "disagree most" not in page and "Disagreement" not in page
 
 
-def test_a_report_opens_without_a_complaint(trained, chromium):
+def test_the_first_sentence_says_what_how_good_how_sure_at_what_cost_and_against_what(trained):
+    _, two, one = trained
+    for run, wanted in (
+        (two, r"Cut-MixMo with 2 members on WideResNet-10-1 .* as one network\. Alone, its members reach .* %\."),
+        (one, r"A single network on WideResNet-10-1 .* an image\. The most frequent class alone would reach 33\.3 %\."),
+    ):
+        result = evaluate_runs([run])
+        (lead,) = re.findall('<p class="lead">(.*?)</p>', run_page(run, result))
+        assert re.fullmatch(wanted, lead)
+        found = re.search(r"classifies ([\d.]+) % \[([\d.]+), ([\d.]+)\] of 12 test images correctly", lead)
+        value, low, high = map(float, found.groups())
+        assert value == pytest.approx(100 * result.metrics.average["accuracy"], abs=0.05) and low <= value <= high
+        gap, side = re.search(r"mean confidence is ([\d.]+) points (above|below) its accuracy", lead).groups()
+        samples = result.predictions.average()
+        signed = 100 * float(samples.confidence.mean() - samples.right.mean())
+        assert float(gap) == pytest.approx(abs(signed), abs=0.05) and (side == "above") == (signed > 0)
+        size = network_size(TrainedRun(run))
+        assert f"costs {size['parameters'] / 1e6:.2f} M parameters and {size['macs'] / 1e6:.1f} M MACs" in lead
+
+
+def test_costs_that_cannot_be_counted_cost_half_a_sentence(trained, monkeypatch, caplog):
     _, two, _ = trained
-    assert main(["test", str(two.path)]) == 0
-    content, complaints = chromium(two.path / "report.html")
-    assert "Learning curves" in content
-    assert "CONSOLE" not in complaints
+
+    def fail(*_):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(headline, "network_size", fail)
+    page = run_page(two, evaluate_runs([two]))
+    assert "MACs" not in re.findall('<p class="lead">(.*?)</p>', page)[0] and "costs of" in caplog.text
+
+
+def test_nothing_stands_twice(trained):
+    """Every metric of the average has one row under all metrics, with its meaning."""
+    _, two, _ = trained
+    page = run_page(two, evaluate_runs([two]))
+    below = page.split("All metrics")[1]
+    for key in (*PER_NETWORK, *DIVERSITY):
+        row = re.escape(str(escape(METRICS[key].heading)))
+        assert len(re.findall(rf'<th scope="row">{row}<small>', below)) == 1, key
 
 
 def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, capsys):
@@ -52,16 +95,16 @@ def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(charts, "learning_curves", fail)
+    monkeypatch.setattr(charts, "loss_curves", fail)
     (two.path / "test.json").unlink(missing_ok=True)
     assert main(["test", str(two.path)]) == 0
     page = (two.path / "report.html").read_text()
-    assert "could not be drawn: no font." in page and page.count("data:image/png") == 5
+    assert "could not be drawn: no font." in page and page.count("<svg") == 5
     assert capsys.readouterr().err.count("could not be drawn") == 1
     assert json.loads((two.path / "test.json").read_text())["about"]["images"] == 12
 
 
-def test_figures_are_written_before_the_page(trained, monkeypatch):
+def test_metrics_are_written_before_the_page(trained, monkeypatch):
     _, two, _ = trained
 
     def fail(*_):
@@ -89,9 +132,10 @@ def test_awkward_names_of_classes_and_runs(trained, tmp_path):
     assert "could not be drawn" not in page and "<script" not in page
 
 
-def test_parts_of_a_report():
+def test_networks_of_a_report():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
-    found = answers(Predictions(logits, torch.tensor([0]), ["a", "b"]))
+    found = networks(Predictions(logits, torch.tensor([0]), ["a", "b"]))
     assert found["ensemble"].confidence.item() == pytest.approx(1 / (1 + math.exp(-1)))
     assert found["member 1"].confidence.item() == 0.5 and found["member 0"].right.item() == 1
-    assert list(answers(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]
+    assert list(networks(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]
+    assert list(networks(Predictions(logits.repeat(1, 5, 1), torch.tensor([0]), ["a", "b"]))) == ["ensemble"]

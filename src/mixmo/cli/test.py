@@ -22,7 +22,7 @@ from mixmo.evaluation.results import (
 )
 from mixmo.names import printable
 from mixmo.reporting.run_report import write_report
-from mixmo.reporting.tables import class_table, corruption_table, figures_table, ood_tables
+from mixmo.reporting.tables import class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import Run
 
 
@@ -65,7 +65,7 @@ def _test_file(file: Path, per_class: bool) -> None:
 
 def _print_tables(title: str, result: EvaluationResult, by_class: dict[str, dict[str, float]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    tables = [figures_table(result.metrics, title), *ood_tables(result.ood)]
+    tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
     if by_class:

@@ -37,16 +37,36 @@ def costs(run: TrainedRun) -> dict[str, float]:
         MissingError: if the checkpoint or the dataset is missing.
         InputError: if the checkpoint is damaged or of another network.
     """
-    net, _ = load_checkpoint(run.run, run.checkpoint, run.download)  # on the CPU, wherever the run was evaluated
-    images = torch.randn(BATCH, net.in_chans, *_input_size(run))
+    net, images = _network(run)
     rows = _history(run.run)
-    return {
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "macs": _macs(net, images[:1]),
+    return _size(net, images) | {
         "images": rows[-1]["step"] * run.settings.data.batch_size if rows else math.nan,
         "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,
         "latency_ms": _latency(net, images),
     }
+
+
+def network_size(run: TrainedRun) -> dict[str, float]:
+    """Return ``parameters`` and ``macs`` of :func:`costs`, which measure nothing.
+
+    Args:
+        run: The run.
+
+    Raises:
+        MissingError: if the checkpoint or the dataset is missing.
+        InputError: if the checkpoint is damaged or of another network.
+    """
+    return _size(*_network(run))
+
+
+def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
+    """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
+    net, _ = load_checkpoint(run.run, run.checkpoint, run.download)
+    return net, torch.randn(BATCH, net.in_chans, *_input_size(run))
+
+
+def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
+    return {"parameters": sum(each.numel() for each in net.parameters()), "macs": _macs(net, images[:1])}
 
 
 def _input_size(run: TrainedRun) -> tuple[int, int]:

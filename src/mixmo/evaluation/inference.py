@@ -113,7 +113,7 @@ class TrainedRun:
         return images, classes
 
     def fingerprint(self, dataset: str) -> str:
-        """Return what tells whether the images of a dataset (:meth:`images`) changed; at most one is decoded, for the input size.
+        """Return what tells whether the images of a dataset (:meth:`images`) changed; at most one is decoded.
 
         Args:
             dataset: As for :meth:`images`.

@@ -1,4 +1,4 @@
-"""The charts of reports: pictures of a run, or of several things by name."""
+"""The plots of pages: one pair of axes each, so that pages can set them side by side or below one another."""
 
 from __future__ import annotations
 
@@ -7,194 +7,184 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mixmo.corruptions import SEVERITIES
-from mixmo.evaluation.evaluate import Samples, per_sample
+from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
 from mixmo.metrics.ood import ood_scores
 from mixmo.metrics.selective import cumulative_errors
 from mixmo.names import label
+from mixmo.reporting.svg import BLUE, INK
 
 BINS = 15
-ACROSS = 3
-"""Charts side by side."""
-ACROSS_TITLE = 24
-"""Characters above an image of a grid."""
+POINTS = 400
+"""Points of a curve at most."""
+SIZE = (4.2, 3.0)
+NAME = 40
+"""Characters of a name in a legend."""
+
+History = Sequence[Mapping[str, float]]
 
 
-def answers(tested: Predictions) -> dict[str, Samples]:
-    """Return what is known of each answer of the logit average and, for several members, of each of them.
-
-    Example:
-        >>> import torch
-        >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
-        >>> list(answers(one))
-        ['ensemble', 'member 0', 'member 1']
-    """
-    members = tested.logits.unbind(1)
-    if len(members) == 1:
-        return {"network": per_sample(members[0], tested.targets)}
-    average = {"ensemble": tested.average()}
-    return average | {f"member {i}": per_sample(each, tested.targets) for i, each in enumerate(members)}
-
-
-def learning_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw the loss and every accuracy of a run, epoch by epoch.
-
-    Args:
-        rows: Those of :func:`mixmo.evaluation.records.read_history`, at least one.
-    """
-    figure, (left, right) = _axes(2)
-    _curve(left, rows, "train_loss")
-    left.set_title("training loss, summed over members", fontsize=9)
-    for key in rows[-1]:
-        if key.endswith("accuracy"):
-            style = "-" if key == "val_accuracy" else "--" if key.startswith("val") else ":"
-            shown = label(key.replace("_accuracy", "").replace("_", " "))
-            _curve(right, rows, key, 100, linestyle=style, label=shown)
-    right.set_title("top-1 %", fontsize=9)
-    return _finished(figure, "epoch", legends=[right])
-
-
-def compared_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw the loss of several runs, and their accuracy on validation data where they had some, step by step.
+def loss_curves(runs: Mapping[str, History]) -> Figure:
+    """Draw the training loss of runs, mean over members, epoch by epoch.
 
     Args:
         runs: Rows of :func:`mixmo.evaluation.records.read_history`, at least one, by the run's name.
     """
-    validated = {name: rows for name, rows in runs.items() if "val_accuracy" in rows[-1]}
-    figure, axes = _axes(2 if validated else 1)
+    figure, axis = new_axes("Training loss, mean over members", "epoch")
     for name, rows in runs.items():
         members = sum(key.startswith("train_member_") and key.endswith("_accuracy") for key in rows[-1])
-        _curve(axes[0], rows, "train_loss", 1 / max(members, 1), "step", label=label(name))
-    axes[0].set_title("training loss, mean over members", fontsize=9)
-    for name, rows in validated.items():
-        _curve(axes[1], rows, "val_accuracy", 100, "step", label=label(name))
-    for axis in axes[1:]:
-        axis.set_title("top-1 % on validation data", fontsize=9)
-    return _finished(figure, "step", legends=axes)
+        _curve(axis, rows, "train_loss", 1 / max(members, 1), label=label(name, NAME))
+    return legend(figure, axis, len(runs) > 1)
 
 
-def _curve(
-    axis: Axes, rows: Sequence[Mapping[str, float]], key: str, factor: float = 1.0, along: str = "epoch", **style: Any
-) -> None:
-    values = [factor * row.get(key, math.nan) for row in rows]
-    axis.plot([row[along] for row in rows], values, marker=".", markersize=4, **style)
-
-
-def reliability(parts: Mapping[str, Samples]) -> Figure:
-    """Draw the accuracy in each of 15 bins of confidence; on the diagonal confidence means what it says.
+def accuracy_curves(curves: Mapping[str, tuple[History, str]]) -> Figure:
+    """Draw accuracies, epoch by epoch.
 
     Args:
-        parts: What is known of the answers, by name.
+        curves: Rows and the key of a column, by name.
     """
-    figure, axes = _axes(len(parts))
-    for axis, (name, samples) in zip(axes, parts.items(), strict=True):
-        _, counts = bin_gaps(samples.confidence, samples.right, BINS)
-        hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)
-        centres = (np.arange(BINS) + 0.5) / BINS
-        axis.bar(centres, hits / counts.clamp(min=1).numpy(), 0.9 / BINS, alpha=0.8, label="accuracy")
-        axis.bar(centres, counts / counts.max(), 0.9 / BINS, fill=False, edgecolor="0.5", label="images (scaled)")
-        axis.plot([0, 1], [0, 1], "k--", linewidth=1)
-        axis.set_title(label(name), fontsize=9)
-    return _finished(figure, "confidence", legends=axes[:1])
+    figure, axis = new_axes("Accuracy, %", "epoch")
+    for name, (rows, key) in curves.items():
+        _curve(axis, rows, key, 100, label=label(name, NAME))
+    return legend(figure, axis)
+
+
+def _curve(axis: Axes, rows: History, key: str, factor: float = 1.0, **style: Any) -> None:
+    values = [factor * row.get(key, math.nan) for row in rows]
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.plot([row["epoch"] for row in rows], values, marker="." if len(rows) < 30 else "", **style)
+
+
+def reliability(samples: Samples, title: str) -> Figure:
+    """Draw accuracy against confidence in 15 bins, with 95 % intervals, and below it the share of images.
+
+    Args:
+        samples: What is known of the predictions.
+        title: Above it.
+    """
+    gaps, counts = (values.numpy() for values in bin_gaps(samples.confidence, samples.right, BINS))
+    hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)
+    filled = np.flatnonzero(counts)
+    accuracy = hits[filled] / counts[filled]
+    confidence = accuracy - gaps[filled] / counts[filled]
+    low, high = wilson(hits[filled], counts[filled])
+    figure = Figure(figsize=(SIZE[0], 3.6))
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    start = max(0.0, math.floor(10 * min(confidence.min(), accuracy.min())) / 10)
+    axis.plot([100 * start, 100], [100 * start, 100], color=INK, linestyle="--", linewidth=1, alpha=0.6)
+    errors = 100 * np.clip(np.stack([accuracy - low, high - accuracy]), 0, None)
+    axis.errorbar(100 * confidence, 100 * accuracy, errors, fmt="o-", color=BLUE, markersize=5, elinewidth=1)
+    axis.set_title(label(title, NAME))
+    axis.set_ylabel("accuracy, %")
+    left = filled / BINS
+    below.bar(100 * left, 100 * counts[filled] / counts.sum(), 100 / BINS, align="edge", color=BLUE, alpha=0.5)
+    below.set_ylabel("images, %")
+    below.set_xlabel("confidence, %")
+    below.set_xlim(100 * min(start, left.min()), 101)
+    return finished(figure)
+
+
+def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return Wilson's 95 % intervals of shares.
+
+    Example:
+        >>> [round(float(value), 3) for value in wilson(5, 10)]
+        [0.237, 0.763]
+    """
+    z, n = 1.959964, np.asarray(counts, float)
+    p = np.asarray(hits, float) / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
 
 
 def risk_coverage(parts: Mapping[str, Samples]) -> Figure:
-    """Draw the error among the most confident answers, against their share.
+    """Draw the error among the most confident predictions against their share.
 
     Args:
-        parts: What is known of the answers, by name.
+        parts: What is known of the predictions, by name.
     """
-    figure, (axis,) = _axes(1)
+    figure, axis = new_axes("Error on the images kept, %", "coverage: images kept, the most confident first, %")
     for name, samples in parts.items():
         errors = cumulative_errors(samples.confidence, samples.right.bool()).numpy()
         kept = np.arange(1, len(errors) + 1)
-        axis.plot(100 * kept / len(errors), 100 * errors / kept, label=label(name), linewidth=1.2)
-    return _finished(figure, "coverage, %", "error, %", [axis])
+        some = np.unique(np.linspace(0, len(errors) - 1, POINTS).round().astype(int))
+        axis.plot(100 * kept[some] / len(errors), 100 * errors[some] / kept[some], label=label(name, NAME))
+    return legend(figure, axis)
 
 
-def confidences(parts: Mapping[str, Mapping[str, Predictions]]) -> Figure:
-    """Draw how confident ensembles are on test images and on others.
-
-    Args:
-        parts: Predictions by the ensemble's name and the dataset's.
-    """
-    figure, axes = _axes(len(parts))
-    for axis, (name, datasets) in zip(axes, parts.items(), strict=True):
-        for dataset, found in datasets.items():
-            confidence = -ood_scores(found.logits)["max_probability"].numpy()
-            axis.hist(confidence, bins=30, range=(0, 1), density=True, alpha=0.5, label=label(dataset))
-        axis.set_title(label(name), fontsize=9)
-    return _finished(figure, "largest probability", legends=axes)
-
-
-def disagreements(parts: Mapping[str, Predictions]) -> Figure:
-    """Draw the share of images for which each two members predict different classes.
+def confidences(datasets: Mapping[str, Predictions], title: str) -> Figure:
+    """Draw how confident an ensemble is on test images and on others.
 
     Args:
-        parts: Predictions of several members, by the ensemble's name.
+        datasets: Predictions by the dataset's name.
+        title: Above it.
     """
-    figure, axes = _axes(len(parts))
-    for axis, (name, found) in zip(axes, parts.items(), strict=True):
-        predicted = found.logits.argmax(2)
-        matrix = 100 * (predicted[:, :, None] != predicted[:, None]).double().mean(0).numpy()
-        axis.imshow(matrix, cmap="Blues", vmin=0, vmax=max(2 * matrix.max(), 1e-9))  # pale, so that text can be read
-        for row, column in np.ndindex(*matrix.shape):
-            axis.text(column, row, f"{matrix[row, column]:.1f} %", ha="center", va="center", fontsize=8)
-        names = [f"member {index}" for index in range(len(matrix))]
-        axis.set_xticks(range(len(matrix)), names)
-        axis.set_yticks(range(len(matrix)), names)
-        axis.set_title(label(name), fontsize=9)
-    return _finished(figure)
+    figure, axis = new_axes(title, "confidence, %")
+    for name, found in datasets.items():
+        confidence = -ood_scores(found.logits)["max_probability"].numpy()
+        weights = np.full(len(confidence), 100 / len(confidence))
+        axis.hist(
+            100 * confidence,
+            bins=25,
+            range=(0, 100),
+            weights=weights,
+            histtype="step",
+            linewidth=1.6,
+            label=label(name),
+        )
+    axis.set_ylabel("images, %")
+    return legend(figure, axis)
 
 
 def accuracy_by_severity(parts: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw top-1 against the severity of corruption.
+    """Draw accuracy against the severity of corruption.
 
     Args:
-        parts: Mean top-1 in % at the severities 0 (none) to 5, by name.
+        parts: Mean accuracy in % at the severities 0 (none) to 5, by name.
     """
-    figure, (axis,) = _axes(1)
+    figure, axis = new_axes("Accuracy, %, mean over kinds of corruption", "severity (0: clean)")
     for name, values in parts.items():
-        axis.plot([0, *SEVERITIES], values, marker=".", label=label(name))
-    axis.set_ylim(bottom=0)
-    return _finished(figure, "severity (0: clean)", "top-1 %, mean over kinds", [axis])
+        axis.plot([0, *SEVERITIES], values, marker=".", label=label(name, NAME))
+    return legend(figure, axis)
 
 
-def image_grid(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Draw images (H, W, C) uint8, six in a row, under their titles, of which each line is a name of its own."""
-    across = 6
-    down = math.ceil(len(images) / across)
-    lines = max(title.count("\n") for title in titles)
-    figure = Figure(figsize=(9, (1.6 + 0.3 * lines) * down))
-    for axis in figure.subplots(down, across, squeeze=False).flat:
-        axis.set_axis_off()
-    for axis, image, title in zip(figure.axes, images, titles, strict=False):
-        axis.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
-        axis.set_title("\n".join(label(line, ACROSS_TITLE) for line in title.split("\n")), fontsize=7)
-    figure.tight_layout()
-    return figure
+def new_axes(title: str, below: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes.
+
+    Args:
+        title: Above it.
+        below: The label of the x axis.
+        size: Inches.
+    """
+    figure = Figure(figsize=size)
+    axis = figure.subplots()
+    axis.set_title(label(title), loc="left")
+    axis.set_xlabel(below)
+    return figure, axis
 
 
-def _axes(count: int) -> tuple[Figure, list[Axes]]:
-    across, down = min(count, ACROSS), math.ceil(count / ACROSS)
-    figure = Figure(figsize=(3.6 * across, 3.0 * down))
-    axes = list(figure.subplots(down, across, squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.set_axis_off()
-    return figure, axes[:count]
+def legend(figure: Figure, axis: Axes, wanted: bool = True) -> Figure:
+    """Finish a figure, its legend below it."""
+    if wanted:
+        names = axis.get_legend_handles_labels()[1]
+        longest = max(map(len, names), default=0)
+        columns = 3 if longest <= 12 else 2 if longest <= 24 else 1
+        axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=columns, fontsize=8, borderaxespad=0)
+    return finished(figure)
 
 
-def _finished(figure: Figure, below: str = "", beside: str = "", legends: Sequence[Axes] = ()) -> Figure:
+def finished(figure: Figure) -> Figure:
+    """Set the sizes of labels."""
     for axis in figure.axes:
-        axis.set_xlabel(below, fontsize=8)
-        axis.set_ylabel(beside, fontsize=8)
-        axis.tick_params(labelsize=7)
-    for axis in legends:
-        axis.legend(fontsize=7)
-    figure.tight_layout()
+        axis.tick_params(labelsize=8)
+        axis.xaxis.label.set_fontsize(8.5)
+        axis.yaxis.label.set_fontsize(8.5)
     return figure

@@ -1,137 +1,117 @@
-"""Self-contained HTML pages: no network, dark and light, readable on a phone, printable."""
+"""Self-contained HTML pages from Jinja2 templates: no network, dark and light, readable on a phone, printable."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mixmo.errors import reason
 from mixmo.names import printable
+from mixmo.reporting.svg import inline_svg, page_style
 
 logger = logging.getLogger("mixmo")
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-figure { margin: 1rem 0; } figcaption, caption { font-size: .9rem; opacity: .8; text-align: left; padding: .3rem 0; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-.scroll { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-pre { background: var(--soft); padding: .8rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
-@media print { body { max-width: none; } figure, table { break-inside: avoid; } }
-"""
+LARGEST = 160
+"""Pixels of the longer side of an image on a page."""
 
 
-def page(title: str, parts: Iterable[str]) -> str:
-    """Return a whole page of HTML parts.
-
-    Example:
-        >>> text = page("A & B", ["<p>hello</p>"])
-        >>> "<title>A &amp; B</title>" in text and "<p>hello</p>" in text
-        True
-    """
-    heading, body = escaped(title), "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{heading}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{heading}</h1>\n{body}\n</body>\n</html>\n"
-    )
+EMPTY: Mapping[tuple[int, int], str] = {}
 
 
-def escaped(text: str) -> str:
-    """Return plain text as HTML in one line.
-
-    Example:
-        >>> escaped("1 < 2")
-        '1 &lt; 2'
-    """
-    return html.escape(printable(text))
+def _shown(value: Any) -> Any:
+    """Make text printable on its way into a page; Jinja2 escapes it after that."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def section(heading: str, *parts: str) -> str:
-    r"""Return parts under a heading.
-
-    Example:
-        >>> section("Masks", "<p>…</p>")
-        '<section>\n<h2>Masks</h2>\n<p>…</p>\n</section>'
-    """
-    return "\n".join(["<section>", f"<h2>{escaped(heading)}</h2>", *parts, "</section>"])
+def _listing(text: str) -> Markup:
+    return Markup("\n").join(printable(line) for line in text.split("\n"))
 
 
-def paragraph(text: str) -> str:
-    """Return a paragraph of plain text.
-
-    Example:
-        >>> paragraph("1 < 2")
-        '<p>1 &lt; 2</p>'
-    """
-    return f"<p>{escaped(text)}</p>"
-
-
-def listing(text: str) -> str:
-    """Return preformatted plain text.
-
-    Example:
-        >>> listing("a: 1")
-        '<pre>a: 1</pre>'
-    """
-    return "<pre>" + "\n".join(escaped(line) for line in text.split("\n")) + "</pre>"
+ENVIRONMENT = Environment(
+    loader=PackageLoader("mixmo.reporting"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters["listing"] = _listing
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """Return a table of plain texts that scrolls sideways where it is too wide.
-
-    Example:
-        >>> "<td>0.5</td>" in table(["", "ratio"], [["member 0", "0.5"]])
-        True
-    """
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escaped(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    top = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table>{top}<thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
-
-
-def picture(png: bytes, description: str) -> str:
-    """Return a picture with a caption, which is its text for those who cannot see it as well.
-
-    Example:
-        >>> picture(b"", "masks").startswith('<figure><img src="data:image/png;base64,')
-        True
-    """
-    data, text = base64.b64encode(png).decode(), escaped(description)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def chart(draw: Callable[[], Figure], description: str) -> str:
-    """Return what Matplotlib draws as a picture of the page; a sentence, and a warning, where that fails.
+def render(template: str, **content: Any) -> str:
+    """Return a page.
 
     Args:
-        draw: Returns the figure. No error of its own costs more than the picture.
-        description: The caption.
+        template: A file of ``templates/``.
+        **content: Its variables; text is escaped.
+
+    Raises:
+        jinja2.UndefinedError: if one is missing.
 
     Example:
-        >>> chart(lambda: Figure(figsize=(1, 1)), "nothing").count("nothing")
-        2
+        >>> "<title>A &amp; B</title>" in render("base.html", title="A & B", lead="")
+        True
+    """
+    return ENVIRONMENT.get_template(template).render(**content)
+
+
+def part(macro: str, *content: Any) -> Markup:
+    """Return what a macro of ``templates/parts.html`` makes of its arguments.
+
+    Example:
+        >>> part("sentence", "1 < 2")
+        Markup('<p>1 &lt; 2</p>')
+    """
+    made = getattr(ENVIRONMENT.get_template("parts.html").module, macro)(*content)
+    return Markup(made)
+
+
+def guarded(make: Callable[[], Markup], description: str) -> Markup:
+    """Return a part of a page; a sentence, and a warning, where making it fails.
+
+    Args:
+        make: Returns the part. No error of its own costs more than the part.
+        description: What it is, for the sentence.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
-            return picture(png_of(draw()), description)
+            return make()
     except Exception as error:  # a page without one picture is better than none
         sentence = f"The picture {description!r} could not be drawn: {reason(error)}."
         logger.warning("%s", printable(sentence))
-        return paragraph(sentence)
+        return part("sentence", sentence)
+
+
+def chart(draw: Callable[[], Figure], caption: str, alt: str = "") -> Markup:
+    """Return what Matplotlib draws as a vector plot of the page; a sentence, and a warning, where that fails.
+
+    Args:
+        draw: Returns the figure.
+        caption: Below it.
+        alt: What it shows, for those who cannot see it; the caption if empty.
+
+    Example:
+        >>> chart(lambda: Figure(figsize=(1, 1)), "Nothing").count("Nothing")
+        2
+    """
+
+    def make() -> Markup:
+        with page_style():
+            return part("plot", Markup(inline_svg(draw(), printable(alt or caption))), caption)
+
+    return guarded(make, caption)
 
 
 def png_of(figure: Figure, dpi: int = 110) -> bytes:
@@ -144,3 +124,54 @@ def png_of(figure: Figure, dpi: int = 110) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG file's content as an address that a page can hold.
+
+    Example:
+        >>> data_uri(b"abc")
+        'data:image/png;base64,YWJj'
+    """
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def image_uri(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return an image (H, W, C) uint8 as an address, made smaller if it is large.
+
+    Example:
+        >>> image_uri(np.zeros((2, 2, 1), np.uint8)).startswith("data:image/png;base64,")
+        True
+    """
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((LARGEST, LARGEST))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return data_uri(buffer.getvalue())
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    notes: Sequence[str] = (),
+    helps: Sequence[str] = (),
+    best: Set[tuple[int, int]] = frozenset(),
+    details: Mapping[tuple[int, int], str] = EMPTY,
+) -> Markup:
+    """Return a table of plain texts that scrolls sideways where it is too wide.
+
+    Args:
+        header: Headings.
+        rows: Texts; the first of each row is its name.
+        caption: Above it.
+        notes: For each row, a line below its name.
+        helps: For each heading, what it means.
+        best: Row and column of the cells that get a star.
+        details: Lines below cells, by row and column.
+
+    Example:
+        >>> "<td>0.5</td>" in table(["", "ratio"], [["member 0", "0.5"]])
+        True
+    """
+    return part("table", header, rows, caption, notes, helps, best, details)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,6 +22,7 @@ from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.names import label
 from mixmo.reporting import html as pages
+from mixmo.reporting.sections import Section
 from mixmo.seeding import generator_for
 from mixmo.training.fit import build_maker, build_network
 
@@ -209,33 +209,33 @@ def _page(
     header = ["", *(f"{what} {member}" for member in members for what in ("target", "ratio", "weight"))]
     rows = []
     for step, mixed in enumerate(mixtures):
-        cells: list[Any] = [f"step {step}"]
+        cells = [f"step {step}"]
         for member in members:
             ratio, weight = mixed.masks[0, member].mean().item(), mixed.weights[0, member].item()
             cells += [target_of(mixed, member, classes), f"{ratio:.3f}", f"{weight:.3f}"]
         rows.append(cells)
     channels, height, width = maker.feature_shape
     others = len(KINDS) - len(CONSTANT)
-    return pages.page(
-        f"What the network sees: {name}",
-        [
-            pages.section(
-                "Mixtures",
-                pages.paragraph(
-                    "The first mixture of each of the first steps of training: every member's input after augmentation "
-                    "and mixing in pixels, its mask in feature space (white is 1), and the masks applied to pixels."
-                ),
-                pages.picture(pictures["mixtures.png"], "Inputs, masks and mixtures of the first steps"),
-                pages.table(header, rows, "Targets, realised ratios and loss weights of each member"),
-            ),
-            pages.section(
-                "Masks",
-                pages.paragraph(
-                    f"All kinds on feature maps of {channels}×{height}×{width}, {max(2, len(members))} members, alpha "
-                    f"{maker.mixer.alpha:g}; the {others} kinds that are not constant at probability 1. Red: the mean."
-                ),
-                pages.picture(pictures["masks.png"], "Samples of each kind of mask and histograms of realised ratios"),
-            ),
-            pages.section("Settings", pages.listing(plan.yaml)),
-        ],
+    mixtures_text = (
+        "The first mixture of each of the first steps of training: every member's input after augmentation and mixing "
+        "in pixels, its mask in feature space (white is 1), and the masks applied to pixels."
     )
+    masks_text = (
+        f"All kinds on feature maps of {channels}×{height}×{width}, {max(2, len(members))} members, alpha "
+        f"{maker.mixer.alpha:g}; the {others} kinds that are not constant at probability 1. Red: the mean."
+    )
+    table = pages.table(header, rows, "Targets, realised ratios and loss weights of each member")
+    images = {
+        file: pages.part("wide_image", pages.data_uri(pictures[file]), caption)
+        for file, caption in (
+            ("mixtures.png", "Inputs, masks and mixtures of the first steps"),
+            ("masks.png", "Samples of each kind of mask and histograms of realised ratios"),
+        )
+    }
+    sections = [
+        Section("Mixtures", mixtures_text, parts=[images["mixtures.png"], table]),
+        Section("Masks", masks_text, parts=[images["masks.png"]]),
+    ]
+    configuration = [pages.part("listing", "", plan.yaml)]
+    title = f"What the network sees: {name}"
+    return pages.render("preview.html", title=title, lead="", sections=sections, configuration=configuration)

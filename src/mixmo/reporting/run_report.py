@@ -1,190 +1,196 @@
-"""``report.html``: all there is to know about a run on one page that stands alone."""
+"""``report.html``: the answer about a run on one page that stands alone."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from mixmo.data.module import DataModule
 from mixmo.errors import InputError
-from mixmo.evaluation.evaluate import Samples
+from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.files import write_text
 from mixmo.metrics.ood import ood_scores
-from mixmo.names import printable
-from mixmo.reporting import charts
+from mixmo.names import dataset_name
+from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
-from mixmo.reporting.tables import MORE_SCORES, TextTable, accuracies, corruption_table, figures_table, ood_tables
+from mixmo.reporting.glossary import CORRUPTED, DIVERSITY, METRICS, PER_NETWORK, SCALED
+from mixmo.reporting.headline import cards, lead_sentence
+from mixmo.reporting.intervals import replicates
+from mixmo.reporting.pictures import disagreements, mistakes
+from mixmo.reporting.sections import (
+    Section,
+    class_section,
+    confidence_section,
+    glossary_notes,
+    missing_sentence,
+    ood_section,
+)
+from mixmo.reporting.tables import accuracies, corruption_table, ood_tables
 from mixmo.runs import Run
 
-logger = logging.getLogger("mixmo")
-
-PICTURES = 12
-PICTURE_CAPTION = "what was said, and in brackets the truth"
-SEVERITY_CAPTION = "Accuracy by severity, mean over all kinds of corruption"
-DISAGREEMENT_CAPTION = "Share of images on which two members disagree"
-SETTINGS = (
-    "data.name", "model.backbone", "model.num_members", "mixer.kind", "pixels.kind", "data.batch_repetition",
-    "data.batch_size", "trainer.max_epochs", "trainer.precision",
-)  # fmt: skip
-"""What tells most of a run."""
+LINES = 6
+"""Members up to which each has a line of its own in plots."""
 
 
-def write_report(run: Run, found: EvaluationResult) -> Path:
+def write_report(run: Run, result: EvaluationResult) -> Path:
     """Write ``report.html`` into a run's folder and return its path.
 
     Args:
         run: The run.
-        found: What is known of it.
+        result: Its evaluation.
+
+    Raises:
+        InputError: if it cannot be written.
     """
-    tested, parts = found.predictions, charts.answers(found.predictions)
+    return write_text(run.path / "report.html", run_page(run, result))
+
+
+def run_page(run: Run, result: EvaluationResult) -> str:
+    """Return the page of a run.
+
+    Args:
+        run: The run.
+        result: Its evaluation.
+    """
+    replicas = replicates(result.predictions)
+    parts = networks(result.predictions)
+    whole = next(iter(parts.items()))
     sections = [
-        pages.section("What was trained", _settings(run, tested)),
-        pages.section("Figures", *_tables(found)),
+        confidence_section(dict([whole]), parts),
+        class_section(result.predictions, whole[1]),
+        _images(run, result.predictions, parts),
         *_curves(run),
-        *quality_sections(parts),
+        *_corruptions(result, parts),
+        *_ood(result),
+        *_members(result.predictions),
     ]
-    if found.ood:
-        datasets = {"test images": tested, **{name: result.predictions for name, result in found.ood.items()}}
-        text = "Confidence, the largest of the members' mean probabilities, on test images and others"
-        chart = pages.chart(lambda: charts.confidences({"members together": datasets}), text)
-        sections.append(pages.section("Out of distribution", chart))
-    if found.corruptions is not None:
-        who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
-        lines = {name: accuracies(found, prefix) for name, prefix in who.items()}
-        chart = pages.chart(lambda: charts.accuracy_by_severity(lines), SEVERITY_CAPTION)
-        sections.append(pages.section("Corruptions", chart, corruption_table(found.corruptions).html()))
-    if len(parts) > 1:
-        chart = pages.chart(lambda: charts.disagreements({"members": tested}), DISAGREEMENT_CAPTION)
-        sections.append(pages.section("Diversity", chart))
-    sections += [pages.section("Images", *_pictures(run, tested, next(iter(parts.values())))), _repeat(run)]
-    return write_text(run.path / "report.html", pages.page(f"Run {run.path.name}", sections))
+    return pages.render(
+        "answer.html",
+        title=f"Run {run.path.name}",
+        lead=lead_sentence(run, result, replicas),
+        answer=[
+            pages.part("cards", cards({**result.metrics.average, **result.metrics.diversity}, replicas)),
+            pages.part(
+                "sentence",
+                "In brackets: 95 % intervals, by bootstrap over test images. Open a card to read what it means.",
+            ),
+        ],
+        sections=sections,
+        metrics=_all_metrics(result),
+        reproduce=_reproduce(run, result.predictions),
+    )
 
 
-def _settings(run: Run, tested: Predictions) -> str:
-    config = run.config()
-    rows = [[name, setting(config, name)] for name in SETTINGS]
-    rows += [["seed", str(config["seed"])], ["test images", str(len(tested.targets))], ["epochs", str(tested.epochs)]]
-    return pages.table(["setting", "value"], rows)
-
-
-def setting(config: dict[str, object], name: str) -> str:
-    """Return a setting by its dotted name, as text.
+def networks(tested: Predictions) -> dict[str, Samples]:
+    """Return what is known of the predictions of the logit average and, of a few members, of each of them.
 
     Example:
-        >>> setting({"model": {"backbone": "resnet18"}}, "model.backbone")
-        'resnet18'
+        >>> import torch
+        >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
+        >>> list(networks(one))
+        ['ensemble', 'member 0', 'member 1']
     """
-    section, _, key = name.partition(".")
-    return str(config[section][key])  # type: ignore[index]
+    members = tested.logits.unbind(1)
+    if len(members) == 1:
+        return {"network": tested.average()}
+    shown = members if len(members) <= LINES else ()
+    return {"ensemble": tested.average()} | {
+        f"member {index}": per_sample(each, tested.targets) for index, each in enumerate(shown)
+    }
 
 
-def _tables(found: EvaluationResult) -> list[str]:
-    """Return the table of scores, one of the figures that stand for the whole run, and one for each other dataset."""
-    shared = [
-        [key.replace("_", " "), f"{value:.4f}"]
-        for key, value in (found.metrics.average | found.metrics.diversity | found.scaled).items()
-        if key not in MORE_SCORES
-    ]
-    tables = [
-        figures_table(found.metrics, f"{len(found.predictions.targets)} test images", MORE_SCORES),
-        TextTable("of the ensemble, and of its members together", ["figure", ""], shared),
-        *ood_tables(found.ood),
-    ]
-    return [table.html() for table in tables]
+def _images(run: Run, tested: Predictions, parts: dict[str, Samples]) -> Section:
+    average, *members = parts.items()
+    shown = [mistakes("", run, tested, average[1])]
+    if tested.logits.shape[1] > 1:
+        uncertainty = ood_scores(tested.logits)["mutual_information"]
+        heading = "Images on which members disagree most"
+        shown.append(disagreements(heading, run, tested, uncertainty, dict(members or [average])))
+    return Section("Images", parts=shown)
 
 
-def _curves(run: Run) -> list[str]:
-    text = "Learning curves; training accuracies are those of the mixtures"
+def _curves(run: Run) -> list[Section]:
     try:
         rows = read_history(run)
     except InputError as error:
-        return [pages.section("Learning curves", complaint(error))]
-    return [pages.section("Learning curves", pages.chart(lambda: charts.learning_curves(rows), text))] if rows else []
+        return [Section("Learning curves", parts=[missing_sentence(error)])]
+    if not rows:
+        return []
+    names = {
+        key: key.replace("_accuracy", "").replace("_", " ").replace("train", "training").replace("val", "validation")
+        for key in rows[-1]
+        if key.endswith("accuracy")
+    }
+    curves: dict[str, tuple[charts.History, str]] = {name: (rows, key) for key, name in names.items()}
+    plots = [pages.chart(lambda: charts.loss_curves({"run": rows}), "Training loss by epoch")]
+    if curves:
+        plots.append(pages.chart(lambda: charts.accuracy_curves(curves), "Accuracy by epoch"))
+    mixed = "Training loss and accuracy are those of the mixtures, which are harder than test images."
+    return [Section("Learning curves", mixed if run.config()["model"]["num_members"] > 1 else "", plots)]
 
 
-def _pictures(run: Run, tested: Predictions, average: Samples) -> list[str]:
-    """Return the most confident mistakes and, with several members, the images they disagree on most."""
-    chosen = {
-        "The most confident mistakes": (
-            confident_mistakes(average, PICTURES), average.predicted[:, None]
-        )
-    }  # fmt: skip
-    if tested.logits.shape[1] > 1:
-        unsure = ood_scores(tested.logits)["mutual_information"].argsort(descending=True)[:PICTURES].tolist()
-        chosen["The images on which members disagree most"] = (unsure, tested.logits.argmax(2))
-    parts = [
-        pages.chart(partial(picture_grid, run, tested, numbers, said), f"{heading}: {PICTURE_CAPTION}")
-        for heading, (numbers, said) in chosen.items()
-        if numbers
+def _corruptions(result: EvaluationResult, parts: dict[str, Samples]) -> list[Section]:
+    if result.corruptions is None:
+        return []
+    who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
+    lines = {name: accuracies(result, prefix) for name, prefix in who.items()}
+    plot = pages.chart(lambda: charts.accuracy_by_severity(lines), "Accuracy by severity of corruption")
+    return [Section("Corruptions", "", [plot], [corruption_table(result.corruptions).html()])]
+
+
+def _ood(result: EvaluationResult) -> list[Section]:
+    if not result.ood:
+        return []
+    datasets = {"test images": result.predictions} | {
+        dataset_name(name): ood.predictions for name, ood in result.ood.items()
+    }
+    tables = [table.html() for table in ood_tables(result.ood)]
+    return [ood_section({"the members together" if result.metrics.diversity else "the network": datasets}, tables)]
+
+
+def _members(tested: Predictions) -> list[Section]:
+    if tested.logits.shape[1] < 3:  # two have one number, which stands on top
+        return []
+    caption = "Images, in %, for which two members predict different classes"
+    return [
+        Section("Members", "", [pages.chart(lambda: class_charts.disagreement(tested, "Disagreement, %"), caption)])
     ]
-    return parts or [pages.paragraph("No mistakes.")]
 
 
-def confident_mistakes(samples: Samples, count: int) -> list[int]:
-    """Return the numbers of the wrong answers with the largest probabilities, the largest first.
-
-    Example:
-        >>> from mixmo.evaluation.evaluate import per_sample
-        >>> logits = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-        >>> confident_mistakes(per_sample(logits, torch.tensor([0, 1, 1])), 5)
-        [2, 1]
-    """
-    wrong = samples.right == 0
-    order = torch.where(wrong, samples.confidence, -1.0).argsort(descending=True)
-    return order[: min(count, int(wrong.sum()))].tolist()
-
-
-def picture_grid(run: Run, tested: Predictions, numbers: list[int], said: torch.Tensor) -> Figure:
-    """Draw test images under what was said of them, and in brackets the truth.
-
-    Args:
-        run: Whose test set.
-        tested: Predictions on it.
-        numbers: Which images.
-        said: (N, m) class numbers.
-    """
-    data = DataModule(run.settings().data)
-    images = [data.image(number) for number in numbers]
-    names = [printable(name) for name in tested.classes]
-    titles = [
-        f"{' / '.join(names[k] for k in said[number].tolist())}\n({names[int(tested.targets[number])]})"
-        for number in numbers
-    ]
-    return charts.image_grid(images, titles)
+def _all_metrics(result: EvaluationResult) -> list[Markup]:
+    metrics = result.metrics
+    columns = {"Network": metrics.average}
+    if metrics.diversity:
+        columns = {"Logit average": metrics.average, "Probability average": metrics.probability_average}
+        columns |= {f"Member {index}": values for index, values in enumerate(metrics.members)}
+    tables = [_metric_table("Each network", PER_NETWORK, columns)]
+    if metrics.diversity:
+        tables.append(_metric_table("The members together, mean over pairs", DIVERSITY, {"": metrics.diversity}))
+    scaled = {key: value for key, value in (metrics.average | result.scaled).items() if key in SCALED}
+    tables.append(_metric_table("After temperature scaling of the logits", list(scaled), {"": scaled}))
+    if result.corruptions is not None:
+        means = {f"corruption/{key}": value for key, value in result.corruptions.means().items()}
+        tables.append(_metric_table(f"Corruptions, {result.corruptions.source}", CORRUPTED, {"": means}))
+    return tables
 
 
-def _repeat(run: Run) -> str:
-    parts = [pages.listing(run.config_file.read_text("utf-8").strip())]
+def _metric_table(title: str, keys: Sequence[str], columns: Mapping[str, Mapping[str, float]]) -> Markup:
+    rows = [[METRICS[key].heading, *(METRICS[key].text(values[key]) for values in columns.values())] for key in keys]
+    return pages.table([title, *columns], rows, notes=glossary_notes(keys))
+
+
+def _reproduce(run: Run, tested: Predictions) -> list[Markup]:
+    about = f"Trained for {tested.epochs} epochs with seed {run.config()['seed']}."
+    parts = [pages.part("sentence", about)]
     try:
         found = read_environment(run)
-        texts = [found["command"], json.dumps(found, indent=2, ensure_ascii=False)]
-        parts = [*(pages.listing(text) for text in texts), *parts]
+        parts.append(pages.part("listing", "Command", found["command"]))
+        environment = pages.part("listing", "Environment", json.dumps(found, indent=2, ensure_ascii=False))
     except InputError as error:
-        parts.insert(0, complaint(error))
-    return pages.section("How to repeat it", *parts)
-
-
-def complaint(error: InputError) -> str:
-    """Log that something is missing on the page, and return the sentence that stands in its place."""
-    logger.warning("%s", printable(str(error)))
-    return pages.paragraph(f"{error} It is left out.")
-
-
-def quality_sections(parts: Mapping[str, Samples]) -> list[str]:
-    """Return the sections of calibration and selective prediction.
-
-    Args:
-        parts: What is known of the answers, by name.
-    """
-    reliability = pages.chart(lambda: charts.reliability(parts), "Accuracy by confidence; the line is perfection")
-    coverage = pages.chart(lambda: charts.risk_coverage(parts), "Error among the most confident predictions")
-    return [pages.section("Calibration", reliability), pages.section("Selective prediction", coverage)]
+        environment = missing_sentence(error)
+    return [*parts, pages.part("listing", "Configuration", run.config_file.read_text("utf-8").strip()), environment]

@@ -1,4 +1,4 @@
-"""Tables of figures, built once and shown on screen, in Markdown and on HTML pages."""
+"""Tables of metrics, built once and shown on screen, in Markdown and on HTML pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
@@ -15,26 +16,15 @@ from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
-from mixmo.names import markdown, printable
+from mixmo.names import dataset_name, markdown, printable
 from mixmo.reporting import html as pages
+from mixmo.reporting.glossary import CORRUPTED, METRICS, OOD_SCORES
 
-SCORES = {
-    "accuracy": ("top-1 %", 100, 2),
-    "accuracy_top5": ("top-5 %", 100, 2),
-    "nll": ("NLL", 1, 4),
-    "brier": ("Brier", 1, 4),
-    "ece": ("ECE %", 100, 2),
-}
-"""The scores everyone asks for: heading, factor, digits."""
+SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
+"""The metrics of the table on screen."""
 
-MORE_SCORES = SCORES | {
-    "ece_adaptive": ("adaptive ECE %", 100, 2),
-    "aurc": ("AURC %", 100, 2),
-    "misclassification_auroc": ("misclassification AUROC", 1, 4),
-}
-"""Those of a report."""
-
-Columns = Mapping[str, tuple[str, float, int]]
+HELPS = {metric.column: metric.help for metric in METRICS.values()}
+"""What the heading of a column means."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,7 @@ class TextTable:
         rows: Texts, as many in each row as there are headings.
         note: Below it.
         best: Row and column of the cells to stress, the best of their column.
+        details: What stands behind cells, such as their intervals, by row and column.
 
     Example:
         >>> print(TextTable("Two runs", ["", "top-1 %"], [["a", "80"], ["b", "75"]], best={(0, 1)}).markdown())
@@ -63,6 +54,7 @@ class TextTable:
     rows: Sequence[Sequence[str]]
     note: str = ""
     best: Set[tuple[int, int]] = field(default_factory=frozenset)
+    details: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def rich(self) -> Table:
         """Return it for a terminal."""
@@ -81,71 +73,79 @@ class TextTable:
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
-    def html(self) -> str:
-        """Return it for a page of :mod:`mixmo.reporting.html`; a star marks the best of a column."""
-        rows = [[f"{text} ★" if best else text for text, best in row] for row in self._cells(str)]
-        return pages.table(self.header, rows, self.title) + (pages.paragraph(self.note) if self.note else "")
+    def html(self) -> Markup:
+        """Return it for a page; a star marks the best of a column, and headings that are metrics are explained."""
+        helps = [HELPS.get(heading, "") for heading in self.header]
+        found = pages.table(self.header, self.rows, self.title, (), helps, self.best, self.details)
+        return found + (pages.part("sentence", self.note) if self.note else Markup())
 
     def _cells(self, safe: Callable[[str], str]) -> list[list[tuple[str, bool]]]:
-        """Return the text of each cell, made safe, and whether it is to be stressed."""
-        return [[(safe(cell), (i, j) in self.best) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
+        """Return the text of each cell with what stands behind it, made safe, and whether it is to be stressed."""
+        return [
+            [
+                (safe(f"{cell} {self.details.get((i, j), '')}".rstrip(" ")), (i, j) in self.best)
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
 
 
-def figures_table(metrics: EnsembleMetrics, title: str, columns: Columns = SCORES) -> TextTable:
-    """Return the scores of the ensemble and of every member, or of the one network.
+def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
+    """Return the scores of the ensemble and every member, or of the one network.
+
+    Args:
+        metrics: Those of :func:`mixmo.evaluation.evaluate.measure`.
+        title: Above it.
 
     Example:
         >>> import torch
         >>> from mixmo.evaluation.evaluate import measure
-        >>> len(figures_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
+        >>> len(metrics_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
         4
     """
-    header = ["", *(heading for heading, _, _ in columns.values())]
-    if len(metrics.members) == 1:
-        return TextTable(title, header, [figures_row("single network", metrics.average, columns)])
-    rows = {"ensemble, logit average": metrics.average, "ensemble, probability average": metrics.probability_average}
-    rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
-    diversity = metrics.diversity
-    note = f"diversity: d_re {diversity['d_re']:.3f}, disagreement {100 * diversity['disagreement']:.2f} %"
-    return TextTable(title, header, [figures_row(label, own, columns) for label, own in rows.items()], note)
-
-
-def figures_row(label: str, metrics: Mapping[str, float], columns: Columns = SCORES) -> Sequence[str]:
-    """Return a row of :func:`figures_table`."""
-    return [label, *(f"{metrics[key] * by:.{digits}f}" for key, (_, by, digits) in columns.items())]
+    rows, note = {"single network": metrics.average}, ""
+    if metrics.diversity:
+        averages = metrics.average, metrics.probability_average
+        rows = dict(zip(("ensemble, logit average", "ensemble, probability average"), averages, strict=True))
+        rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
+        d_re, disagreement = (metrics.diversity[key] for key in ("d_re", "disagreement"))
+        note = f"diversity: d_re {d_re:.3f}, disagreement {100 * disagreement:.2f} %"
+    cells = [[name, *(METRICS[key].number(values[key]) for key in SCORES)] for name, values in rows.items()]
+    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
 
 
 def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
-    """Return for each other dataset how well every score tells its images from the test images."""
+    """Return for each OOD dataset how well every score tells its images from the test images."""
+    keys = ("auroc", "aupr", "fpr95")
     tables = []
     for dataset, result in found.items():
         rows = [
-            [score.replace("_", " "), *(f"{value:.4f}" for value in metrics.values())]
-            for score, metrics in result.metrics.items()
+            [OOD_SCORES[score], *(METRICS[key].number(values[key]) for key in keys)]
+            for score, values in result.metrics.items()
         ]
-        tables.append(TextTable(f"out of distribution: {dataset}", ["score", "AUROC", "AUPR", "FPR95"], rows))
+        header = ["Score", *(METRICS[key].column for key in keys)]
+        tables.append(TextTable(f"Detection of out-of-distribution images: {dataset_name(dataset)}", header, rows))
     return tables
 
 
 def corruption_table(corrupted: CorruptionResult) -> TextTable:
-    """Return the logit average's top-1 at every severity, and its mean figures, for each kind and over all."""
+    """Return the logit average's accuracy at every severity, and its mean metrics, for each kind and over all."""
 
     def means(cells: Mapping[str, Any]) -> list[str]:
         found = mean_metrics(cells)
-        return [f"{found[key] * by:.{digits}f}" for key, (_, by, digits) in chosen.items()]
+        return [METRICS[key].number(found[key.partition("/")[2]]) for key in CORRUPTED]
 
-    chosen = {key: SCORES[key] for key in ("accuracy", "nll", "ece")}
     rows = [
         [kind.replace("_", " "), *(f"{100 * cell['accuracy']:.2f}" for cell in cells.values()), *means({kind: cells})]
         for kind, cells in corrupted.kinds.items()
     ]
     rows.append(["mean", *(f"{value:.2f}" for value in severity_means(corrupted)), *means(corrupted.kinds)])
-    header = ["top-1 % at severity", *map(str, SEVERITIES), "mean", "mean NLL", "mean ECE %"]
+    header = ["Accuracy, %, at severity", *map(str, SEVERITIES), "mean", "mean NLL", "mean ECE, %"]
     return TextTable(f"corruptions, {corrupted.source}", header, rows)
 
 
 def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
-    """Return the mean top-1 over all kinds at each severity, in %.
+    """Return the mean accuracy over all kinds at each severity, in %.
 
     Args:
         corrupted: What corruption does.
@@ -158,7 +158,7 @@ def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
 
 
 def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
-    """Return top-1 in % on clean images, and the means of :func:`severity_means` on corrupted ones.
+    """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones.
 
     Args:
         found: What is known, corruptions among it.
@@ -173,9 +173,9 @@ def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
 
 
 def class_table(by_class: Mapping[str, Mapping[str, float]]) -> TextTable:
-    """Return the figures of each class."""
+    """Return the metrics of each class."""
     rows = [
         [name, str(own["images"]), f"{100 * own['accuracy']:.2f}", f"{own['nll']:.4f}"]
         for name, own in by_class.items()
     ]
-    return TextTable("by class, logit average", ["class", "images", "top-1 %", "NLL"], rows)
+    return TextTable("by class, logit average", ["class", "images", "Accuracy, %", "NLL"], rows)

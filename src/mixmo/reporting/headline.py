@@ -1,0 +1,129 @@
+"""The answer at the top of a run's page: one sentence, and the metrics that matter with their intervals."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixmo.errors import reason
+from mixmo.evaluation.costs import network_size
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.results import EvaluationResult
+from mixmo.names import printable
+from mixmo.reporting.glossary import MAIN, MAIN_DIVERSITY, METRICS
+from mixmo.reporting.intervals import Array, interval
+from mixmo.runs import Run
+
+logger = logging.getLogger("mixmo")
+
+FAMILIES = {"wide_resnet": "WideResNet-", "preact_resnet": "PreActResNet-", "resnet": "ResNet-"}
+PIXELS = {"mixup": "MixUp", "cutmix": "CutMix"}
+
+
+def backbone_name(name: str) -> str:
+    """Return a backbone's name as papers write it, where it is one of theirs.
+
+    Example:
+        >>> backbone_name("wide_resnet10_1"), backbone_name("resnet50"), backbone_name("efficientnet_b0")
+        ('WideResNet-10-1', 'ResNet-50', 'efficientnet_b0')
+    """
+    found = re.fullmatch(r"(wide_resnet|preact_resnet|resnet)(\d+)(?:_(\d+))?", name)
+    if found is None:
+        return name
+    family, depth, width = found.groups()
+    return f"{FAMILIES[family]}{depth}{f'-{width}' if width else ''}"
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """Return what was trained, in words.
+
+    Args:
+        config: A run's configuration.
+
+    Example:
+        >>> pixels = {"kind": "cutmix"}
+        >>> method_name({"model": {"num_members": 2}, "mixer": {"kind": "cut"}, "pixels": pixels})
+        'Cut-MixMo with CutMix and 2 members'
+        >>> method_name({"model": {"num_members": 1}, "mixer": {"kind": "cut"}, "pixels": {"kind": None}})
+        'A single network'
+    """
+    members, kind, pixels = config["model"]["num_members"], str(config["mixer"]["kind"]), config["pixels"]["kind"]
+    extra = PIXELS.get(str(pixels), "")
+    if members == 1:
+        return f"A single network{f' with {extra}' if extra else ''}"
+    method = "MIMO" if kind == "mimo" else f"{kind[:1].upper()}{kind[1:]}-MixMo"
+    return f"{method} with {f'{extra} and ' if extra else ''}{members} members"
+
+
+def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Array]) -> str:
+    """Return what was trained, how good it is, how sure that is, at what cost and against what.
+
+    Args:
+        run: The run.
+        found: Its evaluation.
+        replicas: Those of :func:`mixmo.reporting.intervals.replicates`.
+    """
+    config, metrics = run.config(), found.metrics.average
+    accuracy = METRICS["accuracy"].brief
+    interval_text = accuracy.interval(*interval(replicas["accuracy"]))
+    backbone = backbone_name(str(config["model"]["backbone"]))
+    sentences = [
+        f"{method_name(config)} on {backbone} classifies {accuracy.number(metrics['accuracy'])} % {interval_text} of "
+        f"{len(found.predictions.targets)} test images correctly; {_confidence(found)}{_costs(run)}.",
+        _reference(found),
+    ]
+    return " ".join(sentences)
+
+
+def _confidence(found: EvaluationResult) -> str:
+    samples = found.predictions.average()
+    gap = 100 * float(samples.confidence.mean() - samples.right.mean())
+    ece = METRICS["ece"].brief.text(found.metrics.average["ece"])
+    if abs(gap) < 0.05:
+        return f"its mean confidence equals its accuracy (ECE {ece})"
+    return f"its mean confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy (ECE {ece})"
+
+
+def _costs(run: Run) -> str:
+    """Return the costs as the end of a sentence; nothing, and a warning, if they cannot be counted."""
+    try:
+        found = network_size(TrainedRun(run))
+    except Exception as error:  # a page without its costs is better than none
+        logger.warning("%s", printable(f"The costs of {run.path} could not be counted: {reason(error)}."))
+        return ""
+    parameters, macs = (METRICS[key].text(found[key]) for key in ("parameters", "macs"))
+    one = ", as one network" if run.config()["model"]["num_members"] > 1 else ""
+    return f"; it costs {parameters} parameters and {macs} MACs an image{one}"
+
+
+def _reference(found: EvaluationResult) -> str:
+    """Return what the accuracy is to be compared with: that of the members alone, or of the most frequent class."""
+    members = [100 * member["accuracy"] for member in found.metrics.members]
+    if len(members) > 1:
+        low, high = f"{min(members):.1f}", f"{max(members):.1f}"
+        return f"Alone, its members reach {low if low == high else f'{low} to {high}'} %."
+    share = 100 * np.bincount(found.predictions.targets.numpy()).max() / len(found.predictions.targets)
+    return f"The most frequent class alone would reach {share:.1f} %."
+
+
+def cards(metrics: Mapping[str, float], replicas: Mapping[str, Array]) -> Sequence[dict[str, str]]:
+    """Return the metrics that matter, each with its interval and meaning.
+
+    Args:
+        metrics: Those of the average, and the diversity.
+        replicas: Those of :func:`mixmo.reporting.intervals.replicates`.
+    """
+    return [
+        {
+            "heading": METRICS[key].heading,
+            "help": METRICS[key].help,
+            "value": METRICS[key].brief.text(metrics[key]),
+            "interval": METRICS[key].brief.interval(*interval(replicas[key])),
+        }
+        for key in (*MAIN, *MAIN_DIVERSITY)
+        if key in replicas
+    ]

@@ -1,0 +1,101 @@
+"""The pages in a browser: nothing overflows at any width, everything has a name, and no key stands for one."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+
+from mixmo.cli.main import main
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
+from mixmo.reporting.glossary import METRICS
+from mixmo.reporting.run_report import write_report
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+
+WIDTHS = (1280, 768, 400)
+KEYS = re.compile(r"\b(\w+_two_fold|two fold|d re|tace|eaurc|accuracy_\w+|nll_\w+|ece_\w+|member_\d\S*|\w+_auroc)\b")
+
+
+def check(opened, page, width):
+    found, log = opened(page, width)
+    assert found["inner"] == width
+    assert found["closed"] <= width and found["opened"] <= width
+    assert found["outside"] == [] and found["unnamed"] == 0 and found["repeated"] == []
+    assert "CONSOLE" not in log
+    answer = found["text"].split("Reproduce")[0]
+    assert KEYS.findall(answer) == []
+    return answer
+
+
+@pytest.fixture(scope="module")
+def pages(trained, tmp_path_factory):
+    """The report of two members with everything on it, of one network, and a comparison of three entries."""
+    folder, two, one = trained
+    out = tmp_path_factory.mktemp("pages")
+    options = EvaluationOptions(ood=[f"folder:{folder}/strangers"], corruptions="generated")
+    made = {"two": write_report(two, evaluate_runs([two], options)), "one": write_report(one, evaluate_runs([one]))}
+    generator = torch.Generator().manual_seed(0)
+    targets = evaluate_runs([one]).predictions.targets
+    logits = torch.randn(len(targets), 3, generator=generator)
+    np.savez(out / "a file with a rather long name of its own.npz", logits=logits.numpy(), targets=targets.numpy())
+    words = [
+        str(one.path),
+        f"deep ensemble={one.path}+{two.path}",
+        f"{out}/a file with a rather long name of its own.npz",
+    ]
+    assert main(["compare", *words, "--out", str(out), "--ood", f"folder:{folder}/strangers"]) == 0
+    return made | {"comparison": out / "comparison.html"}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["two", "one", "comparison"])
+def test_nothing_overflows(pages, chromium, name, width):
+    answer = check(chromium, pages[name], width)
+    for text in ("Accuracy", "Brier score", "Misclassification AUROC", "All metrics", "12 test images"):
+        assert text in answer
+
+
+def test_dark_mode_is_dark(pages, chromium):
+    light, _ = chromium(pages["two"])
+    dark, log = chromium(pages["two"], dark=True)
+    assert light["background"] == "rgb(255, 255, 255)" and dark["background"] == "rgb(20, 23, 28)"
+    assert "CONSOLE" not in log
+
+
+@pytest.mark.parametrize("name", ["two", "one", "comparison"])
+def test_pages_are_self_contained(pages, name):
+    page = pages[name].read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!#)", page) and "@import" not in page and "<script" not in page
+    assert "could not be drawn" not in page
+
+
+def test_many_classes_with_long_names(tmp_path, chromium):
+    names = [f"a rather long name of a class, number {number:02}" for number in range(40)]
+    write_images(tmp_path / "data" / "train", names, count=2)
+    write_images(tmp_path / "data" / "test", names, count=1, seed=1)
+    words = [f"--data.name=folder:{tmp_path}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
+    words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
+    run = Run(tmp_path / "many")
+    fit(make_plan(load_recipe("quickstart"), words), run)
+    page = write_report(run, evaluate_runs([run]))
+    for width in (1280, 400):
+        assert "Most confused pairs" in check(chromium, page, width)
+    text = page.read_text()
+    assert "Confusion matrix" not in text and "15 worst" in text
+
+
+def test_every_metric_of_an_evaluation_has_a_name(trained):
+    folder, two, _ = trained
+    found = evaluate_runs([two], EvaluationOptions(ood=[f"folder:{folder}/strangers"], corruptions="generated"))
+    keys = {*found.metrics.average, *found.metrics.diversity, *found.metrics.members[0], *found.scaled}
+    keys |= {f"corruption/{key}" for key in found.corruptions.means() if "/" not in key}
+    assert keys <= set(METRICS)
+    names = [metric.name for metric in METRICS.values()]
+    assert len(set(names)) == len(names)
+    for metric in METRICS.values():
+        assert metric.meaning.endswith(".") and "_" not in metric.name
