@@ -185,7 +185,7 @@ def test_bad_recipe_files_are_one_sentence(tmp_path, capsys):
         "a: [": "is not valid YAML",
         "extends: [cifra]\n": "unknown base in own.yaml 'cifra'; did you mean 'cifar'",
         "model: {backbon: x}\n": "unknown setting 'model.backbon'; did you mean 'model.backbone'",
-        "extends: quickstart\nmodel: 3\n": "unknown setting 'model'",
+        "extends: quickstart\nmodel: 3\n": "model is 3; it is a section of settings, such as model.backbone",
     }.items():
         (tmp_path / "own.yaml").write_text(content)
         assert main(["fit", "own.yaml"]) == 2

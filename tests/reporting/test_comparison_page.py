@@ -68,17 +68,17 @@ def test_folders_of_seeds_are_averaged(trained, another_seed, tmp_path, capsys):
     assert sample_scores(seeds)["nll"].mean() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def with_setting(run, to, old, new):
+def with_setting(run, to, old, new, seed=0):
     shutil.copytree(run.path, to)
     text = (to / "config.yaml").read_text()
     assert old in text
-    (to / "config.yaml").write_text(text.replace(old, new))
+    (to / "config.yaml").write_text(text.replace(old, new).replace("seed: 0", f"seed: {seed}"))
 
 
 def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
     _, two, _ = trained
     with_setting(two, tmp_path / "runs" / "a", "batch_repetition: 2", "batch_repetition: 2")
-    with_setting(two, tmp_path / "runs" / "b", "batch_repetition: 2", "batch_repetition: 4")
+    with_setting(two, tmp_path / "runs" / "b", "batch_repetition: 2", "batch_repetition: 4", seed=1)
     assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error == (
@@ -89,12 +89,13 @@ def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("seed: 0", "seed: 1"), ("workers: 2", "workers: 0"), ("accelerator: auto", "accelerator: cpu")]
+    ("old", "new"),
+    [("epochs: 2", "epochs: 2"), ("workers: 2", "workers: 0"), ("accelerator: auto", "accelerator: cpu")],
 )
 def test_seeds_may_be_of_different_machines(trained, tmp_path, old, new):
     _, two, _ = trained
     with_setting(two, tmp_path / "runs" / "a", old, old)
-    with_setting(two, tmp_path / "runs" / "b", old, new)
+    with_setting(two, tmp_path / "runs" / "b", old, new, seed=1)
     (group,) = compare([tmp_path / "runs"], tmp_path / "out")
     assert len(group.entries) == 2
 
@@ -104,7 +105,7 @@ def test_seeds_may_be_of_different_machines(trained, tmp_path, old, new):
     [
         ("metrics.csv", "epoch,step\n1,6\n", "metrics.csv is damaged: row 1 has no number for &#39;seconds&#39;."),
         ("metrics.csv", "epoch,step,seconds\n1,six,1\n", "row 1 has &#39;six&#39; for &#39;step&#39;."),
-        ("metrics.csv", "\0\udcff", "metrics.csv cannot be read: "),
+        ("metrics.csv", "\0\udcff", "metrics.csv is damaged: each row has an epoch"),
         ("environment.json", "{", "environment.json cannot be read: "),
         ("environment.json", "[]", "environment.json is damaged: it names no command."),
         ("environment.json", None, "environment.json cannot be read: "),
@@ -208,7 +209,7 @@ def test_seeds_of_single_networks_beside_two_members(trained, tmp_path):
     """Single networks have no diversity, alone or averaged over seeds."""
     _, two, one = trained
     for seed in (0, 1):
-        shutil.copytree(one.path, tmp_path / "seeds" / str(seed))
+        with_setting(one, tmp_path / "seeds" / str(seed), "seed: 0", f"seed: {seed}")
     groups = compare([two.path, tmp_path / "seeds"], tmp_path / "out")
     assert math.isnan(groups[1].mean("d_re")) and groups[1].deviation("accuracy") == 0
     assert "One [/x]" in compare([f"One [/x]={one.path}", two.path], tmp_path / "out")[0].name
