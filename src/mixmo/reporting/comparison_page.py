@@ -214,7 +214,7 @@ def _corruptions(firsts: Mapping[str, Entry]) -> list[Section]:
     title = f"Accuracy, %, mean over severities; corruptions {first.source}"
     table = TextTable(title, ["", *found], rows, best=stressed)
     plot = pages.chart(lambda: charts.accuracy_by_severity(lines), "Accuracy by severity of corruption")
-    return [Section("Corruptions", "", [plot], [table.html()])]
+    return [Section("Corruptions", "", [plot], [pages.part("fold", "Every kind of corruption", [table.html()])])]
 
 
 def _ood(firsts: Mapping[str, Entry]) -> list[Section]:

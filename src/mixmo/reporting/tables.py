@@ -23,7 +23,11 @@ from mixmo.reporting.glossary import CORRUPTED, METRICS, OOD_SCORES
 SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
 """The metrics of the table on screen."""
 
-HELPS = {metric.column: metric.help for metric in METRICS.values()}
+HELPS = {
+    **{metric.column: metric.help for metric in METRICS.values()},
+    **{f"{metric.name}, points": metric.help for metric in METRICS.values()},
+    "McNemar's p": "Probability of a difference in accuracy at least this large if both were right equally often.",
+}
 """What the heading of a column means."""
 
 
