@@ -114,8 +114,18 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
         rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
         d_re, disagreement = (metrics.diversity[key] for key in ("d_re", "disagreement"))
         note = f"diversity: d_re {d_re:.3f}, disagreement {100 * disagreement:.2f} %"
-    cells = [[name, *(METRICS[key].number(values[key]) for key in SCORES)] for name, values in rows.items()]
+    cells = [metrics_row(name, values) for name, values in rows.items()]
     return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
+
+
+def metrics_row(name: str, metrics: Mapping[str, float]) -> list[str]:
+    """Return a row of :func:`metrics_table`.
+
+    Args:
+        name: Its first cell.
+        metrics: Of one network.
+    """
+    return [name, *(METRICS[key].number(metrics[key]) for key in SCORES)]
 
 
 def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
