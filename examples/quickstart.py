@@ -21,7 +21,7 @@ from mixmo.data.module import DataModule
 from mixmo.data.sets import evaluation_loader
 from mixmo.evaluation.inference import predict_logits
 from mixmo.evaluation.results import evaluate_runs
-from mixmo.reporting.tables import figures_row, figures_table
+from mixmo.reporting.tables import metrics_row, metrics_table
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -51,10 +51,10 @@ def main(overrides: list[str]) -> None:
     batches = evaluation_loader(DataModule(data).test, data, torch.device("cpu"))
     logits, targets = predict_logits(fused, batches, Augmentation(data), torch.device("cpu"))
 
-    table = figures_table(evaluate_runs([ensemble]).metrics, "Digits, 360 test images")
+    table = metrics_table(evaluate_runs([ensemble]).metrics, "Digits, 360 test images")
     others = [
-        figures_row(f"fused into one plain {type(fused).__name__}", mixmo.evaluate(logits, targets)),
-        figures_row("single network, trained for as long", evaluate_runs([single]).metrics.average),
+        metrics_row(f"fused into one plain {type(fused).__name__}", mixmo.evaluate(logits, targets)),
+        metrics_row("single network, trained for as long", evaluate_runs([single]).metrics.average),
     ]
     print()
     Console().print(replace(table, rows=[*table.rows, *others]).rich())

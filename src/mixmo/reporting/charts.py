@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,10 +38,14 @@ def loss_curves(runs: Mapping[str, History]) -> Figure:
     Args:
         runs: Rows of :func:`mixmo.evaluation.records.read_history`, at least one, by the run's name.
     """
-    figure, axis = new_axes("Training loss, mean over members", "epoch")
+    members = {
+        name: sum(re.fullmatch(r"train_member_\d+_accuracy", key) is not None for key in rows[-1])
+        for name, rows in runs.items()
+    }
+    mean = ", mean over members" if max(members.values()) > 1 else ""
+    figure, axis = new_axes(f"Training loss{mean}", "epoch")
     for name, rows in runs.items():
-        members = sum(key.startswith("train_member_") and key.endswith("_accuracy") for key in rows[-1])
-        _curve(axis, rows, "train_loss", 1 / max(members, 1), label=label(name, NAME))
+        _curve(axis, rows, "train_loss", 1 / max(members[name], 1), label=label(name, NAME))
     return legend(figure, axis, len(runs) > 1)
 
 

@@ -31,6 +31,7 @@ from mixmo.reporting import html as pages
 from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_tables import (
     COMPARED,
+    SHOWN,
     Replicas,
     as_csv,
     costs_table,
@@ -39,7 +40,7 @@ from mixmo.reporting.comparison_tables import (
     group_replicas,
     metrics_table,
 )
-from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK, SCALED
+from mixmo.reporting.glossary import COSTS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.pictures import IMAGES, disagreements, mistakes
 from mixmo.reporting.sections import (
     Section,
@@ -126,12 +127,15 @@ def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequenc
         *_ood(firsts),
         *_members(groups),
     ]
+    shown = {heading for table in tables for heading in table.header}
+    metrics = [METRICS[key] for key in (*SHOWN, *COSTS) if METRICS[key].column in shown]
     answer = [table.html() for table in tables]
+    meaning = pages.part("fold", "What the columns mean", [pages.part("glossary", metrics)])
     return pages.render(
         "answer.html",
         title=f"Comparison of {', '.join(firsts)}",
         lead=lead_sentence(groups, replicas),
-        answer=[*answer, *(pages.part("sentence", " ".join(notes)) for _ in notes[:1])],
+        answer=[*answer, *(pages.part("sentence", note) for note in notes), meaning],
         sections=sections,
         metrics=_all_metrics(groups),
         reproduce=_reproduce(groups),
@@ -214,7 +218,7 @@ def _corruptions(firsts: Mapping[str, Entry]) -> list[Section]:
     title = f"Accuracy, %, mean over severities; corruptions {first.source}"
     table = TextTable(title, ["", *found], rows, best=stressed)
     plot = pages.chart(lambda: charts.accuracy_by_severity(lines), "Accuracy by severity of corruption")
-    return [Section("Corruptions", "", [plot], [table.html()])]
+    return [Section("Corruptions", "", [plot], [pages.part("fold", "Every kind of corruption", [table.html()])])]
 
 
 def _ood(firsts: Mapping[str, Entry]) -> list[Section]:

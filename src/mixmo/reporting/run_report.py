@@ -121,17 +121,18 @@ def _curves(run: Run) -> list[Section]:
         return [Section("Learning curves", parts=[missing_sentence(error)])]
     if not rows:
         return []
-    names = {
-        key: key.replace("_accuracy", "").replace("_", " ").replace("train", "training").replace("val", "validation")
-        for key in rows[-1]
-        if key.endswith("accuracy")
-    }
+    single = run.config()["model"]["num_members"] == 1
+    names = {}
+    for key in rows[-1]:
+        if key.endswith("accuracy") and not (single and key == "val_member_0_accuracy"):  # as val_accuracy
+            name = key.removesuffix("_accuracy").replace("train", "training").replace("val", "validation")
+            names[key] = (name.removesuffix("_member_0") if single else name).replace("_", " ")
     curves: dict[str, tuple[charts.History, str]] = {name: (rows, key) for key, name in names.items()}
     plots = [pages.chart(lambda: charts.loss_curves({"run": rows}), "Training loss by epoch")]
     if curves:
         plots.append(pages.chart(lambda: charts.accuracy_curves(curves), "Accuracy by epoch"))
     mixed = "Training loss and accuracy are those of the mixtures, which are harder than test images."
-    return [Section("Learning curves", mixed if run.config()["model"]["num_members"] > 1 else "", plots)]
+    return [Section("Learning curves", "" if single else mixed, plots)]
 
 
 def _corruptions(result: EvaluationResult, parts: dict[str, Samples]) -> list[Section]:
@@ -140,7 +141,14 @@ def _corruptions(result: EvaluationResult, parts: dict[str, Samples]) -> list[Se
     who = {name: "" if index == 0 else f"member_{index - 1}" for index, name in enumerate(parts)}
     lines = {name: accuracies(result, prefix) for name, prefix in who.items()}
     plot = pages.chart(lambda: charts.accuracy_by_severity(lines), "Accuracy by severity of corruption")
-    return [Section("Corruptions", "", [plot], [corruption_table(result.corruptions).html()])]
+    return [
+        Section(
+            "Corruptions",
+            "",
+            [plot],
+            [pages.part("fold", "Every kind of corruption", [corruption_table(result.corruptions).html()])],
+        )
+    ]
 
 
 def _ood(result: EvaluationResult) -> list[Section]:

@@ -23,7 +23,11 @@ from mixmo.reporting.glossary import CORRUPTED, METRICS, OOD_SCORES
 SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
 """The metrics of the table on screen."""
 
-HELPS = {metric.column: metric.help for metric in METRICS.values()}
+HELPS = {
+    **{metric.column: metric.help for metric in METRICS.values()},
+    **{f"{metric.name}, points": metric.help for metric in METRICS.values()},
+    "McNemar's p": "Probability of a difference in accuracy at least this large if both were right equally often.",
+}
 """What the heading of a column means."""
 
 
@@ -110,8 +114,18 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
         rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
         d_re, disagreement = (metrics.diversity[key] for key in ("d_re", "disagreement"))
         note = f"diversity: d_re {d_re:.3f}, disagreement {100 * disagreement:.2f} %"
-    cells = [[name, *(METRICS[key].number(values[key]) for key in SCORES)] for name, values in rows.items()]
+    cells = [metrics_row(name, values) for name, values in rows.items()]
     return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
+
+
+def metrics_row(name: str, metrics: Mapping[str, float]) -> list[str]:
+    """Return a row of :func:`metrics_table`.
+
+    Args:
+        name: Its first cell.
+        metrics: Of one network.
+    """
+    return [name, *(METRICS[key].number(metrics[key]) for key in SCORES)]
 
 
 def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
