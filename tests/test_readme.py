@@ -1,5 +1,6 @@
 """What the README shows is what happens: its Python runs, and so does every command (shrunk to seconds)."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -83,3 +84,16 @@ def test_links_lead_somewhere(file):
     path = ROOT / file
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def test_the_tree_has_one_line_for_each_module():
+    """The first line of every module's docstring, under its name."""
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The tree")[2]
+    lines = [" ".join(line.split()) for line in tree.splitlines()]
+    package = ROOT / "src" / "mixmo"
+    for module in sorted(package.rglob("*.py")):
+        if module == package / "__init__.py":
+            continue
+        name = "recipes/__init__.py" if module.parent.name == "recipes" else module.name
+        first = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))).splitlines()[0].rstrip(".")
+        assert f"{name} {first}" in lines, module
