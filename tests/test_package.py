@@ -36,7 +36,9 @@ def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     run(*build, cwd=tmp_path)
     (wheel,) = tmp_path.glob("mixmo-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"mixmo/recipes/bases.yaml", "mixmo/recipes/catalogue.yaml", "mixmo/py.typed"} <= set(names)
+    data = {"py.typed", "config/recipes/bases.yaml", "config/recipes/catalogue.yaml", "reporting/templates/base.html",
+            "reporting/templates/style.css"}  # fmt: skip
+    assert {f"mixmo/{file}" for file in data} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = "import mixmo, mixmo.config.recipes as r; print(mixmo.__file__); print(len(r.catalogue()))"
