@@ -36,7 +36,9 @@ def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     run(*build, cwd=tmp_path)
     (wheel,) = tmp_path.glob("mixmo-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"mixmo/config/recipes/bases.yaml", "mixmo/config/recipes/catalogue.yaml", "mixmo/py.typed"} <= set(names)
+    data = {"py.typed", "config/recipes/bases.yaml", "config/recipes/catalogue.yaml", "reporting/templates/base.html",
+            "reporting/templates/style.css"}  # fmt: skip
+    assert {f"mixmo/{file}" for file in data} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
     assert {f"mixmo/{file.relative_to(ROOT / 'src/mixmo')}" for file in (ROOT / "src/mixmo").rglob("*.py")} <= set(
         names
