@@ -153,7 +153,7 @@ def test_evaluation_needs_no_imports_and_does_none(shared):
     """Neither masks nor the objective are used after training."""
     assert mixmo.load("shared").num_members == 2
     assert main(["test", "shared"]) == 0
-    assert main(["compare", "shared", "shared+shared", "--out=table"]) in (0, 2)
+    assert main(["compare", "shared", "--out=table"]) == 0
     assert untouched(shared)
 
 
