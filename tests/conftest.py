@@ -106,12 +106,12 @@ def observed(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Two runs on the same pictures, of two members and of one, and a folder of strangers of another size."""
+    """Two runs on the same pictures, of two members and of one, and a folder of another dataset of another size."""
     folder = tmp_path_factory.mktemp("trained")
     write_images(folder / "data" / "train", count=12)
     write_images(folder / "data" / "test", count=4, seed=1)
-    write_images(folder / "strangers" / "train", classes=("x", "y"), size=20)
-    write_images(folder / "strangers" / "test", classes=("x", "y"), size=20, seed=2)
+    write_images(folder / "other" / "train", classes=("x", "y"), size=20)
+    write_images(folder / "other" / "test", classes=("x", "y"), size=20, seed=2)
     runs = []
     for name, members in (("two", 2), ("one", 1)):
         words = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]

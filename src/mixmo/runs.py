@@ -2,7 +2,7 @@
 
 ``config.yaml`` every setting as it was asked for · ``checkpoints/`` last, the one before it, and best on validation ·
 ``metrics.csv`` a row per epoch · ``environment.json`` versions, hardware, what followed from it, and what tells whether
-the data changed · ``test.json`` the figures of ``mixmo test``.
+the data changed · ``test.json`` the metrics of ``mixmo test``.
 """
 
 from __future__ import annotations

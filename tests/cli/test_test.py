@@ -115,7 +115,7 @@ def test_a_run_in_a_read_only_folder(trained, tmp_path, monkeypatch, capsys):
 
 def test_ood_datasets_and_classes(trained, capsys):
     folder, run, _ = trained
-    name = f"folder:{folder}/strangers"
+    name = f"folder:{folder}/other"
     assert main(["test", str(run.path), "--ood", name, "--per_class=true"]) == 0
     out = capsys.readouterr().out
     assert "out-of-distribution" in out and "Mutual information" in out and "by class" in out

@@ -266,7 +266,7 @@ def test_a_test_set_may_lack_classes(image_folder, caplog):
     images, classes = DataModule(own).test, DataModule(own).classes
     assert images.labels.tolist() == [2] * 4 and classes == ["cat", "dog", "emu"]
     images, classes = DataModule(settings(image_folder.parent / "images")).other(f"folder:{image_folder}")
-    assert images.labels.tolist() == [0] * 4 and classes == ["emu"]  # strangers have classes of their own
+    assert images.labels.tolist() == [0] * 4 and classes == ["emu"]  # others have classes of their own
 
 
 def test_a_test_set_stands_alone_where_the_training_set_is_not(image_folder):

@@ -33,7 +33,7 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     count(data_module, "open_source", lambda dataset, split, *_: f"{Path(dataset).name} {split}")
     count(data_module, "image_set", lambda source, *_: len(source))
     monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
-    other = f"folder:{folder}/strangers"
+    other = f"folder:{folder}/other"
     result = evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=GENERATED))
     assert list(result.ood) == [other] and list(result.corruptions.kinds) == ["fog"]
     decoded = [call for call in called if call.startswith("image_set")]

@@ -63,10 +63,10 @@ def test_replaced_training_pictures_are_predicted_again(trained, tmp_path):
 
 def test_replaced_pictures_of_another_dataset_are_predicted_again(trained, tmp_path):
     folder, run, _ = trained
-    shutil.copytree(folder / "strangers", tmp_path / "strangers")
-    name = f"folder:{tmp_path}/strangers"
+    shutil.copytree(folder / "other", tmp_path / "other")
+    name = f"folder:{tmp_path}/other"
     before = predict(TrainedRun(run), name).logits
-    replace_pictures(tmp_path / "strangers")
+    replace_pictures(tmp_path / "other")
     assert predict(TrainedRun(run), name).logits.shape != before.shape
 
 
@@ -74,7 +74,7 @@ def test_another_input_size_is_predicted_again(trained, tmp_path):
     """Other datasets are brought to the size of the run's own pictures."""
     folder, run, _ = trained
     run = moved(run, folder, tmp_path)
-    name = f"folder:{folder}/strangers"
+    name = f"folder:{folder}/other"
     before = predict(TrainedRun(run), name).logits
     for split in ("train", "test"):
         shutil.rmtree(tmp_path / "data" / split)

@@ -57,7 +57,7 @@ def test_several_runs_are_one_ensemble(trained):
 def test_sections_and_flat_keys_agree(trained):
     """Each key of the flat dict is a field of the result, and the other way round."""
     folder, run, _ = trained
-    name = f"folder:{folder}/strangers"
+    name = f"folder:{folder}/other"
     result = evaluate_runs([run], EvaluationOptions(ood=[name]))
     flat, metrics = result.flat(), result.metrics
     assert flat["nll"] == metrics.average["nll"] and flat["d_re"] == metrics.diversity["d_re"]
@@ -97,7 +97,7 @@ def test_test_json_has_metrics_and_conventions(trained):
 
 def test_every_key_is_documented(trained):
     folder, run, _ = trained
-    name = f"folder:{folder}/strangers"
+    name = f"folder:{folder}/other"
     flat = evaluate_runs([run], EvaluationOptions(ood=[name])).flat()
     prose = re.sub(r"```.*?```", "", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     documented = set(re.findall(r"`([^`]+)`", prose))

@@ -36,7 +36,7 @@ def pages(trained, tmp_path_factory):
     """The report of two members with everything on it, of one network, and a comparison of three entries."""
     folder, two, one = trained
     out = tmp_path_factory.mktemp("pages")
-    options = EvaluationOptions(ood=[f"folder:{folder}/strangers"], corruptions="generated")
+    options = EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions="generated")
     made = {"two": write_report(two, evaluate_runs([two], options)), "one": write_report(one, evaluate_runs([one]))}
     generator = torch.Generator().manual_seed(0)
     targets = evaluate_runs([one]).predictions.targets
@@ -47,7 +47,7 @@ def pages(trained, tmp_path_factory):
         f"deep ensemble={one.path}+{two.path}",
         f"{out}/a file with a rather long name of its own.npz",
     ]
-    assert main(["compare", *words, "--out", str(out), "--ood", f"folder:{folder}/strangers"]) == 0
+    assert main(["compare", *words, "--out", str(out), "--ood", f"folder:{folder}/other"]) == 0
     return made | {"comparison": out / "comparison.html"}
 
 
@@ -91,7 +91,7 @@ def test_many_classes_with_long_names(tmp_path, chromium):
 
 def test_every_metric_of_an_evaluation_has_a_name(trained):
     folder, two, _ = trained
-    found = evaluate_runs([two], EvaluationOptions(ood=[f"folder:{folder}/strangers"], corruptions="generated"))
+    found = evaluate_runs([two], EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions="generated"))
     keys = {*found.metrics.average, *found.metrics.diversity, *found.metrics.members[0], *found.scaled}
     keys |= {f"corruption/{key}" for key in found.corruptions.means() if "/" not in key}
     assert keys <= set(METRICS)

@@ -29,7 +29,7 @@ def headings(page):
 
 def test_a_report_has_every_section(trained):
     folder, two, one = trained
-    assert main(["test", str(two.path), "--ood", f"folder:{folder}/strangers", "--corruptions"]) == 0
+    assert main(["test", str(two.path), "--ood", f"folder:{folder}/other", "--corruptions"]) == 0
     page = (two.path / "report.html").read_text()
     assert headings(page) == [*SECTIONS, "Corruptions", "Out-of-distribution images"]
     assert page.count("<svg") == 8
@@ -39,7 +39,7 @@ def test_a_report_has_every_section(trained):
         "Mutual information",
         "batch_repetition",
         "torch",
-        "strangers",
+        "other",
     ):
         assert text in page, text
     assert main(["test", str(one.path)]) == 0

@@ -23,8 +23,8 @@ usage: mixmo COMMAND …
 
   fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
   fit RUN                                               go on with a run that was stopped
-  test RUN… [--ood DATASET …] [--corruptions]           figures on the test set, of several runs as one ensemble
-  test --predictions FILE.npz                           the same figures for another program's predictions
+  test RUN… [--ood DATASET …] [--corruptions]           metrics on the test set, of several runs as one ensemble
+  test --predictions FILE.npz                           the same metrics for another program's predictions
   compare RUN RUN+RUN FILE.npz… [--out FOLDER]          side by side, with intervals; folders of seeds too
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask

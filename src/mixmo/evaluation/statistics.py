@@ -1,33 +1,9 @@
-"""Is a difference real? Bootstrap intervals and McNemar's test, over the images of one test set."""
+"""Is a difference real? McNemar's test, over the images of one test set; ``intervals`` has the bootstrap."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
-
-RESAMPLES = 2000
-
-
-def paired_interval(difference: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of paired differences and its 95 % interval (percentile bootstrap over images).
-
-    Args:
-        difference: (N,) one difference for each image.
-
-    Returns:
-        The mean, and the lower and upper ends of the interval, in the unit of the differences.
-
-    Example:
-        >>> mean, low, high = paired_interval(np.tile([0.0, 1.0], 200))
-        >>> mean, low < 0.5 < high
-        (0.5, True)
-    """
-    if np.ptp(difference) == 0:
-        return (float(difference[0]),) * 3
-    found = bootstrap(
-        (difference,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile", rng=np.random.default_rng(0)
-    )
-    return float(difference.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high)
+from scipy.stats import binomtest
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from mixmo.evaluation.comparison import Group
+from mixmo.evaluation.intervals import interval
 from mixmo.reporting.comparison_tables import Replicas, p_text, p_value
 from mixmo.reporting.glossary import METRICS
-from mixmo.reporting.intervals import interval
 
 ACCURACY = METRICS["accuracy"].brief
 

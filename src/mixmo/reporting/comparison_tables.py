@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mixmo.evaluation.comparison import Group, sample_scores
+from mixmo.evaluation.intervals import Array, interval, mean_replicates, replicates
 from mixmo.evaluation.statistics import mcnemar
 from mixmo.names import csv_cell, dataset_name
 from mixmo.reporting.class_charts import Difference
 from mixmo.reporting.glossary import COSTS, MAIN, METRICS, Metric
-from mixmo.reporting.intervals import Array, interval, mean_replicates, replicates
 from mixmo.reporting.tables import TextTable
 
 SHOWN = (*MAIN, "d_re", "corruption/accuracy")

@@ -12,10 +12,10 @@ import numpy as np
 from mixmo.errors import reason
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.intervals import Array, interval
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import printable
 from mixmo.reporting.glossary import MAIN, MAIN_DIVERSITY, METRICS
-from mixmo.reporting.intervals import Array, interval
 from mixmo.runs import Run
 
 logger = logging.getLogger("mixmo")
@@ -65,7 +65,7 @@ def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Arra
     Args:
         run: The run.
         found: Its evaluation.
-        replicas: Those of :func:`mixmo.reporting.intervals.replicates`.
+        replicas: Those of :func:`mixmo.evaluation.intervals.replicates`.
     """
     config, metrics = run.config(), found.metrics.average
     accuracy = METRICS["accuracy"].brief
@@ -115,7 +115,7 @@ def cards(metrics: Mapping[str, float], replicas: Mapping[str, Array]) -> Sequen
 
     Args:
         metrics: Those of the average, and the diversity.
-        replicas: Those of :func:`mixmo.reporting.intervals.replicates`.
+        replicas: Those of :func:`mixmo.evaluation.intervals.replicates`.
     """
     return [
         {

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples, per_sample
+from mixmo.evaluation.intervals import replicates
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
@@ -20,7 +21,6 @@ from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
 from mixmo.reporting.glossary import CORRUPTED, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.headline import cards, lead_sentence
-from mixmo.reporting.intervals import replicates
 from mixmo.reporting.pictures import disagreements, mistakes
 from mixmo.reporting.sections import (
     Section,

@@ -39,7 +39,7 @@ class EpochLog(Callback):
 
 
 def summarise(measured: dict[str, float]) -> str:
-    """Return an epoch's figures in one line; accuracies in %, members in brackets.
+    """Return an epoch's metrics in one line; accuracies in %, members in brackets.
 
     Example:
         >>> members = {f"train_member_{i}_accuracy": 0.5 for i in range(2)}
@@ -58,7 +58,7 @@ def summarise(measured: dict[str, float]) -> str:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, which looks at the figures only when they are new: each look waits for the device.
+    """Lightning's bar, which looks at the metrics only when they are new: each look waits for the device.
 
     Args:
         training: What is trained; counts its reports.
@@ -70,7 +70,7 @@ class ProgressBar(RichProgressBar):
         self._shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return the figures behind the bar."""
+        """Return the metrics behind the bar."""
         if self._training.reports != self._reports or not trainer.training:
             self._reports, self._shown = self._training.reports, super().get_metrics(trainer, pl_module)
         return self._shown

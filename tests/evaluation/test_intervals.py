@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixmo.evaluation import intervals
 from mixmo.evaluation.evaluate import measure
+from mixmo.evaluation.intervals import interval, mean_replicates, replicates
 from mixmo.evaluation.predictions import Predictions
-from mixmo.reporting import intervals
-from mixmo.reporting.intervals import interval, mean_replicates, replicates
 
 
 def drawn(seed, images=60, members=3, classes=4):
