@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 
 from mixmo import evaluate
+from mixmo.cli.benchmark import report
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
-from mixmo.evaluation.benchmark import interleaved, peak_memory, report, summary
+from mixmo.evaluation.benchmark import interleaved, peak_memory, summary
 from mixmo.metrics import OutOfDistribution
 
 MEMBERS = 2

@@ -31,12 +31,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixmo.cli.benchmark import report
 from mixmo.cli.main import main as command
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.deploy.reference import network_from_reference
-from mixmo.evaluation.benchmark import Benchmark, TrainingStep, report, summary
+from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summary
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.runs import Run
 from mixmo.training.fit import fit

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 
 from mixmo import Mixer
-from mixmo.evaluation.benchmark import Benchmark, TrainingStep, interleaved, report, summary
+from mixmo.cli.benchmark import report
+from mixmo.evaluation.benchmark import Benchmark, TrainingStep, interleaved, summary
 from mixmo.masks import KINDS
 
 

@@ -12,9 +12,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from mixmo.cli.benchmark import report
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.evaluation.benchmark import report
 from mixmo.evaluation.results import evaluate_run
 from mixmo.runs import Run
 from mixmo.training.fit import fit

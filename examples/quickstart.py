@@ -14,6 +14,7 @@ from rich.console import Console
 
 import mixmo
 from mixmo.cli.main import main as command
+from mixmo.cli.main import notices
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import Augmentation
@@ -62,4 +63,5 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with notices():
+        main(sys.argv[1:])

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from markupsafe import escape
 from scipy.stats import bootstrap
 
 import mixmo
+from mixmo.cli.compare import show
 from mixmo.cli.main import main
 from mixmo.evaluation.comparison import sample_scores
 from mixmo.evaluation.inference import TrainedRun
@@ -22,8 +24,9 @@ from mixmo.evaluation.results import evaluate_run
 from mixmo.reporting import charts, pictures
 from mixmo.reporting import comparison_page as comparison
 from mixmo.reporting.comparison_lead import lead_sentence
-from mixmo.reporting.comparison_page import compare
 from mixmo.reporting.comparison_tables import differences, group_replicas
+
+compare = partial(comparison.compare, show=show)
 
 
 def test_runs_side_by_side(trained, tmp_path, capsys):

@@ -2,17 +2,64 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from mixmo.config.hardware import default_precision
 from mixmo.config.plan import parse
-from mixmo.evaluation import benchmark
+from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
+from mixmo.files import make_folder, write_text
+from mixmo.runs import environment
 
 
 def run(words: list[str]) -> None:
     """``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
     parser = ArgumentParser(prog="mixmo benchmark", exit_on_error=False)
-    parser.add_class_arguments(benchmark.Benchmark, as_group=False)
+    parser.add_class_arguments(Benchmark, as_group=False)
     parser.add_argument("--save", type=str | None, default=None, help="keep the measurements in a JSON file")
     chosen = parse(parser, words)
     save = chosen.pop("save")
-    benchmark.run(benchmark.Benchmark(**vars(chosen)), save)
+    measure(Benchmark(**vars(chosen)), save)
+
+
+def measure(case: Benchmark, save: str | None = None) -> None:
+    """Measure a case, print it and keep it."""
+    about = asdict(case) | {
+        "device": str(case.device),
+        "precision": case.precision or default_precision(case.device),
+        "threads": torch.get_num_threads(),
+    }
+    report(benchmark(case), about, save)
+
+
+def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
+    """Print tables of numbers; keep them with the environment as JSON if a file is named."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
+    for title, rows in tables.items():
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for label, row in rows.items():
+            table.add_row(label, *(f"{row[column]:.5g}" if column in row else "" for column in columns))
+        console.print(table)
+    if save is not None:
+        rounded = {
+            title: {label: {key: float(f"{value:.5g}") for key, value in row.items()} for label, row in rows.items()}
+            for title, rows in tables.items()
+        }
+        content = {"about": dict(about), "tables": rounded, "environment": environment()}
+        make_folder(Path(save).parent)
+        write_text(Path(save), json.dumps(content, indent=1) + "\n")
+        print(f"kept in {save}")

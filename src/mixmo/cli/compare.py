@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from rich.console import Console
 
 from mixmo.cli.options import add_evaluation, evaluation_options
 from mixmo.config.plan import parse
+from mixmo.names import printable
 from mixmo.reporting.comparison_page import compare
+from mixmo.reporting.tables import TextTable
 
 
 def run(words: list[str]) -> None:
@@ -19,4 +23,11 @@ def run(words: list[str]) -> None:
     parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")
     add_evaluation(parser)
     chosen = parse(parser, words)
-    compare(chosen.networks, Path(chosen.out), evaluation_options(chosen))
+    out = Path(chosen.out)
+    compare(chosen.networks, out, evaluation_options(chosen), show)
+    print(f"written: {printable(str(out / 'comparison.csv'))}, comparison.md and comparison.html")
+
+
+def show(table: TextTable) -> None:
+    """Print a table, in full where the output is no terminal."""
+    Console(width=None if sys.stdout.isatty() else 200).print(table.rich())

@@ -36,6 +36,9 @@ usage: mixmo COMMAND …
 
 COMMANDS = ("fit", "test", "compare", "recipes", "preview", "benchmark")
 
+SHOWN = "mixmo.cli"
+"""The name of the log's handlers."""
+
 STOPPED = 130
 """The exit code of what was stopped, as shells report an interrupt."""
 
@@ -90,16 +93,25 @@ def _kept() -> str:
 
 @contextmanager
 def notices() -> Iterator[None]:
-    """Show what mixmo's log has to say on standard error, a line each."""
-    logger, handler = logging.getLogger("mixmo"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("mixmo: %(message)s"))
+    """Show mixmo's log, a line each: progress on standard output, warnings on standard error."""
+    logger = logging.getLogger("mixmo")
+    if any(handler.name == SHOWN for handler in logger.handlers):  # a command within a command
+        yield
+        return
+    progress, warnings = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    progress.name = warnings.name = SHOWN
+    progress.addFilter(lambda record: record.levelno < logging.WARNING)
+    warnings.setLevel(logging.WARNING)
+    warnings.setFormatter(logging.Formatter("mixmo: %(message)s"))
     propagate, level = logger.propagate, logger.level
-    logger.addHandler(handler)
+    logger.addHandler(progress)
+    logger.addHandler(warnings)
     logger.propagate = False
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(progress)
+        logger.removeHandler(warnings)
         logger.propagate = propagate
         logger.setLevel(level)

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
@@ -31,10 +27,8 @@ from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.sets import DistinctBatch
 from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, one_of
-from mixmo.files import write_text
 from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo, create_backbone
-from mixmo.runs import environment
 from mixmo.training.optimizers import build_optimizer
 
 Rows = dict[str, dict[str, float]]
@@ -361,37 +355,3 @@ def _build_and_call(build: Builder) -> None:
     call = build()
     for _ in range(3):
         call()
-
-
-def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
-    """Print tables of numbers; keep them with the environment as JSON if a file is named."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
-    for title, rows in tables.items():
-        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-        table = Table(title=title, title_justify="left")
-        table.add_column("")
-        for column in columns:
-            table.add_column(column, justify="right")
-        for label, row in rows.items():
-            table.add_row(label, *(f"{row[column]:.5g}" if column in row else "" for column in columns))
-        console.print(table)
-    if save is not None:
-        rounded = {
-            title: {label: {key: float(f"{value:.5g}") for key, value in row.items()} for label, row in rows.items()}
-            for title, rows in tables.items()
-        }
-        content = {"about": dict(about), "tables": rounded, "environment": environment()}
-        Path(save).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(save), json.dumps(content, indent=1) + "\n")
-        print(f"kept in {save}")
-
-
-def run(case: Benchmark, save: str | None = None) -> None:
-    """Measure a case, print it and keep it."""
-    about = asdict(case) | {
-        "device": str(case.device),
-        "precision": case.precision or default_precision(case.device),
-        "threads": torch.get_num_threads(),
-    }
-    report(benchmark(case), about, save)

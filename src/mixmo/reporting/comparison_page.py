@@ -6,14 +6,13 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from markupsafe import Markup
-from rich.console import Console
 
 from mixmo.errors import InputError
 from mixmo.evaluation.comparison import Entry, Group, read_groups
@@ -25,7 +24,7 @@ from mixmo.evaluation.robustness import mean_metrics
 from mixmo.files import make_folder, write_text
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
-from mixmo.names import dataset_name, printable
+from mixmo.names import dataset_name
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
 from mixmo.reporting.comparison_lead import lead_sentence
@@ -60,16 +59,22 @@ SETTINGS = {
 """What tells most of a run."""
 
 
-def compare(words: Sequence[str | Path], out: Path, options: EvaluationOptions | None = None) -> list[Group]:
+def compare(
+    words: Sequence[str | Path],
+    out: Path,
+    options: EvaluationOptions | None = None,
+    show: Callable[[TextTable], None] = lambda table: None,
+) -> list[Group]:
     """Compare networks on their common test set.
 
-    Prints the metrics (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
-    group, and writes ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
+    Shows the metrics (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
+    group, and then writes ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
 
     Args:
         words: What :func:`mixmo.evaluation.comparison.read_groups` takes.
         out: Where to write; made if it is missing.
         options: How runs are evaluated; ``None`` takes the defaults.
+        show: What to do with each table before anything is written.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
@@ -81,12 +86,11 @@ def compare(words: Sequence[str | Path], out: Path, options: EvaluationOptions |
     replicas = group_replicas(groups)
     tables = comparison_tables(groups, replicas)
     for table in tables:
-        Console(width=None if sys.stdout.isatty() else 200).print(table.rich())
+        show(table)
     make_folder(out)
     write_text(out / "comparison.csv", as_csv(groups))
     write_text(out / "comparison.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     write_text(out / "comparison.html", comparison_page(groups, replicas, tables))
-    print(f"written: {printable(str(out / 'comparison.csv'))}, comparison.md and comparison.html")
     return groups
 
 

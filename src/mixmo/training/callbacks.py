@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -11,9 +12,11 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from mixmo.runs import Run
 from mixmo.training.step import Training
 
+log = logging.getLogger("mixmo")
+
 
 class EpochLog(Callback):
-    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and prints a line."""
+    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and logs a line."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -35,7 +38,7 @@ class EpochLog(Callback):
         self.run.append_metrics(row)
         for logger in trainer.loggers:
             logger.log_metrics(measured, trainer.global_step)
-        print(f"epoch {row['epoch']}/{trainer.max_epochs}  {summarise(measured)}", flush=True)
+        log.info("epoch %d/%s  %s", row["epoch"], trainer.max_epochs, summarise(measured))
 
 
 def summarise(measured: dict[str, float]) -> str:
