@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
@@ -68,6 +69,18 @@ def image_folder(tmp_path):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+class Plain(nn.Module):
+    """A classifier of somebody's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.last = nn.Linear(8, 7)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu().mean((2, 3)))
 
 
 class Observed:

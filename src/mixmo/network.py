@@ -109,10 +109,7 @@ class MixMo(nn.Module):
             fresh_heads = not trained or replaced
         others: list[tuple[nn.Module, nn.Module]] = []
         if isinstance(backbone, str) and (not trained or fresh_heads):
-            untrained = options | {"pretrained": False, "checkpoint_path": ""}
-            for _ in range(num_members - 1):
-                part, stem_name, head_name = _divided(create_backbone(backbone, **untrained), names, mix_at)
-                others.append((part.get_submodule(stem_name), part.get_submodule(head_name)))
+            others = [_fresh_parts(backbone, options, names, mix_at) for _ in range(num_members - 1)]
         encoders = _members(first, num_members, not trained, [stem for stem, _ in others])
         heads = _members(classifier, num_members, fresh_heads, [head for _, head in others])
         if trained:
@@ -221,6 +218,15 @@ def _divided(backbone: nn.Module, names: tuple[str, str], mix_at: str | None) ->
     if mix_at is None:
         return backbone, *names
     return split_at(backbone, mix_at), "stem", f"core.{names[1]}"
+
+
+def _fresh_parts(
+    backbone: str, options: dict[str, Any], names: tuple[str, str], mix_at: str | None
+) -> tuple[nn.Module, nn.Module]:
+    """Return stem and head of a backbone that is built for them, without trained weights."""
+    untrained = options | {"pretrained": False, "checkpoint_path": ""}
+    built, stem, head = _divided(create_backbone(backbone, **untrained), names, mix_at)
+    return built.get_submodule(stem), built.get_submodule(head)
 
 
 def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]) -> list[nn.Module]:

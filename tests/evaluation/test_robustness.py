@@ -197,7 +197,7 @@ def test_test_shows_and_keeps_them(trained, few, capsys):
     assert len(cells) == 2 * len(SEVERITIES)
     assert content["corruption/nll"] == pytest.approx(np.mean(cells))
     page = (two.path / "report.html").read_text()
-    assert "<h2>Corruptions</h2>" in page and "top-1 % at severity" in page
+    assert "<h2>Corruptions</h2>" in page and "Accuracy, %, at severity" in page
 
 
 def test_means_and_tables(trained, few):

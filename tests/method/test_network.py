@@ -1,12 +1,11 @@
 """MixMo around backbones of many families, and fusing."""
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
-import torch.utils.checkpoint
+from conftest import Plain
 from torch import nn
 
 import mixmo
@@ -89,24 +88,6 @@ def test_backbones_that_cannot_be_wrapped_are_refused(name, message):
         mixmo.MixMo(name, num_members=2, num_classes=5)
 
 
-def test_a_stem_that_sees_no_whole_images_is_refused():
-    net = mixmo.MixMo("tnt_s_patch16_224", num_members=2, num_classes=5)
-    with pytest.raises(ValueError, match="changes its input before its stem"):
-        net(torch.zeros(2, 2, 3, 224, 224), torch.full((2, 2, 1, 56, 56), 0.5))
-
-
-class Plain(nn.Module):
-    """A classifier of somebody's own."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.last = nn.Linear(8, 7)
-
-    def forward(self, x):
-        return self.last(self.first(x).relu().mean((2, 3)))
-
-
 @pytest.mark.parametrize("members", [1, 2, 3, 5])
 def test_any_module_with_its_stem_and_head_named(members):
     own = Plain()
@@ -186,101 +167,6 @@ def test_a_new_head_on_trained_weights_is_drawn_for_each_member():
     assert not torch.isclose(own.heads[0].weight, own.heads[1].weight).any()
 
 
-class ScaledConv(nn.Conv2d):
-    """A convolution that is not linear in its weight."""
-
-    def forward(self, x):
-        return super().forward(x) * self.weight.std()
-
-
-class CosineHead(nn.Linear):
-    """A head that is not linear in its weight."""
-
-    def forward(self, x):
-        return nn.functional.linear(x, nn.functional.normalize(self.weight, dim=1))
-
-
-@pytest.mark.parametrize(("part", "name"), [(ScaledConv(3, 8, 3, padding=1), "first"), (CosineHead(8, 7), "last")])
-def test_subclasses_of_plain_layers_are_not_fused(part, name):
-    own = Plain()
-    setattr(own, name, part)
-    net = mixmo.MixMo(own, num_members=2, stem="first", head="last")
-    with pytest.raises(ValueError, match=type(part).__name__):
-        mixmo.fuse(net)
-
-
-def test_a_fused_network_that_answers_otherwise_is_not_returned():
-    net = mixmo.MixMo(Plain(), num_members=2, stem="first", head="last")
-    net.heads[1].register_forward_hook(lambda module, inputs, output: output.square())
-    with pytest.raises(ValueError, match="would answer otherwise: its logits"):
-        mixmo.fuse(net)
-
-
-def test_fusing_needs_an_image_that_the_network_takes():
-    class Picky(Plain):
-        def forward(self, x):
-            assert x.shape[-1] == 17
-            return super().forward(x)
-
-    net = mixmo.MixMo(Picky(), num_members=2, stem="first", head="last")
-    with pytest.raises(ValueError, match="image_size="):
-        mixmo.fuse(net)
-    images = torch.randn(2, 3, 17, 17)
-    torch.testing.assert_close(mixmo.fuse(net, (17, 17))(images), net(images).mean(1), atol=1e-5, rtol=1e-5)
-
-
-class Checkpointed(Plain):
-    """Computes its stem again in the backward pass."""
-
-    def forward(self, x):
-        features = torch.utils.checkpoint.checkpoint(self.first, x, use_reentrant=self.reentrant)
-        return self.last(features.relu().mean((2, 3)))
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_keeps_the_masks(reentrant):
-    torch.manual_seed(0)
-    own = Plain()
-    again = Checkpointed()
-    again.load_state_dict(own.state_dict())
-    again.reentrant = reentrant
-    inputs, gradients = torch.randn(4, 2, 3, 9, 9, requires_grad=True), []
-    mask = (torch.arange(9) < 4).float().expand(4, 1, 1, 9, 9)
-    for backbone in (own, again):
-        torch.manual_seed(1)
-        net = mixmo.MixMo(backbone, num_members=2, stem="first", head="last")
-        net(inputs, torch.cat([mask, 1 - mask], 1)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in net.parameters()])
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-class Normalised(Plain):
-    """Changes its input before its stem."""
-
-    def forward(self, x):
-        return super().forward((x - 0.5) / 0.25)
-
-
-class Shortened(Plain):
-    """Shows its stem the first image only."""
-
-    def forward(self, x):
-        return super().forward(x[:, :3])
-
-
-@pytest.mark.parametrize("backbone", [Normalised, Shortened])
-def test_a_backbone_that_changes_its_input_takes_no_mixtures(backbone):
-    """Masks travel in it: they are no pixels to be normalised."""
-    net = mixmo.MixMo(backbone(), num_members=2, stem="first", head="last")
-    masks = torch.full((4, 2, 1, 9, 9), 0.5)
-    with pytest.raises(ValueError, match="the backbone changes its input before its stem"):
-        net(torch.randn(4, 2, 3, 9, 9), masks)
-    assert net(torch.randn(4, 3, 9, 9)).shape == (4, 2, 7)
-    single = mixmo.MixMo(backbone(), num_members=1, stem="first", head="last")
-    assert single(torch.randn(4, 1, 3, 9, 9)).shape == (4, 1, 7)
-
-
 def test_a_checkpoint_of_timms_is_trained(tmp_path):
     torch.save(timm.create_model("wide_resnet10_1", num_classes=5).state_dict(), tmp_path / "weights.pth")
     options = {"num_classes": 5, "checkpoint_path": str(tmp_path / "weights.pth")}
@@ -291,47 +177,6 @@ def test_a_checkpoint_of_timms_is_trained(tmp_path):
         torch.testing.assert_close(net(images)[:, member], plain(images), atol=1e-5, rtol=1e-5)
     fresh = mixmo.MixMo("wide_resnet10_1", num_members=2, fresh_heads=True, **options)
     assert not torch.isclose(fresh.heads[0].weight, fresh.heads[1].weight).any()
-
-
-def test_hooks_of_a_stem_are_called_for_images_too():
-    net = mixmo.MixMo(Plain(), num_members=2, stem="first", head="last")
-    net.encoders[1].register_forward_hook(lambda module, inputs, output: output * 2)
-    images = torch.randn(4, 3, 9, 9)
-    torch.testing.assert_close(net(images), net(images[:, None].expand(4, 2, 3, 9, 9)))
-
-
-def test_threads_share_a_network():
-    """Images and mixtures with masks of their own, from eight threads at once; the module is what it was."""
-    torch.manual_seed(0)
-    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    parameters = dict(net.named_parameters())
-    cases = []
-    for count in range(1, 9):
-        mask = (torch.arange(16) < 2 * count).float().expand(count, 1, 1, 16, 16)
-        cases.append((torch.randn(count, 2, 3, 16, 16), torch.cat([mask, 1 - mask], 1)))
-    with torch.inference_mode():
-        expected = [(net(inputs[:, 0]), net(inputs, masks)) for inputs, masks in cases]
-
-    def ask(number):
-        (inputs, masks), (images_logits, logits) = cases[number % 8], expected[number % 8]
-        with torch.inference_mode():
-            return torch.equal(net(inputs[:, 0]), images_logits) and torch.equal(net(inputs, masks), logits)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, range(200)))
-    assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
-    assert all(parameter is parameters[name] for name, parameter in net.named_parameters())
-
-
-def test_fusing_leaves_the_network_as_it_is():
-    net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    plain = mixmo.fuse(net)
-    with torch.no_grad():
-        plain.conv_stem.weight.zero_()
-        plain.stages[0][0].conv1.weight.zero_()
-    assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
 
 
 @pytest.mark.parametrize(

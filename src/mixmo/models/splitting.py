@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from mixmo.errors import InputError, one_of
+from mixmo.errors import InputError, one_of, reason
 
 
 class SplitBackbone(nn.Module):
@@ -48,22 +48,8 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
         True
     """
     kind = type(backbone).__name__
-    one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
-    try:
-        nodes = list(_Tracer(name).trace(backbone).nodes)
-    except Exception as error:  # whatever the backbone's own code makes of proxies
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason}).") from error
-    calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
-    if len(calls) != 1:
-        raise InputError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
-    frozen = [node.name for node in nodes if "training" in node.kwargs]
-    if frozen:
-        raise InputError(
-            f"{kind} cannot be cut at {name!r}: its code tells training from evaluation in {frozen[0]!r}, which would "
-            "be frozen; leave out drop_rate."
-        )
-    before, cut, after = nodes[: calls[0]], nodes[calls[0]], nodes[calls[0] + 1 :]
+    nodes, place = _followed(backbone, name, kind)
+    before, cut, after = nodes[:place], nodes[place], nodes[place + 1 :]
 
     first, second = fx.Graph(), fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -86,6 +72,25 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
     for node in after:
         copied[node] = second.node_copy(node, in_second)
     return SplitBackbone(fx.GraphModule(backbone, first, kind), fx.GraphModule(backbone, second, kind))
+
+
+def _followed(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node], int]:
+    """Return the steps of a backbone's forward, and which of them is the module to cut behind."""
+    one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
+    try:
+        nodes = list(_Tracer(name).trace(backbone).nodes)
+    except Exception as error:  # whatever the backbone's own code makes of proxies
+        raise InputError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason(error)}).") from error
+    calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
+    if len(calls) != 1:
+        raise InputError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
+    frozen = [node.name for node in nodes if "training" in node.kwargs]
+    if frozen:
+        raise InputError(
+            f"{kind} cannot be cut at {name!r}: its code tells training from evaluation in {frozen[0]!r}, which would "
+            "be frozen; leave out drop_rate."
+        )
+    return nodes, calls[0]
 
 
 class _Tracer(fx.Tracer):
