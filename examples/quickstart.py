@@ -58,7 +58,7 @@ def main(overrides: list[str]) -> None:
         metrics_row("single network, trained for as long", evaluate_runs([single]).metrics.average),
     ]
     print()
-    Console().print(replace(table, rows=[*table.rows, *others]).rich())
+    Console(width=None if sys.stdout.isatty() else 120).print(replace(table, rows=[*table.rows, *others]).rich())
     print(f"\nThe runs' folders: {ensemble.path} and {single.path}")
 
 
