@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
+from mixmo.evaluation import predictions
 from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.training.fit import fit
@@ -160,6 +162,41 @@ addEventListener("load", () => {{
 </script>
 """
 """Measures a page in a frame of any width (windows are never narrower than 500 pixels)."""
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The datasets for which a network predicted."""
+    honest, asked = predictions._computed, []
+
+    def counted(run, dataset, *rest):
+        asked.append(dataset)
+        return honest(run, dataset, *rest)
+
+    monkeypatch.setattr(predictions, "_computed", counted)
+    return asked
+
+
+def answers_of_threads(net, size, calls):
+    """Eight threads ask one network for images and for mixtures with masks of their own, eight cases in turn.
+
+    Returns how many of the calls answer as one thread alone does.
+    """
+    _, height, width = net.encoder_shape(size, size)
+    cases = []
+    for count in range(1, 9):
+        mask = (torch.arange(width) < count * width // 9).float().expand(count, 1, 1, height, width)
+        cases.append((torch.randn(count, 2, 3, size, size), torch.cat([mask, 1 - mask], 1)))
+    with torch.inference_mode():
+        expected = [(net(inputs[:, 0]), net(inputs, masks)) for inputs, masks in cases]
+
+    def ask(number):
+        (inputs, masks), (images_logits, logits) = cases[number % 8], expected[number % 8]
+        with torch.inference_mode():
+            return torch.equal(net(inputs[:, 0]), images_logits) and torch.equal(net(inputs, masks), logits)
+
+    with ThreadPoolExecutor(8) as pool:
+        return sum(pool.map(ask, range(calls)))
 
 
 @pytest.fixture

@@ -14,26 +14,13 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.evaluation import inference, predictions
+from mixmo.evaluation import inference
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.results import evaluate_predictions
 from mixmo.metrics.ood import ood_scores
 from mixmo.runs import Run
 from mixmo.training.fit import fit
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The datasets for which a network predicted."""
-    honest, asked = predictions._computed, []
-
-    def counted(run, dataset, *rest):
-        asked.append(dataset)
-        return honest(run, dataset, *rest)
-
-    monkeypatch.setattr(predictions, "_computed", counted)
-    return asked
 
 
 @pytest.mark.parametrize("command", ["test", "compare"])

@@ -91,19 +91,6 @@ def test_predictions_without_their_pictures_are_missing(trained, tmp_path):
         predict(TrainedRun(run))
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """The datasets for which a network predicted."""
-    honest, asked = predictions._computed, []
-
-    def counted(run, dataset, *rest):
-        asked.append(dataset)
-        return honest(run, dataset, *rest)
-
-    monkeypatch.setattr(predictions, "_computed", counted)
-    return asked
-
-
 def test_kept_predictions_of_another_version_are_not_used(trained, monkeypatch, computed):
     _, run, _ = trained
     predict(TrainedRun(run))

@@ -1,11 +1,9 @@
 """The stem: masks travel with the call, through checkpointing, hooks and threads."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torch.utils.checkpoint
-from conftest import Plain
+from conftest import Plain, answers_of_threads
 
 import mixmo
 
@@ -81,19 +79,6 @@ def test_threads_share_a_network():
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     parameters = dict(net.named_parameters())
-    cases = []
-    for count in range(1, 9):
-        mask = (torch.arange(16) < 2 * count).float().expand(count, 1, 1, 16, 16)
-        cases.append((torch.randn(count, 2, 3, 16, 16), torch.cat([mask, 1 - mask], 1)))
-    with torch.inference_mode():
-        expected = [(net(inputs[:, 0]), net(inputs, masks)) for inputs, masks in cases]
-
-    def ask(number):
-        (inputs, masks), (images_logits, logits) = cases[number % 8], expected[number % 8]
-        with torch.inference_mode():
-            return torch.equal(net(inputs[:, 0]), images_logits) and torch.equal(net(inputs, masks), logits)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, range(200)))
+    assert answers_of_threads(net, 16, 200) == 200
     assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
     assert all(parameter is parameters[name] for name, parameter in net.named_parameters())
