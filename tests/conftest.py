@@ -68,6 +68,15 @@ def image_folder(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures for several runs, which change none of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder / "train")
+    write_images(folder / "test", count=4, seed=1)
+    return folder
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

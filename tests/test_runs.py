@@ -11,7 +11,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
 
 import mixmo
 from mixmo import checkpoints
@@ -34,14 +33,6 @@ def longer(run, epochs):
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("max_epochs: 3", f"max_epochs: {epochs}"))
     fit(make_plan(run.resumed_config()), run, resume=True)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_images(folder / "train")
-    write_images(folder / "test", count=4, seed=1)
-    return folder
 
 
 @pytest.fixture(scope="module")

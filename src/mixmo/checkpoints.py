@@ -50,8 +50,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             raise writer.error or error from error
         file.seek(-2, os.SEEK_END)
         file.write(SEAL.to_bytes(2, "little"))  # the length of the comment, which ends a zip file
-        digest = _digest(file, file.tell())
-        file.write(MARK + digest.encode())
+        seal = digest(file, file.tell())
+        file.write(MARK + seal.encode())
 
 
 class _Writer:
@@ -93,7 +93,7 @@ def load(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         file.seek(max(size, 0))
         seal = file.read()
-        if not seal.startswith(MARK) or seal[len(MARK) :].decode("ascii", "replace") != _digest(file, size):
+        if not seal.startswith(MARK) or seal[len(MARK) :].decode("ascii", "replace") != digest(file, size):
             raise InputError(f"{path} is damaged: its content does not have the digest that was written with it.")
     try:
         packed = [entry for entry in zipfile.ZipFile(path).infolist() if entry.compress_size != entry.file_size]
@@ -117,7 +117,7 @@ def _numbers(state: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in state.items() if isinstance(value, int | float)}
 
 
-def _digest(file: IO[bytes], size: int) -> str:
+def digest(file: IO[bytes], size: int) -> str:
     """Return the SHA-256 of a file's first bytes, in hexadecimal; the file is then read up to there."""
     file.seek(0)
     found = hashlib.sha256()

@@ -260,9 +260,9 @@ class Run:
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Return the rows of ``metrics.csv``, none if there is no such file yet."""
-        if not self.metrics_file.is_file():
-            return []
         try:
+            if not self.metrics_file.is_file():
+                return []
             with self.metrics_file.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             if all(int(row["epoch"]) > 0 and None not in row and None not in row.values() for row in rows):

@@ -20,14 +20,6 @@ FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--
 FAST += ["--trainer.max_epochs=1"]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    write_images(folder / "train")
-    write_images(folder / "test", count=4, seed=1)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -10,8 +10,10 @@ from conftest import data_of
 from PIL import Image
 
 from mixmo.config.settings import DataSettings
+from mixmo.data import module
 from mixmo.data.batches import Augmentation, BatchMaker
 from mixmo.data.folders import FileImages
+from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, InMemoryImages, evaluation_loader, train_loader
 from mixmo.errors import InputError
 from mixmo.mixing import Mixer
@@ -355,3 +357,18 @@ def test_a_batch_is_a_function_of_its_generator(generator):
         maker(own, pixels=PixelMixer("mixup"))(batch, torch.Generator().manual_seed(5), 0.3) for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_another_dataset_is_listed_once(image_folder, monkeypatch):
+    honest, opened = module.open_source, []
+
+    def counted(name, *rest):
+        opened.append(name)
+        return honest(name, *rest)
+
+    monkeypatch.setattr(module, "open_source", counted)
+    data = DataModule(DataSettings(name="digits", channels=1))
+    other = f"folder:{image_folder}"
+    assert data.fingerprint("test", other) == data.fingerprint("test", other)
+    assert len(data.other(other)[0])
+    assert opened.count(other) == 1

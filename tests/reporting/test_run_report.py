@@ -11,6 +11,7 @@ from markupsafe import escape
 
 from mixmo.cli import test as command
 from mixmo.cli.main import main
+from mixmo.data import module
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
@@ -102,6 +103,20 @@ def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, capsys):
     assert "could not be drawn: no font." in page and page.count("<svg") == 5
     assert capsys.readouterr().err.count("could not be drawn") == 1
     assert json.loads((two.path / "test.json").read_text())["about"]["images"] == 12
+
+
+def test_a_page_opens_the_test_set_once(trained, monkeypatch):
+    """Beside evaluation; both rows of images, mistakes and disagreements, are of one DataModule."""
+    _, two, _ = trained
+    honest, opened = module.open_source, []
+
+    def counted(name, split, *rest):
+        opened.append(split)
+        return honest(name, split, *rest)
+
+    monkeypatch.setattr(module, "open_source", counted)
+    assert main(["test", str(two.path)]) == 0
+    assert opened.count("test") == 2
 
 
 def test_metrics_are_written_before_the_page(trained, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, why
-from mixmo.data.sources import Source, hashed
+from mixmo.data.sources import Source, hashed, stamp
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
 from mixmo.errors import InputError
 from mixmo.names import printable
@@ -84,13 +84,7 @@ class TarImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the archives' names, sizes and, if asked for, modification times, and of the members'."""
-        parts = []
-        for archive in self.archives:
-            try:
-                status = os.stat(archive)
-            except OSError:  # gone since it was listed; reading it says so
-                continue
-            parts += [os.path.basename(archive), f"{status.st_size} {status.st_mtime_ns if times else ''}"]
+        parts = [part for file in self.archives for part in (os.path.basename(file), stamp(file, times))]
         return hashed(parts + [f"{member.path} {member.size}" for member in self.members])
 
     def _compressed(self) -> dict[tuple[int, int], bytes]:

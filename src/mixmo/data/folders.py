@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, too_long, why
-from mixmo.data.sources import Source, hashed
+from mixmo.data.sources import Source, hashed, stamp
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
 from mixmo.errors import InputError
 from mixmo.names import printable
@@ -43,14 +43,7 @@ class FileImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the files' paths below the folder, their sizes and, if asked for, modification times."""
-        return hashed(part for index in range(len(self.paths)) for part in self._stamp(index, times))
-
-    def _stamp(self, index: int, times: bool) -> tuple[str, str]:
-        try:
-            status = os.stat(self.name(index))
-        except OSError:  # gone since it was listed; reading it says so
-            return self.paths[index], ""
-        return self.paths[index], f"{status.st_size} {status.st_mtime_ns if times else ''}"
+        return hashed(part for i, path in enumerate(self.paths) for part in (path, stamp(self.name(i), times)))
 
 
 def open_class_folders(folder: Path) -> Source:

@@ -43,6 +43,7 @@ class DataModule:
 
     def __init__(self, settings: DataSettings, seed: int = 0, check: bool = False) -> None:
         self.settings, self.seed, self.check = settings, seed, check
+        self._others: dict[str, Source] = {}
 
     @property
     def classes(self) -> list[str]:
@@ -91,7 +92,8 @@ class DataModule:
         Args:
             name: As for ``data.name``.
         """
-        source = self._open("test", name)
+        source = self._other_source(name)
+        del self._others[name]  # compressed tar files stay in memory with it once they are read
         return image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def image(self, index: int) -> np.ndarray:
@@ -117,7 +119,7 @@ class DataModule:
             other: Another dataset's name, in place of these test images.
         """
         if other is not None:
-            return self._open("test", other).fingerprint()
+            return self._other_source(other).fingerprint()
         if split == "train":
             return self._train_source.fingerprint(times=False)
         if split == "validation":
@@ -140,6 +142,12 @@ class DataModule:
     def _open(self, split: str, name: str | None = None) -> Source:
         own = self.settings
         return open_source(name or own.name, split, own.root, own.download)
+
+    def _other_source(self, name: str) -> Source:
+        """The test set of another dataset, listed once for its fingerprint and its images."""
+        if name not in self._others:
+            self._others[name] = self._open("test", name)
+        return self._others[name]
 
     @cached_property
     def _train_source(self) -> Source:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -123,6 +124,15 @@ def hashed(parts: Iterable[str | bytes | np.ndarray]) -> str:
         sha.update(f"{kind}{len(content)} ".encode())
         sha.update(content)
     return sha.hexdigest()
+
+
+def stamp(file: str, times: bool) -> str:
+    """Return a file's size and, if asked for, its modification time; nothing if it is gone: reading it says so."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns if times else ''}"
 
 
 @dataclass(frozen=True)

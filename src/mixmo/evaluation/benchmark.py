@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.sets import DistinctBatch
 from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, one_of
+from mixmo.evaluation.inference import autocast
 from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo, create_backbone
 from mixmo.training.optimizers import build_optimizer
@@ -88,10 +89,9 @@ class Benchmark:
         """The batches."""
         return DataSettings(batch_size=self.batch_size, batch_repetition=self.batch_repetition)
 
-    def autocast(self, fast: bool = True) -> Any:
+    def autocast(self, fast: bool = True) -> torch.autocast:
         """Return the context of the precision; float32 for the reference."""
-        precision = self.precision or default_precision(self.device)
-        return torch.autocast(self.device.type, torch.bfloat16) if fast and precision != "32-true" else nullcontext()
+        return autocast(self.device, (self.precision or default_precision(self.device)) if fast else "32-true")
 
     def network(self, members: int, fast: bool = True) -> nn.Module:
         """Return MixMo with M members, or the plain network for 0."""

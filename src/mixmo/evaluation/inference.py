@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmo.checkpoints import digest
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.settings import DataSettings
@@ -68,7 +68,9 @@ class TrainedRun:
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the checkpoint's file, in hexadecimal."""
-        return hashlib.sha256(self.run.checkpoint_file(self.checkpoint).read_bytes()).hexdigest()
+        file = self.run.checkpoint_file(self.checkpoint)
+        with file.open("rb") as content:
+            return digest(content, file.stat().st_size)
 
     @cached_property
     def network(self) -> Network:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from typing import Any
 
@@ -19,13 +18,7 @@ def read_history(run: Run) -> list[dict[str, float]]:
     Raises:
         InputError: if it is damaged, naming the row and the column.
     """
-    try:
-        rows = run.read_metrics()
-    except InputError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{run.metrics_file} cannot be read: {reason(error)}.") from error
-    return [_numbers(run, number, row) for number, row in enumerate(rows, 1)]
+    return [_numbers(run, number, row) for number, row in enumerate(run.read_metrics(), 1)]
 
 
 def _numbers(run: Run, number: int, row: dict[str, str]) -> dict[str, float]:
@@ -50,8 +43,6 @@ def read_environment(run: Run) -> dict[str, Any]:
     file = run.path / "environment.json"
     try:
         content = run.read_json(file.name)
-    except InputError:
-        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {reason(error)}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("command"), str):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from markupsafe import Markup
 
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.comparison import Entry, Group, read_groups
 from mixmo.evaluation.evaluate import Samples
@@ -176,26 +177,24 @@ def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples]) -> list[S
     known = next((entry for entry in firsts.values() if entry.runs), None)
     if known is None:
         return []
-    run, shown = known.runs[0], known.result.predictions  # files may lack names of classes
-    found = [mistakes(name, run, shown, samples, IMAGES // 2) for name, samples in parts.items()]
+    data, shown = DataModule(known.runs[0].settings().data), known.result.predictions  # files may lack names of classes
+    found = [mistakes(name, data, shown, samples, IMAGES // 2) for name, samples in parts.items()]
     if len(firsts) > 1:
         logits = torch.stack([mean_logits(entry.result.predictions.logits).double() for entry in firsts.values()], 1)
         together = Predictions(logits, shown.targets, shown.classes)
         uncertainty = ood_scores(logits)["mutual_information"]
-        found.insert(0, disagreements("Images on which they disagree most", run, together, uncertainty, parts))
+        found.insert(0, disagreements("Images on which they disagree most", data, together, uncertainty, parts))
     return [Section("Images", parts=found)]
 
 
 def _curves(groups: Sequence[Group]) -> list[Section]:
     known, parts = {}, []
-    runs = [run for group in groups for entry in group.entries for run in entry.runs]
-    names = [run.path.name for run in runs]
-    for run in {str(run.path): run for run in runs}.values():
+    runs = _runs(groups)
+    distinct = len({run.path.name for run in runs}) == len(runs)
+    for run in runs:
         try:
             if rows := read_history(run):
-                known[run.path.name if len(set(names)) == len({str(each.path) for each in runs}) else str(run.path)] = (
-                    rows
-                )
+                known[run.path.name if distinct else str(run.path)] = rows
         except InputError as error:
             parts.append(missing_sentence(error))
     plots = []
@@ -273,19 +272,24 @@ def _all_metrics(groups: Sequence[Group]) -> list[Markup]:
 
 def _reproduce(groups: Sequence[Group]) -> list[Markup]:
     """Return the command of the comparison, those that trained the runs, and the first one's environment."""
-    runs = {str(run.path): run for group in groups for entry in group.entries for run in entry.runs}
+    runs = _runs(groups)
     made, missing = [], []
-    for run in runs.values():
+    for run in runs:
         try:
             made.append(read_environment(run))
         except InputError as error:
             missing.append(missing_sentence(error))
     commands = [each["command"] for each in made] + [shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])]
-    parts = [_settings(list(runs.values()))] if runs else []
+    parts = [_settings(runs)] if runs else []
     parts.append(pages.part("listing", "Commands", "\n".join(commands)))
     if made:
         parts.append(pages.part("listing", "Environment", json.dumps(made[0], indent=2, ensure_ascii=False)))
     return [*parts, *missing]
+
+
+def _runs(groups: Sequence[Group]) -> list[Run]:
+    """Return the runs of all groups, each once."""
+    return list({str(run.path): run for group in groups for entry in group.entries for run in entry.runs}.values())
 
 
 def _settings(runs: Sequence[Run]) -> Markup:

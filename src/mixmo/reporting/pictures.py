@@ -11,7 +11,6 @@ from mixmo.data.module import DataModule
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
 from mixmo.reporting import html as pages
-from mixmo.runs import Run
 
 IMAGES = 12
 
@@ -51,12 +50,12 @@ def disagreed(predictions: Predictions, uncertainty: torch.Tensor, count: int) -
 
 
 def image_grid(
-    run: Run, tested: Predictions, numbers: Sequence[int], lines: Callable[[int], list[str]]
+    data: DataModule, tested: Predictions, numbers: Sequence[int], lines: Callable[[int], list[str]]
 ) -> list[dict[str, object]]:
     """Return test images with the lines below them.
 
     Args:
-        run: Whose test set.
+        data: Whose test set.
         tested: Predictions on it.
         numbers: Which images.
         lines: What was predicted of an image, by its number.
@@ -65,7 +64,6 @@ def image_grid(
         MissingError: if the dataset is missing.
         InputError: if it is damaged.
     """
-    data = DataModule(run.settings().data)
     images = [data.image(number) for number in numbers]
     found: list[dict[str, object]] = []
     for number, image in zip(numbers, images, strict=True):
@@ -76,18 +74,18 @@ def image_grid(
 
 
 def grid(
-    heading: str, run: Run, tested: Predictions, numbers: Sequence[int], lines: Callable[[int], list[str]]
+    heading: str, data: DataModule, tested: Predictions, numbers: Sequence[int], lines: Callable[[int], list[str]]
 ) -> Markup:
     """Return :func:`image_grid` under a heading; a sentence where images cannot be read."""
-    return pages.guarded(lambda: pages.part("images", heading, image_grid(run, tested, numbers, lines)), heading)
+    return pages.guarded(lambda: pages.part("images", heading, image_grid(data, tested, numbers, lines)), heading)
 
 
-def mistakes(name: str, run: Run, tested: Predictions, samples: Samples, count: int = IMAGES) -> Markup:
+def mistakes(name: str, data: DataModule, tested: Predictions, samples: Samples, count: int = IMAGES) -> Markup:
     """Return the most confident mistakes of a network.
 
     Args:
         name: Of the network; empty where there is one only.
-        run: Whose test set.
+        data: Whose test set.
         tested: Whose names of classes are shown.
         samples: What is known of the network's predictions.
         count: How many at most.
@@ -101,17 +99,17 @@ def mistakes(name: str, run: Run, tested: Predictions, samples: Samples, count: 
         predicted = tested.classes[int(samples.predicted[number])]
         return [f"predicted: {predicted} ({100 * samples.confidence[number]:.0f} %)"]
 
-    return grid(heading, run, tested, numbers, lines)
+    return grid(heading, data, tested, numbers, lines)
 
 
 def disagreements(
-    heading: str, run: Run, tested: Predictions, uncertainty: torch.Tensor, who: Mapping[str, Samples]
+    heading: str, data: DataModule, tested: Predictions, uncertainty: torch.Tensor, who: Mapping[str, Samples]
 ) -> Markup:
     """Return the images on which networks disagree, with what each predicts.
 
     Args:
         heading: Above them.
-        run: Whose test set.
+        data: Whose test set.
         tested: Predictions (N, M, K) of the M networks.
         uncertainty: (N,) disagreement, by which images are chosen.
         who: What is known of the networks' predictions, by name.
@@ -126,4 +124,4 @@ def disagreements(
             for name, samples in who.items()
         ]
 
-    return grid(heading, run, tested, numbers, lines)
+    return grid(heading, data, tested, numbers, lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.intervals import replicates
@@ -106,11 +107,12 @@ def networks(tested: Predictions) -> dict[str, Samples]:
 
 def _images(run: Run, tested: Predictions, parts: dict[str, Samples]) -> Section:
     average, *members = parts.items()
-    shown = [mistakes("", run, tested, average[1])]
+    data = DataModule(run.settings().data)
+    shown = [mistakes("", data, tested, average[1])]
     if tested.logits.shape[1] > 1:
         uncertainty = ood_scores(tested.logits)["mutual_information"]
         heading = "Images on which members disagree most"
-        shown.append(disagreements(heading, run, tested, uncertainty, dict(members or [average])))
+        shown.append(disagreements(heading, data, tested, uncertainty, dict(members or [average])))
     return Section("Images", parts=shown)
 
 

@@ -52,12 +52,7 @@ def _problems(content: Mapping[str, Any], training: Training) -> Iterator[str]:
         done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]  # type: ignore[index]
     except (TypeError, KeyError, IndexError):
         done = None
-    if (
-        not _is_count(done)
-        or not _is_count(epoch)
-        or done != int(epoch or 0) + 1
-        or not all(_is_plain(leaf) for leaf in _leaves(loops))
-    ):
+    if not _is_count(done) or done != content["epoch"] + 1 or not all(_is_plain(leaf) for leaf in _leaves(loops)):
         yield "its counters of epochs and steps are damaged"
 
 
