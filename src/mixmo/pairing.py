@@ -42,12 +42,13 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
     return batch_size // batch_repetition
 
 
-def check_input_repetition(input_repetition: float, num_members: int) -> None:
+def check_input_repetition(input_repetition: float, num_members: int, name: str = "input_repetition") -> None:
     """Refuse a share of equal inputs that is out of range or leaves nothing to mix.
 
     Args:
         input_repetition: rho in [0, 1).
         num_members: M.
+        name: What to call it in the error.
 
     Raises:
         InputError: if rho is outside [0, 1], or 1 with more than one member.
@@ -56,11 +57,11 @@ def check_input_repetition(input_repetition: float, num_members: int) -> None:
         >>> check_input_repetition(0.5, num_members=2)
     """
     if not 0 <= input_repetition <= 1:
-        raise InputError(f"input_repetition is {input_repetition}; it is a share between 0 and 1.")
+        raise InputError(f"{name} is {input_repetition}; it is a share between 0 and 1.")
     if input_repetition == 1 and num_members > 1:
         raise InputError(
-            "input_repetition is 1: every member would see the same image, so the members could not learn "
-            "to tell their inputs apart; take a value below 1 (0 in every published figure)."
+            f"{name} is 1: every member would see the same image, so the members could not learn to "
+            "tell their inputs apart; take a value below 1 (0 in every published figure)."
         )
 
 

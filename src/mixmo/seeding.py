@@ -12,7 +12,7 @@ import torch
 
 from mixmo.errors import InputError
 
-Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate"]
+Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate", "subset"]
 STREAMS: dict[Stream, int] = {name: number for number, name in enumerate(get_args(Stream))}
 
 

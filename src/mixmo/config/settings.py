@@ -108,9 +108,14 @@ class DataSettings:
         download: Whether a missing dataset may be downloaded.
         batch_size: B, the mixtures of a step.
         batch_repetition: b, how often an image stands in a batch.
-        input_repetition: rho, share of mixtures whose members see one image.
+        input_repetition: rho, share of mixtures whose members see one image; above 0 it helps networks that are short
+            of width or passes.
+        input_repetition_end: rho at the end of training, reached linearly in steps; null keeps input_repetition.
         repeat: Repeat indices (every copy is augmented on its own) or augmented pixels.
         validation: Share of the training set held out for selection; 0 is the published protocol.
+        images_per_class: Training images of each class, drawn after the validation images; the others are not used, but
+            for digits, where they join the test set. null takes all.
+        split_seed: Seed of the two draws above; null is the run's, so that runs of other seeds learn from other images.
         channels: 3 (RGB) or 1 (grey).
         image_size: Input size: the side images are scaled and cropped to; null takes them as they are, all of one size.
         crop_size: Side of the random crop in training and of the center crop in evaluation; null is the input size.
@@ -130,8 +135,11 @@ class DataSettings:
     batch_size: int = 64
     batch_repetition: int = 1
     input_repetition: float = 0.0
+    input_repetition_end: float | None = None
     repeat: Literal["index", "pixels"] = "index"
     validation: float = 0.1
+    images_per_class: int | None = None
+    split_seed: int | None = None
     channels: Literal[1, 3] = 3
     image_size: int | None = None
     crop_size: int | None = None
@@ -149,14 +157,29 @@ class DataSettings:
         """Images in one evaluation batch."""
         return self.eval_batch_size or self.batch_size
 
+    def input_repetition_at(self, progress: float) -> float:
+        """Return rho when a share of the training steps is done."""
+        start, end = self.input_repetition, self.input_repetition_end
+        return start if end is None else start + progress * (end - start)
+
+    def check_members(self, num_members: int) -> None:
+        """Refuse shares of equal inputs that leave that many members nothing to tell apart."""
+        for key in ("input_repetition", "input_repetition_end"):
+            if (share := getattr(self, key)) is not None:
+                check_input_repetition(share, num_members, f"data.{key}")
+
     def __post_init__(self) -> None:
         for key in ("batch_size", "eval_batch_size"):
             if (size := getattr(self, key)) is not None and not 1 <= size <= LARGEST_BATCH:
                 raise InputError(f"data.{key} is {size}; it lies between 1 and {LARGEST_BATCH}.")
         check_repetition(self.batch_size, self.batch_repetition)
-        check_input_repetition(self.input_repetition, num_members=1)
+        self.check_members(1)
         if not 0 <= self.validation < 1:
             raise InputError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
+        if self.images_per_class is not None and self.images_per_class < 1:
+            raise InputError(f"data.images_per_class is {self.images_per_class}; it is 1 or more, or null for all.")
+        if self.split_seed is not None and self.split_seed < 0:
+            raise InputError(f"data.split_seed is {self.split_seed}; it is 0 or more, or null for the run's seed.")
         for key, most in (("padding", LARGEST_SIDE), ("workers", 256)):
             if not 0 <= getattr(self, key) <= most:
                 raise InputError(f"data.{key} is {getattr(self, key)}; it lies between 0 and {most}.")
@@ -320,4 +343,4 @@ class Settings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it is 0 or more.")
-        check_input_repetition(self.data.input_repetition, self.model.num_members)
+        self.data.check_members(self.model.num_members)

@@ -123,18 +123,27 @@ class BatchMaker:
     def __post_init__(self) -> None:
         self.augment = Augmentation(self.settings)
 
-    def __call__(self, batch: DistinctBatch, generator: torch.Generator, progress: float = 0.0) -> MixedBatch:
+    def __call__(
+        self,
+        batch: DistinctBatch,
+        generator: torch.Generator,
+        progress: float = 0.0,
+        input_repetition: float | None = None,
+    ) -> MixedBatch:
         """Draw one step.
 
         Args:
             batch: The U distinct images.
             generator: Seeded for this step, on the images' device.
             progress: Share of training done, for the schedule of p.
+            input_repetition: rho of this step; ``None`` is the one that training starts with.
         """
         images, labels, index = batch
         members = self.mixer.num_members
-        pairs = pair(len(index), members, self.settings.batch_repetition, self.settings.input_repetition, generator)
-        if self.settings.repeat == "index":
+        own = self.settings
+        rho = own.input_repetition if input_repetition is None else input_repetition
+        pairs = pair(len(index), members, own.batch_repetition, rho, generator)
+        if own.repeat == "index":
             inputs = self._augmented(images, index[pairs], generator)
         else:
             inputs = self.augment.random(images, index, generator)[pairs]

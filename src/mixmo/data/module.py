@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -16,7 +17,21 @@ from mixmo.data.sources import Source, decode, notice
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 from mixmo.pairing import check_repetition
-from mixmo.seeding import seed_for
+from mixmo.seeding import Stream, seed_for
+
+
+class Parts(NamedTuple):
+    """What a training set is divided into.
+
+    Attributes:
+        train: What is trained on.
+        validation: What is held out for selection; ``None`` where its share is 0.
+        unused: The rest; ``None`` where all images are trained on.
+    """
+
+    train: Source
+    validation: Source | None
+    unused: Source | None
 
 
 class DataModule:
@@ -61,7 +76,7 @@ class DataModule:
     @cached_property
     def train(self) -> ImageSet:
         """Training images, less those held out for validation."""
-        images = image_set(self._divided[0], self.settings, self.size, check=self.check)
+        images = image_set(self._parts.train, self.settings, self.size, check=self.check)
         if missing := self._without_images(images):
             raise InputError(f"no training image of {missing} can be read; bring them back, or remove the class.")
         distinct = check_repetition(self.settings.batch_size, self.settings.batch_repetition)
@@ -76,7 +91,7 @@ class DataModule:
     @cached_property
     def validation(self) -> ImageSet | None:
         """Images held out of the training set for selection; ``None`` where the share is 0."""
-        held_out = self._divided[1]
+        held_out = self._parts.validation
         if held_out is None:
             return None
         return self._noticed(image_set(held_out, self.settings, self.size, check=self.check), "validation")
@@ -123,7 +138,7 @@ class DataModule:
         if split == "train":
             return self._train_source.fingerprint(times=False)
         if split == "validation":
-            held_out = self._divided[1]
+            held_out = self._parts.validation
             if held_out is None:
                 raise InputError("there is no validation set: data.validation is 0.")
             return held_out.fingerprint()
@@ -164,6 +179,8 @@ class DataModule:
     def _test_source(self) -> Source:
         """The test set, numbered by the classes of the training set, where that is there."""
         source = self._open("test")
+        if self.settings.name == "digits" and (unused := self._parts.unused) is not None:
+            return source.joined(unused)  # few test images otherwise
         if not self._has_train:
             return source
         return source.with_classes(self._train_source.classes, f"the test set of {self.settings.name!r}")
@@ -176,21 +193,48 @@ class DataModule:
         return readable(self._test_source, size, self.settings.channels, "skip")  # the others' numbers depend on it
 
     @cached_property
-    def _divided(self) -> tuple[Source, Source | None]:
-        """The training set and what is held out of it, drawn class by class; ``None`` where the share is 0."""
-        source, share = self._train_source, self.settings.validation
-        if not share:
-            return source, None
+    def _parts(self) -> Parts:
+        """The training set in its parts; each is drawn class by class, in the order of the set."""
+        source, held_out = self._train_source, None
+        if self.settings.validation:
+            rest, chosen = self._held_out(source)
+            source, held_out = source.subset(rest), source.subset(chosen)
+        if self.settings.images_per_class is None:
+            return Parts(source, held_out, None)
+        chosen, unused = self._few(source, self.settings.images_per_class)
+        return Parts(source.subset(chosen), held_out, source.subset(unused))
+
+    def _split_seed(self, stream: Stream) -> int:
+        own = self.settings.split_seed
+        return seed_for(self.seed if own is None else own, 0, stream)
+
+    def _held_out(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of what remains, and of what is held out for validation."""
+        share = self.settings.validation
         try:
             rest, held_out = train_test_split(
                 np.arange(len(source.labels)),
                 test_size=share,
                 stratify=source.labels,
-                random_state=seed_for(self.seed, 0, "split") % 2**32,
+                random_state=self._split_seed("split") % 2**32,
             )
         except ValueError as error:
             raise InputError(
                 f"a validation share of {share} cannot be split off evenly over the classes ({error}); "
                 "change --data.validation, or set it to 0."
             ) from error
-        return source.subset(np.sort(rest)), source.subset(np.sort(held_out))
+        return np.sort(rest), np.sort(held_out)
+
+    def _few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of ``count`` images of each class, which hold those of any smaller count, and the rest."""
+        order = np.random.default_rng(self._split_seed("subset")).permutation(len(source.labels))
+        chosen = np.zeros(len(order), dtype=bool)
+        for number, name in enumerate(source.classes):
+            own = order[source.labels[order] == number]
+            if len(own) < count:
+                raise InputError(
+                    f"data.images_per_class is {count}, but class {printable(name)} has {len(own)} images to train on; "
+                    "lower it."
+                )
+            chosen[own[:count]] = True
+        return np.flatnonzero(chosen), np.flatnonzero(~chosen)

@@ -70,6 +70,12 @@ class Source:
         numbers = np.arange(len(self.labels)) if self.numbers is None else self.numbers
         return Source(self.labels[chosen], self.classes, self.images, numbers[chosen])
 
+    def joined(self, other: Source) -> Source:
+        """Return these images followed by others, numbered in the same place by the same classes."""
+        numbers = [each.subset(np.arange(len(each))).numbers for each in (self, other)]
+        labels = np.concatenate([self.labels, other.labels])
+        return Source(labels, self.classes, self.images, np.concatenate(numbers))  # type: ignore[arg-type]
+
     def with_classes(self, classes: list[str], where: str) -> Source:
         """Return the same images numbered by other classes, matched by name.
 

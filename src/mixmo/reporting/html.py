@@ -109,7 +109,7 @@ def chart(draw: Callable[[], Figure], caption: str, alt: str = "") -> Markup:
 
     def make() -> Markup:
         with page_style():
-            return part("plot", Markup(inline_svg(draw(), printable(alt or caption))), caption)
+            return part("plot", Markup(inline_svg(draw(), alt or caption)), caption)
 
     return guarded(make, caption)
 

@@ -13,6 +13,8 @@ import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from mixmo.names import printable
+
 SVG, LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 INK = "#010203"
 """Stands for the colour of the page's text."""
@@ -58,14 +60,15 @@ def inline_svg(figure: Figure, alt: str) -> str:
 
     Args:
         figure: Drawn in :func:`page_style`.
-        alt: The alternative text. Two figures on a page must not have both the same text and the same content.
+        alt: The alternative text; what cannot be printed is shown as escape sequences. Two figures on a page must not
+            have both the same text and the same content.
 
     Example:
         >>> text = inline_svg(Figure(figsize=(1, 1)), 'a "plot"')
         >>> text.startswith("<svg") and 'role="img" aria-label="a &quot;plot&quot;"' in text
         True
     """
-    buffer = io.StringIO()
+    alt, buffer = printable(alt), io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "mixmo"}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None})
     content = buffer.getvalue()

@@ -107,18 +107,28 @@ class Training(L.LightningModule):
         if self.generator is None:
             self.generator = torch.Generator(self.device)
         self.generator.manual_seed(seed_for(self.settings.seed, step))
-        mixed = self.maker(batch, self.generator, self.progress())
+        mixed = self._mixed(batch, self.generator)
         logits: Tensor
         loss: Tensor
         logits, loss = self._compiled_loss(mixed)
         self._watch(loss.detach(), logits.detach(), mixed.targets)
         return loss
 
+    def _mixed(self, batch: DistinctBatch, generator: torch.Generator) -> MixedBatch:
+        """Return the mixtures of a step, with p and rho as they stand at it."""
+        return self.maker(
+            batch, generator, self.mask_progress(), self.settings.data.input_repetition_at(self.progress())
+        )
+
     def progress(self) -> float:
-        """Return the share of training done, in steps, or in epochs counted from 1 as published."""
+        """Return the share of the steps of training that is done."""
+        return min(1.0, self.global_step / (self.schedule.steps_per_epoch * self.schedule.epochs))
+
+    def mask_progress(self) -> float:
+        """Return what the schedule of p follows: the share of steps, or of epochs counted from 1 as published."""
         if self.settings.mixer.progress == "epochs":
             return (self.current_epoch + 1) / self.schedule.epochs
-        return min(1.0, self.global_step / (self.schedule.steps_per_epoch * self.schedule.epochs))
+        return self.progress()
 
     def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
         masks = mixed.masks if self.net.num_members > 1 else None  # a single network's mask is one
@@ -212,7 +222,7 @@ class Training(L.LightningModule):
     def _mixtures(self, generator: torch.Generator) -> Iterator[dict[str, MixedBatch]]:
         for batch in self.sample_batches(self.current_epoch):
             batch = DistinctBatch(*(part.to(self.device) for part in batch))
-            yield {"mixed": self.maker(batch, generator, self.progress())}  # a tuple would be cut to its first part
+            yield {"mixed": self._mixed(batch, generator)}  # a tuple would be cut to its first part
 
     def validation_step(self, batch: DistinctBatch, batch_idx: int) -> None:
         """Score the ensemble (logit average) and each member on images held out of the training set."""
