@@ -1,0 +1,200 @@
+"""Train every method of a study on every task with every seed; append a row of a CSV file for each.
+
+    python benchmarks/study.py benchmarks/studies/digits.yaml --out results.csv [--jobs 2] [--data torch/cifar10=folder:…]
+
+A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
+settings as a recipe does (``extends`` included); beside them a task says ``passes``, how often training sees each image
+(b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all; a method may
+say ``networks``, the number of networks that are trained and averaged, and ``passes``, the share of the task's that each
+of them gets.
+
+A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
+the same images. Rows that the file has are not made again, and a run that was stopped is resumed, so that a study can be
+stopped at any time. Nothing is selected: rows are of the last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import multiprocessing
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mixmo import __version__
+from mixmo.config.plan import Plan, make_plan
+from mixmo.config.recipes import load_recipe, merge
+from mixmo.errors import InputError
+from mixmo.evaluation.costs import network_size
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.predictions import predict
+from mixmo.evaluation.records import read_history
+from mixmo.evaluation.results import evaluate_runs
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+
+OTHER_SEED = 1000
+"""Between the seeds of the networks of one ensemble."""
+METRICS = ("accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement")
+KEYS = ("task", "method", "seed")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to make: the runs whose logits are averaged, and what is known of it before.
+
+    Attributes:
+        about: Task, method, seed and the settings that tasks differ in.
+        plans: Of the networks.
+    """
+
+    about: dict[str, Any]
+    plans: list[Plan]
+
+
+def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -> Iterator[Row]:
+    """Yield all rows of a study, seed by seed.
+
+    Args:
+        study: The content of its file.
+        scratch: Where recipes are written.
+        names: Other names of datasets.
+    """
+    for seed in study["seeds"]:
+        for task, on_task in study["tasks"].items():
+            for method in on_task.get("methods", study["methods"]):
+                by_method = study["methods"][method]
+                about = {"task": task, "method": method, "seed": seed, "passes": on_task["passes"]}
+                yield Row(about, list(plans_of([study.get("settings", {}), on_task, by_method], seed, scratch, names)))
+
+
+def plans_of(
+    parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mapping[str, str]
+) -> Iterator[Plan]:
+    """Yield the plan of each network of a method on a task."""
+    recipe: dict[str, Any] = {"extends": [name for part in parts for name in part.get("extends", [])]}
+    for part in parts:
+        rest = {key: value for key, value in part.items() if key not in ("extends", "passes", "networks", "methods")}
+        recipe = merge(recipe, rest)
+    _, on_task, by_method = parts
+    file = scratch / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    resolved = load_recipe(file)
+    repetition = resolved["data"].get("batch_repetition", 1)
+    epochs = on_task["passes"] * by_method.get("passes", 1) / repetition
+    if epochs != int(epochs):
+        raise InputError(f"{on_task['passes']} passes are no whole number of epochs at b = {repetition}.")
+    name = resolved["data"]["name"]
+    for number in range(by_method.get("networks", 1)):
+        words = {
+            "seed": seed + OTHER_SEED * number,
+            "data.split_seed": seed,
+            "data.name": names.get(name, name),
+            "trainer.max_epochs": int(epochs),
+        }
+        yield make_plan(resolved, [f"--{key}={value}" for key, value in words.items()])
+
+
+def folder_of(plan: Plan, scratch: Path) -> Path:
+    """Return where a network is trained: plans that are equal share it."""
+    return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
+
+
+def train(plan: Plan, folder: Path) -> None:
+    """Train a network and keep its predictions; go on where it was stopped."""
+    run = Run(folder)
+    fit(plan, run, resume=folder.exists())
+    predict(TrainedRun(run))
+
+
+def finished(row: Row, scratch: Path) -> dict[str, Any]:
+    """Return a row's metrics and costs; its networks are trained."""
+    trained = [TrainedRun(Run(folder_of(plan, scratch))) for plan in row.plans]
+    result = evaluate_runs([each.run for each in trained])
+    histories = [read_history(each.run) for each in trained]
+    settings, found = row.plans[0].settings, result.flat()
+    train_accuracy = [value for rows in histories for key, value in rows[-1].items() if key.startswith("train_member")]
+    about = trained[0].run.about()
+    return row.about | {
+        "dataset": Path(settings.data.name).name,
+        "images_per_class": settings.data.images_per_class,
+        "size": settings.data.image_size,
+        "backbone": settings.model.backbone,
+        "input_repetition": settings.data.input_repetition,
+        **{key: f"{found[key]:.6g}" if key in found else "" for key in METRICS},
+        "member_accuracy": f"{statistics.fmean(each['accuracy'] for each in result.metrics.members):.6g}",
+        "train_accuracy": f"{statistics.fmean(train_accuracy):.6g}",
+        "test_images": len(result.predictions.targets),
+        "macs": sum(network_size(each)["macs"] for each in trained),
+        "images_in_training": sum(rows[-1]["step"] * settings.data.batch_size for rows in histories),
+        "seconds": round(sum(each["seconds"] for rows in histories for each in rows)),
+        "precision": row.plans[0].trainer["precision"],
+        "device": about["processor"],
+        "mixmo": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, with a header if it is new."""
+    new = not file.exists()
+    with file.open("a", newline="") as content:
+        writer = csv.DictWriter(content, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="the CSV file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="networks trained at a time, a thread each")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/study"), help="where networks are kept meanwhile")
+    parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
+    parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
+    given = parser.parse_args()
+    study = yaml.safe_load(given.study.read_text())
+    if given.seeds:
+        study["seeds"] = given.seeds
+    names = dict(word.split("=", 1) for word in given.data)
+    given.scratch.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if given.out.exists():
+        with given.out.open(newline="") as content:
+            done = {tuple(row[key] for key in KEYS) for row in csv.DictReader(content)}
+    waiting = [
+        row
+        for row in rows_of(study, given.scratch, names)
+        if tuple(str(row.about[key]) for key in KEYS) not in done
+    ]
+    networks = {folder_of(plan, given.scratch): plan for row in waiting for plan in row.plans}
+    print(f"{len(done)} rows are there; {len(waiting)} to make, of {len(networks)} networks.", flush=True)
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures: dict[Future[None], Path] = {
+            pool.submit(train, plan, folder): folder for folder, plan in networks.items()
+        }
+        ready: set[Path] = set()
+        for future in as_completed(futures):
+            future.result()
+            ready.add(futures[future])
+            for row in [each for each in waiting if all(folder_of(p, given.scratch) in ready for p in each.plans)]:
+                append(given.out, found := finished(row, given.scratch))
+                waiting.remove(row)
+                shown = {key: found[key] for key in (*KEYS, "accuracy", "nll", "brier", "ece", "seconds")}
+                print(f"{len(waiting)} to go: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
