@@ -1,7 +1,7 @@
 """The paper's backbones, registered with timm like any other model.
 
 ``timm.create_model`` and :class:`mixmo.MixMo` know them, once ``mixmo`` is imported, by the names
-``wide_resnet{10_1,10_2,16_1,16_2,16_4,16_8,28_2,28_4,28_10,40_4}`` and ``preact_resnet18_{1,2,3}``;
+``wide_resnet{10_1,10_2,10_4,16_1,16_2,16_4,16_8,28_2,28_4,28_10,40_4}`` and ``preact_resnet18_{1,2,3}``;
 ``wide_resnet`` with ``depth=`` and ``width=`` gives any other WideResNet of depth 6n + 4.
 """
 
@@ -225,6 +225,7 @@ default_cfgs: dict[str, Any] = {}  # read by timm's register_model
 for _depth, _width in [
     (10, 1),
     (10, 2),
+    (10, 4),
     (16, 1),
     (16, 2),
     (16, 4),
