@@ -21,6 +21,8 @@ import hashlib
 import multiprocessing
 import os
 import statistics
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -116,6 +118,17 @@ def train(plan: Plan, folder: Path) -> None:
     predict(TrainedRun(run))
 
 
+def stop_with(parent: int) -> None:
+    """End this process when its parent is gone, killed say: nobody would write the row."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
     trained = [TrainedRun(Run(folder_of(plan, scratch))) for plan in row.plans]
@@ -181,7 +194,8 @@ def main() -> None:
     print(f"{len(done)} rows are there; {len(waiting)} to make, of {len(networks)} networks.", flush=True)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
         futures: dict[Future[None], Path] = {
             pool.submit(train, plan, folder): folder for folder, plan in networks.items()
         }
