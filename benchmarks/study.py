@@ -1,15 +1,15 @@
 """Train every method of a study on every task with every seed; append a row of a CSV file for each.
 
-    python benchmarks/study.py benchmarks/studies/digits.yaml --out results.csv [--jobs 2] [--data torch/cifar10=folder:…]
+    python benchmarks/study.py benchmarks/studies/digits.yaml --out rows.csv [--jobs 2] [--data torch/cifar10=folder:…]
 
 A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
-settings as a recipe does (``extends`` included); beside them a task says ``passes``, how often training sees each image
-(b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all; a method may
-say ``networks``, the number of networks that are trained and averaged, and ``passes``, the share of the task's that each
-of them gets.
+settings as a recipe does (``extends`` included). Beside them a task says ``passes``, how often training sees each image
+(b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
+say ``networks``, the number of networks that are trained and averaged, and ``passes``, the share of the task's that
+each of them gets.
 
 A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
-the same images. Rows that the file has are not made again, and a run that was stopped is resumed, so that a study can be
+the same images. Rows that the file has are not made again, and a run that was stopped is resumed: a study can be
 stopped at any time. Nothing is selected: rows are of the last epoch.
 """
 
@@ -79,9 +79,7 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
                 yield Row(about, list(plans_of([study.get("settings", {}), on_task, by_method], seed, scratch, names)))
 
 
-def plans_of(
-    parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mapping[str, str]
-) -> Iterator[Plan]:
+def plans_of(parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mapping[str, str]) -> Iterator[Plan]:
     """Yield the plan of each network of a method on a task."""
     recipe: dict[str, Any] = {"extends": [name for part in parts for name in part.get("extends", [])]}
     for part in parts:
@@ -186,9 +184,7 @@ def main() -> None:
         with given.out.open(newline="") as content:
             done = {tuple(row[key] for key in KEYS) for row in csv.DictReader(content)}
     waiting = [
-        row
-        for row in rows_of(study, given.scratch, names)
-        if tuple(str(row.about[key]) for key in KEYS) not in done
+        row for row in rows_of(study, given.scratch, names) if tuple(str(row.about[key]) for key in KEYS) not in done
     ]
     networks = {folder_of(plan, given.scratch): plan for row in waiting for plan in row.plans}
     print(f"{len(done)} rows are there; {len(waiting)} to make, of {len(networks)} networks.", flush=True)

@@ -141,7 +141,7 @@ def trained(tmp_path_factory):
         words = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
         words += ["--data.image_size=null", "--data.validation=0.25", "--trainer.max_epochs=2"]
         run = Run(folder / name)
-        fit(make_plan(load_recipe("quickstart"), [*words, f"--model.num_members={members}"]), run)
+        fit(make_plan(load_recipe("digits-cut"), [*words, f"--model.num_members={members}"]), run)
         runs.append(run)
     return folder, *runs
 

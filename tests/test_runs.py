@@ -25,7 +25,7 @@ SMALL = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "-
 
 def plan_of(folder, *overrides):
     data = [f"--data.name=folder:{folder}", *SMALL, "--data.validation=0.25"]
-    return make_plan(load_recipe("quickstart"), [*data, "--trainer.max_epochs=3", *overrides])
+    return make_plan(load_recipe("digits-cut"), [*data, "--trainer.max_epochs=3", *overrides])
 
 
 def longer(run, epochs):

@@ -26,17 +26,17 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def test_the_whole_way(pictures, capsys):
-    assert main(["fit", "quickstart", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0.25"]) == 0
-    assert Run("runs/quickstart").config_file.is_file()
-    assert "mixmo test runs/quickstart" in capsys.readouterr().out
-    assert main(["test", "runs/quickstart"]) == 0
+    assert main(["fit", "digits-cut", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0.25"]) == 0
+    assert Run("runs/digits-cut").config_file.is_file()
+    assert "mixmo test runs/digits-cut" in capsys.readouterr().out
+    assert main(["test", "runs/digits-cut"]) == 0
     out = capsys.readouterr().out
-    assert "ensemble, logit average" in out and "member 1" in out and "runs/quickstart/test.json" in out
-    assert main(["test", "runs/quickstart", "--checkpoint=best"]) == 0
-    assert main(["fit", "runs/quickstart"]) == 0
+    assert "ensemble, logit average" in out and "member 1" in out and "runs/digits-cut/test.json" in out
+    assert main(["test", "runs/digits-cut", "--checkpoint=best"]) == 0
+    assert main(["fit", "runs/digits-cut"]) == 0
     assert "is finished" in capsys.readouterr().out
-    assert main(["fit", "runs/quickstart/config.yaml", "--run", "runs/second"]) == 0
-    one, other = (torch.load(Run(r).checkpoint_file(), weights_only=True) for r in ("runs/quickstart", "runs/second"))
+    assert main(["fit", "runs/digits-cut/config.yaml", "--run", "runs/second"]) == 0
+    one, other = (torch.load(Run(r).checkpoint_file(), weights_only=True) for r in ("runs/digits-cut", "runs/second"))
     assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
 
 
@@ -102,39 +102,39 @@ def test_notices_are_shown_and_the_log_is_left_as_it_was(capsys):
 
 
 BAD = {
-    "quikstart": "unknown recipe 'quikstart'; did you mean 'quickstart'",
+    "digits-cutt": "unknown recipe 'digits-cutt'; did you mean 'digits-cut'",
     "nowhere.yaml": "there is no recipe file nowhere.yaml",
-    "quickstart --data.batch_siez=4": "unknown setting 'data.batch_siez'; did you mean 'data.batch_size'",
-    "quickstart --data.batch_size=many": "data.batch_size is 'many'; it is an integer",
-    "quickstart --data.batch_size=0": "data.batch_size is 0",
-    "quickstart --mixer.kind=cutt": "unknown mixer kind 'cutt'; did you mean 'cut'",
-    "quickstart --model.backbone=resnet19": "unknown backbone 'resnet19'; did you mean 'resnet",
-    "quickstart --model.backbone=crossvit_tiny_240": "2 stems",
-    "quickstart --model.num_members=0": "num_members is 0",
-    "quickstart --data.batch_repetition=5": "batch_repetition 5 does not divide batch_size 8",
-    "quickstart --data.batch_repetition=16": "batch_size 8 is smaller than batch_repetition 16",
-    "quickstart --mixer.kind=grid --model.num_members=17": "'grid' has 16 cells on a map of 8×8",
-    "quickstart --mixer.alpha=-1": "alpha is -1.0",
-    "quickstart --mixer.probability=1.5": "probability is 1.5",
-    "quickstart --mixer.root=0": "root is 0",
-    "quickstart --data.input_repetition=1": "input_repetition is 1",
-    "quickstart --data.name=folder:nowhere": "there is no dataset folder nowhere",
-    "quickstart --data.name=cifar": "unknown dataset 'cifar'",
-    "quickstart --data.mean=[0.1,0.2]": "data.mean has 2 values for 3 channels",
-    "quickstart --data.std=[0]": "data.std is [0.0]",
-    "quickstart --optimizer.name=sdg": "unknown optimizer 'sdg'; did you mean",
-    "quickstart --optimizer.lr=-1": "optimizer.lr is -1",
-    'quickstart --optimizer.options={"a":1}': "does not take {'a': 1}",
-    "quickstart --schedule.kind=linear": "unknown schedule.kind 'linear'; did you mean 'cosine'?",
-    "quickstart --schedule.milestones=[2]": "schedule.milestones are [2.0]",
-    "quickstart --seed=-1": "seed is -1",
-    "quickstart --trainer.precision=16-mixed": "unknown trainer.precision '16-mixed'; did you mean 'bf16-mixed'",
-    "quickstart --optimizer.ema_decay=1": "optimizer.ema_decay is 1.0",
-    "quickstart --trainer.max_epochs=0": "max_epochs is 0",
-    "quickstart --trainer.strategy=ddp": "unknown setting 'trainer.strategy'",
-    "quickstart --model.backbone=vit_tiny_patch16_224": "cannot take images of 8×8",
-    "quickstart --optimizer.lr=1e30 --schedule.warmup_steps=0": "the loss was not finite at step",
-    "quickstart --loggers=[wandb]": "pip install 'mixmo[wandb]'",
+    "digits-cut --data.batch_siez=4": "unknown setting 'data.batch_siez'; did you mean 'data.batch_size'",
+    "digits-cut --data.batch_size=many": "data.batch_size is 'many'; it is an integer",
+    "digits-cut --data.batch_size=0": "data.batch_size is 0",
+    "digits-cut --mixer.kind=cutt": "unknown mixer kind 'cutt'; did you mean 'cut'",
+    "digits-cut --model.backbone=resnet19": "unknown backbone 'resnet19'; did you mean 'resnet",
+    "digits-cut --model.backbone=crossvit_tiny_240": "2 stems",
+    "digits-cut --model.num_members=0": "num_members is 0",
+    "digits-cut --data.batch_repetition=5": "batch_repetition 5 does not divide batch_size 8",
+    "digits-cut --data.batch_repetition=16": "batch_size 8 is smaller than batch_repetition 16",
+    "digits-cut --mixer.kind=grid --model.num_members=17": "'grid' has 16 cells on a map of 8×8",
+    "digits-cut --mixer.alpha=-1": "alpha is -1.0",
+    "digits-cut --mixer.probability=1.5": "probability is 1.5",
+    "digits-cut --mixer.root=0": "root is 0",
+    "digits-cut --data.input_repetition=1": "input_repetition is 1",
+    "digits-cut --data.name=folder:nowhere": "there is no dataset folder nowhere",
+    "digits-cut --data.name=cifar": "unknown dataset 'cifar'",
+    "digits-cut --data.mean=[0.1,0.2]": "data.mean has 2 values for 3 channels",
+    "digits-cut --data.std=[0]": "data.std is [0.0]",
+    "digits-cut --optimizer.name=sdg": "unknown optimizer 'sdg'; did you mean",
+    "digits-cut --optimizer.lr=-1": "optimizer.lr is -1",
+    'digits-cut --optimizer.options={"a":1}': "does not take {'a': 1}",
+    "digits-cut --schedule.kind=linear": "unknown schedule.kind 'linear'; did you mean 'cosine'?",
+    "digits-cut --schedule.milestones=[2]": "schedule.milestones are [2.0]",
+    "digits-cut --seed=-1": "seed is -1",
+    "digits-cut --trainer.precision=16-mixed": "unknown trainer.precision '16-mixed'; did you mean 'bf16-mixed'",
+    "digits-cut --optimizer.ema_decay=1": "optimizer.ema_decay is 1.0",
+    "digits-cut --trainer.max_epochs=0": "max_epochs is 0",
+    "digits-cut --trainer.strategy=ddp": "unknown setting 'trainer.strategy'",
+    "digits-cut --model.backbone=vit_tiny_patch16_224": "cannot take images of 8×8",
+    "digits-cut --optimizer.lr=1e30 --schedule.warmup_steps=0": "the loss was not finite at step",
+    "digits-cut --loggers=[wandb]": "pip install 'mixmo[wandb]'",
     "--run=x": "fit needs a recipe's name",
     "": "fit needs a recipe's name",
 }
@@ -145,7 +145,7 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
     words, message = words.split(), BAD[words]
     if "wandb" in message and importlib.util.find_spec("wandb"):
         pytest.skip("Weights & Biases is installed")
-    fixed = [] if not words or words[0] != "quickstart" else [f"--data.name=folder:{pictures}", *FAST]
+    fixed = [] if not words or words[0] != "digits-cut" else [f"--data.name=folder:{pictures}", *FAST]
     assert main(["fit", *words[:1], *fixed, *words[1:]]) == 2
     assert Path("runs").exists() == ("not finite" in message)  # all else is refused before the run's folder is made
     error = capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_bad_recipe_files_are_one_sentence(tmp_path, capsys):
         "a: [": "is not valid YAML",
         "extends: [cifra]\n": "unknown base in own.yaml 'cifra'; did you mean 'cifar'",
         "model: {backbon: x}\n": "unknown setting 'model.backbon'; did you mean 'model.backbone'",
-        "extends: quickstart\nmodel: 3\n": "model is 3; it is a section of settings, such as model.backbone",
+        "extends: digits-cut\nmodel: 3\n": "model is 3; it is a section of settings, such as model.backbone",
     }.items():
         (tmp_path / "own.yaml").write_text(content)
         assert main(["fit", "own.yaml"]) == 2
@@ -185,13 +185,13 @@ def test_bad_recipe_files_are_one_sentence(tmp_path, capsys):
 
 
 def test_a_run_is_not_overwritten_or_changed_on_the_way(pictures, capsys):
-    words = ["fit", "quickstart", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0"]
+    words = ["fit", "digits-cut", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0"]
     assert main(words) == 0
     assert main(words) == 2
-    assert "runs/quickstart exists already" in capsys.readouterr().err
-    assert main(["fit", "runs/quickstart", "--seed=2"]) == 2
+    assert "runs/digits-cut exists already" in capsys.readouterr().err
+    assert main(["fit", "runs/digits-cut", "--seed=2"]) == 2
     assert "config.yaml" in capsys.readouterr().err
-    assert main(["test", "runs/quickstart", "--checkpoint=best"]) == 2
+    assert main(["test", "runs/digits-cut", "--checkpoint=best"]) == 2
     assert "no validation set" in capsys.readouterr().err
 
 
@@ -200,7 +200,7 @@ def test_an_unreadable_image_in_a_worker_is_one_sentence(tmp_path, capsys):
     write_images(tmp_path / "test")
     (tmp_path / "train" / "dog" / "003.png").write_bytes(b"broken")
     streamed = ["--data.image_size=8", "--data.in_memory=false", "--data.workers=1", "--data.validation=0"]
-    assert main(["fit", "quickstart", f"--data.name=folder:{tmp_path}", *FAST, *streamed]) == 2
+    assert main(["fit", "digits-cut", f"--data.name=folder:{tmp_path}", *FAST, *streamed]) == 2
     error = capsys.readouterr().err
     assert "dog/003.png cannot be read" in error and "Traceback" not in error
 
@@ -235,6 +235,6 @@ def test_bad_input_to_benchmark_is_one_sentence(words, message, capsys):
 
 def test_the_installed_command():
     command = Path(sys.executable).with_name("mixmo")
-    done = subprocess.run([command, "fit", "quikstart"], capture_output=True, text=True)
+    done = subprocess.run([command, "fit", "digits-cutt"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mixmo: unknown recipe")

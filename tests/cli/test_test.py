@@ -150,7 +150,7 @@ def test_bad_arguments_are_one_sentence(trained, tmp_path, capsys):
     other = Run(tmp_path / "other")
     words = [f"--data.name=folder:{tmp_path}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
     words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
-    fit(make_plan(load_recipe("quickstart"), words), other)
+    fit(make_plan(load_recipe("digits-cut"), words), other)
     (tmp_path / "broken.npz").write_bytes(b"broken")
     np.savez(tmp_path / "whole.npz", logits=np.zeros((2, 3)), targets=np.zeros(2, int))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:200])

@@ -44,7 +44,7 @@ def fails(*arguments):
 """
 ALLOWED = "--allow_imports=[ownwork.parts]"
 SMALL = {
-    "extends": "quickstart",
+    "extends": "digits-cut",
     "data": {"name": "folder:pictures", "batch_size": 8, "padding": 1, "channels": 3, "image_size": None},
     "trainer": {"max_epochs": 1, "limit_train_batches": 1},
     "mixer": {"kind": "ownwork.parts:stripes", "probability": 1.0},

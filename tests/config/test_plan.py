@@ -17,7 +17,7 @@ from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
 from mixmo.runs import Run
 
-BASE = load_recipe("quickstart")
+BASE = load_recipe("digits-cut")
 
 WRONG = {
     "schedule: {kind: cosin}": "unknown schedule.kind 'cosin'; did you mean 'cosine'?",
@@ -62,7 +62,7 @@ WRONG = {
     "trainer: {gradient_clip_val: -1}": "trainer.gradient_clip_val is -1.0; it is positive, or null.",
     "trainer: {profiler: {class_path: os.system}}": "trainer.profiler is {'class_path': 'os.system'}",
     "seed: 1.5": "seed is 1.5; it is an integer.",
-    "extends: [quickstart, 7]": "extends in own.yaml holds 7; it names recipes or bases.",
+    "extends: [digits-cut, 7]": "extends in own.yaml holds 7; it names recipes or bases.",
     "extends: {a: 1}": "extends in own.yaml holds {'a': 1}; it names recipes or bases.",
     "2020-01-01: x": "unknown setting '2020-01-01'",
 }
@@ -71,7 +71,7 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_value_in_a_file_is_one_sentence(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("own.yaml").write_text(text if "extends" in text else f"extends: quickstart\n{text}\n")
+    Path("own.yaml").write_text(text if "extends" in text else f"extends: digits-cut\n{text}\n")
     assert main(["fit", "own.yaml"]) == 2
     error = capsys.readouterr().err
     assert WRONG[text] in error and error.count("\n") == 1
@@ -132,11 +132,11 @@ def test_nothing_in_a_recipe_is_run(text, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     Path("trap.py").write_text("open('attacked', 'w')\ndef call(**_): pass\n")
     for content in (text, text.replace("os.system", "trap.call")):
-        recipe = f"extends: quickstart\n{content}\n"
+        recipe = f"extends: digits-cut\n{content}\n"
         Path("own.yaml").write_text(recipe)
         run = Run("shared")
         run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        run.config_file.write_text(recipe.replace("extends: quickstart\n", "trainer: {max_epochs: 1}\n"))
+        run.config_file.write_text(recipe.replace("extends: digits-cut\n", "trainer: {max_epochs: 1}\n"))
         words = ["--data.name=folder:pictures", "--data.batch_size=8", "--trainer.max_epochs=1"]
         assert main(["fit", "own.yaml", *words]) == 2
         main(["preview", "own.yaml", *words])  # an optimiser's options are nothing to it

@@ -81,7 +81,7 @@ def test_many_classes_with_long_names(tmp_path, chromium):
     words = [f"--data.name=folder:{tmp_path}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
     words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
     run = Run(tmp_path / "many")
-    fit(make_plan(load_recipe("quickstart"), words), run)
+    fit(make_plan(load_recipe("digits-cut"), words), run)
     page = write_report(run, evaluate_runs([run]))
     for width in (1280, 400):
         assert "Most confused pairs" in check(chromium, page, width)

@@ -24,7 +24,7 @@ from mixmo.reporting.preview import blended, colored, montage, shown_images, tar
 )
 def test_a_preview_is_two_pictures_and_a_page(tmp_path, capsys, overrides):
     out = tmp_path / "deep" / "preview"
-    assert main(["preview", "quickstart", *overrides, "--out", str(out)]) == 0
+    assert main(["preview", "digits-cut", *overrides, "--out", str(out)]) == 0
     files = capsys.readouterr().out.split()
     assert files == [str(out / name) for name in ("mixtures.png", "masks.png", "preview.html")]
     for name in ("mixtures.png", "masks.png"):
@@ -69,20 +69,20 @@ def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys,
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 2
+    assert main(["preview", "digits-cut", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"mixmo: {tmp_path}/mixtures.png cannot be written: {os.strerror(code)}.\n"
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mixtures.png", "before")]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["preview", "quickstart", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert main(["preview", "digits-cut", "--out", str(tmp_path / "file" / "out")]) == 2
     assert capsys.readouterr().err == f"mixmo: {tmp_path}/file/out cannot be written: Not a directory.\n"
 
 
 @pytest.mark.parametrize("width", [1280, 768, 400])
 def test_nothing_overflows(tmp_path, chromium, width):
-    assert main(["preview", "quickstart", "--out", str(tmp_path)]) == 0
+    assert main(["preview", "digits-cut", "--out", str(tmp_path)]) == 0
     found, log = chromium(tmp_path / "preview.html", width)
     assert "What the network sees" in found["text"] and "CONSOLE" not in log
     assert found["opened"] <= width and found["outside"] == [] and found["unnamed"] == 0
@@ -91,11 +91,11 @@ def test_nothing_overflows(tmp_path, chromium, width):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["quikstart"], "did you mean 'quickstart'"),
+        (["digits-cutt"], "did you mean 'digits-cut'"),
         ([], "preview needs a recipe"),
-        (["quickstart", "--mixer.kind=vornoi"], "unknown mixer kind 'vornoi'; did you mean 'voronoi'"),
-        (["quickstart", "--run=x"], "unknown setting 'run'"),
-        (["quickstart", "--mixer.kind=grid", "--model.num_members=17"], "'grid' has 16 cells"),
+        (["digits-cut", "--mixer.kind=vornoi"], "unknown mixer kind 'vornoi'; did you mean 'voronoi'"),
+        (["digits-cut", "--run=x"], "unknown setting 'run'"),
+        (["digits-cut", "--mixer.kind=grid", "--model.num_members=17"], "'grid' has 16 cells"),
     ],
 )
 def test_bad_input_is_one_sentence(words, message, capsys, tmp_path, monkeypatch):

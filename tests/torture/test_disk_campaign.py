@@ -48,11 +48,11 @@ def test_full_disks(trained, disk, monkeypatch, capsys, command, rest):
     before = contents(disk / "run")
     small = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.channels=3", "--data.validation=0.25"]
     words = {
-        "fit": ["fit", "quickstart", "--run=new", *small, "--data.image_size=null", "--trainer.max_epochs=6"],
+        "fit": ["fit", "digits-cut", "--run=new", *small, "--data.image_size=null", "--trainer.max_epochs=6"],
         "go on": ["fit", "run"],
         "test": ["test", "run"],
         "compare": ["compare", "run", "--out", "out"],
-        "preview": ["preview", "quickstart", "--out", "out", *small, "--data.image_size=8"],
+        "preview": ["preview", "digits-cut", "--out", "out", *small, "--data.image_size=8"],
     }[command]
     fill(disk, rest)
     code = main(words)
@@ -80,11 +80,11 @@ def test_read_only_disks(trained, disk, monkeypatch, capsys, command):
     monkeypatch.chdir(disk)
     small = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.channels=3", "--data.image_size=8"]
     words = {
-        "fit": ["fit", "quickstart", "--run=new", *small, "--data.validation=0.25"],
+        "fit": ["fit", "digits-cut", "--run=new", *small, "--data.validation=0.25"],
         "go on": ["fit", "run"],
         "test": ["test", "run"],
         "compare": ["compare", "run", "--out", "out"],
-        "preview": ["preview", "quickstart", "--out", "out", *small],
+        "preview": ["preview", "digits-cut", "--out", "out", *small],
     }[command]
     assert mount("-o", "remount,ro", disk)
     before = contents(disk)

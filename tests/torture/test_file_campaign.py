@@ -61,7 +61,7 @@ def place(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-FIT = ["fit", "quickstart", "--data.batch_size=8", "--data.channels=3", "--data.image_size=8", "--data.padding=1"]
+FIT = ["fit", "digits-cut", "--data.batch_size=8", "--data.channels=3", "--data.image_size=8", "--data.padding=1"]
 FIT += ["--data.validation=0", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--run=new"]
 KINDS = {
     "checkpoint": ("two/checkpoints/last.ckpt", ["test", "two"]),

@@ -97,7 +97,7 @@ def test_killed_runs_end_as_unbroken_ones(way, tmp_path, capsys):
     write_images(tmp_path / "data" / "test", count=4, seed=1)
     words = [f"--data.name=folder:{tmp_path}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
     words += ["--data.validation=0.25", "--trainer.max_epochs=6", "--pixels.kind=cutmix", *WAYS[way]]
-    plan, whole = make_plan(load_recipe("quickstart"), words), Run(tmp_path / "whole")
+    plan, whole = make_plan(load_recipe("digits-cut"), words), Run(tmp_path / "whole")
     start = time.monotonic()
     in_a_process_of_its_own(partial(go_on, whole, plan))
     length, rng, wrong, killed = time.monotonic() - start, random.Random(0), [], 0

@@ -25,7 +25,7 @@ from mixmo.training.step import TrainingError
 SMALL = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
 
 
-def plan_of(folder, *overrides, recipe="quickstart"):
+def plan_of(folder, *overrides, recipe="digits-cut"):
     data = [f"--data.name=folder:{folder}", *SMALL, "--data.validation=0.25"]
     return make_plan(load_recipe(recipe), [*data, *overrides])
 
@@ -225,7 +225,7 @@ def test_a_stopped_process_leaves_a_run_that_goes_on(whole, tmp_path, how):
     folder, _ = whole
     run = Run(tmp_path / "stopped")
     data = [f"--data.name=folder:{folder}", *SMALL]
-    words = ["fit", "quickstart", *data, "--trainer.max_epochs=400", f"--run={run.path}"]
+    words = ["fit", "digits-cut", *data, "--trainer.max_epochs=400", f"--run={run.path}"]
     code = f"""
 import signal, sys, torch
 from mixmo.cli.main import main

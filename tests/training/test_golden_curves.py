@@ -23,7 +23,7 @@ STEPS, EPOCHS, BATCH = 100, 5, 8
 
 RECIPES = {
     "curve-mixmo": """
-extends: quickstart
+extends: digits-cut
 model: {backbone: wide_resnet10_1, num_members: 2}
 mixer: {kind: {cut: 0.5, fmix: 0.5}, probability: 0.5}
 pixels: {kind: cutmix, probability: 0.5}
@@ -31,7 +31,7 @@ data: {batch_repetition: 2}
 optimizer: {ema_decay: 0.99}
 """,
     "curve-single": """
-extends: quickstart
+extends: digits-cut
 model: {backbone: wide_resnet10_1, num_members: 1}
 mixer: {kind: mimo}
 data: {batch_repetition: 1}

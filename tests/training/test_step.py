@@ -57,7 +57,7 @@ def pictures(tmp_path_factory):
 def plan_of(pictures, *overrides):
     data = [f"--data.name=folder:{pictures}", "--data.batch_size=8", "--data.padding=1", "--data.image_size=null"]
     data += ["--data.channels=3", "--data.validation=0.2", "--data.eval_batch_size=4", "--trainer.max_epochs=2"]
-    return make_plan(load_recipe("quickstart"), [*data, *overrides])
+    return make_plan(load_recipe("digits-cut"), [*data, *overrides])
 
 
 @pytest.mark.parametrize("pixels", ["none", "cutmix"])
@@ -211,9 +211,9 @@ def test_other_normalisations_follow_the_trained_network(pictures, tmp_path):
 
 @pytest.mark.parametrize("decay", [0.99, 0.999])
 def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, decay):
-    """Digits, a quarter of the quickstart: NLL on the test set at most 0.02 above the raw weights'."""
+    """Digits, a quarter of the recipe: NLL on the test set at most 0.02 above the raw weights'."""
     run = Run(tmp_path / "run")
-    plan = make_plan(load_recipe("quickstart"), [f"--optimizer.ema_decay={decay}", "--trainer.max_epochs=5"])
+    plan = make_plan(load_recipe("digits-cut"), [f"--optimizer.ema_decay={decay}", "--trainer.max_epochs=5"])
     fit(plan, run)
     state, net = checkpoints.load(run.checkpoint_file())["state_dict"], mixmo.load(run.path)
     test, nll = DataModule(plan.settings.data).test, {}

@@ -65,7 +65,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
 
     Example:
         >>> from mixmo.config.recipes import load_recipe
-        >>> plan = make_plan(load_recipe("quickstart"), ["--data.batch_size=16"])
+        >>> plan = make_plan(load_recipe("digits-cut"), ["--data.batch_size=16"])
         >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
         (16, 20)
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mixmo.evaluation.comparison import Group, sample_scores
@@ -59,15 +59,28 @@ def metrics_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
         values = replicas[group.name].get(key)
         return "" if values is None else metric.interval(*interval(values))
 
-    return replace(_table(groups, columns, f"{images} test images, {spread}", spread_text), note=note)
+    return replace(groups_table(groups, columns, f"{images} test images, {spread}", spread_text), note=note)
 
 
 def costs_table(groups: Sequence[Group]) -> TextTable:
     """Return what every group cost and costs, means over seeds, the least in bold."""
-    return _table(groups, {key: METRICS[key] for key in COSTS}, "Costs", lambda group, key: "")
+    return groups_table(groups, {key: METRICS[key] for key in COSTS}, "Costs")
 
 
-def _table(groups: Sequence[Group], columns: dict[str, Metric], title: str, spread: Spread) -> TextTable:
+def groups_table(
+    groups: Sequence[Group],
+    columns: Mapping[str, Metric],
+    title: str,
+    spread: Spread = lambda group, key: "",
+) -> TextTable:
+    """Return means of metrics and costs, a row for each group, the best of each in bold.
+
+    Args:
+        groups: What is compared.
+        columns: By their keys of :meth:`mixmo.evaluation.comparison.Entry.flat`; those no group has are left out.
+        title: Above the table.
+        spread: Returns what stands behind a metric of a group.
+    """
     keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
     best = {key: _best(columns[key], [group.mean(key) for group in groups]) for key in keys}
     rows, stressed, details = [], set(), {}

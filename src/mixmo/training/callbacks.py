@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -14,13 +15,17 @@ from mixmo.training.step import Training
 
 log = logging.getLogger("mixmo")
 
+BETWEEN_LINES = 2.0
+"""Seconds from a line of the log to the next, or more; the last epoch always has one."""
+
 
 class EpochLog(Callback):
-    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and logs a line."""
+    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and, not too often, logs a line."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.started = time.perf_counter()
+        self.logged = -math.inf
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -38,7 +43,10 @@ class EpochLog(Callback):
         self.run.append_metrics(row)
         for logger in trainer.loggers:
             logger.log_metrics(measured, trainer.global_step)
-        log.info("epoch %d/%s  %s", row["epoch"], trainer.max_epochs, summarise(measured))
+        now = time.perf_counter()
+        if now - self.logged >= BETWEEN_LINES or row["epoch"] == trainer.max_epochs:
+            log.info("epoch %d/%s  %s", row["epoch"], trainer.max_epochs, summarise(measured))
+            self.logged = now
 
 
 def summarise(measured: dict[str, float]) -> str:
