@@ -2,7 +2,7 @@
 
     pip install torch-uncertainty
     python examples/other_libraries.py [--epochs 20] [--out theirs]
-    mixmo compare runs/quickstart theirs/packed.npz theirs/batch-ensemble.npz
+    mixmo compare runs/digits-cut theirs/packed.npz theirs/batch-ensemble.npz
 
 Trains small LeNets on the digits and saves what they predict for the test images. Only the data comes from mixmo.
 """
@@ -27,8 +27,8 @@ MEMBERS = 4
 
 
 def pixels(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the quickstart's images, normalised, (N, 1, 16, 16), and their labels (N,)."""
-    settings = make_plan(load_recipe("quickstart")).settings
+    """Return the digits, normalised, (N, 1, 16, 16), and their labels (N,)."""
+    settings = make_plan(load_recipe("digits-cut")).settings
     images = getattr(DataModule(settings.data, settings.seed), name)
     return Augmentation(settings.data).center(images.images, torch.arange(len(images))), images.labels
 

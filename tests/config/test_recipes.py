@@ -20,13 +20,15 @@ MULTIPLE = ["mimo", "linear", "cut", "linear-cutmix", "cut-cutmix"]
 CIFAR = ["single", "single-mixup", "single-cutmix", *MULTIPLE]
 TINY = [f"tiny-preact18x{w}-{method}" for w in (1, 2, 3) for method in ("single", "linear", "cut")]
 TINY += ["tiny-preact18x1-single-mixup", "tiny-preact18x1-single-cutmix"]
+QUICKSTART = ["quickstart", "quickstart-single", "quickstart-single-cutmix"]
+DIGITS = ["digits-cut", "digits-single"]
 MINI = ["single", "mimo", "linear", "cut", "cut-cutmix"]
 
 
 def test_every_published_configuration_is_there():
     wanted = {f"cifar{k}-wrn28x10-{method}" for k in (10, 100) for method in CIFAR}
     wanted |= {f"cifar{k}-wrn28x10-{method}-b2" for k in (10, 100) for method in MULTIPLE}
-    wanted |= {*TINY, *(f"cifar100-mini-{method}" for method in MINI), "quickstart", "quickstart-single"}
+    wanted |= {*TINY, *(f"cifar100-mini-{method}" for method in MINI), *QUICKSTART, *DIGITS}
     assert wanted <= catalogue().keys()
     assert len(TINY) == 11
 
@@ -72,12 +74,19 @@ def test_published_settings_of_tiny_imagenet(name):
 
 
 def test_families_at_equal_compute_are_equal():
-    families = [[f"cifar100-mini-{method}" for method in MINI], ["quickstart", "quickstart-single"]]
+    families = [[f"cifar100-mini-{method}" for method in MINI], QUICKSTART, DIGITS]
     families += [[f"cifar100-fast-{net}-{m}" for m in ("single", "cut-cutmix")] for net in ("wrn16x8", "wrn28x10")]
     for family in families:
         plans = [make_plan(load_recipe(name)) for name in family]
         assert len({plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}) == 1
         assert len({(plan.settings.model.backbone, plan.settings.data.batch_size) for plan in plans}) == 1
+        assert len({plan.settings.data.images_per_class for plan in plans}) == 1
+
+
+def test_the_quickstart_has_few_images():
+    for name in QUICKSTART:
+        own = make_plan(load_recipe(name)).settings.data
+        assert (own.images_per_class, own.split_seed, own.validation) == (20, 0, 0)
 
 
 GRIDS = sorted((Path(__file__).parents[2] / "examples" / "grids").glob("*.txt"))

@@ -92,6 +92,52 @@ def test_validation_is_stratified_seeded_and_disjoint():
     assert torch.equal(together.unique(dim=0), everything.flatten(1).unique(dim=0))
 
 
+def few(count, seed=0, **changes):
+    changes = {"name": "digits", "channels": 1, "validation": 0.1, "batch_size": 8} | changes
+    return data_of(DataSettings(images_per_class=count, **changes), seed)
+
+
+def rows(images):
+    return {tuple(row) for row in images.flatten(1).tolist()}
+
+
+def test_few_images_of_each_class_are_drawn_from_the_seed():
+    """The same ones for every run with that seed, and those of a smaller count are among those of a larger."""
+    data, larger, other = few(20), few(50), few(20, seed=1)
+    assert torch.bincount(data.train.labels).tolist() == [20] * 10
+    assert torch.equal(few(20).train.images, data.train.images)
+    assert torch.equal(few(20, seed=1, split_seed=0).train.images, data.train.images)
+    assert torch.equal(few(20, seed=1, split_seed=0).validation.images, data.validation.images)
+    assert rows(data.train.images) < rows(larger.train.images)
+    assert not torch.equal(data.train.images, other.train.images)
+    assert torch.equal(data.validation.images, few(None).validation.images)
+
+
+def test_unused_digits_join_the_test_set():
+    data, everything = few(20), few(None)
+    assert (len(data.train), len(data.validation), len(data.test)) == (200, 144, 1797 - 200 - 144)
+    assert torch.equal(data.test.images[:360], everything.test.images)
+    assert torch.equal(data.test.labels[:360], everything.test.labels)
+    parts = [rows(each.images) for each in (data.train, data.validation, data.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) > 1780  # a few digits are alike
+    assert (data.image(1000) == data.test.images[1000].numpy()).all()
+    assert len(few(20, validation=0.0).test) == 1597
+    assert data.fingerprint("test") != everything.fingerprint("test")
+    assert data.fingerprint("test") != few(20, seed=1).fingerprint("test")
+
+
+def test_unused_images_of_other_datasets_are_left_out(image_folder):
+    data = data_of(settings(image_folder, images_per_class=3))
+    assert torch.bincount(data.train.labels).tolist() == [3, 3, 3]
+    assert len(data.test) == 12
+
+
+def test_more_images_of_a_class_than_there_are_is_refused(image_folder):
+    (image_folder / "train" / "emu" / "003.png").unlink()
+    with pytest.raises(InputError, match=r"^data\.images_per_class is 8, but class emu has 7 images to train on"):
+        data_of(settings(image_folder, images_per_class=8))
+
+
 def test_odd_sizes_without_a_canvas_are_refused(image_folder):
     Image.new("RGB", (9, 8)).save(image_folder / "train" / "dog" / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png is 8×9, but the first one is 8×8; .*data\.image_size"):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -90,6 +90,7 @@ def test_csv_holds_no_formulas(name):
 
 
 @slow
+@example(["\ud800", "0"])
 @given(st.lists(NAMES, min_size=2, max_size=2, unique=True))
 def test_charts_and_pages_take_any_name(names):
     """Nothing is lost: no sentence stands in the place of a picture."""

@@ -16,9 +16,11 @@ from mixmo import checkpoints
 from mixmo.config.hardware import PRECISIONS, default_precision
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.data import batches
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.evaluation.benchmark import peak_memory
+from mixmo.pairing import pair
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import build_optimizer
@@ -101,6 +103,23 @@ def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path,
         eager, other = ([float(row[key]) for row in each] for each in rows)
         assert other == pytest.approx(eager, rel=1e-3), key
     assert mixmo.load(tmp_path / "compiled").num_members == 2
+
+
+@pytest.mark.parametrize("progress", ["steps", "epochs"])
+@pytest.mark.parametrize("end", [None, 0.0, 0.9])
+def test_input_repetition_follows_the_steps(pictures, tmp_path, monkeypatch, end, progress):
+    """rho goes linearly from 0.5 to its end, whatever p follows."""
+    drawn = []
+
+    def noted(count, members, repetition, rho, generator):
+        drawn.append(rho)
+        return pair(count, members, repetition, rho, generator)
+
+    monkeypatch.setattr(batches, "pair", noted)
+    words = ["--data.input_repetition=0.5", f"--mixer.progress={progress}", "--data.batch_repetition=2"]
+    fit(plan_of(pictures, *words, f"--data.input_repetition_end={'null' if end is None else end}"), Run(tmp_path / "r"))
+    steps = 10
+    assert drawn == pytest.approx([0.5 + (0 if end is None else end - 0.5) * step / steps for step in range(steps)])
 
 
 @torch._dynamo.config.patch(error_on_recompile=True)
