@@ -46,7 +46,9 @@ from mixmo.training.fit import fit
 
 OTHER_SEED = 1000
 """Between the seeds of the networks of one ensemble."""
-METRICS = ("accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement")
+METRICS = (
+    "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "separate_units", "train_accuracy",
+)  # fmt: skip
 KEYS = ("task", "method", "seed")
 
 
@@ -133,7 +135,6 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
     result = evaluate_runs([each.run for each in trained])
     histories = [read_history(each.run) for each in trained]
     settings, found = row.plans[0].settings, result.flat()
-    train_accuracy = [value for rows in histories for key, value in rows[-1].items() if key.startswith("train_member")]
     about = trained[0].run.about()
     return row.about | {
         "dataset": Path(settings.data.name).name,
@@ -143,7 +144,6 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
         "input_repetition": settings.data.input_repetition,
         **{key: f"{found[key]:.6g}" if key in found else "" for key in METRICS},
         "member_accuracy": f"{statistics.fmean(each['accuracy'] for each in result.metrics.members):.6g}",
-        "train_accuracy": f"{statistics.fmean(train_accuracy):.6g}",
         "test_images": len(result.predictions.targets),
         "macs": sum(network_size(each)["macs"] for each in trained),
         "images_in_training": sum(rows[-1]["step"] * settings.data.batch_size for rows in histories),
@@ -157,12 +157,22 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a CSV file, with a header if it is new."""
-    new = not file.exists()
+    known = read_rows(file)
+    if known and list(known[0]) != list(row):
+        raise InputError(f"{file} has other columns than {', '.join(row)}; name another file.")
     with file.open("a", newline="") as content:
         writer = csv.DictWriter(content, list(row))
-        if new:
+        if not known:
             writer.writeheader()
         writer.writerow(row)
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; none if there is no such file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as content:
+        return list(csv.DictReader(content))
 
 
 def main() -> None:
@@ -179,10 +189,7 @@ def main() -> None:
         study["seeds"] = given.seeds
     names = dict(word.split("=", 1) for word in given.data)
     given.scratch.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if given.out.exists():
-        with given.out.open(newline="") as content:
-            done = {tuple(row[key] for key in KEYS) for row in csv.DictReader(content)}
+    done = {tuple(row[key] for key in KEYS) for row in read_rows(given.out)}
     waiting = [
         row for row in rows_of(study, given.scratch, names) if tuple(str(row.about[key]) for key in KEYS) not in done
     ]

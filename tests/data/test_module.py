@@ -413,7 +413,7 @@ def test_another_dataset_is_listed_once(image_folder, monkeypatch):
         return honest(name, *rest)
 
     monkeypatch.setattr(module, "open_source", counted)
-    data = DataModule(DataSettings(name="digits", channels=1))
+    data = DataModule(DataSettings(name="digits", channels=1), 0)
     other = f"folder:{image_folder}"
     assert data.fingerprint("test", other) == data.fingerprint("test", other)
     assert len(data.other(other)[0])

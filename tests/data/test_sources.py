@@ -227,15 +227,15 @@ def test_a_test_set_may_lack_classes(image_folder, caplog):
     own = settings(image_folder)
     assert data_of(own).test.labels.tolist() == [2] * 4
     assert "has no images of cat, dog, which the training set has" in caplog.text
-    images, classes = DataModule(own).test, DataModule(own).classes
+    images, classes = DataModule(own, 0).test, DataModule(own, 0).classes
     assert images.labels.tolist() == [2] * 4 and classes == ["cat", "dog", "emu"]
-    images, classes = DataModule(settings(image_folder.parent / "images")).other(f"folder:{image_folder}")
+    images, classes = DataModule(settings(image_folder.parent / "images"), 0).other(f"folder:{image_folder}")
     assert images.labels.tolist() == [0] * 4 and classes == ["emu"]  # others have classes of their own
 
 
 def test_a_test_set_stands_alone_where_the_training_set_is_not(image_folder):
     (image_folder / "train").rename(image_folder / "elsewhere")
-    images, classes = DataModule(settings(image_folder)).test, DataModule(settings(image_folder)).classes
+    images, classes = DataModule(settings(image_folder), 0).test, DataModule(settings(image_folder), 0).classes
     assert len(images) == 12 and classes == ["cat", "dog", "emu"]
 
 
@@ -285,12 +285,15 @@ def test_fingerprints_tell_what_changed(image_folder, tmp_path, kind):
 
 def test_fingerprints_of_splits(image_folder):
     own = settings(image_folder, validation=0.25)
-    of_test, of_validation = DataModule(own).fingerprint("test"), DataModule(own, 0).fingerprint("validation")
+    of_test, of_validation = DataModule(own, 0).fingerprint("test"), DataModule(own, 0).fingerprint("validation")
     assert of_validation != DataModule(own, 1).fingerprint("validation")
-    assert DataModule(own).fingerprint("test", "digits") == DataModule(own).fingerprint("test", "digits") != of_test
+    assert (
+        DataModule(own, 0).fingerprint("test", "digits") == DataModule(own, 0).fingerprint("test", "digits") != of_test
+    )
     os.utime(image_folder / "test" / "cat" / "000.png", (1, 1))
     assert (
-        DataModule(own).fingerprint("test") != of_test and DataModule(own, 0).fingerprint("validation") == of_validation
+        DataModule(own, 0).fingerprint("test") != of_test
+        and DataModule(own, 0).fingerprint("validation") == of_validation
     )
     trained = data_of(own).fingerprint("train")
     os.utime(image_folder / "train" / "cat" / "000.png", (1, 1))

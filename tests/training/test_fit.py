@@ -320,7 +320,7 @@ def test_test_json_repeats_what_the_loaded_network_says(whole):
     from mixmo.data.module import DataModule
 
     data = make_plan(run.config()).settings.data
-    test = DataModule(data).test
+    test = DataModule(data, 0).test
     with torch.no_grad():
         logits = net(Augmentation(data).center(test.images, torch.arange(12)))
     expected = mixmo.evaluate(logits, test.labels)

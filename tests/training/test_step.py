@@ -235,7 +235,7 @@ def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, dec
     plan = make_plan(load_recipe("digits-cut"), [f"--optimizer.ema_decay={decay}", "--trainer.max_epochs=5"])
     fit(plan, run)
     state, net = checkpoints.load(run.checkpoint_file())["state_dict"], mixmo.load(run.path)
-    test, nll = DataModule(plan.settings.data).test, {}
+    test, nll = DataModule(plan.settings.data, 0).test, {}
     for prefix in ("average.", "net."):
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         with torch.no_grad():

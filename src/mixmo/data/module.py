@@ -42,7 +42,8 @@ class DataModule:
 
     Args:
         settings: The recipe's ``data`` section.
-        seed: The run's seed; chooses the validation images, the same for every run with this seed.
+        seed: The run's seed; draws the validation images and those of ``images_per_class``, the same for every run with
+            this seed, unless ``split_seed`` is set.
         check: Decode streamed training images once, in threads, so that those that cannot be read are known before
             training.
 
@@ -51,12 +52,12 @@ class DataModule:
         InputError: likewise, if it is damaged, its sizes differ, or its classes do not fit.
 
     Example:
-        >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1))
+        >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1), seed=0)
         >>> len(data.train), len(data.validation), data.image(0).shape
         (1293, 144, (8, 8, 1))
     """
 
-    def __init__(self, settings: DataSettings, seed: int = 0, check: bool = False) -> None:
+    def __init__(self, settings: DataSettings, seed: int, check: bool = False) -> None:
         self.settings, self.seed, self.check = settings, seed, check
         self._others: dict[str, Source] = {}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.errors import InputError, one_of
+from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, joined, predict, read_predictions
@@ -92,6 +93,7 @@ class EvaluationResult:
             average on the test set after it; empty without a validation set, and for several runs.
         ood: By the name of the out-of-distribution dataset.
         corruptions: On corrupted test images; ``None`` where that was not asked for.
+        diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
     """
 
     predictions: Predictions
@@ -99,10 +101,11 @@ class EvaluationResult:
     scaled: dict[str, float] = field(default_factory=dict)
     ood: dict[str, OODResult] = field(default_factory=dict)
     corruptions: CorruptionResult | None = None
+    diagnosis: Diagnosis | None = None
 
     def flat(self) -> dict[str, float]:
         """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
-        found = self.metrics.flat() | self.scaled
+        found = self.metrics.flat() | self.scaled | (self.diagnosis.flat() if self.diagnosis else {})
         for dataset, result in self.ood.items():
             for score, metrics in result.metrics.items():
                 found |= {f"ood/{dataset}/{score}/{key}": value for key, value in metrics.items()}
@@ -151,7 +154,8 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
     if options.corruptions is not None:
         folder = None if options.corruptions == GENERATED else options.corruptions
         corruptions = evaluate_corruptions(runs, test.targets, options.precision, folder, options.refresh)
-    return EvaluationResult(test, metrics, scaled, ood, corruptions)
+    diagnosis = diagnose(runs[0], test.epochs, options.refresh) if len(runs) == 1 else None
+    return EvaluationResult(test, metrics, scaled, ood, corruptions, diagnosis)
 
 
 def evaluate_predictions(file: str | Path) -> EvaluationResult:

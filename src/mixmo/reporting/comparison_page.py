@@ -177,7 +177,8 @@ def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples]) -> list[S
     known = next((entry for entry in firsts.values() if entry.runs), None)
     if known is None:
         return []
-    data, shown = DataModule(known.runs[0].settings().data), known.result.predictions  # files may lack names of classes
+    settings = known.runs[0].settings()
+    data, shown = DataModule(settings.data, settings.seed), known.result.predictions  # files may lack names of classes
     found = [mistakes(name, data, shown, samples, IMAGES // 2) for name, samples in parts.items()]
     if len(firsts) > 1:
         logits = torch.stack([mean_logits(entry.result.predictions.logits).double() for entry in firsts.values()], 1)

@@ -107,7 +107,8 @@ def networks(tested: Predictions) -> dict[str, Samples]:
 
 def _images(run: Run, tested: Predictions, parts: dict[str, Samples]) -> Section:
     average, *members = parts.items()
-    data = DataModule(run.settings().data)
+    settings = run.settings()
+    data = DataModule(settings.data, settings.seed)
     shown = [mistakes("", data, tested, average[1])]
     if tested.logits.shape[1] > 1:
         uncertainty = ood_scores(tested.logits)["mutual_information"]
