@@ -47,7 +47,8 @@ from mixmo.training.fit import fit
 OTHER_SEED = 1000
 """Between the seeds of the networks of one ensemble."""
 METRICS = (
-    "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "separate_units", "train_accuracy",
+    "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "selectivity", "separate_units",
+    "train_accuracy",
 )  # fmt: skip
 KEYS = ("task", "method", "seed")
 

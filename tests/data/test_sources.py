@@ -285,16 +285,15 @@ def test_fingerprints_tell_what_changed(image_folder, tmp_path, kind):
 
 def test_fingerprints_of_splits(image_folder):
     own = settings(image_folder, validation=0.25)
-    of_test, of_validation = DataModule(own, 0).fingerprint("test"), DataModule(own, 0).fingerprint("validation")
-    assert of_validation != DataModule(own, 1).fingerprint("validation")
-    assert (
-        DataModule(own, 0).fingerprint("test", "digits") == DataModule(own, 0).fingerprint("test", "digits") != of_test
-    )
+
+    def opened(seed=0):
+        return DataModule(own, seed)
+
+    of_test, of_validation = opened().fingerprint("test"), opened().fingerprint("validation")
+    assert of_validation != opened(1).fingerprint("validation")
+    assert opened().fingerprint("test", "digits") == opened().fingerprint("test", "digits") != of_test
     os.utime(image_folder / "test" / "cat" / "000.png", (1, 1))
-    assert (
-        DataModule(own, 0).fingerprint("test") != of_test
-        and DataModule(own, 0).fingerprint("validation") == of_validation
-    )
+    assert opened().fingerprint("test") != of_test and opened().fingerprint("validation") == of_validation
     trained = data_of(own).fingerprint("train")
     os.utime(image_folder / "train" / "cat" / "000.png", (1, 1))
     assert data_of(own).fingerprint("train") == trained

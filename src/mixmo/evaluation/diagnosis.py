@@ -1,0 +1,141 @@
+"""Are the members separate subnetworks, and does the network fit what it was trained on?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixmo import __version__
+from mixmo.errors import InputError
+from mixmo.evaluation.inference import Network, TrainedRun
+from mixmo.evaluation.kept import keep_json, read_json
+from mixmo.evaluation.records import read_history
+
+IMAGES = 16
+"""Images that each member is shown, next to as many for the others."""
+
+OWN = 0.75
+"""Share of a unit's variance that one member's image has to cause for the unit to be its own."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How separate the members are; NaN where nothing varies.
+
+    Attributes:
+        selectivity: Share of the variance of a member's logits that its own image causes, mean over members: 1 where
+            the others' images do not matter, 1 / M where members are copies of each other.
+        separate_units: Share of the units before the heads of whose variance one member's image causes three quarters
+            or more.
+    """
+
+    selectivity: float = math.nan
+    separate_units: float = math.nan
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a network does well or badly; NaN where something is not known.
+
+    Attributes:
+        train_accuracy: Mean over members in the epoch of the checkpoint, on the augmented mixtures of training.
+        separation: Of the members; nothing is known for a single network.
+    """
+
+    train_accuracy: float = math.nan
+    separation: Separation = field(default_factory=Separation)
+
+    def flat(self) -> dict[str, float]:
+        """Return what is known by the keys of ``test.json``."""
+        found = {"train_accuracy": self.train_accuracy, **asdict(self.separation)}
+        return {key: value for key, value in found.items() if not math.isnan(value)}
+
+
+def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
+    """Return the diagnosis of a run; what takes passes through the network is kept in the run's folder.
+
+    Args:
+        run: The run.
+        epoch: That of the checkpoint.
+        refresh: Pass images through the network again, whatever is kept.
+
+    Raises:
+        MissingError: if the checkpoint or the dataset is missing.
+        InputError: if the checkpoint is damaged or of another network.
+    """
+    if run.settings.model.num_members == 1:
+        return Diagnosis(_train_accuracy(run, epoch))
+    about = {
+        "version": __version__,
+        "checkpoint": run.digest,
+        "data": run.data_settings,
+        "fingerprint": run.fingerprint("test"),
+    }
+    file = run.run.path / "predictions" / f"separation-{run.checkpoint}.json"
+    known = None if refresh else read_json(file)
+    if known is None or known["about"] != about:
+        count = len(run.images("test")[0])
+        chosen = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
+        images = torch.from_numpy(np.stack([run.data.image(index) for index in chosen.tolist()]))
+        known = {"about": about, "separation": asdict(separation(run.network, images))}
+        keep_json(file, known)
+    return Diagnosis(_train_accuracy(run, epoch), Separation(**known["separation"]))
+
+
+@torch.inference_mode()
+def separation(network: Network, images: Tensor) -> Separation:
+    """Return how separate the members are, by the conditional variance of Havasi et al. (2021, section 4).
+
+    V_i is the variance of a number in the network (a unit's activation, a logit) when member i's image changes and the
+    others' stay, averaged over the others' images; V_i / Σ_j V_j is the share that member i's image causes.
+
+    Args:
+        network: Of M >= 2 members, which are mixed equally.
+        images: (n, H, W, C) uint8.
+    """
+    net, device = network.net, network.device
+    prepared = network.augment.center(images.to(device), torch.arange(len(images), device=device))
+    count, members = len(prepared), net.num_members
+    index = torch.arange(count, device=device)
+    units: list[Tensor] = []
+    logits: list[Tensor] = []
+    for member in range(members):
+        seen = []
+        for shift in range(count):  # the others' images
+            places = ((shift + torch.arange(members, device=device)) % count).repeat(count, 1)
+            places[:, member] = index
+            seen.append([each.double().var(0, correction=0) for each in _activations(network, prepared[places])])
+        for variances, found in zip((units, logits), zip(*seen, strict=True), strict=True):
+            variances.append(torch.stack(found).mean(0))
+    by_unit, by_logit = torch.stack(units), torch.stack(logits).mean(2)  # (M, F), (M, M)
+    whole = by_unit.sum(0)
+    changing = whole > 1e-12 * whole.max()
+    own = by_logit.diagonal() / by_logit.sum(0)
+    return Separation(float(own.mean()), float((by_unit.amax(0) >= OWN * whole)[changing].double().mean()))
+
+
+def _activations(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for inputs (B, M, C, H, W) what the heads see, (B, F), maps averaged over positions, and the logits."""
+    seen: list[Tensor] = []
+    head = network.net.backbone.get_submodule(network.net.head_name)
+    handle = head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    try:
+        logits = network.net(inputs)
+    finally:
+        handle.remove()
+    return (seen[0].flatten(2).mean(2) if seen[0].dim() > 2 else seen[0]), logits
+
+
+def _train_accuracy(run: TrainedRun, epoch: int) -> float:
+    """Return what ``metrics.csv`` says of an epoch; NaN if it does not, or is damaged, which the report says."""
+    try:
+        rows = [row for row in read_history(run.run) if row["epoch"] == epoch]
+    except InputError:
+        return math.nan
+    found = [value for row in rows for key, value in row.items() if key.startswith("train_member_")]
+    return statistics.fmean(found) if found else math.nan
