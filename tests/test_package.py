@@ -115,34 +115,21 @@ def test_a_study_makes_each_row_once(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_studies_are_of_equal_compute(file, tmp_path):
-    """Every row's networks see the task's passes, all told, but for those that are said to cost twice."""
+    """A row's networks see the task's passes, all told, or twice where that is said; a step of SAM counts twice."""
     study = importlib.import_module("study")
     content = yaml.safe_load(file.read_text())
     content["seeds"] = content["seeds"][:1]
-    count = 0
-    for row in study.rows_of(content, tmp_path, {}):
-        passes = sum(plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in row.plans)
-        dear = "two networks" in row.about["method"] and "equal" not in row.about["method"]
-        assert passes == row.about["passes"] * (2 if dear else 1), row.about
-        assert {plan.settings.data.split_seed for plan in row.plans} == {0}
+    rows = list(study.rows_of(content, tmp_path, {}))
+    assert len(rows) >= 5
+    for row in rows:
+        passes = 0
+        for plan in row.plans:
+            steps = 2 if plan.settings.optimizer.sam_radius else 1
+            passes += steps * plan.trainer["max_epochs"] * plan.settings.data.batch_repetition
+            assert plan.settings.data.split_seed == 0
+        twice = "two networks" in row.about["method"] and "equal" not in row.about["method"]
+        assert 0.95 <= passes / row.about["passes"] / (2 if twice else 1) <= 1, row.about
         assert len({plan.settings.seed for plan in row.plans}) == len(row.plans)
-        count += 1
-    assert count >= 10
-
-
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
-        (["masks.py", "--batch=8", "--size=8", "--rounds=4", "--backbone=wide_resnet10_1", "--step_batch=2"],
-         "cut-exact"),
-        (["precision.py", "--recipe=quickstart", "--seeds=2", "--", *TINY], "bfloat16, compiled"),
-        (["evaluation.py", "--samples", "50", "60", "--classes", "5", "7", "--images=2", "--rounds=1"], "60 × 7 × 2"),
-    ],
-    ids=["masks", "precision", "evaluation"],
-)  # fmt: skip
-def test_benchmarks_run(words, shown, tmp_path):
-    out = run(ROOT / "benchmarks" / words[0], *words[1:], cwd=tmp_path)
-    assert shown in out
 
 
 def test_another_librarys_ensembles_are_evaluated(tmp_path):

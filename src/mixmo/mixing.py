@@ -257,13 +257,16 @@ def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
     return ratios.shape[1] * powers / powers.sum(1, keepdim=True)
 
 
-def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def mixed_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Return the loss: mean over the batch of Σ_i w_i * CE(logits_i, y_i) (equation 3 of the paper).
 
     Args:
         logits: (B, M, K).
         targets: (B, M) class numbers, or (B, M, K) probabilities (from mixing in pixels).
         weights: (B, M) from :func:`loss_weights`; ``None`` means 1 for every member.
+        label_smoothing: ε; targets become (1 - ε) y + ε / K.
 
     Returns:
         A float32 scalar: summed over members, averaged over the batch, in nats.
@@ -285,7 +288,9 @@ def mixed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None 
         )
     flat_logits, flat_targets = logits.float().flatten(0, 1), targets.flatten(0, 1)
     try:
-        losses = F.cross_entropy(flat_logits, flat_targets, reduction="none", ignore_index=NOTHING)
+        losses = F.cross_entropy(
+            flat_logits, flat_targets, reduction="none", ignore_index=NOTHING, label_smoothing=label_smoothing
+        )
     except IndexError as error:
         message = str(error).rstrip(".")
         raise InputError(f"{message}: class numbers of {classes} classes range from 0 to {classes - 1}.") from error

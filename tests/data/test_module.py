@@ -352,12 +352,23 @@ def test_targets_belong_to_the_images(repeat, generator):
     images, labels = labelled()
     own = DataSettings(batch_size=16, batch_repetition=2, channels=1, padding=0, mean=[0.0], std=[1.0], repeat=repeat)
     batch = DistinctBatch(images, labels, torch.tensor([3, 1, 4, 11, 5, 9, 2, 6]))
-    inputs, masks, targets, weights = maker(own)(batch, generator)
+    inputs, masks, targets, weights, _ = maker(own)(batch, generator)
     assert inputs.shape == (16, 2, 1, 6, 6) and masks.shape == (16, 2, 1, 6, 6)
     shown = (inputs[:, :, 0, 0, 0] * 255 / 20).round().long()
     assert torch.equal(targets, labels[shown])
     assert sorted(shown[:, 0].tolist()) == sorted([3, 1, 4, 11, 5, 9, 2, 6] * 2)
     assert weights.shape == (16, 2)
+
+
+def test_shared_positions_are_those_of_one_image(generator):
+    images, labels = labelled()
+    batch = DistinctBatch(images, labels, torch.arange(8))
+    own = DataSettings(batch_size=8, channels=1, padding=0, mean=[0.0], std=[1.0], input_repetition=0.5)
+    for rho, least in ((None, 4), (0.25, 2)):
+        mixed = maker(own, members=3)(batch, generator, 0.0, rho)
+        shown = mixed.inputs[:, :, 0, 0, 0]
+        assert torch.equal(mixed.shared, (shown == shown[:, :1]).all(1))
+        assert mixed.shared[-least:].all() and least <= mixed.shared.sum() < 8
 
 
 def test_copies_are_augmented_apart_or_together(generator):
@@ -377,7 +388,7 @@ def test_pixel_partners_come_from_the_whole_set(generator):
     batch = DistinctBatch(images, labels, torch.tensor([0, 1]))
     seen = set()
     for _ in range(60):
-        inputs, _, targets, _ = maker(own, pixels=PixelMixer("cutmix", probability=1.0))(batch, generator)
+        inputs, _, targets, *_ = maker(own, pixels=PixelMixer("cutmix", probability=1.0))(batch, generator)
         seen |= set((inputs * 255 / 20).round().long().flatten().tolist())
         torch.testing.assert_close(targets.sum(2), torch.ones(2, 2))
     assert seen == set(range(12))
@@ -388,7 +399,7 @@ def test_soft_targets_are_what_is_visible(generator):
     own = DataSettings(batch_size=4, channels=1, padding=0, mean=[0.0], std=[1.0])
     batch = DistinctBatch(images, labels, torch.tensor([0, 1, 2, 3]))
     for _ in range(10):
-        inputs, masks, targets, _ = maker(own, pixels=PixelMixer("cutmix", probability=1.0))(batch, generator)
+        inputs, masks, targets, *_ = maker(own, pixels=PixelMixer("cutmix", probability=1.0))(batch, generator)
         shown = torch.nn.functional.one_hot((inputs[:, :, 0] * 255 / 20).round().long(), 5).float()
         visible = (shown * masks[:, :, 0, :, :, None]).sum((2, 3)) / masks.sum((2, 3, 4))[..., None]
         filled = masks.sum((2, 3, 4)) > 0

@@ -134,7 +134,7 @@ def test_the_mixture_is_the_sum_of_masked_inputs():
 )
 def test_targets_in_words(target, text):
     empty = torch.zeros(1, 1)
-    assert target_of(MixedBatch(empty, empty, target, empty), 0, ["cat", "dog", "emu"]) == text
+    assert target_of(MixedBatch(empty, empty, target, empty, empty), 0, ["cat", "dog", "emu"]) == text
 
 
 def test_every_kind_is_in_the_catalogue():

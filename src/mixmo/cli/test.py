@@ -65,7 +65,7 @@ def _test_file(file: Path, per_class: bool) -> None:
 
 def _print_tables(title: str, result: EvaluationResult, by_class: dict[str, dict[str, float]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
+    tables = [metrics_table(result.metrics, title, result.diagnosis), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
     if by_class:

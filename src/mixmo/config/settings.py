@@ -207,6 +207,7 @@ class OptimizerSettings:
         decay_all: Decay batch norms and biases too, as published.
         ema_decay: Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average
             is then what is validated, kept and tested. 0 keeps the weights themselves.
+        sam_radius: Radius of sharpness-aware minimisation (SAM), such as 0.05; each step then costs two. 0 is without.
         options: More keywords of the optimiser.
     """
 
@@ -217,6 +218,7 @@ class OptimizerSettings:
     momentum: float = 0.9
     decay_all: bool = True
     ema_decay: float = 0.0
+    sam_radius: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def peak_lr(self, batch_repetition: int) -> float:
@@ -236,6 +238,8 @@ class OptimizerSettings:
             raise InputError(f"optimizer.momentum is {self.momentum}; it lies in [0, 1).")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"optimizer.ema_decay is {self.ema_decay}; it lies in [0, 1).")
+        if not 0 <= self.sam_radius <= 100:
+            raise InputError(f"optimizer.sam_radius is {self.sam_radius}; it is 0 or positive, up to 100.")
 
 
 @dataclass
@@ -244,9 +248,22 @@ class ObjectiveSettings:
 
     Args:
         name: mixed_cross_entropy, or a function of your own, package.module:function, of a module in allow_imports.
+        label_smoothing: Share of each target that is spread evenly over all classes.
+        distillation: Weight of the members' cross-entropy to their own average, where all see one image.
     """
 
     name: str = "mixed_cross_entropy"
+    label_smoothing: float = 0.0
+    distillation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"objective.label_smoothing is {self.label_smoothing}; it is a share from 0 to below 1.")
+        if not 0 <= self.distillation <= 1e6:
+            raise InputError(f"objective.distillation is {self.distillation}; a weight is 0 or positive, up to 1e6.")
+        for key in ("label_smoothing", "distillation"):
+            if getattr(self, key) and self.name != "mixed_cross_entropy":
+                raise InputError(f"objective.{key} belongs to mixed_cross_entropy; {self.name} has its own terms.")
 
 
 @dataclass

@@ -28,12 +28,14 @@ class MixedBatch(NamedTuple):
         masks: (B, M, 1 or F, h, w).
         targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed.
         weights: (B, M) loss weights.
+        shared: (B,) whether all members were shown the same image.
     """
 
     inputs: Tensor
     masks: Tensor
     targets: Tensor
     weights: Tensor
+    shared: Tensor
 
 
 class Augmentation:
@@ -150,15 +152,16 @@ class BatchMaker:
         targets = labels[index[pairs]]
         mix = self.mixer.sample(len(pairs), self.feature_shape, generator, progress)
         weights = loss_weights(mix.ratios, self.root)
+        shared = (pairs == pairs[:, :1]).all(1)
         if self.pixels is None:
-            return MixedBatch(inputs, mix.masks, targets, weights)
+            return MixedBatch(inputs, mix.masks, targets, weights, shared)
         partner = torch.randint(len(images), pairs.shape, generator=generator, device=images.device)
         keep = self.pixels.sample(len(pairs), members, (inputs.shape[-2], inputs.shape[-1]), generator)
         if members > 1:
             keep = keep_majority(keep, mix.masks)
         inputs = mix_pixels(inputs, self._augmented(images, partner, generator), keep)
         targets = shared_targets(targets, labels[partner], visible_share(keep, mix.masks), self.num_classes)
-        return MixedBatch(inputs, mix.masks, targets, weights)
+        return MixedBatch(inputs, mix.masks, targets, weights, shared)
 
     def _augmented(self, images: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
         """Return (B, M, C, H, W): an augmented copy for each of the places (B, M)."""

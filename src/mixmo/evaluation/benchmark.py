@@ -156,10 +156,10 @@ class TrainingStep:
         self._loss_of = case.compiled(self._loss, compiled)
 
     def _loss(self, mixed: MixedBatch) -> Tensor:
-        inputs, masks, targets, weights = mixed
         if self.members:
-            return mixed_cross_entropy(self.net(inputs, masks if self.members > 1 else None), targets, weights)
-        return F.cross_entropy(self.net(inputs[:, 0]), targets[:, 0])
+            masks = mixed.masks if self.members > 1 else None
+            return mixed_cross_entropy(self.net(mixed.inputs, masks), mixed.targets, mixed.weights)
+        return F.cross_entropy(self.net(mixed.inputs[:, 0]), mixed.targets[:, 0])
 
     def data(self) -> MixedBatch:
         """Return the batch."""

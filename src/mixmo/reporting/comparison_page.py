@@ -40,7 +40,7 @@ from mixmo.reporting.comparison_tables import (
     group_replicas,
     metrics_table,
 )
-from mixmo.reporting.glossary import COSTS, DIVERSITY, METRICS, PER_NETWORK, SCALED
+from mixmo.reporting.glossary import COSTS, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.pictures import IMAGES, disagreements, mistakes
 from mixmo.reporting.sections import (
     Section,
@@ -260,6 +260,7 @@ def _all_metrics(groups: Sequence[Group]) -> list[Markup]:
     for title, keys in (
         ("Each network", PER_NETWORK),
         ("Members, mean over pairs", DIVERSITY),
+        ("Diagnosis", DIAGNOSIS),
         ("Temperature", SCALED),
     ):
         rows = {key: [group.mean(key) for group in groups] for key in keys}

@@ -126,6 +126,26 @@ METRICS = {
         digits=3,
     ),
     "disagreement": _share("Disagreement", "Share of images for which two members predict different classes.", None),
+    "selectivity": _share(
+        "Selectivity of members",
+        "Share of the variance of a member's logits in mixtures that its own image causes, mean over members: all if "
+        "they are separate, 1 / M if they are copies.",
+        None,
+        digits=1,
+    ),
+    "separate_units": _share(
+        "Separate units",
+        "Share of the units before the heads that vary with one member's image, by three quarters of their variance or "
+        "more.",
+        None,
+        digits=1,
+    ),
+    "train_accuracy": _share(
+        "Training accuracy",
+        "Mean over members in the last epoch, on the augmented mixtures of training.",
+        None,
+        digits=1,
+    ),
     "accuracy_top5": _share(
         "Top-5 accuracy", "Share of images whose true class is among the five most probable.", True
     ),
@@ -196,6 +216,9 @@ DIVERSITY = (
     "member_mean_accuracy", "member_mean_nll", "oracle_accuracy", "nll_gain",
 )  # fmt: skip
 """Those of several members together."""
+
+DIAGNOSIS = ("selectivity", "separate_units", "train_accuracy")
+"""Those that tell why."""
 
 SCALED = ("temperature", "nll_scaled", "ece_scaled", "nll_two_fold", "ece_two_fold")
 """Those after temperature scaling."""

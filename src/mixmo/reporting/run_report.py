@@ -182,6 +182,8 @@ def _all_metrics(result: EvaluationResult) -> list[Markup]:
     tables = [_metric_table("Each network", PER_NETWORK, columns)]
     if metrics.diversity:
         tables.append(_metric_table("The members together, mean over pairs", DIVERSITY, {"": metrics.diversity}))
+    if result.diagnosis and (known := result.diagnosis.flat()):
+        tables.append(_metric_table("Diagnosis", list(known), {"": known}))
     scaled = {key: value for key, value in (metrics.average | result.scaled).items() if key in SCALED}
     tables.append(_metric_table("After temperature scaling of the logits", list(scaled), {"": scaled}))
     if result.corruptions is not None:

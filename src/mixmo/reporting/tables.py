@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
+from mixmo.evaluation.diagnosis import Diagnosis
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
@@ -94,12 +95,13 @@ class TextTable:
         ]
 
 
-def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
+def metrics_table(metrics: EnsembleMetrics, title: str, diagnosis: Diagnosis | None = None) -> TextTable:
     """Return the scores of the ensemble and every member, or of the one network.
 
     Args:
         metrics: Those of :func:`mixmo.evaluation.evaluate.measure`.
         title: Above it.
+        diagnosis: What stands below it of a run's members, beside their diversity.
 
     Example:
         >>> import torch
@@ -107,15 +109,17 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
         >>> len(metrics_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
         4
     """
-    rows, note = {"single network": metrics.average}, ""
+    rows, notes = {"single network": metrics.average}, []
     if metrics.diversity:
         averages = metrics.average, metrics.probability_average
         rows = dict(zip(("ensemble, logit average", "ensemble, probability average"), averages, strict=True))
         rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
         d_re, disagreement = (metrics.diversity[key] for key in ("d_re", "disagreement"))
-        note = f"diversity: d_re {d_re:.3f}, disagreement {100 * disagreement:.2f} %"
+        notes = [f"d_re {d_re:.3f}", f"disagreement {100 * disagreement:.2f} %"]
+    found = diagnosis.flat() if diagnosis else {}
+    notes += [f"{METRICS[key].name.lower()} {METRICS[key].text(value)}" for key, value in found.items()]
     cells = [metrics_row(name, values) for name, values in rows.items()]
-    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
+    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, ", ".join(notes))
 
 
 def metrics_row(name: str, metrics: Mapping[str, float]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
@@ -22,6 +23,7 @@ from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 from mixmo.training.objectives import find_objective
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
+from mixmo.training.sam import perturbed
 
 STATISTICS_BATCHES = 50
 """Batches from which the batch-norm statistics of averaged weights are estimated."""
@@ -67,11 +69,12 @@ class Training(L.LightningModule):
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.objective = find_objective(
-            settings.objective.name, settings.allow_imports, net.num_members, net.num_classes, maker.pixels is not None
+            settings.objective, settings.allow_imports, net.num_members, net.num_classes, maker.pixels is not None
         )
         self.generator: torch.Generator | None = None
         self.reports = 0
         self._seen, self._since = 0, 0.0
+        self._perturbed = False
         # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
@@ -111,7 +114,8 @@ class Training(L.LightningModule):
         logits: Tensor
         loss: Tensor
         logits, loss = self._compiled_loss(mixed)
-        self._watch(loss.detach(), logits.detach(), mixed.targets)
+        if not self._perturbed:
+            self._watch(loss.detach(), logits.detach(), mixed.targets)
         return loss
 
     def _mixed(self, batch: DistinctBatch, generator: torch.Generator) -> MixedBatch:
@@ -162,6 +166,29 @@ class Training(L.LightningModule):
                 f"the loss was not finite at step {step}, with learning rate {lr:.4g}; the last checkpoint was "
                 "written before it. Lower the learning rate or lengthen the warm-up."
             )
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make a step; SAM calls for the gradient a second time, at the worst weights near by."""
+        if self.settings.optimizer.sam_radius and optimizer_closure is not None:
+            optimizer_closure = partial(self._twice, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def _twice(self, closure: Callable[[], Any]) -> Any:
+        """Return the loss at the weights, and leave the gradient at the perturbed ones, for the same mixtures."""
+        loss = closure()
+        self._perturbed = True
+        try:
+            with perturbed(self.net, self.settings.optimizer.sam_radius):
+                closure()
+        finally:
+            self._perturbed = False
+        return loss
 
     def configure_gradient_clipping(
         self,

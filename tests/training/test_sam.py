@@ -1,0 +1,95 @@
+"""Sharpness-aware minimisation: the gradient where the loss nearby is worst, at weights that come back."""
+
+import copy
+
+import pytest
+import torch
+from conftest import write_images
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+import mixmo
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+from mixmo.training.sam import perturbed
+
+
+def test_the_gradient_is_that_of_a_quadratic_at_the_worst_point():
+    """L = ½ wᵀ A w has the gradient A (w + r A w / ‖A w‖) there, in closed form."""
+    matrix, start, radius = torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([2.0, -1.0]), 0.1
+    net = nn.Module()
+    net.weight = nn.Parameter(start.clone())
+
+    def backward():
+        net.weight.grad = None
+        (0.5 * net.weight @ matrix @ net.weight).backward()
+
+    backward()
+    with perturbed(net, radius):
+        backward()
+    gradient = matrix @ start
+    expected = matrix @ (start + radius * gradient / gradient.norm())
+    assert net.weight.grad.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert torch.equal(net.weight, start)
+
+
+def test_weights_and_statistics_come_back_also_after_an_error():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    net(torch.randn(5, 3)).square().sum().backward()
+    before = copy.deepcopy(net.state_dict())
+
+    def fail():
+        with perturbed(net, 1.0):
+            assert not torch.equal(net[0].weight, before["0.weight"])
+            net(torch.randn(5, 3))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder / "train", count=12)
+    write_images(folder / "test", count=2, seed=1)
+    return folder
+
+
+def trained(pictures, folder, radius, *overrides, callbacks=()):
+    data = [f"--data.name=folder:{pictures}", "--data.batch_size=8", "--data.padding=1", "--data.image_size=null"]
+    data += ["--data.channels=3", "--data.validation=0", "--trainer.max_epochs=3", f"--optimizer.sam_radius={radius}"]
+    run = Run(folder)
+    fit(make_plan(load_recipe("digits-cut"), [*data, *overrides]), run, callbacks=callbacks)
+    return mixmo.load(folder).state_dict(), run.read_metrics()
+
+
+def test_a_radius_near_zero_is_training_without(pictures, tmp_path):
+    """The second gradient is that of the same mixtures; metrics, statistics and draws are those of one step."""
+    (plain, rows), (near, others) = (trained(pictures, tmp_path / str(r), r) for r in (0, 1e-7))
+    far, _ = trained(pictures, tmp_path / "far", 0.5)
+    for name, value in plain.items():
+        assert torch.allclose(value.float(), near[name].float(), atol=1e-4), name
+    assert any((plain[name].float() - value.float()).abs().max() > 1e-2 for name, value in far.items())
+    for row, other in zip(rows, others, strict=True):
+        assert float(other["train_loss"]) == pytest.approx(float(row["train_loss"]), rel=1e-3)
+        assert (row["step"], row["train_member_0_accuracy"]) == (other["step"], other["train_member_0_accuracy"])
+
+
+class Stopping(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise ZeroDivisionError
+
+
+def test_it_resumes_bit_for_bit(pictures, tmp_path):
+    clipped = "--trainer.gradient_clip_val=1"
+    whole, _ = trained(pictures, tmp_path / "whole", 0.05, clipped)
+    with pytest.raises(ZeroDivisionError):
+        trained(pictures, tmp_path / "parts", 0.05, clipped, callbacks=[Stopping()])
+    run = Run(tmp_path / "parts")
+    fit(make_plan(run.config()), run, resume=True)
+    assert all(torch.equal(value, whole[name]) for name, value in mixmo.load(run.path).state_dict().items())
