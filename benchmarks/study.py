@@ -5,8 +5,8 @@
 A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
 settings as a recipe does (``extends`` included). Beside them a task says ``passes``, how often training sees each image
 (b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
-say ``networks``, the number of networks that are trained and averaged, and ``passes``, the share of the task's that
-each of them gets.
+say ``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's that each of
+them gets; and ``start``, the method whose network it starts from (``model.start``), which is trained before.
 
 A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
 the same images. Rows that the file has are not made again, and a run that was stopped is resumed: a study can be
@@ -24,7 +24,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ METRICS = (
     "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "selectivity", "separate_units",
     "train_accuracy",
 )  # fmt: skip
+OWN_KEYS = ("extends", "passes", "networks", "methods", "start")
 KEYS = ("task", "method", "seed")
 
 
@@ -60,10 +61,12 @@ class Row:
     Attributes:
         about: Task, method, seed and the settings that tasks differ in.
         plans: Of the networks.
+        starts: Of those that they start from.
     """
 
     about: dict[str, Any]
     plans: list[Plan]
+    starts: list[Plan]
 
 
 def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -> Iterator[Row]:
@@ -74,19 +77,26 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
         scratch: Where recipes are written.
         names: Other names of datasets.
     """
+    common, methods = study.get("settings", {}), study["methods"]
     for seed in study["seeds"]:
         for task, on_task in study["tasks"].items():
-            for method in on_task.get("methods", study["methods"]):
-                by_method = study["methods"][method]
+            for method in on_task.get("methods", methods):
+                own, starts, folder = methods[method], list[Plan](), ""
+                if "start" in own:
+                    starts = list(plans_of([common, on_task, methods[own["start"]]], seed, scratch, names))
+                    folder = str(folder_of(starts[0], scratch))
+                plans = list(plans_of([common, on_task, own], seed, scratch, names, folder))
                 about = {"task": task, "method": method, "seed": seed, "passes": on_task["passes"]}
-                yield Row(about, list(plans_of([study.get("settings", {}), on_task, by_method], seed, scratch, names)))
+                yield Row(about, plans, starts)
 
 
-def plans_of(parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mapping[str, str]) -> Iterator[Plan]:
+def plans_of(
+    parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mapping[str, str], start: str = ""
+) -> Iterator[Plan]:
     """Yield the plan of each network of a method on a task."""
     recipe: dict[str, Any] = {"extends": [name for part in parts for name in part.get("extends", [])]}
     for part in parts:
-        rest = {key: value for key, value in part.items() if key not in ("extends", "passes", "networks", "methods")}
+        rest = {key: value for key, value in part.items() if key not in OWN_KEYS}
         recipe = merge(recipe, rest)
     _, on_task, by_method = parts
     file = scratch / "recipe.yaml"
@@ -103,7 +113,7 @@ def plans_of(parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mappi
             "data.split_seed": seed,
             "data.name": names.get(name, name),
             "trainer.max_epochs": int(epochs),
-        }
+        } | ({"model.start": start} if start else {})
         yield make_plan(resolved, [f"--{key}={value}" for key, value in words.items()])
 
 
@@ -134,7 +144,8 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
     trained = [TrainedRun(Run(folder_of(plan, scratch))) for plan in row.plans]
     result = evaluate_runs([each.run for each in trained])
-    histories = [read_history(each.run) for each in trained]
+    starts = [Run(folder_of(plan, scratch)) for plan in row.starts]
+    histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
     settings, found = row.plans[0].settings, result.flat()
     about = trained[0].run.about()
     return row.about | {
@@ -176,6 +187,28 @@ def read_rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(content))
 
 
+def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
+    """Train what rows need, and append each row as soon as its networks are trained."""
+    networks = {folder_of(plan, scratch): plan for row in waiting for plan in (*row.starts, *row.plans)}
+    print(f"{len(waiting)} rows to make, of {len(networks)} networks.", flush=True)
+    context, ready = multiprocessing.get_context("spawn"), set[Path]()
+    with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
+        for started in (False, True):  # what others start from is trained before them
+            futures = {
+                pool.submit(train, plan, folder): folder
+                for folder, plan in networks.items()
+                if (plan.settings.model.start is not None) == started
+            }
+            for future in as_completed(futures):
+                future.result()
+                ready.add(futures[future])
+                for row in [row for row in waiting if ready.issuperset(folder_of(plan, scratch) for plan in row.plans)]:
+                    append(out, found := finished(row, scratch))
+                    waiting.remove(row)
+                    shown = {key: found[key] for key in (*KEYS, "accuracy", "nll", "brier", "ece", "seconds")}
+                    print(f"{len(waiting)} to go: {shown}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
@@ -185,33 +218,16 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
     parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train
+    torch.set_num_threads(1)
     study = yaml.safe_load(given.study.read_text())
-    if given.seeds:
-        study["seeds"] = given.seeds
+    study["seeds"] = given.seeds or study["seeds"]
     names = dict(word.split("=", 1) for word in given.data)
     given.scratch.mkdir(parents=True, exist_ok=True)
     done = {tuple(row[key] for key in KEYS) for row in read_rows(given.out)}
-    waiting = [
-        row for row in rows_of(study, given.scratch, names) if tuple(str(row.about[key]) for key in KEYS) not in done
-    ]
-    networks = {folder_of(plan, given.scratch): plan for row in waiting for plan in row.plans}
-    print(f"{len(done)} rows are there; {len(waiting)} to make, of {len(networks)} networks.", flush=True)
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
-        futures: dict[Future[None], Path] = {
-            pool.submit(train, plan, folder): folder for folder, plan in networks.items()
-        }
-        ready: set[Path] = set()
-        for future in as_completed(futures):
-            future.result()
-            ready.add(futures[future])
-            for row in [each for each in waiting if all(folder_of(p, given.scratch) in ready for p in each.plans)]:
-                append(given.out, found := finished(row, given.scratch))
-                waiting.remove(row)
-                shown = {key: found[key] for key in (*KEYS, "accuracy", "nll", "brier", "ece", "seconds")}
-                print(f"{len(waiting)} to go: {shown}", flush=True)
+    rows = rows_of(study, given.scratch, names)
+    waiting = [row for row in rows if tuple(str(row.about[key]) for key in KEYS) not in done]
+    make_rows(waiting, given.out, given.scratch, given.jobs)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class MixMo(nn.Module):
         fresh_heads: Whether a trained backbone's heads are independent draws all the same, since its head is new:
             equal heads on equal encoders learn alike. ``None`` does so for a timm name whose classes are not as many
             as timm says it was trained for; a module's head counts as trained.
+        noise: Breaks the symmetry of equal encoders and heads of a trained backbone: each gets normal noise of this
+            share of its weights' standard deviation, less the members' mean noise, so that the network still starts out
+            as the trained one. Without it and with equal heads members stay copies of each other.
         mix_at: Dotted name of a module, such as the first stage, behind which features are mixed: encoders are then
             copies of all that comes up to it. ``None`` mixes behind the stem, as published.
         **options: More keywords of ``timm.create_model``: ``in_chans``, ``img_size``, ``pretrained``, …
@@ -69,6 +72,7 @@ class MixMo(nn.Module):
         head: str | None = None,
         trained: bool = False,
         fresh_heads: bool | None = None,
+        noise: float = 0.0,
         mix_at: str | None = None,
         **options: Any,
     ) -> None:
@@ -114,6 +118,8 @@ class MixMo(nn.Module):
         heads = _members(classifier, num_members, fresh_heads, [head for _, head in others])
         if trained:
             _scale_convolutions(encoders, 1 / num_members)
+            for equal in (encoders, [] if fresh_heads else heads):
+                _add_noise(equal, noise)
         self.backbone.set_submodule(self.stem_name, MixingStem(encoders, self.in_chans))
         self.backbone.set_submodule(self.head_name, MemberHeads(heads))
 
@@ -253,6 +259,16 @@ def _scale_convolutions(encoders: list[nn.Module], factor: float) -> None:
     for encoder in encoders:
         for parameter in encoder.parameters():
             parameter.mul_(factor)
+
+
+@torch.no_grad()
+def _add_noise(modules: list[nn.Module], share: float) -> None:
+    """Add normal noise of a share of each tensor's standard deviation, whose sum over the modules is zero."""
+    for tensors in zip(*(module.parameters() for module in modules), strict=True):
+        if tensors[0].numel() > 1:
+            noise = torch.stack([torch.randn_like(each) * (share * each.std()) for each in tensors])
+            for tensor, own in zip(tensors, noise - noise.mean(0), strict=True):
+                tensor.add_(own)
 
 
 def _settings(backbone: nn.Module) -> dict[str, Any]:

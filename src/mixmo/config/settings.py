@@ -17,7 +17,7 @@ MOST_MEMBERS = 100
 LARGEST_SIDE = 8192
 LARGEST_BATCH = 2**20
 RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "stem", "head", "trained", "fresh_heads",
-            "self", "name", "options"}  # fmt: skip
+            "noise", "self", "name", "options"}  # fmt: skip
 """Arguments of a network that follow from the data, or have settings of their own."""
 
 
@@ -31,6 +31,10 @@ class ModelSettings:
         options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
         mix_at: Module behind which features are mixed, such as stages.0; null is behind the stem, as published.
         compile: Compile the network and the loss; null does so on a GPU.
+        start: A run's folder whose network members start from: its stem / M as encoders, its head as heads.
+        fresh_heads: Draw the heads anew, each on its own; null does so where the start has other classes.
+        start_noise: Noise on encoders and heads that start equal, as a share of their weights' standard deviation; it
+            sums to zero over the members, so that the network starts out as the one it starts from.
         download: Whether a backbone that is only described elsewhere (hf-hub:…) may be fetched.
     """
 
@@ -39,6 +43,9 @@ class ModelSettings:
     options: dict[str, Any] = field(default_factory=dict)
     mix_at: str | None = None
     compile: bool | None = None
+    start: str | None = None
+    fresh_heads: bool | None = None
+    start_noise: float = 0.0
     download: bool = False
 
     def __post_init__(self) -> None:
@@ -46,6 +53,11 @@ class ModelSettings:
             raise InputError(f"model.options.{taken[0]} is no option of timm's models; see model.{taken[0]}.")
         if not 1 <= self.num_members <= MOST_MEMBERS:
             raise InputError(f"model.num_members is {self.num_members}; it lies between 1 and {MOST_MEMBERS}.")
+        if not 0 <= self.start_noise <= 100:
+            raise InputError(f"model.start_noise is {self.start_noise}; it is a share, 0 or positive, up to 100.")
+        for key in ("fresh_heads", "start_noise"):
+            if getattr(self, key) and self.start is None:
+                raise InputError(f"model.{key} is {getattr(self, key)}, but there is no start: set model.start.")
 
 
 @dataclass

@@ -19,16 +19,17 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from mixmo.checkpoints import LAST, duplicate
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
-from mixmo.config.settings import Settings
+from mixmo.config.settings import ModelSettings, Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet, evaluation_loader, train_loader
+from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, reason
 from mixmo.masks import CONSTANT
 from mixmo.mixing import Mixer
 from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer
-from mixmo.runs import Run, check_download
+from mixmo.runs import Run, check_download, load_checkpoint
 from mixmo.seeding import seed_for
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
@@ -64,7 +65,7 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
     with undisturbed():
         if not resume:
             run.check_free()
-        prepared = _prepare(plan, run)
+        prepared = _prepare(plan, run, resume)
         with run.locked():
             run.remove_partial_files()
             checkpoint = _resumed_checkpoint(run, prepared) if resume else None
@@ -88,7 +89,7 @@ class Prepared(NamedTuple):
     loggers: list[Logger]
 
 
-def _prepare(plan: Plan, run: Run) -> Prepared:
+def _prepare(plan: Plan, run: Run, resume: bool) -> Prepared:
     """Open the data and build the network and its training; refuse what does not fit."""
     settings = plan.settings
     device = training_device(plan.trainer["accelerator"])
@@ -99,7 +100,7 @@ def _prepare(plan: Plan, run: Run) -> Prepared:
         )
     _check_fetching(settings)
     data = DataModule(settings.data, settings.seed, check=True).require()
-    net = build_network(settings, data)
+    net = build_network(settings, data, drawn=resume)  # a resumed run's weights are its checkpoint's
     images = data.train.to(device)
 
     def sample_batches(epoch: int) -> Iterable[DistinctBatch]:
@@ -206,23 +207,32 @@ def _train(
         raise
 
 
-def build_network(settings: Settings, data: DataModule) -> MixMo:
+def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> MixMo:
     """Return the network of the settings, its weights drawn from the seed, tried on an image of that size.
 
+    Args:
+        settings: The run's.
+        data: Its images, for their classes and size.
+        drawn: Draw all weights, also where members start from another run.
+
     Raises:
-        InputError: if the backbone is unknown or cannot take images of that size.
+        MissingError: if there is no run to start from.
+        InputError: if the backbone is unknown or cannot take images of that size, or the start does not fit.
     """
     own = settings.model
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, 0, "init"))
-        net = MixMo(
-            own.backbone,
-            own.num_members,
-            num_classes=len(data.classes),
-            in_chans=settings.data.channels,
-            mix_at=own.mix_at,
-            **own.options,
-        )
+        if own.start is not None and not drawn:
+            net = _started(own, own.start, len(data.classes))
+        else:
+            net = MixMo(
+                own.backbone,
+                own.num_members,
+                num_classes=len(data.classes),
+                in_chans=settings.data.channels,
+                mix_at=own.mix_at,
+                **own.options,
+            )
     height, width = _crop(settings, data)
     try:
         with torch.no_grad():
@@ -233,6 +243,28 @@ def build_network(settings: Settings, data: DataModule) -> MixMo:
             "to a size it takes, or --model.options.img_size if it has such an option."
         ) from error
     return net.train()
+
+
+def _started(own: ModelSettings, start: str, num_classes: int) -> MixMo:
+    """Return a network whose members start from a run's, fused into the plain backbone."""
+    run = Run(Path(start))
+    theirs = run.settings().model
+    if (theirs.backbone, theirs.options) != (own.backbone, own.options):
+        raise InputError(
+            f"model.start {start} has the backbone {theirs.backbone} {theirs.options or ''}, but model.backbone is "
+            f"{own.backbone} {own.options or ''}; they have to be the same."
+        )
+    plain: Any = fuse(load_checkpoint(run, download=own.download)[0])
+    other = plain.num_classes != num_classes
+    if other and own.fresh_heads is False:
+        raise InputError(
+            f"model.start {start} has {plain.num_classes} classes, but the data {num_classes}, so that its head cannot "
+            "be kept; leave out model.fresh_heads."
+        )
+    if other:
+        plain.reset_classifier(num_classes)
+    fresh = other or bool(own.fresh_heads)
+    return MixMo(plain, own.num_members, trained=True, fresh_heads=fresh, noise=own.start_noise, mix_at=own.mix_at)
 
 
 def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
