@@ -51,6 +51,7 @@ METRICS = (
     "train_accuracy",
 )  # fmt: skip
 OWN_KEYS = ("extends", "passes", "networks", "methods", "start")
+Rows = list[dict[str, str]]
 KEYS = ("task", "method", "seed")
 
 
@@ -179,7 +180,7 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
+def read_rows(file: Path) -> Rows:
     """Return the rows of a CSV file; none if there is no such file."""
     if not file.exists():
         return []

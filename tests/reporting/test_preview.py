@@ -38,6 +38,23 @@ def test_a_preview_is_two_pictures_and_a_page(tmp_path, capsys, overrides):
     assert sorted(file.name for file in out.iterdir()) == ["masks.png", "mixtures.png", "preview.html"]
 
 
+@pytest.mark.parametrize(
+    ("end", "words"), [("null", "50 % of the mixtures all"), ("0", "at first and 0 % at the end, all")]
+)
+def test_a_preview_shows_input_repetition(tmp_path, end, words):
+    """Two of the four mixtures at rho = 0.5: both members have one target."""
+    overrides = ["--data.input_repetition=0.5", f"--data.input_repetition_end={end}"]
+    assert main(["preview", "digits-cut", *overrides, "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "preview.html").read_text()
+    assert words in page
+    rows = re.findall(
+        r"<th scope=.row.>(step \d.*?)</th>\s*<td>(.*?)\s*</td>(?:\s*<td>.*?</td>){2}\s*<td>(.*?)\s*</td>", page
+    )
+    shared = [row for row in rows if "one image" in row[0]]
+    assert len(rows) == 4 and len(shared) >= 2
+    assert all(first == second for _, first, second in shared)
+
+
 def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
     write_images(tmp_path / "data" / "train", size=16)
     write_images(tmp_path / "data" / "test", size=16)
@@ -46,7 +63,7 @@ def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
     page = (tmp_path / "out" / "preview.html").read_text()
     cells = re.findall(r"<(?:td|th scope=.row.)>(.*?)\s*</t[dh]>", page)
     rows = [cells[start : start + 7] for start in range(0, len(cells), 7)]
-    assert [row[0] for row in rows] == ["step 0", "step 1", "step 2", "step 3"]
+    assert [row[0].removesuffix(", one image") for row in rows] == [f"step {step}" for step in range(4)]
     name = "(?:cat|dog|emu)"
     for row in rows:
         for target in (row[1], row[4]):

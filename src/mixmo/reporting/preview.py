@@ -55,7 +55,10 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
     mixtures = []
     for step, batch in zip(range(MIXTURES), loader, strict=False):  # each from a step of its own, as training draws it
         mixed = maker(batch, generator_for(settings.seed, step))
-        mixtures.append(MixedBatch(*(part[:1] for part in mixed)))
+        place = (
+            (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)
+        )  # the last ones share one image, where rho is not 0
+        mixtures.append(MixedBatch(*(part[place : place + 1] for part in mixed)))
     first = mixtures_figure(mixtures, settings.data, data.classes)
     second = catalogue_figure(maker)
     pictures = {"mixtures.png": pages.png_of(first), "masks.png": pages.png_of(second)}
@@ -86,7 +89,7 @@ def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes:
             weight = mixed.weights[0, member].item()
             row[2 * member + 1].set_title(f"mask {member}\nratio {ratios[member]:.2f}, weight {weight:.2f}", fontsize=8)
         row[-1].imshow(blended(inputs, masks), interpolation="nearest")
-        row[-1].set_title("mixture", fontsize=8)
+        row[-1].set_title("mixture" if not mixed.shared else "mixture\n(one image)", fontsize=8)
     for axis in axes.flat:
         _frame(axis)
     figure.tight_layout()
@@ -202,6 +205,18 @@ def target_of(mixed: MixedBatch, member: int, classes: list[str]) -> str:
     return " + ".join(f"{share:.2f} {name}" for share, name in parts)
 
 
+def _repetition(own: DataSettings) -> str:
+    """Return in words in how many mixtures the members share one image.
+
+    Example:
+        >>> _repetition(DataSettings(input_repetition=0.5, input_repetition_end=0.0))
+        ' In 50 % of the mixtures at first and 0 % at the end, all members are shown one image (input repetition).'
+    """
+    start, end = f"{100 * own.input_repetition:g} %", own.input_repetition_end
+    change = "" if end is None else f" at first and {100 * end:g} % at the end,"
+    return f" In {start} of the mixtures{change} all members are shown one image (input repetition)."
+
+
 def _page(
     name: str, plan: Plan, maker: BatchMaker, mixtures: list[MixedBatch], classes: list[str], pictures: dict[str, bytes]
 ) -> str:
@@ -209,7 +224,7 @@ def _page(
     header = ["", *(f"{what} {member}" for member in members for what in ("target", "ratio", "weight"))]
     rows = []
     for step, mixed in enumerate(mixtures):
-        cells = [f"step {step}"]
+        cells = [f"step {step}{', one image' if mixed.shared and len(members) > 1 else ''}"]
         for member in members:
             ratio, weight = mixed.masks[0, member].mean().item(), mixed.weights[0, member].item()
             cells += [target_of(mixed, member, classes), f"{ratio:.3f}", f"{weight:.3f}"]
@@ -217,8 +232,9 @@ def _page(
     channels, height, width = maker.feature_shape
     others = len(KINDS) - len(CONSTANT)
     mixtures_text = (
-        "The first mixture of each of the first steps of training: every member's input after augmentation and mixing "
-        "in pixels, its mask in feature space (white is 1), and the masks applied to pixels."
+        "One mixture of each of the first steps of training, from places spread over the batch: every member's input "
+        "after augmentation and mixing in pixels, its mask in feature space (white is 1), and the masks applied to "
+        f"pixels.{_repetition(plan.settings.data) if len(members) > 1 else ''}"
     )
     masks_text = (
         f"All kinds on feature maps of {channels}×{height}×{width}, {max(2, len(members))} members, alpha "

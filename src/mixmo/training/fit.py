@@ -223,7 +223,7 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, 0, "init"))
         if own.start is not None and not drawn:
-            net = _started(own, own.start, len(data.classes))
+            net = _started(own, own.start, len(data.classes), settings.data.channels)
         else:
             net = MixMo(
                 own.backbone,
@@ -245,14 +245,16 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
     return net.train()
 
 
-def _started(own: ModelSettings, start: str, num_classes: int) -> MixMo:
+def _started(own: ModelSettings, start: str, num_classes: int, channels: int) -> MixMo:
     """Return a network whose members start from a run's, fused into the plain backbone."""
     run = Run(Path(start))
-    theirs = run.settings().model
+    theirs, shown = run.settings().model, run.settings().data.channels
+    if shown != channels:
+        raise InputError(f"model.start {start} was trained on {shown} channels, but data.channels is {channels}.")
     if (theirs.backbone, theirs.options) != (own.backbone, own.options):
         raise InputError(
-            f"model.start {start} has the backbone {theirs.backbone} {theirs.options or ''}, but model.backbone is "
-            f"{own.backbone} {own.options or ''}; they have to be the same."
+            f"model.start {start} has the backbone {theirs.backbone} with the options {theirs.options}, but here it is "
+            f"{own.backbone} with {own.options}; they have to be the same."
         )
     plain: Any = fuse(load_checkpoint(run, download=own.download)[0])
     other = plain.num_classes != num_classes
@@ -261,9 +263,8 @@ def _started(own: ModelSettings, start: str, num_classes: int) -> MixMo:
             f"model.start {start} has {plain.num_classes} classes, but the data {num_classes}, so that its head cannot "
             "be kept; leave out model.fresh_heads."
         )
-    if other:
+    if fresh := other or bool(own.fresh_heads):
         plain.reset_classifier(num_classes)
-    fresh = other or bool(own.fresh_heads)
     return MixMo(plain, own.num_members, trained=True, fresh_heads=fresh, noise=own.start_noise, mix_at=own.mix_at)
 
 

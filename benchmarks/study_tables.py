@@ -1,0 +1,170 @@
+"""Tables and heat maps of a study's rows: means over seeds, and paired differences with 95 % intervals.
+
+    python benchmarks/study_tables.py benchmarks/results/cifar10.csv [--against single "single + CutMix"]
+    python benchmarks/study_tables.py rows.csv --picture map.svg --method "Cut-MixMo, rho 0.5" --against single
+
+Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
+with n - 1 degrees of freedom over n seeds, so that it covers other draws of training images and weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+from study import Rows, read_rows
+
+SHOWN = {"accuracy": ("top-1 %", 100, 1), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3), "ece": ("ECE %", 100, 1)}
+"""Metrics: heading, factor, digits."""
+COMPARED = ("accuracy", "nll")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference over seeds.
+
+    Attributes:
+        mean: Of the second method to the first.
+        half: Half the length of its 95 % interval; NaN for a single seed.
+        count: Seeds.
+        wins: Seeds in which the difference is negative.
+    """
+
+    mean: float
+    half: float
+    count: int
+    wins: int
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.mean) > self.half
+
+
+def difference(rows: Rows, task: str, method: str, other: str, metric: str) -> Difference | None:
+    """Return how a metric of a method differs from another's on a task; ``None`` without a seed in common.
+
+    Example:
+        >>> rows = [{"task": "a", "method": m, "seed": s, "nll": v} for m, s, v in
+        ...         [("x", "0", "1.0"), ("x", "1", "2.0"), ("y", "0", "0.5"), ("y", "1", "1.7")]]
+        >>> found = difference(rows, "a", "y", "x", "nll")
+        >>> round(found.mean, 3), round(found.half, 3), found.wins, found.sure   # 12.706 · 0.1414 / √2
+        (-0.4, 1.271, 2, False)
+    """
+    values = [{row["seed"]: float(row[metric]) for row in rows if (row["task"], row["method"]) == (task, name)}
+              for name in (method, other)]  # fmt: skip
+    each = [values[0][seed] - values[1][seed] for seed in values[0].keys() & values[1].keys()]
+    if not each:
+        return None
+    half = math.nan
+    if len(each) > 1:
+        half = float(student.ppf(0.975, len(each) - 1)) * statistics.stdev(each) / math.sqrt(len(each))
+    return Difference(statistics.fmean(each), half, len(each), sum(value < 0 for value in each))
+
+
+def number(value: float, factor: float, digits: int, sign: bool = False) -> str:
+    """Return a number as text, with a minus sign that is one."""
+    return f"{factor * value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def table(rows: Rows, task: str, against: Sequence[str]) -> str:
+    """Return the Markdown table of a task: a row for each method, differences to the methods named."""
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
+    known = [other for other in against if other in methods]
+    header = ["", "n", *(heading for heading, *_ in SHOWN.values()), "MACs, M"]
+    header += [f"{SHOWN[metric][0]} against {other}" for other in known for metric in COMPARED]
+    lines = [header, ["---"] * len(header)]
+    for method in methods:
+        own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+        cells = [method, str(len(own))]
+        for metric, (_, factor, digits) in SHOWN.items():
+            values = [float(row[metric]) for row in own]
+            spread = f" ± {number(statistics.stdev(values), factor, digits)}" if len(values) > 1 else ""
+            cells.append(number(statistics.fmean(values), factor, digits) + spread)
+        cells.append(f"{float(own[0]['macs']) / 1e6:.1f}")
+        for other in known:
+            for metric in COMPARED:
+                cells.append("" if other == method else _difference_text(rows, task, method, other, metric))
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _difference_text(rows: Rows, task: str, method: str, other: str, metric: str) -> str:
+    found, (_, factor, digits) = difference(rows, task, method, other, metric), SHOWN[metric]
+    if found is None:
+        return ""
+    mean = number(found.mean, factor, digits, sign=True)
+    if math.isnan(found.half):
+        return mean
+    low, high = (number(found.mean + side * found.half, factor, digits, sign=True) for side in (-1, 1))
+    return f"**{mean}** [{low}, {high}]" if found.sure else f"{mean} [{low}, {high}]"
+
+
+def heat_map(rows: Rows, method: str, against: Sequence[str]) -> Figure:
+    """Return a picture: a column for each other method, a row for each metric, differences over images and passes.
+
+    Green cells are better than the other method, purple ones worse; those whose interval excludes zero are bold.
+    """
+    backbones = sorted({row["backbone"] for row in rows})
+    figure = Figure(figsize=(3.4 * len(against), 2.6 * len(COMPARED) * len(backbones)))
+    axes = figure.subplots(len(COMPARED) * len(backbones), len(against), squeeze=False)
+    for column, other in enumerate(against):
+        for place, (backbone, metric) in enumerate((b, m) for b in backbones for m in COMPARED):
+            own = [row for row in rows if row["backbone"] == backbone]
+            _cells(axes[place][column], own, method, other, metric)
+            axes[place][column].set_title(f"{SHOWN[metric][0]} against {other}\n{backbone}", fontsize=8)
+    figure.suptitle(method, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _cells(axis: Axes, rows: Rows, method: str, other: str, metric: str) -> None:
+    tasks = {(int(row["images_per_class"]), int(row["passes"])): row["task"] for row in rows}
+    images, passes = (sorted({key[place] for key in tasks}) for place in (0, 1))
+    _, factor, digits = SHOWN[metric]
+    sign = 1 if metric == "accuracy" else -1
+    grid = np.full((len(images), len(passes)), np.nan)
+    for (count, length), task in tasks.items():
+        if (found := difference(rows, task, method, other, metric)) is None:
+            continue
+        place = images.index(count), passes.index(length)
+        grid[place] = sign * found.mean * factor
+        half = "" if math.isnan(found.half) else f"\n± {number(found.half, factor, digits)}"
+        text = f"{number(found.mean, factor, digits, sign=True)}{half}"
+        weight = "bold" if found.sure else "normal"
+        axis.text(place[1], place[0], text, ha="center", va="center", fontsize=8, weight=weight)
+    limit = max(1e-9, float(np.nanmax(np.abs(grid), initial=0)))
+    axis.imshow(grid, cmap=colormaps["PRGn"], norm=TwoSlopeNorm(0, -2 * limit, 2 * limit), aspect="auto")
+    axis.set_xticks(range(len(passes)), map(str, passes), fontsize=8)
+    axis.set_yticks(range(len(images)), map(str, images), fontsize=8)
+    axis.set_xlabel("passes over the images", fontsize=8)
+    axis.set_ylabel("images of a class", fontsize=8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, help="the CSV file of study.py")
+    parser.add_argument("--against", nargs="*", default=["single"], metavar="METHOD")
+    parser.add_argument("--method", default="Cut-MixMo, rho 0.5", help="whose differences a picture shows")
+    parser.add_argument("--picture", type=Path, help="draw heat maps into this file in place of printing tables")
+    given = parser.parse_args()
+    rows = read_rows(given.rows)
+    if given.picture:
+        heat_map(rows, given.method, given.against).savefig(given.picture, dpi=130)
+        return
+    for task in dict.fromkeys(row["task"] for row in rows):
+        print(f"{task}\n\n{table(rows, task, given.against)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Members that start from another run: the network is that one's at first, and members are no copies of each other."""
+
+import pytest
+import torch
+from conftest import write_images
+from lightning.pytorch.callbacks import Callback
+
+import mixmo
+from mixmo.cli.main import main
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.data.module import DataModule
+from mixmo.models.paper import WideResNet
+from mixmo.runs import Run
+from mixmo.training.fit import build_network, fit
+
+PLAIN = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3",
+         "--data.validation=0", "--trainer.max_epochs=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A trained single network, and its pictures."""
+    folder = tmp_path_factory.mktemp("single")
+    write_images(folder / "data" / "train", count=12)
+    write_images(folder / "data" / "test", count=2, seed=1)
+    write_images(folder / "four" / "train", classes="abcd", count=12)
+    write_images(folder / "four" / "test", classes="abcd", count=2, seed=1)
+    run = Run(folder / "run")
+    fit(make_plan(load_recipe("digits-single"), [f"--data.name=folder:{folder}/data", *PLAIN]), run)
+    return folder, run
+
+
+def words(single, *overrides, data="data"):
+    folder, run = single
+    return [f"--data.name=folder:{folder}/{data}", *PLAIN, f"--model.start={run.path}", *overrides]
+
+
+def built(single, *overrides, data="data"):
+    settings = make_plan(load_recipe("digits-cut"), words(single, *overrides, data=data)).settings
+    return build_network(settings, DataModule(settings.data, settings.seed)).eval()
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_network_starts_as_the_one_it_starts_from(single, members, noise):
+    net = built(single, f"--model.num_members={members}", f"--model.start_noise={noise}")
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        expected, logits = mixmo.load(single[1].path)(images)[:, 0], net(images)
+    assert torch.allclose(logits.mean(1), expected, atol=1e-4)
+    apart = max((logits[:, i] - logits[:, 0]).abs().max().item() for i in range(members))
+    assert (apart > 0.05) == (members > 1 and noise > 0)
+
+
+def test_noise_sums_to_zero_and_is_as_large_as_said():
+    torch.manual_seed(0)
+    trained = WideResNet(10, 1, num_classes=50)
+    parts = {"stem": "conv_stem", "head": "fc"}
+    net = mixmo.MixMo(trained, 3, trained=True, noise=0.5, **parts)
+    for modules, own, scale in ((net.encoders, trained.conv_stem, 1 / 3), (net.heads, trained.fc, 1.0)):
+        weights = torch.stack([module.weight for module in modules])
+        assert torch.allclose(weights.mean(0), own.weight * scale, atol=1e-6)
+        spread = weights.std(0, correction=1).square().mean().sqrt() / (own.weight * scale).std()
+        assert spread.item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_fresh_heads_are_drawn_apart(single):
+    net, start = built(single, "--model.fresh_heads=true"), mixmo.load(single[1].path)
+    first, second = (head.weight for head in net.heads)
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert not any(torch.allclose(head.weight, start.heads[0].weight, atol=1e-3) for head in net.heads)
+    assert torch.allclose(net.encoders[0].weight * 2, start.encoders[0].weight, atol=1e-6)
+    assert torch.equal(net.encoders[0].weight, net.encoders[1].weight)
+    four = built(single, data="four")  # other classes: heads cannot be kept
+    assert four.num_classes == 4 and not torch.allclose(four.heads[0].weight, four.heads[1].weight, atol=1e-3)
+
+
+class Stopping(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise ZeroDivisionError
+
+
+def test_a_run_needs_its_start_only_once(single, tmp_path):
+    """It trains, is loaded, evaluated and resumed without the other run's folder."""
+    start = tmp_path / "start"
+    start.symlink_to(single[1].path)
+    plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1", f"--model.start={start}"))
+    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    fit(plan, whole)
+    with pytest.raises(ZeroDivisionError):
+        fit(plan, run, callbacks=[Stopping()])
+    start.unlink()
+    assert main(["test", str(whole.path)]) == 0
+    fit(make_plan(run.config()), run, resume=True)
+    parts = [mixmo.load(each.path).state_dict() for each in (run, whole)]
+    assert all(torch.equal(parts[0][name], value) for name, value in parts[1].items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--model.start=nowhere"], "nowhere"),
+        (
+            ["--model.backbone=wide_resnet16_1"],
+            "has the backbone wide_resnet10_1 with the options {}, but",
+        ),
+        (["--model.start_noise=-1"], "model.start_noise is -1"),
+        (["--model.start=null", "--model.start_noise=1"], "there is no start: set model.start"),
+        (["--model.start=null", "--model.fresh_heads=true"], "there is no start: set model.start"),
+        (["--data.channels=1"], "was trained on 3 channels, but data.channels is 1"),
+    ],
+)
+def test_starts_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "digits-cut", *words(single), *overrides]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert message in shown and shown.count("\n") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_of_other_classes_cannot_be_kept(single, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "digits-cut", *words(single, data="four"), "--model.fresh_heads=false"]) == 2
+    assert "3 classes, but the data 4" in capsys.readouterr().err
