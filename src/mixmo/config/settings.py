@@ -133,6 +133,8 @@ class DataSettings:
         crop_size: Side of the random crop in training and of the center crop in evaluation; null is the input size.
         padding: Zero padding around the image, from which the crop is taken.
         flip: Whether half of the images are mirrored.
+        policy: none, trivialaugment, or randaugment (two operations of strength 10), by kornia.
+        erasing: Share of the images in which a rectangle is blackened, by kornia.
         mean: Subtracted from each channel, in [0, 1].
         std: Divides each channel, in [0, 1].
         in_memory: Keep decoded images on the device; null decides by their size.
@@ -157,6 +159,8 @@ class DataSettings:
     crop_size: int | None = None
     padding: int = 4
     flip: bool = True
+    policy: Literal["none", "trivialaugment", "randaugment"] = "none"
+    erasing: float = 0.0
     mean: list[float] = field(default_factory=lambda: [0.5])
     std: list[float] = field(default_factory=lambda: [0.5])
     in_memory: bool | None = None
@@ -201,6 +205,8 @@ class DataSettings:
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
+        if not 0 <= self.erasing <= 1:
+            raise InputError(f"data.erasing is {self.erasing}; it is a share from 0 to 1.")
         one_of(self.on_error, ("raise", "skip"), "data.on_error")
         if min(self.std) < 1e-6:
             raise InputError(f"data.std is {self.std}; it is positive, 1e-6 or more.")

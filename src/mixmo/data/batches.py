@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mixmo.config.settings import DataSettings
+from mixmo.data.policies import Policy
 from mixmo.data.sets import DistinctBatch
 from mixmo.masks import FeatureShape
 from mixmo.mixing import Mixer, loss_weights
@@ -39,10 +40,10 @@ class MixedBatch(NamedTuple):
 
 
 class Augmentation:
-    """Random crop from a black border and mirroring, then (x / 255 - mean) / std; whole batch at once.
+    """Random crop from a black border, mirroring and a policy, then (x / 255 - mean) / std; whole batch at once.
 
     Args:
-        settings: ``crop_size``, ``padding``, ``flip``, ``mean`` and ``std`` of the recipe's data section.
+        settings: ``crop_size``, ``padding``, ``flip``, ``policy``, ``erasing``, ``mean`` and ``std`` of a recipe.
 
     Example:
         >>> augment = Augmentation(DataSettings(padding=0, flip=False, mean=[0.5], std=[0.5]))
@@ -53,6 +54,7 @@ class Augmentation:
 
     def __init__(self, settings: DataSettings) -> None:
         self.crop_size, self.padding, self.flip = settings.crop_size, settings.padding, settings.flip
+        self.policy = Policy(settings) if settings.policy != "none" or settings.erasing else None
         mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -62,7 +64,7 @@ class Augmentation:
         Args:
             images: (N, H, W, C) uint8.
             index: (n,) positions in ``images``.
-            generator: On the images' device.
+            generator: On the images' device; a policy draws from torch's global one.
         """
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
         count, device = len(index), images.device
@@ -76,7 +78,10 @@ class Augmentation:
         place = (index[:, None] * height + y.clamp(0, height - 1))[:, :, None] * width
         place = place + x.clamp(0, width - 1)[:, None, :]
         pixels = images.view(-1, images.shape[3]).index_select(0, place.flatten()).view(*place.shape, -1)
-        return self._normalise(pixels.masked_fill_(black[..., None], 0))
+        pixels = pixels.masked_fill_(black[..., None], 0)
+        if self.policy is not None:
+            pixels = 255 * self.policy(pixels.permute(0, 3, 1, 2).float() / 255).permute(0, 2, 3, 1)
+        return self._normalise(pixels)
 
     def center(self, images: Tensor, index: Tensor) -> Tensor:
         """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border."""

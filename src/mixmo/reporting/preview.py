@@ -23,7 +23,7 @@ from mixmo.mixing import Mixer
 from mixmo.names import label
 from mixmo.reporting import html as pages
 from mixmo.reporting.sections import Section
-from mixmo.seeding import generator_for
+from mixmo.seeding import generator_for, seed_for
 from mixmo.training.fit import build_maker, build_network
 
 MIXTURES = 4
@@ -54,7 +54,9 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
     loader = train_loader(data.train, settings.data, settings.seed, torch.device("cpu"))
     mixtures = []
     for step, batch in zip(range(MIXTURES), loader, strict=False):  # each from a step of its own, as training draws it
-        mixed = maker(batch, generator_for(settings.seed, step))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for(settings.seed, step, "global"))  # as in training, for augmentation policies
+            mixed = maker(batch, generator_for(settings.seed, step))
         place = (
             (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)
         )  # the last ones share one image, where rho is not 0

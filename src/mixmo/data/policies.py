@@ -1,0 +1,59 @@
+"""Augmentation policies by kornia, for whole batches on the device: TrivialAugment, RandAugment, random erasing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixmo.config.settings import DataSettings
+from mixmo.errors import InputError
+
+GROUPS = 4
+"""Parts of a batch for each of which a policy draws its operations; each image would cost more time."""
+
+
+class Policy:
+    """What a recipe asks for beyond crops and mirroring; draws come from torch's global generator.
+
+    That generator is seeded from (seed, step) before each training step, so that these draws are too.
+
+    Args:
+        settings: ``policy`` and ``erasing`` of the recipe's data section.
+
+    Raises:
+        InputError: if kornia is missing.
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        try:
+            augmentation, auto = (import_module(f"kornia.augmentation{name}") for name in ("", ".auto"))
+        except ImportError as error:
+            raise InputError(
+                "data.policy and data.erasing need kornia; `pip install 'mixmo[augmentation]'` installs it."
+            ) from error
+        policies: dict[str, Any] = {
+            "none": None,
+            "trivialaugment": auto.TrivialAugment,
+            "randaugment": lambda: auto.RandAugment(n=2, m=10),
+        }
+        make = policies[settings.policy]
+        self.policy = make() if make else None
+        self.erase = augmentation.RandomErasing(p=settings.erasing) if settings.erasing else None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images changed.
+
+        Args:
+            images: (B, C, H, W) in [0, 1]; grey ones are shown to the policy as colours.
+        """
+        channels = images.shape[1]
+        if self.policy is not None:
+            parts = images.expand(-1, 3, -1, -1).chunk(GROUPS)
+            images = torch.cat([self.policy(part) for part in parts])[:, :channels]
+        if self.erase is not None:
+            images = self.erase(images)
+        return images.clamp(0, 1)

@@ -1,0 +1,71 @@
+"""Augmentation policies: drawn from (seed, step), off in evaluation, and what they say they do."""
+
+import sys
+
+import pytest
+import torch
+
+from mixmo.cli.main import main
+from mixmo.config.settings import DataSettings
+from mixmo.data.batches import Augmentation
+from mixmo.data.policies import GROUPS, Policy
+from mixmo.errors import InputError
+
+pytest.importorskip("kornia")
+
+
+def own(**changes):
+    return DataSettings(**({"padding": 0, "flip": False, "mean": [0.0], "std": [1.0]} | changes))
+
+
+@pytest.mark.parametrize("policy", ["trivialaugment", "randaugment"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_draws_follow_the_global_generator(policy, channels):
+    images = torch.randint(256, (40, 12, 12, channels), dtype=torch.uint8)
+    augment, plain = Augmentation(own(policy=policy, channels=channels)), Augmentation(own(channels=channels))
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(augment.random(images, torch.arange(40), torch.Generator().manual_seed(7)))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert found[0].shape == (40, channels, 12, 12) and 0 <= found[0].min() <= found[0].max() <= 1
+    assert torch.equal(augment.center(images, torch.arange(40)), plain.center(images, torch.arange(40)))
+
+
+def test_images_of_a_batch_get_several_operations():
+    """Copies of one image come out otherwise in each part of the batch."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 12, 12)
+    changed = Policy(own(policy="randaugment"))(image.expand(40, -1, -1, -1))
+    assert len({round(part.mean().item(), 6) for part in changed.chunk(GROUPS)}) == GROUPS
+
+
+def test_erasing_blackens_a_rectangle_in_its_share_of_the_images():
+    torch.manual_seed(0)
+    erased = Policy(own(erasing=0.25))(torch.ones(2000, 3, 16, 16))
+    black = (erased == 0).all(1)
+    share = black.flatten(1).any(1).float().mean().item()
+    assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+    for mask in black[black.flatten(1).any(1)][:50]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert mask.sum() == rows.sum() * columns.sum()  # one rectangle
+    assert torch.equal(Policy(own(erasing=1.0))(torch.ones(9, 1, 8, 8)).flatten(1).amin(1), torch.zeros(9))
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch, capsys, image_folder, tmp_path):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kornia"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    with pytest.raises(InputError, match=r"pip install 'mixmo\[augmentation\]'"):
+        Policy(own(erasing=0.1))
+    words = [
+        "fit",
+        "digits-cut",
+        f"--data.name=folder:{image_folder}",
+        "--data.channels=3",
+        "--data.policy=randaugment",
+    ]
+    assert main([*words, "--data.batch_size=8", f"--run={tmp_path}/run"]) == 2
+    assert "kornia" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main(["fit", "digits-cut", "--data.erasing=2"]) == 2
+    assert "data.erasing is 2" in capsys.readouterr().err
