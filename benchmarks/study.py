@@ -6,7 +6,8 @@ A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``
 settings as a recipe does (``extends`` included). Beside them a task says ``passes``, how often training sees each image
 (b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
 say ``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's that each of
-them gets; and ``start``, the method whose network it starts from (``model.start``), which is trained before.
+them gets; ``start``, the method whose network it starts from (``model.start``), which is trained before; and
+``other_seed``, which draws weights and batches anew on the same images.
 
 A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
 the same images. Rows that the file has are not made again, and a run that was stopped is resumed: a study can be
@@ -50,7 +51,7 @@ METRICS = (
     "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "selectivity", "separate_units",
     "train_accuracy",
 )  # fmt: skip
-OWN_KEYS = ("extends", "passes", "networks", "methods", "start")
+OWN_KEYS = ("extends", "passes", "networks", "methods", "start", "other_seed")
 Rows = list[dict[str, str]]
 KEYS = ("task", "method", "seed")
 
@@ -108,9 +109,10 @@ def plans_of(
     if epochs != int(epochs):
         raise InputError(f"{on_task['passes']} passes are no whole number of epochs at b = {repetition}.")
     name = resolved["data"]["name"]
+    first = int(by_method.get("other_seed", False))
     for number in range(by_method.get("networks", 1)):
         words = {
-            "seed": seed + OTHER_SEED * number,
+            "seed": seed + OTHER_SEED * (first + number),
             "data.split_seed": seed,
             "data.name": names.get(name, name),
             "trainer.max_epochs": int(epochs),
@@ -218,11 +220,13 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("runs/study"), help="where networks are kept meanwhile")
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
     parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
+    parser.add_argument("--tasks", nargs="*", help="only these")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train
     torch.set_num_threads(1)
     study = yaml.safe_load(given.study.read_text())
     study["seeds"] = given.seeds or study["seeds"]
+    study["tasks"] = {name: study["tasks"][name] for name in given.tasks or study["tasks"]}
     names = dict(word.split("=", 1) for word in given.data)
     given.scratch.mkdir(parents=True, exist_ok=True)
     done = {tuple(row[key] for key in KEYS) for row in read_rows(given.out)}
