@@ -167,6 +167,12 @@ class Run:
             return {}
         return content if isinstance(content, dict) else {}
 
+    def training_images(self) -> int | None:
+        """Return how many images the run was trained on; ``None`` where ``environment.json`` does not say it."""
+        data = self.about().get("data")
+        count = data.get("images") if isinstance(data, dict) else None
+        return count if isinstance(count, int) else None
+
     def checkpoint_file(self, which: str = "last") -> Path:
         """Return the file of a checkpoint, ``last`` or ``best``.
 

@@ -65,7 +65,9 @@ def test_sections_and_flat_keys_agree(trained):
     assert flat["member_1/ece"] == metrics.members[1]["ece"]
     assert flat[f"ood/{name}/energy/fpr95"] == result.ood[name].metrics["energy"]["fpr95"]
     assert len(result.ood[name].predictions.targets) == 16
+    assert flat["selectivity"] == result.diagnosis.separation.selectivity
     parts = [metrics.average, metrics.probability_average, *metrics.members, metrics.diversity, result.scaled]
+    parts.append(result.diagnosis.flat())
     assert len(flat) == sum(map(len, parts)) + 4 * 3
     assert result.corruptions is None and not any(key.startswith("corruption") for key in flat)
 

@@ -224,6 +224,7 @@ def write_results(
         "run": str(run.path),
         "dataset": run.settings().data.name,
         "images": len(result.predictions.targets),
+        "training_images": run.training_images(),
         "checkpoint": options.checkpoint,
         "epochs": result.predictions.epochs,
         "precision": options.precision,

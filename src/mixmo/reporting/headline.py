@@ -71,9 +71,12 @@ def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Arra
     accuracy = METRICS["accuracy"].brief
     interval_text = accuracy.interval(*interval(replicas["accuracy"]))
     backbone = backbone_name(str(config["model"]["backbone"]))
+    count = run.training_images()
+    trained = "" if count is None else f", trained on {count} images,"
     sentences = [
-        f"{method_name(config)} on {backbone} classifies {accuracy.number(metrics['accuracy'])} % {interval_text} of "
-        f"{len(found.predictions.targets)} test images correctly; {_confidence(found)}{_costs(run)}.",
+        f"{method_name(config)} on {backbone}{trained} classifies {accuracy.number(metrics['accuracy'])} % "
+        f"{interval_text} of {len(found.predictions.targets)} test images correctly; "
+        f"{_confidence(found)}{_costs(run)}.",
         _reference(found),
     ]
     return " ".join(sentences)
