@@ -1,7 +1,11 @@
 """Tables and heat maps of a study's rows: means over seeds, and paired differences with 95 % intervals.
 
-    python benchmarks/study_tables.py benchmarks/results/cifar10.csv [--against single "single + CutMix"]
+    python benchmarks/study_tables.py benchmarks/results/cifar10.csv --against single "single + CutMix"
     python benchmarks/study_tables.py rows.csv --picture map.svg --method "Cut-MixMo, rho 0.5" --against single
+    python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
+
+The last renews the tables below lines such as ``<!-- study digits.csv | 20 images, 400 passes | single -->`` from the
+rows in ``benchmarks/results``.
 
 Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
 with n - 1 degrees of freedom over n seeds, so that it covers other draws of training images and weights.
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +29,16 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 from study import Rows, read_rows
 
-SHOWN = {"accuracy": ("top-1 %", 100, 1), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3), "ece": ("ECE %", 100, 1)}
+SHOWN = {
+    "accuracy": ("top-1 %", 100, 1),
+    "nll": ("NLL", 1, 3),
+    "nll_two_fold": ("NLL, scaled", 1, 3),
+    "brier": ("Brier", 1, 3),
+    "ece": ("ECE %", 100, 1),
+}
 """Metrics: heading, factor, digits."""
 COMPARED = ("accuracy", "nll")
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,20 @@ def _difference_text(rows: Rows, task: str, method: str, other: str, metric: str
     return f"**{mean}** [{low}, {high}]" if found.sure else f"{mean} [{low}, {high}]"
 
 
+MARK = re.compile(r"(<!-- study (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*)")
+"""A table in a page: the file of rows, the task, and the methods to compare with, divided by semicolons."""
+
+
+def renewed(text: str) -> str:
+    """Return a page with its tables as the rows in ``benchmarks/results`` have them."""
+
+    def new(found: re.Match[str]) -> str:
+        mark, file, task, against, _ = found.groups()
+        return f"{mark}{table(read_rows(RESULTS / file), task, against.split('; '))}\n"
+
+    return MARK.sub(new, text)
+
+
 def heat_map(rows: Rows, method: str, against: Sequence[str]) -> Figure:
     """Return a picture: a column for each other method, a row for each metric, differences over images and passes.
 
@@ -153,11 +179,16 @@ def _cells(axis: Axes, rows: Rows, method: str, other: str, metric: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, help="the CSV file of study.py")
+    parser.add_argument("rows", type=Path, nargs="?", help="the CSV file of study.py")
     parser.add_argument("--against", nargs="*", default=["single"], metavar="METHOD")
     parser.add_argument("--method", default="Cut-MixMo, rho 0.5", help="whose differences a picture shows")
     parser.add_argument("--picture", type=Path, help="draw heat maps into this file in place of printing tables")
+    parser.add_argument("--update", nargs="*", type=Path, metavar="PAGE", help="renew the tables of these pages")
     given = parser.parse_args()
+    for page in given.update or ():
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    if given.rows is None:
+        return
     rows = read_rows(given.rows)
     if given.picture:
         heat_map(rows, given.method, given.against).savefig(given.picture, dpi=130)

@@ -1,8 +1,10 @@
 """What the README shows is what happens: its Python runs, and so does every command (shrunk to seconds)."""
 
 import ast
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from mixmo.cli.main import main
 from mixmo.masks import KINDS
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
@@ -46,7 +49,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     for line in commands:
         words = shlex.split(line.partition("#")[0])[1:]
         if words[0] in ("fit", "preview"):
-            words += SHRUNK + ([] if "quickstart" in line else ["--data.name=folder:pictures"])
+            words += SHRUNK + ([] if "digits-cut" in line else ["--data.name=folder:pictures"])
         if words[0] == "benchmark":
             words += ["--backbone=wide_resnet10_1", "--batch_size=2", "--image_size=8", "--rounds=1"]
         observed.shaped.clear()
@@ -97,3 +100,20 @@ def test_the_tree_has_one_line_for_each_module():
         name = "recipes/__init__.py" if module.parent.name == "recipes" else module.name
         first = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))).splitlines()[0].rstrip(".")
         assert f"{name} {first}" in lines, module
+
+
+@pytest.mark.parametrize("file", ["README.md", *(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md"))])
+def test_tables_of_studies_are_those_of_their_rows(file):
+    """As ``python benchmarks/study_tables.py --update`` writes them from benchmarks/results."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    tables = importlib.import_module("study_tables")
+    assert tables.renewed(text) == text
+    assert len(tables.MARK.findall(text)) == text.count("<!-- study")
+
+
+def test_there_are_tables_of_studies():
+    """So that the test above has something to look at, and sees when a figure is changed."""
+    tables = importlib.import_module("study_tables")
+    (found, *_) = tables.MARK.finditer(README)
+    changed = README.replace(found[5], found[5].replace("0", "1", 1))
+    assert changed != README and tables.renewed(changed) == README
