@@ -13,9 +13,9 @@ from rich.console import Console
 from mixmo.cli.main import notices
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.evaluation.comparison import Group
+from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_page import compare
-from mixmo.reporting.comparison_tables import differences, group_replicas, groups_table
+from mixmo.reporting.comparison_tables import group_replicas, groups_table
 from mixmo.reporting.glossary import METRICS
 from mixmo.runs import Run
 from mixmo.training.fit import fit
@@ -37,21 +37,6 @@ def train(recipe: str, overrides: list[str]) -> Path:
     return folder
 
 
-def verdict(mixmo: Group, single: Group) -> str:
-    """Return how one network's NLL and accuracy differ from another's, and whether that may be chance."""
-    parts = []
-    found = differences(mixmo, single, group_replicas([single, mixmo]))
-    for key in ("nll", "accuracy"):
-        metric, (value, low, high) = METRICS[key], found[key]
-        unit = f" {metric.unit.replace('%', 'points')}" if metric.unit else ""
-        won = (value > 0) == metric.better
-        sure = "may be chance" if low <= 0 <= high else "a win" if won else "a loss"
-        own, other = metric.text(mixmo.mean(key)), metric.text(single.mean(key))
-        change = f"{metric.number(value, sign=True)}{unit}, 95 % interval {metric.interval(low, high, sign=True)}"
-        parts.append(f"{metric.name} {own} against {other} ({change}: {sure})")
-    return f"{mixmo.name} against the {single.name}, at equal cost: {'; '.join(parts)}."
-
-
 def main(overrides: list[str]) -> None:
     """Train the networks, then show their metrics and costs in one table."""
     single = train("quickstart-single", overrides)
@@ -66,13 +51,13 @@ def main(overrides: list[str]) -> None:
         ],
         out,
     )  # fmt: skip
+    single_group, _, mixmo_group, _ = groups
     images = len(groups[0].entries[0].result.predictions.targets)
     table = groups_table(groups, {key: METRICS[key] for key in SHOWN}, f"20 digits of each class, {images} test images")
     print()
     Console(width=None if sys.stdout.isatty() else 120).print(table.rich())
-    print(
-        f"\n{verdict(groups[2], groups[0])}\n\nEverything about it: {out}/comparison.html. The trained network: {mixmo}"
-    )
+    print(f"\n{lead_sentence([single_group, mixmo_group], group_replicas(groups))}")
+    print(f"\nThe whole comparison: {out}/comparison.html. The trained network: {mixmo}")
 
 
 if __name__ == "__main__":

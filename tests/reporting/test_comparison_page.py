@@ -236,7 +236,8 @@ def test_the_first_sentence_compares_the_best_with_the_first(trained, tmp_path):
     for words, wanted in {
         ("most", "all"): "all.npz classifies 100.0 % [100.0, 100.0] of 12 test images correctly, 25.0 points",
         ("all", "most"): "all.npz classifies 100.0 % [100.0, 100.0] of 12 test images correctly, 25.0 points",
-        ("most", "same"): "correctly, as many as same.npz ([+0.0, +0.0] points; McNemar's p = 1).",
+        ("most", "same"): "correctly, as many as same.npz ([+0.0, +0.0] points; McNemar's p = 1). Its NLL is "
+        "0.845, +0.000 [+0.000, +0.000] against that one: the difference may be chance.",
         ("most",): "of 12 test images correctly (ECE",
     }.items():
         groups = compare([names[word] for word in words], tmp_path / "out")

@@ -29,7 +29,8 @@ def lead_sentence(groups: Sequence[Group], replicas: Replicas) -> str:
     if len(groups) == 1:
         return f"{sentence} (ECE {METRICS['ece'].brief.text(best.mean('ece'))})."
     other = groups[0] if best is not groups[0] else ranked[1]
-    return f"{sentence}, {_against(best, other, replicas)}. {_costs(best, other)}".strip()
+    parts = [f"{sentence}, {_against(best, other, replicas)}.", _nll(best, other, replicas), _costs(best, other)]
+    return " ".join(part for part in parts if part)
 
 
 def _against(best: Group, other: Group, replicas: Replicas) -> str:
@@ -37,11 +38,23 @@ def _against(best: Group, other: Group, replicas: Replicas) -> str:
     low, high = interval(replicas[best.name]["accuracy"] - replicas[other.name]["accuracy"])
     p = p_value(best, other)
     test = "" if math.isnan(p) else f"; McNemar's p {p_text(p) if p < 1e-16 else f'= {p_text(p)}'}"
-    doubt = ": the difference may be chance" if low <= 0 <= high else ""
     if gain == 0:
         return f"as many as {other.name} ({ACCURACY.interval(low, high, sign=True)} points{test})"
     more = f"{ACCURACY.number(gain)} points {ACCURACY.interval(low, high, sign=True)} more than {other.name}"
-    return f"{more}{test}{doubt}"
+    return f"{more}{test}{_doubt(low, high)}"
+
+
+def _nll(best: Group, other: Group, replicas: Replicas) -> str:
+    metric, gain = METRICS["nll"].brief, best.mean("nll") - other.mean("nll")
+    low, high = interval(replicas[best.name]["nll"] - replicas[other.name]["nll"])
+    if math.isnan(gain) or math.isnan(low):
+        return ""
+    change = f"{metric.number(gain, sign=True)} {metric.interval(low, high, sign=True)}"
+    return f"Its NLL is {metric.number(best.mean('nll'))}, {change} against that one{_doubt(low, high)}."
+
+
+def _doubt(low: float, high: float) -> str:
+    return ": the difference may be chance" if low <= 0 <= high else ""
 
 
 def _costs(best: Group, other: Group) -> str:
