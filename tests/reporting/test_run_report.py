@@ -1,5 +1,6 @@
 """``report.html``: every section is there, the first sentence is true, and no picture costs the page."""
 
+import html
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.reporting import charts, headline
+from mixmo.reporting.advice import advice
 from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting.run_report import networks, run_page
 from mixmo.runs import Run
@@ -32,7 +34,8 @@ def test_a_report_has_every_section(trained):
     folder, two, one = trained
     assert main(["test", str(two.path), "--ood", f"folder:{folder}/other", "--corruptions"]) == 0
     page = (two.path / "report.html").read_text()
-    assert headings(page) == [*SECTIONS, "Corruptions", "Out-of-distribution images"]
+    assert headings(page) == [*SECTIONS, "Corruptions", "Out-of-distribution images", "Members"]
+    assert advice(evaluate_runs([two]).diagnosis, 2) in html.unescape(page)
     assert page.count("<svg") == 8
     for text in (
         "WideResNet-10-1",

@@ -21,6 +21,7 @@ from mixmo.evaluation.results import (
     write_results,
 )
 from mixmo.names import printable
+from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
 from mixmo.reporting.tables import class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import Run
@@ -51,6 +52,8 @@ def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool)
     epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"
     by_class = class_metrics(predictions) if per_class else {}
     _print_tables(f"{shown}: {len(predictions.targets)} test images, {epochs}", result, by_class)
+    if text := advice(result.diagnosis, predictions.logits.shape[1]):
+        print(text)
     if len(runs) == 1:
         (run,) = runs
         print(f"metrics: {printable(str(write_results(run, result, options, by_class)))}")

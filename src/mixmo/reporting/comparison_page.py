@@ -28,6 +28,7 @@ from mixmo.metrics.ood import ood_scores
 from mixmo.names import dataset_name
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
+from mixmo.reporting.advice import advice
 from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_tables import (
     COMPARED,
@@ -251,7 +252,17 @@ def _members(groups: Sequence[Group]) -> list[Section]:
         )
         for name, tested in several.items()
     ]
-    return [Section("Members", "", plots)] if plots else []
+    texts, single = [], ""
+    for group in groups:
+        result = group.entries[0].result
+        if text := advice(result.diagnosis, result.predictions.logits.shape[1]):
+            texts.append(f"{group.name}: {text}")
+        elif result.diagnosis and not single and not math.isnan(result.diagnosis.train_accuracy):
+            single = (
+                f"{group.name}: training accuracy {METRICS['train_accuracy'].text(result.diagnosis.train_accuracy)}."
+            )
+    parts = [pages.part("sentence", text) for text in [*texts, single] if text] if texts else []
+    return [Section("Members", "", plots, parts)] if plots or parts else []
 
 
 def _all_metrics(groups: Sequence[Group]) -> list[Markup]:

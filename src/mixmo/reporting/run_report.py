@@ -20,6 +20,7 @@ from mixmo.metrics.ood import ood_scores
 from mixmo.names import dataset_name
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
+from mixmo.reporting.advice import advice
 from mixmo.reporting.glossary import CORRUPTED, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.headline import cards, lead_sentence
 from mixmo.reporting.pictures import disagreements, mistakes
@@ -68,7 +69,7 @@ def run_page(run: Run, result: EvaluationResult) -> str:
         *_curves(run),
         *_corruptions(result, parts),
         *_ood(result),
-        *_members(result.predictions),
+        *_members(result),
     ]
     return pages.render(
         "answer.html",
@@ -164,13 +165,13 @@ def _ood(result: EvaluationResult) -> list[Section]:
     return [ood_section({"the members together" if result.metrics.diversity else "the network": datasets}, tables)]
 
 
-def _members(tested: Predictions) -> list[Section]:
-    if tested.logits.shape[1] < 3:  # two have one number, which stands on top
-        return []
-    caption = "Images, in %, for which two members predict different classes"
-    return [
-        Section("Members", "", [pages.chart(lambda: class_charts.disagreement(tested, "Disagreement, %"), caption)])
-    ]
+def _members(result: EvaluationResult) -> list[Section]:
+    tested, plots = result.predictions, []
+    text = advice(result.diagnosis, tested.logits.shape[1])
+    if tested.logits.shape[1] > 2:  # two have one number, which stands on top
+        caption = "Images, in %, for which two members predict different classes"
+        plots = [pages.chart(lambda: class_charts.disagreement(tested, "Disagreement, %"), caption)]
+    return [Section("Members", text, plots)] if text or plots else []
 
 
 def _all_metrics(result: EvaluationResult) -> list[Markup]:

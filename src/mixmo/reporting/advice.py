@@ -1,0 +1,43 @@
+"""What a run's diagnosis advises, as docs/when-it-pays.md found it."""
+
+from __future__ import annotations
+
+import math
+
+from mixmo.evaluation.diagnosis import Diagnosis
+from mixmo.reporting.glossary import METRICS
+
+FITTED = 0.8
+"""Training accuracy of members above which they won on the map, and below which they lost in accuracy."""
+
+
+def advice(diagnosis: Diagnosis | None, members: int) -> str:
+    """Return in words whether the members are separate and fit what they are trained on, and what to do if not.
+
+    Args:
+        diagnosis: Of a run; ``None`` or that of a single network gives no advice.
+        members: M. They count as hardly separate where their selectivity is nearer to that of copies, 1 / M, than to 1.
+
+    Example:
+        >>> from mixmo.evaluation.diagnosis import Separation
+        >>> advice(Diagnosis(0.96, Separation(0.95, 0.4)), members=2)
+        'The members are separate and fit their training mixtures (selectivity 95.0 %, training accuracy 96.0 %).'
+    """
+    if diagnosis is None or math.isnan(diagnosis.separation.selectivity):
+        return ""
+    selectivity, accuracy = diagnosis.separation.selectivity, diagnosis.train_accuracy
+    parts = [f"selectivity {METRICS['selectivity'].text(selectivity)}"]
+    if not math.isnan(accuracy):
+        parts.append(f"training accuracy {METRICS['train_accuracy'].text(accuracy)}")
+    known = f"({', '.join(parts)})"
+    if selectivity < (1 / members + 1) / 2:
+        return (
+            f"The members are hardly separate {known}: train longer, lower data.input_repetition, or raise "
+            "model.start_noise where they started from one trained network."
+        )
+    if accuracy < FITTED:
+        return (
+            f"The members do not fit their training mixtures {known}: raise data.input_repetition, the width or the "
+            "epochs; where there is no budget for that, one network with CutMix is the better choice."
+        )
+    return f"The members are separate and fit their training mixtures {known}."

@@ -1,0 +1,31 @@
+"""The advice that follows from a diagnosis, at each side of its thresholds."""
+
+import math
+
+import pytest
+
+from mixmo.evaluation.diagnosis import Diagnosis, Separation
+from mixmo.reporting.advice import FITTED, advice
+
+
+@pytest.mark.parametrize(
+    ("train", "selectivity", "members", "words"),
+    [
+        (0.97, 0.95, 2, "are separate and fit"),
+        (0.97, 0.74, 2, "are hardly separate"),
+        (0.97, 0.74, 3, "are separate and fit"),  # copies would have a third
+        (0.97, 0.61, 5, "are separate and fit"),
+        (0.97, 0.59, 5, "are hardly separate"),
+        (FITTED - 0.01, 0.95, 2, "raise data.input_repetition, the width or the epochs"),
+        (FITTED - 0.01, 0.5, 2, "are hardly separate"),
+        (math.nan, 0.95, 2, "are separate and fit"),
+    ],
+)
+def test_advice_follows_from_the_diagnosis(train, selectivity, members, words):
+    text = advice(Diagnosis(train, Separation(selectivity, 0.1)), members)
+    assert words in text and f"selectivity {100 * selectivity:.1f} %" in text
+    assert ("training accuracy" in text) == (not math.isnan(train))
+
+
+def test_there_is_none_for_what_has_no_members():
+    assert advice(None, 2) == advice(Diagnosis(0.9), 1) == ""
