@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+WHEN = (ROOT / "docs" / "when-it-pays.md").read_text(encoding="utf-8")
 MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
 SHRUNK = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
 SHRUNK += ["--model.backbone=wide_resnet10_1", "--mixer.probability=1", "--mixer.progress=steps"]
@@ -43,7 +44,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
     np.savez("theirs.npz", logits=np.zeros((6, 3)), targets=np.zeros(6, int))
-    shown = blocks("sh") + blocks("sh", MASKS) + blocks("sh", EVALUATION)[:1]
+    shown = blocks("sh") + blocks("sh", MASKS) + blocks("sh", WHEN) + blocks("sh", EVALUATION)[:1]
     commands = [line for block in shown for line in block.splitlines() if line.startswith("mixmo ")]
     assert len(commands) >= 9
     for line in commands:
