@@ -37,7 +37,7 @@ from mixmo import __version__
 from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import load_recipe, merge
 from mixmo.errors import InputError
-from mixmo.evaluation.costs import network_size
+from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.records import read_history
@@ -128,7 +128,7 @@ def folder_of(plan: Plan, scratch: Path) -> Path:
 def train(plan: Plan, folder: Path) -> None:
     """Train a network and keep its predictions; go on where it was stopped."""
     run = Run(folder)
-    fit(plan, run, resume=folder.exists())
+    fit(plan, run, resume=run.config_file.is_file())
     predict(TrainedRun(run))
 
 
@@ -161,7 +161,7 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
         "member_accuracy": f"{statistics.fmean(each['accuracy'] for each in result.metrics.members):.6g}",
         "test_images": len(result.predictions.targets),
         "macs": sum(network_size(each)["macs"] for each in trained),
-        "images_in_training": sum(rows[-1]["step"] * settings.data.batch_size for rows in histories),
+        "images_in_training": sum(training_images(settings, rows) for rows in histories),
         "seconds": round(sum(each["seconds"] for rows in histories for each in rows)),
         "precision": row.plans[0].trainer["precision"],
         "device": about["processor"],
@@ -217,7 +217,9 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the CSV file")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="networks trained at a time, a thread each")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/study"), help="where networks are kept meanwhile")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("runs/study"), help="where networks are kept; empty it when code changes"
+    )
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
     parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
     parser.add_argument("--tasks", nargs="*", help="only these")

@@ -93,6 +93,8 @@ class MixMo(nn.Module):
                 self.backbone = copy.deepcopy(backbone)
             except RuntimeError as error:  # tensors that are computed, as by torch's older weight_norm
                 raise InputError(f"the backbone cannot be copied: {reason(error)}.") from error
+        if noise < 0 or (noise and not trained):
+            raise InputError(f"noise is {noise}; it is 0 or positive, and takes a trained backbone.")
         if trained and mix_at is not None:
             raise InputError("trained weights go with mixing behind the stem: leave out mix_at, or train from scratch.")
         self.num_members, self.mix_at = num_members, mix_at

@@ -167,6 +167,10 @@ class Run:
             return {}
         return content if isinstance(content, dict) else {}
 
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to resume from, whole or not."""
+        return any((self.checkpoint_folder / name).is_file() for name in (LAST, PREVIOUS))
+
     def training_images(self) -> int | None:
         """Return how many images the run was trained on; ``None`` where ``environment.json`` does not say it."""
         data = self.about().get("data")

@@ -32,6 +32,29 @@ def test_draws_follow_the_global_generator(policy, channels):
     assert torch.equal(augment.center(images, torch.arange(40)), plain.center(images, torch.arange(40)))
 
 
+@pytest.mark.parametrize("policy", ["trivialaugment", "randaugment"])
+def test_policies_compute_in_float32_under_autocast(policy):
+    images, found = torch.rand(32, 3, 16, 16), []
+    for low in (False, True):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            found.append(Policy(own(policy=policy))(images))
+    assert torch.equal(*found)
+
+
+def test_changed_images_are_channels_last():
+    images = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
+    for policy in ("none", "trivialaugment"):
+        found = Augmentation(own(policy=policy)).random(images, torch.arange(8), torch.Generator())
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_evaluation_needs_no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    augment = Augmentation(own(policy="trivialaugment"))
+    assert augment.center(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.tensor([0])).shape == (1, 3, 4, 4)
+
+
 def test_images_of_a_batch_get_several_operations():
     """Copies of one image come out otherwise in each part of the batch."""
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from mixmo.config.settings import ObjectiveSettings
+from mixmo.config.settings import ModelSettings, ObjectiveSettings, PixelSettings, Settings
 from mixmo.data.batches import MixedBatch
 from mixmo.errors import InputError
 from mixmo.training.objectives import distillation_loss, find_objective
@@ -44,6 +44,13 @@ def test_the_average_is_no_target_that_gives_way():
     distillation_loss(logits, torch.tensor([True])).backward()
     members, average = softmax(logits.detach().numpy(), axis=2), softmax(logits.detach().numpy().mean(1), axis=1)
     assert logits.grad.numpy() == pytest.approx(members - average[:, None], abs=1e-6)
+
+
+def test_distillation_takes_members_that_see_one_image():
+    for changes in ({"model": ModelSettings(num_members=1)}, {"pixels": PixelSettings(kind="cutmix")}):
+        with pytest.raises(InputError, match=r"objective\.distillation is 1\.0, which takes several members"):
+            Settings(objective=ObjectiveSettings(distillation=1.0), **changes)
+    assert Settings(objective=ObjectiveSettings(distillation=1.0)).objective.distillation == 1
 
 
 @pytest.mark.parametrize(

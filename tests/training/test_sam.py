@@ -1,6 +1,7 @@
 """Sharpness-aware minimisation: the gradient where the loss nearby is worst, at weights that come back."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from torch import nn
 import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.evaluation.costs import training_images
 from mixmo.runs import Run
+from mixmo.training import step
 from mixmo.training.fit import fit
 from mixmo.training.sam import perturbed
+from mixmo.training.step import TrainingError
 
 
 def test_the_gradient_is_that_of_a_quadratic_at_the_worst_point():
@@ -77,6 +81,30 @@ def test_a_radius_near_zero_is_training_without(pictures, tmp_path):
     for row, other in zip(rows, others, strict=True):
         assert float(other["train_loss"]) == pytest.approx(float(row["train_loss"]), rel=1e-3)
         assert (row["step"], row["train_member_0_accuracy"]) == (other["step"], other["train_member_0_accuracy"])
+
+
+def test_a_perturbed_loss_that_is_not_finite_stops_the_run(pictures, tmp_path, monkeypatch):
+    """Also at the last step of an epoch: no checkpoint holds weights after it."""
+
+    def broken(net, radius):
+        with perturbed(net, radius):
+            with torch.no_grad():
+                next(net.parameters()).mul_(float("nan"))
+            yield
+
+    monkeypatch.setattr(step, "perturbed", contextmanager(broken))
+    with pytest.raises(TrainingError, match="not finite at step 0"):
+        trained(pictures, tmp_path / "run", 0.05)
+    assert not Run(tmp_path / "run").has_checkpoint()
+
+
+def test_a_step_counts_twice_as_cost(pictures, tmp_path):
+    rows = {radius: trained(pictures, tmp_path / str(radius), radius)[1] for radius in (0.0, 0.05)}
+    images = {
+        radius: training_images(Run(tmp_path / str(radius)).settings(), [{"step": float(own[-1]["step"])}])
+        for radius, own in rows.items()
+    }
+    assert images[0.05] == 2 * images[0.0] > 0
 
 
 class Stopping(Callback):

@@ -10,9 +10,11 @@ from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.module import DataModule
+from mixmo.errors import InputError
 from mixmo.models.paper import WideResNet
 from mixmo.runs import Run
-from mixmo.training.fit import build_network, fit
+from mixmo.training.build import build_network
+from mixmo.training.fit import fit
 
 PLAIN = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3",
          "--data.validation=0", "--trainer.max_epochs=2"]  # fmt: skip
@@ -77,9 +79,24 @@ def test_fresh_heads_are_drawn_apart(single):
 
 
 class Stopping(Callback):
+    def __init__(self, epoch=1):
+        self.epoch = epoch
+
     def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == 1:
+        if trainer.current_epoch == self.epoch:
             raise ZeroDivisionError
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_other_again(single, tmp_path):
+    plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1"))
+    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    fit(plan, whole)
+    with pytest.raises(ZeroDivisionError):
+        fit(plan, run, callbacks=[Stopping(epoch=0)])
+    assert not run.has_checkpoint()
+    fit(make_plan(run.config()), run, resume=True)
+    parts = [mixmo.load(each.path).state_dict() for each in (run, whole)]
+    assert all(torch.equal(parts[0][name], value) for name, value in parts[1].items())
 
 
 def test_a_run_needs_its_start_only_once(single, tmp_path):
@@ -104,12 +121,14 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
         (["--model.start=nowhere"], "nowhere"),
         (
             ["--model.backbone=wide_resnet16_1"],
-            "has the backbone wide_resnet10_1 with the options {}, but",
+            "was trained with model.backbone wide_resnet10_1, but here it is wide_resnet16_1",
         ),
         (["--model.start_noise=-1"], "model.start_noise is -1"),
         (["--model.start=null", "--model.start_noise=1"], "there is no start: set model.start"),
         (["--model.start=null", "--model.fresh_heads=true"], "there is no start: set model.start"),
-        (["--data.channels=1"], "was trained on 3 channels, but data.channels is 1"),
+        (["--data.channels=1"], "was trained with data.channels 3, but here it is 1"),
+        (["--data.mean=[0.1]"], "was trained with data.mean [0.3], but here it is [0.1]"),
+        (["--data.validation=0.25"], "learnt from images that are held out here"),
     ],
 )
 def test_starts_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, overrides, message):
@@ -124,3 +143,40 @@ def test_heads_of_other_classes_cannot_be_kept(single, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "digits-cut", *words(single, data="four"), "--model.fresh_heads=false"]) == 2
     assert "3 classes, but the data 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ([], [], True),  # all digits, of which most are tested on here
+        (["--data.images_per_class=20", "--data.split_seed=0"], [], False),
+        (["--data.images_per_class=20", "--data.split_seed=0", "--seed=3"], [], False),
+        (["--data.images_per_class=20", "--seed=1"], [], True),
+        (["--data.images_per_class=10", "--data.split_seed=0"], [], True),
+        ([], ["--data.images_per_class=null"], False),
+    ],
+)
+def test_no_start_has_seen_what_is_held_out(tmp_path, monkeypatch, capsys, before, now, refused):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.backbone=wide_resnet10_1"]
+    quick += ["--data.validation=0"]
+    assert main(["fit", "digits-single", *quick, *before, "--run=start"]) == 0
+    found = main(["fit", "quickstart", *quick, "--model.start=start", "--model.start_noise=1", *now, "--run=new"])
+    assert found == (2 if refused else 0)
+    assert ("held out here" in capsys.readouterr().err) == refused
+    assert (tmp_path / "new").exists() != refused
+
+
+def test_copies_are_warned_of(single, caplog):
+    built(single)
+    assert "copies of each other" in caplog.text
+    caplog.clear()
+    built(single, "--model.start_noise=1")
+    built(single, "--model.fresh_heads=true")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("options", "noise"), [({}, 1.0), ({"trained": True}, -1.0)])
+def test_noise_takes_a_trained_backbone(options, noise):
+    with pytest.raises(InputError, match=f"noise is {noise}"):
+        mixmo.MixMo("wide_resnet10_1", 2, num_classes=5, noise=noise, **options)

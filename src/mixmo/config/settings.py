@@ -267,7 +267,7 @@ class ObjectiveSettings:
     Args:
         name: mixed_cross_entropy, or a function of your own, package.module:function, of a module in allow_imports.
         label_smoothing: Share of each target that is spread evenly over all classes.
-        distillation: Weight of the members' cross-entropy to their own average, where all see one image.
+        distillation: Weight of the members' cross-entropy to their own average in the mixtures of one image.
     """
 
     name: str = "mixed_cross_entropy"
@@ -379,3 +379,14 @@ class Settings:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it is 0 or more.")
         self.data.check_members(self.model.num_members)
+        if self.objective.distillation and (self.model.num_members == 1 or self.pixels.kind != "none"):
+            raise InputError(
+                f"objective.distillation is {self.objective.distillation}, which takes several members "
+                f"(model.num_members is {self.model.num_members}) that see one image, not mixed with others "
+                f"(pixels.kind is {self.pixels.kind})."
+            )
+
+    @property
+    def split_seed(self) -> int:
+        """The seed that chooses validation images and those of ``images_per_class``."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed

@@ -6,6 +6,7 @@ One generator feeds every draw of a step, in this order, so that a step is a fun
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -54,9 +55,14 @@ class Augmentation:
 
     def __init__(self, settings: DataSettings) -> None:
         self.crop_size, self.padding, self.flip = settings.crop_size, settings.padding, settings.flip
-        self.policy = Policy(settings) if settings.policy != "none" or settings.erasing else None
+        self.settings = settings
         mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
         self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    @cached_property
+    def policy(self) -> Policy | None:
+        """What changes images further in training; evaluation needs none."""
+        return Policy(self.settings) if self.settings.policy != "none" or self.settings.erasing else None
 
     def random(self, images: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return (n, C, h, w): the images of ``index`` (n,), each cropped and mirrored on its own.
@@ -80,7 +86,8 @@ class Augmentation:
         pixels = images.view(-1, images.shape[3]).index_select(0, place.flatten()).view(*place.shape, -1)
         pixels = pixels.masked_fill_(black[..., None], 0)
         if self.policy is not None:
-            pixels = 255 * self.policy(pixels.permute(0, 3, 1, 2).float() / 255).permute(0, 2, 3, 1)
+            changed = 255 * self.policy(pixels.permute(0, 3, 1, 2).float() / 255)
+            pixels = changed.permute(0, 2, 3, 1).contiguous()
         return self._normalise(pixels)
 
     def center(self, images: Tensor, index: Tensor) -> Tensor:
@@ -129,6 +136,7 @@ class BatchMaker:
 
     def __post_init__(self) -> None:
         self.augment = Augmentation(self.settings)
+        _ = self.augment.policy  # raises where its library is missing
 
     def __call__(
         self,

@@ -51,9 +51,10 @@ class Policy:
             images: (B, C, H, W) in [0, 1]; grey ones are shown to the policy as colours.
         """
         channels = images.shape[1]
-        if self.policy is not None:
-            parts = images.expand(-1, 3, -1, -1).chunk(GROUPS)
-            images = torch.cat([self.policy(part) for part in parts])[:, :channels]
-        if self.erase is not None:
-            images = self.erase(images)
+        with torch.autocast(images.device.type, enabled=False):  # positions do not survive bfloat16
+            if self.policy is not None:
+                parts = images.expand(-1, 3, -1, -1).chunk(GROUPS)
+                images = torch.cat([self.policy(part) for part in parts])[:, :channels]
+            if self.erase is not None:
+                images = self.erase(images)
         return images.clamp(0, 1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixmo.config.settings import Settings
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
@@ -24,7 +26,8 @@ def costs(run: TrainedRun) -> dict[str, float]:
 
     * ``parameters``: numbers in the network at inference.
     * ``macs``: multiply–accumulate operations for one image at inference, as counted by torch.
-    * ``images``: images through the network in training (mixtures × epochs).
+    * ``images``: images through the network in training (mixtures × epochs, twice for SAM), without those of a run it
+      started from.
     * ``minutes``: duration of training.
     * ``latency_ms``: milliseconds for one image in a batch of 64, measured now on the CPU in float32.
 
@@ -40,10 +43,24 @@ def costs(run: TrainedRun) -> dict[str, float]:
     net, images = _network(run)
     rows = _history(run.run)
     return _size(net, images) | {
-        "images": rows[-1]["step"] * run.settings.data.batch_size if rows else math.nan,
+        "images": training_images(run.settings, rows) if rows else math.nan,
         "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,
         "latency_ms": _latency(net, images),
     }
+
+
+def training_images(settings: Settings, rows: Sequence[Mapping[str, float]]) -> float:
+    """Return how many images passed through the network in training; a step of SAM takes each twice.
+
+    Args:
+        settings: The run's.
+        rows: Of its ``metrics.csv``, one or more.
+
+    Example:
+        >>> training_images(Settings(), [{"step": 10.0}])
+        640.0
+    """
+    return rows[-1]["step"] * settings.data.batch_size * (2 if settings.optimizer.sam_radius else 1)
 
 
 def network_size(run: TrainedRun) -> dict[str, float]:

@@ -44,10 +44,12 @@ class Diagnosis:
 
     Attributes:
         train_accuracy: Mean over members in the epoch of the checkpoint, on the augmented mixtures of training.
+        harder: Whether pixels were mixed or changed by a policy, which keeps that accuracy low.
         separation: Of the members; nothing is known for a single network.
     """
 
     train_accuracy: float = math.nan
+    harder: bool = False
     separation: Separation = field(default_factory=Separation)
 
     def flat(self) -> dict[str, float]:
@@ -69,7 +71,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
         InputError: if the checkpoint is damaged or of another network.
     """
     if run.settings.model.num_members == 1:
-        return Diagnosis(_train_accuracy(run, epoch))
+        return Diagnosis(_train_accuracy(run, epoch), _is_harder(run))
     about = {
         "version": __version__,
         "checkpoint": run.digest,
@@ -84,7 +86,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
         images = torch.from_numpy(np.stack([run.data.image(index) for index in chosen.tolist()]))
         known = {"about": about, "separation": asdict(separation(run.network, images))}
         keep_json(file, known)
-    return Diagnosis(_train_accuracy(run, epoch), Separation(**known["separation"]))
+    return Diagnosis(_train_accuracy(run, epoch), _is_harder(run), Separation(**known["separation"]))
 
 
 @torch.inference_mode()
@@ -109,7 +111,7 @@ def separation(network: Network, images: Tensor) -> Separation:
         for shift in range(count):  # the others' images
             places = ((shift + torch.arange(members, device=device)) % count).repeat(count, 1)
             places[:, member] = index
-            seen.append([each.double().var(0, correction=0) for each in _activations(network, prepared[places])])
+            seen.append([each.cpu().double().var(0, correction=0) for each in _activations(network, prepared[places])])
         for variances, found in zip((units, logits), zip(*seen, strict=True), strict=True):
             variances.append(torch.stack(found).mean(0))
     by_unit, by_logit = torch.stack(units), torch.stack(logits).mean(2)  # (M, F), (M, M)
@@ -129,6 +131,10 @@ def _activations(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     return (seen[0].flatten(2).mean(2) if seen[0].dim() > 2 else seen[0]), logits
+
+
+def _is_harder(run: TrainedRun) -> bool:
+    return run.settings.pixels.kind != "none" or run.settings.data.policy != "none" or run.settings.data.erasing > 0
 
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:

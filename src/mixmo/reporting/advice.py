@@ -20,7 +20,7 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
 
     Example:
         >>> from mixmo.evaluation.diagnosis import Separation
-        >>> advice(Diagnosis(0.96, Separation(0.95, 0.4)), members=2)
+        >>> advice(Diagnosis(0.96, False, Separation(0.95, 0.4)), members=2)
         'The members are separate and fit their training mixtures (selectivity 95.0 %, training accuracy 96.0 %).'
     """
     if diagnosis is None or math.isnan(diagnosis.separation.selectivity):
@@ -35,9 +35,10 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
             f"The members are hardly separate {known}: train longer, lower data.input_repetition, or raise "
             "model.start_noise where they started from one trained network."
         )
-    if accuracy < FITTED:
+    if accuracy < FITTED and not diagnosis.harder:
         return (
             f"The members do not fit their training mixtures {known}: raise data.input_repetition, the width or the "
             "epochs; where there is no budget for that, one network with CutMix is the better choice."
         )
-    return f"The members are separate and fit their training mixtures {known}."
+    fit = "" if diagnosis.harder else " and fit their training mixtures"
+    return f"The members are separate{fit} {known}."

@@ -123,7 +123,7 @@ def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequenc
     parts = {name: entry.result.predictions.average() for name, entry in firsts.items()}
     notes = ["★ marks the best of a column."] if len(groups) > 1 else []
     if any(len(group.entries) > 1 for group in groups):
-        notes.append("Plots and images are of the first seed.")
+        notes.append("Plots, images and advice are of the first seed.")
     sections = [
         *_differences(groups, replicas),
         confidence_section(parts, parts),

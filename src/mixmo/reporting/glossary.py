@@ -142,7 +142,7 @@ METRICS = {
     ),
     "train_accuracy": _share(
         "Training accuracy",
-        "Mean over members in the last epoch, on the augmented mixtures of training.",
+        "Mean over members in the checkpoint's epoch, on the augmented mixtures of training.",
         None,
         digits=1,
     ),

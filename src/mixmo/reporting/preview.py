@@ -24,7 +24,7 @@ from mixmo.names import label
 from mixmo.reporting import html as pages
 from mixmo.reporting.sections import Section
 from mixmo.seeding import generator_for, seed_for
-from mixmo.training.fit import build_maker, build_network
+from mixmo.training.build import build_maker, build_network
 
 MIXTURES = 4
 DRAWS = 2000
@@ -91,7 +91,8 @@ def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes:
             weight = mixed.weights[0, member].item()
             row[2 * member + 1].set_title(f"mask {member}\nratio {ratios[member]:.2f}, weight {weight:.2f}", fontsize=8)
         row[-1].imshow(blended(inputs, masks), interpolation="nearest")
-        row[-1].set_title("mixture" if not mixed.shared else "mixture\n(one image)", fontsize=8)
+        alike = bool(mixed.shared) and members > 1
+        row[-1].set_title("mixture\n(one image)" if alike else "mixture", fontsize=8)
     for axis in axes.flat:
         _frame(axis)
     figure.tight_layout()

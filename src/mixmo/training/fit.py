@@ -19,21 +19,15 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from mixmo.checkpoints import LAST, duplicate
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
-from mixmo.config.settings import ModelSettings, Settings
-from mixmo.data.batches import BatchMaker
+from mixmo.config.settings import Settings
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet, evaluation_loader, train_loader
-from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, reason
 from mixmo.masks import CONSTANT
-from mixmo.mixing import Mixer
-from mixmo.network import MixMo
-from mixmo.pixel_mixing import PixelMixer
-from mixmo.runs import Run, check_download, load_checkpoint
-from mixmo.seeding import seed_for
+from mixmo.runs import Run, check_download
+from mixmo.training.build import build_maker, build_network
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
-from mixmo.training.masks import catalogue_with
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_resumable
 from mixmo.training.step import STATISTICS_BATCHES, Training
@@ -65,7 +59,7 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
     with undisturbed():
         if not resume:
             run.check_free()
-        prepared = _prepare(plan, run, resume)
+        prepared = _prepare(plan, run, drawn=resume and run.has_checkpoint())
         with run.locked():
             run.remove_partial_files()
             checkpoint = _resumed_checkpoint(run, prepared) if resume else None
@@ -89,8 +83,14 @@ class Prepared(NamedTuple):
     loggers: list[Logger]
 
 
-def _prepare(plan: Plan, run: Run, resume: bool) -> Prepared:
-    """Open the data and build the network and its training; refuse what does not fit."""
+def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
+    """Open the data and build the network and its training; refuse what does not fit.
+
+    Args:
+        plan: What to train.
+        run: Where.
+        drawn: Whether a checkpoint's weights will take the place of those the members start from.
+    """
     settings = plan.settings
     device = training_device(plan.trainer["accelerator"])
     if device.type == "cpu" and plan.trainer["accelerator"] not in ("auto", "cpu"):
@@ -100,7 +100,7 @@ def _prepare(plan: Plan, run: Run, resume: bool) -> Prepared:
         )
     _check_fetching(settings)
     data = DataModule(settings.data, settings.seed, check=True).require()
-    net = build_network(settings, data, drawn=resume)  # a resumed run's weights are its checkpoint's
+    net = build_network(settings, data, drawn)
     images = data.train.to(device)
 
     def sample_batches(epoch: int) -> Iterable[DistinctBatch]:
@@ -205,100 +205,6 @@ def _train(
                 f"the network could not be compiled here: {reason(error)}; set --model.compile false."
             ) from error
         raise
-
-
-def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> MixMo:
-    """Return the network of the settings, its weights drawn from the seed, tried on an image of that size.
-
-    Args:
-        settings: The run's.
-        data: Its images, for their classes and size.
-        drawn: Draw all weights, also where members start from another run.
-
-    Raises:
-        MissingError: if there is no run to start from.
-        InputError: if the backbone is unknown or cannot take images of that size, or the start does not fit.
-    """
-    own = settings.model
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(settings.seed, 0, "init"))
-        if own.start is not None and not drawn:
-            net = _started(own, own.start, len(data.classes), settings.data.channels)
-        else:
-            net = MixMo(
-                own.backbone,
-                own.num_members,
-                num_classes=len(data.classes),
-                in_chans=settings.data.channels,
-                mix_at=own.mix_at,
-                **own.options,
-            )
-    height, width = _crop(settings, data)
-    try:
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, net.in_chans, height, width))
-    except (RuntimeError, AssertionError, IndexError, ValueError) as error:
-        raise InputError(
-            f"backbone {own.backbone!r} cannot take images of {height}×{width}: {reason(error)}. Set --data.image_size "
-            "to a size it takes, or --model.options.img_size if it has such an option."
-        ) from error
-    return net.train()
-
-
-def _started(own: ModelSettings, start: str, num_classes: int, channels: int) -> MixMo:
-    """Return a network whose members start from a run's, fused into the plain backbone."""
-    run = Run(Path(start))
-    theirs, shown = run.settings().model, run.settings().data.channels
-    if shown != channels:
-        raise InputError(f"model.start {start} was trained on {shown} channels, but data.channels is {channels}.")
-    if (theirs.backbone, theirs.options) != (own.backbone, own.options):
-        raise InputError(
-            f"model.start {start} has the backbone {theirs.backbone} with the options {theirs.options}, but here it is "
-            f"{own.backbone} with {own.options}; they have to be the same."
-        )
-    plain: Any = fuse(load_checkpoint(run, download=own.download)[0])
-    other = plain.num_classes != num_classes
-    if other and own.fresh_heads is False:
-        raise InputError(
-            f"model.start {start} has {plain.num_classes} classes, but the data {num_classes}, so that its head cannot "
-            "be kept; leave out model.fresh_heads."
-        )
-    if fresh := other or bool(own.fresh_heads):
-        plain.reset_classifier(num_classes)
-    return MixMo(plain, own.num_members, trained=True, fresh_heads=fresh, noise=own.start_noise, mix_at=own.mix_at)
-
-
-def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
-    """Return what makes mixtures of distinct images, for a network and a dataset.
-
-    Raises:
-        InputError: if a mask cannot share a map of that size among that many members, or the crop is too large.
-    """
-    own, pixels = settings.mixer, settings.pixels
-    shape = net.encoder_shape(*_crop(settings, data))
-    members = settings.model.num_members
-    catalogue = catalogue_with(own.kind, settings.allow_imports, members, shape)
-    mixer = Mixer(own.kind, members, own.alpha, own.probability, own.draw_per, catalogue)
-    mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
-    return BatchMaker(
-        settings.data,
-        mixer,
-        None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability),
-        own.root,
-        shape,
-        len(data.classes),
-    )
-
-
-def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
-    side = settings.data.crop_size
-    height, width = data.size
-    room = 2 * settings.data.padding
-    if side is not None and (side > height + room or side > width + room):
-        raise InputError(
-            f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}."
-        )
-    return data.size if side is None else (side, side)
 
 
 def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None:

@@ -40,7 +40,7 @@ def mixed_cross_entropy(
 
 
 def distillation_loss(logits: Tensor, shared: Tensor) -> Tensor:
-    """Return the members' cross-entropy to their average, where they see one image, as at inference.
+    """Return the members' cross-entropy to their average in the mixtures of one image.
 
     Mean over the batch of shared_b · Σ_i CE(logits_bi, softmax(mean_j logits_bj)); the average has no gradient.
 

@@ -114,6 +114,7 @@ class Training(L.LightningModule):
         logits: Tensor
         loss: Tensor
         logits, loss = self._compiled_loss(mixed)
+        self.bad_step.copy_(torch.where((self.bad_step < 0) & ~loss.detach().isfinite(), step, self.bad_step))
         if not self._perturbed:
             self._watch(loss.detach(), logits.detach(), mixed.targets)
         return loss
@@ -140,12 +141,10 @@ class Training(L.LightningModule):
         return logits, self.objective(logits, mixed)
 
     def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Sum up the epoch and note the first bad step, on the device; look at them now and then."""
-        step = self.global_step
+        """Sum up the epoch, on the device; look at it, and for a bad step, now and then."""
         classes = targets.argmax(2) if targets.is_floating_point() else targets
         self.loss_sum += loss
         self.accuracy_sum += (logits.argmax(2) == classes).float().mean(0)
-        self.bad_step.copy_(torch.where((self.bad_step < 0) & ~loss.isfinite(), step, self.bad_step))
         self._seen += 1
         if self._seen % self.log_every and not self.trainer.is_last_batch:
             return
@@ -156,7 +155,7 @@ class Training(L.LightningModule):
         speed = self._seen * len(logits) / (time.perf_counter() - self._since)
         self.reports += 1
         self.log_dict(report | {"images_per_second": speed}, prog_bar=True, logger=False)
-        self.log("lr", self.peak_lr * self.schedule(step), logger=False)
+        self.log("lr", self.peak_lr * self.schedule(self.global_step), logger=False)
 
     def check_finite(self) -> None:
         """Stop if any loss so far was not finite."""
