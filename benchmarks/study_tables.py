@@ -85,8 +85,14 @@ def difference(rows: Rows, task: str, method: str, other: str, metric: str) -> D
 
 
 def number(value: float, factor: float, digits: int, sign: bool = False) -> str:
-    """Return a number as text, with a minus sign that is one."""
-    return f"{factor * value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    """Return a number as text, with a minus sign that is one, and none for zero.
+
+    Example:
+        >>> number(-0.123, 100, 1), number(-0.0001, 100, 1, sign=True)
+        ('−12.3', '0.0')
+    """
+    value = round(factor * value, digits) or 0.0  # not −0.0
+    return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", "−")
 
 
 def table(rows: Rows, task: str, against: Sequence[str]) -> str:
@@ -141,14 +147,16 @@ def heat_map(rows: Rows, method: str, against: Sequence[str]) -> Figure:
 
     Green cells are better than the other method, purple ones worse; those whose interval excludes zero are bold.
     """
-    backbones = sorted({row["backbone"] for row in rows})
-    figure = Figure(figsize=(3.4 * len(against), 2.6 * len(COMPARED) * len(backbones)))
-    axes = figure.subplots(len(COMPARED) * len(backbones), len(against), squeeze=False)
+    few = [row for row in rows if row["images_per_class"]]
+    kinds = sorted({(row["backbone"], row["size"]) for row in few})
+    figure = Figure(figsize=(3.4 * len(against), 2.6 * len(COMPARED) * len(kinds)))
+    axes = figure.subplots(len(COMPARED) * len(kinds), len(against), squeeze=False)
     for column, other in enumerate(against):
-        for place, (backbone, metric) in enumerate((b, m) for b in backbones for m in COMPARED):
-            own = [row for row in rows if row["backbone"] == backbone]
+        for place, ((backbone, size), metric) in enumerate((kind, metric) for kind in kinds for metric in COMPARED):
+            own = [row for row in few if (row["backbone"], row["size"]) == (backbone, size)]
             _cells(axes[place][column], own, method, other, metric)
-            axes[place][column].set_title(f"{SHOWN[metric][0]} against {other}\n{backbone}", fontsize=8)
+            title = f"{SHOWN[metric][0]} against {other}\n{backbone}, {size} pixels"
+            axes[place][column].set_title(title, fontsize=8)
     figure.suptitle(method, fontsize=10)
     figure.tight_layout()
     return figure

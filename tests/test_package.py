@@ -1,7 +1,5 @@
 """The wheel, the quickstart and the benchmarks."""
 
-import csv
-import importlib
 import json
 import os
 import re
@@ -12,13 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mixmo.evaluation.results import evaluate_predictions
 from mixmo.runs import Run
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
 TINY = ["--trainer.max_epochs=1", "--data.batch_size=8", "--trainer.limit_train_batches=2"]
 
 
@@ -76,62 +72,6 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
         assert f"runs/quickstart-comparison{suffix}/comparison.html" in table and f"runs/quickstart{suffix}" in table
         assert (tmp_path / f"runs/quickstart-comparison{suffix}" / "comparison.html").is_file()
         assert len(Run(tmp_path / f"runs/quickstart{suffix}").read_metrics()) == 1
-
-
-STUDY = """
-seeds: [0, 1]
-settings: {extends: [digits], model: {backbone: wide_resnet10_1}, data: {validation: 0.0, images_per_class: 10}}
-tasks:
-  few: {passes: 2}
-  fewer: {passes: 2, methods: [single], data: {images_per_class: 5}}
-methods:
-  single: {extends: [single]}
-  cut: {extends: [cut, b2], data: {input_repetition: 0.5}}
-  two: {extends: [single], networks: 2}
-  two halves: {extends: [single], networks: 2, passes: 0.5}
-"""
-
-
-def test_a_study_makes_each_row_once(tmp_path):
-    """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each."""
-    (tmp_path / "study.yaml").write_text(STUDY)
-    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows.csv", "--jobs=1"]
-    assert "10 rows to make, of 12 networks" in run(*words, cwd=tmp_path)
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        rows = {(row["task"], row["method"], row["seed"]): row for row in csv.DictReader(file)}
-    assert len(rows) == 10 and {seed for *_, seed in rows} == {"0", "1"}
-    cost = {method: float(rows["few", method, "0"]["images_in_training"]) for method in ("single", "cut", "two")}
-    assert cost["two"] == 2 * cost["single"] == 2 * cost["cut"] > 0
-    assert float(rows["few", "two halves", "0"]["images_in_training"]) == cost["single"]
-    single, two = (float(rows["few", method, "0"]["macs"]) for method in ("single", "two"))
-    assert two == 2 * single
-    assert rows["few", "single", "0"]["nll"] != rows["few", "single", "1"]["nll"]
-    assert (rows["few", "single", "0"]["test_images"], rows["fewer", "single", "0"]["test_images"]) == ("1697", "1747")
-    lines = (tmp_path / "rows.csv").read_text().splitlines()
-    (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")  # stopped before the last row
-    assert "1 rows to make, of 1 networks" in run(*words, cwd=tmp_path)
-    assert sorted((tmp_path / "rows.csv").read_text().splitlines()) == sorted(lines)
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
-def test_studies_are_of_equal_compute(file, tmp_path):
-    """A row's networks see the task's passes, all told, or twice where that is said; a step of SAM counts twice."""
-    study = importlib.import_module("study")
-    content = yaml.safe_load(file.read_text())
-    content["seeds"] = content["seeds"][:1]
-    rows = list(study.rows_of(content, tmp_path, {}))
-    assert len(rows) >= 4
-    for row in rows:
-        if row.about["method"].startswith("start of"):
-            continue
-        passes = 0
-        for plan in (*row.starts, *row.plans):
-            steps = 2 if plan.settings.optimizer.sam_radius else 1
-            passes += steps * plan.trainer["max_epochs"] * plan.settings.data.batch_repetition
-            assert plan.settings.data.split_seed == 0
-        twice = "two networks" in row.about["method"] and "equal" not in row.about["method"]
-        assert 0.95 <= passes / row.about["passes"] / (2 if twice else 1) <= 1, row.about
-        assert len({plan.settings.seed for plan in row.plans}) == len(row.plans)
 
 
 def test_another_librarys_ensembles_are_evaluated(tmp_path):

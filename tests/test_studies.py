@@ -1,0 +1,125 @@
+"""Studies: every row once, at equal training compute, and what tables and pictures make of rows."""
+
+import csv
+import doctest
+import importlib
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+from test_package import run
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+study, study_tables = (importlib.import_module(name) for name in ("study", "study_tables"))
+
+STUDY = """
+seeds: [0, 1]
+settings: {extends: [digits], model: {backbone: wide_resnet10_1}, data: {validation: 0.0, images_per_class: 10}}
+tasks:
+  few: {passes: 2}
+  fewer: {passes: 2, methods: [single], data: {images_per_class: 5}}
+methods:
+  single: {extends: [single]}
+  cut: {extends: [cut, b2], data: {input_repetition: 0.5}}
+  two: {extends: [single], networks: 2}
+  two halves: {extends: [single], networks: 2, passes: 0.5}
+"""
+
+
+def test_a_study_makes_each_row_once(tmp_path):
+    """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each."""
+    (tmp_path / "study.yaml").write_text(STUDY)
+    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows.csv", "--jobs=1"]
+    assert "10 rows to make, of 12 networks" in run(*words, cwd=tmp_path)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = {(row["task"], row["method"], row["seed"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 10 and {seed for *_, seed in rows} == {"0", "1"}
+    cost = {method: float(rows["few", method, "0"]["images_in_training"]) for method in ("single", "cut", "two")}
+    assert cost["two"] == 2 * cost["single"] == 2 * cost["cut"] > 0
+    assert float(rows["few", "two halves", "0"]["images_in_training"]) == cost["single"]
+    single, two = (float(rows["few", method, "0"]["macs"]) for method in ("single", "two"))
+    assert two == 2 * single
+    assert rows["few", "single", "0"]["nll"] != rows["few", "single", "1"]["nll"]
+    assert (rows["few", "single", "0"]["test_images"], rows["fewer", "single", "0"]["test_images"]) == ("1697", "1747")
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")  # stopped before the last row
+    assert "1 rows to make, of 1 networks" in run(*words, cwd=tmp_path)
+    assert sorted((tmp_path / "rows.csv").read_text().splitlines()) == sorted(lines)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_studies_are_of_equal_compute(file, tmp_path):
+    """A row's networks see the task's passes, all told, or twice where that is said; a step of SAM counts twice."""
+    content = yaml.safe_load(file.read_text())
+    content["seeds"] = content["seeds"][:1]
+    rows = list(study.rows_of(content, tmp_path, {}))
+    assert len(rows) >= 4
+    for row in rows:
+        if row.about["method"].startswith("start of"):
+            continue
+        passes = 0
+        for plan in (*row.starts, *row.plans):
+            steps = 2 if plan.settings.optimizer.sam_radius else 1
+            passes += steps * plan.trainer["max_epochs"] * plan.settings.data.batch_repetition
+            assert plan.settings.data.split_seed == 0
+        twice = "two networks" in row.about["method"] and "equal" not in row.about["method"]
+        assert 0.95 <= passes / row.about["passes"] / (2 if twice else 1) <= 1, row.about
+        assert len({plan.settings.seed for plan in row.plans}) == len(row.plans)
+
+
+def test_examples_in_the_tables():
+    assert doctest.testmod(study_tables).attempted >= 2 and not doctest.testmod(study_tables).failed
+
+
+def rows_of(values, other):
+    """Rows of two methods with as many seeds as there are values."""
+    return [
+        {"task": "t", "method": name, "seed": str(seed), "nll": str(value), "accuracy": str(value)}
+        for name, each in (("new", values), ("old", other))
+        for seed, value in enumerate(each)
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=2, max_size=6))
+def test_intervals_are_students(pairs):
+    """Of the mean of paired differences, by SciPy."""
+    new, old = map(np.array, zip(*pairs, strict=True))
+    found = study_tables.difference(rows_of(new, old), "t", "new", "old", "nll")
+    assert found.mean == pytest.approx((new - old).mean(), abs=1e-12)
+    assert found.wins == (new < old).sum()
+    if np.std(new - old) > 1e-9:
+        low, high = ttest_rel(new, old).confidence_interval(0.95)
+        assert found.half == pytest.approx((high - low) / 2, rel=1e-6)
+        assert found.sure == (low > 0 or high < 0)
+
+
+def test_seeds_that_one_method_lacks_are_left_out():
+    rows = rows_of([1.0, 2.0, 3.0], [0.5])
+    found = study_tables.difference(rows, "t", "new", "old", "nll")
+    assert (found.count, found.mean) == (1, 0.5) and np.isnan(found.half) and not found.sure
+    assert study_tables.difference(rows, "t", "new", "absent", "nll") is None
+
+
+def test_tables_and_pictures_of_kept_rows(tmp_path):
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
+    assert files
+    for file in files:
+        rows = study.read_rows(file)
+        keys = [(row["task"], row["method"], row["seed"]) for row in rows]
+        assert len(set(keys)) == len(keys) and all(row["torch"] and row["device"] for row in rows)
+        tasks = dict.fromkeys(row["task"] for row in rows)
+        assert all(study_tables.table(rows, task, ["single"]).count("\n") >= 2 for task in tasks)
+    rows = study.read_rows(ROOT / "benchmarks" / "results" / "cifar10.csv")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        study_tables.heat_map(rows, "Cut-MixMo, rho 0.5", ["single"]).savefig(tmp_path / "map.svg")
+    picture = (tmp_path / "map.svg").read_text()
+    found = study_tables.difference(rows, "100 images, 150 passes", "Cut-MixMo, rho 0.5", "single", "nll")
+    assert "NLL against single" in picture and study_tables.number(found.mean, 1, 3, sign=True) in picture
