@@ -1,13 +1,20 @@
 """Train one MixMo network and single networks on 20 digits of each class; say which is better, and how sure that is.
 
-Run it by ``make quickstart``, or ``python examples/quickstart.py``. It takes about three minutes on two cores.
+Run it by ``make quickstart``, or ``python examples/quickstart.py``. It takes about two and a half minutes on two cores.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from mixmo.cli.main import notices
@@ -21,6 +28,24 @@ from mixmo.runs import Run
 from mixmo.training.fit import fit
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "macs", "images")
+CORES = os.cpu_count() or 1
+
+
+class Progress(Callback):
+    """Prints how far a network is, now and then.
+
+    Args:
+        name: What to call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.printed = name, time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Print a line if the last one is old enough."""
+        if time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
+            print(f"{self.name}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", flush=True)
 
 
 def free_folder(name: str) -> Path:
@@ -29,21 +54,24 @@ def free_folder(name: str) -> Path:
     return next(path for path in (Path("runs") / each for each in names) if not path.exists())
 
 
-def train(recipe: str, overrides: list[str]) -> Path:
-    """Train a recipe in a folder of its own and return the folder."""
-    plan, folder = make_plan(load_recipe(recipe), overrides), free_folder(recipe)
-    print(f"\nTraining {recipe} in {folder}", flush=True)
-    fit(plan, Run(folder))
-    return folder
+def train(recipe: str, overrides: list[str], folder: Path) -> None:
+    """Train a recipe in a folder."""
+    torch.set_num_threads(max(1, CORES // 4))
+    fit(make_plan(load_recipe(recipe), overrides), Run(folder), callbacks=[Progress(folder.name)])
+    print(f"{folder.name}: trained", flush=True)
 
 
 def main(overrides: list[str]) -> None:
-    """Train the networks, then show their metrics and costs in one table."""
-    single = train("quickstart-single", overrides)
-    cutmix = train("quickstart-single-cutmix", overrides)
-    mixmo = train("quickstart", overrides)
-    second = train("quickstart-single", [*overrides, "--seed=1"])
-    out = free_folder("quickstart-comparison")
+    """Train the networks, a few at a time, then show their metrics and costs in one table."""
+    recipes = ["quickstart-single", "quickstart-single-cutmix", "quickstart"]
+    single, cutmix, mixmo = folders = [free_folder(recipe) for recipe in recipes]
+    second, out = free_folder("quickstart-single-seed-1"), free_folder("quickstart-comparison")
+    jobs = [(recipe, overrides, folder) for recipe, folder in zip(recipes, folders, strict=True)]
+    jobs.append(("quickstart-single", [*overrides, "--seed=1"], second))
+    print("Training four networks on 20 digits of each class; their folders are in runs.", flush=True)
+    with ProcessPoolExecutor(min(4, CORES), multiprocessing.get_context("spawn")) as pool:
+        for job in [pool.submit(train, *job) for job in jobs]:
+            job.result()
     groups = compare(
         [
             f"single network={single}", f"single network + CutMix={cutmix}", f"Cut-MixMo={mixmo}",

@@ -69,7 +69,10 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
             macs[row] = float(line.split("│")[4])
         assert macs["Cut-MixMo"] == macs["single network"] == macs["two single networks"] / 2
         assert re.search(r"^(Cut-MixMo|single network) classifies .* Its NLL is .* Both cost", table, re.MULTILINE)
-        assert f"runs/quickstart-comparison{suffix}/comparison.html" in table and f"runs/quickstart{suffix}" in table
+        assert (
+            f"runs/quickstart-comparison{suffix}/comparison.html" in table
+            and f"network: runs/quickstart{suffix}\n" in table
+        )
         assert (tmp_path / f"runs/quickstart-comparison{suffix}" / "comparison.html").is_file()
         assert len(Run(tmp_path / f"runs/quickstart{suffix}").read_metrics()) == 1
 
