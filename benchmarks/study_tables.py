@@ -4,8 +4,8 @@
     python benchmarks/study_tables.py rows.csv --picture map.svg --method "Cut-MixMo, rho 0.5" --against single
     python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
 
-The last renews the tables below lines such as ``<!-- study digits.csv | 20 images, 400 passes | single -->`` from the
-rows in ``benchmarks/results``.
+The last renews the tables below lines such as ``<!-- study digits.csv | 20 images, 400 passes | single -->`` or
+``<!-- diagnosis digits.csv; cifar10.csv | Cut-MixMo, rho 0.5 | single -->`` from the rows in ``benchmarks/results``.
 
 Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
 with n - 1 degrees of freedom over n seeds, so that it covers other draws of training images and weights.
@@ -128,16 +128,37 @@ def _difference_text(rows: Rows, task: str, method: str, other: str, metric: str
     return f"**{mean}** [{low}, {high}]" if found.sure else f"{mean} [{low}, {high}]"
 
 
-MARK = re.compile(r"(<!-- study (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*)")
-"""A table in a page: the file of rows, the task, and the methods to compare with, divided by semicolons."""
+def diagnosis_table(rows: Rows, method: str, other: str) -> str:
+    """Return the Markdown table of a method's diagnosis: a row for each task, sorted by training accuracy."""
+    header = ["task", "training accuracy %", "selectivity %", "separate units %"]
+    header += [f"{SHOWN[metric][0]} against {other}" for metric in COMPARED]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+        means = [
+            statistics.fmean(float(row[key]) for row in own)
+            for key in ("train_accuracy", "selectivity", "separate_units")
+        ]
+        differences = [_difference_text(rows, task, method, other, metric) for metric in COMPARED]
+        lines.append((means[0], [task, *(number(mean, 100, 1) for mean in means), *differences]))
+    cells = [header, ["---"] * len(header), *(line for _, line in sorted(lines, key=lambda line: -line[0]))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+MARK = re.compile(r"(<!-- (study|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*)")
+"""A table in a page: files of rows, the task or the method it is of, the methods to compare with; ``; `` divides."""
 
 
 def renewed(text: str) -> str:
     """Return a page with its tables as the rows in ``benchmarks/results`` have them."""
 
     def new(found: re.Match[str]) -> str:
-        mark, file, task, against, _ = found.groups()
-        return f"{mark}{table(read_rows(RESULTS / file), task, against.split('; '))}\n"
+        mark, kind, files, of, against, _ = found.groups()
+        rows = [row for file in files.split("; ") for row in read_rows(RESULTS / file)]
+        if kind == "study":
+            return f"{mark}{table(rows, of, against.split('; '))}\n"
+        named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]  # files may share names of tasks
+        return f"{mark}{diagnosis_table(named, of, against)}\n"
 
     return MARK.sub(new, text)
 
