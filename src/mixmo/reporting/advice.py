@@ -8,7 +8,8 @@ from mixmo.evaluation.diagnosis import Diagnosis
 from mixmo.reporting.glossary import METRICS
 
 FITTED = 0.8
-"""Training accuracy of members above which they won on the map, and below which they lost in accuracy."""
+"""Training accuracy of members below which they did not win: on the map they won at 0.94, were level at 0.74 and lost
+at 0.51."""
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
