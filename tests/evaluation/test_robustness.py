@@ -48,7 +48,7 @@ def published(trained, tmp_path):
 
 def test_metrics_are_those_of_corrupted_images(trained, few):
     _, two, _ = trained
-    found = evaluate_corruptions([TrainedRun(two)], TARGETS)
+    found = evaluate_corruptions([TrainedRun(two)], TARGETS, refresh=True)  # other tests keep other kinds
     network, (images, _) = TrainedRun(two).network, TrainedRun(two).images("test")
     for place, kind in enumerate(few):
         for severity in (1, 4):
@@ -202,7 +202,7 @@ def test_test_shows_and_keeps_them(trained, few, capsys):
 
 def test_means_and_tables(trained, few):
     _, two, _ = trained
-    found = evaluate_corruptions([TrainedRun(two)], TARGETS)
+    found = evaluate_corruptions([TrainedRun(two)], TARGETS, refresh=True)  # other tests keep other kinds
     assert [row[0] for row in corruption_table(found).rows] == [*few, "mean"]
     by_severity = severity_means(found, "member_1")
     assert np.mean(by_severity) == pytest.approx(100 * found.means()["member_1/accuracy"])
