@@ -41,7 +41,7 @@ from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.records import read_history
-from mixmo.evaluation.results import evaluate_runs
+from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -146,7 +146,7 @@ def stop_with(parent: int) -> None:
 def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
     trained = [TrainedRun(Run(folder_of(plan, scratch))) for plan in row.plans]
-    result = evaluate_runs([each.run for each in trained])
+    result = evaluate_trained(trained, EvaluationOptions())
     starts = [Run(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
     settings, found = row.plans[0].settings, result.flat()

@@ -67,13 +67,13 @@ def test_shares_of_variance_are_those_of_a_linear_network(stems, random):
 
 
 @pytest.mark.parametrize("members", [2, 5])
-def test_copies_are_not_separate_and_strangers_are(members):
+def test_copies_are_not_separate_and_members_with_nothing_in_common_are(members):
     heads = np.ones((members, 2, 2 * members))
     copies = separation(network(np.ones((members, 2 * members)), heads), images())
     assert (copies.selectivity, copies.separate_units) == (pytest.approx(1 / members), 0)
     own = np.kron(np.eye(members), np.ones(2))
-    strangers = separation(network(own, heads * own[:, None]), images())
-    assert (strangers.selectivity, strangers.separate_units) == (pytest.approx(1), 1)
+    separate = separation(network(own, heads * own[:, None]), images())
+    assert (separate.selectivity, separate.separate_units) == (pytest.approx(1), 1)
 
 
 def test_units_that_never_change_and_maps_before_the_heads():

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import write_images
-from lightning.pytorch.callbacks import Callback
+from conftest import Stopping, write_images
 from torch import nn
 
 import mixmo
@@ -107,17 +106,11 @@ def test_a_step_counts_twice_as_cost(pictures, tmp_path):
     assert images[0.05] == 2 * images[0.0] > 0
 
 
-class Stopping(Callback):
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == 2:
-            raise ZeroDivisionError
-
-
 def test_it_resumes_bit_for_bit(pictures, tmp_path):
     clipped = "--trainer.gradient_clip_val=1"
     whole, _ = trained(pictures, tmp_path / "whole", 0.05, clipped)
     with pytest.raises(ZeroDivisionError):
-        trained(pictures, tmp_path / "parts", 0.05, clipped, callbacks=[Stopping()])
+        trained(pictures, tmp_path / "parts", 0.05, clipped, callbacks=[Stopping(epoch=2)])
     run = Run(tmp_path / "parts")
     fit(make_plan(run.config()), run, resume=True)
     assert all(torch.equal(value, whole[name]) for name, value in mixmo.load(run.path).state_dict().items())

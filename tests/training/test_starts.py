@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import write_images
-from lightning.pytorch.callbacks import Callback
+from conftest import Stopping, write_images
 
 import mixmo
 from mixmo.cli.main import main
@@ -78,15 +77,6 @@ def test_fresh_heads_are_drawn_apart(single):
     assert four.num_classes == 4 and not torch.allclose(four.heads[0].weight, four.heads[1].weight, atol=1e-3)
 
 
-class Stopping(Callback):
-    def __init__(self, epoch=1):
-        self.epoch = epoch
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == self.epoch:
-            raise ZeroDivisionError
-
-
 def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_other_again(single, tmp_path):
     plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1"))
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
@@ -107,7 +97,7 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
     fit(plan, whole)
     with pytest.raises(ZeroDivisionError):
-        fit(plan, run, callbacks=[Stopping()])
+        fit(plan, run, callbacks=[Stopping(epoch=1)])
     start.unlink()
     assert main(["test", str(whole.path)]) == 0
     fit(make_plan(run.config()), run, resume=True)

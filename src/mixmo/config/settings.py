@@ -173,6 +173,10 @@ class DataSettings:
         """Images in one evaluation batch."""
         return self.eval_batch_size or self.batch_size
 
+    def seed_of_split(self, seed: int) -> int:
+        """Return the seed that draws validation images and those of ``images_per_class`` in a run with a seed."""
+        return seed if self.split_seed is None else self.split_seed
+
     def input_repetition_at(self, progress: float) -> float:
         """Return rho when a share of the training steps is done."""
         start, end = self.input_repetition, self.input_repetition_end
@@ -385,8 +389,3 @@ class Settings:
                 f"(model.num_members is {self.model.num_members}) that see one image, not mixed with others "
                 f"(pixels.kind is {self.pixels.kind})."
             )
-
-    @property
-    def split_seed(self) -> int:
-        """The seed that chooses validation images and those of ``images_per_class``."""
-        return self.seed if self.data.split_seed is None else self.data.split_seed

@@ -206,8 +206,7 @@ class DataModule:
         return Parts(source.subset(chosen), held_out, source.subset(unused))
 
     def _split_seed(self, stream: Stream) -> int:
-        own = self.settings.split_seed
-        return seed_for(self.seed if own is None else own, 0, stream)
+        return seed_for(self.settings.seed_of_split(self.seed), 0, stream)
 
     def _held_out(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Return the places of what remains, and of what is held out for validation."""

@@ -67,14 +67,12 @@ class Source:
         Args:
             chosen: Their positions, in the order wanted.
         """
-        numbers = np.arange(len(self.labels)) if self.numbers is None else self.numbers
-        return Source(self.labels[chosen], self.classes, self.images, numbers[chosen])
+        return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen])
 
     def joined(self, other: Source) -> Source:
         """Return these images followed by others, numbered in the same place by the same classes."""
-        numbers = [each.subset(np.arange(len(each))).numbers for each in (self, other)]
-        labels = np.concatenate([self.labels, other.labels])
-        return Source(labels, self.classes, self.images, np.concatenate(numbers))  # type: ignore[arg-type]
+        labels, numbers = [self.labels, other.labels], [self._numbers(), other._numbers()]
+        return Source(np.concatenate(labels), self.classes, self.images, np.concatenate(numbers))
 
     def with_classes(self, classes: list[str], where: str) -> Source:
         """Return the same images numbered by other classes, matched by name.
@@ -108,6 +106,9 @@ class Source:
         chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
         labels = self.labels.astype(np.int64).tobytes()
         return hashed([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen])
+
+    def _numbers(self) -> np.ndarray:
+        return np.arange(len(self.labels)) if self.numbers is None else self.numbers
 
     def _number(self, index: int) -> int:
         return int(index if self.numbers is None else self.numbers[index])

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixmo import __version__
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import Network, TrainedRun
 from mixmo.evaluation.kept import keep_json, read_json
@@ -72,12 +71,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
     """
     if run.settings.model.num_members == 1:
         return Diagnosis(_train_accuracy(run, epoch), _is_harder(run))
-    about = {
-        "version": __version__,
-        "checkpoint": run.digest,
-        "data": run.data_settings,
-        "fingerprint": run.fingerprint("test"),
-    }
+    about = run.depends_on("test")
     file = run.run.path / "predictions" / f"separation-{run.checkpoint}.json"
     known = None if refresh else read_json(file)
     if known is None or known["about"] != about:

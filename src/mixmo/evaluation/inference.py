@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmo import __version__
 from mixmo.checkpoints import digest
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
@@ -113,6 +114,16 @@ class TrainedRun:
                 f"{self.settings.data.name!r} has {len(classes)} classes, but {self.run.path} was trained on {trained}."
             )
         return images, classes
+
+    def depends_on(self, dataset: str) -> dict[str, Any]:
+        """Return what results of the network on a dataset (:meth:`images`) depend on, as JSON can hold it."""
+        return {
+            "version": __version__,
+            "checkpoint": self.digest,
+            "dataset": dataset,
+            "data": self.data_settings,
+            "fingerprint": self.fingerprint(dataset),
+        }
 
     def fingerprint(self, dataset: str) -> str:
         """Return what tells whether the images of a dataset (:meth:`images`) changed; at most one is decoded.

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixmo import __version__
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.sets import evaluation_loader
 from mixmo.errors import InputError, one_of, reason
@@ -65,13 +64,7 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
         InputError: if the checkpoint is damaged or of another network, or there is no validation set.
     """
     one_of(precision, PRECISIONS, "precision")
-    about = {
-        "version": __version__,
-        "checkpoint": run.digest,
-        "dataset": dataset,
-        "data": run.data_settings,
-        "fingerprint": run.fingerprint(dataset),
-    }
+    about = run.depends_on(dataset)
     file = run.run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
     if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
         tensors, note = known

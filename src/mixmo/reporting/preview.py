@@ -57,9 +57,7 @@ def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
         with torch.random.fork_rng():
             torch.manual_seed(seed_for(settings.seed, step, "global"))  # as in training, for augmentation policies
             mixed = maker(batch, generator_for(settings.seed, step))
-        place = (
-            (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)
-        )  # the last ones share one image, where rho is not 0
+        place = (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)  # where rho is not 0, the last share one image
         mixtures.append(MixedBatch(*(part[place : place + 1] for part in mixed)))
     first = mixtures_figure(mixtures, settings.data, data.classes)
     second = catalogue_figure(maker)

@@ -98,7 +98,10 @@ def _check_start(settings: Settings, start: str, theirs: Settings) -> None:
     holds_out = own.validation > 0 or (own.name == "digits" and own.images_per_class is not None)
     if not holds_out or theirs.data.name != own.name:
         return
-    splits = [(each.data.validation, each.data.images_per_class, each.split_seed) for each in (theirs, settings)]
+    splits = [
+        (each.data.validation, each.data.images_per_class, each.data.seed_of_split(each.seed))
+        for each in (theirs, settings)
+    ]
     if splits[0] != splits[1]:
         raise InputError(
             f"model.start {start} has learnt from images that are held out here: it was trained with data.validation "
