@@ -7,7 +7,9 @@ settings as a recipe does (``extends`` included). Beside them a task says ``pass
 (b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
 say ``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's that each of
 them gets; ``start``, the method whose network it starts from (``model.start``), which is trained before; and
-``other_seed``, which draws weights and batches anew on the same images.
+``other_seed``, which draws weights and batches anew on the same images. ``evaluate`` holds what
+``EvaluationOptions`` takes beyond the defaults, of the study or of a task; corruptions and out-of-distribution
+datasets have columns of their own.
 
 A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
 the same images. Rows that the file has are not made again, and a run that was stopped is resumed: a study can be
@@ -19,13 +21,14 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import math
 import multiprocessing
 import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,7 @@ from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.records import read_history
-from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
+from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_trained
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -51,7 +54,10 @@ METRICS = (
     "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "selectivity", "separate_units",
     "train_accuracy",
 )  # fmt: skip
-OWN_KEYS = ("extends", "passes", "networks", "methods", "start", "other_seed")
+CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
+OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
+"""By the largest probability, over the out-of-distribution datasets."""
+OWN_KEYS = ("extends", "passes", "networks", "methods", "start", "other_seed", "evaluate")
 Rows = list[dict[str, str]]
 KEYS = ("task", "method", "seed")
 
@@ -64,11 +70,17 @@ class Row:
         about: Task, method, seed and the settings that tasks differ in.
         plans: Of the networks.
         starts: Of those that they start from.
+        options: How the row is evaluated.
     """
 
     about: dict[str, Any]
     plans: list[Plan]
     starts: list[Plan]
+    options: EvaluationOptions
+
+    def folders(self, scratch: Path) -> list[Path]:
+        """Return where its networks are trained."""
+        return [folder_of(plan, scratch) for plan in self.plans]
 
 
 def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -> Iterator[Row]:
@@ -89,7 +101,9 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
                     folder = str(folder_of(starts[0], scratch))
                 plans = list(plans_of([common, on_task, own], seed, scratch, names, folder))
                 about = {"task": task, "method": method, "seed": seed, "passes": on_task["passes"]}
-                yield Row(about, plans, starts)
+                evaluate = study.get("evaluate", {}) | on_task.get("evaluate", {})
+                ood = [names.get(name, name) for name in evaluate.get("ood", [])]
+                yield Row(about, plans, starts, EvaluationOptions(**evaluate | {"ood": ood}))
 
 
 def plans_of(
@@ -125,6 +139,12 @@ def folder_of(plan: Plan, scratch: Path) -> Path:
     return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
 
 
+def can_start(plan: Plan, trained: Container[Path]) -> bool:
+    """Return whether the network that a network starts from, if any, is trained."""
+    start = plan.settings.model.start
+    return start is None or Path(start) in trained
+
+
 def train(plan: Plan, folder: Path) -> None:
     """Train a network and keep its predictions; go on where it was stopped."""
     run = Run(folder)
@@ -145,29 +165,40 @@ def stop_with(parent: int) -> None:
 
 def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
-    trained = [TrainedRun(Run(folder_of(plan, scratch))) for plan in row.plans]
-    result = evaluate_trained(trained, EvaluationOptions())
+    trained = [TrainedRun(Run(folder)) for folder in row.folders(scratch)]
+    found = evaluate_trained(trained, row.options)
     starts = [Run(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
-    settings, found = row.plans[0].settings, result.flat()
-    about = trained[0].run.about()
+    settings = row.plans[0].settings
     return row.about | {
         "dataset": Path(settings.data.name).name,
         "images_per_class": settings.data.images_per_class,
         "size": settings.data.image_size,
         "backbone": settings.model.backbone,
         "input_repetition": settings.data.input_repetition,
-        **{key: f"{found[key]:.6g}" if key in found else "" for key in METRICS},
-        "member_accuracy": f"{statistics.fmean(each['accuracy'] for each in result.metrics.members):.6g}",
-        "test_images": len(result.predictions.targets),
+        **{key: "" if math.isnan(value) else f"{value:.6g}" for key, value in metrics_of(found).items()},
+        "test_images": len(found.predictions.targets),
         "macs": sum(network_size(each)["macs"] for each in trained),
         "images_in_training": sum(training_images(settings, rows) for rows in histories),
         "seconds": round(sum(each["seconds"] for rows in histories for each in rows)),
         "precision": row.plans[0].trainer["precision"],
-        "device": about["processor"],
+        "device": trained[0].run.about()["processor"],
         "mixmo": __version__,
         "torch": torch.__version__,
     }
+
+
+def metrics_of(found: EvaluationResult) -> dict[str, float]:
+    """Return the metrics that a row has, NaN for those that are not defined."""
+    flat = found.flat()
+    known = {key: flat.get(key, math.nan) for key in METRICS}
+    known["member_accuracy"] = statistics.fmean(each["accuracy"] for each in found.metrics.members)
+    if found.corruptions is not None:
+        known |= {key: flat[name] for key, name in CORRUPTED.items()}
+    if found.ood:
+        scores = [result.metrics["max_probability"] for result in found.ood.values()]
+        known |= {key: statistics.fmean(each[name] for each in scores) for key, name in OOD.items()}
+    return known
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
@@ -191,25 +222,31 @@ def read_rows(file: Path) -> Rows:
 
 
 def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
-    """Train what rows need, and append each row as soon as its networks are trained."""
+    """Train what rows need; evaluate and append each row as soon as its networks are trained."""
     networks = {folder_of(plan, scratch): plan for row in waiting for plan in (*row.starts, *row.plans)}
     print(f"{len(waiting)} rows to make, of {len(networks)} networks.", flush=True)
-    context, ready = multiprocessing.get_context("spawn"), set[Path]()
+    context, trained = multiprocessing.get_context("spawn"), set[Path]()
+    training: dict[Future[None], Path] = {}
+    evaluating: set[Future[dict[str, Any]]] = set()
     with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
-        for started in (False, True):  # what others start from is trained before them
-            futures = {
-                pool.submit(train, plan, folder): folder
-                for folder, plan in networks.items()
-                if (plan.settings.model.start is not None) == started
-            }
-            for future in as_completed(futures):
-                future.result()
-                ready.add(futures[future])
-                for row in [row for row in waiting if ready.issuperset(folder_of(plan, scratch) for plan in row.plans)]:
-                    append(out, found := finished(row, scratch))
+        while waiting or training or evaluating:
+            while len(training) + len(evaluating) < jobs:
+                if row := next((row for row in waiting if trained.issuperset(row.folders(scratch))), None):
                     waiting.remove(row)
-                    shown = {key: found[key] for key in (*KEYS, "accuracy", "nll", "brier", "ece", "seconds")}
-                    print(f"{len(waiting)} to go: {shown}", flush=True)
+                    evaluating.add(pool.submit(finished, row, scratch))
+                elif folder := next((each for each in networks if can_start(networks[each], trained)), None):
+                    training[pool.submit(train, networks.pop(folder), folder)] = folder
+                else:
+                    break
+            ended, _ = wait([*training, *evaluating], return_when=FIRST_COMPLETED)
+            for future in ended & training.keys():
+                future.result()
+                trained.add(training.pop(future))
+            for future in ended & evaluating:
+                evaluating.remove(future)
+                append(out, found := future.result())
+                shown = {key: found[key] for key in (*KEYS, "accuracy", "nll", "brier", "ece", "seconds")}
+                print(f"{len(waiting) + len(evaluating)} to go: {shown}", flush=True)
 
 
 def main() -> None:

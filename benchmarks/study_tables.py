@@ -35,8 +35,13 @@ SHOWN = {
     "nll_two_fold": ("NLL, scaled", 1, 3),
     "brier": ("Brier", 1, 3),
     "ece": ("ECE %", 100, 1),
+    "corrupted_accuracy": ("corrupted top-1 %", 100, 1),
+    "corrupted_nll": ("corrupted NLL", 1, 3),
+    "corrupted_ece": ("corrupted ECE %", 100, 1),
+    "ood_auroc": ("OOD AUROC %", 100, 1),
+    "ood_fpr95": ("OOD FPR95 %", 100, 1),
 }
-"""Metrics: heading, factor, digits."""
+"""Metrics, where rows have them: heading, factor, digits."""
 COMPARED = ("accuracy", "nll")
 RESULTS = Path(__file__).parent / "results"
 
@@ -99,13 +104,14 @@ def table(rows: Rows, task: str, against: Sequence[str]) -> str:
     """Return the Markdown table of a task: a row for each method, differences to the methods named."""
     methods = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
     known = [other for other in against if other in methods]
-    header = ["", "n", *(heading for heading, *_ in SHOWN.values()), "MACs, M"]
+    shown = {metric: form for metric, form in SHOWN.items() if metric in rows[0]}
+    header = ["", "n", *(heading for heading, *_ in shown.values()), "MACs, M"]
     header += [f"{SHOWN[metric][0]} against {other}" for other in known for metric in COMPARED]
     lines = [header, ["---"] * len(header)]
     for method in methods:
         own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
         cells = [method, str(len(own))]
-        for metric, (_, factor, digits) in SHOWN.items():
+        for metric, (_, factor, digits) in shown.items():
             values = [float(row[metric]) for row in own]
             spread = f" ± {number(statistics.stdev(values), factor, digits)}" if len(values) > 1 else ""
             cells.append(number(statistics.fmean(values), factor, digits) + spread)

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
+from conftest import write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
@@ -51,6 +52,29 @@ def test_a_study_makes_each_row_once(tmp_path):
     (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")  # stopped before the last row
     assert "1 rows to make, of 1 networks" in run(*words, cwd=tmp_path)
     assert sorted((tmp_path / "rows.csv").read_text().splitlines()) == sorted(lines)
+
+
+def test_a_study_evaluates_on_other_images(tmp_path):
+    """Corrupted and out-of-distribution images have columns; a network starts from another that is trained before."""
+    for seed, folder in enumerate(("photos/train", "photos/test", "others/train", "others/test")):
+        write_images(tmp_path / folder, classes=("cat", "dog"), count=6, seed=seed)
+    (tmp_path / "study.yaml").write_text("""
+seeds: [0]
+settings: {extends: [digits], data: {name: torch/cifar10, channels: 3, batch_size: 4, validation: 0.0}}
+evaluate: {corruptions: generated}
+tasks: {few: {passes: 4, evaluate: {ood: [torch/cifar100]}}}
+methods:
+  started: {extends: [cut, b2], passes: 0.5, start: single, model: {start_noise: 1.0}}
+  single: {extends: [single], passes: 0.5}
+""")
+    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows.csv", "--jobs=2", "--data"]
+    printed = run(*words, "torch/cifar10=folder:photos", "torch/cifar100=folder:others", cwd=tmp_path)
+    assert "2 rows to make, of 2 networks" in printed
+    rows = {row["method"]: row for row in study.read_rows(tmp_path / "rows.csv")}
+    assert rows.keys() == {"single", "started"} and rows["single"]["d_re"] == ""
+    for row in rows.values():
+        shares = [float(row[key]) for key in ("corrupted_accuracy", "ood_auroc", "ood_fpr95")]
+        assert all(0 <= share <= 1 for share in shares) and float(row["corrupted_nll"]) > 0
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
