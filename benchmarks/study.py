@@ -1,6 +1,7 @@
 """Train every method of a study on every task with every seed; append a row of a CSV file for each.
 
-    python benchmarks/study.py benchmarks/studies/digits.yaml --out rows.csv [--jobs 2] [--data torch/cifar10=folder:…]
+    python benchmarks/study.py benchmarks/studies/digits.yaml --out rows [--jobs 2] [--data torch/cifar10=folder:…]
+    python benchmarks/study.py benchmarks/studies/*.yaml --out rows      # everything, most of a day of two cores
 
 A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
 settings as a recipe does (``extends`` included). Beside them a task says ``passes``, how often training sees each image
@@ -251,27 +252,29 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="the CSV file")
+    parser.add_argument("studies", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files, one for each study")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="networks trained at a time, a thread each")
     parser.add_argument(
         "--scratch", type=Path, default=Path("runs/study"), help="where networks are kept; empty it when code changes"
     )
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
     parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
-    parser.add_argument("--tasks", nargs="*", help="only these")
+    parser.add_argument("--tasks", nargs="*", help="only these, of every study")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train
     torch.set_num_threads(1)
-    study = yaml.safe_load(given.study.read_text())
-    study["seeds"] = given.seeds or study["seeds"]
-    study["tasks"] = {name: study["tasks"][name] for name in given.tasks or study["tasks"]}
     names = dict(word.split("=", 1) for word in given.data)
-    given.scratch.mkdir(parents=True, exist_ok=True)
-    done = {tuple(row[key] for key in KEYS) for row in read_rows(given.out)}
-    rows = rows_of(study, given.scratch, names)
-    waiting = [row for row in rows if tuple(str(row.about[key]) for key in KEYS) not in done]
-    make_rows(waiting, given.out, given.scratch, given.jobs)
+    for folder in (given.out, given.scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in given.studies:
+        study, out = yaml.safe_load(file.read_text()), given.out / f"{file.stem}.csv"
+        study["seeds"] = given.seeds or study["seeds"]
+        study["tasks"] = {name: study["tasks"][name] for name in given.tasks or study["tasks"]}
+        done = {tuple(row[key] for key in KEYS) for row in read_rows(out)}
+        rows = rows_of(study, given.scratch, names)
+        waiting = [row for row in rows if tuple(str(row.about[key]) for key in KEYS) not in done]
+        make_rows(waiting, out, given.scratch, given.jobs)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ methods:
 def test_a_study_makes_each_row_once(tmp_path):
     """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each."""
     (tmp_path / "study.yaml").write_text(STUDY)
-    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows.csv", "--jobs=1"]
+    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=1"]
     assert "5 rows to make, of 6 networks" in run(*words, cwd=tmp_path)
-    with (tmp_path / "rows.csv").open(newline="") as file:
+    with (tmp_path / "rows/study.csv").open(newline="") as file:
         rows = {(row["task"], row["method"], row["seed"]): row for row in csv.DictReader(file)}
     assert len(rows) == 5 and {seed for *_, seed in rows} == {"3"}
     cost = {method: float(rows["few", method, "3"]["images_in_training"]) for method in ("single", "cut", "two")}
@@ -48,10 +48,10 @@ def test_a_study_makes_each_row_once(tmp_path):
     single, two = (float(rows["few", method, "3"]["macs"]) for method in ("single", "two"))
     assert two == 2 * single
     assert (rows["few", "single", "3"]["test_images"], rows["fewer", "single", "3"]["test_images"]) == ("1697", "1747")
-    lines = (tmp_path / "rows.csv").read_text().splitlines()
-    (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")  # stopped before the last row
+    lines = (tmp_path / "rows/study.csv").read_text().splitlines()
+    (tmp_path / "rows/study.csv").write_text("\n".join(lines[:-1]) + "\n")  # stopped before the last row
     assert "1 rows to make, of 1 networks" in run(*words, cwd=tmp_path)
-    assert sorted((tmp_path / "rows.csv").read_text().splitlines()) == sorted(lines)
+    assert sorted((tmp_path / "rows/study.csv").read_text().splitlines()) == sorted(lines)
 
 
 def test_a_study_evaluates_on_other_images(tmp_path):
@@ -67,10 +67,10 @@ methods:
   started: {extends: [cut, b2], passes: 0.5, start: single, model: {start_noise: 1.0}}
   single: {extends: [single], passes: 0.5}
 """)
-    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows.csv", "--jobs=2", "--data"]
+    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=2", "--data"]
     printed = run(*words, "torch/cifar10=folder:photos", "torch/cifar100=folder:others", cwd=tmp_path)
     assert "2 rows to make, of 2 networks" in printed
-    rows = {row["method"]: row for row in study.read_rows(tmp_path / "rows.csv")}
+    rows = {row["method"]: row for row in study.read_rows(tmp_path / "rows/study.csv")}
     assert rows.keys() == {"single", "started"} and rows["single"]["d_re"] == ""
     for row in rows.values():
         shares = [float(row[key]) for key in ("corrupted_accuracy", "ood_auroc", "ood_fpr95")]

@@ -28,14 +28,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mixmo.deploy.fuse import fuse
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
+    from mixmo.fusing import fuse
     from mixmo.runs import load
 else:  # hidden from type checkers, for which every attribute would exist
     _HOMES = {
         "evaluate": "mixmo.evaluation.evaluate",
-        "fuse": "mixmo.deploy.fuse",
+        "fuse": "mixmo.fusing",
         "load": "mixmo.runs",
         "load_reference_checkpoint": "mixmo.deploy.reference",
     }

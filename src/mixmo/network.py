@@ -7,7 +7,7 @@ size.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
+from mixmo.models.convolutions import is_known, scale
+from mixmo.models.copying import copied
 from mixmo.models.splitting import split_at
-from mixmo.stem import MemberHeads, MixingStem, check_plain, showing, with_masks
+from mixmo.stem import MemberHeads, MixingStem, showing, with_masks
 
 
 class MixMo(nn.Module):
@@ -29,8 +31,9 @@ class MixMo(nn.Module):
             a module that maps images (B, C, H, W) to logits (B, K). A module is copied, not changed.
         num_members: M; 1 is the ordinary single network.
         num_classes: K for a timm name (``None`` is its default); a module must have as many outputs.
-        stem: Dotted name of the first convolution; needed for a module, known for timm models.
-        head: Dotted name of the final classifier; likewise.
+        stem: Dotted name of the first convolution; needed for a module, known for timm models. Several, where the
+            image goes through several side by side (RepVGG).
+        head: Dotted name of the final classifier; likewise (distilled DeiT has two).
         trained: The backbone's weights are trained already (implied by ``pretrained=True`` or a
             ``checkpoint_path``). Encoders then
             start as the trained stem / M and heads as the trained head, so that the network starts out
@@ -48,12 +51,15 @@ class MixMo(nn.Module):
         **options: More keywords of ``timm.create_model``: ``in_chans``, ``img_size``, ``pretrained``, …
 
     Attributes:
-        encoders: M modules (B, C, H, W) → (B, F, h, w).
-        heads: M modules, features → (B, K).
-        backbone: The backbone, with the two replaced.
+        encoders: M modules (B, C, H, W) → (B, F, h, w); M lists of them where there are several stems.
+        heads: M modules, features → (B, K); likewise.
+        backbone: The backbone, with stems and heads replaced.
+        stem_names: Where the stems are in it.
+        head_names: Where the heads are in it.
 
     Raises:
-        InputError: if the backbone is unknown, has no single stem or head, or cannot be cut at ``mix_at``, or M < 1.
+        InputError: if the backbone is unknown, has no stem or head, or stems that one mask does not fit, or cannot be
+            cut at ``mix_at``, or M < 1.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -68,8 +74,8 @@ class MixMo(nn.Module):
         backbone: str | nn.Module,
         num_members: int = 2,
         num_classes: int | None = None,
-        stem: str | None = None,
-        head: str | None = None,
+        stem: str | Sequence[str] | None = None,
+        head: str | Sequence[str] | None = None,
         trained: bool = False,
         fresh_heads: bool | None = None,
         noise: float = 0.0,
@@ -90,7 +96,7 @@ class MixMo(nn.Module):
                     f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
                 )
             try:
-                self.backbone = copy.deepcopy(backbone)
+                self.backbone = copied(backbone)
             except RuntimeError as error:  # tensors that are computed, as by torch's older weight_norm
                 raise InputError(f"the backbone cannot be copied: {reason(error)}.") from error
         if noise < 0 or (noise and not trained):
@@ -98,47 +104,54 @@ class MixMo(nn.Module):
         if trained and mix_at is not None:
             raise InputError("trained weights go with mixing behind the stem: leave out mix_at, or train from scratch.")
         self.num_members, self.mix_at = num_members, mix_at
-        names = (stem or _known_name(self.backbone, "first_conv", "stem"),
-                 head or _known_name(self.backbone, "classifier", "head"))  # fmt: skip
+        names = (_names(self.backbone, stem, "first_conv", "stem"), _names(self.backbone, head, "classifier", "head"))
         self.image_size = _image_size(self.backbone, options)
         known_classes = _settings(self.backbone).get("num_classes")
-        self.backbone, self.stem_name, self.head_name = _divided(self.backbone, names, mix_at)
-        first = _submodule(self.backbone, self.stem_name, "stem")
-        classifier = _submodule(self.backbone, self.head_name, "head")
-        self.in_chans = _input_channels(first, self.stem_name)
-        self.num_classes = _output_classes(classifier, self.head_name)
+        self.backbone, self.stem_names, self.head_names = _divided(self.backbone, names, mix_at)
+        stems = [_submodule(self.backbone, name, "stem") for name in self.stem_names]
+        classifiers = [_submodule(self.backbone, name, "head") for name in self.head_names]
+        self.in_chans = _input_channels(stems, self.stem_names)
+        self.num_classes = _output_classes(classifiers, self.head_names)
         if num_classes not in (None, self.num_classes):
             raise InputError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
         if fresh_heads is None:
             own_file = not isinstance(backbone, str) or options.get("checkpoint_path")  # its head is trained with it
             replaced = not own_file and known_classes not in (None, self.num_classes)
             fresh_heads = not trained or replaced
-        others: list[tuple[nn.Module, nn.Module]] = []
+        others: list[tuple[list[nn.Module], list[nn.Module]]] = []
         if isinstance(backbone, str) and (not trained or fresh_heads):
             others = [_fresh_parts(backbone, options, names, mix_at) for _ in range(num_members - 1)]
-        encoders = _members(first, num_members, not trained, [stem for stem, _ in others])
-        heads = _members(classifier, num_members, fresh_heads, [head for _, head in others])
+        encoders = _parts_of_members(stems, [stems for stems, _ in others], num_members, not trained)
+        heads = _parts_of_members(classifiers, [heads for _, heads in others], num_members, fresh_heads)
         if trained:
-            _scale_convolutions(encoders, 1 / num_members)
-            for equal in (encoders, [] if fresh_heads else heads):
+            for equal in encoders:
+                _share_out(equal, self.stem_names)
+            for equal in [*encoders, *([] if fresh_heads else heads)]:
                 _add_noise(equal, noise)
-        self.backbone.set_submodule(self.stem_name, MixingStem(encoders, self.in_chans))
-        self.backbone.set_submodule(self.head_name, MemberHeads(heads))
+        for name, members in zip(self.stem_names, encoders, strict=True):
+            self.backbone.set_submodule(name, MixingStem(members, self.in_chans))
+        for name, members in zip(self.head_names, heads, strict=True):
+            self.backbone.set_submodule(name, MemberHeads(members))
 
     @property
-    def stem(self) -> MixingStem:
-        """The module that stands in the backbone's stem."""
-        return self.backbone.get_submodule(self.stem_name)  # type: ignore[return-value]
+    def stems(self) -> list[MixingStem]:
+        """The modules that stand in the backbone's stems, mostly one."""
+        return [self.backbone.get_submodule(name) for name in self.stem_names]  # type: ignore[misc]
+
+    @property
+    def classifiers(self) -> list[MemberHeads]:
+        """The modules that stand in the backbone's heads, mostly one."""
+        return [self.backbone.get_submodule(name) for name in self.head_names]  # type: ignore[misc]
 
     @property
     def encoders(self) -> nn.ModuleList:
         """The M encoders."""
-        return self.stem.encoders
+        return _by_member([stem.encoders for stem in self.stems])
 
     @property
     def heads(self) -> nn.ModuleList:
         """The M classifiers."""
-        return self.backbone.get_submodule(self.head_name).heads  # type: ignore[return-value]
+        return _by_member([classifier.heads for classifier in self.classifiers])
 
     def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (F, h, w), what an encoder makes of an image of height × width; masks have this shape.
@@ -150,7 +163,7 @@ class MixMo(nn.Module):
             >>> MixMo("preact_resnet18_1", num_classes=10).encoder_shape(64, 64)
             (64, 32, 32)
         """
-        return self.stem.encoder_shape(height, width)
+        return self.stems[0].encoder_shape(height, width)
 
     def forward(self, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
         """Classify images (every member sees the same one) or mixtures of M inputs.
@@ -221,46 +234,67 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def _divided(backbone: nn.Module, names: tuple[str, str], mix_at: str | None) -> tuple[nn.Module, str, str]:
-    """Return the backbone, cut where features are mixed, and the names of its stem and its head."""
+Names = tuple[str, ...]
+
+
+def _by_member(parts: list[nn.ModuleList]) -> nn.ModuleList:
+    """Return the members' modules of one place, or of several, as a list for each member."""
+    return parts[0] if len(parts) == 1 else nn.ModuleList(nn.ModuleList(own) for own in zip(*parts, strict=True))
+
+
+def _divided(backbone: nn.Module, names: tuple[Names, Names], mix_at: str | None) -> tuple[nn.Module, Names, Names]:
+    """Return the backbone, cut where features are mixed, and the names of its stems and its heads."""
     if mix_at is None:
         return backbone, *names
-    return split_at(backbone, mix_at), "stem", f"core.{names[1]}"
+    return split_at(backbone, mix_at), ("stem",), tuple(f"core.{name}" for name in names[1])
 
 
 def _fresh_parts(
-    backbone: str, options: dict[str, Any], names: tuple[str, str], mix_at: str | None
-) -> tuple[nn.Module, nn.Module]:
-    """Return stem and head of a backbone that is built for them, without trained weights."""
+    backbone: str, options: dict[str, Any], names: tuple[Names, Names], mix_at: str | None
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return stems and heads of a backbone that is built for them, without trained weights."""
     untrained = options | {"pretrained": False, "checkpoint_path": ""}
-    built, stem, head = _divided(create_backbone(backbone, **untrained), names, mix_at)
-    return built.get_submodule(stem), built.get_submodule(head)
+    built, stems, heads = _divided(create_backbone(backbone, **untrained), names, mix_at)
+    return [built.get_submodule(name) for name in stems], [built.get_submodule(name) for name in heads]
+
+
+def _parts_of_members(
+    first: list[nn.Module], others: list[list[nn.Module]], count: int, fresh: bool
+) -> list[list[nn.Module]]:
+    """Return M modules for each place, given the first member's there and, where they were built, the others'."""
+    return [_members(module, count, fresh, [own[place] for own in others]) for place, module in enumerate(first)]
 
 
 def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]) -> list[nn.Module]:
     """Return M modules: copies of a trained one, or the first and independent draws beside it."""
     if not fresh:
-        return [copy.deepcopy(module) for _ in range(count)]
+        return [copied(module) for _ in range(count)]
     return [module, *(others or (_drawn_like(module) for _ in range(count - 1)))]
 
 
 @torch.no_grad()
 def _drawn_like(module: nn.Module) -> nn.Module:
     """Return a copy whose every parameter is drawn from the normal distribution of its mean and deviation."""
-    drawn = copy.deepcopy(module)
+    drawn = copied(module)
     for parameter in drawn.parameters():
         if parameter.numel() > 1:
             parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
     return drawn
 
 
-@torch.no_grad()
-def _scale_convolutions(encoders: list[nn.Module], factor: float) -> None:
-    """Scale trained stems, so that their sum over the members is the trained stem again."""
-    check_plain(encoders, "stem")
+def _share_out(encoders: list[nn.Module], names: Names) -> None:
+    """Scale trained stems, so that their sum over the members is the trained stem again.
+
+    Those that standardise their weights have no scale: of them the sum is M times the stem, which the normalisation
+    that follows undoes.
+    """
     for encoder in encoders:
-        for parameter in encoder.parameters():
-            parameter.mul_(factor)
+        if not is_known(encoder):
+            raise InputError(
+                f"stem {names[0]!r} is a {type(encoder).__name__}; encoders can share a trained stem only where it is "
+                "a convolution and nothing else."
+            )
+        scale(encoder, 1 / len(encoders))
 
 
 @torch.no_grad()
@@ -286,15 +320,14 @@ def _image_size(backbone: nn.Module, options: dict[str, Any]) -> tuple[int, int]
     return (int(size[0]), int(size[1])) if len(size) == 2 else None
 
 
-def _known_name(backbone: nn.Module, key: str, argument: str) -> str:
-    """Return the one name timm's metadata gives for the stem or the head."""
-    name = _settings(backbone).get(key)
-    kind = type(backbone).__name__
-    if isinstance(name, list | tuple):
-        raise InputError(f"{kind} has {len(name)} {argument}s ({', '.join(name)}); MixMo needs a backbone with one.")
-    if not name:
-        raise InputError(f"{kind} does not say which module is its {argument}; name it, as in {argument}='…'.")
-    return str(name)
+def _names(backbone: nn.Module, given: str | Sequence[str] | None, key: str, argument: str) -> Names:
+    """Return the names of the stems or the heads: as given, or by timm's metadata."""
+    known = given or _settings(backbone).get(key)
+    if not known:
+        raise InputError(
+            f"{type(backbone).__name__} does not say which module is its {argument}; name it, as in {argument}='…'."
+        )
+    return (known,) if isinstance(known, str) else tuple(known)
 
 
 def _submodule(backbone: nn.Module, name: str, argument: str) -> nn.Module:
@@ -303,16 +336,35 @@ def _submodule(backbone: nn.Module, name: str, argument: str) -> nn.Module:
     return backbone.get_submodule(name)
 
 
-def _input_channels(stem: nn.Module, name: str) -> int:
-    for module in stem.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    raise InputError(f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one to encode with.")
+def _input_channels(stems: list[nn.Module], names: Names) -> int:
+    """Return C, after checking that one mask fits the features of every stem."""
+    convolutions = [next((part for part in stem.modules() if isinstance(part, nn.Conv2d)), None) for stem in stems]
+    for name, stem, convolution in zip(names, stems, convolutions, strict=True):
+        if convolution is None:
+            raise InputError(
+                f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one to encode with."
+            )
+    kinds = {(each.in_channels, each.out_channels, each.stride) for each in convolutions if each is not None}
+    if len(kinds) > 1:
+        raise InputError(
+            f"the backbone has {len(stems)} stems ({', '.join(names)}) of different sizes, which one mask cannot fit."
+        )
+    return kinds.pop()[0]
 
 
-def _output_classes(head: nn.Module, name: str) -> int:
-    if isinstance(head, nn.Linear):
-        return head.out_features
-    if isinstance(head, nn.Conv2d):
-        return head.out_channels
-    raise InputError(f"head {name!r} is a {type(head).__name__}; MixMo needs a linear layer or a convolution there.")
+def _output_classes(heads: list[nn.Module], names: Names) -> int:
+    counts = set()
+    for name, head in zip(names, heads, strict=True):
+        if isinstance(head, nn.Linear):
+            counts.add(head.out_features)
+        elif isinstance(head, nn.Conv2d):
+            counts.add(head.out_channels)
+        else:
+            raise InputError(
+                f"head {name!r} is a {type(head).__name__}; MixMo needs a linear layer or a convolution there."
+            )
+    if len(counts) > 1:
+        raise InputError(
+            f"the backbone's heads ({', '.join(names)}) have {sorted(counts)} outputs; they need to agree."
+        )
+    return counts.pop()

@@ -6,27 +6,26 @@ a call changes no module: threads may share a network, and activation checkpoint
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixmo.errors import InputError, reason
 from mixmo.mixing import mix_features
+from mixmo.models.convolutions import convolve, effective_weight, is_known
+from mixmo.models.copying import copied
 
 
 class MixingStem(nn.Module):
     """M encoders and the mixing block: (B, M*C [+ P], H, W) ↦ M * Σ_i mask_i ⊙ encoder_i(x_i), (B, F, h, w).
 
     The P further channels hold the masks (:func:`with_masks`); without them all weigh the same. Images (B, C, H, W)
-    are shown to every encoder; plain convolutions are then summed first, so that inference costs one of them.
+    are shown to every encoder; convolutions are then summed first, so that inference costs one of them.
     """
 
     def __init__(self, encoders: Iterable[nn.Module], in_chans: int) -> None:
@@ -43,7 +42,7 @@ class MixingStem(nn.Module):
         """
         if (height, width) in self.shapes:
             return self.shapes[height, width]
-        encoder = copy.deepcopy(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
+        encoder = copied(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
         try:
             output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
         except RuntimeError as error:
@@ -59,8 +58,8 @@ class MixingStem(nn.Module):
         if not torch.compiler.is_compiling():
             _check_shown(x)
         same_image = x.shape[1] == self.in_chans
-        if same_image and all(map(is_plain, self.encoders)):
-            return _summed_convolution(x, self.encoders)
+        if same_image and all(map(is_known, self.encoders)):
+            return convolve(x, self.encoders[0], *summed_weights(self.encoders))
         members, used = len(self.encoders), len(self.encoders) * self.in_chans
         inputs = [x] * members if same_image else x[:, :used].split(self.in_chans, 1)
         features = [encoder(image) for encoder, image in zip(self.encoders, inputs, strict=True)]
@@ -128,14 +127,11 @@ def _planes(members: int, shape: Sequence[int], size: tuple[int, int]) -> int:
     return math.ceil(members * math.prod(shape) / math.prod(size)) + (shape[0] > 1)
 
 
-def _summed_convolution(x: Tensor, encoders: nn.ModuleList) -> Tensor:
-    """Return Σ_i encoder_i(x) for plain convolutions, by one convolution with the sum of their weights."""
-    first: Any = encoders[0]
-    total = summed(encoders)
-    weight, bias = total["weight"], total.get("bias")
-    if isinstance(first, timm.layers.Conv2dSame):
-        x = timm.layers.pad_same(x, list(weight.shape[-2:]), list(first.stride), list(first.dilation))
-    return F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, first.groups)
+def summed_weights(encoders: Iterable[nn.Module]) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of the one convolution that is the sum of several of a known kind."""
+    weights, biases = zip(*((effective_weight(encoder), encoder.bias) for encoder in encoders), strict=True)
+    bias = None if biases[0] is None else torch.stack(biases).sum(0)
+    return torch.stack(weights).sum(0), bias
 
 
 class MemberHeads(nn.Module):
@@ -149,26 +145,3 @@ class MemberHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply every head to the features."""
         return torch.cat([head(x) for head in self.heads], self.channel_axis)
-
-
-def summed(modules: nn.ModuleList) -> dict[str, Tensor]:
-    """Return the sum of the modules' parameters, by name."""
-    names = [name for name, _ in modules[0].named_parameters()]
-    return {name: torch.stack([module.get_parameter(name) for module in modules]).sum(0) for name in names}
-
-
-def is_plain(encoder: nn.Module) -> bool:
-    """Return whether an encoder's output is linear in its own weight and bias, and nothing is hooked to it."""
-    if type(encoder) not in (nn.Conv2d, timm.layers.Conv2dSame) or encoder.padding_mode != "zeros":
-        return False
-    return not (encoder._forward_hooks or encoder._forward_pre_hooks or "forward" in vars(encoder))
-
-
-def check_plain(encoders: Iterable[nn.Module], name: str) -> None:
-    """Refuse stems that cannot be summed."""
-    for encoder in encoders:
-        if not is_plain(encoder):
-            raise InputError(
-                f"stem {name!r} is a {type(encoder).__name__}; encoders can be summed only where the stem is "
-                "a plain convolution."
-            )

@@ -1,1 +1,1 @@
-"""Networks for use elsewhere: fused into the plain backbone; read from the authors' checkpoints."""
+"""Networks for use elsewhere, and from elsewhere: the authors' checkpoints."""

@@ -25,9 +25,9 @@ from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_fact
 from mixmo.config.settings import DataSettings
 from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.sets import DistinctBatch
-from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import autocast
+from mixmo.fusing import fuse
 from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo, create_backbone
 from mixmo.training.optimizers import build_optimizer

@@ -118,8 +118,7 @@ def separation(network: Network, images: Tensor) -> Separation:
 def _activations(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return for inputs (B, M, C, H, W) what the heads see, (B, F), maps averaged over positions, and the logits."""
     seen: list[Tensor] = []
-    head = network.net.backbone.get_submodule(network.net.head_name)
-    handle = head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    handle = network.net.classifiers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
         logits = network.net(inputs)
     finally:

@@ -11,8 +11,8 @@ import torch
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
-from mixmo.deploy.fuse import fuse
 from mixmo.errors import InputError, reason
+from mixmo.fusing import fuse
 from mixmo.mixing import Mixer
 from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer

@@ -1,0 +1,182 @@
+"""Folding a trained network into the plain backbone, which deploys without mixmo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mixmo.errors import InputError, one_of
+from mixmo.models.convolutions import is_known, set_effective_weight
+from mixmo.models.copying import copied
+from mixmo.network import MixMo
+from mixmo.stem import summed_weights
+
+PLAIN_HEADS = (nn.Linear, nn.Conv2d, timm.layers.Linear)
+"""Heads that are linear in their own weight and bias."""
+
+USUAL_SIZES = ((32, 32), (64, 64), (224, 224), (256, 256), (384, 384))
+"""Images to try a network with whose size is not known."""
+
+Average = Literal["logits", "probabilities"]
+
+
+class ProbabilityAverage(nn.Module):
+    """A plain backbone whose head has M * K outputs, the members' logits: their probabilities are averaged.
+
+    Args:
+        backbone: Maps images to (B, M * K).
+        num_members: M.
+
+    Example:
+        >>> heads = nn.Linear(3, 4)
+        >>> features = torch.randn(5, 3)
+        >>> expected = heads(features).view(5, 2, 2).softmax(2).mean(1)
+        >>> torch.testing.assert_close(ProbabilityAverage(heads, 2)(features).softmax(1), expected)
+    """
+
+    def __init__(self, backbone: nn.Module, num_members: int) -> None:
+        super().__init__()
+        self.backbone, self.num_members = backbone, num_members
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logarithm (B, K) of the mean over the members of their probabilities."""
+        return log_mean_probabilities(self.backbone(x).unflatten(1, (self.num_members, -1)))
+
+
+def log_mean_probabilities(logits: Tensor) -> Tensor:
+    """Return log (1/M Σ_i softmax(logits_i)), (B, K), of the members' logits (B, M, K)."""
+    return logits.log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
+
+
+def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average = "logits") -> nn.Module:
+    """Fold a trained network into the plain backbone: same class, keys and cost; ``net`` stays as it is.
+
+    At inference all members see one image, so the encoders, being linear, sum into one convolution, and
+    the mean of the heads' logits is the logits of the mean head: W = Σ_i W_i at the stem, Σ_i W_i / M at
+    the head, biases likewise. Where a stem standardises its weights, W_i are those that it acts by. Both networks are
+    shown a random image before the result is returned.
+
+    Args:
+        net: The network.
+        image_size: (H, W) of that image; ``None`` takes what timm says of the backbone, or tries usual sizes.
+        average: ``logits``, or ``probabilities`` of the members: their heads then stay, as one layer of M * K outputs.
+
+    Returns:
+        A new module with ``plain(images)`` = ``net(images).mean(1)`` up to rounding. For ``probabilities`` a
+        :class:`ProbabilityAverage` of the backbone, with ``plain(images).softmax(1)`` =
+        ``net(images).softmax(2).mean(1)``.
+
+    Raises:
+        InputError: if a stem is no convolution of a known kind (it never is with ``mix_at``) or a head no plain layer,
+            or the result would answer otherwise.
+
+    Example:
+        >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
+        >>> images = torch.randn(4, 3, 32, 32)
+        >>> bool(torch.allclose(fuse(net)(images), net(images).mean(1), atol=1e-5))
+        True
+    """
+    one_of(average, ("logits", "probabilities"), "average")
+    _check_parts(net)
+    plain = copied(net.backbone)
+    for name, stem in zip(net.stem_names, net.stems, strict=True):
+        plain.set_submodule(name, _sum_of(stem.encoders))
+    for name, classifier in zip(net.head_names, net.classifiers, strict=True):
+        join = _mean_of if average == "logits" else _side_by_side
+        plain.set_submodule(name, join(classifier.heads))
+    if average == "probabilities":
+        plain = ProbabilityAverage(plain, net.num_members)
+    _check_fused(plain, net, image_size, average)
+    return plain
+
+
+def _check_parts(net: MixMo) -> None:
+    """Refuse stems and heads that do not become one."""
+    if net.mix_at is not None:
+        raise InputError(
+            f"the encoders reach up to {net.mix_at!r} and are not linear, so that they cannot be summed; deploy the "
+            "network as it is, or mix behind the stem (mix_at=None)."
+        )
+    for name, stem in zip(net.stem_names, net.stems, strict=True):
+        for encoder in stem.encoders:
+            if not is_known(encoder):
+                raise InputError(
+                    f"stem {name!r} is a {type(encoder).__name__}; encoders can be summed only where the stem is a "
+                    "plain convolution, or one that standardises its weights. Deploy the network as it is."
+                )
+    for name, classifier in zip(net.head_names, net.classifiers, strict=True):
+        for head in classifier.heads:
+            if type(head) not in PLAIN_HEADS:
+                raise InputError(
+                    f"head {name!r} is a {type(head).__name__}; heads can be averaged only where they are plain linear "
+                    "layers or convolutions. Deploy the network as it is."
+                )
+
+
+@torch.no_grad()
+def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | None, average: Average) -> None:
+    """Refuse a fused network that answers a random image otherwise than the network it was made of."""
+    weight = next(net.parameters())
+    sizes = [image_size] if image_size else [net.image_size] if net.image_size else USUAL_SIZES
+    reference, candidate = copied(net).eval(), copied(plain).eval()
+    for height, width in sizes:
+        image = torch.randn(1, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
+        image = image.to(weight.device, weight.dtype)
+        try:
+            members = reference(image).float()
+        except (RuntimeError, AssertionError, IndexError, ValueError):  # an image of another size than it takes
+            continue
+        expected = members.mean(1) if average == "logits" else log_mean_probabilities(members)
+        difference = (candidate(image).float() - expected).abs().max()
+        tolerance = 1e-3 if weight.dtype in (torch.float32, torch.float64) else 5e-2
+        if difference > tolerance * (1 + expected.abs().max()):
+            raise InputError(
+                f"the fused network would answer otherwise: its logits for a random image differ by {difference:.3g}; "
+                "something in the network is not what its class says (a hook, a changed forward), or its stem "
+                "standardises weights and no normalisation follows."
+            )
+        return
+    raise InputError(
+        f"the network takes no images of {' or '.join(f'{h}×{w}' for h, w in sizes)}, so that the fused one cannot be "
+        "checked; name the size with image_size=(H, W)."
+    )
+
+
+@torch.no_grad()
+def _sum_of(encoders: nn.ModuleList) -> nn.Module:
+    """Return the one convolution that is the sum of the encoders."""
+    total = copied(encoders[0])
+    if len(encoders) > 1:
+        weight, bias = summed_weights(encoders)
+        set_effective_weight(total, weight)
+        if bias is not None:
+            total.bias.copy_(bias)  # type: ignore[union-attr, operator]
+    return total
+
+
+@torch.no_grad()
+def _mean_of(heads: Iterable[nn.Module]) -> nn.Module:
+    """Return one head whose logits are the mean of the heads'."""
+    every = list(heads)
+    mean = copied(every[0])
+    for name, parameter in mean.named_parameters():
+        parameter.copy_(torch.stack([head.get_parameter(name) for head in every]).mean(0))
+    return mean
+
+
+@torch.no_grad()
+def _side_by_side(heads: Iterable[nn.Module]) -> nn.Module:
+    """Return one head whose outputs are the heads', one after the other."""
+    every = list(heads)
+    joined = copied(every[0])
+    for name, parameter in list(joined.named_parameters()):
+        values = torch.cat([head.get_parameter(name) for head in every])
+        setattr(joined, name, nn.Parameter(values, parameter.requires_grad))
+    size = "out_channels" if isinstance(joined, nn.Conv2d) else "out_features"
+    setattr(joined, size, len(joined.weight))  # type: ignore[arg-type]
+    return joined

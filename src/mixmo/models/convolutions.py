@@ -1,0 +1,107 @@
+"""Convolutions as stems: the weights they act by, which are not always the weights they keep.
+
+Three kinds are linear in their input with weights that are known: plain ones; those that standardise their weights, as
+of BiT's ResNets (Qiao et al. 2019); and those that scale them beside, by a gain, as of NFNets (Brock et al. 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame, pad_same
+from torch import Tensor, nn
+
+PLAIN = (nn.Conv2d, Conv2dSame)
+STANDARDISED = (StdConv2d, StdConv2dSame)
+SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Return whether a module is a convolution of these kinds, and nothing is hooked to it.
+
+    Example:
+        >>> is_known(nn.Conv2d(3, 8, 3)), is_known(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"))
+        (True, False)
+    """
+    if type(module) not in (*PLAIN, *STANDARDISED, *SCALED) or getattr(module, "padding_mode", "") != "zeros":
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def effective_weight(conv: nn.Module) -> Tensor:
+    """Return the weights (F, C, h, w) that a convolution acts by.
+
+    Args:
+        conv: Of a known kind; one that standardises acts by (w - mean) / sqrt(var + eps), over each of the F filters,
+            times its gain and its scale where it has them.
+
+    Example:
+        >>> weight = effective_weight(StdConv2d(3, 8, 3))
+        >>> bool(weight.mean((1, 2, 3)).abs().max() < 1e-5), bool((weight.var((1, 2, 3)) - 1).abs().max() < 0.1)
+        (True, True)
+    """
+    weight: Tensor = conv.weight  # type: ignore[assignment]
+    if type(conv) in PLAIN:
+        return weight
+    variance, mean = torch.var_mean(weight, (1, 2, 3), correction=0, keepdim=True)
+    standard = (weight - mean) * torch.rsqrt(variance + conv.eps)  # type: ignore[operator]
+    if type(conv) in STANDARDISED:
+        return standard
+    return standard * (conv.gain * conv.scale)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
+    """Have a convolution act by other weights.
+
+    One that standardises can act by any whose mean over each filter is zero, and whose deviation is below one: through
+    eps, which counts beside a tiny variance. Larger ones are scaled down, all filters by one factor, which a
+    normalisation behind the convolution undoes; :func:`mixmo.fuse` checks that there is one.
+
+    Args:
+        conv: Of a known kind; changed.
+        wanted: (F, C, h, w).
+
+    Example:
+        >>> conv, wanted = ScaledStdConv2d(3, 8, 3), effective_weight(ScaledStdConv2d(3, 8, 3)) * 2.5
+        >>> set_effective_weight(conv, wanted)
+        >>> torch.testing.assert_close(effective_weight(conv), wanted)
+    """
+    weight: Tensor = conv.weight  # type: ignore[assignment]
+    if type(conv) in PLAIN:
+        weight.copy_(wanted)
+        return
+    variance = wanted.double().var((1, 2, 3), correction=0, keepdim=True)
+    eps: float = conv.eps  # type: ignore[assignment]
+    if type(conv) in SCALED:
+        weight.copy_(wanted)
+        conv.gain.copy_((variance + eps).sqrt() / conv.scale)  # type: ignore[operator, union-attr]
+        return
+    largest = float(variance.max().sqrt())
+    factor = 0.5 / largest if largest > 0.9 else 1.0
+    weight.copy_(wanted.double() * factor * (eps / (1 - variance * factor**2)).sqrt())
+
+
+@torch.no_grad()
+def scale(conv: nn.Module, factor: float) -> None:
+    """Scale what a convolution makes; one that standardises its weights, and has no gain, stays as it is.
+
+    Example:
+        >>> conv, image = ScaledStdConv2d(3, 8, 3), torch.randn(1, 3, 9, 9)
+        >>> before = conv(image)
+        >>> scale(conv, 0.5)
+        >>> torch.testing.assert_close(conv(image), before / 2)
+    """
+    if type(conv) in STANDARDISED:
+        return
+    for name, parameter in conv.named_parameters():
+        if name in ("gain", "bias") or type(conv) in PLAIN:
+            parameter.mul_(factor)
+
+
+def convolve(x: Tensor, conv: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what a convolution of a known kind makes of images (B, C, H, W) with given weights in place of its own."""
+    own: nn.Conv2d = conv  # type: ignore[assignment]
+    if type(conv) is Conv2dSame or getattr(conv, "same_pad", False):
+        x = pad_same(x, list(weight.shape[-2:]), list(own.stride), list(own.dilation))
+    return F.conv2d(x, weight, bias, own.stride, own.padding, own.dilation, own.groups)
