@@ -1,1 +1,1 @@
-"""The paper's backbones, registered with timm, and what is done to any backbone: copied, cut in two, its convolutions scaled."""
+"""The paper's backbones, registered with timm, and what any backbone may need: copies, cuts, convolutions to sum."""
