@@ -1,13 +1,15 @@
 """A run's folder, which holds all there is to know of a run.
 
 ``config.yaml`` every setting as it was asked for · ``checkpoints/`` last, the one before it, and best on validation ·
-``metrics.csv`` a row per epoch · ``environment.json`` versions, hardware, what followed from it, and what tells whether
-the data changed · ``test.json`` the metrics of ``mixmo test``.
+``metrics.csv`` a row per epoch · ``split.csv`` what each image was drawn for, where a folder has no splits ·
+``environment.json`` versions, hardware, what followed from it, and what tells whether the data changed · ``test.json``
+the metrics of ``mixmo test``.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
@@ -16,7 +18,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -259,6 +261,12 @@ class Run:
         content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
         return content
 
+    def write_split(self, rows: Iterable[tuple[str, str, str]]) -> Path:
+        """Write ``split.csv``: an image's name, its class and what it was drawn for, a row for each."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
+        return write_text(self.path / "split.csv", text.getvalue())
+
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add an epoch's row to ``metrics.csv``; rows from that epoch on, left by a stopped run, give way."""
         rows = [old for old in self.read_metrics() if int(old["epoch"]) < row["epoch"]]
@@ -349,7 +357,7 @@ def _left_by_a_start(path: Path) -> bool:
     """Return whether a file or folder is one that a run's start makes before its configuration."""
     if path.name == "checkpoints" and path.is_dir():
         return not any(path.iterdir())
-    return path.name in ("environment.json", LOCK) or path.name.endswith(PARTIAL)
+    return path.name in ("environment.json", "split.csv", LOCK) or path.name.endswith(PARTIAL)
 
 
 def _with_null(content: Any) -> Any:

@@ -12,7 +12,8 @@ import torch
 
 from mixmo.errors import InputError
 
-Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate", "subset"]
+Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate", "subset",
+                 "test"]  # fmt: skip
 STREAMS: dict[Stream, int] = {name: number for number, name in enumerate(get_args(Stream))}
 
 

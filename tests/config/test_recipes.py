@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from conftest import write_images
+from safetensors.torch import save_file
 
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
@@ -75,6 +76,7 @@ def test_published_settings_of_tiny_imagenet(name):
 
 def test_families_at_equal_compute_are_equal():
     families = [[f"cifar100-mini-{method}" for method in MINI], QUICKSTART, DIGITS]
+    families += [[f"finetune-folder{method}" for method in ("", "-single", "-single-cutmix")]]
     families += [[f"cifar100-fast-{net}-{m}" for m in ("single", "cut-cutmix")] for net in ("wrn16x8", "wrn28x10")]
     for family in families:
         plans = [make_plan(load_recipe(name)) for name in family]
@@ -135,6 +137,9 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
     data = [] if recipe["data"]["name"] == "digits" else [f"--data.name=folder:{pictures}"]
     shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     shrunk += ["--model.compile=false"]  # test_speed.py compiles
+    if "start" in recipe["model"]:
+        save_file(timm.create_model(narrow, num_classes=5).state_dict(), tmp_path / "weights.safetensors")
+        data += [f"--model.start={tmp_path}/weights.safetensors", "--data.crop_size=32"]
     shrunk += ["--mixer.probability=1", "--mixer.progress=steps"]  # so that a kind with a shape is drawn for sure
     plan = make_plan(recipe, [*data, *shrunk, f"--model.backbone={narrow}"])
     run = Run(tmp_path / "run")

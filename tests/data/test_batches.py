@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation, BatchMaker
 from mixmo.data.sets import DistinctBatch
 from mixmo.mixing import Mixer

@@ -9,7 +9,7 @@ import torch
 from conftest import data_of
 from PIL import Image
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source
 from mixmo.data.sources import decode
 from mixmo.errors import InputError

@@ -9,7 +9,7 @@ import torch
 from conftest import data_of
 from PIL import Image
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data import module
 from mixmo.data.folders import FileImages
 from mixmo.data.module import DataModule

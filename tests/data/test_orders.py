@@ -7,7 +7,7 @@ import torch
 from conftest import data_of
 from PIL import Image
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.orders import EpochOrder
 from mixmo.data.sets import StreamedImages, train_loader
 from mixmo.seeding import STREAMS, generator_for

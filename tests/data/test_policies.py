@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixmo.cli.main import main
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.data.policies import GROUPS, Policy
 from mixmo.errors import InputError
@@ -92,3 +92,41 @@ def test_a_missing_library_is_one_sentence(monkeypatch, capsys, image_folder, tm
     assert "kornia" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert main(["fit", "digits-cut", "--data.erasing=2"]) == 2
     assert "data.erasing is 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photos_are_cut_and_scaled_as_they_say(channels):
+    """A part of a ramp stays a ramp, of a share of its area between the bounds; evaluation sees the middle as it is."""
+    ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)[None, ..., None].expand(200, 64, 64, channels).contiguous()
+    changes = {
+        "augmentation": "photo",
+        "color_jitter": 0.0,
+        "scale": [0.25, 0.5],
+        "crop_size": 16,
+        "channels": channels,
+    }
+    augment, index = Augmentation(own(**changes)), torch.arange(200)
+    torch.manual_seed(0)
+    found = 255 * augment.random(ramp, index, torch.Generator().manual_seed(0))
+    assert found.shape == (200, channels, 16, 16) and found.is_contiguous(memory_format=torch.channels_last)
+    steps = found[..., 1:-1].diff(dim=3)
+    assert (steps > 0.3).all() and (steps.std((1, 2, 3)) < 0.2).all()  # scaled evenly along the row, not mirrored
+    widths = found[:, 0, 0, -1] - found[:, 0, 0, 0]
+    assert widths.min() > 20 and widths.max() < 56 and widths.std() > 3  # shares of the area times shapes
+    mirrored = Augmentation(own(**changes | {"flip": True})).random(ramp, index, torch.Generator().manual_seed(0))
+    share = (mirrored[:, 0, 0, -1] < mirrored[:, 0, 0, 0]).float().mean()
+    assert 0.35 < share < 0.65
+    center = augment.center(ramp, index[:1])
+    torch.testing.assert_close(255 * center[0, 0, 0], torch.arange(24.0, 40.0))
+
+
+def test_photos_change_their_colours():
+    grey = torch.full((100, 8, 8, 3), 128, dtype=torch.uint8)
+    augment = Augmentation(own(augmentation="photo", color_jitter=0.5))
+    torch.manual_seed(0)
+    found = augment.random(grey, torch.arange(100), torch.Generator().manual_seed(0))
+    levels = found.mean((1, 2, 3))
+    assert levels.min() < 0.35 and levels.max() > 0.65 and (found.std((2, 3)) < 0.02).all()
+    for bad in ({"scale": [0.5]}, {"scale": [0.0, 1.0]}, {"scale": [0.9, 0.5]}, {"color_jitter": -1.0}):
+        with pytest.raises(InputError, match=f"data.{next(iter(bad))} is"):
+            own(**bad)

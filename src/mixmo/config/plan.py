@@ -13,6 +13,7 @@ from mixmo.config.checking import checked, flattened, hints
 from mixmo.config.hardware import default_compile, default_precision, evaluation_factor, training_device
 from mixmo.config.recipes import Recipe
 from mixmo.config.settings import Settings, TrainerSettings
+from mixmo.config.starting import followed
 from mixmo.errors import InputError, one_of
 
 FOLDERS = {
@@ -53,7 +54,7 @@ def known_settings() -> dict[str, Any]:
 
 
 def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit") -> Plan:
-    """Return what a recipe and ``--key value`` overrides ask for; what both leave open follows from the device.
+    """Return what a recipe and ``--key value`` overrides ask for; the rest follows from the start and the device.
 
     Args:
         recipe: As from ``load_recipe``.
@@ -85,6 +86,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
         else:
             one_of(name, [*known, FOLDERS[command][0]], "setting")
             values[name] = _parsed(text, known[name], name)
+    values |= {name: checked(value, known[name], name) for name, value in followed(values).items()}
     settings = _built(Settings, values)
     trainer = _built(TrainerSettings, values, "trainer.")
     text = yaml.safe_dump(

@@ -10,12 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mixmo.errors import InputError, one_of
-from mixmo.pairing import check_input_repetition, check_repetition
+from mixmo.config.data_settings import DataSettings
+from mixmo.errors import InputError
 
 MOST_MEMBERS = 100
-LARGEST_SIDE = 8192
-LARGEST_BATCH = 2**20
 RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "stem", "head", "trained", "fresh_heads",
             "noise", "self", "name", "options"}  # fmt: skip
 """Arguments of a network that follow from the data, or have settings of their own."""
@@ -28,14 +26,16 @@ class ModelSettings:
     Args:
         backbone: A timm model name.
         num_members: M; 1 is the ordinary single network.
-        options: More keywords of the timm model, such as ``drop_rate`` or ``pretrained``.
+        options: More keywords of the timm model, such as ``drop_rate``.
         mix_at: Module behind which features are mixed, such as stages.0; null is behind the stem, as published.
         compile: Compile the network and the loss; null does so on a GPU.
-        start: A run's folder whose network members start from: its stem / M as encoders, its head as heads.
+        start: What members start from, its stem / M as encoders and its head as heads: pretrained (timm's weights of
+            the backbone), a file of weights (.safetensors, .pth), or a run's folder. Images are then prepared as they
+            were there, unless data.mean, std, interpolation and the sizes are set.
         fresh_heads: Draw the heads anew, each on its own; null does so where the start has other classes.
         start_noise: Noise on encoders and heads that start equal, as a share of their weights' standard deviation; it
             sums to zero over the members, so that the network starts out as the one it starts from.
-        download: Whether a backbone that is only described elsewhere (hf-hub:…) may be fetched.
+        download: Whether a backbone that is only described elsewhere (hf-hub:…), or its weights, may be fetched.
     """
 
     backbone: str = "wide_resnet28_10"
@@ -51,6 +51,9 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if taken := sorted(RESERVED & self.options.keys()):
             raise InputError(f"model.options.{taken[0]} is no option of timm's models; see model.{taken[0]}.")
+        for key in ("pretrained", "checkpoint_path"):
+            if self.options.get(key):
+                raise InputError(f"model.options.{key} is {self.options[key]}; weights to start from are model.start.")
         if not 1 <= self.num_members <= MOST_MEMBERS:
             raise InputError(f"model.num_members is {self.num_members}; it lies between 1 and {MOST_MEMBERS}.")
         if not 0 <= self.start_noise <= 100:
@@ -111,112 +114,6 @@ class PixelSettings:
 
 
 @dataclass
-class DataSettings:
-    """The images and how a batch is made of them.
-
-    Args:
-        name: digits, folder:PATH, torch/cifar100, hfds/….
-        root: Where timm's datasets lie.
-        download: Whether a missing dataset may be downloaded.
-        batch_size: B, the mixtures of a step.
-        batch_repetition: b, how often an image stands in a batch.
-        input_repetition: rho, share of mixtures whose members see one image; above 0 it helps networks that are short
-            of width or passes.
-        input_repetition_end: rho at the end of training, reached linearly in steps; null keeps input_repetition.
-        repeat: Repeat indices (every copy is augmented on its own) or augmented pixels.
-        validation: Share of the training set held out for selection; 0 is the published protocol.
-        images_per_class: Training images of each class, drawn after the validation images; the others are not used, but
-            for digits, where they join the test set. null takes all.
-        split_seed: Seed of the two draws above; null is the run's, so that runs of other seeds learn from other images.
-        channels: 3 (RGB) or 1 (grey).
-        image_size: Input size: the side images are scaled and cropped to; null takes them as they are, all of one size.
-        crop_size: Side of the random crop in training and of the center crop in evaluation; null is the input size.
-        padding: Zero padding around the image, from which the crop is taken.
-        flip: Whether half of the images are mirrored.
-        policy: none, trivialaugment, or randaugment (two operations of strength 10), by kornia.
-        erasing: Share of the images in which a rectangle is blackened, by kornia.
-        mean: Subtracted from each channel, in [0, 1].
-        std: Divides each channel, in [0, 1].
-        in_memory: Keep decoded images on the device; null decides by their size.
-        workers: Processes that decode streamed images.
-        on_error: Stop at images that cannot be read (raise), or continue without them (skip).
-        eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
-    """
-
-    name: str = "torch/cifar100"
-    root: str = "data"
-    download: bool = False
-    batch_size: int = 64
-    batch_repetition: int = 1
-    input_repetition: float = 0.0
-    input_repetition_end: float | None = None
-    repeat: Literal["index", "pixels"] = "index"
-    validation: float = 0.1
-    images_per_class: int | None = None
-    split_seed: int | None = None
-    channels: Literal[1, 3] = 3
-    image_size: int | None = None
-    crop_size: int | None = None
-    padding: int = 4
-    flip: bool = True
-    policy: Literal["none", "trivialaugment", "randaugment"] = "none"
-    erasing: float = 0.0
-    mean: list[float] = field(default_factory=lambda: [0.5])
-    std: list[float] = field(default_factory=lambda: [0.5])
-    in_memory: bool | None = None
-    workers: int = 2
-    on_error: Literal["raise", "skip"] = "raise"
-    eval_batch_size: int | None = None
-
-    @property
-    def evaluation_size(self) -> int:
-        """Images in one evaluation batch."""
-        return self.eval_batch_size or self.batch_size
-
-    def seed_of_split(self, seed: int) -> int:
-        """Return the seed that draws validation images and those of ``images_per_class`` in a run with a seed."""
-        return seed if self.split_seed is None else self.split_seed
-
-    def input_repetition_at(self, progress: float) -> float:
-        """Return rho when a share of the training steps is done."""
-        start, end = self.input_repetition, self.input_repetition_end
-        return start if end is None else start + progress * (end - start)
-
-    def check_members(self, num_members: int) -> None:
-        """Refuse shares of equal inputs that leave that many members nothing to tell apart."""
-        for key in ("input_repetition", "input_repetition_end"):
-            if (share := getattr(self, key)) is not None:
-                check_input_repetition(share, num_members, f"data.{key}")
-
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "eval_batch_size"):
-            if (size := getattr(self, key)) is not None and not 1 <= size <= LARGEST_BATCH:
-                raise InputError(f"data.{key} is {size}; it lies between 1 and {LARGEST_BATCH}.")
-        check_repetition(self.batch_size, self.batch_repetition)
-        self.check_members(1)
-        if not 0 <= self.validation < 1:
-            raise InputError(f"data.validation is {self.validation}; it is a share from 0 to below 1.")
-        if self.images_per_class is not None and self.images_per_class < 1:
-            raise InputError(f"data.images_per_class is {self.images_per_class}; it is 1 or more, or null for all.")
-        if self.split_seed is not None and self.split_seed < 0:
-            raise InputError(f"data.split_seed is {self.split_seed}; it is 0 or more, or null for the run's seed.")
-        for key, most in (("padding", LARGEST_SIDE), ("workers", 256)):
-            if not 0 <= getattr(self, key) <= most:
-                raise InputError(f"data.{key} is {getattr(self, key)}; it lies between 0 and {most}.")
-        for key in ("image_size", "crop_size"):
-            if (side := getattr(self, key)) is not None and not 1 <= side <= LARGEST_SIDE:
-                raise InputError(f"data.{key} is {side}; it is a number of pixels, from 1 to {LARGEST_SIDE}.")
-        for key in ("mean", "std"):
-            if len(getattr(self, key)) not in (1, self.channels):
-                raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
-        if not 0 <= self.erasing <= 1:
-            raise InputError(f"data.erasing is {self.erasing}; it is a share from 0 to 1.")
-        one_of(self.on_error, ("raise", "skip"), "data.on_error")
-        if min(self.std) < 1e-6:
-            raise InputError(f"data.std is {self.std}; it is positive, 1e-6 or more.")
-
-
-@dataclass
 class OptimizerSettings:
     """The optimiser.
 
@@ -227,6 +124,8 @@ class OptimizerSettings:
         weight_decay: Decay, as the optimiser defines it.
         momentum: Momentum (SGD).
         decay_all: Decay batch norms and biases too, as published.
+        layer_decay: Factor of the learning rate from each layer to the one before it, such as 0.75, for trained
+            weights; null is one rate for all.
         ema_decay: Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average
             is then what is validated, kept and tested. 0 keeps the weights themselves.
         sam_radius: Radius of sharpness-aware minimisation (SAM), such as 0.05; each step then costs two. 0 is without.
@@ -239,6 +138,7 @@ class OptimizerSettings:
     weight_decay: float = 6e-4
     momentum: float = 0.9
     decay_all: bool = True
+    layer_decay: float | None = None
     ema_decay: float = 0.0
     sam_radius: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
@@ -253,11 +153,15 @@ class OptimizerSettings:
                 raise InputError(f"optimizer.{key} is {value}; a learning rate is positive.")
         if self.weight_decay < 0:
             raise InputError(f"optimizer.weight_decay is {self.weight_decay}; it is 0 or more.")
-        taken = sorted({"lr", "weight_decay", "momentum", "name", "net", "decay_all"} & self.options.keys())
+        taken = sorted(
+            {"lr", "weight_decay", "momentum", "name", "net", "decay_all", "layer_decay"} & self.options.keys()
+        )
         if taken:
             raise InputError(f"optimizer.options.{taken[0]} has a setting of its own: optimizer.{taken[0]}.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"optimizer.momentum is {self.momentum}; it lies in [0, 1).")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise InputError(f"optimizer.layer_decay is {self.layer_decay}; it lies above 0, up to 1, or is null.")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"optimizer.ema_decay is {self.ema_decay}; it lies in [0, 1).")
         if not 0 <= self.sam_radius <= 100:

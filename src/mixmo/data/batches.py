@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.policies import Policy
 from mixmo.data.sets import DistinctBatch
 from mixmo.masks import FeatureShape
@@ -41,10 +41,10 @@ class MixedBatch(NamedTuple):
 
 
 class Augmentation:
-    """Random crop from a black border, mirroring and a policy, then (x / 255 - mean) / std; whole batch at once.
+    """Random crops, mirroring and a policy, then (x / 255 - mean) / std; whole batch at once.
 
     Args:
-        settings: ``crop_size``, ``padding``, ``flip``, ``policy``, ``erasing``, ``mean`` and ``std`` of a recipe.
+        settings: The ``data`` section of a recipe: ``augmentation``, ``crop_size``, ``flip``, ``mean``, ``std`` ….
 
     Example:
         >>> augment = Augmentation(DataSettings(padding=0, flip=False, mean=[0.5], std=[0.5]))
@@ -62,7 +62,7 @@ class Augmentation:
     @cached_property
     def policy(self) -> Policy | None:
         """What changes images further in training; evaluation needs none."""
-        return Policy(self.settings) if self.settings.policy != "none" or self.settings.erasing else None
+        return Policy(self.settings) if Policy.needed(self.settings) else None
 
     def random(self, images: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return (n, C, h, w): the images of ``index`` (n,), each cropped and mirrored on its own.
@@ -72,6 +72,19 @@ class Augmentation:
             index: (n,) positions in ``images``.
             generator: On the images' device; a policy draws from torch's global one.
         """
+        if self.policy is None:
+            return self._normalise(self._cropped(images, index, generator))
+        if self.settings.augmentation == "photo":
+            planes = self.policy.crop(images[index].permute(0, 3, 1, 2).float() / 255, self._crop(images))
+            if self.flip:
+                mirrored = torch.rand(len(index), 1, 1, 1, generator=generator, device=images.device) < 0.5
+                planes = torch.where(mirrored, planes.flip(3), planes)
+        else:
+            planes = self._cropped(images, index, generator).permute(0, 3, 1, 2).float() / 255
+        return self._normalise((255 * self.policy(planes)).permute(0, 2, 3, 1).contiguous())
+
+    def _cropped(self, images: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (n, h, w, C) uint8: crops at random places of the padded images, half of them mirrored."""
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
         count, device = len(index), images.device
         uniform = torch.rand(2, count, 1, generator=generator, device=device)
@@ -84,11 +97,7 @@ class Augmentation:
         place = (index[:, None] * height + y.clamp(0, height - 1))[:, :, None] * width
         place = place + x.clamp(0, width - 1)[:, None, :]
         pixels = images.view(-1, images.shape[3]).index_select(0, place.flatten()).view(*place.shape, -1)
-        pixels = pixels.masked_fill_(black[..., None], 0)
-        if self.policy is not None:
-            changed = 255 * self.policy(pixels.permute(0, 3, 1, 2).float() / 255)
-            pixels = changed.permute(0, 2, 3, 1).contiguous()
-        return self._normalise(pixels)
+        return pixels.masked_fill_(black[..., None], 0)
 
     def center(self, images: Tensor, index: Tensor) -> Tensor:
         """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border."""

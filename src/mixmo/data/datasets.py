@@ -1,9 +1,8 @@
-"""Datasets by name: scikit-learn's digits, timm's names, folders and tar files."""
+"""Datasets by name: scikit-learn's digits, timm's names, folders, zip and tar files, tables."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,31 +14,27 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mixmo.data.archives import open_archives
-from mixmo.data.decoding import why
-from mixmo.data.folders import FileImages, open_class_folders
+from mixmo.data.folders import FileImages
+from mixmo.data.local import KINDS, local_splits, open_local
 from mixmo.data.sources import ArrayImages, Source, hashed
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.names import printable
-
-TEST_FOLDERS = ("test", "val", "validation")
-ARCHIVE = re.compile(r"(-.+)?\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)")
-"""What follows a split's name in the names of its tar files."""
 
 
 def open_source(name: str, split: str, root: str = "data", download: bool = False) -> Source:
     """Open one split of a dataset; no image is decoded.
 
     Args:
-        name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each
-            class folders, or tar files of such (``train.tar``, shards ``train-0.tar.gz`` …); or a name that
-            timm knows: ``torch/cifar10``, ``torch/cifar100``, ``hfds/…``.
-        split: ``train`` or ``test``.
+        name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each class
+            folders, or tar files of such (``train.tar``, shards ``train-0.tar.gz`` …), or PATH a zip file of such;
+            ``csv:PATH``, a table of paths, labels and splits; or a name that timm knows: ``torch/cifar10``,
+            ``torch/cifar100``, ``hfds/…``.
+        split: ``train`` or ``test``; ``validation`` where there are all three; ``all`` images where there are none.
         root: Where timm's datasets lie or are downloaded to.
         download: Whether a missing dataset may be downloaded.
 
     Raises:
-        MissingError: if the path is missing or empty.
+        MissingError: if the path is missing or empty, or has no such split.
         InputError: if the name is unknown, or a training set has fewer than two classes.
 
     Example:
@@ -47,16 +42,17 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
         >>> len(source), source.read(0).size
         (360, (8, 8))
     """
-    one_of(split, ("train", "test"), "split")
+    one_of(split, ("train", "test", "validation", "all"), "split")
+    kind, colon, path = name.partition(":")
     if name == "digits":
         source = _open_digits(split)
-    elif name.startswith("folder:"):
-        source = _open_tree(Path(os.path.expanduser(name.removeprefix("folder:"))), split)
+    elif colon and kind in KINDS:
+        source = open_local(kind, Path(os.path.expanduser(path)), split)
     elif name.partition("/")[0] in ("torch", "hfds"):
         source = _open_timm(name, split, root, download)
     else:
-        raise InputError(f"unknown dataset {name!r}; it is digits, folder:PATH, torch/… or hfds/….")
-    if split == "train" and len(source.classes) < 2:
+        raise InputError(f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, torch/… or hfds/….")
+    if split in ("train", "all") and len(source.classes) < 2:
         raise InputError(
             f"dataset {name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier needs "
             "two or more."
@@ -64,6 +60,26 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     if not len(source):
         raise MissingError(f"dataset {name!r} has no images in its {split} split.")
     return source
+
+
+def splits_of(name: str) -> set[str]:
+    """Return which of ``train``, ``validation`` and ``test`` a dataset has; nothing where classes stand without splits.
+
+    Args:
+        name: As for :func:`open_source`.
+
+    Raises:
+        MissingError: if there is no such folder or file.
+        InputError: if it cannot be read.
+
+    Example:
+        >>> sorted(splits_of("digits"))
+        ['test', 'train']
+    """
+    kind, colon, path = name.partition(":")
+    if not colon or kind not in KINDS:
+        return {"train", "test"}
+    return set(local_splits(kind, Path(os.path.expanduser(path))))
 
 
 def _open_digits(split: str) -> Source:
@@ -74,28 +90,6 @@ def _open_digits(split: str) -> Source:
     chosen = train if split == "train" else test
     labels = digits.target[chosen].astype(np.int64)
     return Source(labels, [str(digit) for digit in digits.target_names], ArrayImages(images, "digit"), chosen)
-
-
-def _open_tree(path: Path, split: str) -> Source:
-    """Return PATH/train or PATH/test, as class folders or as tar files of class folders."""
-    if not os.path.isdir(path):
-        raise MissingError(f"there is no dataset folder {printable(str(path))}.")
-    folders = ("train",) if split == "train" else TEST_FOLDERS
-    for folder in folders:
-        if os.path.isdir(path / folder):
-            return open_class_folders(path / folder)
-        if archives := _archives(path, folder):
-            return open_archives(archives, folder)
-    raise MissingError(f"{printable(str(path))} has neither a folder nor a tar file named {' or '.join(folders)}.")
-
-
-def _archives(path: Path, folder: str) -> list[Path]:
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
-    found = [name for name in names if name.startswith(folder) and ARCHIVE.fullmatch(name.removeprefix(folder))]
-    return [path / name for name in found if os.path.isfile(path / name)]
 
 
 @dataclass(frozen=True)

@@ -128,12 +128,13 @@ def _on_background(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours)
 
 
-def to_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return (h, w, C) uint8: scaled (bicubic, antialiased) until it covers the input size, then cropped in its middle.
+def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Return (h, w, C) uint8: scaled (antialiased) until it covers the input size, then cropped in its middle.
 
     Args:
         pixels: (H, W, C) uint8.
         size: (h, w) of the input size.
+        interpolation: ``bicubic`` or ``bilinear``.
 
     Raises:
         InputError: if it would have to grow beyond ``MAX_PIXELS``, being narrow.
@@ -151,7 +152,8 @@ def to_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         raise InputError(
             f"it is {height}×{width}, and would have to grow to {grown[0]}×{grown[1]} to cover the input size"
         )
-    tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1), grown, InterpolationMode.BICUBIC, antialias=True)
+    mode = InterpolationMode(interpolation)
+    tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1), grown, mode, antialias=True)
     cropped: np.ndarray = center_crop(tensor, list(size)).permute(1, 2, 0).numpy()
     return cropped
 

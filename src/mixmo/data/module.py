@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from mixmo.config.settings import DataSettings
-from mixmo.data.datasets import open_source
+from mixmo.config.data_settings import DataSettings
+from mixmo.data.datasets import open_source, splits_of
 from mixmo.data.decoding import quiet
 from mixmo.data.reading import first_size, readable
 from mixmo.data.sets import ImageSet, image_set
@@ -25,7 +26,7 @@ class Parts(NamedTuple):
 
     Attributes:
         train: What is trained on.
-        validation: What is held out for selection; ``None`` where its share is 0.
+        validation: What is held out for selection, or the dataset's own validation set; ``None`` where the share is 0.
         unused: The rest; ``None`` where all images are trained on.
     """
 
@@ -91,7 +92,7 @@ class DataModule:
 
     @cached_property
     def validation(self) -> ImageSet | None:
-        """Images held out of the training set for selection; ``None`` where the share is 0."""
+        """Images held out for selection, or the dataset's own; ``None`` where ``data.validation`` is 0."""
         held_out = self._parts.validation
         if held_out is None:
             return None
@@ -116,13 +117,20 @@ class DataModule:
         """Return a test image (H, W, C) as it is decoded for the network, uint8."""
         size = None if self.settings.image_size is None else self.size
         with quiet():
-            return decode(self._readable_test_source, index, size, self.settings.channels)
+            return decode(self._readable_test_source, index, size, self.settings.channels, self.settings.interpolation)
 
     def require(self) -> DataModule:
         """Return itself if everything that training needs is there; the test set is listed and not decoded."""
         _ = self._train_source, self._test_source  # they raise where they are missing, or classes do not fit
         _ = self.train, self.validation
         return self
+
+    def split_rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the name of each image, its class, and what it is for, in the order of the splits."""
+        parts = {"train": self._parts.train, "validation": self._parts.validation, "unused": self._parts.unused}
+        for split, source in (parts | {"test": self._test_source}).items():
+            for index, label in enumerate(source.labels if source is not None else ()):
+                yield source.name(index), self.classes[label], split  # type: ignore[union-attr]
 
     def fingerprint(self, split: str, other: str | None = None) -> str:
         """Return a SHA-256 (hexadecimal) that tells whether a split changed; nothing is decoded.
@@ -162,12 +170,36 @@ class DataModule:
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
         if name not in self._others:
-            self._others[name] = self._open("test", name)
+            self._others[name] = self._open("test" if splits_of(name) else "all", name)
         return self._others[name]
 
     @cached_property
+    def _splits(self) -> set[str]:
+        return splits_of(self.settings.name)
+
+    @cached_property
+    def drawn(self) -> dict[str, Source] | None:
+        """``train``, with what is held out of it, and ``test`` as drawn class by class; ``None`` where both are given.
+
+        Every run draws the same test images of the same dataset, whatever its seed, unless ``split_seed`` is set: those
+        of an ensemble have seen none of them.
+        """
+        if self._splits:
+            return None
+        source = self._open("all")
+        seed = seed_for(self.settings.split_seed or 0, 0, "test")
+        order = np.random.default_rng(seed).permutation(len(source))
+        chosen = np.zeros(len(order), dtype=bool)
+        for number, name in enumerate(source.classes):
+            own = order[source.labels[order] == number]
+            if len(own) < 2:
+                raise InputError(f"class {printable(name)} has one image; to train and to test it takes two or more.")
+            chosen[own[: min(len(own) - 1, max(1, round(self.settings.test * len(own))))]] = True
+        return {"train": source.subset(np.flatnonzero(~chosen)), "test": source.subset(np.flatnonzero(chosen))}
+
+    @cached_property
     def _train_source(self) -> Source:
-        return self._open("train")
+        return self._open("train") if self.drawn is None else self.drawn["train"]
 
     @cached_property
     def _has_train(self) -> bool:
@@ -179,7 +211,7 @@ class DataModule:
     @cached_property
     def _test_source(self) -> Source:
         """The test set, numbered by the classes of the training set, where that is there."""
-        source = self._open("test")
+        source = self._open("test") if self.drawn is None else self.drawn["test"]
         if self.settings.name == "digits" and (unused := self._parts.unused) is not None:
             return source.joined(unused)  # few test images otherwise
         if not self._has_train:
@@ -191,13 +223,16 @@ class DataModule:
         if self.settings.on_error == "raise":
             return self._test_source
         size = None if self.settings.image_size is None else self.size
-        return readable(self._test_source, size, self.settings.channels, "skip")  # the others' numbers depend on it
+        return readable(self._test_source, size, self.settings)  # the others' numbers depend on it
 
     @cached_property
     def _parts(self) -> Parts:
         """The training set in its parts; each is drawn class by class, in the order of the set."""
         source, held_out = self._train_source, None
-        if self.settings.validation:
+        if self.settings.validation and "validation" in self._splits:
+            where = f"the validation set of {self.settings.name!r}"
+            held_out = self._open("validation").with_classes(source.classes, where)
+        elif self.settings.validation:
             rest, chosen = self._held_out(source)
             source, held_out = source.subset(rest), source.subset(chosen)
         if self.settings.images_per_class is None:

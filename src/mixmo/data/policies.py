@@ -1,4 +1,4 @@
-"""Augmentation policies by kornia, for whole batches on the device: TrivialAugment, RandAugment, random erasing."""
+"""Augmentation by kornia, for whole batches on the device: of photos, TrivialAugment, RandAugment, random erasing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.errors import InputError
 
 GROUPS = 4
@@ -16,12 +16,12 @@ GROUPS = 4
 
 
 class Policy:
-    """What a recipe asks for beyond crops and mirroring; draws come from torch's global generator.
+    """What a recipe asks for beyond plain crops and mirroring; draws come from torch's global generator.
 
     That generator is seeded from (seed, step) before each training step, so that these draws are too.
 
     Args:
-        settings: ``policy`` and ``erasing`` of the recipe's data section.
+        settings: ``augmentation``, ``scale``, ``color_jitter``, ``policy``, ``erasing`` of a recipe's data section.
 
     Raises:
         InputError: if kornia is missing.
@@ -32,7 +32,8 @@ class Policy:
             augmentation, auto = (import_module(f"kornia.augmentation{name}") for name in ("", ".auto"))
         except ImportError as error:
             raise InputError(
-                "data.policy and data.erasing need kornia; `pip install 'mixmo[augmentation]'` installs it."
+                "data.augmentation photo, data.policy and data.erasing need kornia; "
+                "`pip install 'mixmo[augmentation]'` installs it."
             ) from error
         policies: dict[str, Any] = {
             "none": None,
@@ -42,6 +43,26 @@ class Policy:
         make = policies[settings.policy]
         self.policy = make() if make else None
         self.erase = augmentation.RandomErasing(p=settings.erasing) if settings.erasing else None
+        self.settings, self.resized_crop, self.jitter = settings, augmentation.RandomResizedCrop, None
+        if settings.augmentation == "photo" and (most := settings.color_jitter):
+            self.jitter = augmentation.ColorJitter(most, most, most)
+
+    @staticmethod
+    def needed(settings: DataSettings) -> bool:
+        """Return whether a recipe asks for any of it."""
+        return settings.augmentation == "photo" or settings.policy != "none" or settings.erasing > 0
+
+    @torch.no_grad()
+    def crop(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return (B, C, h, w): a part of each image, of a random share of its area, scaled to the size.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            size: (h, w).
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            cropped: Tensor = self.resized_crop(size, scale=tuple(self.settings.scale))(images)
+        return cropped
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -52,6 +73,8 @@ class Policy:
         """
         channels = images.shape[1]
         with torch.autocast(images.device.type, enabled=False):  # positions do not survive bfloat16
+            if self.jitter is not None:
+                images = self.jitter(images.expand(-1, 3, -1, -1))[:, :channels]
             if self.policy is not None:
                 parts = images.expand(-1, 3, -1, -1).chunk(GROUPS)
                 images = torch.cat([self.policy(part) for part in parts])[:, :channels]

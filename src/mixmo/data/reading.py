@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import quiet, why
 from mixmo.data.sources import Source, decode, logger
 from mixmo.errors import InputError
-
-OnError = Literal["raise", "skip"]
 
 BLOCK = 1024
 """Images handed to the threads at once."""
@@ -39,24 +37,23 @@ def first_size(source: Source, channels: int) -> tuple[int, int]:
     raise _sentence(source, unreadable)
 
 
-def readable(source: Source, size: tuple[int, int] | None, channels: int, on_error: OnError) -> Source:
+def readable(source: Source, size: tuple[int, int] | None, settings: DataSettings) -> Source:
     """Decode every image once, and return the source of those that can be read.
 
     Args:
         source: The images.
         size: (H, W) of the input size; ``None`` takes each as it is.
-        channels: 3 or 1.
-        on_error: ``raise``, or ``skip`` those that cannot be read.
+        settings: ``channels``, ``interpolation``, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
 
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
     """
     logger.info("checking once that all %d images can be read", len(source))
-    return _without(source, _read(source, size, channels, lambda index, pixels: None), on_error)
+    return _without(source, _read(source, size, settings, lambda index, pixels: None), settings.on_error)
 
 
 def decode_all(
-    source: Source, size: tuple[int, int], scaled: bool, channels: int, on_error: OnError
+    source: Source, size: tuple[int, int], scaled: bool, settings: DataSettings
 ) -> tuple[np.ndarray, Source]:
     """Return all images (N, H, W, C) uint8, and the source of them.
 
@@ -64,8 +61,7 @@ def decode_all(
         source: The images.
         size: (H, W).
         scaled: Whether images of other sizes are scaled to it; otherwise they are refused.
-        channels: 3 or 1.
-        on_error: ``raise``, or ``skip`` those that cannot be read.
+        settings: ``channels``, ``interpolation``, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
 
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can, sizes differ, or all together do
@@ -73,12 +69,12 @@ def decode_all(
 
     Example:
         >>> from mixmo.data.datasets import open_source
-        >>> images, _ = decode_all(open_source("digits", "test"), (8, 8), False, 1, "raise")
+        >>> images, _ = decode_all(open_source("digits", "test"), (8, 8), False, DataSettings(channels=1))
         >>> images.shape
         (360, 8, 8, 1)
     """
     try:
-        images = np.empty((len(source), *size, channels), dtype=np.uint8)
+        images = np.empty((len(source), *size, settings.channels), dtype=np.uint8)
     except MemoryError as error:
         raise InputError(
             f"{len(source)} images of {size[0]}×{size[1]} do not fit in memory; stream them with "
@@ -93,19 +89,19 @@ def decode_all(
             )
         images[index] = pixels
 
-    unreadable = _read(source, size if scaled else None, channels, keep)
-    kept = _without(source, unreadable, on_error)
+    unreadable = _read(source, size if scaled else None, settings, keep)
+    kept = _without(source, unreadable, settings.on_error)
     return np.delete(images, sorted(unreadable), axis=0) if unreadable else images, kept
 
 
 def _read(
-    source: Source, size: tuple[int, int] | None, channels: int, keep: Callable[[int, np.ndarray], None]
+    source: Source, size: tuple[int, int] | None, settings: DataSettings, keep: Callable[[int, np.ndarray], None]
 ) -> dict[int, str]:
     """Hand each image to ``keep``; return why those that cannot be read cannot, by their positions."""
 
     def one(index: int) -> str | None:
         try:
-            pixels = decode(source, index, size, channels)
+            pixels = decode(source, index, size, settings.channels, settings.interpolation)
         except InputError as error:
             return _why(error)
         keep(index, pixels)
@@ -124,7 +120,7 @@ def _why(error: InputError) -> str:
     return why(error.__cause__ or error)
 
 
-def _without(source: Source, unreadable: dict[int, str], on_error: OnError) -> Source:
+def _without(source: Source, unreadable: dict[int, str], on_error: str) -> Source:
     if not unreadable:
         return source
     if on_error == "raise" or len(unreadable) == len(source):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import quiet
 from mixmo.data.orders import Batches, EpochOrder
 from mixmo.data.reading import decode_all, readable
@@ -71,11 +71,12 @@ class StreamedImages(Dataset[DistinctBatch]):
     Args:
         source: Where they are.
         size: (H, W) of the decoded images.
-        channels: 3 or 1.
+        settings: ``channels`` and ``interpolation``.
     """
 
-    def __init__(self, source: Source, size: tuple[int, int], channels: int) -> None:
-        self.source, self.size, self.channels = source, size, channels
+    def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings) -> None:
+        self.source, self.size = source, size
+        self.channels, self.interpolation = settings.channels, settings.interpolation
         self.labels = source.labels
 
     def __len__(self) -> int:
@@ -84,7 +85,8 @@ class StreamedImages(Dataset[DistinctBatch]):
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
         with quiet():
-            images = np.stack([decode(self.source, index, self.size, self.channels) for index in indices])
+            form = self.size, self.channels, self.interpolation
+            images = np.stack([decode(self.source, index, *form) for index in indices])
         labels = torch.from_numpy(self.source.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
 
@@ -105,13 +107,13 @@ def image_set(
     if in_memory is None:
         in_memory = len(source) * math.prod(size) * settings.channels <= IN_MEMORY_LIMIT
     if in_memory:
-        images, source = decode_all(source, size, scaled, settings.channels, settings.on_error)
+        images, source = decode_all(source, size, scaled, settings)
         return InMemoryImages(torch.from_numpy(images), torch.from_numpy(source.labels))
     if not scaled:
         raise InputError("streamed images need one size: set --data.image_size.")
     if check or settings.on_error == "skip":
-        source = readable(source, size, settings.channels, settings.on_error)
-    return StreamedImages(source, size, settings.channels)
+        source = readable(source, size, settings)
+    return StreamedImages(source, size, settings)
 
 
 def train_loader(

@@ -171,10 +171,12 @@ class ArrayImages:
         return hashed([self.pixels])
 
 
-def decode(source: Source, index: int, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def decode(
+    source: Source, index: int, size: tuple[int, int] | None, channels: int, interpolation: str = "bicubic"
+) -> np.ndarray:
     """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
 
-    An image of another size is scaled (bicubic, antialiased) until it covers that size, then cropped at its center.
+    An image of another size is scaled (antialiased) until it covers that size, then cropped at its center.
     Pillow may warn; whoever decodes many silences that with :func:`mixmo.data.decoding.quiet`.
 
     Args:
@@ -182,6 +184,7 @@ def decode(source: Source, index: int, size: tuple[int, int] | None, channels: i
         index: Which image.
         size: (H, W) of the input size; ``None`` takes the image as it is.
         channels: 3 (RGB) or 1 (grey).
+        interpolation: ``bicubic`` or ``bilinear``.
 
     Raises:
         InputError: if the image cannot be read; it is named.
@@ -193,7 +196,7 @@ def decode(source: Source, index: int, size: tuple[int, int] | None, channels: i
     """
     try:
         pixels = image_pixels(source.read(index), channels)
-        return pixels if size is None else to_size(pixels, size)
+        return pixels if size is None else to_size(pixels, size, interpolation)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
         raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
-from mixmo.config.settings import DataSettings
 from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.sets import DistinctBatch
 from mixmo.errors import InputError, one_of

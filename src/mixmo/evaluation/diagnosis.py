@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixmo.data.policies import Policy
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import Network, TrainedRun
 from mixmo.evaluation.kept import keep_json, read_json
@@ -127,7 +128,7 @@ def _activations(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_harder(run: TrainedRun) -> bool:
-    return run.settings.pixels.kind != "none" or run.settings.data.policy != "none" or run.settings.data.erasing > 0
+    return run.settings.pixels.kind != "none" or Policy.needed(run.settings.data)
 
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mixmo import __version__
 from mixmo.checkpoints import digest
+from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
-from mixmo.config.settings import DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet
@@ -105,6 +105,7 @@ class TrainedRun:
         """
         if dataset not in ("test", "validation"):
             return self.data.other(dataset)
+        self._check_drawn()
         images = self.data.test if dataset == "test" else self.data.validation
         if images is None:
             raise InputError("there is no validation set: data.validation is 0.")
@@ -114,6 +115,18 @@ class TrainedRun:
                 f"{self.settings.data.name!r} has {len(classes)} classes, but {self.run.path} was trained on {trained}."
             )
         return images, classes
+
+    def _check_drawn(self) -> None:
+        """Refuse test images drawn from a folder that has changed since: the network may have learnt from them."""
+        known = self.run.about().get("data")
+        if self.data.drawn is None or not isinstance(known, dict):
+            return
+        if known.get("fingerprint") != self.data.fingerprint("train"):
+            raise InputError(
+                f"{self.settings.data.name!r} has changed since {self.run.path} was trained: other images would be "
+                "drawn for testing, which it may have learnt from; bring it back (split.csv lists it), or give it a "
+                "test folder."
+            )
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
         """Return what results of the network on a dataset (:meth:`images`) depend on, as JSON can hold it."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixmo import __version__
-from mixmo.config.settings import DataSettings
+from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data.sets import evaluation_loader
 from mixmo.errors import InputError, MissingError

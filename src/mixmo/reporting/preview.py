@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.config.plan import Plan
-from mixmo.config.settings import DataSettings
 from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.module import DataModule
 from mixmo.data.sets import train_loader

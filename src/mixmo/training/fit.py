@@ -20,6 +20,7 @@ from mixmo.checkpoints import LAST, duplicate
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
+from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet, evaluation_loader, train_loader
 from mixmo.errors import InputError, reason
@@ -32,7 +33,7 @@ from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_resumable
 from mixmo.training.step import STATISTICS_BATCHES, Training
 
-FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+FETCHING = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Options of timm's models that read weights from elsewhere."""
 
 log = logging.getLogger("mixmo")
@@ -69,6 +70,8 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
                     "data": _about(prepared.data),
                     "settings": yaml.safe_load(plan.yaml),
                 }
+                if prepared.data.drawn is not None:
+                    run.write_split(prepared.data.split_rows())
                 run.create(plan.yaml, about)
             _train(plan, run, prepared, checkpoint, callbacks)
 
@@ -118,6 +121,11 @@ def _check_fetching(settings: Settings) -> None:
     """Refuse a backbone or an option that asks the network, or reads another file, unless that is allowed."""
     model = settings.model
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
+    if model.start == PRETRAINED and not model.download:
+        raise InputError(
+            f"model.start is {PRETRAINED}, so that timm may fetch the weights of {model.backbone!r} from the network; "
+            "allow it with --model.download true, or start from a file."
+        )
     if not model.download and (fetching := [key for key in FETCHING if model.options.get(key)]):
         raise InputError(
             f"model.options.{fetching[0]} can make timm ask the network or read another file; allow it with "

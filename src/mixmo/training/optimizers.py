@@ -21,6 +21,7 @@ def build_optimizer(
     weight_decay: float = 6e-4,
     momentum: float = 0.9,
     decay_all: bool = True,
+    layer_decay: float | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Return an optimiser by timm's name: ``sgd`` is SGD with Nesterov momentum, ``adamw`` AdamW, ….
@@ -36,6 +37,8 @@ def build_optimizer(
         weight_decay: Decay, as the optimiser defines it.
         momentum: Momentum (SGD) or what stands for it.
         decay_all: Decay one-dimensional parameters too.
+        layer_decay: d: a layer's learning rate is d^k times the peak, k layers before the head (Clark et al. 2020), by
+            timm's groups of the network's layers; ``None`` is the same rate for all.
         **options: More keywords of the optimiser.
 
     Raises:
@@ -56,10 +59,13 @@ def build_optimizer(
             weight_decay=weight_decay,
             momentum=momentum,
             filter_bias_and_bn=not decay_all,
+            layer_decay=layer_decay,
             **(fused | options),
         )
     except Exception as error:  # whatever the optimiser's own checks raise
         raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves it to its own schedulers
     return optimizer
 
 

@@ -90,8 +90,9 @@ class Training(L.LightningModule):
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
         own = self.settings.optimizer
+        net = self.net if own.layer_decay is None else self.net.backbone  # whose layers timm knows; all are in it
         return build_optimizer(
-            self.net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, **own.options
+            net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, own.layer_decay, **own.options
         )
 
     def _build_schedule(self) -> Schedule:

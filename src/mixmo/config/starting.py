@@ -1,0 +1,86 @@
+"""What follows from where a network starts: images are prepared as they were for the weights it starts from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from mixmo.files import read_yaml
+
+PRETRAINED = "pretrained"
+"""The start that is timm's own weights."""
+
+KEPT = ("channels", "mean", "std", "image_size", "crop_size", "interpolation")
+"""Settings of the data that a run hands on to those that start from it."""
+
+
+def is_run(start: str) -> bool:
+    """Return whether a start is a run's folder, rather than timm's weights or a file of weights."""
+    return start != PRETRAINED and not os.path.isfile(start)
+
+
+def followed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that follow from ``model.start`` where a recipe does not set them.
+
+    From a run follow its backbone and how it prepares images. From pretrained weights follow what timm says of the
+    backbone (``pretrained_cfg``): mean, std, interpolation and, where neither size is set, the size of the crop, c, and
+    of the image that it is cut from, floor(c / crop_pct).
+
+    Args:
+        values: Settings by their dotted names, as a recipe has them.
+
+    Example:
+        >>> found = followed({"model.start": "pretrained", "model.backbone": "resnet18"})
+        >>> found["data.mean"], found["data.crop_size"], found["data.image_size"]
+        ([0.485, 0.456, 0.406], 224, 235)
+    """
+    start = values.get("model.start")
+    if not isinstance(start, str):
+        return {}
+    found = _of_run(Path(start)) if is_run(start) else _of_weights(values)
+    return {name: value for name, value in found.items() if name not in values}
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    file = folder / "config.yaml"
+    if not os.path.isfile(file):  # whoever builds the network says so
+        return {}
+    content = read_yaml(file, "configuration")
+    model, data = (content.get(section) or {} for section in ("model", "data"))
+    found = {f"model.{key}": model[key] for key in ("backbone", "options") if key in model}
+    return found | {f"data.{key}": data[key] for key in KEPT if key in data}
+
+
+def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
+    if (known := _pretrained_cfg(str(values.get("model.backbone", "")))) is None:
+        return {}
+    channels = values.get("data.channels", 3)
+    found: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        if numbers := [float(number) for number in known.get(key) or ()]:
+            found[f"data.{key}"] = numbers if channels == len(numbers) else [sum(numbers) / len(numbers)]
+    if known.get("interpolation") in ("bicubic", "bilinear"):
+        found["data.interpolation"] = known["interpolation"]
+    if "data.image_size" not in values:
+        crop = values.get("data.crop_size") or (known.get("input_size") or (3, 224, 224))[-1]
+        size = math.floor(crop / (known.get("crop_pct") or 1))
+        found |= {"data.crop_size": crop, "data.image_size": size}
+    return found
+
+
+def _pretrained_cfg(backbone: str) -> dict[str, Any] | None:
+    """Return what timm knows of a backbone's weights without asking the network; ``None`` if that is nothing."""
+    source, _, rest = backbone.partition(":")
+    if source.lower().replace("_", "-") == "local-dir":
+        try:
+            return dict(json.loads((Path(rest) / "config.json").read_text("utf-8"))["pretrained_cfg"])
+        except (OSError, ValueError, KeyError, TypeError):  # said when the network is built
+            return None
+    known = timm.get_pretrained_cfg(backbone)
+    return None if known is None else known.to_dict()  # type: ignore[no-untyped-call]

@@ -1,0 +1,78 @@
+"""A CSV file of paths and labels, with or without a column of splits."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mixmo.data.decoding import why
+from mixmo.data.folders import FileImages
+from mixmo.data.sources import Source
+from mixmo.errors import InputError, MissingError
+from mixmo.names import printable
+
+KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"))
+"""What the columns of paths, labels and splits may be called."""
+
+LARGEST_TABLE = 2**30
+
+Table = dict[str, list[tuple[str, str]]]
+"""(path, label) by split, or under an empty name where there is no column of splits."""
+
+
+def read_table(file: Path) -> Table:
+    """Return the paths and labels of a CSV file by split.
+
+    Args:
+        file: Its first line names the columns: ``path`` (or file, filename, image), ``label`` (or class, target) and
+            perhaps ``split`` (or set). Paths are below the file's folder, unless they are absolute.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is none, lacks a column, or a row is short.
+    """
+    if not os.path.isfile(file):
+        raise MissingError(f"there is no table {printable(str(file))}.")
+    shown = printable(str(file))
+    try:
+        if file.stat().st_size > LARGEST_TABLE:
+            raise InputError(f"{shown} is larger than the {LARGEST_TABLE >> 30} GiB that a table may have.")
+        with file.open(newline="", encoding="utf-8-sig") as content:
+            return _rows(csv.DictReader(content, strict=True), shown)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{shown} cannot be read as comma-separated values in UTF-8: {why(error)}.") from error
+
+
+def _rows(reader: csv.DictReader[str], shown: str) -> Table:
+    names = {name.strip().lower(): name for name in reader.fieldnames or ()}
+    path, label, split = (next((names[name] for name in known if name in names), None) for known in KNOWN)
+    if path is None or label is None:
+        raise InputError(
+            f"{shown} has the columns {', '.join(map(printable, names)) or 'none'}; it needs path and label, and may "
+            "have split."
+        )
+    rows: Table = {}
+    for row in reader:
+        if None in row or None in row.values():
+            raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
+        if missing := [name for name in (path, label, split) if name is not None and not row[name].strip()]:
+            raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
+        part = row[split].strip().lower() if split else ""
+        rows.setdefault(part, []).append((row[path].strip(), row[label].strip()))
+    return rows
+
+
+def open_rows(file: Path, rows: list[tuple[str, str]]) -> Source:
+    """Return the images of some rows of a table; classes are its labels, sorted.
+
+    Args:
+        file: The table, for its folder.
+        rows: Paths and labels.
+    """
+    classes = sorted({label for _, label in rows})
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
+    return Source(labels, classes, FileImages(str(file.parent), [path for path, _ in rows]))

@@ -1,0 +1,209 @@
+"""Images as people have them: folders with and without splits, zip files and tables."""
+
+import csv
+import pickle
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import data_of, tree
+from PIL import Image
+
+from mixmo.cli.main import main
+from mixmo.config.data_settings import DataSettings
+from mixmo.data.datasets import open_source, splits_of
+from mixmo.data.module import DataModule
+from mixmo.data.sources import decode
+from mixmo.errors import InputError
+from mixmo.runs import Run
+
+CLASSES = {"cat": 10, "dog": 5, "emu": 3}
+
+
+def settings(name, **changes):
+    given = {"name": name, "batch_size": 4, "validation": 0.0, "padding": 0, "channels": 1}
+    return DataSettings(**given | changes)
+
+
+def names(source):
+    return [source.name(index) for index in range(len(source))]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Class folders without any split."""
+    tree(tmp_path / "photos", *(f"{name}/{i}.png" for name, count in CLASSES.items() for i in range(count)))
+    return tmp_path / "photos"
+
+
+def zipped(folder, archive, top=""):
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, f"{top}{path.relative_to(folder)}")
+    return archive
+
+
+def tabled(folder, file, split=None):
+    with file.open("w", newline="") as content:
+        writer = csv.writer(content)
+        writer.writerow(["path", "label"] + (["split"] if split else []))
+        for path in sorted(folder.rglob("*.png")):
+            row = [path.relative_to(file.parent), path.parent.name]
+            writer.writerow(row + ([split(path)] if split else []))
+    return file
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with a top folder", "csv"])
+def test_classes_without_splits_are_drawn_class_by_class(photos, tmp_path, form):
+    """One image in five to test, at least one, and never all; the same for every seed."""
+    if form == "csv":
+        name = f"csv:{tabled(photos, tmp_path / 'photos.csv')}"
+    elif form == "folder":
+        name = f"folder:{photos}"
+    else:
+        name = f"folder:{zipped(photos, tmp_path / 'photos.zip', 'holiday/' if 'top' in form else '')}"
+    assert splits_of(name) == set()
+    data = data_of(settings(name))
+    assert data.classes == ["cat", "dog", "emu"]
+    assert Counter(data.test.labels.tolist()) == {0: 2, 1: 1, 2: 1}
+    assert Counter(data.train.labels.tolist()) == {0: 8, 1: 4, 2: 2}
+    rows = list(data.split_rows())
+    assert len({path for path, *_ in rows}) == len(rows) == 18
+    for seed in (0, 7):
+        again = DataModule(settings(name, validation=0.25), seed)
+        tested = [path for path, _, split in again.split_rows() if split == "test"]
+        assert tested == [path for path, _, split in rows if split == "test"]
+        assert Counter(split for *_, split in again.split_rows()) == {"train": 10, "validation": 4, "test": 4}
+    other = DataModule(settings(name, split_seed=3), 0)
+    assert [path for path, _, split in other.split_rows() if split == "test"] != tested
+    assert len(data.other(name)[0]) == 18  # as an out-of-distribution dataset all of it
+
+
+def test_shares_of_the_draw(photos):
+    counts = {}
+    for share in (0.01, 0.5, 0.99):
+        counts[share] = Counter(data_of(settings(f"folder:{photos}", test=share, batch_size=2)).test.labels.tolist())
+    assert counts == {0.01: {0: 1, 1: 1, 2: 1}, 0.5: {0: 5, 1: 2, 2: 2}, 0.99: {0: 9, 1: 4, 2: 2}}
+    with pytest.raises(InputError, match=r"data\.test is 1\.0"):
+        settings("digits", test=1.0)
+    tree(photos, "fox/0.png")
+    with pytest.raises(InputError, match="class fox has one image; to train and to test it takes two"):
+        data_of(settings(f"folder:{photos}"))
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+@pytest.mark.parametrize("form", ["folder", "zip", "csv"])
+def test_a_validation_set_of_its_own(tmp_path, form, validation):
+    folder = tmp_path / "photos"
+    parts = {"train": 6, "test": 2, validation: 3}
+    tree(folder, *(f"{part}/{c}/{i}.png" for part, n in parts.items() for c in ("a", "b") for i in range(n)))
+    name = {
+        "folder": lambda: f"folder:{folder}",
+        "zip": lambda: f"folder:{zipped(folder, tmp_path / 'photos.zip')}",
+        "csv": lambda: f"csv:{tabled(folder, tmp_path / 'photos.csv', lambda path: path.parts[-3])}",
+    }[form]()
+    assert splits_of(name) == {"train", "validation", "test"}
+    data = data_of(settings(name, validation=0.1))
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 4) and data.drawn is None
+    assert all(f"{validation}/" in each for each in names(data._parts.validation))
+    assert data_of(settings(name, validation=0.0)).validation is None
+
+
+def test_a_single_other_split_is_the_test_set(tmp_path):
+    tree(tmp_path, *(f"{part}/{c}/{i}.png" for part in ("train", "valid") for c in ("a", "b") for i in range(4)))
+    assert splits_of(f"folder:{tmp_path}") == {"train", "test"}
+    data = data_of(settings(f"folder:{tmp_path}"))
+    assert len(data.test) == 8 and all("valid" in each for each in names(data._test_source))
+
+
+def test_zip_files_are_read_by_processes(photos, tmp_path):
+    """The open file is not pickled with the images."""
+    source = open_source(f"folder:{zipped(photos, tmp_path / 'photos.zip')}", "all")
+    assert source.read(0).startswith(b"\x89PNG")
+    again = pickle.loads(pickle.dumps(source))
+    assert [again.read(i) for i in range(len(again))] == [source.read(i) for i in range(len(source))]
+    assert again.fingerprint() == source.fingerprint()
+
+
+def test_odd_names_in_zip_files(photos, tmp_path):
+    archive = zipped(photos, tmp_path / "photos.zip")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("__MACOSX/cat/._0.png", b"x")
+        file.writestr("../../cat/up.png", (photos / "cat/0.png").read_bytes())
+        file.writestr("notes.txt", "no image")
+        file.writestr("dog/without_ending", (photos / "cat/0.png").read_bytes())
+    source = open_source(f"folder:{archive}", "all")
+    assert source.classes == ["cat", "dog", "emu"] and len(source) == 20
+    assert any(each.endswith("without_ending") for each in names(source))
+
+
+def test_a_run_writes_its_split_down_and_notices_a_change(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [f"--data.name=folder:{photos}", "--data.batch_size=4", "--data.image_size=8", "--trainer.max_epochs=1"]
+    assert main(["fit", "digits-cut", *words, "--data.validation=0.25", "--run=run"]) == 0
+    with (tmp_path / "run/split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["split"] for row in rows) == {"train": 10, "validation": 4, "test": 4}
+    assert all(row["path"].startswith(str(photos)) and row["label"] in row["path"] for row in rows)
+    assert main(["test", "run"]) == 0
+    assert Run("run").read_json("test.json")["about"]["images"] == 4
+    tree(photos, "cat/new.png")
+    capsys.readouterr()
+    assert main(["test", "run"]) == 2
+    assert "has changed since run was trained: other images would be drawn" in capsys.readouterr().err
+
+
+TABLES = {
+    "": "has the columns none; it needs path and label",
+    "name,label\na.png,x\n": "has the columns name, label; it needs path and label",
+    "path,label\na.png\n": "line 2, has other columns than the first line",
+    "path,label\na.png,x,y\n": "line 2, has other columns than the first line",
+    "path,label\na.png,\n": "line 2, has no label",
+    "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
+    "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; they are train, test and val",
+    "path,label\na.png,x\n": "has one class only (x)",
+    'path,label\n"a.png,x\n': "cannot be read as comma-separated values",
+    "path,label,split\na.png,x,test\nb.png,y,test\n": "has no images for train: nothing in it is named train",
+}
+
+
+@pytest.mark.parametrize("content", TABLES)
+def test_tables_that_are_none_are_one_sentence(tmp_path, content):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises((InputError, FileNotFoundError)) as error:
+        data_of(settings(f"csv:{tmp_path}/t.csv"))
+    assert TABLES[content] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
+    """With a mark of UTF-8, other names of columns, capitals and spaces; missing images are named."""
+    tree(tmp_path, "a.png", "b.png")
+    (tmp_path / "t.csv").write_text("Filename, Class\r\na.png,x\r\n b.png ,y\r\n", encoding="utf-8-sig")
+    source = open_source(f"csv:{tmp_path}/t.csv", "all")
+    assert source.classes == ["x", "y"] and isinstance(source.read(1), bytes)
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n")
+    with pytest.raises(InputError, match=r"image .*c\.png cannot be read: No such file"):
+        decode(open_source(f"csv:{tmp_path}/t.csv", "all"), 2, None, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04damaged", b"no zip at all"])
+def test_damaged_zip_files_are_one_sentence(tmp_path, content):
+    (tmp_path / "photos.zip").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as a zip file"):
+        data_of(settings(f"folder:{tmp_path}/photos.zip"))
+
+
+def test_an_image_that_grows_beyond_its_size_is_not_read(photos, tmp_path, monkeypatch):
+    source = open_source(f"folder:{zipped(photos, tmp_path / 'photos.zip')}", "all")
+    monkeypatch.setattr("mixmo.data.zips.MAX_BYTES", 10)
+    with pytest.raises(InputError, match="more than the"):
+        source.read(0)
+
+
+def test_folders_without_images_say_what_is_needed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
+        data_of(settings(f"folder:{tmp_path}"))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "loose.png")
+    with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
+        data_of(settings(f"folder:{tmp_path}"))
