@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
     from mixmo.fusing import fuse
-    from mixmo.runs import load
+    from mixmo.loading import load
 else:  # hidden from type checkers, for which every attribute would exist
     _HOMES = {
         "evaluate": "mixmo.evaluation.evaluate",
         "fuse": "mixmo.fusing",
-        "load": "mixmo.runs",
+        "load": "mixmo.loading",
         "load_reference_checkpoint": "mixmo.deploy.reference",
     }
 

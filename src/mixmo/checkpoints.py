@@ -23,7 +23,7 @@ SEAL = len(MARK) + 64
 """Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "lr_schedulers",
-        "num_classes")  # fmt: skip
+        "num_classes", "inference")  # fmt: skip
 """What is taken of a checkpoint."""
 
 STATE = "Checkpoints"

@@ -36,7 +36,6 @@ from mixmo.config.recipes import merge
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
-from mixmo.network import MixMo
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
@@ -290,69 +289,6 @@ class Run:
         raise InputError(f"{self.metrics_file} is damaged: each row has an epoch and numbers; move it away.")
 
 
-def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> MixMo:
-    """Return a trained network, ready for inference, from a run's folder.
-
-    Args:
-        run: The run's folder.
-        checkpoint: ``last``, or ``best`` on the validation set.
-        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be fetched from there.
-
-    Returns:
-        The network on the CPU, in evaluation mode; with averaged weights (EMA), their network.
-
-    Raises:
-        MissingError: if there is no such run or checkpoint.
-        InputError: if the checkpoint is damaged or of another network, or it takes a download.
-
-    Example:
-        >>> net = load("runs/quickstart")  # doctest: +SKIP
-    """
-    return load_checkpoint(Run(run), checkpoint, download)[0]
-
-
-def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> tuple[MixMo, int]:
-    """Return a run's network in evaluation mode, and the number of epochs it was trained for."""
-    file = run.checkpoint_file(which)
-    content, settings = read_sealed(file), run.settings()
-    model = settings.model
-    check_download(
-        model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
-    )
-    try:
-        with torch.random.fork_rng():
-            net = MixMo(
-                model.backbone,
-                model.num_members,
-                num_classes=content["num_classes"],
-                in_chans=settings.data.channels,
-                mix_at=model.mix_at,
-                **(model.options | {"pretrained": False, "checkpoint_path": ""}),
-            )
-        net.load_state_dict(weights_of(content))
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        why = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{file} does not hold the network of {run.config_file}: {why}") from error
-    return net.eval(), int(content["epoch"]) + 1
-
-
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the weights to evaluate: the moving average where there is one, else the trained network's."""
-    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
-    prefix = "average." if any(name.startswith("average.") for name in state) else "net."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
-    """Refuse a backbone that would be fetched from the network unasked.
-
-    Raises:
-        InputError: naming it and where it stands.
-    """
-    if ({":", "/"} & set(backbone)) and not backbone.lower().startswith(("local-dir:", "local_dir:")) and not allowed:
-        raise InputError(f"backbone {backbone!r} of {where} has to be fetched from the network; {hint}.")
-
-
 def _left_by_a_start(path: Path) -> bool:
     """Return whether a file or folder is one that a run's start makes before its configuration."""
     if path.name == "checkpoints" and path.is_dir():
@@ -370,25 +306,28 @@ def _with_null(content: Any) -> Any:
 
 def environment() -> dict[str, Any]:
     """Return versions, hardware, the time and the command, for whoever wants to repeat the run."""
-    packages = ("mixmo", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in packages},
+        "packages": versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on; ``None`` for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("mixmo", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _processor() -> str:

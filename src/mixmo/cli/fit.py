@@ -8,7 +8,9 @@ from mixmo.config.imports import PERMISSION
 from mixmo.config.plan import make_plan, pairs, print_help
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
-from mixmo.runs import Run
+from mixmo.evaluation.calibration import calibrate
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.runs import CHECKPOINTS, Run
 from mixmo.training.fit import fit
 
 
@@ -39,4 +41,6 @@ def run(words: list[str]) -> None:
         fit(plan, run, resume)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
+    for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():
+        calibrate(TrainedRun(run, checkpoint))  # so that whoever predicts needs no dataset
     print(f"{run.path} is trained; `mixmo test {run.path}` evaluates it.")

@@ -14,8 +14,9 @@ from mixmo.config.settings import Settings
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
+from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
-from mixmo.runs import Run, load_checkpoint
+from mixmo.runs import Run
 
 BATCH = 64
 """Images in the batch whose latency is measured."""
@@ -78,7 +79,7 @@ def network_size(run: TrainedRun) -> dict[str, float]:
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
     """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
-    net, _ = load_checkpoint(run.run, run.checkpoint, run.download)
+    net = load_checkpoint(run.run, run.checkpoint, run.download).net
     return net, torch.randn(BATCH, net.in_chans, *_input_size(run))
 
 

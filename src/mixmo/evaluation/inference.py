@@ -19,8 +19,9 @@ from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet
 from mixmo.errors import InputError
+from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
-from mixmo.runs import Run, load_checkpoint
+from mixmo.runs import Run
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Network:
         augment: Its center crop and normalisation.
         device: Where to run it.
         epochs: Epochs it was trained for.
+        classes: The K class names.
+        size: (H, W) that images are brought to; ``None`` where a checkpoint of an earlier version does not say it.
     """
 
     net: MixMo
@@ -40,6 +43,8 @@ class Network:
     augment: Augmentation
     device: torch.device
     epochs: int
+    classes: list[str]
+    size: tuple[int, int] | None
 
 
 class TrainedRun:
@@ -81,9 +86,10 @@ class TrainedRun:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        net, epochs = load_checkpoint(self.run, self.checkpoint, self.download)
-        net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Network(net, self.settings.data, Augmentation(self.settings.data), self.device, epochs)
+        loaded = load_checkpoint(self.run, self.checkpoint, self.download)
+        net = loaded.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        augment = Augmentation(self.settings.data)
+        return Network(net, self.settings.data, augment, self.device, loaded.epochs, loaded.classes, loaded.size)
 
     @property
     def data_settings(self) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.errors import InputError, one_of
+from mixmo.evaluation.calibration import Calibration, calibrate
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, joined, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
-from mixmo.metrics import OutOfDistribution, fit_temperature
+from mixmo.metrics import OutOfDistribution, PredictionSets
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import DETECTION, SCORES
 from mixmo.runs import CHECKPOINTS, Run
@@ -69,6 +70,10 @@ class EvaluationOptions:
         one_of(self.checkpoint, CHECKPOINTS, "checkpoint")
 
 
+COVERAGES = (90, 95)
+"""Per cent of the images whose true class conformal sets are to hold."""
+
+
 @dataclass(frozen=True)
 class OODResult:
     """How well the test images are told from those of an out-of-distribution dataset.
@@ -89,8 +94,9 @@ class EvaluationResult:
     Attributes:
         predictions: On the test set.
         metrics: Of the ensemble and of each member.
-        scaled: ``temperature``, fitted on the validation set, and ``nll_scaled`` and ``ece_scaled``, of the logit
-            average on the test set after it; empty without a validation set, and for several runs.
+        scaled: ``temperature``, fitted on the validation set, and of the logit average on the test set after it
+            ``nll_scaled``, ``ece_scaled``, and coverage and size of conformal sets; empty without a validation set, and
+            for several runs.
         ood: By the name of the out-of-distribution dataset.
         corruptions: On corrupted test images; ``None`` where that was not asked for.
         diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
@@ -147,8 +153,8 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
     test = predictions("test")
     others = {dataset: predictions(dataset) for dataset in options.ood}
     metrics = measure(test.logits, test.targets)
-    validated = len(runs) == 1 and runs[0].settings.data.validation
-    scaled = scaled_metrics(test, predictions("validation")) if validated else {}
+    calibration = calibrate(runs[0], options.precision, options.refresh) if len(runs) == 1 else None
+    scaled = scaled_metrics(test, calibration) if calibration else {}
     ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
     corruptions = None
     if options.corruptions is not None:
@@ -233,11 +239,16 @@ def write_results(
     return run.write_json("test.json", content)
 
 
-def scaled_metrics(test: Predictions, validation: Predictions) -> dict[str, float]:
-    """Return metrics of the logit average on the test set, scaled by the temperature fitted on the validation set."""
-    temperature = fit_temperature(mean_logits(validation.logits), validation.targets)
-    found = basic_metrics(mean_logits(test.logits) / temperature, test.targets)
-    return {"temperature": temperature, "nll_scaled": found["nll"], "ece_scaled": found["ece"]}
+def scaled_metrics(test: Predictions, calibration: Calibration) -> dict[str, float]:
+    """Return metrics of the logit average on the test set, by the temperature and the sets of the validation set."""
+    average = mean_logits(test.logits)
+    basic = basic_metrics(average / calibration.temperature, test.targets)
+    found = {"temperature": calibration.temperature, "nll_scaled": basic["nll"], "ece_scaled": basic["ece"]}
+    for percent in COVERAGES:
+        sets = PredictionSets(calibration.set_threshold(percent / 100))
+        sets.update(calibration.probabilities(average), test.targets)
+        found |= {f"{key}_{percent}": value.item() for key, value in sets.compute().items()}
+    return found
 
 
 def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ float64 scalars by the names of ``test.json``. A metric that is not defined (a r
 """
 
 from mixmo.metrics.calibration import Calibration
+from mixmo.metrics.conformal import PredictionSets
 from mixmo.metrics.diversity import Diversity
 from mixmo.metrics.ood import OutOfDistribution
 from mixmo.metrics.scores import EnsembleGain, Scores
@@ -16,6 +17,7 @@ __all__ = [
     "Diversity",
     "EnsembleGain",
     "OutOfDistribution",
+    "PredictionSets",
     "Scores",
     "SelectivePrediction",
     "fit_temperature",

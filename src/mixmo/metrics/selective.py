@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchmetrics import Metric
 
+from mixmo.errors import InputError
 from mixmo.metrics.checks import check_probabilities, check_targets, gathered
 
 COVERAGES = (95, 99)
+
+TRIES = 20
+"""Thresholds of confidence that are tried."""
 
 
 class SelectivePrediction(Metric):
@@ -86,3 +92,45 @@ def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:
     shared = torch.zeros(len(sizes), dtype=torch.float64, device=wrong.device).scatter_add_(0, group, wrong) / sizes
     errors: Tensor = shared[group].cumsum(0)
     return errors
+
+
+def confidence_threshold(confidence: Tensor, correct: Tensor, risk: float, doubt: float = 0.1) -> float:
+    """Return the least confidence at which at most a share ``risk`` of the answers is wrong, with a guarantee.
+
+    After Geifman & El-Yaniv (2017): twenty thresholds, which keep 5, 10, …, 100 % of the N images, each have an exact
+    binomial bound (Clopper & Pearson) of the share of wrong answers, at ``doubt`` / 20; of those whose bound is at most
+    ``risk`` the lowest is taken. With probability 1 - ``doubt`` over draws of the N images, the share among new ones of
+    the same kind stays below ``risk``.
+
+    Args:
+        confidence: (N,) of the predictions on validation images.
+        correct: (N,) whether they are right.
+        risk: Share of wrong answers, between 0 and 1.
+        doubt: Probability that the guarantee does not hold.
+
+    Returns:
+        The threshold; infinity, at which nothing is answered, if no threshold is sure enough.
+
+    Raises:
+        InputError: if the risk is no such share, or there are no images.
+
+    Example:
+        >>> confidence, correct = torch.linspace(0.5, 1, 1000), torch.arange(1000) >= 200
+        >>> 0.55 < confidence_threshold(confidence, correct, 0.05) < 0.65
+        True
+        >>> confidence_threshold(confidence[:5], correct[-5:], 0.05)
+        inf
+    """
+    if not 0 < risk < 1:
+        raise InputError(f"risk is {risk}; it is a share between 0 and 1.")
+    if not len(confidence):
+        raise InputError("there are no validation images to choose a threshold of confidence by.")
+    order = confidence.double().argsort(descending=True, stable=True)
+    ordered, wrong = confidence[order].double(), (~correct[order].bool()).cumsum(0)
+    for step in range(TRIES, 0, -1):
+        threshold = float(ordered[math.ceil(len(ordered) * step / TRIES) - 1])
+        kept = int((ordered >= threshold).sum())  # equal confidences are kept or left together
+        errors = int(wrong[kept - 1])
+        if errors < kept and float(beta.ppf(1 - doubt / TRIES, errors + 1, kept - errors)) <= risk:
+            return threshold
+    return math.inf

@@ -175,6 +175,18 @@ METRICS = {
     ),
     "nll_scaled": Metric("NLL after temperature scaling", "NLL at the temperature of the validation set.", False),
     "ece_scaled": _share("ECE after temperature scaling", "ECE at the temperature of the validation set.", False),
+    **{
+        f"set_coverage_{percent}": _share(
+            f"Coverage of {percent} % sets", f"Share of conformal sets for {percent} % that hold the true class.", None
+        )
+        for percent in (90, 95)
+    },
+    **{
+        f"set_size_{percent}": Metric(
+            f"Size of {percent} % sets", f"Mean number of classes in conformal sets for {percent} %.", False, "", 1, 2
+        )
+        for percent in (90, 95)
+    },
     "q_statistic": Metric("Q statistic", "Yule's Q of two members being right; 0 if independent, 1 if alike.", False),
     "correlation": Metric("Error correlation", "Correlation of two members being right.", False),
     "double_fault": _share("Double fault", "Share of images that two members both get wrong.", False),
@@ -220,7 +232,10 @@ DIVERSITY = (
 DIAGNOSIS = ("selectivity", "separate_units", "train_accuracy")
 """Those that tell why."""
 
-SCALED = ("temperature", "nll_scaled", "ece_scaled", "nll_two_fold", "ece_two_fold")
+SCALED = (
+    "temperature", "nll_scaled", "ece_scaled", "set_coverage_90", "set_size_90", "set_coverage_95", "set_size_95",
+    "nll_two_fold", "ece_two_fold",
+)  # fmt: skip
 """Those after temperature scaling."""
 
 CORRUPTED = ("corruption/accuracy", "corruption/nll", "corruption/ece")

@@ -24,8 +24,9 @@ from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet, evaluation_loader, train_loader
 from mixmo.errors import InputError, reason
+from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
-from mixmo.runs import Run, check_download
+from mixmo.runs import Run, versions
 from mixmo.training.build import build_maker, build_network
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
@@ -111,7 +112,9 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
             images, settings.data, settings.seed, device, epoch, stream="statistics", batches=STATISTICS_BATCHES
         )
 
-    training = Training(net, build_maker(settings, net, data), settings, len(images), sample_batches)
+    inference = {"classes": data.classes, "size": list(data.size), "versions": versions()}
+    maker = build_maker(settings, net, data)
+    training = Training(net, maker, settings, len(images), sample_batches, inference=inference)
     _try_optimizer(settings)
     _tell_of_short_runs(plan, training)
     return Prepared(data, images, training, device, _loggers(settings, run))

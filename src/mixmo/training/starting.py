@@ -16,8 +16,9 @@ from mixmo.config.starting import PRETRAINED, is_run
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_checkpoint
 from mixmo.fusing import fuse
+from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo, create_backbone
-from mixmo.runs import Run, load_checkpoint
+from mixmo.runs import Run
 
 log = logging.getLogger("mixmo")
 
@@ -63,7 +64,7 @@ def _plain(settings: Settings, start: str) -> Any:
     if is_run(start):
         run = Run(Path(start))
         _check_run(settings, start, run.settings())
-        return fuse(load_checkpoint(run, download=own.download)[0])
+        return fuse(load_checkpoint(run, download=own.download).net)
     weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
     names = backbone.pretrained_cfg["classifier"]

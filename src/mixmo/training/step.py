@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ class Training(L.LightningModule):
         sample_batches: Returns batches of an epoch's training images, from which the batch-norm statistics of averaged
             weights are estimated.
         log_every: Steps between two looks at the loss; in between the host never waits for the device.
+        inference: What inference needs beside weights and settings, for the checkpoints: plain values.
 
     Attributes:
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
@@ -61,11 +62,13 @@ class Training(L.LightningModule):
         num_images: int,
         sample_batches: Callable[[int], Iterable[DistinctBatch]],
         log_every: int = 50,
+        inference: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
         self.sample_batches, self._estimated_at = sample_batches, -1
+        self.inference = dict(inference or {})
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.objective = find_objective(
@@ -278,6 +281,7 @@ class Training(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what inference needs beside the weights."""
         checkpoint["num_classes"] = self.net.num_classes
+        checkpoint["inference"] = self.inference
 
 
 class _OnMixtures(nn.Module):

@@ -1,0 +1,108 @@
+"""What a run's validation images say of its confidence: a temperature, conformal sets, and whom not to answer.
+
+It is kept in the run's folder, so that whoever uses the network needs neither the validation images nor the dataset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.kept import keep_tensors, read_tensors
+from mixmo.evaluation.predictions import predict
+from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.conformal import conformity, set_threshold
+from mixmo.metrics.selective import confidence_threshold
+from mixmo.metrics.temperature import fit_temperature
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What follows from predictions on validation images; never from the test set.
+
+    Attributes:
+        temperature: T, by which the average of logits is divided.
+        confidence: (N,) largest probabilities after it.
+        correct: (N,) whether those classes were right.
+        likely: (N,) probabilities of the true classes.
+
+    Example:
+        >>> import torch
+        >>> found = calibration_of(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+        >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_threshold(0.5) > 0.7
+        (3.64, 0.75, True)
+    """
+
+    temperature: float
+    confidence: Tensor
+    correct: Tensor
+    likely: Tensor
+
+    def set_threshold(self, coverage: float) -> float:
+        """Return the least probability of a class in a set (:func:`mixmo.metrics.conformal.set_threshold`)."""
+        return set_threshold(self.likely, coverage)
+
+    def confidence_threshold(self, risk: float) -> float:
+        """Return the least confidence to answer at (:func:`mixmo.metrics.selective.confidence_threshold`)."""
+        return confidence_threshold(self.confidence, self.correct, risk)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the calibrated probabilities (N, K) of averaged logits (N, K), in float64."""
+        return (logits.double() / self.temperature).softmax(1)
+
+
+def calibration_of(logits: Tensor, targets: Tensor) -> Calibration:
+    """Return the calibration that validation images give.
+
+    Args:
+        logits: (N, K), averaged over the members.
+        targets: (N,) class numbers.
+
+    Raises:
+        InputError: if there are none, or they do not fit.
+    """
+    temperature = fit_temperature(logits, targets)
+    probabilities = (logits.double() / temperature).softmax(1)
+    confidence, predicted = probabilities.max(1)
+    return Calibration(temperature, confidence, predicted == targets, conformity(probabilities, targets))
+
+
+def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False) -> Calibration | None:
+    """Return the calibration of a run's checkpoint, and keep it in the folder; ``None`` without a validation set.
+
+    Args:
+        run: The run; its validation images are needed, unless their predictions are kept already.
+        precision: Of the predictions.
+        refresh: Predict again, whatever is kept.
+
+    Raises:
+        MissingError: if the checkpoint or the dataset is missing.
+        InputError: if one of them is damaged.
+    """
+    if not run.settings.data.validation:
+        return None
+    found = predict(run, "validation", precision, refresh)
+    calibration = calibration_of(mean_logits(found.logits), found.targets)
+    tensors = {"confidence": calibration.confidence, "correct": calibration.correct, "likely": calibration.likely}
+    note = {"checkpoint": run.digest, "temperature": calibration.temperature}
+    keep_tensors(_file(run), tensors, note)
+    return calibration
+
+
+def kept_calibration(run: TrainedRun) -> Calibration | None:
+    """Return the calibration kept in a run's folder; ``None`` if there is none, or it is of another checkpoint.
+
+    Args:
+        run: The run; its dataset may be gone.
+    """
+    if (known := read_tensors(_file(run))) is None or known[1].get("checkpoint") != run.digest:
+        return None
+    tensors, note = known
+    return Calibration(float(note["temperature"]), *(tensors[key] for key in ("confidence", "correct", "likely")))
+
+
+def _file(run: TrainedRun) -> Path:
+    return run.run.path / f"calibration-{run.checkpoint}.safetensors"
