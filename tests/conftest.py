@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import nn
 
+from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import BatchMaker
@@ -157,6 +158,26 @@ def trained(tmp_path_factory):
         fit(make_plan(load_recipe("digits-cut"), [*words, f"--model.num_members={members}"]), run)
         runs.append(run)
     return folder, *runs
+
+
+@pytest.fixture(scope="session")
+def gone(tmp_path_factory):
+    """A run of photos of 10×10 in three classes, with a validation set, whose photos are deleted."""
+    folder = tmp_path_factory.mktemp("gone")
+    write_images(folder / "photos", count=20, size=10)
+    words = [f"--data.name=folder:{folder}/photos", "--data.channels=3", "--data.crop_size=12", "--data.padding=0"]
+    words += ["--data.batch_size=8", "--data.validation=0.4", "--trainer.max_epochs=2", f"--run={folder}/run"]
+    assert main(["fit", "digits-cut", *words]) == 0
+    shutil.rmtree(folder / "photos")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def new_images(tmp_path_factory):
+    """Twelve images of 14×14 to predict."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, classes=("new",), count=12, size=14, seed=5)
+    return folder / "new"
 
 
 PROBE = """<!doctype html>

@@ -16,6 +16,7 @@ __all__ = [
     "Mix",
     "MixMo",
     "Mixer",
+    "Predictor",
     "evaluate",
     "fuse",
     "load",
@@ -28,12 +29,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mixmo.deploy.predictor import Predictor
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
     from mixmo.fusing import fuse
     from mixmo.loading import load
 else:  # hidden from type checkers, for which every attribute would exist
     _HOMES = {
+        "Predictor": "mixmo.deploy.predictor",
         "evaluate": "mixmo.evaluation.evaluate",
         "fuse": "mixmo.fusing",
         "load": "mixmo.loading",

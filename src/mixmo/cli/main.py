@@ -26,6 +26,8 @@ usage: mixmo COMMAND …
   test RUN… [--ood DATASET …] [--corruptions]           metrics on the test set, of several runs as one ensemble
   test --predictions FILE.npz                           the same metrics for another program's predictions
   compare RUN RUN+RUN FILE.npz… [--out FOLDER]          side by side, with intervals; folders of seeds too
+  predict RUN IMAGES…|FOLDER|- [--out FILE]             classes, confidence and uncertainty of new images
+  export RUN --format timm|onnx|torch-export|…          a file or folder that other programs open
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
@@ -34,7 +36,7 @@ usage: mixmo COMMAND …
 `mixmo COMMAND --help` says more."""
 
 
-COMMANDS = ("fit", "test", "compare", "recipes", "preview", "benchmark")
+COMMANDS = ("fit", "test", "compare", "predict", "export", "recipes", "preview", "benchmark")
 
 SHOWN = "mixmo.cli"
 """The name of the log's handlers."""
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; ``None`` takes it from ``sys``.
 
     Returns:
-        0; 2 for bad input; 130 where it was stopped; 1 for a defect, whose traceback is kept in a file.
+        0; 1 where some images could not be read, or for a defect, whose traceback is kept in a file; 2 for bad input;
+        130 where it was stopped.
 
     Example:
         >>> main(["recipes"])  # doctest: +SKIP
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with notices():
         try:
             command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
-            command.run(words[1:])
+            return command.run(words[1:]) or 0
         except InputError as error:
             return _say(sentence(error), 2)
         except (StoppedError, KeyboardInterrupt) as error:
@@ -76,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
         except Exception as error:
             return _say(f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_kept()}.", 1)
-    return 0
 
 
 def _say(text: str, code: int) -> int:

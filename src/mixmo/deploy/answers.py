@@ -1,0 +1,115 @@
+"""What a network answers about images: classes, calibrated confidence, uncertainty, conformal sets, whom to ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixmo.evaluation.calibration import Calibration
+from mixmo.metrics.conformal import prediction_sets
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers about N images, K classes, by M members.
+
+    Attributes:
+        names: What the images are called, or their numbers.
+        classes: The K class names.
+        probabilities: (N, K), of the average of the members' logits; calibrated where there is a calibration.
+        confidence: (N,) the largest of them.
+        labels: (N,) its class number.
+        total: (N,) entropy of the members' mean probabilities, in nats: all uncertainty.
+        aleatoric: (N,) mean entropy of the members: what they agree on, ambiguous images.
+        epistemic: (N,) the rest, the mutual information: what they disagree on, unfamiliar images.
+        agreement: (N,) share of the members whose own likeliest class is the answer.
+        sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
+        ask: (N,) whether the confidence is below the threshold for the risk; ``None`` without a calibration.
+    """
+
+    names: Sequence[str]
+    classes: Sequence[str]
+    probabilities: Tensor
+    confidence: Tensor
+    labels: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    agreement: Tensor
+    sets: Tensor | None
+    ask: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for each image, as ``mixmo predict`` writes it."""
+        top, order = self.probabilities.topk(min(TOP, len(self.classes)), 1)
+        for index, name in enumerate(self.names):
+            row: dict[str, Any] = {
+                "file": name,
+                "class": self.classes[int(self.labels[index])],
+                "confidence": round(self.confidence[index].item(), 6),
+                "top5": {
+                    self.classes[int(k)]: round(p.item(), 6) for k, p in zip(order[index], top[index], strict=True)
+                },
+            }
+            for key in ("total", "aleatoric", "epistemic", "agreement"):
+                row[key] = round(getattr(self, key)[index].item(), 6)
+            row["set"] = None if self.sets is None else [self.classes[int(k)] for k in self.sets[index].nonzero()[:, 0]]
+            row["ask"] = None if self.ask is None else bool(self.ask[index])
+            yield row
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Makes answers of logits.
+
+    Args:
+        classes: The K class names.
+        calibration: From validation images; ``None`` without them.
+        coverage: Share of the images whose true class the sets are to hold.
+        risk: Share of the answers without "ask" that may be wrong.
+
+    Raises:
+        InputError: if one of them is no share.
+
+    Example:
+        >>> answers = Judge(["cat", "dog"], None)(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"])
+        >>> row = next(answers.rows())
+        >>> row["class"], row["confidence"], row["agreement"], row["set"]
+        ('cat', 0.622459, 0.5, None)
+    """
+
+    classes: Sequence[str]
+    calibration: Calibration | None
+    coverage: float = 0.95
+    risk: float = 0.05
+
+    def __call__(self, logits: Tensor, names: Sequence[str]) -> Answers:
+        """Return the answers to logits (N, M, K) about images of these names."""
+        members = logits.double().log_softmax(2)
+        mean = members.exp().mean(1)
+        total = -torch.special.xlogy(mean, mean).sum(1)
+        aleatoric = -(members.exp() * members).sum(2).mean(1)
+        average = logits.double().mean(1)
+        known = self.calibration
+        probabilities = average.softmax(1) if known is None else known.probabilities(average)
+        confidence, labels = probabilities.max(1)
+        agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
+        sets = ask = None
+        if known is not None:
+            sets = prediction_sets(probabilities, known.set_threshold(self.coverage))
+            threshold = known.confidence_threshold(self.risk)
+            ask = confidence < threshold if math.isfinite(threshold) else torch.ones(len(labels), dtype=torch.bool)
+        epistemic = (total - aleatoric).clamp(min=0)
+        return Answers(
+            names, self.classes, probabilities, confidence, labels, total, aleatoric, epistemic, agreement, sets, ask
+        )

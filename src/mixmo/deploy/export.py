@@ -1,0 +1,248 @@
+"""Networks as files that other programs open; each is read again and compared before it counts as written."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mixmo.deploy.models import SPEC, ExportedModel, Model, OnnxModel, PlainModel, TimmModel
+from mixmo.deploy.onnx_files import write_int8, write_onnx
+from mixmo.deploy.spec import Spec
+from mixmo.errors import InputError, one_of, reason
+from mixmo.evaluation.calibration import kept_calibration
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.files import make_folder, sync_folder, writing
+from mixmo.fusing import ProbabilityAverage, fuse
+from mixmo.network import MixMo, create_backbone
+
+FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
+"""The formats, and what they are called in a run's folder."""
+
+TIMM_KEYS = ("first_conv", "classifier", "pool_size", "fixed_input_size")
+"""What timm's own description of a backbone keeps."""
+
+TOLERANCE = 1e-3
+"""Largest difference of log-probabilities, as a share of the largest, to the network that was trained."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a file computes.
+
+    Args:
+        normalise: Whether it takes pixels from 0 to 255 in place of normalised ones.
+        softmax: Whether it gives probabilities in place of logits.
+        temperature: Whether logits are divided by the temperature of the validation set.
+        members: Whether the members' probabilities (B, M, K) and their mutual information (B,) are further outputs.
+        int8: Whether weights and activations are 8-bit integers (ONNX).
+        opset: Of ONNX.
+
+    Raises:
+        InputError: if the opset is none.
+    """
+
+    normalise: bool = False
+    softmax: bool = False
+    temperature: bool = False
+    members: bool = False
+    int8: bool = False
+    opset: int = 18
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.opset <= 100:
+            raise InputError(f"--opset is {self.opset}; it is a version of ONNX's operators, such as 18.")
+
+    def check(self, format: str) -> None:
+        """Refuse what a format has no room for."""
+        one_of(format, FORMATS, "format")
+        if format in ("timm", "safetensors"):
+            if given := [
+                key for key in ("normalise", "softmax", "temperature", "members", "int8") if getattr(self, key)
+            ]:
+                raise InputError(
+                    f"--{given[0]} is for onnx and torch-export; {format} holds weights, not what they do."
+                )
+        elif format != "onnx" and self.int8:
+            raise InputError(f"--int8 is for onnx, by onnxruntime's quantiser, not for {format}.")
+
+
+class Deployed(nn.Module):
+    """A plain network with what is done before and after it.
+
+    Args:
+        plain: Images to logits (B, K), or to those of all members (B, M * K).
+        spec: Its description.
+        options: What it computes.
+    """
+
+    def __init__(self, plain: nn.Module, spec: Spec, options: ExportOptions) -> None:
+        super().__init__()
+        self.plain, self.options, self.num_classes = plain, options, len(spec.classes)
+        mean, std = (torch.tensor(values).expand(spec.data.channels) for values in (spec.data.mean, spec.data.std))
+        self.mean, self.std = nn.Buffer(mean[:, None, None].clone()), nn.Buffer(std[:, None, None].clone())
+        self.temperature = spec.calibration.temperature if options.temperature and spec.calibration else 1.0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """Map images (B, C, h, w) to logits or probabilities (B, K), and what else was asked for."""
+        if self.options.normalise:
+            images = (images / 255 - self.mean) / self.std
+        members = self.plain(images).unflatten(1, (-1, self.num_classes))
+        average = members.mean(1) / self.temperature
+        answer = average.softmax(1) if self.options.softmax else average
+        if not self.options.members:
+            return answer  # type: ignore[no-any-return]
+        logs = members.log_softmax(2)
+        mean = logs.exp().mean(1)
+        information = (logs.exp() * logs).sum(2).mean(1) - (mean * mean.clamp(min=1e-30).log()).sum(1)
+        return answer, logs.exp(), information.clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: Where.
+        difference: Largest difference of the file's answers, as logits, to those of the trained network.
+        size: Bytes.
+        accuracy: Of an int8 file: on the test set, before and after.
+    """
+
+    path: Path
+    difference: float
+    size: int
+    accuracy: tuple[float, float] | None = None
+
+
+def export(run: TrainedRun, format: str, out: Path | None = None, options: ExportOptions | None = None) -> Exported:
+    """Write a run's network for other programs, whole or not at all.
+
+    * ``timm``: a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with class names and how images
+      are prepared.
+    * ``safetensors``: the plain backbone's weights.
+    * ``onnx`` and ``torch-export``: the fused network as a graph for any number of images.
+
+    Args:
+        run: The run.
+        format: One of these.
+        out: The file or folder; ``None`` is in the run's folder.
+        options: What the file computes.
+
+    Raises:
+        MissingError: if the run or its checkpoint is missing.
+        InputError: if the network cannot be fused, the format has no room for an option, its library is missing, the
+            file would answer otherwise, or it cannot be written.
+    """
+    options = options or ExportOptions()
+    options.check(format)
+    out = out or run.run.path / FORMATS[format]
+    _check_free(out)
+    network = run.network
+    if network.size is None:
+        raise InputError(f"{run.run.path} is of an earlier version, which did not keep the size of its images.")
+    spec = Spec(network.classes, network.size, run.settings.data, kept_calibration(run))
+    if options.temperature and spec.calibration is None:
+        raise InputError("--temperature needs a calibration, which a run with a validation set has.")
+    net = network.net.cpu()
+    fused = fuse(net, spec.input_size, "probabilities" if options.members else "logits").eval()
+    plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
+    make_folder(out.parent)
+    with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        made = Path(folder) / out.name
+        if format in ("timm", "safetensors"):
+            opened = _write_weights(made, format, plain, spec, run)
+        else:
+            opened = _write_graph(made, format, Deployed(plain, spec, options).eval(), spec, options)
+        difference = _difference(opened, net, spec)
+        accuracy = write_int8(made, run) if options.int8 else None
+        _put(made, out)
+    size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
+    return Exported(out, difference, size, accuracy)
+
+
+def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: ExportOptions) -> Model:
+    """Write a graph, and return it as it is read again."""
+    temperature = net.temperature if options.temperature else None
+    notes = {SPEC: spec.to_json(), "options": json.dumps(asdict(options) | {"temperature": temperature})}
+    height, width = spec.input_size
+    example = torch.zeros(2, spec.data.channels, height, width)
+    if format == "onnx":
+        write_onnx(file, net, example, notes, options.opset)
+        return OnnxModel(file)
+    try:
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), file, extra_files=notes)
+    except Exception as error:  # whatever torch makes of the network
+        raise InputError(f"torch.export cannot follow the network: {reason(error)}.") from error
+    return ExportedModel(file)
+
+
+def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: TrainedRun) -> Model:
+    """Write weights, for timm with what it asks for beside them, and return the network as it is read again."""
+    model, channels = run.settings.model, spec.data.channels
+    arguments = model.options | ({} if channels == 3 else {"in_chans": channels})
+    weights = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
+    if format == "safetensors":
+        notes = {"backbone": model.backbone, "options": json.dumps(arguments), SPEC: spec.to_json()}
+        safetensors.torch.save_file(weights, path, notes)
+        again = create_backbone(model.backbone, num_classes=len(spec.classes), **arguments)
+        again.load_state_dict(safetensors.torch.load_file(path))
+        return PlainModel(again.eval(), spec)
+    path.mkdir()
+    (height, _), (mean, std) = (
+        spec.input_size,
+        (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std)),
+    )
+    known = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
+    prepared = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
+                "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
+    content = {
+        "architecture": model.backbone.split(".")[0],
+        "num_classes": len(spec.classes),
+        "num_features": plain.num_features,
+        "label_names": spec.classes,
+        "model_args": arguments,
+        "pretrained_cfg": known | prepared | {"num_classes": len(spec.classes)},
+    }
+    (path / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
+    (path / SPEC).write_text(spec.to_json(), "utf-8")
+    safetensors.torch.save_file(weights, path / "model.safetensors")
+    return TimmModel(path)
+
+
+@torch.no_grad()
+def _difference(model: Model, net: MixMo, spec: Spec) -> float:
+    """Return how far a file's answers to random images are from the trained network's, as log-probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for count in (1, 3):
+        images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
+        expected = net(spec.prepared(images)).mean(1).log_softmax(1)
+        found = model.logits(images).mean(1).log_softmax(1)
+        difference = float((found - expected).abs().max())
+        if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
+            raise InputError(f"the file would answer otherwise: its log-probabilities differ by {difference:.3g}.")
+        largest = max(largest, difference)
+    return largest
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder that holds anything but an earlier export."""
+    if out.is_dir() and any(out.iterdir()) and not (out / SPEC).is_file():
+        raise InputError(f"{out} exists already and is no exported folder; choose another with --out.")
+
+
+def _put(made: Path, out: Path) -> None:
+    """Have what was made take its place, and that of an earlier export."""
+    if out.is_dir():
+        earlier = made.with_name(f"{made.name}.earlier")
+        out.rename(earlier)  # it goes with the temporary folder
+    made.replace(out)
+    sync_folder(out.parent)

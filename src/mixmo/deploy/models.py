@@ -1,0 +1,248 @@
+"""Networks to predict with, whatever they are kept as: runs, ensembles of runs, exported files and folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from mixmo.deploy.images import Form
+from mixmo.deploy.spec import Spec
+from mixmo.errors import InputError, MissingError, reason
+from mixmo.evaluation.calibration import kept_calibration
+from mixmo.evaluation.inference import TrainedRun, autocast
+from mixmo.names import printable
+from mixmo.runs import Run
+
+SPEC = "mixmo.json"
+"""The description in an exported folder, and what it is called in an exported file."""
+
+
+class Model(Protocol):
+    """A network with its description."""
+
+    spec: Spec
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the members' logits (B, M, K), on the CPU, of images (B, H, W, C) uint8 of the description's size."""
+
+
+def form_of(spec: Spec) -> Form:
+    """Return what images a network takes."""
+    return Form(spec.size, spec.data.channels, spec.data.interpolation)
+
+
+class RunModel:
+    """A run's network, its members' logits apart.
+
+    Args:
+        run: The run's folder; its dataset may be gone.
+        checkpoint: ``last`` or ``best``.
+        precision: ``32-true`` or ``bf16-mixed``.
+        download: Whether what the network is built from may be downloaded.
+
+    Raises:
+        MissingError: if there is no such run or checkpoint.
+        InputError: if it is damaged, or does not say the size of its images.
+    """
+
+    def __init__(
+        self, run: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False
+    ) -> None:
+        trained = TrainedRun(Run(run), checkpoint, download)
+        self.network, self.precision = trained.network, precision
+        size = self.network.size or _square(trained.settings.data.image_size)
+        if size is None:
+            raise InputError(
+                f"{run} was trained by an earlier version, whose checkpoints do not say the size of their images; set "
+                "data.image_size in its config.yaml."
+            )
+        self.spec = Spec(self.network.classes, size, trained.settings.data, kept_calibration(trained))
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, M, K)."""
+        net, device = self.network.net, self.network.device
+        with autocast(device, self.precision):
+            found: Tensor = net(self.spec.prepared(images.to(device)))
+        return found.float().cpu()
+
+
+def _square(side: int | None) -> tuple[int, int] | None:
+    return None if side is None else (side, side)
+
+
+class OnnxModel:
+    """A file that ``mixmo export --format onnx`` wrote, run by onnxruntime.
+
+    Args:
+        file: The file.
+
+    Raises:
+        InputError: if onnxruntime is missing, or the file is damaged or none of mixmo's.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            onnxruntime: Any = import_module("onnxruntime")
+        except ImportError as error:
+            raise InputError(f"{file} needs onnxruntime; `pip install 'mixmo[onnx]'` installs it.") from error
+        try:
+            self.session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
+        except Exception as error:  # whatever onnxruntime makes of the file
+            raise InputError(f"{file} cannot be opened by onnxruntime: {reason(error)}.") from error
+        known = self.session.get_modelmeta().custom_metadata_map
+        self.spec = Spec.from_json(known.get(SPEC, ""), str(file))
+        self.options = json.loads(known.get("options", "{}"))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, M, K); logarithms of probabilities where the file has these."""
+        pixels = shown(images, self.spec, self.options).numpy()
+        found = self.session.run(None, {self.session.get_inputs()[0].name: pixels})
+        return _as_logits([torch.from_numpy(np.asarray(each)) for each in found], self.options)
+
+
+class ExportedModel:
+    """A file that ``mixmo export --format torch-export`` wrote.
+
+    Args:
+        file: The ``.pt2`` file.
+
+    Raises:
+        InputError: if it is damaged or none of mixmo's.
+    """
+
+    def __init__(self, file: Path) -> None:
+        extra = {SPEC: "", "options": ""}
+        try:
+            self.net: Any = torch.export.load(file, extra_files=extra).module()
+        except Exception as error:  # whatever torch makes of the file
+            raise InputError(f"{file} cannot be opened by torch.export: {reason(error)}.") from error
+        self.spec = Spec.from_json(extra[SPEC], str(file))
+        self.options = json.loads(extra["options"] or "{}")
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, M, K); logarithms of probabilities where the file has these."""
+        found = self.net(shown(images, self.spec, self.options))
+        return _as_logits(list(found) if isinstance(found, tuple) else [found], self.options)
+
+
+class PlainModel:
+    """A plain network in this process.
+
+    Args:
+        net: Images (B, C, h, w) to logits (B, K), in evaluation mode.
+        spec: Its description.
+    """
+
+    def __init__(self, net: torch.nn.Module, spec: Spec) -> None:
+        self.net, self.spec = net, spec
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, 1, K)."""
+        found: Tensor = self.net(self.spec.prepared(images))[:, None]
+        return found
+
+
+class TimmModel(PlainModel):
+    """A folder that ``mixmo export --format timm`` wrote.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        MissingError: if it is none of mixmo's.
+        InputError: if it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            text = (folder / SPEC).read_text("utf-8")
+        except OSError as error:
+            raise MissingError(f"{folder} is neither a run's folder nor an exported one: it has no {SPEC}.") from error
+        spec = Spec.from_json(text, str(folder / SPEC))
+        try:
+            net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        except Exception as error:  # whatever timm makes of the folder
+            raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
+        super().__init__(net, spec)
+
+
+def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
+    """Return what an exported file takes, of images (B, H, W, C) uint8: pixels from 0 to 255 if it normalises."""
+    if not options.get("normalise"):
+        return spec.prepared(images)
+    (height, width), (rows, columns) = images.shape[1:3], spec.input_size
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return images[:, top : top + rows, left : left + columns].permute(0, 3, 1, 2).float()
+
+
+def _as_logits(found: Sequence[Tensor], options: dict[str, Any]) -> Tensor:
+    """Return logits (B, M, K) up to a constant, of the outputs of an exported file; its temperature is taken back."""
+    tiny = torch.finfo(torch.float32).tiny
+    if options.get("members"):
+        return found[1].float().clamp(min=tiny).log()
+    answers = found[0].float()
+    logits = answers.clamp(min=tiny).log() if options.get("softmax") else answers
+    return (logits * (options.get("temperature") or 1.0))[:, None]
+
+
+class Ensemble:
+    """Several networks of the same classes as one; without a calibration, since each was held out other images.
+
+    Args:
+        models: The networks.
+
+    Raises:
+        InputError: if their classes differ.
+    """
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self.models = models
+        self.spec = models[0].spec
+        for model in models[1:]:
+            if model.spec.classes != self.spec.classes:
+                raise InputError("the networks of an ensemble have other classes; join those of the same data.")
+
+    @cached_property
+    def forms(self) -> list[Form]:
+        """What images the networks take, each form once."""
+        return list(dict.fromkeys(form_of(model.spec) for model in self.models))
+
+    def logits(self, images: dict[Form, Tensor]) -> Tensor:
+        """Return the logits (B, M, K) of all members of all networks."""
+        return torch.cat([model.logits(images[form_of(model.spec)]) for model in self.models], 1)
+
+
+def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False) -> Model:
+    """Return the network of a run's folder, an exported folder, an ``.onnx`` or a ``.pt2`` file.
+
+    Args:
+        path: Where it is.
+        checkpoint: Of a run.
+        precision: Of a run.
+        download: Of a run.
+
+    Raises:
+        MissingError: if there is nothing.
+        InputError: if it cannot be opened.
+    """
+    where = Path(path)
+    if where.is_file():
+        kinds: dict[str, Any] = {".onnx": OnnxModel, ".pt2": ExportedModel}
+        if where.suffix not in kinds:
+            raise InputError(f"{printable(str(path))} is no network: it is a run's folder, an .onnx or a .pt2 file.")
+        return kinds[where.suffix](where)  # type: ignore[no-any-return]
+    if (where / SPEC).is_file():
+        return TimmModel(where)
+    return RunModel(where, checkpoint, precision, download)

@@ -1,0 +1,111 @@
+"""Predictions for new images, in Python: ``mixmo.Predictor(path)(images)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixmo.config.hardware import PRECISIONS
+from mixmo.deploy.answers import Answers, Judge
+from mixmo.deploy.images import AnyImage, decoded
+from mixmo.deploy.models import Ensemble, open_model
+from mixmo.errors import InputError, one_of
+from mixmo.names import printable
+
+
+class Predictor:
+    """Predicts with a run, several as one ensemble, or an exported network; the dataset may be gone.
+
+    Args:
+        models: A run's folder, an exported folder or file, or several; ``A+B`` is several, too.
+        checkpoint: ``last``, or ``best`` on the validation set, of a run.
+        coverage: Share of the images whose true class the conformal sets hold.
+        risk: Share of the answers that may be wrong where nobody is asked.
+        precision: ``32-true`` or ``bf16-mixed``, of a run.
+        download: Whether what a run's network is built from may be downloaded.
+
+    Attributes:
+        classes: The K class names.
+
+    Raises:
+        MissingError: if there is no such network.
+        InputError: if it is damaged, the networks' classes differ, or a share is none.
+
+    Example:
+        >>> answers = Predictor("runs/photos")(["a.jpg", "b.png"])  # doctest: +SKIP
+        >>> answers.classes[answers.labels[0]], answers.confidence[0].item()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        models: str | Path | Sequence[str | Path],
+        checkpoint: str = "last",
+        coverage: float = 0.95,
+        risk: float = 0.05,
+        precision: str = "32-true",
+        download: bool = False,
+    ) -> None:
+        one_of(precision, PRECISIONS, "precision")
+        paths: list[str | Path] = list(models) if isinstance(models, list | tuple) else [*_divided(str(models))]
+        self.ensemble = Ensemble([open_model(path, checkpoint, precision, download) for path in paths])
+        spec = self.ensemble.spec
+        calibration = spec.calibration if len(paths) == 1 else None
+        self.classes, self.calibrated = spec.classes, calibration is not None
+        self.judge = Judge(spec.classes, calibration, coverage, risk)
+        self.judge(torch.zeros(1, 1, len(spec.classes)), [""])  # refuses a share that is none
+
+    def __call__(self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Answers:
+        """Return the answers about images.
+
+        Args:
+            images: One or several: paths, the contents of image files, Pillow images, arrays (H, W) or (H, W, C),
+                tensors (H, W) or (C, H, W); arrays and tensors are uint8, or floats from 0 to 1. A batch is an array
+                (N, H, W, C) or a tensor (N, C, H, W).
+            batch_size: Images in a batch.
+            workers: Processes that decode; 0 decodes in this one.
+
+        Raises:
+            InputError: if there are none, or one cannot be read; it is named.
+        """
+        several = _several(images)
+        if not several:
+            raise InputError("there are no images to predict.")
+        logits = []
+        for _, found, errors in self.stream(several, batch_size, workers):
+            for number, why in errors.items():
+                raise InputError(f"image {_name(several[number], number)} cannot be read: {why}.")
+            logits.append(found)
+        return self.judge(torch.cat(logits), [_name(image, number) for number, image in enumerate(several)])
+
+    def stream(
+        self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0
+    ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
+        """Yield, batch by batch, numbers of images, their logits (B, M, K), and why others cannot be read.
+
+        Args:
+            images: The images.
+            batch_size: Images in a batch.
+            workers: Processes that decode; 0 decodes in this one.
+        """
+        for batch in decoded(images, self.ensemble.forms, batch_size, workers):
+            logits = self.ensemble.logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
+            yield batch.numbers, logits, batch.errors
+
+
+def _divided(models: str) -> list[str]:
+    """Return the parts of ``A+B``; a path that exists as it is stays whole."""
+    return [models] if Path(models).exists() else models.split("+")
+
+
+def _several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return images if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+
+
+def _name(image: AnyImage, number: int) -> str:
+    return printable(str(image)) if isinstance(image, str | Path) else str(number)

@@ -1,0 +1,203 @@
+"""Exported files answer as the trained network does, in the programs they are for; a failed export leaves nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import write_images
+
+import mixmo
+from mixmo.cli.main import main
+from mixmo.deploy import export as module
+from mixmo.deploy.export import ExportOptions, export
+from mixmo.deploy.models import open_model
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.runs import Run
+
+GRAPHS = ["onnx", "torch-export"]
+
+
+@pytest.fixture(autouse=True)
+def _needs_onnx():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+
+@pytest.mark.parametrize("format", ["timm", "onnx", "torch-export"])
+def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
+    """Calibrated, with sets and questions, from the file alone."""
+    out = tmp_path / module.FORMATS[format]
+    assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "read again, its log-probabilities differ" in said and str(out) in said
+    files = sorted(new_images.iterdir())
+    expected, found = mixmo.Predictor(gone)(files), mixmo.Predictor(out)(files)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
+    assert found.classes == expected.classes and torch.equal(found.ask, expected.ask)
+    assert torch.equal(found.sets, expected.sets)
+
+
+@pytest.mark.parametrize("format", GRAPHS)
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("members", [False, True])
+def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalise, softmax, members):
+    """By hand, for any number of images; what else was asked for is undone where mixmo predicts with the file."""
+    run = TrainedRun(Run(gone))
+    options = ExportOptions(normalise=normalise, softmax=softmax, members=members, temperature=softmax)
+    out = export(run, format, tmp_path / module.FORMATS[format], options).path
+    model = open_model(out)
+    pixels = torch.randint(256, (5, 3, 12, 12)).float()
+    shown = pixels if normalise else (pixels / 255 - 0.3) / 0.37
+    if format == "onnx":
+        found = [torch.from_numpy(each) for each in model.session.run(None, {"images": shown.numpy()})]
+    else:
+        with torch.no_grad():
+            found = model.net(shown)
+        found = list(found) if isinstance(found, tuple) else [found]
+    with torch.no_grad():
+        logits = mixmo.load(gone)((pixels / 255 - 0.3) / 0.37)
+    temperature = model.spec.calibration.temperature if softmax else 1
+    expected = logits.mean(1) / temperature
+    torch.testing.assert_close(found[0], expected.softmax(1) if softmax else expected, atol=1e-4, rtol=1e-4)
+    assert len(found) == (3 if members else 1)
+    if members:
+        p = logits.softmax(2)
+        torch.testing.assert_close(found[1], p, atol=1e-5, rtol=1e-4)
+        entropy = -torch.special.xlogy(p.mean(1), p.mean(1)).sum(1) + torch.special.xlogy(p, p).sum(2).mean(1)
+        torch.testing.assert_close(found[2], entropy, atol=1e-5, rtol=1e-3)
+    images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
+    again = model.logits(images).mean(1).log_softmax(1)
+    with torch.no_grad():
+        direct = mixmo.load(gone)(model.spec.prepared(images)).mean(1).log_softmax(1)
+    torch.testing.assert_close(again, direct, atol=1e-4, rtol=1e-4)
+
+
+WITHOUT_MIXMO = """
+import sys
+sys.modules["mixmo"] = None  # importing it fails
+import timm, torch
+net = timm.create_model("local-dir:exported", pretrained=True).eval()
+content = torch.load("content.pt", weights_only=True)
+prepare = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
+print((net(content["images"]) - content["logits"]).abs().max().item() < 1e-4)
+print(net.pretrained_cfg["label_names"], prepare.transforms[-1].mean.tolist(), prepare.transforms[1].size)
+"""
+
+
+def test_timm_opens_the_folder_without_mixmo(tmp_path, monkeypatch):
+    """With class names and preprocessing; a backbone of timm's own."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", count=8, size=40)
+    words = ["--data.name=folder:photos", "--data.channels=3", "--data.image_size=36", "--data.crop_size=32"]
+    words += ["--data.batch_size=8", "--data.mean=[0.1,0.2,0.3]", "--data.std=[0.5]", "--model.backbone=resnet18"]
+    assert main(["fit", "digits-cut", *words, "--data.validation=0", "--trainer.max_epochs=1", "--run=run"]) == 0
+    assert main(["export", "run", "--format=timm", "--out=exported"]) == 0
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.save({"images": images, "logits": mixmo.load("run")(images).mean(1)}, "content.pt")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_MIXMO], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["True", "['cat', 'dog', 'emu'] [0.10000000149011612, 0.20000000298023224, "
+                                        "0.30000001192092896] (32, 32)"], done.stderr  # fmt: skip
+    assert main(["export", "run", "--format=safetensors"]) == 0
+    plain = timm.create_model("resnet18", num_classes=3, checkpoint_path="run/model.safetensors").eval()
+    torch.testing.assert_close(plain(images), mixmo.load("run")(images).mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", count=20, size=10)
+    words = ["--data.name=folder:photos", "--data.channels=3", "--data.batch_size=8", "--trainer.max_epochs=2"]
+    assert main(["fit", "digits-cut", *words, "--run=run"]) == 0
+    assert main(["test", "run"]) == 0
+    assert main(["export", "run", "--format=onnx", "--out=whole.onnx"]) == 0
+    capsys.readouterr()
+    assert main(["export", "run", "--format=onnx", "--int8", "--out=small.onnx"]) == 0
+    accuracy = 100 * Run("run").read_json("test.json")["accuracy"]
+    assert f"accuracy on the test set: {accuracy:.2f} % in float32, " in capsys.readouterr().out
+    assert (tmp_path / "small.onnx").stat().st_size < 0.6 * (tmp_path / "whole.onnx").stat().st_size
+    files = sorted((tmp_path / "photos/cat").iterdir())
+    small, whole = (mixmo.Predictor(f"{name}.onnx")(files).probabilities for name in ("small", "whole"))
+    assert 0 < (small - whole).abs().max() < 0.2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["photos", "run", "small.onnx", "whole.onnx"]
+    assert main(["export", str(gone), "--format=onnx", "--int8", "--out=gone.onnx"]) == 2  # takes training images
+    assert "there is no dataset folder" in capsys.readouterr().err and not (tmp_path / "gone.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format=tflite"], "unknown format 'tflite'"),
+        (["--format=timm", "--softmax"], "--softmax is for onnx and torch-export; timm holds weights"),
+        (["--format=safetensors", "--members"], "--members is for onnx and torch-export; safetensors holds weights"),
+        (["--format=torch-export", "--int8"], "--int8 is for onnx, by onnxruntime's quantiser"),
+        (["--format=onnx", "--opset=0"], "--opset is 0; it is a version of ONNX's operators"),
+        (["--format=onnx", "--opset=7"], "opset 7"),
+        (["--format=onnx", "--out=file/model.onnx"], "cannot be"),
+        (["--format=timm", "--out=full"], "full exists already and is no exported folder"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence(gone, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("mine")
+    out = [] if any(word.startswith("--out") for word in words) else ["--out=model.onnx"]
+    assert main(["export", str(gone), *words, *out]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert message in shown and shown.count("\n") == 0
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "full"]
+
+
+@pytest.mark.parametrize("format", module.FORMATS)
+def test_a_failed_export_leaves_the_earlier_one(gone, tmp_path, monkeypatch, capsys, format):
+    """A network that answers otherwise, say: the file counts as written once it was read again."""
+    out = tmp_path / module.FORMATS[format]
+    assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0
+    assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0  # takes its own place
+    files = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    fuse = module.fuse
+    changed = lambda *words: torch.nn.Sequential(fuse(*words), torch.nn.Softmax(1))  # noqa: E731
+    if format in GRAPHS:
+        monkeypatch.setattr(module, "fuse", changed)
+    else:
+        monkeypatch.setattr(
+            "safetensors.torch.save_file", lambda *words: (_ for _ in ()).throw(OSError(28, "disk full"))
+        )
+    assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 2
+    assert ("would answer otherwise" if format in GRAPHS else "disk full") in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == files
+
+
+def test_networks_that_cannot_be_fused_say_why(gone, tmp_path, capsys):
+    shutil.copytree(gone, tmp_path / "run")
+    config = (tmp_path / "run/config.yaml").read_text().replace("mix_at: null", "mix_at: stages.0")
+    (tmp_path / "run/config.yaml").write_text(config)
+    assert main(["export", str(tmp_path / "run"), "--format=onnx"]) == 2
+    assert "does not hold the network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
+def test_libraries_that_are_missing_are_named(gone, tmp_path, monkeypatch, capsys, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["export", str(gone), "--format=onnx", f"--out={tmp_path}/a.onnx"]) == 2
+    assert "`pip install 'mixmo[onnx]'` installs it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_say_what_they_are(gone, tmp_path):
+    """Read by anybody: the description stands in the metadata of each."""
+    onnx = pytest.importorskip("onnx")
+    for format, name in module.FORMATS.items():
+        export(TrainedRun(Run(gone)), format, tmp_path / name)
+    notes = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(notes["mixmo.json"])["classes"] == ["cat", "dog", "emu"]
+    assert json.loads((tmp_path / "timm/mixmo.json").read_text())["size"] == [16, 16]
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "model.safetensors", "pt") as content:
+        assert content.metadata()["backbone"] == "wide_resnet10_1"

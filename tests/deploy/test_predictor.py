@@ -1,0 +1,161 @@
+"""Predictions without the dataset: the network's own logits, calibrated, for images of every form."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import entropy
+
+import mixmo
+from mixmo.config.data_settings import DataSettings
+from mixmo.data.batches import Augmentation
+from mixmo.data.decoding import to_size
+from mixmo.deploy.answers import Judge
+from mixmo.deploy.spec import Spec
+from mixmo.errors import InputError
+from mixmo.evaluation.calibration import calibration_of
+
+
+def test_answers_are_the_networks(gone, new_images):
+    """By hand: scaled to 16, the middle 12 cut out, normalised, members' logits averaged and divided by T."""
+    files = sorted(new_images.iterdir())
+    found = mixmo.Predictor(gone)(files)
+    assert found.classes == ["cat", "dog", "emu"] and found.names == [str(file) for file in files]
+    pixels = np.stack([to_size(np.asarray(Image.open(file)), (16, 16)) for file in files])
+    own = DataSettings(crop_size=12, mean=[0.3], std=[0.37])
+    shown = Augmentation(own).center(torch.from_numpy(pixels), torch.arange(12))
+    with torch.no_grad():
+        logits = mixmo.load(gone)(shown).double()
+    temperature = mixmo.Predictor(gone).judge.calibration.temperature
+    assert temperature != 1
+    torch.testing.assert_close(found.probabilities, (logits.mean(1) / temperature).softmax(1), atol=1e-6, rtol=1e-6)
+    members = logits.softmax(2).numpy()
+    total, aleatoric = entropy(members.mean(1), axis=1), entropy(members, axis=2).mean(1)
+    np.testing.assert_allclose(found.total, total, atol=1e-6)
+    np.testing.assert_allclose(found.epistemic, total - aleatoric, atol=1e-6)
+    agreement = (members.argmax(2) == found.labels.numpy()[:, None]).mean(1)
+    np.testing.assert_allclose(found.agreement, agreement)
+
+
+def test_images_of_every_form_are_the_same(gone, new_images):
+    file = sorted(new_images.iterdir())[0]
+    image = Image.open(file)
+    array = np.asarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    forms = [file, str(file), buffer.getvalue(), image, array, array / 255, torch.from_numpy(array).permute(2, 0, 1)]
+    forms += [array[None], torch.from_numpy(array / 255).permute(2, 0, 1)[None]]
+    predictor = mixmo.Predictor(gone)
+    expected = predictor([file]).probabilities
+    for form in forms:
+        assert torch.equal(predictor(form).probabilities, expected), type(form)
+    grey = predictor(array[..., 0]).probabilities
+    assert torch.equal(grey, predictor(array[..., :1]).probabilities)
+    assert torch.equal(grey, predictor(array[..., [0, 0, 0]]).probabilities)
+
+
+def test_batches_and_workers_change_nothing(gone, new_images):
+    files, predictor = sorted(new_images.iterdir()), mixmo.Predictor(gone)
+    expected = predictor(files)
+    for options in ({"batch_size": 5}, {"batch_size": 4, "workers": 2}):
+        found = predictor(files, **options)
+        torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-6, rtol=1e-6)
+        assert found.names == expected.names
+
+
+def test_an_ensemble_averages_logits_and_has_no_calibration(gone, new_images):
+    files = sorted(new_images.iterdir())
+    one, two = mixmo.Predictor(gone), mixmo.Predictor([gone, gone])
+    found = two(files)
+    assert not two.calibrated and found.sets is None and found.ask is None
+    temperature = one.judge.calibration.temperature
+    raw = (one(files).probabilities.log() * temperature).softmax(1)
+    torch.testing.assert_close(found.probabilities, raw, atol=1e-6, rtol=1e-6)
+    assert torch.equal(mixmo.Predictor(f"{gone}+{gone}")(files).probabilities, found.probabilities)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("nowhere.png", "image nowhere.png cannot be read: No such file or directory"),
+        (np.zeros((2, 2, 5)), r"an image of shape \(2, 2, 5\) is none"),
+        (np.zeros((0, 4)), "is none"),
+        (np.full((4, 4), np.nan), "holds uint8, or finite floats from 0 to 1"),
+        (np.full((4, 4), 255.0), "holds uint8, or finite floats from 0 to 1"),
+        (np.zeros((4, 4), np.int64), "an image of int64 holds uint8"),
+        (b"no image", "image 0 cannot be read: it is damaged, or none of"),
+        (object(), "a object is no image"),
+        ([], "there are no images to predict"),
+    ],
+)
+def test_what_is_no_image_is_one_sentence(gone, image, message):
+    with pytest.raises(InputError, match=message):
+        mixmo.Predictor(gone)(image)
+
+
+def test_networks_that_are_none_are_one_sentence(gone, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    (tmp_path / "damaged.onnx").write_bytes(b"x")
+    (tmp_path / "damaged.pt2").write_bytes(b"x")
+    cases = {
+        "nowhere": "no run folder",
+        "empty": "is no run's folder",
+        "weights.bin": "is no network: it is a run's folder",
+        "damaged.onnx": "cannot be opened by onnxruntime",
+        "damaged.pt2": "cannot be opened by torch.export",
+    }
+    for name, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            mixmo.Predictor(tmp_path / name)
+    for key in ("coverage", "risk"):
+        with pytest.raises(InputError, match=f"{key} is 1.5; it is a share between 0 and 1"):
+            mixmo.Predictor(gone, **{key: 1.5})
+
+
+def test_a_calibration_of_another_checkpoint_is_not_used(gone, tmp_path):
+    """One that went on training, say; a damaged one neither."""
+    shutil.copytree(gone, tmp_path / "run")
+    assert mixmo.Predictor(tmp_path / "run").calibrated
+    shutil.copy(tmp_path / "run/calibration-best.safetensors", tmp_path / "run/calibration-last.safetensors")
+    best, last = ((tmp_path / f"run/checkpoints/{name}.ckpt").read_bytes() for name in ("best", "last"))
+    assert mixmo.Predictor(tmp_path / "run").calibrated == (best == last)
+    (tmp_path / "run/calibration-last.safetensors").write_bytes(b"damaged")
+    assert not mixmo.Predictor(tmp_path / "run").calibrated
+
+
+def test_who_is_asked_and_what_is_in_the_sets():
+    """Sets and questions follow from validation images, by the thresholds that the metrics' tests look at."""
+    torch.manual_seed(0)
+    targets = torch.randint(3, (400,))
+    logits = torch.nn.functional.one_hot(targets, 3) * 3 + torch.randn(400, 3)
+    judge = Judge(["a", "b", "c"], calibration_of(logits, targets), coverage=0.9, risk=0.05)
+    fresh = torch.randint(3, (4000,))
+    found = judge((torch.nn.functional.one_hot(fresh, 3) * 3 + torch.randn(4000, 3))[:, None], [""] * 4000)
+    assert 0.85 < found.sets.gather(1, fresh[:, None]).double().mean() < 0.97
+    wrong = found.labels != fresh
+    assert wrong.double().mean() > wrong[~found.ask].double().mean() <= 0.05 and (~found.ask).double().mean() > 0.5
+    unsure = Judge(["a", "b", "c"], calibration_of(logits[:4], targets[:4]), risk=0.01)(logits[:, None], [""] * 400)
+    assert unsure.ask.all() and unsure.sets.all()
+
+
+def test_descriptions_are_read_again_and_checked():
+    calibration = calibration_of(torch.randn(30, 2), torch.randint(2, (30,)))
+    data = DataSettings(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear")
+    spec = Spec(["a", "ü"], (8, 9), data, calibration)
+    again = Spec.from_json(spec.to_json())
+    assert (again.classes, again.size, again.data, again.input_size) == (spec.classes, (8, 9), data, (6, 6))
+    for coverage in (0.5, 0.9):
+        assert again.calibration.set_threshold(coverage) == pytest.approx(calibration.set_threshold(coverage), abs=1e-6)
+    for text in (
+        "",
+        "{}",
+        "[]",
+        spec.to_json().replace("[8, 9]", "[8, -9]"),
+        spec.to_json().replace('"mean"', '"meen"'),
+    ):
+        with pytest.raises(InputError, match=r"x\.onnx is damaged, or none of mixmo's"):
+            Spec.from_json(text, "x.onnx")
