@@ -18,6 +18,7 @@ __all__ = [
     "Mixer",
     "Predictor",
     "evaluate",
+    "from_pretrained",
     "fuse",
     "load",
     "load_reference_checkpoint",
@@ -25,10 +26,12 @@ __all__ = [
     "masks",
     "mixed_cross_entropy",
     "pair",
+    "push_to_hub",
 ]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mixmo.deploy.hub import from_pretrained, push_to_hub
     from mixmo.deploy.predictor import Predictor
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
@@ -38,9 +41,11 @@ else:  # hidden from type checkers, for which every attribute would exist
     _HOMES = {
         "Predictor": "mixmo.deploy.predictor",
         "evaluate": "mixmo.evaluation.evaluate",
+        "from_pretrained": "mixmo.deploy.hub",
         "fuse": "mixmo.fusing",
         "load": "mixmo.loading",
         "load_reference_checkpoint": "mixmo.deploy.reference",
+        "push_to_hub": "mixmo.deploy.hub",
     }
 
     def __getattr__(name: str) -> Any:

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mixmo.deploy.models import SPEC, ExportedModel, Model, OnnxModel, PlainModel, TimmModel
+from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
 from mixmo.deploy.onnx_files import write_int8, write_onnx
-from mixmo.deploy.spec import Spec
+from mixmo.deploy.spec import SPEC, Spec
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.calibration import kept_calibration
 from mixmo.evaluation.inference import TrainedRun

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from mixmo.deploy.images import Form
-from mixmo.deploy.spec import Spec
+from mixmo.deploy.members import MEMBERS, load_members
+from mixmo.deploy.spec import SPEC, Spec
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.calibration import kept_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.names import printable
 from mixmo.runs import Run
-
-SPEC = "mixmo.json"
-"""The description in an exported folder, and what it is called in an exported file."""
 
 
 class Model(Protocol):
@@ -137,10 +135,10 @@ class ExportedModel:
 
 
 class PlainModel:
-    """A plain network in this process.
+    """A network in this process.
 
     Args:
-        net: Images (B, C, h, w) to logits (B, K), in evaluation mode.
+        net: Images (B, C, h, w) to logits (B, K), or (B, M, K), in evaluation mode.
         spec: Its description.
     """
 
@@ -149,9 +147,9 @@ class PlainModel:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits (B, 1, K)."""
-        found: Tensor = self.net(self.spec.prepared(images))[:, None]
-        return found
+        """Return logits (B, M, K)."""
+        found: Tensor = self.net(self.spec.prepared(images))
+        return found if found.dim() == 3 else found[:, None]
 
 
 class TimmModel(PlainModel):
@@ -243,6 +241,8 @@ def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-
         if where.suffix not in kinds:
             raise InputError(f"{printable(str(path))} is no network: it is a run's folder, an .onnx or a .pt2 file.")
         return kinds[where.suffix](where)  # type: ignore[no-any-return]
+    if (where / MEMBERS).is_file():
+        return PlainModel(*load_members(where))
     if (where / SPEC).is_file():
         return TimmModel(where)
     return RunModel(where, checkpoint, precision, download)

@@ -14,6 +14,9 @@ from mixmo.data.batches import Augmentation
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 
+SPEC = "mixmo.json"
+"""The description in an exported folder, and what it is called in an exported file."""
+
 KEPT = ("channels", "crop_size", "interpolation", "mean", "std")
 """Settings that say how an image is prepared, beside its size."""
 

@@ -1,0 +1,113 @@
+"""The model card of a shared network: what it is, how good, how sure that is, how to use it, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mixmo.deploy.spec import Spec
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.intervals import interval, replicates
+from mixmo.evaluation.kept import read_tensors
+from mixmo.evaluation.predictions import Predictions
+from mixmo.names import markdown
+from mixmo.reporting.glossary import METRICS
+from mixmo.reporting.headline import backbone_name, method_name
+
+SHOWN = ("accuracy", "nll", "brier", "ece", "temperature", "set_coverage_95", "set_size_95")
+MOST_CLASSES = 50
+
+
+def model_card(run: TrainedRun, spec: Spec, fused: bool) -> str:
+    """Return the card in Markdown, with the head that the Hub reads.
+
+    Args:
+        run: The run, for ``test.json`` and its kept predictions.
+        spec: The network's description.
+        fused: Whether timm can open it.
+    """
+    config = run.run.config()
+    method, backbone = method_name(config), backbone_name(str(config["model"]["backbone"]))
+    names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
+    more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
+    height, width = spec.input_size
+    head = (
+        "---\npipeline_tag: image-classification\nlibrary_name: mixmo\ntags: [image-classification, mixmo, timm]\n---\n"
+    )
+    return f"""{head}
+# {method} on {backbone}
+
+An image classifier of {len(spec.classes)} classes: {names}{more}. It sees {height}×{width} pixels. Trained with
+[mixmo](https://arxiv.org/abs/2103.06132): {config["model"]["num_members"]} subnetworks in one backbone, whose answers are averaged
+at the cost of one.
+
+## How good
+
+{_table(run)}
+
+## How to use it
+
+```python
+import mixmo
+
+net = mixmo.from_pretrained("THIS")            # images (B, C, H, W) -> logits (B, M, K)
+answers = mixmo.Predictor("FOLDER")(["a.jpg"])  # of a downloaded folder: classes, confidence, uncertainty
+```
+{_plainly(fused)}
+## Limits
+
+The figures hold for images like those of the test set. Of other images the confidence says little; look at the
+epistemic uncertainty, and at `mixmo test --ood`. {_of_calibration(spec)}
+"""
+
+
+def _table(run: TrainedRun) -> str:
+    try:
+        found: Mapping[str, Any] = run.run.read_json("test.json")
+        about = found["about"]
+        count, dataset = int(about["images"]), markdown(str(about["dataset"]).rpartition("/")[2])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "Not evaluated yet: `mixmo test` had not been run when this card was written."
+    ranges = _intervals(run)
+    rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
+    for key in SHOWN:
+        if isinstance(found.get(key), int | float):
+            metric = METRICS[key]
+            shown = metric.interval(*ranges[key]) if key in ranges else ""
+            rows.append(f"| {metric.heading} | {metric.number(found[key])} | {shown} |")
+    note = (
+        f"{count} test images of {dataset}, {about['checkpoint']} checkpoint after {about['epochs']} epochs, one run."
+    )
+    return "\n".join([*rows, "", note + " Intervals are bootstrapped over test images."])
+
+
+def _intervals(run: TrainedRun) -> dict[str, tuple[float, float]]:
+    """Return the intervals that the kept predictions give; none if there are no such of this checkpoint."""
+    known = read_tensors(run.run.path / "predictions" / f"test-{run.checkpoint}-32-true.safetensors")
+    if known is None or known[1]["about"].get("checkpoint") != run.digest:
+        return {}
+    tensors, note = known
+    values = replicates(Predictions(tensors["logits"], tensors["targets"], note["classes"]))
+    ranges = {key: interval(each) for key, each in values.items()}
+    return {key: each for key, each in ranges.items() if np.isfinite(each).all()}
+
+
+def _plainly(fused: bool) -> str:
+    if not fused:
+        return "\nIts encoders reach into the backbone, so that it is no plain network of timm's.\n"
+    return """
+Without mixmo, as a plain network of timm's (the members' average, exactly):
+
+```python
+net = timm.create_model("hf-hub:THIS", pretrained=True)
+```
+"""
+
+
+def _of_calibration(spec: Spec) -> str:
+    if spec.calibration is None:
+        return "It had no validation images, so that its confidence is not calibrated."
+    count = len(spec.calibration.correct)
+    return f"The calibration rests on {count} validation images."

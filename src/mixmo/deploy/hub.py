@@ -1,0 +1,130 @@
+"""Sharing a network on the Hugging Face Hub, or as a folder of the same form: weights, description, model card."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+
+from mixmo.deploy.card import model_card
+from mixmo.deploy.export import export
+from mixmo.deploy.members import CONFIG, MEMBERS, load_members
+from mixmo.deploy.spec import SPEC, Spec
+from mixmo.errors import InputError, MissingError, reason
+from mixmo.evaluation.calibration import kept_calibration
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.files import make_folder, write_text
+from mixmo.names import printable
+from mixmo.network import MixMo
+from mixmo.runs import Run
+
+
+def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last") -> Path:
+    """Write what :func:`push_to_hub` uploads: the members' weights, the fused network for timm, and a model card.
+
+    Args:
+        run: The run's folder, evaluated by ``mixmo test``, for the figures of the model card.
+        folder: A folder that does not exist yet, or is empty.
+        checkpoint: ``last`` or ``best``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MissingError: if there is no such run.
+        InputError: if the run is damaged, or the folder is in use or cannot be written.
+    """
+    trained, out = TrainedRun(Run(run), checkpoint), Path(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{printable(str(out))} exists already; choose another folder.")
+    network = trained.network
+    if network.size is None:
+        raise InputError(f"{run} is of an earlier version, which did not keep the size of its images.")
+    spec = Spec(network.classes, network.size, trained.settings.data, kept_calibration(trained))
+    make_folder(out.parent)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
+        made, fused = Path(partial) / out.name, True
+        try:
+            export(trained, "timm", made)
+        except InputError:  # it has encoders that reach deeper, say; its members still load
+            made.mkdir(exist_ok=True)
+            fused = False
+            write_text(made / SPEC, spec.to_json())
+        weights = {name: tensor.contiguous() for name, tensor in network.net.cpu().state_dict().items()}
+        safetensors.torch.save_file(weights, made / MEMBERS)
+        write_text(made / CONFIG, yaml.safe_dump(trained.run.config(), sort_keys=False, allow_unicode=True))
+        write_text(made / "README.md", model_card(trained, spec, fused))
+        if out.exists():
+            out.rmdir()
+        made.replace(out)
+    return out
+
+
+def push_to_hub(run: str | Path, repository: str, private: bool = False, **options: Any) -> str:
+    """Upload a run's network to the Hugging Face Hub.
+
+    Args:
+        run: The run's folder.
+        repository: ``user/name``; made if it does not exist.
+        private: Whether others may not see a new one.
+        **options: More keywords of ``huggingface_hub.HfApi.upload_folder``, such as ``commit_message`` or ``token``.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        MissingError: if there is no such run.
+        InputError: if it is damaged, huggingface_hub is missing, or the Hub refuses.
+
+    Example:
+        >>> push_to_hub("runs/photos", "user/photos")  # doctest: +SKIP
+    """
+    hub = _hub()
+    with tempfile.TemporaryDirectory() as folder:
+        made = save_pretrained(run, Path(folder) / "network")
+        try:
+            api = hub.HfApi(token=options.pop("token", None))
+            api.create_repo(repository, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=made, **options))
+        except Exception as error:  # whatever the network or the Hub says
+            raise InputError(f"{repository!r} cannot be uploaded: {reason(error)}.") from error
+
+
+def from_pretrained(name: str | Path, **options: Any) -> MixMo:
+    """Return a network from the Hugging Face Hub, or from a folder of :func:`save_pretrained`.
+
+    Args:
+        name: ``user/name``, or the folder.
+        **options: More keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
+
+    Returns:
+        The network on the CPU, in evaluation mode, its members apart.
+
+    Raises:
+        MissingError: if there is no such folder, or nothing of mixmo's in it.
+        InputError: if it is damaged, huggingface_hub is missing, or the Hub refuses.
+
+    Example:
+        >>> net = from_pretrained("user/photos")  # doctest: +SKIP
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            files = [MEMBERS, CONFIG, SPEC]
+            folder = Path(_hub().snapshot_download(str(name), allow_patterns=files, **options))
+        except InputError:
+            raise
+        except Exception as error:  # whatever the network or the Hub says
+            raise MissingError(f"there is no folder {name}, and the Hub says: {reason(error)}.") from error
+    return load_members(folder)[0]
+
+
+def _hub() -> Any:
+    try:
+        return import_module("huggingface_hub")
+    except ImportError as error:
+        raise InputError("the Hub needs huggingface_hub; `pip install 'mixmo[hub]'` installs it.") from error
