@@ -88,7 +88,7 @@ def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     for key, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4), ("ece", 100, 2), ("temperature", 1, 4)):
         assert f"| {found[key] * factor:.{digits}f} |" in card, key
     assert re.search(r"\| Accuracy ↑ \| [\d.]+ \| \[[\d.]+, [\d.]+\] \|", card)
-    assert "12 test images" in card and "cat, dog, emu" in card and "16×16" in card and "18 validation images" in card
+    assert "12 test images" in card and "cat, dog, emu" in card and "16×16" in card and "20 validation images" in card
     shutil.copytree(evaluated, tmp_path / "run")
     (tmp_path / "run/test.json").unlink()
     assert "Not evaluated yet" in (save_pretrained(tmp_path / "run", tmp_path / "other") / "README.md").read_text()
@@ -111,7 +111,7 @@ def test_what_cannot_be_shared_is_one_sentence(evaluated, tmp_path, monkeypatch)
         save_pretrained(evaluated, tmp_path / "full")
     with pytest.raises(FileNotFoundError, match="no run folder"):
         save_pretrained(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="it has no members.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"it has no members\.safetensors"):
         mixmo.from_pretrained(tmp_path / "full")
     folder = save_pretrained(evaluated, tmp_path / "shared")
     (folder / "members.safetensors").write_bytes(b"damaged")

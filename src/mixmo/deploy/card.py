@@ -33,15 +33,20 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool) -> str:
     names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
     more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
     height, width = spec.input_size
-    head = (
-        "---\npipeline_tag: image-classification\nlibrary_name: mixmo\ntags: [image-classification, mixmo, timm]\n---\n"
+    members = config["model"]["num_members"]
+    kind = (
+        "A single network." if members == 1 else f"{members} subnetworks in one backbone, averaged at the cost of one."
     )
-    return f"""{head}
+    return f"""---
+pipeline_tag: image-classification
+library_name: mixmo
+tags: [image-classification, mixmo, timm]
+---
+
 # {method} on {backbone}
 
-An image classifier of {len(spec.classes)} classes: {names}{more}. It sees {height}×{width} pixels. Trained with
-[mixmo](https://arxiv.org/abs/2103.06132): {config["model"]["num_members"]} subnetworks in one backbone, whose answers are averaged
-at the cost of one.
+An image classifier of {len(spec.classes)} classes: {names}{more}. It sees {height}×{width} pixels. {kind} Trained with
+mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
 
 ## How good
 
