@@ -188,9 +188,6 @@ def scheduled_probability(probability: float, progress: float) -> float:
         >>> [round(scheduled_probability(0.5, epoch / 300), 2) for epoch in (1, 275, 276, 300)]
         [0.5, 0.5, 0.48, 0.0]
     """
-    import os
-    if os.environ.get("UNMIX"):
-        return probability
     return probability * min(1.0, 12 * (1 - progress))
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mixmo.errors import InputError
 
-UNMIX = None
 TRUNCATION = 0.87962566103423978
 """Standard deviation of a standard normal cut at ±2: dividing by it restores the wanted one."""
 
@@ -135,13 +134,6 @@ class PreActNet(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map the last feature map (B, D, h, w) to logits (B, K), or to features (B, D)."""
-        if UNMIX is not None and self.training:
-            import torch
-            masks, s = UNMIX
-            m = F.adaptive_avg_pool2d(masks.flatten(0, 1).float(), x.shape[-2:]).unflatten(0, masks.shape[:2])
-            m = m + s * (1 - m)
-            heads = self.fc.heads
-            return torch.cat([head((x * m[:, i]).mean((2, 3))) for i, head in enumerate(heads)], 1)
         x = self.head_drop(x.mean((2, 3)))
         return x if pre_logits else self.fc(x)
 

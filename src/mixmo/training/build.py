@@ -42,10 +42,6 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
                 mix_at=own.mix_at,
                 **own.options,
             )
-    import os
-    if os.environ.get("UNMIX"):
-        for e in net.encoders[1:]:
-            e.load_state_dict(net.encoders[0].state_dict())
     height, width = _crop(settings, data)
     try:
         with torch.no_grad():

@@ -141,12 +141,7 @@ class Training(L.LightningModule):
 
     def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
         masks = mixed.masks if self.net.num_members > 1 else None  # a single network's mask is one
-        import os
-        from mixmo.models import paper
-        if self.net.num_members > 1 and os.environ.get("UNMIX"):
-            paper.UNMIX = (masks, self.progress())
         logits = self.net(mixed.inputs, masks)
-        paper.UNMIX = None
         return logits, self.objective(logits, mixed)
 
     def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
