@@ -175,21 +175,18 @@ class ObjectiveSettings:
     Args:
         name: mixed_cross_entropy, or a function of your own, package.module:function, of a module in allow_imports.
         label_smoothing: Share of each target that is spread evenly over all classes.
-        distillation: Weight of the members' cross-entropy to their own average in the mixtures of one image.
     """
 
     name: str = "mixed_cross_entropy"
     label_smoothing: float = 0.0
-    distillation: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"objective.label_smoothing is {self.label_smoothing}; it is a share from 0 to below 1.")
-        if not 0 <= self.distillation <= 1e6:
-            raise InputError(f"objective.distillation is {self.distillation}; a weight is 0 or positive, up to 1e6.")
-        for key in ("label_smoothing", "distillation"):
-            if getattr(self, key) and self.name != "mixed_cross_entropy":
-                raise InputError(f"objective.{key} belongs to mixed_cross_entropy; {self.name} has its own terms.")
+        if self.label_smoothing and self.name != "mixed_cross_entropy":
+            raise InputError(
+                f"objective.label_smoothing belongs to mixed_cross_entropy; {self.name} has its own terms."
+            )
 
 
 @dataclass
@@ -287,9 +284,3 @@ class Settings:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it is 0 or more.")
         self.data.check_members(self.model.num_members)
-        if self.objective.distillation and (self.model.num_members == 1 or self.pixels.kind != "none"):
-            raise InputError(
-                f"objective.distillation is {self.objective.distillation}, which takes several members "
-                f"(model.num_members is {self.model.num_members}) that see one image, not mixed with others "
-                f"(pixels.kind is {self.pixels.kind})."
-            )

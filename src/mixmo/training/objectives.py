@@ -18,16 +18,13 @@ Objective = Callable[[Tensor, MixedBatch], Tensor]
 """Maps logits (B, M, K) and the batch they are of to the loss, a scalar that has a gradient."""
 
 
-def mixed_cross_entropy(
-    logits: Tensor, batch: MixedBatch, label_smoothing: float = 0.0, distillation: float = 0.0
-) -> Tensor:
+def mixed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float = 0.0) -> Tensor:
     """Return the loss of the paper (equation 3): the members' weighted cross-entropies, summed, in nats.
 
     Args:
         logits: (B, M, K).
-        batch: What the logits are of; its targets, weights and shared positions are read.
+        batch: What the logits are of; its targets and weights are read.
         label_smoothing: Share of each target that is spread evenly over all classes.
-        distillation: Weight of :func:`distillation_loss`.
 
     Example:
         >>> empty, targets = torch.empty(1), torch.tensor([[0, 1]])
@@ -35,26 +32,7 @@ def mixed_cross_entropy(
         >>> mixed_cross_entropy(torch.zeros(1, 2, 2), batch).item()  # 2 ln 2
         1.3862...
     """
-    loss = cross_entropy(logits, batch.targets, batch.weights, label_smoothing)
-    return loss + distillation * distillation_loss(logits, batch.shared) if distillation else loss
-
-
-def distillation_loss(logits: Tensor, shared: Tensor) -> Tensor:
-    """Return the members' cross-entropy to their average in the mixtures of one image.
-
-    Mean over the batch of shared_b · Σ_i CE(logits_bi, softmax(mean_j logits_bj)); the average has no gradient.
-
-    Args:
-        logits: (B, M, K).
-        shared: (B,) whether all members see the same image.
-
-    Example:
-        >>> distillation_loss(torch.zeros(2, 2, 2), torch.tensor([True, False])).item()  # 2 ln 2 / 2
-        0.6931...
-    """
-    logits = logits.float()
-    average = logits.detach().mean(1, keepdim=True).softmax(2)
-    return ((-average * logits.log_softmax(2)).sum((1, 2)) * shared).mean()
+    return cross_entropy(logits, batch.targets, batch.weights, label_smoothing)
 
 
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {"mixed_cross_entropy": mixed_cross_entropy}
@@ -83,8 +61,8 @@ def find_objective(
     name = settings.name
     if not is_import_path(name):
         objective = OBJECTIVES[one_of(name, OBJECTIVES, "objective")]
-        terms = {"label_smoothing": settings.label_smoothing, "distillation": settings.distillation}
-        return partial(objective, **terms) if any(terms.values()) else objective
+        smoothing = settings.label_smoothing
+        return partial(objective, label_smoothing=smoothing) if smoothing else objective
     own: Objective = resolve(name, allowed)
     size = (2, members)
     targets = torch.full((*size, classes), 1 / classes) if soft else torch.zeros(size, dtype=torch.int64)
