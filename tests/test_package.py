@@ -74,6 +74,13 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
     assert not list((tmp_path / "runs" / "quickstart").iterdir())
 
 
+def test_the_plain_loop_trains(tmp_path):
+    """An example of its own: 40 epochs of digits, without Lightning."""
+    printed = run(ROOT / "examples" / "plain_pytorch.py", "--epochs=20", cwd=tmp_path)
+    accuracy = float(printed.split()[1].rstrip(","))
+    assert accuracy > 0.6  # 160 epochs reach 98 %; 10 % is chance
+
+
 def test_another_librarys_ensembles_are_evaluated(tmp_path):
     """The example's files are read, and hold what its networks predict."""
     pytest.importorskip("torch_uncertainty")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from conftest import write_images
+from safetensors.torch import save_file
 
 from mixmo.cli.main import main
 from mixmo.masks import KINDS
@@ -44,6 +46,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
     np.savez("theirs.npz", logits=np.zeros((6, 3)), targets=np.zeros(6, int))
+    (tmp_path / "digit.png").write_bytes((tmp_path / "pictures/test/cat/000.png").read_bytes())
     shown = blocks("sh") + blocks("sh", MASKS) + blocks("sh", WHEN) + blocks("sh", EVALUATION)[:1]
     commands = [line for block in shown for line in block.splitlines() if line.startswith("mixmo ")]
     assert len(commands) >= 9
@@ -60,6 +63,37 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
             shaped = "single" not in line and "linear" not in line
             assert observed.shaped == [shaped], line
     capsys.readouterr()
+
+
+def test_guides_run(tmp_path, monkeypatch, capsys):
+    """The commands and the Python of three guides, in one folder of photos; training is cut short."""
+    for library in ("kornia", "onnxruntime", "onnxscript", "pyarrow"):
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", count=16, size=40)
+    (tmp_path / "new.jpg").write_bytes((tmp_path / "photos/cat/000.png").read_bytes())
+    for name in ("pretrained", "lite0"):
+        save_file(timm.create_model("wide_resnet10_1", num_classes=9).state_dict(), f"{name}.safetensors")
+    shrunk = [*SHRUNK, "--data.crop_size=32", "--data.validation=0.2"]
+    names, commands, kinds = {}, [], {}
+    for guide in ("photos", "deploy", "trust"):
+        text = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+        for language, block in re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL):
+            if language == "python":
+                exec(compile(block, guide, "exec"), names)
+            for line in block.splitlines() if language == "sh" else ():
+                words = shlex.split(line)
+                assert words[0] in ("mixmo", "pip", "python") and (words[0] != "python" or (ROOT / words[1]).is_file())
+                if words[:2] == ["mixmo", "fit"]:
+                    words += shrunk + ([] if "--model.start" in words else ["--model.start=pretrained.safetensors"])
+                if words[0] == "mixmo":
+                    assert main(words[1:]) == 0, line
+                    commands.append(line)
+                    kinds[words[1]] = kinds.get(words[1], 0) + 1
+    capsys.readouterr()
+    assert kinds.keys() == {"fit", "test", "compare", "predict", "export"} and len(commands) >= 15
+    assert names["logits"].shape == (5, 3) and names["net"].num_members == 2
+    assert names["answers"].classes == ["cat", "dog", "emu"]
 
 
 def test_the_recipe_of_ones_own_runs(tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""Networks for use elsewhere, and from elsewhere: the authors' checkpoints."""
+"""Networks for use elsewhere: predictions, exported files, the Hub; and the authors' checkpoints from there."""
