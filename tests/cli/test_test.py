@@ -77,7 +77,7 @@ def test_a_full_disk_costs_no_metrics(trained, tmp_path, full_disk, capsys):
     assert error.splitlines()[-1].endswith("test.json cannot be written: No space left on device.")
     assert (run.path / "test.json").read_text() == "before"
     kept = [line for line in error.splitlines() if "No space left on device. It is not kept for a second call." in line]
-    assert len(kept) == 3  # predictions on the test and on the validation set, and how separate the members are
+    assert len(kept) == 4  # predictions on test and validation set, the calibration, how separate the members are
     assert not list(run.path.rglob("*.partial"))
 
 

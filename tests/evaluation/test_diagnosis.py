@@ -91,7 +91,7 @@ def test_asking_leaves_the_network_as_it_was():
     first, second = separation(own, images()), separation(own, images())
     assert first == second
     assert all(torch.equal(before[name], value) for name, value in own.net.state_dict().items())
-    assert not own.net.backbone.get_submodule(own.net.head_name)._forward_pre_hooks
+    assert not own.net.classifiers[0]._forward_pre_hooks
 
 
 def test_a_run_is_diagnosed_once(trained, monkeypatch):
