@@ -151,7 +151,7 @@ def diagnosis_table(rows: Rows, method: str, other: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-MARK = re.compile(r"(<!-- (study|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*)")
+MARK = re.compile(r"(<!-- (study|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)")
 """A table in a page: files of rows, the task or the method it is of, the methods to compare with; ``; `` divides."""
 
 
@@ -162,9 +162,9 @@ def renewed(text: str) -> str:
         mark, kind, files, of, against, _ = found.groups()
         rows = [row for file in files.split("; ") for row in read_rows(RESULTS / file)]
         if kind == "study":
-            return f"{mark}{table(rows, of, against.split('; '))}\n"
+            return f"{mark}{table(rows, of, against.split('; '))}\n\n"
         named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]  # files may share names of tasks
-        return f"{mark}{diagnosis_table(named, of, against)}\n"
+        return f"{mark}{diagnosis_table(named, of, against)}\n\n"
 
     return MARK.sub(new, text)
 
