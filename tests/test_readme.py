@@ -2,11 +2,13 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import timm
@@ -94,6 +96,19 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
     assert kinds.keys() == {"fit", "test", "compare", "predict", "export"} and len(commands) >= 15
     assert names["logits"].shape == (5, 3) and names["net"].num_members == 2
     assert names["answers"].classes == ["cat", "dog", "emu"]
+
+
+def test_the_notebook_runs():
+    """Its code, with one epoch of training; its kept pictures are there, and of no other code."""
+    cells = json.loads((ROOT / "docs" / "method.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {}
+    with matplotlib.rc_context({"backend": "agg"}):
+        for block in code:
+            exec(compile(block.replace("epochs=60", "epochs=1"), "method.ipynb", "exec"), names)
+    assert names["logits"].shape == (1597, 2, 10) and names["difference"] < 1e-4 and len(names["losses"]) == 8
+    kept = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert sum("image/png" in output["data"] for output in kept) == 4 and all("data" in output for output in kept)
 
 
 def test_the_recipe_of_ones_own_runs(tmp_path, monkeypatch):
