@@ -55,6 +55,8 @@ METRICS = (
     "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "selectivity", "separate_units",
     "train_accuracy",
 )  # fmt: skip
+VALIDATED = ("nll_scaled", "ece_scaled", "set_coverage_95", "set_size_95")
+"""Where there is a validation set, of single networks."""
 CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
 OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
 """By the largest probability, over the out-of-distribution datasets."""
@@ -177,7 +179,10 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
         "size": settings.data.image_size,
         "backbone": settings.model.backbone,
         "input_repetition": settings.data.input_repetition,
-        **{key: "" if math.isnan(value) else f"{value:.6g}" for key, value in metrics_of(found).items()},
+        **{
+            key: "" if math.isnan(value) else f"{value:.6g}"
+            for key, value in metrics_of(found, settings.data.validation > 0).items()
+        },
         "test_images": len(found.predictions.targets),
         "macs": sum(network_size(each)["macs"] for each in trained),
         "images_in_training": sum(training_images(settings, rows) for rows in histories),
@@ -189,11 +194,13 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
     }
 
 
-def metrics_of(found: EvaluationResult) -> dict[str, float]:
+def metrics_of(found: EvaluationResult, validated: bool) -> dict[str, float]:
     """Return the metrics that a row has, NaN for those that are not defined."""
     flat = found.flat()
     known = {key: flat.get(key, math.nan) for key in METRICS}
     known["member_accuracy"] = statistics.fmean(each["accuracy"] for each in found.metrics.members)
+    if validated:
+        known |= {key: flat.get(key, math.nan) for key in VALIDATED}
     if found.corruptions is not None:
         known |= {key: flat[name] for key, name in CORRUPTED.items()}
     if found.ood:

@@ -35,6 +35,8 @@ SHOWN = {
     "nll_two_fold": ("NLL, scaled", 1, 3),
     "brier": ("Brier", 1, 3),
     "ece": ("ECE %", 100, 1),
+    "set_coverage_95": ("coverage of 95 % sets, %", 100, 1),
+    "set_size_95": ("their size", 1, 2),
     "corrupted_accuracy": ("corrupted top-1 %", 100, 1),
     "corrupted_nll": ("corrupted NLL", 1, 3),
     "corrupted_ece": ("corrupted ECE %", 100, 1),
@@ -112,9 +114,9 @@ def table(rows: Rows, task: str, against: Sequence[str]) -> str:
         own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
         cells = [method, str(len(own))]
         for metric, (_, factor, digits) in shown.items():
-            values = [float(row[metric]) for row in own]
+            values = [float(row[metric]) for row in own if row[metric]]
             spread = f" ± {number(statistics.stdev(values), factor, digits)}" if len(values) > 1 else ""
-            cells.append(number(statistics.fmean(values), factor, digits) + spread)
+            cells.append(number(statistics.fmean(values), factor, digits) + spread if values else "")
         cells.append(f"{float(own[0]['macs']) / 1e6:.1f}")
         for other in known:
             for metric in COMPARED:
