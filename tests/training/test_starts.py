@@ -115,7 +115,10 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--model.start=nowhere"], "nowhere"),
+        (
+            ["--model.start=nowhere"],
+            "model.start nowhere is neither 'pretrained' nor a file or a run's folder",
+        ),
         (
             ["--model.backbone=wide_resnet16_1"],
             "was trained with model.backbone wide_resnet10_1, but here it is wide_resnet16_1",
@@ -277,3 +280,19 @@ def test_a_head_of_as_many_classes_is_kept(single, tmp_path):
         net = build_network(plan.settings, DataModule(plan.settings.data, 0))
         kept = [torch.equal(head.weight, backbone.fc.weight) for head in net.heads]
         assert kept == [classes == 3] * 2 and net.num_classes == 3
+
+
+def test_grey_images_are_seen_as_colours_were(single, lite0):
+    """The stem's weights are summed over the colours, as timm does it."""
+    settings = of_photos(single, lite0, "--data.channels=1", "--data.crop_size=32").settings
+    net = build_network(settings, DataModule(settings.data, 0)).eval()
+    colours = build_network(
+        of_photos(single, lite0, "--data.crop_size=32").settings, DataModule(settings.data, 0)
+    ).eval()
+    grey = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        found, expected = (
+            sum(encoder(images) for encoder in each.encoders)
+            for each, images in ((net, grey), (colours, grey.expand(-1, 3, -1, -1)))
+        )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from mixmo.config.settings import Settings
@@ -62,17 +63,28 @@ def _plain(settings: Settings, start: str) -> Any:
     if start == PRETRAINED:
         return create_backbone(own.backbone, pretrained=True, **options)
     if is_run(start):
+        if not Path(start).is_dir():
+            raise MissingError(
+                f"model.start {start} is neither {PRETRAINED!r} nor a file of weights or a run's folder."
+            )
         run = Run(Path(start))
         _check_run(settings, start, run.settings())
         return fuse(load_checkpoint(run, download=own.download).net)
     weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
-    names = backbone.pretrained_cfg["classifier"]
-    head = f"{names if isinstance(names, str) else names[0]}.weight"
+    stems, heads = (_names(backbone.pretrained_cfg[key]) for key in ("first_conv", "classifier"))
+    for name in stems:  # colours become grey as timm has it
+        if (stem := weights.get(f"{name}.weight")) is not None and stem.dim() == 4:
+            weights[f"{name}.weight"] = adapt_input_conv(settings.data.channels, stem)
+    head = f"{heads[0]}.weight"
     if head in weights and len(weights[head]) != backbone.num_classes:
         backbone = create_backbone(own.backbone, num_classes=len(weights[head]), **options)
     _load(backbone, weights, start, own.backbone)
     return backbone
+
+
+def _names(known: str | Sequence[str]) -> list[str]:
+    return [known] if isinstance(known, str) else list(known)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
