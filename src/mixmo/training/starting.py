@@ -64,9 +64,7 @@ def _plain(settings: Settings, start: str) -> Any:
         return create_backbone(own.backbone, pretrained=True, **options)
     if is_run(start):
         if not Path(start).is_dir():
-            raise MissingError(
-                f"model.start {start} is neither {PRETRAINED!r} nor a file of weights or a run's folder."
-            )
+            raise MissingError(f"model.start {start} is neither {PRETRAINED!r} nor a file or a run's folder.")
         run = Run(Path(start))
         _check_run(settings, start, run.settings())
         return fuse(load_checkpoint(run, download=own.download).net)
