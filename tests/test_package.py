@@ -10,7 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import write_images
 
+from mixmo.cli.main import main
 from mixmo.evaluation.results import evaluate_predictions
 from mixmo.runs import Run
 
@@ -98,6 +100,27 @@ def test_the_gpu_script_runs(tmp_path):
     assert "compiled" in out and "ensemble, logit average" in out
     assert json.loads((tmp_path / "out" / "gpu.json").read_text())["tables"]["ceilings"]
     assert (tmp_path / "out" / "run" / "test.json").is_file()
+
+
+def test_every_form_of_a_network_is_measured(tmp_path):
+    """Accuracy is the same in all but 8-bit files; two images in a pass take less time than two passes."""
+    pytest.importorskip("onnxruntime")
+    write_images(tmp_path / "photos", count=12, size=16)
+    words = [
+        f"--data.name=folder:{tmp_path}/photos",
+        "--data.channels=3",
+        "--data.batch_size=8",
+        f"--run={tmp_path}/run",
+    ]
+    assert main(["fit", "digits-cut", *words, "--trainer.max_epochs=1"]) == 0
+    words = [ROOT / "benchmarks" / "deployment.py", "run", "--rounds=2", "--images=photos", "--save=kept.json"]
+    run(*words, cwd=tmp_path)
+    tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
+    forms = tables["forms, ratios to the plain backbone"]
+    assert {forms[name]["accuracy"] for name in forms if name not in ("plain backbone", "ONNX, int8")} == {
+        forms["fused"]["accuracy"]
+    }
+    assert tables["images in one pass"].keys() == {"1", "2"} and tables["mixmo predict"]["0 workers"]["images"] == 36
 
 
 def test_kept_results_say_where_they_were_measured():

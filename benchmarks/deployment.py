@@ -1,0 +1,123 @@
+"""What a trained network is worth in each form: accuracy, NLL, images a second, size; and M images in one pass.
+
+    python benchmarks/deployment.py runs/photos [--images FOLDER] [--save FILE]
+
+Every form is shown the run's whole test set. Times are of one batch, all forms in turns, against the plain backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixmo import evaluate, fuse
+from mixmo.cli.benchmark import report
+from mixmo.deploy.export import FORMATS, ExportOptions, export
+from mixmo.deploy.images import files_below
+from mixmo.deploy.models import Model, PlainModel, RunModel, open_model
+from mixmo.deploy.predictor import Predictor
+from mixmo.evaluation.benchmark import interleaved, summary
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.network import create_backbone
+from mixmo.runs import Run
+
+Rows = dict[str, dict[str, float]]
+BATCH = 64
+
+
+def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str, int]]:
+    """Return the network in every form, and the bytes of those that are files."""
+    whole = RunModel(run.run.path)
+    forms: dict[str, Model] = {"members apart": whole, "fused": PlainModel(fuse(whole.network.net).eval(), whole.spec)}
+    sizes: dict[str, int] = {}
+    for name, format, options in (
+        ("timm folder", "timm", ExportOptions()),
+        ("torch.export", "torch-export", ExportOptions()),
+        ("ONNX", "onnx", ExportOptions()),
+        ("ONNX, members apart", "onnx", ExportOptions(members=True)),
+        ("ONNX, int8", "onnx", ExportOptions(int8=True)),
+    ):
+        place = folder / name.replace(", ", "-").replace(" ", "-")
+        place.mkdir()
+        exported = export(run, format, place / FORMATS[format], options)
+        forms[name], sizes[name] = open_model(exported.path), exported.size
+    return forms, sizes
+
+
+def test_set(run: TrainedRun) -> tuple[Tensor, Tensor]:
+    """Return the test images (N, H, W, C) uint8 and their class numbers."""
+    images, _ = run.images("test")
+    batch = images.__getitems__(list(range(len(images))))
+    return batch.images[batch.chosen], batch.labels[batch.chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--images", type=Path, help="a folder of image files, to time mixmo predict")
+    parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")
+    given = parser.parse_args()
+    run = TrainedRun(Run(given.run))
+    images, labels = test_set(run)
+    with tempfile.TemporaryDirectory() as folder:
+        forms, sizes = forms_of(run, Path(folder))
+        tables = {"forms, ratios to the plain backbone": in_every_form(run, forms, sizes, images, labels, given.rounds)}
+    tables["images in one pass"] = in_one_pass(run, images, labels, given.rounds)
+    if given.images:
+        tables["mixmo predict"] = predicting(given.run, given.images)
+    about = {"run": given.run.name, "backbone": run.settings.model.backbone, "test images": len(images), "batch": BATCH}
+    report(tables, about | {"threads": torch.get_num_threads()}, given.save)
+
+
+def in_every_form(
+    run: TrainedRun, forms: dict[str, Model], sizes: dict[str, int], images: Tensor, labels: Tensor, rounds: int
+) -> Rows:
+    """Return times, accuracy, NLL and size of every form."""
+    own, spec, shown = run.settings, forms["fused"].spec, images[:BATCH]
+    options = own.model.options | {"in_chans": own.data.channels, "num_classes": len(spec.classes)}
+    every = {"plain backbone": PlainModel(create_backbone(own.model.backbone, **options).eval(), spec), **forms}
+    seconds = interleaved({name: lambda model=model: model.logits(shown) for name, model in every.items()}, rounds)
+    rows = {name: summary(taken, against=seconds["plain backbone"]) for name, taken in seconds.items()}
+    for name, model in forms.items():
+        found = evaluate(torch.cat([model.logits(part) for part in images.split(BATCH)]), labels)
+        rows[name] |= {"accuracy": found["accuracy"], "nll": found["nll"]}
+        rows[name] |= {"MB": sizes[name] / 1e6} if name in sizes else {}
+    return rows
+
+
+@torch.no_grad()
+def in_one_pass(run: TrainedRun, images: Tensor, labels: Tensor, rounds: int) -> Rows:
+    """Return times, accuracy and NLL of one image in each pass, and of M."""
+    model = RunModel(run.run.path)
+    net, prepared = model.network.net.eval(), torch.cat([model.spec.prepared(part) for part in images.split(BATCH)])
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "1": lambda part: net(part).mean(1),
+        str(net.num_members): net.multiplex,
+    }
+    seconds = interleaved({name: lambda way=way: way(prepared[:BATCH]) for name, way in ways.items()}, rounds)
+    rows = {name: summary(taken, against=seconds["1"]) for name, taken in seconds.items()}
+    for name, way in ways.items():
+        found = evaluate(torch.cat([way(part) for part in prepared.split(BATCH)])[:, None], labels)
+        rows[name] |= {"accuracy": found["accuracy"], "nll": found["nll"]}
+    return rows
+
+
+def predicting(run: Path, folder: Path) -> Rows:
+    """Return images a second from files on the disk to answers."""
+    files, predictor, rows = files_below([str(folder)]), Predictor(run), {}
+    for workers in (0, 2):
+        start = time.perf_counter()
+        predictor(list(files), BATCH, workers)
+        rows[f"{workers} workers"] = {"images": len(files), "a second": len(files) / (time.perf_counter() - start)}
+    return rows
+
+
+if __name__ == "__main__":
+    main()
