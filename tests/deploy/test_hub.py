@@ -81,6 +81,13 @@ def test_timm_opens_a_shared_folder(evaluated, tmp_path):
         torch.testing.assert_close(plain(images), mixmo.load(evaluated)(images).mean(1), atol=1e-5, rtol=1e-5)
 
 
+def test_no_path_of_this_machine_is_shared(evaluated, tmp_path):
+    folder = save_pretrained(evaluated, tmp_path / "shared")
+    for file in folder.iterdir():
+        assert str(evaluated.parent).encode() not in file.read_bytes(), file
+    assert "name: folder:photos\n" in (folder / "config.yaml").read_text()
+
+
 def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     card = (save_pretrained(evaluated, tmp_path / "shared") / "README.md").read_text()
     assert card.startswith("---\npipeline_tag: image-classification\n")

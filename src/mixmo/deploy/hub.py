@@ -56,12 +56,24 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
             write_text(made / SPEC, spec.to_json())
         weights = {name: tensor.contiguous() for name, tensor in network.net.cpu().state_dict().items()}
         safetensors.torch.save_file(weights, made / MEMBERS)
-        write_text(made / CONFIG, yaml.safe_dump(trained.run.config(), sort_keys=False, allow_unicode=True))
+        write_text(
+            made / CONFIG, yaml.safe_dump(_without_paths(trained.run.config()), sort_keys=False, allow_unicode=True)
+        )
         write_text(made / "README.md", model_card(trained, spec, fused))
         if out.exists():
             out.rmdir()
         made.replace(out)
     return out
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration that says nothing of the machine's folders: of paths the last part stays."""
+    shared = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
+    for section, key in (("data", "name"), ("data", "root"), ("model", "start")):
+        if isinstance(text := shared.get(section, {}).get(key), str) and not text.startswith(("torch/", "hfds/")):
+            kind, colon, path = text.rpartition(":")
+            shared[section][key] = f"{kind}{colon}{Path(path).name}"
+    return shared
 
 
 def push_to_hub(run: str | Path, repository: str, private: bool = False, **options: Any) -> str:
