@@ -85,7 +85,7 @@ net = timm.create_model("local-dir:exported", pretrained=True).eval()
 content = torch.load("content.pt", weights_only=True)
 prepare = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
 print((net(content["images"]) - content["logits"]).abs().max().item() < 1e-4)
-print(net.pretrained_cfg["label_names"], prepare.transforms[-1].mean.tolist(), prepare.transforms[1].size)
+print(net.pretrained_cfg["label_names"], prepare.transforms[-1].mean.tolist(), tuple(prepare.transforms[1].size))
 """
 
 
