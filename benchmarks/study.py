@@ -142,10 +142,10 @@ def folder_of(plan: Plan, scratch: Path) -> Path:
     return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
 
 
-def can_start(plan: Plan, trained: Container[Path]) -> bool:
-    """Return whether the network that a network starts from, if any, is trained."""
-    start = plan.settings.model.start
-    return start is None or Path(start) in trained
+def can_start(plan: Plan, trained: Container[Path], scratch: Path) -> bool:
+    """Return whether the network that a network starts from is trained, if the study trains that one."""
+    start = Path(plan.settings.model.start or "")
+    return start.parent != scratch or start in trained
 
 
 def train(plan: Plan, folder: Path) -> None:
@@ -172,7 +172,7 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
     found = evaluate_trained(trained, row.options)
     starts = [Run(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
-    settings = row.plans[0].settings
+    settings, hardware = row.plans[0].settings, trained[0].run.about()
     return row.about | {
         "dataset": Path(settings.data.name).name,
         "images_per_class": settings.data.images_per_class,
@@ -188,7 +188,7 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
         "images_in_training": sum(training_images(settings, rows) for rows in histories),
         "seconds": round(sum(each["seconds"] for rows in histories for each in rows)),
         "precision": row.plans[0].trainer["precision"],
-        "device": trained[0].run.about()["processor"],
+        "device": hardware["gpu"] or hardware["processor"],
         "mixmo": __version__,
         "torch": torch.__version__,
     }
@@ -242,7 +242,7 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
                 if row := next((row for row in waiting if trained.issuperset(row.folders(scratch))), None):
                     waiting.remove(row)
                     evaluating.add(pool.submit(finished, row, scratch))
-                elif folder := next((each for each in networks if can_start(networks[each], trained)), None):
+                elif folder := next((each for each in networks if can_start(networks[each], trained, scratch)), None):
                     training[pool.submit(train, networks.pop(folder), folder)] = folder
                 else:
                     break

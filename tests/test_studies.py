@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from conftest import write_images
 from hypothesis import given, settings
@@ -55,7 +57,7 @@ def test_a_study_makes_each_row_once(tmp_path):
 
 
 def test_a_study_evaluates_on_other_images(tmp_path):
-    """Corrupted and out-of-distribution images have columns; a network starts from another that is trained before."""
+    """Corrupted and out-of-distribution images have columns; a network starts from another that is trained before, or a file."""
     for seed, folder in enumerate(("photos/train", "photos/test", "others/train", "others/test")):
         write_images(tmp_path / folder, classes=("cat", "dog"), count=6, seed=seed)
     (tmp_path / "study.yaml").write_text("""
@@ -66,13 +68,17 @@ tasks: {few: {passes: 4, evaluate: {ood: [torch/cifar100]}}}
 methods:
   started: {extends: [cut, b2], passes: 0.5, start: single, model: {start_noise: 1.0}}
   single: {extends: [single], passes: 0.5}
+  from a file: {extends: [single], passes: 0.5, model: {start: weights.pth}}
 """)
+    trained = timm.create_model("wide_resnet10_2", in_chans=3, num_classes=2)
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
     words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=2", "--data"]
     printed = run(*words, "torch/cifar10=folder:photos", "torch/cifar100=folder:others", cwd=tmp_path)
-    assert "2 rows to make, of 2 networks" in printed
+    assert "3 rows to make, of 3 networks" in printed
     rows = {row["method"]: row for row in study.read_rows(tmp_path / "rows/study.csv")}
-    assert rows.keys() == {"single", "started"} and rows["single"]["d_re"] == ""
+    assert rows.keys() == {"single", "started", "from a file"} and rows["single"]["d_re"] == ""
     for row in rows.values():
+        assert row["device"]
         shares = [float(row[key]) for key in ("corrupted_accuracy", "ood_auroc", "ood_fpr95")]
         assert all(0 <= share <= 1 for share in shares) and float(row["corrupted_nll"]) > 0
 

@@ -1,7 +1,7 @@
 """A run's folder, which holds all there is to know of a run.
 
 ``config.yaml`` every setting as it was asked for · ``checkpoints/`` last, the one before it, and best on validation ·
-``metrics.csv`` a row per epoch · ``split.csv`` what each image was drawn for, where a folder has no splits ·
+``metrics.csv`` a row per epoch · ``split.csv`` what each image was drawn for, where any are drawn ·
 ``environment.json`` versions, hardware, what followed from it, and what tells whether the data changed · ``test.json``
 the metrics of ``mixmo test``.
 """

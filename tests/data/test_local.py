@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import shutil
 import zipfile
 from collections import Counter
 
@@ -151,7 +152,46 @@ def test_a_run_writes_its_split_down_and_notices_a_change(photos, tmp_path, monk
     tree(photos, "cat/new.png")
     capsys.readouterr()
     assert main(["test", "run"]) == 2
-    assert "has changed since run was trained: other images would be drawn" in capsys.readouterr().err
+    assert "has changed since run was trained: other images would be drawn for testing" in capsys.readouterr().err
+
+
+def test_what_is_drawn_for_validation_is_noticed_too_and_the_calibration_kept(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, tmp_path / "own/train")
+    shutil.copytree(photos, tmp_path / "own/test")
+    words = ["--data.name=folder:own", "--data.batch_size=4", "--data.image_size=8", "--trainer.max_epochs=1"]
+    assert main(["fit", "digits-cut", *words, "--data.validation=0.25", "--run=run"]) == 0
+    assert len(list(csv.DictReader((tmp_path / "run/split.csv").open(newline="")))) == 36  # given test images, too
+    file = tmp_path / "run/calibration-last.safetensors"
+    before = file.read_bytes()
+    tree(tmp_path / "own/train", "cat/new.png")
+    capsys.readouterr()
+    assert main(["test", "run"]) == 0  # the test images are what they were, and so is the calibration
+    assert file.read_bytes() == before
+    assert main(["test", "run", "--refresh"]) == 2
+    assert "other images would be drawn for validation" in capsys.readouterr().err
+    file.unlink()
+    assert main(["fit", "run"]) == 2
+    assert not file.exists()
+    (tmp_path / "own/train/cat/new.png").unlink()
+    assert main(["fit", "run"]) == 0  # finished, and calibrated now
+    assert file.read_bytes() == before
+
+
+def test_runs_tested_on_other_drawn_images_are_neither_one_ensemble_nor_compared(photos, tmp_path, monkeypatch, capsys):
+    """Their labels are the same, one by one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, tmp_path / "copy")
+    words = ["--data.batch_size=4", "--data.image_size=8", "--data.validation=0", "--trainer.max_epochs=1"]
+    for name, folder, split_seed in (("one", "photos", 0), ("two", "photos", 7), ("same", "copy", 0)):
+        more = [f"--data.name=folder:{folder}", f"--data.split_seed={split_seed}", f"--run={name}"]
+        assert main(["fit", "digits-single", *words, *more]) == 0
+    assert main(["test", "one", "same"]) == 0 == main(["compare", "one", "same"])
+    capsys.readouterr()
+    assert main(["test", "one", "two"]) == 2
+    assert "one and two were tested on different images" in capsys.readouterr().err
+    assert main(["compare", "one", "two"]) == 2
+    assert "two was tested on other images or classes than one" in capsys.readouterr().err
 
 
 TABLES = {

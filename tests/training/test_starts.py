@@ -1,6 +1,7 @@
 """Members that start from trained weights: the network is theirs at first, and members are no copies of each other."""
 
 import importlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
         (["--model.start=null", "--model.fresh_heads=true"], "there is no start: set model.start"),
         (["--data.channels=1"], "was trained with data.channels 3, but here it is 1"),
         (["--data.mean=[0.1]"], "was trained with data.mean [0.3], but here it is [0.1]"),
-        (["--data.validation=0.25"], "learnt from images that are held out here"),
+        (["--data.validation=0.25"], "has learnt from 9 images that are held out here"),
     ],
 )
 def test_starts_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, overrides, message):
@@ -152,7 +153,8 @@ def test_heads_of_other_classes_cannot_be_kept(single, tmp_path, monkeypatch, ca
         (["--data.images_per_class=20", "--data.split_seed=0"], [], False),
         (["--data.images_per_class=20", "--data.split_seed=0", "--seed=3"], [], False),
         (["--data.images_per_class=20", "--seed=1"], [], True),
-        (["--data.images_per_class=10", "--data.split_seed=0"], [], True),
+        (["--data.images_per_class=30", "--data.split_seed=0"], [], True),
+        (["--data.images_per_class=10", "--data.split_seed=0"], [], False),  # a part of those learnt from here
         ([], ["--data.images_per_class=null"], False),
     ],
 )
@@ -165,6 +167,63 @@ def test_no_start_has_seen_what_is_held_out(tmp_path, monkeypatch, capsys, befor
     assert found == (2 if refused else 0)
     assert ("held out here" in capsys.readouterr().err) == refused
     assert (tmp_path / "new").exists() != refused
+
+
+FEW = ["--data.batch_size=4", "--data.image_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1",
+       "--data.validation=0", "--data.channels=3"]  # fmt: skip
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """A run of a folder without splits, from which a fifth was drawn for testing."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", count=10)
+    assert main(["fit", "digits-single", "--data.name=folder:photos", *FEW, "--run=start"]) == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        ([], False),
+        (["--data.name=folder:./photos"], False),
+        (["--data.name=folder:./photos", "--data.split_seed=7"], True),
+        (["--data.test=0.5"], True),
+        (["--data.validation=0.25"], True),
+        (["--data.name=folder:copy"], False),
+        (["--data.name=folder:copy", "--data.split_seed=7"], True),
+        (["--data.name=folder:others", "--data.split_seed=7"], False),
+        (["--model.start=second", "--data.split_seed=7"], True),  # by the run that the start started from
+    ],
+)
+def test_drawn_test_images_are_new_to_the_start(drawn, capsys, overrides, refused):
+    shutil.copytree(drawn / "photos", drawn / "copy")
+    write_images(drawn / "others", count=11, seed=5)
+    write_images(drawn / "given/train", count=4, seed=3)
+    write_images(drawn / "given/test", count=2, seed=4)
+    again = [*FEW, "--model.start=start", "--model.start_noise=1"]
+    assert main(["fit", "digits-cut", "--data.name=folder:given", *again, "--run=second"]) == 0
+    found = main(["fit", "digits-cut", "--data.name=folder:photos", *again, *overrides, "--run=new"])
+    shown = capsys.readouterr().err
+    assert found == (2 if refused else 0), shown
+    assert ("has learnt from" in shown and "held out here" in shown) == refused
+
+
+def test_a_start_is_refused_where_its_images_cannot_be_told(drawn, capsys):
+    shutil.copy(drawn / "photos/cat/000.png", drawn / "photos/cat/new.png")
+    words = ["fit", "digits-cut", "--data.name=folder:photos", *FEW, "--model.start=start", "--model.start_noise=1"]
+    assert main([*words, "--run=new"]) == 2
+    assert "has changed since start was trained, so that what it learnt from cannot be told" in capsys.readouterr().err
+    (drawn / "photos/cat/new.png").unlink()
+    assert main([*words, "--run=new"]) == 0
+
+
+def test_a_start_whose_own_start_is_gone_is_warned_of(drawn, capsys):
+    again = ["--data.name=folder:photos", *FEW, "--model.start_noise=1"]
+    assert main(["fit", "digits-cut", *again, "--model.start=start", "--run=second"]) == 0
+    shutil.rmtree(drawn / "start")
+    assert main(["fit", "digits-cut", *again, "--model.start=second", "--run=third"]) == 0
+    assert "start is gone, from which" in capsys.readouterr().err
 
 
 def test_copies_are_warned_of(single, caplog):

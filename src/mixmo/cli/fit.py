@@ -34,13 +34,12 @@ def run(words: list[str]) -> None:
     else:
         plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
-    if resume and run.finished(plan.trainer["max_epochs"]):
-        print(f"{run.path} is finished; `mixmo test {run.path}` evaluates it.")
-        return
+    finished = resume and run.finished(plan.trainer["max_epochs"])
     try:
-        fit(plan, run, resume)
+        if not finished:
+            fit(plan, run, resume)
+        for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():
+            calibrate(TrainedRun(run, checkpoint))  # so that whoever predicts needs no dataset
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
-    for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():
-        calibrate(TrainedRun(run, checkpoint))  # so that whoever predicts needs no dataset
-    print(f"{run.path} is trained; `mixmo test {run.path}` evaluates it.")
+    print(f"{run.path} is {'finished' if finished else 'trained'}; `mixmo test {run.path}` evaluates it.")

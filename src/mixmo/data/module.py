@@ -132,26 +132,38 @@ class DataModule:
             for index, label in enumerate(source.labels if source is not None else ()):
                 yield source.name(index), self.classes[label], split  # type: ignore[union-attr]
 
-    def fingerprint(self, split: str, other: str | None = None) -> str:
+    def fingerprint(self, split: str, other: str | None = None, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that tells whether a split changed; nothing is decoded.
-
-        Names, sizes, labels and classes count, and modification times but for ``train``: a run resumes on a copy of
-        its data, while what is predicted again costs little.
 
         Args:
             split: ``train`` (with what is held out of it), ``validation`` or ``test``.
             other: Another dataset's name, in place of these test images.
+            times: Whether modification times count beside names, sizes, labels and classes; without them a copy of the
+                files is the same.
         """
         if other is not None:
-            return self._other_source(other).fingerprint()
+            return self._other_source(other).fingerprint(times)
         if split == "train":
-            return self._train_source.fingerprint(times=False)
+            return self._train_source.fingerprint(times)
         if split == "validation":
             held_out = self._parts.validation
             if held_out is None:
                 raise InputError("there is no validation set: data.validation is 0.")
-            return held_out.fingerprint()
-        return self._test_source.fingerprint()
+            return held_out.fingerprint(times)
+        return self._test_source.fingerprint(times)
+
+    def draws(self, split: str) -> bool:
+        """Return whether the images of a split are drawn, rather than given by the dataset.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+        """
+        own = self.settings
+        if self.drawn is not None:
+            return split != "validation" or own.validation > 0
+        held_out = own.validation > 0 and "validation" not in self._splits
+        few = own.images_per_class is not None
+        return {"train": held_out or few, "validation": held_out, "test": few and own.name == "digits"}[split]
 
     def _without_images(self, images: ImageSet) -> str:
         """Return the classes of which a set has no image, in words; nothing if it has all."""

@@ -57,6 +57,9 @@ class Calibration:
 def calibration_of(logits: Tensor, targets: Tensor) -> Calibration:
     """Return the calibration that validation images give.
 
+    T is :func:`mixmo.metrics.fit_temperature`'s; where every image is right it is at least 1, since the likelihood then
+    grows as T falls to 0, and a few images without a mistake are no reason to be surer.
+
     Args:
         logits: (N, K), averaged over the members.
         targets: (N,) class numbers.
@@ -65,25 +68,29 @@ def calibration_of(logits: Tensor, targets: Tensor) -> Calibration:
         InputError: if there are none, or they do not fit.
     """
     temperature = fit_temperature(logits, targets)
+    if bool((logits.argmax(1) == targets).all()):
+        temperature = max(temperature, 1.0)
     probabilities = (logits.double() / temperature).softmax(1)
     confidence, predicted = probabilities.max(1)
     return Calibration(temperature, confidence, predicted == targets, conformity(probabilities, targets))
 
 
 def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False) -> Calibration | None:
-    """Return the calibration of a run's checkpoint, and keep it in the folder; ``None`` without a validation set.
+    """Return the calibration of a run's checkpoint, kept in its folder; ``None`` without a validation set.
 
     Args:
-        run: The run; its validation images are needed, unless their predictions are kept already.
+        run: The run; its validation images are needed, unless a calibration of the checkpoint is kept already.
         precision: Of the predictions.
         refresh: Predict again, whatever is kept.
 
     Raises:
         MissingError: if the checkpoint or the dataset is missing.
-        InputError: if one of them is damaged.
+        InputError: if one of them is damaged, or the dataset has changed so that other images would be drawn.
     """
     if not run.settings.data.validation:
         return None
+    if not refresh and (known := kept_calibration(run)) is not None:
+        return known
     found = predict(run, "validation", precision, refresh)
     calibration = calibration_of(mean_logits(found.logits), found.targets)
     tensors = {"confidence": calibration.confidence, "correct": calibration.correct, "likely": calibration.likely}

@@ -158,7 +158,7 @@ def _check_alike(groups: Sequence[Group]) -> None:
     for entry in entries:
         own = entry.result.predictions
         named = bool(entry.runs and first.runs)  # files may lack the names of classes
-        fits = torch.equal(own.targets, wanted.targets) and own.logits.shape[2] == wanted.logits.shape[2]
+        fits = own.are_of(wanted) and own.logits.shape[2] == wanted.logits.shape[2]
         if not fits or (named and own.classes != wanted.classes):
             raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
 

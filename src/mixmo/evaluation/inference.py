@@ -111,7 +111,7 @@ class TrainedRun:
         """
         if dataset not in ("test", "validation"):
             return self.data.other(dataset)
-        self._check_drawn()
+        self._check_drawn(dataset)
         images = self.data.test if dataset == "test" else self.data.validation
         if images is None:
             raise InputError("there is no validation set: data.validation is 0.")
@@ -122,16 +122,17 @@ class TrainedRun:
             )
         return images, classes
 
-    def _check_drawn(self) -> None:
-        """Refuse test images drawn from a folder that has changed since: the network may have learnt from them."""
+    def _check_drawn(self, split: str) -> None:
+        """Refuse images drawn from a dataset that has changed since: the network may have learnt from them."""
         known = self.run.about().get("data")
-        if self.data.drawn is None or not isinstance(known, dict):
+        if not self.data.draws(split) or not isinstance(known, dict):
             return
-        if known.get("fingerprint") != self.data.fingerprint("train"):
+        if known.get("fingerprint") != self.data.fingerprint("train", times=False):
+            purpose = "testing" if split == "test" else "validation"
             raise InputError(
                 f"{self.settings.data.name!r} has changed since {self.run.path} was trained: other images would be "
-                "drawn for testing, which it may have learnt from; bring it back (split.csv lists it), or give it a "
-                "test folder."
+                f"drawn for {purpose}, which it may have learnt from; bring it back (split.csv lists it), or give it a "
+                f"{split} folder."
             )
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
@@ -144,19 +145,20 @@ class TrainedRun:
             "fingerprint": self.fingerprint(dataset),
         }
 
-    def fingerprint(self, dataset: str) -> str:
+    def fingerprint(self, dataset: str, times: bool = True) -> str:
         """Return what tells whether the images of a dataset (:meth:`images`) changed; at most one is decoded.
 
         Args:
             dataset: As for :meth:`images`.
+            times: Whether files' modification times count.
 
         Raises:
             MissingError: if the dataset is missing.
             InputError: if it is damaged, or there is no validation set.
         """
         if dataset in ("test", "validation"):
-            return self.data.fingerprint(dataset)
-        return f"{self.data.size} {self.data.fingerprint('test', dataset)}"  # resized to the run's input size
+            return self.data.fingerprint(dataset, times=times)
+        return f"{self.data.size} {self.data.fingerprint('test', dataset, times)}"  # resized to the run's input size
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

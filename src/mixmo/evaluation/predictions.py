@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,25 @@ class Predictions:
         targets: (N,) class numbers; those of another dataset's own classes where images are out of distribution.
         classes: The K class names.
         epochs: Epochs the members were trained for; 0 if that is not known.
+        images: What tells the images from others, whatever became of their labels; empty if that is not known.
     """
 
     logits: Tensor
     targets: Tensor
     classes: list[str]
     epochs: int = 0
+    images: str = ""
+
+    def are_of(self, other: Predictions) -> bool:
+        """Return whether both are of the same images, as far as that is known.
+
+        Example:
+            >>> one = Predictions(torch.zeros(1, 1, 2), torch.tensor([0]), ["a", "b"], images="x")
+            >>> one.are_of(replace(one, images="y")), one.are_of(replace(one, images=""))
+            (False, True)
+        """
+        same = not (self.images and other.images) or self.images == other.images
+        return same and torch.equal(self.targets, other.targets)
 
     def average(self) -> Samples:
         """Return what is known of each prediction of the logit average."""
@@ -64,12 +77,12 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
         InputError: if the checkpoint is damaged or of another network, or there is no validation set.
     """
     one_of(precision, PRECISIONS, "precision")
-    about = run.depends_on(dataset)
+    about, images = run.depends_on(dataset), run.fingerprint(dataset, times=False)
     file = run.run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
     if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
         tensors, note = known
-        return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"])
-    found = _computed(run, dataset, precision)
+        return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], images)
+    found = replace(_computed(run, dataset, precision), images=images)
     note = {"about": about, "classes": found.classes, "epochs": found.epochs}
     keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
@@ -165,7 +178,7 @@ def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
         names: The runs', for the error.
 
     Raises:
-        InputError: if images or classes differ.
+        InputError: if images or classes differ, also where they happen to have the same labels.
 
     Example:
         >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
@@ -174,7 +187,7 @@ def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     """
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
-        if part.classes != first.classes or not torch.equal(part.targets, first.targets):
+        if part.classes != first.classes or not part.are_of(first):
             raise InputError(f"{names[0]} and {name} were tested on different images or classes; they are no ensemble.")
-    epochs = max(part.epochs for part in parts)
-    return Predictions(torch.cat([part.logits for part in parts], 1), first.targets, first.classes, epochs)
+    logits = torch.cat([part.logits for part in parts], 1)
+    return replace(first, logits=logits, epochs=max(part.epochs for part in parts))

@@ -32,7 +32,7 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(settings.seed, 0, "init"))
         if own.start is not None and not drawn:
-            net = started(settings, own.start, len(data.classes))
+            net = started(settings, own.start, data)
         else:
             net = MixMo(
                 own.backbone,

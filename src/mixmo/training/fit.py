@@ -71,7 +71,7 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
                     "data": _about(prepared.data),
                     "settings": yaml.safe_load(plan.yaml),
                 }
-                if prepared.data.drawn is not None:
+                if prepared.data.draws("train"):
                     run.write_split(prepared.data.split_rows())
                 run.create(plan.yaml, about)
             _train(plan, run, prepared, checkpoint, callbacks)
@@ -179,7 +179,8 @@ def _steps_per_epoch(plan: Plan, num_images: int) -> int:
 
 def _about(data: DataModule) -> dict[str, Any]:
     """Return what tells whether the data changed."""
-    return {"fingerprint": data.fingerprint("train"), "images": len(data.train), "classes": len(data.classes)}
+    fingerprint = data.fingerprint("train", times=False)
+    return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
 
 
 def _train(

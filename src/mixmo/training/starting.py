@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from mixmo.config.settings import Settings
 from mixmo.config.starting import PRETRAINED, is_run
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_checkpoint
 from mixmo.fusing import fuse
@@ -27,7 +30,7 @@ WRAPPERS = ("state_dict_ema", "state_dict", "model", "module")
 """Under what training programs put the weights in their checkpoints."""
 
 
-def started(settings: Settings, start: str, num_classes: int) -> MixMo:
+def started(settings: Settings, start: str, data: DataModule) -> MixMo:
     """Return a network whose members start from trained weights: it computes at first what the plain one computed.
 
     Encoders are the trained stem / M, heads the trained head. Where ``model.fresh_heads`` is set, or the classes are
@@ -36,14 +39,16 @@ def started(settings: Settings, start: str, num_classes: int) -> MixMo:
     Args:
         settings: The run's.
         start: ``pretrained``, a file of weights, or a run's folder.
-        num_classes: K.
+        data: The run's images; a run to start from has learnt from none that they hold out.
 
     Raises:
         MissingError: if there is no such run or file.
         InputError: if it cannot be fetched, is damaged, or does not fit.
     """
-    own = settings.model
+    own, num_classes = settings.model, len(data.classes)
     plain = _plain(settings, start)
+    for run in _runs_before(start):
+        _check_unseen(data, run)
     other = plain.num_classes != num_classes
     if other and own.fresh_heads is False:
         raise InputError(
@@ -134,7 +139,7 @@ def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: 
 
 
 def _check_run(settings: Settings, start: str, theirs: Settings) -> None:
-    """Refuse a run to start from that does not fit, or that learnt from images held out here."""
+    """Refuse a run to start from that does not fit."""
     pairs = {
         "model.backbone": (theirs.model.backbone, settings.model.backbone),
         "model.options": (theirs.model.options, settings.model.options),
@@ -148,17 +153,57 @@ def _check_run(settings: Settings, start: str, theirs: Settings) -> None:
             raise InputError(
                 f"model.start {start} was trained with {key} {before}, but here it is {now}; set the same."
             )
-    own = settings.data
-    holds_out = own.validation > 0 or (own.name == "digits" and own.images_per_class is not None)
-    if not holds_out or theirs.data.name != own.name:
+
+
+def _runs_before(start: str) -> Iterator[Run]:
+    """Yield the run of a start, that which it started from, and so on."""
+    before = list[Path]()
+    while is_run(start) and (folder := Path(start).resolve()) not in before:
+        if not folder.is_dir():
+            log.warning("%s is gone, from which %s started: whether it learnt from images held out here is not known.",
+                        start, before[-1])  # fmt: skip
+            return
+        before.append(folder)
+        run = Run(Path(start))
+        yield run
+        start = run.settings().model.start or PRETRAINED
+
+
+def _check_unseen(data: DataModule, run: Run) -> None:
+    """Refuse a run that learnt from images which are held out here for validation or testing.
+
+    Its images are listed as it drew them, from the dataset as it is now, if that is the one it was trained on: by its
+    place, or by the names and sizes of its files.
+    """
+    theirs, own = run.settings(), data.settings
+    known = run.about().get("data")
+    before = known.get("fingerprint") if isinstance(known, dict) else None
+    again = DataModule(replace(theirs.data, name=own.name, root=own.root, download=own.download), theirs.seed)
+    try:
+        unchanged = before in (None, again.fingerprint("train", times=False))
+    except InputError:  # its images cannot be drawn from these
+        unchanged = False
+    here = _place(theirs.data.name) == _place(own.name)
+    if not (here if before is None else unchanged):
+        if here and any(map(data.draws, ("validation", "test"))):
+            raise InputError(
+                f"{own.name!r} has changed since {run.path} was trained, so that what it learnt from cannot be told "
+                "from what is held out here; bring the images back, or give the dataset folders for validation and "
+                "testing."
+            )
         return
-    splits = [
-        (each.data.validation, each.data.images_per_class, each.data.seed_of_split(each.seed))
-        for each in (theirs, settings)
-    ]
-    if splits[0] != splits[1]:
+    held_out = {name for name, _, split in data.split_rows() if split in ("validation", "test")}
+    learnt = {name for name, _, split in again.split_rows() if split == "train"}
+    if both := sorted(held_out & learnt):
         raise InputError(
-            f"model.start {start} has learnt from images that are held out here: it was trained with data.validation "
-            "{}, data.images_per_class {} and a split by seed {}, which are {}, {} and {} here; set the same "
-            "(--data.split_seed).".format(*splits[0], *splits[1])
+            f"model.start {run.path} has learnt from {len(both)} images that are held out here ({both[0]}, say); it "
+            f"was trained with data.validation {theirs.data.validation}, data.test {theirs.data.test}, "
+            f"data.images_per_class {theirs.data.images_per_class} and a split by seed "
+            f"{theirs.data.seed_of_split(theirs.seed)}: set the same (--data.split_seed)."
         )
+
+
+def _place(name: str) -> str:
+    """Return a dataset's name with its path in full."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{os.path.realpath(os.path.expanduser(path))}" if colon else name
