@@ -57,7 +57,7 @@ def test_a_study_makes_each_row_once(tmp_path):
 
 
 def test_a_study_evaluates_on_other_images(tmp_path):
-    """Corrupted and out-of-distribution images have columns; a network starts from another that is trained before, or a file."""
+    """Corrupted and out-of-distribution images have columns; networks start from one trained before, or a file."""
     for seed, folder in enumerate(("photos/train", "photos/test", "others/train", "others/test")):
         write_images(tmp_path / folder, classes=("cat", "dog"), count=6, seed=seed)
     (tmp_path / "study.yaml").write_text("""
@@ -70,7 +70,7 @@ methods:
   single: {extends: [single], passes: 0.5}
   from a file: {extends: [single], passes: 0.5, model: {start: weights.pth}}
 """)
-    trained = timm.create_model("wide_resnet10_2", in_chans=3, num_classes=2)
+    trained = timm.create_model("wide_resnet10_1", in_chans=3, num_classes=2)
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
     words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=2", "--data"]
     printed = run(*words, "torch/cifar10=folder:photos", "torch/cifar100=folder:others", cwd=tmp_path)
