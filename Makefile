@@ -11,7 +11,8 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -m gpu tests/method tests/training
 
 torture: .venv/installed-dev
 	$(BIN)/python -m pytest -m torture tests/torture

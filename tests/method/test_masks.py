@@ -130,6 +130,7 @@ def test_masks_are_the_same_under_autocast(kind):
     assert torch.equal(mix.masks, mixer.sample(5, (4, 33, 40), plain).masks)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_devices_agree_in_distribution(kind):

@@ -279,6 +279,7 @@ def test_the_names_of_torch_that_are_not_public_are_there():
     assert found == errors | {"torch._sample_dirichlet", "torch.cpu._is_avx512_bf16_supported", "kineto_results"}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_waits_nowhere():
     from mixmo.evaluation.benchmark import Benchmark, TrainingStep

@@ -8,8 +8,8 @@ from mixmo.evaluation.diagnosis import Diagnosis
 from mixmo.reporting.glossary import METRICS
 
 FITTED = 0.8
-"""Training accuracy of members below which they did not win: on the map they won at 0.94, were level at 0.74 and lost
-at 0.51."""
+"""Training accuracy of members below which they did not win in accuracy: on the map they won from 0.94, were level at
+0.53 to 0.76 with few images, and lost elsewhere."""
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
@@ -39,7 +39,8 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
     if accuracy < FITTED and not diagnosis.harder:
         return (
             f"The members do not fit their training mixtures {known}: raise data.input_repetition, the width or the "
-            "epochs; where there is no budget for that, one network with CutMix is the better choice."
+            "epochs, or start from a trained network (model.start); where there is no budget for that, one network with "
+            "CutMix is more accurate."
         )
     fit = "" if diagnosis.harder else " and fit their training mixtures"
     return f"The members are separate{fit} {known}."
