@@ -39,8 +39,8 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
     if accuracy < FITTED and not diagnosis.harder:
         return (
             f"The members do not fit their training mixtures {known}: raise data.input_repetition, the width or the "
-            "epochs, or start from a trained network (model.start); where there is no budget for that, one network with "
-            "CutMix is more accurate."
+            "epochs, or start from a trained network (model.start); where there is no budget for that, one network "
+            "with CutMix is more accurate."
         )
     fit = "" if diagnosis.harder else " and fit their training mixtures"
     return f"The members are separate{fit} {known}."
