@@ -46,7 +46,7 @@ def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str,
         place = folder / name.replace(", ", "-").replace(" ", "-")
         place.mkdir()
         exported = export(run, format, place / FORMATS[format], options)
-        forms[name], sizes[name] = open_model(exported.path), exported.size
+        forms[name], sizes[name] = open_model(exported.path, trust=True), exported.size
     return forms, sizes
 
 

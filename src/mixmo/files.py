@@ -188,6 +188,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:  # a missing file is both
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or reason(error)}.") from error
 

@@ -95,6 +95,20 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
     return plain
 
 
+def can_fuse(net: MixMo) -> bool:
+    """Return whether a network's stems and heads become one.
+
+    Example:
+        >>> can_fuse(MixMo("wide_resnet10_1", 2, num_classes=5, mix_at="stages.0"))
+        False
+    """
+    try:
+        _check_parts(net)
+    except InputError:
+        return False
+    return True
+
+
 def _check_parts(net: MixMo) -> None:
     """Refuse stems and heads that do not become one."""
     if net.mix_at is not None:
@@ -134,7 +148,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
         expected = members.mean(1) if average == "logits" else log_mean_probabilities(members)
         difference = (candidate(image).float() - expected).abs().max()
         tolerance = 1e-3 if weight.dtype in (torch.float32, torch.float64) else 5e-2
-        if difference > tolerance * (1 + expected.abs().max()):
+        if not difference <= tolerance * (1 + expected.abs().max()):  # NaN is no agreement
             raise InputError(
                 f"the fused network would answer otherwise: its logits for a random image differ by {difference:.3g}; "
                 "something in the network is not what its class says (a hook, a changed forward), or its stem "

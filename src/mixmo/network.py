@@ -251,7 +251,7 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         Traceback (most recent call last):
         mixmo.errors.InputError: unknown backbone 'wide_resnet28_20'; did you mean 'wide_resnet28_2' or ...
     """
-    if not timm.is_model(name) and "/" not in name:  # hf-hub:… and local-dir:… are timm's own schemes
+    if not timm.is_model(name) and not {":", "/"} & set(name):  # hf-hub:… and local-dir:… are timm's own schemes
         one_of(name.split(".")[0], timm.list_models(), "backbone")
     try:
         model: nn.Module = timm.create_model(name, **options)

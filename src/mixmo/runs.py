@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from mixmo.checkpoints import BEST, LAST, PREVIOUS
+from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.checking import flattened
 from mixmo.config.imports import without_permission
@@ -190,6 +190,16 @@ class Run:
             reason = "the run had no validation set" if which == "best" else "no epoch was finished"
             raise MissingError(f"{self.path} has no {which} checkpoint ({reason}, perhaps).")
         return file
+
+    def digest(self, which: str = "last") -> str:
+        """Return the SHA-256 of a checkpoint's file, in hexadecimal.
+
+        Raises:
+            MissingError: if it does not exist.
+        """
+        file = self.checkpoint_file(which)
+        with file.open("rb") as content:
+            return digest(content, file.stat().st_size)
 
     def check_unchanged(self) -> None:
         """Refuse to resume with other settings than the run began with; those that change no result may differ.

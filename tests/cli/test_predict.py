@@ -3,10 +3,16 @@
 import csv
 import io
 import json
+import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import mixmo
 from mixmo.cli.main import main
@@ -47,6 +53,42 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(gone, new_ima
     assert "1 of 3 images cannot be read" in error and "photos/bad.png: it is damaged" in error
     names = [json.loads(line)["file"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [name.removeprefix(f"{tmp_path}/photos/") for name in names] == ["b.png", "deep/a.png"]
+
+
+def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
+    """Nobody writes into them: reading would wait forever."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(sorted(new_images.iterdir())[0].read_bytes())
+    os.mkfifo(tmp_path / "photos/pipe.png")
+    os.mkfifo(tmp_path / "photos/pipe")
+    assert main(["predict", str(gone), str(tmp_path / "photos")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["predict", str(gone), str(tmp_path / "photos/a.png"), str(tmp_path / "photos/pipe.png")]) == 1
+    assert "photos/pipe.png: it is no file" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_written_to_parquet(gone, new_images, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    name = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png")
+    shutil.copy(sorted(new_images.iterdir())[0], name)
+    assert main(["predict", str(gone), name, "--out", str(tmp_path / "a.parquet")]) == 0
+    assert "\\udcff.png" in parquet.read_table(tmp_path / "a.parquet").to_pylist()[0]["file"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=200),
+    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"GIF89a"]),
+    name=st.sampled_from(["a.png", "a.zip", "a.csv", "a.onnx", "a.pt2", "a"]),
+)
+def test_any_content_is_an_unreadable_file_or_one_sentence(gone, content, start, name):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_bytes(start + content)
+        assert main(["predict", str(gone), str(file)]) in (0, 1)
+        assert main(["predict", str(file), str(file)]) == 2
+        for dataset in (f"folder:{file}", f"csv:{file}", f"folder:{folder}"):
+            assert main(["preview", "digits-cut", f"--data.name={dataset}", f"--out={folder}/out"]) == 2
 
 
 def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, capsys):

@@ -178,6 +178,15 @@ def test_what_is_drawn_for_validation_is_noticed_too_and_the_calibration_kept(ph
     assert file.read_bytes() == before
 
 
+def test_a_damaged_member_of_a_zip_file_that_may_be_no_image_is_left_out(photos, tmp_path):
+    archive = zipped(photos, tmp_path / "photos.zip")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("cat/notes", b"not the content that was written" * 9)
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(b"not the content that was written", b"NOT the content that was written"))
+    assert len(open_source(f"folder:{archive}", "all")) == 18
+
+
 def test_runs_tested_on_other_drawn_images_are_neither_one_ensemble_nor_compared(photos, tmp_path, monkeypatch, capsys):
     """Their labels are the same, one by one."""
     monkeypatch.chdir(tmp_path)
@@ -201,6 +210,8 @@ TABLES = {
     "path,label\na.png,x,y\n": "line 2, has other columns than the first line",
     "path,label\na.png,\n": "line 2, has no label",
     "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
+    "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, has ./a.png again, which is in line 2",
+    "path,label\nc/../a.png,x\na.png,y\n": "line 3, has a.png again, which is in line 2",
     "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; they are train, test and val",
     "path,label\na.png,x\n": "has one class only (x)",
     'path,label\n"a.png,x\n': "cannot be read as comma-separated values",

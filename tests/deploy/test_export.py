@@ -1,20 +1,32 @@
 """Exported files answer as the trained network does, in the programs they are for; a failed export leaves nothing."""
 
+import contextlib
+import io
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from conftest import write_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mixmo
 from mixmo.cli.main import main
+from mixmo.config.data_settings import DataSettings
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
+from mixmo.deploy.spec import Spec
+from mixmo.errors import InputError
+from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.runs import Run
 
@@ -35,24 +47,24 @@ def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
     said = capsys.readouterr().out
     assert "read again, its log-probabilities differ" in said and str(out) in said
     files = sorted(new_images.iterdir())
-    expected, found = mixmo.Predictor(gone)(files), mixmo.Predictor(out)(files)
+    expected, found = mixmo.Predictor(gone)(files), mixmo.Predictor(out, trust=True)(files)
     torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
     assert found.classes == expected.classes and torch.equal(found.ask, expected.ask)
     assert torch.equal(found.sets, expected.sets)
 
 
 @pytest.mark.parametrize("format", GRAPHS)
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("members", [False, True])
-def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalise, softmax, members):
+def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalize, softmax, members):
     """By hand, for any number of images; what else was asked for is undone where mixmo predicts with the file."""
     run = TrainedRun(Run(gone))
-    options = ExportOptions(normalise=normalise, softmax=softmax, members=members, temperature=softmax)
+    options = ExportOptions(normalize=normalize, softmax=softmax, members=members, temperature=softmax)
     out = export(run, format, tmp_path / module.FORMATS[format], options).path
-    model = open_model(out)
+    model = open_model(out, trust=True)
     pixels = torch.randint(256, (5, 3, 12, 12)).float()
-    shown = pixels if normalise else (pixels / 255 - 0.3) / 0.37
+    shown = pixels if normalize else (pixels / 255 - 0.3) / 0.37
     if format == "onnx":
         found = [torch.from_numpy(each) for each in model.session.run(None, {"images": shown.numpy()})]
     else:
@@ -118,7 +130,13 @@ def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["export", "run", "--format=onnx", "--int8", "--out=small.onnx"]) == 0
     accuracy = 100 * Run("run").read_json("test.json")["accuracy"]
-    assert f"accuracy on the test set: {accuracy:.2f} % in float32, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"accuracy on the test set: {accuracy:.2f} % in float32, " in said
+    changed = float(re.search(r"differ from the trained network's by ([\d.e-]+) at most", said)[1])
+    assert changed > 1e-3  # of the file with 8 bits
+    assert mixmo.Predictor("whole.onnx").calibrated and not mixmo.Predictor("small.onnx").calibrated
+    assert main(["export", "run", "--format=onnx", "--int8", "--temperature", "--out=small.onnx"]) == 2
+    assert "--temperature was found for the network in float32" in capsys.readouterr().err
     assert (tmp_path / "small.onnx").stat().st_size < 0.6 * (tmp_path / "whole.onnx").stat().st_size
     files = sorted((tmp_path / "photos/cat").iterdir())
     small, whole = (mixmo.Predictor(f"{name}.onnx")(files).probabilities for name in ("small", "whole"))
@@ -139,6 +157,10 @@ def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):
         (["--format=onnx", "--opset=7"], "opset 7"),
         (["--format=onnx", "--out=file/model.onnx"], "cannot be"),
         (["--format=timm", "--out=full"], "full exists already and is no exported folder"),
+        (["--format=timm", "--out=run"], "run exists already and is no exported folder"),
+        (["--format=timm", "--out=file"], "file exists already and is no exported folder"),
+        (["--format=onnx", "--out=file"], "file exists already and is no .onnx file"),
+        (["--format=onnx", "--out=full"], "full exists already and is no .onnx file"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(gone, tmp_path, monkeypatch, capsys, words, message):
@@ -146,11 +168,98 @@ def test_what_cannot_be_exported_is_one_sentence(gone, tmp_path, monkeypatch, ca
     (tmp_path / "file").write_text("a file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    for name in ("mixmo.json", "metrics.csv"):  # an earlier export, and more
+        (tmp_path / "run" / name).write_text("mine")
     out = [] if any(word.startswith("--out") for word in words) else ["--out=model.onnx"]
     assert main(["export", str(gone), *words, *out]) == 2
     shown = capsys.readouterr().err.strip()
     assert message in shown and shown.count("\n") == 0
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "full"]
+    assert sorted(each.name for each in tmp_path.rglob("*")) == [
+        "file", "full", "metrics.csv", "mine.txt", "mixmo.json", "run",
+    ]  # fmt: skip
+
+
+def test_an_export_whose_place_cannot_be_taken_leaves_the_earlier_one(gone, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "timm"
+    assert main(["export", str(gone), "--format=timm", "--out", str(out)]) == 0
+    files, rename = {path: path.read_bytes() for path in out.iterdir()}, Path.rename
+
+    def fails_once_in_place(self, target):
+        if Path(target) == out and not str(self).endswith(".earlier"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once_in_place)
+    assert main(["export", str(gone), "--format=timm", "--out", str(out)]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == files
+    assert [each.name for each in tmp_path.iterdir()] == ["timm"]
+
+
+def test_a_pt2_file_runs_no_code_unless_it_is_trusted(gone, tmp_path, capsys):
+    """Torch unpickles the examples beside the graph, and whatever they do."""
+    out, mark = tmp_path / "a.pt2", tmp_path / "mark"
+    assert main(["export", str(gone), "--format=torch-export", "--out", str(out)]) == 0
+
+    class Harmful:
+        def __reduce__(self):
+            return Path.touch, (mark,)
+
+    with zipfile.ZipFile(out) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            example = io.BytesIO()
+            torch.save(Harmful(), example)
+            archive.writestr(name, example.getvalue() if "sample_inputs" in name else content)
+    assert main(["predict", str(out), "x.png"]) == 2  # no image either, and yet the file is not opened
+    with pytest.raises(InputError, match="can run code of its maker's"):
+        mixmo.Predictor(out)
+    assert not mark.exists()
+    with contextlib.suppress(InputError):
+        mixmo.Predictor(out, trust=True)
+    assert mark.exists()  # so that the refusal was worth something
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_damaged_descriptions_are_one_sentence(data):
+    shares, right = torch.tensor([0.9, 0.8], dtype=torch.float64), torch.tensor([True, False])
+    calibration = Calibration(1.5, shares, right, shares)
+    content = json.loads(Spec(["cat", "dog"], (8, 8), DataSettings(), calibration).to_json())
+    places = [(content, key) for key in content] + [(content[key], one) for key in ("data", "calibration")
+                                                    for one in content[key]]  # fmt: skip
+    where, key = data.draw(st.sampled_from(places))
+    values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    where[key] = data.draw(st.recursive(values, lambda own: st.lists(own, max_size=3), max_leaves=4))
+    text = json.dumps(content)
+    text = data.draw(st.sampled_from([text, text[: len(text) // 2], "[" * 5000, f"[{text}]"]))
+    with contextlib.suppress(InputError):
+        found = Spec.from_json(text, "a.onnx")
+        assert found.classes and found.input_size
+        assert found.calibration is None or 0 < found.calibration.temperature < math.inf
+
+
+def test_descriptions_keep_every_digit():
+    likely = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spec = Spec(["a", "b"], (8, 8), DataSettings(), Calibration(1 / 3, likely, likely > 0.5, likely))
+    again = Spec.from_json(spec.to_json()).calibration
+    assert again.temperature == 1 / 3 and torch.equal(again.likely, likely) and torch.equal(again.confidence, likely)
+
+
+@pytest.mark.parametrize("format", GRAPHS)
+def test_crops_beyond_the_image_are_black_also_where_the_file_normalises(tmp_path, monkeypatch, format):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", count=8)
+    words = ["--data.name=folder:photos", "--data.channels=3", "--data.image_size=8", "--data.crop_size=12"]
+    words += ["--data.batch_size=8", "--data.validation=0", "--trainer.max_epochs=1", "--run=run"]
+    assert main(["fit", "digits-cut", *words]) == 0
+    out = f"a.{'onnx' if format == 'onnx' else 'pt2'}"
+    assert main(["export", "run", "--format", format, "--normalize", "--out", out]) == 0
+    files = sorted((tmp_path / "photos/cat").iterdir())
+    expected, found = mixmo.Predictor("run")(files), mixmo.Predictor(out, trust=True)(files)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("format", module.FORMATS)

@@ -97,6 +97,14 @@ def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     assert re.search(r"\| Accuracy ↑ \| [\d.]+ \| \[[\d.]+, [\d.]+\] \|", card)
     assert "12 test images" in card and "cat, dog, emu" in card and "16×16" in card and "20 validation images" in card
     shutil.copytree(evaluated, tmp_path / "run")
+    assert 'mixmo.from_pretrained("path/to/folder")' in card and "THIS" not in card
+    assert "timm.create_model" not in card and "which timm knows after `import mixmo`" in card
+    named = save_pretrained(evaluated, tmp_path / "named", name="me/photos") / "README.md"
+    assert 'mixmo.from_pretrained("me/photos")' in named.read_text()
+    about = found["about"] | {"digest": "of another checkpoint"}
+    Run(tmp_path / "run").write_json("test.json", found | {"about": about})
+    card = (save_pretrained(tmp_path / "run", tmp_path / "another") / "README.md").read_text()
+    assert "was run on another checkpoint" in card and "| Accuracy" not in card
     (tmp_path / "run/test.json").unlink()
     assert "Not evaluated yet" in (save_pretrained(tmp_path / "run", tmp_path / "other") / "README.md").read_text()
 
@@ -105,7 +113,7 @@ def test_members_that_reach_deeper_are_shared_without_timm(tmp_path):
     words = ["--data.images_per_class=10", "--model.mix_at=stages.0", "--trainer.max_epochs=1", f"--run={tmp_path}/run"]
     assert main(["fit", "digits-cut", *words]) == 0
     folder = save_pretrained(tmp_path / "run", tmp_path / "shared")
-    assert "no plain network of timm's" in (folder / "README.md").read_text()
+    assert "are not fused into one plain network" in (folder / "README.md").read_text()
     images = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         assert torch.equal(mixmo.from_pretrained(folder)(images), mixmo.load(tmp_path / "run")(images))

@@ -14,9 +14,12 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.data.decoding import to_size
 from mixmo.deploy.answers import Judge
+from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibration_of
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.runs import Run
 
 
 def test_answers_are_the_networks(gone, new_images):
@@ -66,15 +69,36 @@ def test_batches_and_workers_change_nothing(gone, new_images):
         assert found.names == expected.names
 
 
-def test_an_ensemble_averages_logits_and_has_no_calibration(gone, new_images):
-    files = sorted(new_images.iterdir())
-    one, two = mixmo.Predictor(gone), mixmo.Predictor([gone, gone])
+def test_an_ensemble_averages_logits_and_has_no_calibration(gone, new_images, tmp_path):
+    files, again = sorted(new_images.iterdir()), tmp_path / "again"
+    shutil.copytree(gone, again)
+    one, two = mixmo.Predictor(gone), mixmo.Predictor([gone, again])
     found = two(files)
     assert not two.calibrated and found.sets is None and found.ask is None
     temperature = one.judge.calibration.temperature
     raw = (one(files).probabilities.log() * temperature).softmax(1)
     torch.testing.assert_close(found.probabilities, raw, atol=1e-6, rtol=1e-6)
-    assert torch.equal(mixmo.Predictor(f"{gone}+{gone}")(files).probabilities, found.probabilities)
+    assert torch.equal(mixmo.Predictor(f"{gone}+{again}")(files).probabilities, found.probabilities)
+    row, calibrated = next(found.rows()), next(one(files).rows())
+    assert row["confidence"] is None and row["probability"] == calibrated["probability"] != calibrated["confidence"]
+    for models in ([], [gone, gone], f"{gone}+{gone}"):
+        with pytest.raises(InputError, match="names no network, or one twice"):
+            mixmo.Predictor(models)
+
+
+def test_nothing_is_said_of_members_that_are_not_known(gone, new_images, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    files, run = sorted(new_images.iterdir()), TrainedRun(Run(gone))
+    for name, members in (("mean", False), ("members", True)):
+        export(run, "onnx", tmp_path / f"{name}.onnx", ExportOptions(members=members))
+    expected = next(mixmo.Predictor(gone)(files).rows())
+    for name in ("mean", "members"):
+        row = next(mixmo.Predictor(tmp_path / f"{name}.onnx")(files).rows())
+        known = name == "members"
+        for key in ("aleatoric", "epistemic", "agreement"):
+            assert row[key] == (pytest.approx(expected[key], abs=1e-4) if known else None)
+        assert row["total"] > 0 and row["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +130,13 @@ def test_networks_that_are_none_are_one_sentence(gone, tmp_path):
         "empty": "is no run's folder",
         "weights.bin": "is no network: it is a run's folder",
         "damaged.onnx": "cannot be opened by onnxruntime",
-        "damaged.pt2": "cannot be opened by torch.export",
+        "damaged.pt2": "can run code of its maker's when torch opens it",
     }
     for name, message in cases.items():
         with pytest.raises(InputError, match=message):
             mixmo.Predictor(tmp_path / name)
+    with pytest.raises(InputError, match=r"cannot be opened by torch\.export"):
+        mixmo.Predictor(tmp_path / "damaged.pt2", trust=True)
     for key in ("coverage", "risk"):
         with pytest.raises(InputError, match=f"{key} is 1.5; it is a share between 0 and 1"):
             mixmo.Predictor(gone, **{key: 1.5})

@@ -15,6 +15,7 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.config.starting import followed
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.models.paper import WideResNet
@@ -224,6 +225,23 @@ def test_a_start_whose_own_start_is_gone_is_warned_of(drawn, capsys):
     shutil.rmtree(drawn / "start")
     assert main(["fit", "digits-cut", *again, "--model.start=second", "--run=third"]) == 0
     assert "start is gone, from which" in capsys.readouterr().err
+
+
+def test_how_images_were_prepared_for_weights_on_the_hub_has_to_be_said():
+    """Nothing says it before they are fetched, and the default of another dataset would be silently wrong."""
+    values = {"model.start": "pretrained", "model.backbone": "hf-hub:a/b"}
+    with pytest.raises(InputError, match=r"hf-hub:a/b is not known before it is fetched: set data\.mean and data\.std"):
+        followed(values)
+    assert followed(values | {"data.mean": [0.5], "data.std": [0.5]}) == {}
+
+
+def test_a_backbone_that_names_no_classifier_is_one_sentence(single, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("resnet18").state_dict(), "weights.pth")
+    for backbone in ("csatv2", "sam2_hiera_tiny"):
+        words = [f"--data.name=folder:{single[0]}/data", "--data.batch_size=8", "--model.start=weights.pth"]
+        assert main(["fit", "finetune-folder", *words, f"--model.backbone={backbone}", "--data.crop_size=64"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_copies_are_warned_of(single, caplog):

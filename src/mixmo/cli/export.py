@@ -20,7 +20,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--format", type=str, required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", type=str | None, default=None, help="the file or folder; in the run's by default")
-    parser.add_argument("--normalise", action="store_true", help="take pixels from 0 to 255")
+    parser.add_argument("--normalize", action="store_true", help="take pixels from 0 to 255")
     parser.add_argument("--softmax", action="store_true", help="give probabilities in place of logits")
     parser.add_argument("--temperature", action="store_true", help="divide logits by the validation set's temperature")
     parser.add_argument("--members", action="store_true", help="give members' probabilities and mutual information too")

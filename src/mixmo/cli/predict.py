@@ -35,12 +35,11 @@ def run(words: list[str]) -> int:
         if chosen[key] < least:
             raise InputError(f"--{key} is {chosen[key]}; it is {least} or more.")
     images, names = _images(chosen.images)
-    how = (chosen.checkpoint, chosen.coverage, chosen.risk, chosen.precision, chosen.download)
+    how = (chosen.checkpoint, chosen.coverage, chosen.risk, chosen.precision, chosen.download, chosen.trust)
     predictor = Predictor(chosen.model, *how)
     if not predictor.calibrated:
         logger.warning(
-            "there is no calibration (a run with a validation set has one): confidence is as the network gives it, and "
-            "set and ask stay empty."
+            "there is no calibration (a run with a validation set has one): confidence, set and ask stay empty."
         )
     out = None if chosen.out is None else Path(chosen.out)
     unreadable: dict[int, str] = {}
@@ -69,6 +68,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
     parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
     parser.add_argument("--download", action="store_true", help="allow downloads of what a network is built from")
+    parser.add_argument("--trust", action="store_true", help="open a .pt2 file, which can run code of its maker's")
     return parser
 
 

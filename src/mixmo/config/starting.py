@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 
+from mixmo.errors import InputError
 from mixmo.files import read_yaml
 
 PRETRAINED = "pretrained"
@@ -35,6 +36,9 @@ def followed(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: Settings by their dotted names, as a recipe has them.
 
+    Raises:
+        InputError: if it is not known how images were prepared for weights on the Hub.
+
     Example:
         >>> found = followed({"model.start": "pretrained", "model.backbone": "resnet18"})
         >>> found["data.mean"], found["data.crop_size"], found["data.image_size"]
@@ -58,7 +62,13 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
-    if (known := _pretrained_cfg(str(values.get("model.backbone", "")))) is None:
+    backbone = str(values.get("model.backbone", ""))
+    if backbone.lower().startswith(("hf-hub:", "hf_hub:")) and not {"data.mean", "data.std"} <= values.keys():
+        raise InputError(
+            f"how images were prepared for {backbone} is not known before it is fetched: set data.mean and data.std "
+            "(and data.crop_size) as its page says."
+        )
+    if (known := _pretrained_cfg(backbone)) is None:
         return {}
     channels = values.get("data.channels", 3)
     found: dict[str, Any] = {}

@@ -58,14 +58,14 @@ def open_class_folders(folder: Path) -> Source:
     """
     paths: list[str] = []
     entries = []
-    for path, kind in _walk(str(folder)):
+    for path, kind in walk(str(folder)):
         entries.append(Entry(tuple(path.split(os.sep)), kind, len(paths)))
         paths.append(path)
     images, labels, classes = labelled(without_top(entries, {folder.name}), printable(str(folder)))
     return Source(labels, classes, FileImages(str(folder), [paths[entry.place] for entry in images]))
 
 
-def _walk(root: str) -> Iterator[tuple[str, Kind]]:
+def walk(root: str) -> Iterator[tuple[str, Kind]]:
     """Yield what is below a folder, hidden names left out; links are followed unless they lead to a folder above."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:

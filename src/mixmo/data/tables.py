@@ -32,7 +32,7 @@ def read_table(file: Path) -> Table:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is none, lacks a column, or a row is short.
+        InputError: if it is none, lacks a column, a row is short, or two name the same image.
     """
     if not os.path.isfile(file):
         raise MissingError(f"there is no table {printable(str(file))}.")
@@ -41,12 +41,13 @@ def read_table(file: Path) -> Table:
         if file.stat().st_size > LARGEST_TABLE:
             raise InputError(f"{shown} is larger than the {LARGEST_TABLE >> 30} GiB that a table may have.")
         with file.open(newline="", encoding="utf-8-sig") as content:
-            return _rows(csv.DictReader(content, strict=True), shown)
+            return _rows(csv.DictReader(content, strict=True), file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{shown} cannot be read as comma-separated values in UTF-8: {why(error)}.") from error
 
 
-def _rows(reader: csv.DictReader[str], shown: str) -> Table:
+def _rows(reader: csv.DictReader[str], file: Path) -> Table:
+    shown, lines = printable(str(file)), dict[str, int]()
     names = {name.strip().lower(): name for name in reader.fieldnames or ()}
     path, label, split = (next((names[name] for name in known if name in names), None) for known in KNOWN)
     if path is None or label is None:
@@ -60,6 +61,13 @@ def _rows(reader: csv.DictReader[str], shown: str) -> Table:
             raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
         if missing := [name for name in (path, label, split) if name is not None and not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
+        place = os.path.realpath(file.parent / row[path].strip())
+        if place in lines:
+            raise InputError(
+                f"{shown}, line {reader.line_num}, has {printable(row[path])} again, which is in line {lines[place]}: "
+                "an image stands in one row, so that none is both trained and tested on; remove one."
+            )
+        lines[place] = reader.line_num
         part = row[split].strip().lower() if split else ""
         rows.setdefault(part, []).append((row[path].strip(), row[label].strip()))
     return rows

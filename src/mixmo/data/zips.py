@@ -7,6 +7,7 @@ import os
 import posixpath
 import threading
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,11 @@ def open_entries(entries: Sequence[Entry], images: ZipImages, where: str) -> Sou
 def _is_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
     if has_image_suffix(member.filename):
         return True
-    with archive.open(member) as file:
-        return starts_like_image(file.read(SIGNATURE))
+    try:
+        with archive.open(member) as file:
+            return starts_like_image(file.read(SIGNATURE))
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError):  # damaged, or packed otherwise
+        return False
 
 
 def _opened(archive: str) -> zipfile.ZipFile:

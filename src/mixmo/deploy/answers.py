@@ -24,12 +24,14 @@ class Answers:
         names: What the images are called, or their numbers.
         classes: The K class names.
         probabilities: (N, K), of the average of the members' logits; calibrated where there is a calibration.
+        probability: (N,) the largest of them, before any calibration.
         confidence: (N,) the largest of them.
         labels: (N,) its class number.
         total: (N,) entropy of the members' mean probabilities, in nats: all uncertainty.
         aleatoric: (N,) mean entropy of the members: what they agree on, ambiguous images.
         epistemic: (N,) the rest, the mutual information: what they disagree on, unfamiliar images.
-        agreement: (N,) share of the members whose own likeliest class is the answer.
+        agreement: (N,) share of the members whose own likeliest class is the answer; like the two before NaN where
+            there are no members apart: of a single network, and of an exported one that gives their average only.
         sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
         ask: (N,) whether the confidence is below the threshold for the risk; ``None`` without a calibration.
     """
@@ -37,6 +39,7 @@ class Answers:
     names: Sequence[str]
     classes: Sequence[str]
     probabilities: Tensor
+    probability: Tensor
     confidence: Tensor
     labels: Tensor
     total: Tensor
@@ -50,22 +53,26 @@ class Answers:
         return len(self.labels)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for each image, as ``mixmo predict`` writes it."""
+        """Yield a row for each image, as ``mixmo predict`` writes it; ``None`` is what is not known."""
         top, order = self.probabilities.topk(min(TOP, len(self.classes)), 1)
         for index, name in enumerate(self.names):
             row: dict[str, Any] = {
                 "file": name,
                 "class": self.classes[int(self.labels[index])],
-                "confidence": round(self.confidence[index].item(), 6),
-                "top5": {
-                    self.classes[int(k)]: round(p.item(), 6) for k, p in zip(order[index], top[index], strict=True)
-                },
+                "probability": _rounded(self.probability[index]),
+                "confidence": None if self.sets is None else _rounded(self.confidence[index]),
+                "top5": {self.classes[int(k)]: _rounded(p) for k, p in zip(order[index], top[index], strict=True)},
             }
             for key in ("total", "aleatoric", "epistemic", "agreement"):
-                row[key] = round(getattr(self, key)[index].item(), 6)
+                row[key] = _rounded(getattr(self, key)[index])
             row["set"] = None if self.sets is None else [self.classes[int(k)] for k in self.sets[index].nonzero()[:, 0]]
             row["ask"] = None if self.ask is None else bool(self.ask[index])
             yield row
+
+
+def _rounded(value: Tensor) -> float | None:
+    """Return a number as it is written; ``None`` for NaN."""
+    return None if math.isnan(number := value.item()) else round(number, 6)
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,8 @@ class Judge:
     Example:
         >>> answers = Judge(["cat", "dog"], None)(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"])
         >>> row = next(answers.rows())
-        >>> row["class"], row["confidence"], row["agreement"], row["set"]
-        ('cat', 0.622459, 0.5, None)
+        >>> row["class"], row["probability"], row["agreement"], row["confidence"], row["set"]
+        ('cat', 0.622459, 0.5, None, None)
     """
 
     classes: Sequence[str]
@@ -104,12 +111,16 @@ class Judge:
         probabilities = average.softmax(1) if known is None else known.probabilities(average)
         confidence, labels = probabilities.max(1)
         agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
+        epistemic = (total - aleatoric).clamp(min=0)
+        if logits.shape[1] == 1:  # nothing is known of members
+            aleatoric, epistemic, agreement = torch.full((3, len(labels)), math.nan, dtype=torch.double)
         sets = ask = None
         if known is not None:
             sets = prediction_sets(probabilities, known.set_threshold(self.coverage))
             threshold = known.confidence_threshold(self.risk)
             ask = confidence < threshold if math.isfinite(threshold) else torch.ones(len(labels), dtype=torch.bool)
-        epistemic = (total - aleatoric).clamp(min=0)
+        probability = average.softmax(1).gather(1, labels[:, None])[:, 0]
         return Answers(
-            names, self.classes, probabilities, confidence, labels, total, aleatoric, epistemic, agreement, sets, ask
-        )
+            names, self.classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic,
+            agreement, sets, ask,
+        )  # fmt: skip

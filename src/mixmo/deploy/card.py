@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import timm
 
 from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
@@ -18,15 +19,17 @@ from mixmo.reporting.headline import backbone_name, method_name
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "temperature", "set_coverage_95", "set_size_95")
 MOST_CLASSES = 50
+FOLDER = "path/to/folder"
 
 
-def model_card(run: TrainedRun, spec: Spec, fused: bool) -> str:
+def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None) -> str:
     """Return the card in Markdown, with the head that the Hub reads.
 
     Args:
         run: The run, for ``test.json`` and its kept predictions.
         spec: The network's description.
-        fused: Whether timm can open it.
+        fused: Whether the network was fused.
+        name: What it is called on the Hub, ``user/name``.
     """
     config = run.run.config()
     method, backbone = method_name(config), backbone_name(str(config["model"]["backbone"]))
@@ -57,10 +60,10 @@ mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
 ```python
 import mixmo
 
-net = mixmo.from_pretrained("THIS")            # images (B, C, H, W) -> logits (B, M, K)
-answers = mixmo.Predictor("FOLDER")(["a.jpg"])  # of a downloaded folder: classes, confidence, uncertainty
+net = mixmo.from_pretrained("{name or FOLDER}")  # images (B, C, H, W) -> logits (B, M, K)
+answers = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: classes, confidence, uncertainty
 ```
-{_plainly(fused)}
+{_plainly(fused, str(config["model"]["backbone"]), name)}
 ## Limits
 
 The figures hold for images like those of the test set. Of other images the confidence says little; look at the
@@ -75,6 +78,8 @@ def _table(run: TrainedRun) -> str:
         count, dataset = int(about["images"]), markdown(str(about["dataset"]).rpartition("/")[2])
     except (OSError, ValueError, KeyError, TypeError):
         return "Not evaluated yet: `mixmo test` had not been run when this card was written."
+    if about.get("digest") != run.digest:
+        return "Not evaluated yet: `mixmo test` was run on another checkpoint than this one."
     ranges = _intervals(run)
     rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
     for key in SHOWN:
@@ -99,14 +104,18 @@ def _intervals(run: TrainedRun) -> dict[str, tuple[float, float]]:
     return {key: each for key, each in ranges.items() if np.isfinite(each).all()}
 
 
-def _plainly(fused: bool) -> str:
+def _plainly(fused: bool, backbone: str, name: str | None) -> str:
     if not fused:
-        return "\nIts encoders reach into the backbone, so that it is no plain network of timm's.\n"
-    return """
+        return "\nIts members are not fused into one plain network (`mixmo.fuse` says why).\n"
+    name_there = backbone.split(".")[0]
+    if timm.is_model(name_there) and timm.model_entrypoint(name_there).__module__.startswith("mixmo."):
+        return "\nThe backbone is the paper's, which timm knows after `import mixmo`.\n"
+    where = f"local-dir:{FOLDER}" if name is None else f"hf-hub:{name}"
+    return f"""
 Without mixmo, as a plain network of timm's (the members' average, exactly):
 
 ```python
-net = timm.create_model("hf-hub:THIS", pretrained=True)
+net = timm.create_model("{where}", pretrained=True)
 ```
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,16 +16,18 @@ from torch import Tensor, nn
 
 from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
 from mixmo.deploy.onnx_files import write_int8, write_onnx
-from mixmo.deploy.spec import SPEC, Spec
+from mixmo.deploy.spec import SPEC, Spec, spec_of
 from mixmo.errors import InputError, one_of, reason
-from mixmo.evaluation.calibration import kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import make_folder, sync_folder, writing
 from mixmo.fusing import ProbabilityAverage, fuse
+from mixmo.names import printable
 from mixmo.network import MixMo, create_backbone
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
 """The formats, and what they are called in a run's folder."""
+
+TIMM_FILES = {"config.json", "model.safetensors", SPEC}
 
 TIMM_KEYS = ("first_conv", "classifier", "pool_size", "fixed_input_size")
 """What timm's own description of a backbone keeps."""
@@ -37,7 +41,7 @@ class ExportOptions:
     """What a file computes.
 
     Args:
-        normalise: Whether it takes pixels from 0 to 255 in place of normalised ones.
+        normalize: Whether it takes pixels from 0 to 255 in place of normalised ones.
         softmax: Whether it gives probabilities in place of logits.
         temperature: Whether logits are divided by the temperature of the validation set.
         members: Whether the members' probabilities (B, M, K) and their mutual information (B,) are further outputs.
@@ -48,7 +52,7 @@ class ExportOptions:
         InputError: if the opset is none.
     """
 
-    normalise: bool = False
+    normalize: bool = False
     softmax: bool = False
     temperature: bool = False
     members: bool = False
@@ -64,13 +68,15 @@ class ExportOptions:
         one_of(format, FORMATS, "format")
         if format in ("timm", "safetensors"):
             if given := [
-                key for key in ("normalise", "softmax", "temperature", "members", "int8") if getattr(self, key)
+                key for key in ("normalize", "softmax", "temperature", "members", "int8") if getattr(self, key)
             ]:
                 raise InputError(
                     f"--{given[0]} is for onnx and torch-export; {format} holds weights, not what they do."
                 )
         elif format != "onnx" and self.int8:
             raise InputError(f"--int8 is for onnx, by onnxruntime's quantiser, not for {format}.")
+        elif self.int8 and self.temperature:
+            raise InputError("--temperature was found for the network in float32; leave it out with --int8.")
 
 
 class Deployed(nn.Module):
@@ -91,7 +97,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
         """Map images (B, C, h, w) to logits or probabilities (B, K), and what else was asked for."""
-        if self.options.normalise:
+        if self.options.normalize:
             images = (images / 255 - self.mean) / self.std
         members = self.plain(images).unflatten(1, (-1, self.num_classes))
         average = members.mean(1) / self.temperature
@@ -110,7 +116,7 @@ class Exported:
 
     Attributes:
         path: Where.
-        difference: Largest difference of the file's answers, as logits, to those of the trained network.
+        difference: Largest difference of the file's answers, as log-probabilities, to the trained network's.
         size: Bytes.
         accuracy: Of an int8 file: on the test set, before and after.
     """
@@ -143,14 +149,11 @@ def export(run: TrainedRun, format: str, out: Path | None = None, options: Expor
     options = options or ExportOptions()
     options.check(format)
     out = out or run.run.path / FORMATS[format]
-    _check_free(out)
-    network = run.network
-    if network.size is None:
-        raise InputError(f"{run.run.path} is of an earlier version, which did not keep the size of its images.")
-    spec = Spec(network.classes, network.size, run.settings.data, kept_calibration(run))
+    _check_free(out, format)
+    spec = spec_of(run)
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, which a run with a validation set has.")
-    net = network.net.cpu()
+    net = run.network.net.cpu()
     fused = fuse(net, spec.input_size, "probabilities" if options.members else "logits").eval()
     plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
     make_folder(out.parent)
@@ -160,8 +163,10 @@ def export(run: TrainedRun, format: str, out: Path | None = None, options: Expor
             opened = _write_weights(made, format, plain, spec, run)
         else:
             opened = _write_graph(made, format, Deployed(plain, spec, options).eval(), spec, options)
-        difference = _difference(opened, net, spec)
-        accuracy = write_int8(made, run) if options.int8 else None
+        difference, accuracy = _difference(opened, net, spec, TOLERANCE), None
+        if options.int8:
+            accuracy = write_int8(made, run)
+            difference = _difference(OnnxModel(made), net, spec, math.inf)
         _put(made, out)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     return Exported(out, difference, size, accuracy)
@@ -204,7 +209,7 @@ def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: Trained
     prepared = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
                 "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
     content = {
-        "architecture": model.backbone.split(".")[0],
+        "architecture": _architecture(plain, model.backbone),
         "num_classes": len(spec.classes),
         "num_features": plain.num_features,
         "label_names": spec.classes,
@@ -217,8 +222,13 @@ def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: Trained
     return TimmModel(path)
 
 
+def _architecture(plain: Any, backbone: str) -> str:
+    """Return what timm calls a backbone, also where it was named by its place (``local-dir:…``, ``hf-hub:…``)."""
+    return str(plain.pretrained_cfg.get("architecture") or backbone).split(".")[0]
+
+
 @torch.no_grad()
-def _difference(model: Model, net: MixMo, spec: Spec) -> float:
+def _difference(model: Model, net: MixMo, spec: Spec, tolerance: float) -> float:
     """Return how far a file's answers to random images are from the trained network's, as log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
@@ -227,16 +237,21 @@ def _difference(model: Model, net: MixMo, spec: Spec) -> float:
         expected = net(spec.prepared(images)).mean(1).log_softmax(1)
         found = model.logits(images).mean(1).log_softmax(1)
         difference = float((found - expected).abs().max())
-        if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
+        if not difference <= tolerance * (1 + float(expected.abs().max())):
             raise InputError(f"the file would answer otherwise: its log-probabilities differ by {difference:.3g}.")
         largest = max(largest, difference)
     return largest
 
 
-def _check_free(out: Path) -> None:
-    """Refuse a folder that holds anything but an earlier export."""
-    if out.is_dir() and any(out.iterdir()) and not (out / SPEC).is_file():
-        raise InputError(f"{out} exists already and is no exported folder; choose another with --out.")
+def _check_free(out: Path, format: str) -> None:
+    """Refuse to take the place of anything but an earlier export."""
+    if format == "timm":
+        ours = out.is_dir() and {file.name for file in out.iterdir()} in (set(), TIMM_FILES)
+    else:
+        ours = out.is_file() and out.suffix == Path(FORMATS[format]).suffix
+    if os.path.lexists(out) and not ours:
+        kind = "exported folder" if format == "timm" else f"{Path(FORMATS[format]).suffix} file"
+        raise InputError(f"{printable(str(out))} exists already and is no {kind}; choose another with --out.")
 
 
 def _put(made: Path, out: Path) -> None:
@@ -244,5 +259,11 @@ def _put(made: Path, out: Path) -> None:
     if out.is_dir():
         earlier = made.with_name(f"{made.name}.earlier")
         out.rename(earlier)  # it goes with the temporary folder
-    made.replace(out)
+        try:
+            made.rename(out)
+        except OSError:
+            earlier.rename(out)
+            raise
+    else:
+        made.replace(out)
     sync_folder(out.parent)

@@ -13,23 +13,27 @@ import yaml
 from mixmo.deploy.card import model_card
 from mixmo.deploy.export import export
 from mixmo.deploy.members import CONFIG, MEMBERS, load_members
-from mixmo.deploy.spec import SPEC, Spec
+from mixmo.deploy.spec import SPEC, spec_of
 from mixmo.errors import InputError, MissingError, reason
-from mixmo.evaluation.calibration import kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import make_folder, write_text
+from mixmo.fusing import can_fuse
 from mixmo.names import printable
 from mixmo.network import MixMo
 from mixmo.runs import Run
 
+ELSEWHERE = ("torch/", "hfds/", "hf-hub:", "hf_hub:")
+"""How names begin that are no paths."""
 
-def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last") -> Path:
+
+def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last", name: str | None = None) -> Path:
     """Write what :func:`push_to_hub` uploads: the members' weights, the fused network for timm, and a model card.
 
     Args:
         run: The run's folder, evaluated by ``mixmo test``, for the figures of the model card.
         folder: A folder that does not exist yet, or is empty.
         checkpoint: ``last`` or ``best``.
+        name: What the model card calls it, ``user/name`` on the Hub; ``None`` is the folder.
 
     Returns:
         The folder.
@@ -41,25 +45,21 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
     trained, out = TrainedRun(Run(run), checkpoint), Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
-    network = trained.network
-    if network.size is None:
-        raise InputError(f"{run} is of an earlier version, which did not keep the size of its images.")
-    spec = Spec(network.classes, network.size, trained.settings.data, kept_calibration(trained))
+    spec, net = spec_of(trained), trained.network.net
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
-        made, fused = Path(partial) / out.name, True
-        try:
+        made, fused = Path(partial) / out.name, can_fuse(net)
+        if fused:
             export(trained, "timm", made)
-        except InputError:  # it has encoders that reach deeper, say; its members still load
-            made.mkdir(exist_ok=True)
-            fused = False
+        else:  # its members still load
+            made.mkdir()
             write_text(made / SPEC, spec.to_json())
-        weights = {name: tensor.contiguous() for name, tensor in network.net.cpu().state_dict().items()}
+        weights = {name: tensor.contiguous() for name, tensor in net.cpu().state_dict().items()}
         safetensors.torch.save_file(weights, made / MEMBERS)
         write_text(
             made / CONFIG, yaml.safe_dump(_without_paths(trained.run.config()), sort_keys=False, allow_unicode=True)
         )
-        write_text(made / "README.md", model_card(trained, spec, fused))
+        write_text(made / "README.md", model_card(trained, spec, fused, name))
         if out.exists():
             out.rmdir()
         made.replace(out)
@@ -69,8 +69,9 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration that says nothing of the machine's folders: of paths the last part stays."""
     shared = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
-    for section, key in (("data", "name"), ("data", "root"), ("model", "start")):
-        if isinstance(text := shared.get(section, {}).get(key), str) and not text.startswith(("torch/", "hfds/")):
+    for section, key in (("data", "name"), ("data", "root"), ("model", "start"), ("model", "backbone")):
+        text = shared.get(section, {}).get(key)
+        if isinstance(text, str) and not text.startswith(ELSEWHERE):
             kind, colon, path = text.rpartition(":")
             shared[section][key] = f"{kind}{colon}{Path(path).name}"
     return shared
@@ -97,7 +98,7 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
     """
     hub = _hub()
     with tempfile.TemporaryDirectory() as folder:
-        made = save_pretrained(run, Path(folder) / "network")
+        made = save_pretrained(run, Path(folder) / "network", name=repository)
         try:
             api = hub.HfApi(token=options.pop("token", None))
             api.create_repo(repository, private=private, exist_ok=True)

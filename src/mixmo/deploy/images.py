@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixmo.data.decoding import MAX_BYTES, SIGNATURE, image_pixels, quiet, starts_like_image, to_size, too_long, why
-from mixmo.data.trees import has_image_suffix, hidden
+from mixmo.data.decoding import MAX_BYTES, image_pixels, quiet, to_size, too_long, why
+from mixmo.data.folders import walk
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
@@ -51,6 +51,8 @@ def pixels_of(image: AnyImage, channels: int) -> np.ndarray:
         ((2, 4, 3), np.uint8(128))
     """
     if isinstance(image, str | os.PathLike):
+        if os.path.exists(image) and not os.path.isfile(image):  # a pipe might never end
+            raise InputError("it is no file")
         if os.path.isfile(image) and os.path.getsize(image) > MAX_BYTES:
             raise too_long(os.path.getsize(image))
         image = Path(image).read_bytes()
@@ -92,7 +94,7 @@ def files_below(words: Iterable[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if os.path.isdir(word):
-            if not (below := sorted(_below(word))):
+            if not (below := sorted(os.path.join(word, path) for path, kind in walk(word) if kind == "image")):
                 raise MissingError(f"folder {printable(word)} holds no images.")
             found += below
         elif os.path.exists(word):
@@ -100,25 +102,6 @@ def files_below(words: Iterable[str]) -> list[str]:
         else:
             raise MissingError(f"there is no image or folder {printable(word)}.")
     return found
-
-
-def _below(folder: str) -> Iterator[str]:
-    for here, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not hidden(name)]  # os.walk goes into these
-        for name in files:
-            path = os.path.join(here, name)
-            if not hidden(name) and _is_image(path):
-                yield path
-
-
-def _is_image(path: str) -> bool:
-    if has_image_suffix(path):
-        return True
-    try:
-        with open(path, "rb") as file:
-            return starts_like_image(file.read(SIGNATURE))
-    except OSError:
-        return False
 
 
 class Decoded(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +17,8 @@ from torch import Tensor
 
 from mixmo.deploy.images import Form
 from mixmo.deploy.members import MEMBERS, load_members
-from mixmo.deploy.spec import SPEC, Spec
+from mixmo.deploy.spec import SPEC, Spec, checked_temperature, spec_of
 from mixmo.errors import InputError, MissingError, reason
-from mixmo.evaluation.calibration import kept_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.names import printable
 from mixmo.runs import Run
@@ -57,13 +57,7 @@ class RunModel:
     ) -> None:
         trained = TrainedRun(Run(run), checkpoint, download)
         self.network, self.precision = trained.network, precision
-        size = self.network.size or _square(trained.settings.data.image_size)
-        if size is None:
-            raise InputError(
-                f"{run} was trained by an earlier version, whose checkpoints do not say the size of their images; set "
-                "data.image_size in its config.yaml."
-            )
-        self.spec = Spec(self.network.classes, size, trained.settings.data, kept_calibration(trained))
+        self.spec = spec_of(trained)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -72,10 +66,6 @@ class RunModel:
         with autocast(device, self.precision):
             found: Tensor = net(self.spec.prepared(images.to(device)))
         return found.float().cpu()
-
-
-def _square(side: int | None) -> tuple[int, int] | None:
-    return None if side is None else (side, side)
 
 
 class OnnxModel:
@@ -99,7 +89,8 @@ class OnnxModel:
             raise InputError(f"{file} cannot be opened by onnxruntime: {reason(error)}.") from error
         known = self.session.get_modelmeta().custom_metadata_map
         self.spec = Spec.from_json(known.get(SPEC, ""), str(file))
-        self.options = json.loads(known.get("options", "{}"))
+        self.options = _options(known.get("options", ""), file)
+        _check_classes(self, file)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, M, K); logarithms of probabilities where the file has these."""
@@ -112,7 +103,7 @@ class ExportedModel:
     """A file that ``mixmo export --format torch-export`` wrote.
 
     Args:
-        file: The ``.pt2`` file.
+        file: The ``.pt2`` file; code in it can run when torch opens it.
 
     Raises:
         InputError: if it is damaged or none of mixmo's.
@@ -125,7 +116,8 @@ class ExportedModel:
         except Exception as error:  # whatever torch makes of the file
             raise InputError(f"{file} cannot be opened by torch.export: {reason(error)}.") from error
         self.spec = Spec.from_json(extra[SPEC], str(file))
-        self.options = json.loads(extra["options"] or "{}")
+        self.options = _options(extra["options"], file)
+        _check_classes(self, file)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -178,11 +170,32 @@ class TimmModel(PlainModel):
 
 def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
     """Return what an exported file takes, of images (B, H, W, C) uint8: pixels from 0 to 255 if it normalises."""
-    if not options.get("normalise"):
+    if not options.get("normalize"):
         return spec.prepared(images)
-    (height, width), (rows, columns) = images.shape[1:3], spec.input_size
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return images[:, top : top + rows, left : left + columns].permute(0, 3, 1, 2).float()
+    return replace(spec, data=replace(spec.data, mean=[0.0], std=[1 / 255])).prepared(images)
+
+
+def _options(text: str, file: Path) -> dict[str, Any]:
+    """Return what an exported file computes (``ExportOptions``), and its temperature."""
+    try:
+        options = json.loads(text)
+        temperature = options.get("temperature")
+        if temperature is not None:
+            options["temperature"] = checked_temperature(temperature)
+    except (ValueError, TypeError, AttributeError, InputError) as error:
+        raise InputError(f"{file} does not say what it computes, as mixmo's files do: {reason(error)}.") from error
+    return dict(options)
+
+
+def _check_classes(model: Model, file: Path) -> None:
+    """Refuse a file whose answers are not of the classes that it names."""
+    spec = model.spec
+    try:
+        found = model.logits(torch.zeros(1, *spec.size, spec.data.channels, dtype=torch.uint8)).shape
+    except Exception as error:  # whatever the network makes of another image
+        raise InputError(f"{file} does not take the images that it describes: {reason(error)}.") from error
+    if len(found) != 3 or found[2] != len(spec.classes):
+        raise InputError(f"{file} names {len(spec.classes)} classes, but answers {tuple(found[1:])}; export it again.")
 
 
 def _as_logits(found: Sequence[Tensor], options: dict[str, Any]) -> Tensor:
@@ -222,7 +235,9 @@ class Ensemble:
         return torch.cat([model.logits(images[form_of(model.spec)]) for model in self.models], 1)
 
 
-def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False) -> Model:
+def open_model(
+    path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False, trust: bool = False
+) -> Model:
     """Return the network of a run's folder, an exported folder, an ``.onnx`` or a ``.pt2`` file.
 
     Args:
@@ -230,6 +245,7 @@ def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-
         checkpoint: Of a run.
         precision: Of a run.
         download: Of a run.
+        trust: Open a ``.pt2`` file, whose code can run when torch opens it.
 
     Raises:
         MissingError: if there is nothing.
@@ -240,6 +256,11 @@ def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-
         kinds: dict[str, Any] = {".onnx": OnnxModel, ".pt2": ExportedModel}
         if where.suffix not in kinds:
             raise InputError(f"{printable(str(path))} is no network: it is a run's folder, an .onnx or a .pt2 file.")
+        if where.suffix == ".pt2" and not trust:
+            raise InputError(
+                f"{printable(str(path))} can run code of its maker's when torch opens it; if you trust whoever made "
+                "it, add --trust (trust=True in Python). An .onnx file holds no such code."
+            )
         return kinds[where.suffix](where)  # type: ignore[no-any-return]
     if (where / MEMBERS).is_file():
         return PlainModel(*load_members(where))

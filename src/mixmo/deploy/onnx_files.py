@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixmo.deploy.models import OnnxModel, shown
+from mixmo.deploy.spec import SPEC
 from mixmo.errors import InputError, reason
 from mixmo.evaluation.inference import TrainedRun
 
@@ -100,7 +102,8 @@ def write_int8(file: Path, run: TrainedRun) -> tuple[float, float]:
             quantisation.quantize_static(prepared, made, reader, per_channel=True)
     except Exception as error:  # whatever the quantiser makes of the network
         raise InputError(f"onnxruntime cannot quantise the network: {reason(error)}.") from error
-    _note(onnx, made, before.session.get_modelmeta().custom_metadata_map)
+    alone = replace(before.spec, calibration=None).to_json()  # a calibration is of the network in float32
+    _note(onnx, made, before.session.get_modelmeta().custom_metadata_map | {SPEC: alone})
     accuracy = _accuracy(before, run), _accuracy(OnnxModel(made), run)
     made.replace(file)
     prepared.unlink()

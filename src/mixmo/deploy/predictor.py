@@ -27,6 +27,7 @@ class Predictor:
         risk: Share of the answers that may be wrong where nobody is asked.
         precision: ``32-true`` or ``bf16-mixed``, of a run.
         download: Whether what a run's network is built from may be downloaded.
+        trust: Whether a ``.pt2`` file may be opened, which can run code of its maker's.
 
     Attributes:
         classes: The K class names.
@@ -48,10 +49,13 @@ class Predictor:
         risk: float = 0.05,
         precision: str = "32-true",
         download: bool = False,
+        trust: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
         paths: list[str | Path] = list(models) if isinstance(models, list | tuple) else [*_divided(str(models))]
-        self.ensemble = Ensemble([open_model(path, checkpoint, precision, download) for path in paths])
+        if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
+            raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
+        self.ensemble = Ensemble([open_model(path, checkpoint, precision, download, trust) for path in paths])
         spec = self.ensemble.spec
         calibration = spec.calibration if len(paths) == 1 else None
         self.classes, self.calibrated = spec.classes, calibration is not None

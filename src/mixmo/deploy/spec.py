@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
+from mixmo.config.checking import checked
 from mixmo.config.data_settings import LARGEST_SIDE, DataSettings
 from mixmo.data.batches import Augmentation
-from mixmo.errors import InputError
-from mixmo.evaluation.calibration import Calibration
+from mixmo.errors import InputError, reason
+from mixmo.evaluation.calibration import Calibration, kept_calibration
+from mixmo.evaluation.inference import TrainedRun
 
 SPEC = "mixmo.json"
 """The description in an exported folder, and what it is called in an exported file."""
@@ -62,8 +65,7 @@ class Spec:
         if (own := self.calibration) is not None:
             step = -(-len(own.correct) // MOST_IMAGES)
             content["calibration"] = {"temperature": own.temperature} | {
-                key: [round(float(value), 6) for value in getattr(own, key)[::step]]
-                for key in ("confidence", "correct", "likely")
+                key: getattr(own, key)[::step].tolist() for key in ("confidence", "correct", "likely")
             }
         return json.dumps(content, ensure_ascii=False)
 
@@ -79,16 +81,64 @@ class Spec:
             InputError: if it is damaged.
         """
         try:
-            content = json.loads(text)
-            classes, size = [str(name) for name in content["classes"]], tuple(int(side) for side in content["size"])
-            data = DataSettings(**{key: content["data"][key] for key in KEPT})
-            calibration = None
-            if (own := content.get("calibration")) is not None:
-                confidence, likely = (torch.tensor(own[key], dtype=torch.float64) for key in ("confidence", "likely"))
-                correct = torch.tensor(own["correct"]) > 0.5
-                calibration = Calibration(float(own["temperature"]), confidence, correct, likely)
-            if len(size) != 2 or not all(0 < side <= LARGEST_SIDE for side in size) or not classes:
-                raise ValueError(f"its size is {size}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{where} is damaged, or none of mixmo's: {error}.") from error
-        return cls(classes, (size[0], size[1]), data, calibration)
+            content = checked(json.loads(text), dict[str, Any], "it")
+            size = tuple(checked(content["size"], list[int], "size"))
+            if len(size) != 2 or not all(0 < side <= LARGEST_SIDE for side in size):
+                raise InputError(f"size is {size}; it is a height and a width from 1 to {LARGEST_SIDE}")
+            classes = checked(content["classes"], list[str], "classes")
+            if not classes:
+                raise InputError("it names no classes")
+            hints = get_type_hints(DataSettings)
+            data = DataSettings(**{key: checked(content["data"][key], hints[key], f"data.{key}") for key in KEPT})
+            own = content.get("calibration")
+            return cls(classes, (size[0], size[1]), data, None if own is None else _calibration(own))
+        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
+            raise InputError(f"{where} is damaged, or none of mixmo's: {reason(error)}.") from error
+
+
+def _calibration(own: Any) -> Calibration:
+    """Return the calibration of a description; refuse what is none."""
+    columns = {key: checked(own[key], list[float], f"calibration.{key}") for key in ("confidence", "likely")}
+    correct = checked(own["correct"], list[bool], "calibration.correct")
+    if not len(correct) == len(columns["confidence"]) == len(columns["likely"]) > 0:
+        raise InputError("its calibration has columns of other lengths, or none")
+    if not all(0 <= value <= 1 for values in columns.values() for value in values):
+        raise InputError("its calibration has probabilities outside 0 to 1")
+    confidence, likely = (torch.tensor(columns[key], dtype=torch.float64) for key in ("confidence", "likely"))
+    return Calibration(checked_temperature(own["temperature"]), confidence, torch.tensor(correct), likely)
+
+
+def checked_temperature(value: Any) -> float:
+    """Return a temperature of a description; refuse what is none.
+
+    Raises:
+        InputError: if it is no positive number.
+
+    Example:
+        >>> checked_temperature(2)
+        2.0
+    """
+    temperature: float = checked(value, float, "temperature")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; it is a positive number")
+    return temperature
+
+
+def spec_of(run: TrainedRun) -> Spec:
+    """Return the description of a run's network.
+
+    Args:
+        run: The run; its dataset may be gone.
+
+    Raises:
+        MissingError: if its checkpoint is missing.
+        InputError: if it is damaged, or does not say the size of its images.
+    """
+    network, side = run.network, run.settings.data.image_size
+    size = network.size or (None if side is None else (side, side))
+    if size is None:
+        raise InputError(
+            f"{run.run.path} was trained by an earlier version, whose checkpoints do not say the size of their images; "
+            "set data.image_size in its config.yaml."
+        )
+    return Spec(network.classes, size, run.settings.data, kept_calibration(run))

@@ -14,11 +14,12 @@ from typing import IO, Any
 
 from mixmo.errors import InputError
 from mixmo.files import replacing
-from mixmo.names import csv_cell
+from mixmo.names import csv_cell, printable
 
 Row = dict[str, Any]
 Write = Callable[[Row], None]
-COLUMNS = ("file", "class", "confidence", "top5", "total", "aleatoric", "epistemic", "agreement", "set", "ask")
+NUMBERS = ("probability", "confidence", "total", "aleatoric", "epistemic", "agreement")
+COLUMNS = ("file", "class", *NUMBERS[:2], "top5", *NUMBERS[2:], "set", "ask")
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def _pyarrow(out: Path) -> tuple[Any, Any]:
 @contextmanager
 def _parquet(file: IO[bytes]) -> Iterator[Write]:
     arrow, parquet = _pyarrow(Path("--out"))
-    numbers = {key: arrow.float64() for key in ("confidence", "total", "aleatoric", "epistemic", "agreement")}
+    numbers = dict.fromkeys(NUMBERS, arrow.float64())
     kinds = {"file": arrow.string(), "class": arrow.string(), "ask": arrow.bool_(), **numbers}
     kinds |= {"top5": arrow.map_(arrow.string(), arrow.float64()), "set": arrow.list_(arrow.string())}
     schema = arrow.schema([(key, kinds[key]) for key in COLUMNS])
@@ -98,7 +99,7 @@ def _parquet(file: IO[bytes]) -> Iterator[Write]:
                 waiting.clear()
 
         def write(row: Row) -> None:
-            waiting.append(row | {"top5": list(row["top5"].items())})
+            waiting.append(row | {"file": printable(row["file"]), "top5": list(row["top5"].items())})
             if len(waiting) >= 10_000:
                 flush()
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mixmo import __version__
-from mixmo.checkpoints import digest
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
@@ -74,9 +73,7 @@ class TrainedRun:
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the checkpoint's file, in hexadecimal."""
-        file = self.run.checkpoint_file(self.checkpoint)
-        with file.open("rb") as content:
-            return digest(content, file.stat().st_size)
+        return self.run.digest(self.checkpoint)
 
     @cached_property
     def network(self) -> Network:

@@ -232,6 +232,7 @@ def write_results(
         "images": len(result.predictions.targets),
         "training_images": run.training_images(),
         "checkpoint": options.checkpoint,
+        "digest": run.digest(options.checkpoint),
         "epochs": result.predictions.epochs,
         "precision": options.precision,
         "conventions": CONVENTIONS,

@@ -75,11 +75,11 @@ def _plain(settings: Settings, start: str) -> Any:
         return fuse(load_checkpoint(run, download=own.download).net)
     weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
-    stems, heads = (_names(backbone.pretrained_cfg[key]) for key in ("first_conv", "classifier"))
+    stems, heads = (_names(backbone.pretrained_cfg.get(key) or ()) for key in ("first_conv", "classifier"))
     for name in stems:  # colours become grey as timm has it
         if (stem := weights.get(f"{name}.weight")) is not None and stem.dim() == 4:
             weights[f"{name}.weight"] = adapt_input_conv(settings.data.channels, stem)
-    head = f"{heads[0]}.weight"
+    head = f"{heads[0]}.weight" if heads else ""
     if head in weights and len(weights[head]) != backbone.num_classes:
         backbone = create_backbone(own.backbone, num_classes=len(weights[head]), **options)
     _load(backbone, weights, start, own.backbone)
