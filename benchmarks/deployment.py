@@ -20,7 +20,7 @@ from mixmo import evaluate, fuse
 from mixmo.cli.benchmark import report
 from mixmo.deploy.export import FORMATS, ExportOptions, export
 from mixmo.deploy.images import files_below
-from mixmo.deploy.models import Model, PlainModel, RunModel, open_model
+from mixmo.deploy.models import Model, OnnxModel, PlainModel, RunModel, open_model
 from mixmo.deploy.predictor import Predictor
 from mixmo.evaluation.benchmark import interleaved, summary
 from mixmo.evaluation.inference import TrainedRun
@@ -51,9 +51,12 @@ def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str,
 
 
 def test_set(run: TrainedRun) -> tuple[Tensor, Tensor]:
-    """Return the test images (N, H, W, C) uint8 and their class numbers."""
+    """Return the test images (N, H, W, C) uint8 and their class numbers, shuffled.
+
+    Datasets are sorted by class: images in one pass would be of one class and help each other.
+    """
     images, _ = run.images("test")
-    batch = images.__getitems__(list(range(len(images))))
+    batch = images.__getitems__(torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist())
     return batch.images[batch.chosen], batch.labels[batch.chosen]
 
 
@@ -83,7 +86,11 @@ def in_every_form(
     own, spec, shown = run.settings, forms["fused"].spec, images[:BATCH]
     options = own.model.options | {"in_chans": own.data.channels, "num_classes": len(spec.classes)}
     every = {"plain backbone": PlainModel(create_backbone(own.model.backbone, **options).eval(), spec), **forms}
-    seconds = interleaved({name: lambda model=model: model.logits(shown) for name, model in every.items()}, rounds)
+    seconds: dict[str, list[float]] = {}
+    for kind in (False, True):  # onnxruntime's threads go on spinning for a while, at the cost of who comes next
+        calls = {name: lambda model=model: model.logits(shown) for name, model in every.items()
+                 if isinstance(model, OnnxModel) == kind}  # fmt: skip
+        seconds |= interleaved(calls, rounds)
     rows = {name: summary(taken, against=seconds["plain backbone"]) for name, taken in seconds.items()}
     for name, model in forms.items():
         found = evaluate(torch.cat([model.logits(part) for part in images.split(BATCH)]), labels)
