@@ -139,7 +139,7 @@ def whole(tmp_path_factory):
 def test_a_run_keeps_all_there_is_to_know(whole):
     _, run = whole
     files = {file.relative_to(run.path).as_posix() for file in run.path.rglob("*") if file.is_file()}
-    wanted = {"config.yaml", "environment.json", "metrics.csv", ".lock"}
+    wanted = {"config.yaml", "environment.json", "metrics.csv", "split.csv", ".lock"}
     assert files == wanted | {f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")}
     with run.metrics_file.open() as file:
         rows = list(csv.DictReader(file))
