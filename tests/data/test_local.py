@@ -187,6 +187,15 @@ def test_a_damaged_member_of_a_zip_file_that_may_be_no_image_is_left_out(photos,
     assert len(open_source(f"folder:{archive}", "all")) == 18
 
 
+def test_runs_of_other_input_sizes_are_one_ensemble_on_strange_images(photos, tmp_path, monkeypatch):
+    """Each sees them at its own size; they are the same images."""
+    monkeypatch.chdir(tmp_path)
+    words = [f"--data.name=folder:{photos}", "--data.batch_size=4", "--data.validation=0", "--trainer.max_epochs=1"]
+    for size in (8, 12):
+        assert main(["fit", "digits-single", *words, f"--data.image_size={size}", f"--run=at{size}"]) == 0
+    assert main(["test", "at8", "at12", "--ood", f"folder:{photos}"]) == 0
+
+
 def test_runs_tested_on_other_drawn_images_are_neither_one_ensemble_nor_compared(photos, tmp_path, monkeypatch, capsys):
     """Their labels are the same, one by one."""
     monkeypatch.chdir(tmp_path)

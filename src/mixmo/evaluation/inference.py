@@ -134,16 +134,19 @@ class TrainedRun:
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
         """Return what results of the network on a dataset (:meth:`images`) depend on, as JSON can hold it."""
+        fingerprint = self.fingerprint(dataset)
+        if dataset not in ("test", "validation"):
+            fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
         return {
             "version": __version__,
             "checkpoint": self.digest,
             "dataset": dataset,
             "data": self.data_settings,
-            "fingerprint": self.fingerprint(dataset),
+            "fingerprint": fingerprint,
         }
 
     def fingerprint(self, dataset: str, times: bool = True) -> str:
-        """Return what tells whether the images of a dataset (:meth:`images`) changed; at most one is decoded.
+        """Return what tells whether the images of a dataset (:meth:`images`) changed; nothing is decoded.
 
         Args:
             dataset: As for :meth:`images`.
@@ -155,7 +158,7 @@ class TrainedRun:
         """
         if dataset in ("test", "validation"):
             return self.data.fingerprint(dataset, times=times)
-        return f"{self.data.size} {self.data.fingerprint('test', dataset, times)}"  # resized to the run's input size
+        return self.data.fingerprint("test", dataset, times)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
