@@ -142,10 +142,10 @@ def folder_of(plan: Plan, scratch: Path) -> Path:
     return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
 
 
-def can_start(plan: Plan, trained: Container[Path], scratch: Path) -> bool:
-    """Return whether the network that a network starts from is trained, if the study trains that one."""
-    start = Path(plan.settings.model.start or "")
-    return start.parent != scratch or start in trained
+def can_start(plan: Plan, missing: Container[Path]) -> bool:
+    """Return whether a network needs none of those that are still to be trained."""
+    start = plan.settings.model.start
+    return start is None or Path(start) not in missing
 
 
 def train(plan: Plan, folder: Path) -> None:
@@ -233,23 +233,23 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
     """Train what rows need; evaluate and append each row as soon as its networks are trained."""
     networks = {folder_of(plan, scratch): plan for row in waiting for plan in (*row.starts, *row.plans)}
     print(f"{len(waiting)} rows to make, of {len(networks)} networks.", flush=True)
-    context, trained = multiprocessing.get_context("spawn"), set[Path]()
+    context, missing = multiprocessing.get_context("spawn"), set(networks)
     training: dict[Future[None], Path] = {}
     evaluating: set[Future[dict[str, Any]]] = set()
     with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
         while waiting or training or evaluating:
             while len(training) + len(evaluating) < jobs:
-                if row := next((row for row in waiting if trained.issuperset(row.folders(scratch))), None):
+                if row := next((row for row in waiting if missing.isdisjoint(row.folders(scratch))), None):
                     waiting.remove(row)
                     evaluating.add(pool.submit(finished, row, scratch))
-                elif folder := next((each for each in networks if can_start(networks[each], trained, scratch)), None):
+                elif folder := next((each for each in networks if can_start(networks[each], missing)), None):
                     training[pool.submit(train, networks.pop(folder), folder)] = folder
                 else:
                     break
             ended, _ = wait([*training, *evaluating], return_when=FIRST_COMPLETED)
             for future in ended & training.keys():
                 future.result()
-                trained.add(training.pop(future))
+                missing.remove(training.pop(future))
             for future in ended & evaluating:
                 evaluating.remove(future)
                 append(out, found := future.result())

@@ -264,9 +264,10 @@ def chromium(tmp_path):
 
 
 def moved(run, folder, to):
-    """Return a copy of a run without kept predictions, on a copy of its pictures, which lie in ``to / "data"``."""
+    """Return a copy of a run as training left it, on a copy of its pictures, which lie in ``to / "data"``."""
     shutil.copytree(folder / "data", to / "data")
-    shutil.copytree(run.path, to / run.path.name, ignore=shutil.ignore_patterns("predictions", "test.json", "*.html"))
+    evaluated = shutil.ignore_patterns("predictions", "calibration-*", "test.json", "*.html")
+    shutil.copytree(run.path, to / run.path.name, ignore=evaluated)
     copy = Run(to / run.path.name)
     copy.config_file.write_text(copy.config_file.read_text().replace(f"{folder}/data", f"{to}/data"))
     return copy

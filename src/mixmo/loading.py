@@ -11,6 +11,7 @@ import torch
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.data_settings import LARGEST_SIDE
 from mixmo.errors import InputError
+from mixmo.names import timm_scheme
 from mixmo.network import MixMo
 from mixmo.runs import Run
 
@@ -112,5 +113,5 @@ def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
     Raises:
         InputError: naming it and where it stands.
     """
-    if ({":", "/"} & set(backbone)) and not backbone.lower().startswith(("local-dir:", "local_dir:")) and not allowed:
+    if ({":", "/"} & set(backbone)) and timm_scheme(backbone) != "local-dir" and not allowed:
         raise InputError(f"backbone {backbone!r} of {where} has to be fetched from the network; {hint}.")

@@ -10,6 +10,17 @@ LONGEST = 60
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"})
 
 
+def timm_scheme(backbone: str) -> str:
+    """Return where timm looks for a backbone, ``hf-hub`` or ``local-dir``; nothing for a plain name.
+
+    Example:
+        >>> timm_scheme("hf_hub:somebody/network"), timm_scheme("resnet18")
+        ('hf-hub', '')
+    """
+    scheme, colon, _ = backbone.partition(":")
+    return scheme.lower().replace("_", "-") if colon else ""
+
+
 def printable(text: str) -> str:
     r"""Return a text in which control characters, surrogates and all else that cannot be printed are escape sequences.
 

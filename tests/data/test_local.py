@@ -221,6 +221,7 @@ TABLES = {
     "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
     "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, has ./a.png again, which is in line 2",
     "path,label\nc/../a.png,x\na.png,y\n": "line 3, has a.png again, which is in line 2",
+    "path,label\na.png,x\nlink.png,y\n": "line 3, has link.png again, which is in line 2",
     "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; they are train, test and val",
     "path,label\na.png,x\n": "has one class only (x)",
     'path,label\n"a.png,x\n': "cannot be read as comma-separated values",
@@ -231,6 +232,8 @@ TABLES = {
 @pytest.mark.parametrize("content", TABLES)
 def test_tables_that_are_none_are_one_sentence(tmp_path, content):
     (tmp_path / "t.csv").write_text(content)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "link.png").symlink_to("a.png")
     with pytest.raises((InputError, FileNotFoundError)) as error:
         data_of(settings(f"csv:{tmp_path}/t.csv"))
     assert TABLES[content] in str(error.value) and "\n" not in str(error.value)

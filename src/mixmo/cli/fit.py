@@ -38,10 +38,8 @@ def run(words: list[str]) -> None:
     try:
         if not finished:
             fit(plan, run, resume)
-        for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():
-            calibrate(
-                TrainedRun(run, checkpoint, plan.settings.model.download)
-            )  # so that whoever predicts needs no dataset
+        for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():  # whoever predicts needs no dataset
+            calibrate(TrainedRun(run, checkpoint, plan.settings.model.download))
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
     print(f"{run.path} is {'finished' if finished else 'trained'}; `mixmo test {run.path}` evaluates it.")

@@ -13,6 +13,7 @@ import timm
 
 from mixmo.errors import InputError
 from mixmo.files import read_yaml
+from mixmo.names import timm_scheme
 
 PRETRAINED = "pretrained"
 """The start that is timm's own weights."""
@@ -63,7 +64,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
     backbone = str(values.get("model.backbone", ""))
-    if backbone.lower().startswith(("hf-hub:", "hf_hub:")) and not {"data.mean", "data.std"} <= values.keys():
+    if timm_scheme(backbone) == "hf-hub" and not {"data.mean", "data.std"} <= values.keys():
         raise InputError(
             f"how images were prepared for {backbone} is not known before it is fetched: set data.mean and data.std "
             "(and data.crop_size) as its page says."
@@ -86,10 +87,11 @@ def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pretrained_cfg(backbone: str) -> dict[str, Any] | None:
     """Return what timm knows of a backbone's weights without asking the network; ``None`` if that is nothing."""
-    source, _, rest = backbone.partition(":")
-    if source.lower().replace("_", "-") == "local-dir":
+    if timm_scheme(backbone) == "local-dir":
         try:
-            return dict(json.loads((Path(rest) / "config.json").read_text("utf-8"))["pretrained_cfg"])
+            return dict(
+                json.loads((Path(backbone.partition(":")[2]) / "config.json").read_text("utf-8"))["pretrained_cfg"]
+            )
         except (OSError, ValueError, KeyError, TypeError):  # said when the network is built
             return None
     known = timm.get_pretrained_cfg(backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def read_table(file: Path) -> Table:
 
 def _rows(reader: csv.DictReader[str], file: Path) -> Table:
     shown, lines = printable(str(file)), dict[str, int]()
+    folder_of = functools.cache(os.path.realpath)  # of a million images few folders have to be looked up
     names = {name.strip().lower(): name for name in reader.fieldnames or ()}
     path, label, split = (next((names[name] for name in known if name in names), None) for known in KNOWN)
     if path is None or label is None:
@@ -61,7 +63,9 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
             raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
         if missing := [name for name in (path, label, split) if name is not None and not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
-        place = os.path.realpath(file.parent / row[path].strip())
+        folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
+        place = os.path.join(folder_of(folder), name)
+        place = os.path.realpath(place) if os.path.islink(place) else place
         if place in lines:
             raise InputError(
                 f"{shown}, line {reader.line_num}, has {printable(row[path])} again, which is in line {lines[place]}: "

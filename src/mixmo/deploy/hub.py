@@ -18,12 +18,9 @@ from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import make_folder, write_text
 from mixmo.fusing import can_fuse
-from mixmo.names import printable
+from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
 from mixmo.runs import Run
-
-ELSEWHERE = ("torch/", "hfds/", "hf-hub:", "hf_hub:")
-"""How names begin that are no paths."""
 
 
 def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last", name: str | None = None) -> Path:
@@ -71,7 +68,7 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     shared = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
     for section, key in (("data", "name"), ("data", "root"), ("model", "start"), ("model", "backbone")):
         text = shared.get(section, {}).get(key)
-        if isinstance(text, str) and not text.startswith(ELSEWHERE):
+        if isinstance(text, str) and not text.startswith(("torch/", "hfds/")) and timm_scheme(text) != "hf-hub":
             kind, colon, path = text.rpartition(":")
             shared[section][key] = f"{kind}{colon}{Path(path).name}"
     return shared

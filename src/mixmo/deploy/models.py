@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
+from mixmo.config.checking import checked
 from mixmo.deploy.images import Form
 from mixmo.deploy.members import MEMBERS, load_members
 from mixmo.deploy.spec import SPEC, Spec, checked_temperature, spec_of
@@ -178,13 +179,12 @@ def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
 def _options(text: str, file: Path) -> dict[str, Any]:
     """Return what an exported file computes (``ExportOptions``), and its temperature."""
     try:
-        options = json.loads(text)
-        temperature = options.get("temperature")
-        if temperature is not None:
-            options["temperature"] = checked_temperature(temperature)
-    except (ValueError, TypeError, AttributeError, InputError) as error:
+        options: dict[str, Any] = checked(json.loads(text), dict[str, Any], "it")
+        if options.get("temperature") is not None:
+            options["temperature"] = checked_temperature(options["temperature"])
+    except (ValueError, RecursionError, InputError) as error:
         raise InputError(f"{file} does not say what it computes, as mixmo's files do: {reason(error)}.") from error
-    return dict(options)
+    return options
 
 
 def _check_classes(model: Model, file: Path) -> None:

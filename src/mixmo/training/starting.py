@@ -172,20 +172,17 @@ def _runs_before(start: str) -> Iterator[Run]:
 def _check_unseen(data: DataModule, run: Run) -> None:
     """Refuse a run that learnt from images which are held out here for validation or testing.
 
-    Its images are listed as it drew them, from the dataset as it is now, if that is the one it was trained on: by its
-    place, or by the names and sizes of its files.
+    Its images are listed as it drew them, from the dataset as it is now, if that is the one it was trained on: by the
+    names and sizes of its files or, of a run that did not write them down, by its place.
     """
+    if not any(map(data.draws, ("validation", "test"))):  # the dataset itself holds them out
+        return
     theirs, own = run.settings(), data.settings
-    known = run.about().get("data")
-    before = known.get("fingerprint") if isinstance(known, dict) else None
     again = DataModule(replace(theirs.data, name=own.name, root=own.root, download=own.download), theirs.seed)
-    try:
-        unchanged = before in (None, again.fingerprint("train", times=False))
-    except InputError:  # its images cannot be drawn from these
-        unchanged = False
     here = _place(theirs.data.name) == _place(own.name)
-    if not (here if before is None else unchanged):
-        if here and any(map(data.draws, ("validation", "test"))):
+    known = run.about().get("data")
+    if not (_was_trained_on(again, known) if isinstance(known, dict) else here):
+        if here:
             raise InputError(
                 f"{own.name!r} has changed since {run.path} was trained, so that what it learnt from cannot be told "
                 "from what is held out here; bring the images back, or give the dataset folders for validation and "
@@ -201,6 +198,14 @@ def _check_unseen(data: DataModule, run: Run) -> None:
             f"data.images_per_class {theirs.data.images_per_class} and a split by seed "
             f"{theirs.data.seed_of_split(theirs.seed)}: set the same (--data.split_seed)."
         )
+
+
+def _was_trained_on(data: DataModule, known: Mapping[str, Any]) -> bool:
+    """Return whether images are those that a run wrote down."""
+    try:
+        return bool(known.get("fingerprint") == data.fingerprint("train", times=False))
+    except InputError:  # it could not have drawn from them
+        return False
 
 
 def _place(name: str) -> str:
