@@ -12,6 +12,7 @@ from markupsafe import escape
 
 from mixmo.cli import test as command
 from mixmo.cli.main import main
+from mixmo.config.plan import make_plan
 from mixmo.data import module
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
@@ -22,6 +23,7 @@ from mixmo.reporting.advice import advice
 from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting.run_report import networks, run_page
 from mixmo.runs import Run
+from mixmo.training.fit import fit
 
 SECTIONS = ["Confidence", "Classes", "Images", "Learning curves"]
 
@@ -138,13 +140,13 @@ def test_metrics_are_written_before_the_page(trained, monkeypatch):
 def test_awkward_names_of_classes_and_runs(trained, tmp_path):
     """They stand on the page as they are; no sentence stands in the place of a picture."""
     folder, two, _ = trained
-    run = moved(two, folder, tmp_path)
-    run.path.rename(tmp_path / "$r^{$ <script>&")
-    run = Run(tmp_path / "$r^{$ <script>&")
+    settings = moved(two, folder, tmp_path).config()
     names = {"cat": "$a^{$<b>", "dog": "_c|d", "emu": "e=f[red]"}
     for split in ("train", "test"):
         for old, new in names.items():
             (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / new)
+    run = Run(tmp_path / "$r^{$ <script>&")
+    fit(make_plan(settings), run)
     assert main(["test", str(run.path), "--per_class=true"]) == 0
     page = (run.path / "report.html").read_text()
     assert "<h1>Run $r^{$ &lt;script&gt;&amp;</h1>" in page
