@@ -23,7 +23,7 @@ SEAL = len(MARK) + 64
 """Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "lr_schedulers",
-        "num_classes", "inference")  # fmt: skip
+        "num_classes", "inference", "unfinished")  # fmt: skip
 """What is taken of a checkpoint."""
 
 STATE = "Checkpoints"
@@ -111,6 +111,19 @@ def load(path: Path) -> dict[str, Any]:
     own = callbacks.get(STATE) if isinstance(callbacks, dict) else None
     kept["callbacks"] = {STATE: _numbers(own)} if isinstance(own, dict) else {}
     return kept
+
+
+def finished_epochs(content: Mapping[str, Any]) -> int:
+    """Return how many epochs a checkpoint's training had finished; one may have been begun.
+
+    Example:
+        >>> finished_epochs({"epoch": 3, "loops": {}})
+        4
+    """
+    try:
+        return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError, ValueError):  # of a version that kept none within an epoch
+        return int(content["epoch"]) + 1
 
 
 def _numbers(state: Mapping[str, Any]) -> dict[str, float]:

@@ -19,7 +19,16 @@ class MissingError(InputError, FileNotFoundError):
 
 
 class StoppedError(Exception):
-    """Training was stopped from outside; the message says how to resume."""
+    """Training was stopped from outside; the message says how to resume.
+
+    Args:
+        message: The sentence.
+        code: The process's exit code, 128 and the signal's number as shells report it.
+    """
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mixmo.checkpoints import finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.data_settings import LARGEST_SIDE
 from mixmo.errors import InputError
@@ -85,7 +86,7 @@ def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> Lo
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         why = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{file} does not hold the network of {run.config_file}: {why}") from error
-    return Loaded(net.eval(), int(content["epoch"]) + 1, *_inference(file, content.get("inference"), net.num_classes))
+    return Loaded(net.eval(), finished_epochs(content), *_inference(file, content.get("inference"), net.num_classes))
 
 
 def _inference(file: Path, known: Any, num_classes: int) -> tuple[list[str], tuple[int, int] | None]:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest
+from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.checking import flattened
 from mixmo.config.imports import without_permission
@@ -41,7 +41,9 @@ CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
 FREE = {"trainer.max_epochs", "trainer.enable_progress_bar", "trainer.profiler", "trainer.accelerator", "loggers",
         "model.download", "data.name", "data.root", "data.download", "data.workers", "data.eval_batch_size",
-        "data.in_memory"}  # fmt: skip
+        "data.in_memory", "trainer.checkpoint_every_steps",
+        "trainer.checkpoint_every_minutes", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+        "trainer.accumulate", "trainer.on_nonfinite"}  # fmt: skip
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
 
 log = logging.getLogger("mixmo")
@@ -242,7 +244,8 @@ class Run:
                 problems.append(str(error).rstrip("."))
                 continue
             if problems:
-                log.warning("%s; resuming from %s, after epoch %d.", problems[0], file.name, content["epoch"] + 1)
+                epochs = finished_epochs(content)
+                log.warning("%s; resuming from %s, after epoch %d.", problems[0], file.name, epochs)
             return file, content
         rows = len(self.read_metrics())
         if any(file.is_file() for file in files) or rows > 1 or self.about().get("checkpointed"):
@@ -256,7 +259,7 @@ class Run:
     def finished(self, epochs: int) -> bool:
         """Return whether the last checkpoint is that of the last epoch."""
         try:
-            return int(read_sealed(self.checkpoint_folder / LAST)["epoch"]) + 1 >= epochs
+            return finished_epochs(read_sealed(self.checkpoint_folder / LAST)) >= epochs
         except InputError:
             return False
 
@@ -277,21 +280,42 @@ class Run:
         return write_text(self.path / "split.csv", text.getvalue())
 
     def append_metrics(self, row: dict[str, float]) -> None:
-        """Add an epoch's row to ``metrics.csv``; rows from that epoch on, left by a stopped run, give way."""
-        rows = [old for old in self.read_metrics() if int(old["epoch"]) < row["epoch"]]
-        columns = list(dict.fromkeys([*(key for old in rows for key in old), *row]))
-        lines = [",".join(columns)]
-        for each in [*rows, {key: format(value, ".6g") for key, value in row.items()}]:
-            lines.append(",".join(each.get(column, "") for column in columns))
-        write_text(self.metrics_file, "\n".join(lines) + "\n")
+        """Add an epoch's row to the end of ``metrics.csv``, however long that is."""
+        texts = {key: format(value, ".6g") for key, value in row.items()}
+        with writing(self.metrics_file):
+            try:
+                with self.metrics_file.open(encoding="utf-8") as file:
+                    columns = file.readline().rstrip("\n").split(",")
+            except FileNotFoundError:
+                columns = []
+            if columns != list(texts):  # the first row, or a run that goes on with other metrics
+                self._write_metrics([*self.read_metrics(), texts])
+                return
+            with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
+                file.write(",".join(texts.values()) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Remove the rows of later epochs from ``metrics.csv``, which a stopped run has left behind its checkpoint."""
+        if self.metrics_file.is_file():
+            self._write_metrics([row for row in self.read_metrics() if int(row["epoch"]) <= epochs])
+
+    def _write_metrics(self, rows: list[dict[str, str]]) -> None:
+        if not rows:
+            self.metrics_file.unlink()
+            return
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+        write_text(self.metrics_file, "".join(",".join(line) + "\n" for line in lines))
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """Return the rows of ``metrics.csv``, none if there is no such file yet."""
+        """Return the rows of ``metrics.csv``, none if there is no such file yet; a row half written is none."""
         try:
             if not self.metrics_file.is_file():
                 return []
-            with self.metrics_file.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            whole, end, _ = self.metrics_file.read_text(encoding="utf-8").rpartition("\n")
+            rows = list(csv.DictReader(io.StringIO(whole + end)))
             if all(int(row["epoch"]) > 0 and None not in row and None not in row.values() for row in rows):
                 return rows
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):

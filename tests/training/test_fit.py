@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -243,7 +244,7 @@ sys.exit(main({words}))
         _, error = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert f"stopped; `mixmo fit {run.path}` resumes it" in error
+        assert re.search(rf"stopped by SIGINT after (step|epoch) \d+; `mixmo fit {run.path}` resumes it", error)
     done = len(run.read_metrics())
     assert done >= 2
     config = run.config()

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 where some images could not be read, or for a defect, whose traceback is kept in a file; 2 for bad input;
-        130 where it was stopped.
+        130 where it was stopped by the keyboard, 128 and the signal's number by another signal.
 
     Example:
         >>> main(["recipes"])  # doctest: +SKIP
@@ -71,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return command.run(words[1:]) or 0
         except InputError as error:
             return _say(sentence(error), 2)
-        except (StoppedError, KeyboardInterrupt) as error:
-            return _say(str(error) or "stopped.", STOPPED)
+        except StoppedError as error:
+            return _say(str(error), error.code)
+        except KeyboardInterrupt:
+            return _say("stopped.", STOPPED)
         except (MemoryError, torch.OutOfMemoryError):
             return _say("the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size.", 2)
         except OSError as error:

@@ -223,8 +223,19 @@ class TrainerSettings:
     Args:
         accelerator: auto, cpu, gpu, cuda or mps.
         precision: 32-true or bf16-mixed; null takes what the device does best.
+        devices: Devices of each node; null takes what torchrun was told, else one.
+        num_nodes: Nodes; null likewise.
+        strategy: How devices share the work: ddp (each holds the network), fsdp (each holds a part of it), or auto: ddp
+            where there are several.
+        sync_batchnorm: Whether batch norms see the global batch; otherwise each device's own part of it.
         max_epochs: Epochs of the training.
         limit_train_batches: Batches of an epoch, or their share; null takes all.
+        accumulate: Parts of a batch that are computed one after another, for less memory: the same batch, and the same
+            step but for batch norms, which see a part each.
+        on_nonfinite: What a loss or gradient that is not finite does: stop the run, or skip the step, which is counted
+            and costs a wait for the device at each step.
+        checkpoint_every_steps: Steps from a checkpoint to the next within an epoch; null keeps none by steps.
+        checkpoint_every_minutes: Likewise by minutes. Each epoch ends with one in any case.
         gradient_clip_val: Largest norm of the gradient; null does not clip.
         deterministic: Refuse operations that are not deterministic.
         enable_progress_bar: Whether a bar is shown on a terminal.
@@ -233,8 +244,16 @@ class TrainerSettings:
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] | None = None
+    devices: int | None = None
+    num_nodes: int | None = None
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_batchnorm: bool = False
     max_epochs: int | None = None
     limit_train_batches: int | float | None = None
+    accumulate: int = 1
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = 10.0
     gradient_clip_val: float | None = None
     deterministic: bool = False
     enable_progress_bar: bool = True
@@ -243,6 +262,9 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         if (self.max_epochs or 0) < 1:
             raise InputError(f"trainer.max_epochs is {self.max_epochs}; it is 1 or more.")
+        for key in ("devices", "num_nodes", "accumulate", "checkpoint_every_steps", "checkpoint_every_minutes"):
+            if (value := getattr(self, key)) is not None and not value > 0:
+                raise InputError(f"trainer.{key} is {value}; it is positive.")
         limit = self.limit_train_batches
         if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
             raise InputError(

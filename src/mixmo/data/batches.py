@@ -21,6 +21,8 @@ from mixmo.mixing import Mixer, loss_weights
 from mixmo.pairing import pair
 from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
 
+WHOLE = slice(None)
+
 
 class MixedBatch(NamedTuple):
     """What one training step consumes.
@@ -64,37 +66,38 @@ class Augmentation:
         """What changes images further in training; evaluation needs none."""
         return Policy(self.settings) if Policy.needed(self.settings) else None
 
-    def random(self, images: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+    def random(self, images: Tensor, index: Tensor, generator: torch.Generator, part: slice = WHOLE) -> Tensor:
         """Return (n, C, h, w): the images of ``index`` (n,), each cropped and mirrored on its own.
 
         Args:
             images: (N, H, W, C) uint8.
             index: (n,) positions in ``images``.
             generator: On the images' device; a policy draws from torch's global one.
+            part: Which of the n are wanted; draws are made for all.
         """
         if self.policy is None:
-            return self._normalise(self._cropped(images, index, generator))
+            return self._normalise(self._cropped(images, index, generator, part))
         if self.settings.augmentation == "photo":
-            planes = self.policy.crop(images[index].permute(0, 3, 1, 2).float() / 255, self._crop(images))
+            planes = self.policy.crop(images[index[part]].permute(0, 3, 1, 2).float() / 255, self._crop(images))
             if self.flip:
-                mirrored = torch.rand(len(index), 1, 1, 1, generator=generator, device=images.device) < 0.5
+                mirrored = torch.rand(len(index), 1, 1, 1, generator=generator, device=images.device)[part] < 0.5
                 planes = torch.where(mirrored, planes.flip(3), planes)
         else:
-            planes = self._cropped(images, index, generator).permute(0, 3, 1, 2).float() / 255
+            planes = self._cropped(images, index, generator, part).permute(0, 3, 1, 2).float() / 255
         return self._normalise((255 * self.policy(planes)).permute(0, 2, 3, 1).contiguous())
 
-    def _cropped(self, images: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+    def _cropped(self, images: Tensor, index: Tensor, generator: torch.Generator, part: slice) -> Tensor:
         """Return (n, h, w, C) uint8: crops at random places of the padded images, half of them mirrored."""
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
         count, device = len(index), images.device
-        uniform = torch.rand(2, count, 1, generator=generator, device=device)
+        uniform = torch.rand(2, count, 1, generator=generator, device=device)[:, part]
         y = self._start(uniform[0], height - rows) + torch.arange(rows, device=device)
         x = self._start(uniform[1], width - columns) + torch.arange(columns, device=device)
         if self.flip:
-            mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
+            mirrored = torch.rand(count, 1, generator=generator, device=device)[part] < 0.5
             x = torch.where(mirrored, x.flip(1), x)
         black = ((y < 0) | (y >= height))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
-        place = (index[:, None] * height + y.clamp(0, height - 1))[:, :, None] * width
+        place = (index[part, None] * height + y.clamp(0, height - 1))[:, :, None] * width
         place = place + x.clamp(0, width - 1)[:, None, :]
         pixels = images.view(-1, images.shape[3]).index_select(0, place.flatten()).view(*place.shape, -1)
         return pixels.masked_fill_(black[..., None], 0)
@@ -153,14 +156,16 @@ class BatchMaker:
         generator: torch.Generator,
         progress: float = 0.0,
         input_repetition: float | None = None,
+        part: slice = WHOLE,
     ) -> MixedBatch:
-        """Draw one step.
+        """Draw one step, and make a part of its mixtures.
 
         Args:
             batch: The U distinct images.
             generator: Seeded for this step, on the images' device.
             progress: Share of training done, for the schedule of p.
             input_repetition: rho of this step; ``None`` is the one that training starts with.
+            part: Which of the B mixtures are wanted; draws are made for all, so that parts make up the whole.
         """
         images, labels, index = batch
         members = self.mixer.num_members
@@ -168,24 +173,26 @@ class BatchMaker:
         rho = own.input_repetition if input_repetition is None else input_repetition
         pairs = pair(len(index), members, own.batch_repetition, rho, generator)
         if own.repeat == "index":
-            inputs = self._augmented(images, index[pairs], generator)
+            inputs = self._augmented(images, index[pairs], generator, part)
         else:
-            inputs = self.augment.random(images, index, generator)[pairs]
-        targets = labels[index[pairs]]
+            inputs = self.augment.random(images, index, generator)[pairs[part]]
+        targets = labels[index[pairs[part]]]
         mix = self.mixer.sample(len(pairs), self.feature_shape, generator, progress)
-        weights = loss_weights(mix.ratios, self.root)
-        shared = (pairs == pairs[:, :1]).all(1)
+        masks, weights = mix.masks[part], loss_weights(mix.ratios[part], self.root)
+        shared = (pairs == pairs[:, :1]).all(1)[part]
         if self.pixels is None:
-            return MixedBatch(inputs, mix.masks, targets, weights, shared)
+            return MixedBatch(inputs, masks, targets, weights, shared)
         partner = torch.randint(len(images), pairs.shape, generator=generator, device=images.device)
-        keep = self.pixels.sample(len(pairs), members, (inputs.shape[-2], inputs.shape[-1]), generator)
+        keep = self.pixels.sample(len(pairs), members, (inputs.shape[-2], inputs.shape[-1]), generator)[part]
         if members > 1:
-            keep = keep_majority(keep, mix.masks)
-        inputs = mix_pixels(inputs, self._augmented(images, partner, generator), keep)
-        targets = shared_targets(targets, labels[partner], visible_share(keep, mix.masks), self.num_classes)
-        return MixedBatch(inputs, mix.masks, targets, weights, shared)
+            keep = keep_majority(keep, masks)
+        inputs = mix_pixels(inputs, self._augmented(images, partner, generator, part), keep)
+        targets = shared_targets(targets, labels[partner[part]], visible_share(keep, masks), self.num_classes)
+        return MixedBatch(inputs, masks, targets, weights, shared)
 
-    def _augmented(self, images: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
-        """Return (B, M, C, H, W): an augmented copy for each of the places (B, M)."""
-        copies = self.augment.random(images, places.flatten(), generator)
-        return copies.view(*places.shape, *copies.shape[1:])
+    def _augmented(self, images: Tensor, places: Tensor, generator: torch.Generator, part: slice) -> Tensor:
+        """Return (b, M, C, H, W): an augmented copy for each of the places (B, M) of a part."""
+        first, last, _ = part.indices(len(places))
+        members = places.shape[1]
+        copies = self.augment.random(images, places.flatten(), generator, slice(first * members, last * members))
+        return copies.view(last - first, members, *copies.shape[1:])

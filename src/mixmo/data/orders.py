@@ -42,18 +42,30 @@ class Batches(BatchSampler):
         order: The indices.
         size: Indices in a batch; an incomplete last one is left out.
         limit: Number of batches; ``None`` is all.
+        start: Batches of the order's first epoch that were shown before, and are left out.
+        part: Which equal part of each batch to show, and of how many.
 
     Example:
         >>> [len(batch) for batch in Batches(EpochOrder(7, seed=0), 2, limit=2)]
         [2, 2]
     """
 
-    def __init__(self, order: Sampler[int], size: int, limit: int | None) -> None:
+    def __init__(
+        self,
+        order: EpochOrder,
+        size: int,
+        limit: int | None = None,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         super().__init__(order, size, drop_last=True)
-        self.limit = limit
+        self.order, self.limit, self.start, self.part = order, limit, (order.epoch, start), part
 
     def __len__(self) -> int:
         return super().__len__() if self.limit is None else min(self.limit, super().__len__())
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(super().__iter__(), len(self))
+        epoch, start = self.start
+        (number, parts), share = self.part, self.batch_size // self.part[1]
+        for batch in islice(super().__iter__(), start if self.order.epoch == epoch else 0, len(self)):
+            yield batch[number * share : (number + 1) * share] if parts > 1 else batch

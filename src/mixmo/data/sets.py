@@ -7,12 +7,13 @@ uint8. :mod:`mixmo.data.batches` makes the B mixtures from it on the device.
 from __future__ import annotations
 
 import math
+import signal
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import quiet
@@ -124,6 +125,8 @@ def train_loader(
     epoch: int = 0,
     stream: Stream = "order",
     batches: int | None = None,
+    start: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader[Any]:
     """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
 
@@ -138,15 +141,28 @@ def train_loader(
         epoch: The first epoch shown; workers read ahead before anyone could set it.
         stream: The stream of seeds that the order is drawn from.
         batches: How many batches to yield; ``None`` is the whole epoch, and workers stay for the next one.
+        start: How many batches of the first epoch were shown before.
+        part: The number of a rank, and of ranks: which share of a batch is decoded here, where it is streamed.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     order = EpochOrder(len(images), seed, epoch, stream)
-    return _loader(images, Batches(order, distinct, batches), settings, device, seed, persistent=batches is None)
+    shown = Batches(order, distinct, batches, start, part if isinstance(images, StreamedImages) else (0, 1))
+    return _loader(images, shown, settings, device, seed, persistent=batches is None)
 
 
-def evaluation_loader(images: ImageSet, settings: DataSettings, device: torch.device) -> DataLoader[Any]:
-    """Return a loader that shows every image once, in order, in batches of ``settings.evaluation_size``."""
-    batches = BatchSampler(SequentialSampler(range(len(images))), settings.evaluation_size, drop_last=False)
+def evaluation_loader(
+    images: ImageSet, settings: DataSettings, device: torch.device, part: tuple[int, int] = (0, 1)
+) -> DataLoader[Any]:
+    """Return a loader that shows every image once, in order, in batches of ``settings.evaluation_size``.
+
+    Args:
+        images: The images.
+        settings: The recipe's ``data`` section.
+        device: Where images in memory live.
+        part: The number of a rank, and of ranks, each of which is shown every so many images.
+    """
+    number, parts = part
+    batches = BatchSampler(range(number, len(images), parts), settings.evaluation_size, drop_last=False)
     return _loader(images, batches, settings, device, seed=0)
 
 
@@ -167,7 +183,14 @@ def _loader(
         persistent_workers=persistent and streamed and settings.workers > 0,
         pin_memory=streamed and device.type == "cuda",
         generator=torch.Generator().manual_seed(seed_for(seed, 0, "read")),
+        worker_init_fn=_outlive_signals if streamed else None,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leave it to the main process what an interrupt means: it may still need this worker's images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:

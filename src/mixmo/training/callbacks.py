@@ -40,6 +40,8 @@ class EpochLog(Callback):
             "seconds": time.perf_counter() - self.started,
             **measured,
         }
+        if not trainer.is_global_zero:
+            return
         self.run.append_metrics(row)
         for logger in trainer.loggers:
             logger.log_metrics(measured, trainer.global_step)

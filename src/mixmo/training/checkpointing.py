@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, STATE, duplicate, load, save
 from mixmo.files import make_folder
 from mixmo.runs import Run
+from mixmo.training import ranks
+from mixmo.training.step import Training
+from mixmo.training.stopping import StopSignals
 
 
 class SealedIO(CheckpointIO):
@@ -30,19 +34,26 @@ class SealedIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps the last checkpoint, the one before it, and the best on validation, after each epoch.
+    """Keeps the last checkpoint, the one before it, and the best on validation.
 
-    The best is written before the last: a run that dies between the two does the epoch again, and comes to the same.
-    The score to beat travels in the checkpoint, so that a moved run knows it.
+    One is written after each epoch, within it when one is due, and when the run is asked to stop. The best is written
+    before the last: a run that dies between the two does the epoch again, and comes to the same. The score to beat
+    travels in the checkpoint, so that a moved run knows it.
 
     Args:
         run: Whose checkpoints they are.
         validated: Whether there is a validation set to score by.
+        every_steps: Steps from one to the next within an epoch; ``None`` for no such limit.
+        every_minutes: Likewise minutes.
     """
 
-    def __init__(self, run: Run, validated: bool) -> None:
+    def __init__(
+        self, run: Run, validated: bool, every_steps: int | None = None, every_minutes: float | None = None
+    ) -> None:
         self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
+        self.every_steps, self.every_minutes = every_steps, every_minutes
         self.best_score, self.best_epoch = float("-inf"), -1
+        self.signals, self.written = StopSignals(), time.monotonic()
 
     @property
     def state_key(self) -> str:
@@ -58,17 +69,51 @@ class Checkpoints(Checkpoint):
         self.best_score = float(state_dict.get("best_score", float("-inf")))
         self.best_epoch = int(state_dict.get("best_epoch", -1))
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals."""
+        self.signals.listen()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen no longer."""
+        self.signals.ignore()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write what is due within an epoch; its end has a checkpoint anyway."""
+        step = trainer.global_step
+        stopped, due = self.signals.agree(self._due(step), step)
+        if (stopped or due) and not trainer.is_last_batch:
+            assert isinstance(pl_module, Training)
+            pl_module.ready()
+            self._keep(trainer)
+            if stopped:
+                self.signals.stop(f"step {step}", self.run.path)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what is due."""
+        """Write the last and, where it is, the best."""
         score = float(trainer.callback_metrics["val_accuracy"]) if self.validated else float("-inf")
         improved = score > self.best_score
         if improved:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-        last, best = make_folder(self.folder) / LAST, self.folder / BEST
-        if last.is_file():
+        self._keep(trainer, improved)
+        stopped, _ = self.signals.agree(False, 0)
+        if stopped and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self.signals.stop(f"epoch {trainer.current_epoch + 1}", self.run.path)
+
+    def _due(self, step: int) -> bool:
+        if self.every_steps and step % self.every_steps == 0:
+            return True
+        return self.every_minutes is not None and time.monotonic() - self.written >= 60 * self.every_minutes
+
+    def _keep(self, trainer: L.Trainer, best: bool = False) -> None:
+        last, first = make_folder(self.folder) / LAST, self.folder / BEST if best else None
+        if ranks.rank() == 0 and last.is_file():
             duplicate(last, self.folder / PREVIOUS)
-        trainer.save_checkpoint(best if improved else last)
-        if improved:
-            duplicate(best, last)
-        if not (about := self.run.about()).get("checkpointed"):
-            self.run.write_json("environment.json", about | {"checkpointed": True})
+        trainer.save_checkpoint(first or last)  # all ranks, which it gathers from
+        if ranks.rank() == 0:
+            if first is not None:
+                duplicate(first, last)
+            if not (about := self.run.about()).get("checkpointed"):
+                self.run.write_json("environment.json", about | {"checkpointed": True})
+        self.written = time.monotonic()

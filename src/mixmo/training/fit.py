@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import logging
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from mixmo.checkpoints import LAST, duplicate
+from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
-from mixmo.data.sets import DistinctBatch, ImageSet, evaluation_loader, train_loader
 from mixmo.errors import InputError, reason
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import Run, versions
+from mixmo.training import ranks
 from mixmo.training.build import build_maker, build_network
-from mixmo.training.callbacks import EpochLog, ProgressBar
-from mixmo.training.checkpointing import Checkpoints, SealedIO
+from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
-from mixmo.training.resuming import check_resumable
-from mixmo.training.step import STATISTICS_BATCHES, Training
+from mixmo.training.resuming import check_resumable, finished_batches
+from mixmo.training.step import Training
+from mixmo.training.trainer import Prepared, build_loggers, train, undisturbed
 
 FETCHING = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Options of timm's models that read weights from elsewhere."""
@@ -58,33 +54,19 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
             the data or every checkpoint of a run that is resumed has changed or is damaged.
         TrainingError: if the loss is not finite.
     """
+    devices, nodes = ranks.world(plan.trainer["devices"], plan.trainer["num_nodes"])
+    first = devices * nodes == 1 or ranks.is_first()
     with undisturbed():
-        if not resume:
+        if first and not resume:
             run.check_free()
         prepared = _prepare(plan, run, drawn=resume and run.has_checkpoint())
-        with run.locked():
-            run.remove_partial_files()
-            checkpoint = _resumed_checkpoint(run, prepared) if resume else None
-            if not resume:
-                about = {
-                    "resolved": plan.resolved,
-                    "data": _about(prepared.data),
-                    "settings": yaml.safe_load(plan.yaml),
-                }
-                if prepared.data.draws("train"):
-                    run.write_split(prepared.data.split_rows())
-                run.create(plan.yaml, about)
-            _train(plan, run, prepared, checkpoint, callbacks)
-
-
-class Prepared(NamedTuple):
-    """A run that is ready to train."""
-
-    data: DataModule
-    images: ImageSet
-    training: Training
-    device: torch.device
-    loggers: list[Logger]
+        with run.locked() if first else nullcontext():
+            if first:
+                run.remove_partial_files()
+            checkpoint = _resumed_checkpoint(run, prepared, first) if resume else None
+            if first and not resume:
+                _begin(plan, run, prepared.loaders.data)
+            train(plan, run, prepared, checkpoint, callbacks)
 
 
 def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
@@ -103,21 +85,45 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
             "cpu."
         )
     _check_fetching(settings)
+    _check_parts(plan, device)
     data = DataModule(settings.data, settings.seed, check=True).require()
     net = build_network(settings, data, drawn)
-    images = data.train.to(device)
-
-    def sample_batches(epoch: int) -> Iterable[DistinctBatch]:
-        return train_loader(
-            images, settings.data, settings.seed, device, epoch, stream="statistics", batches=STATISTICS_BATCHES
-        )
-
+    loaders = Loaders(data, settings.data, settings.seed)
     inference = {"classes": data.classes, "size": list(data.size), "versions": versions()}
-    maker = build_maker(settings, net, data)
-    training = Training(net, maker, settings, len(images), sample_batches, inference=inference)
+    training = Training(
+        net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, inference=inference,
+        accumulate=plan.trainer["accumulate"], skip=plan.trainer["on_nonfinite"] == "skip",
+    )  # fmt: skip
     _try_optimizer(settings)
     _tell_of_short_runs(plan, training)
-    return Prepared(data, images, training, device, _loggers(settings, run))
+    return Prepared(training, loaders, build_loggers(settings, run))
+
+
+def _begin(plan: Plan, run: Run, data: DataModule) -> None:
+    """Make the run's folder."""
+    if data.draws("train"):
+        run.write_split(data.split_rows())
+    settings = yaml.safe_load(plan.yaml)
+    run.create(plan.yaml, {"resolved": plan.resolved, "data": _about(data), "settings": settings})
+
+
+def _check_parts(plan: Plan, device: torch.device) -> None:
+    """Refuse a batch that cannot be shared evenly."""
+    options, data = plan.trainer, plan.settings.data
+    devices, nodes = ranks.world(options["devices"], options["num_nodes"])
+    count, parts = devices * nodes, devices * nodes * options["accumulate"]
+    if data.batch_size % parts:
+        raise InputError(
+            f"data.batch_size is {data.batch_size}, which {count} device(s) in {options['accumulate']} part(s) each "
+            f"cannot share evenly; take a multiple of {parts}."
+        )
+    if (data.batch_size // data.batch_repetition) % count and data.in_memory is not True:
+        raise InputError(
+            f"a batch has {data.batch_size // data.batch_repetition} distinct images (data.batch_size / "
+            f"data.batch_repetition), which {count} devices cannot decode evenly; take a multiple of {count}."
+        )
+    if options["sync_batchnorm"] and device.type == "cpu":
+        raise InputError("trainer.sync_batchnorm is true, but torch's SyncBatchNorm needs GPUs; set it to false.")
 
 
 def _check_fetching(settings: Settings) -> None:
@@ -183,95 +189,27 @@ def _about(data: DataModule) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
 
 
-def _train(
-    plan: Plan, run: Run, prepared: Prepared, checkpoint: tuple[Path, int] | None, callbacks: Sequence[Callback]
-) -> None:
-    data, images, training, device, loggers = prepared
-    settings = plan.settings
-    progress_bar = plan.trainer["enable_progress_bar"] and sys.stdout.isatty()
-    own: list[Callback] = [EpochLog(run), Checkpoints(run, data.validation is not None)]
-    trainer = L.Trainer(
-        **(plan.trainer | {"enable_progress_bar": progress_bar}),
-        devices=1,
-        plugins=[SealedIO()],
-        callbacks=[*own, *([ProgressBar(training)] if progress_bar else []), *callbacks],
-        logger=loggers,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=run.path,
-    )
-    validation = data.validation and evaluation_loader(data.validation, settings.data, device)
-    file, epoch = checkpoint or (None, 0)
-    try:
-        trainer.fit(
-            training,
-            train_loader(images, settings.data, settings.seed, device, epoch),
-            validation,
-            ckpt_path=file,
-            weights_only=True,
-        )
-    except Exception as error:
-        if settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            raise InputError(
-                f"the network could not be compiled here: {reason(error)}; set --model.compile false."
-            ) from error
-        raise
-
-
-def _resumed_checkpoint(run: Run, prepared: Prepared) -> tuple[Path, int] | None:
-    """Return the checkpoint to resume from, and how many epochs it has, if it fits the network and the data."""
+def _resumed_checkpoint(run: Run, prepared: Prepared, first: bool) -> Path | None:
+    """Return the checkpoint to resume from, if it fits the network and the data, and have the loaders begin there."""
     run.check_unchanged()
-    known, now = run.about().get("data"), _about(prepared.data)
+    known, now = run.about().get("data"), _about(prepared.loaders.data)
     if isinstance(known, dict) and known != now:
         raise InputError(
             f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
             "now, or other names, sizes or classes); bring it back, or start a new run."
         )
     run.read_metrics()  # a damaged file is said before an epoch is spent
-    if (found := run.resumed_checkpoint()) is None:
+    found = run.resumed_checkpoint()
+    epochs = 0
+    if found is not None:
+        file, content = found
+        check_resumable(file, content, prepared.training)
+        epochs = finished_epochs(content)
+        prepared.loaders.begun = epochs, (finished_batches(content) or 0) if "unfinished" in content else 0
+    if first:
+        run.cut_metrics(epochs)
+    if found is None:
         return None
-    file, content = found
-    check_resumable(file, content, prepared.training)
-    if file.name != LAST:
+    if first and file.name != LAST:
         duplicate(file, file.with_name(LAST))
-    return file, content["epoch"] + 1
-
-
-def _loggers(settings: Settings, run: Run) -> list[Logger]:
-    """Return Lightning's loggers beside ``metrics.csv``."""
-    made: list[Logger] = []
-    try:
-        for name in settings.loggers:
-            if name == "tensorboard":
-                made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
-            elif name == "wandb":
-                made.append(WandbLogger(name=run.path.name, save_dir=run.path, project="mixmo"))
-            else:
-                made.append(MLFlowLogger("mixmo", run_name=run.path.name, tracking_uri=f"file:{run.path}/mlflow"))
-    except (ImportError, ModuleNotFoundError) as error:
-        raise InputError(f"logger {name!r} is not installed; `pip install 'mixmo[{name}]'` installs it.") from error
-    return made
-
-
-QUIET = (
-    "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
-    "no `val_dataloader`", "LeafSpec",
-)  # fmt: skip
-"""Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Train without what Lightning says of every run, and leave the process as it was."""
-    logger, deterministic = logging.getLogger("lightning.pytorch"), torch.are_deterministic_algorithms_enabled()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            for message in QUIET:
-                warnings.filterwarnings("ignore", message=f".*{message}.*")
-            yield
-    finally:
-        logger.setLevel(level)
-        torch.use_deterministic_algorithms(deterministic)
+    return file

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixmo.checkpoints import finished_epochs
 from mixmo.errors import InputError
 from mixmo.training.step import Training
 
@@ -48,12 +49,30 @@ def _problems(content: Mapping[str, Any], training: Training) -> Iterator[str]:
     elif not _is_count(schedulers[0].get("last_epoch")) or "lr_lambdas" not in schedulers[0]:
         yield "its learning-rate schedule has no step"
     loops = content.get("loops")
-    try:
-        done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]  # type: ignore[index]
-    except (TypeError, KeyError, IndexError):
-        done = None
-    if not _is_count(done) or done != content["epoch"] + 1 or not all(_is_plain(leaf) for leaf in _leaves(loops)):
+    sums, done = content.get("unfinished"), finished_epochs(content) - content["epoch"]
+    if not isinstance(loops, dict) or not all(_is_plain(leaf) for leaf in _leaves(loops)):
         yield "its counters of epochs and steps are damaged"
+    elif done != (1 if sums is None else 0) or (sums is not None and finished_batches(content) is None):
+        yield "its counters of epochs and steps contradict one another"
+    if sums is not None and not _are_sums(sums, training):
+        yield "its sums of the epoch are damaged"
+
+
+def finished_batches(content: Mapping[str, Any]) -> int | None:
+    """Return how many batches of an epoch that is not finished a checkpoint has seen; ``None`` if it does not say."""
+    try:
+        counts = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        ready, done = counts["ready"], counts["processed"]
+    except (TypeError, KeyError):
+        return None
+    return done if _is_count(done) and ready == done and done >= 1 else None
+
+
+def _are_sums(sums: Any, training: Training) -> bool:
+    wanted = {"loss": torch.zeros(()), "accuracy": torch.zeros(training.net.num_members)}
+    if not isinstance(sums, dict) or not _is_count(sums.get("steps")) or sums["steps"] < 1:
+        return False
+    return all(_fits(sums.get(key), tensor) for key, tensor in wanted.items())
 
 
 def _optimizer_problems(states: Any, training: Training) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -15,22 +14,20 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
+from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
-from mixmo.data.batches import BatchMaker, MixedBatch
+from mixmo.data.batches import WHOLE, BatchMaker, MixedBatch
 from mixmo.data.sets import DistinctBatch
-from mixmo.errors import InputError
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
+from mixmo.training import ranks
 from mixmo.training.objectives import find_objective
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.training.sam import perturbed
+from mixmo.training.sums import EpochSums, TrainingError
 
 STATISTICS_BATCHES = 50
 """Batches from which the batch-norm statistics of averaged weights are estimated."""
-
-
-class TrainingError(InputError):
-    """Training cannot continue; the message says at which step, and what to do."""
 
 
 class Training(L.LightningModule):
@@ -41,10 +38,12 @@ class Training(L.LightningModule):
         maker: Makes mixtures of distinct images.
         settings: The run's settings: seed, optimiser, schedule.
         num_images: N, images of the training set, for the published length of the warm-up.
-        sample_batches: Returns batches of an epoch's training images, from which the batch-norm statistics of averaged
-            weights are estimated.
+        sample_batches: Returns, of an epoch's training images, so many batches, from which the batch-norm statistics
+            of averaged weights are estimated.
         log_every: Steps between two looks at the loss; in between the host never waits for the device.
         inference: What inference needs beside weights and settings, for the checkpoints: plain values.
+        accumulate: Parts of a batch (of this rank's share of it) that are computed one after another.
+        skip: Skip steps whose loss or gradient is not finite, in place of ending the run.
 
     Attributes:
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
@@ -60,9 +59,11 @@ class Training(L.LightningModule):
         maker: BatchMaker,
         settings: Settings,
         num_images: int,
-        sample_batches: Callable[[int], Iterable[DistinctBatch]],
+        sample_batches: Callable[[int, int], Iterable[DistinctBatch]],
         log_every: int = 50,
         inference: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,8 +77,11 @@ class Training(L.LightningModule):
         )
         self.generator: torch.Generator | None = None
         self.reports = 0
-        self._seen, self._since = 0, 0.0
-        self._perturbed = False
+        self.sums = EpochSums(net.num_members)
+        self.accumulate, self.skip = accumulate, skip
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
+        self._unfinished: dict[str, Any] | None = None
+        self._perturbed, self._ready_at = False, -1
         # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
@@ -109,25 +113,36 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: DistinctBatch, batch_idx: int) -> Tensor:
         """Return the loss of one step; everything random in it is a function of (seed, step)."""
-        step = self.global_step
-        torch.manual_seed(seed_for(self.settings.seed, step, "global"))  # dropout and the like
+        torch.manual_seed(seed_for(self.settings.seed, self.global_step, "global") + ranks.rank())  # dropout and such
         if self.generator is None:
             self.generator = torch.Generator(self.device)
-        self.generator.manual_seed(seed_for(self.settings.seed, step))
-        mixed = self._mixed(batch, self.generator)
-        logits: Tensor
-        loss: Tensor
-        logits, loss = self._compiled_loss(mixed)
-        self.bad_step.copy_(torch.where((self.bad_step < 0) & ~loss.detach().isfinite(), step, self.bad_step))
+        if len(batch.chosen) < self.settings.data.batch_size // self.settings.data.batch_repetition:
+            batch = ranks.gather(batch)
+        losses: list[Tensor] = []
+        logits, targets = [], []
+        for part in self._parts():
+            self.generator.manual_seed(seed_for(self.settings.seed, self.global_step))
+            mixed = self._mixed(batch, self.generator, part)
+            answers, loss = self._compiled_loss(mixed)
+            if losses:
+                losses[-1].backward()  # all parts but the last, whose gradient the trainer asks for
+            losses.append(loss / self.accumulate)
+            logits.append(answers.detach())
+            targets.append(mixed.targets)
         if not self._perturbed:
-            self._watch(loss.detach(), logits.detach(), mixed.targets)
-        return loss
+            self._watch(torch.stack(losses).detach().sum(), torch.cat(logits), torch.cat(targets))
+        return losses[-1]
 
-    def _mixed(self, batch: DistinctBatch, generator: torch.Generator) -> MixedBatch:
-        """Return the mixtures of a step, with p and rho as they stand at it."""
-        return self.maker(
-            batch, generator, self.mask_progress(), self.settings.data.input_repetition_at(self.progress())
-        )
+    def _parts(self) -> list[slice]:
+        """Return which of the global batch's mixtures this rank computes, part for part."""
+        parts = self.accumulate * ranks.size()
+        size, first = self.settings.data.batch_size // parts, self.accumulate * ranks.rank()
+        return [slice(size * number, size * (number + 1)) for number in range(first, first + self.accumulate)]
+
+    def _mixed(self, batch: DistinctBatch, generator: torch.Generator, part: slice = WHOLE) -> MixedBatch:
+        """Return a part of the mixtures of a step, with p and rho as they stand at it."""
+        rho = self.settings.data.input_repetition_at(self.progress())
+        return self.maker(batch, generator, self.mask_progress(), rho, part)
 
     def progress(self) -> float:
         """Return the share of the steps of training that is done."""
@@ -146,28 +161,22 @@ class Training(L.LightningModule):
 
     def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Sum up the epoch, on the device; look at it, and for a bad step, now and then."""
-        classes = targets.argmax(2) if targets.is_floating_point() else targets
-        self.loss_sum += loss
-        self.accuracy_sum += (logits.argmax(2) == classes).float().mean(0)
-        self._seen += 1
-        if self._seen % self.log_every and not self.trainer.is_last_batch:
+        self.sums.add(loss, logits, targets)
+        if self.sums.steps % self.log_every and not self.trainer.is_last_batch:
             return
         self.check_finite()
-        report = {"train_loss": self.loss_sum / self._seen}
-        for member, total in enumerate(self.accuracy_sum):
-            report[f"train_member_{member}_accuracy"] = total / self._seen
-        speed = self._seen * len(logits) / (time.perf_counter() - self._since)
         self.reports += 1
-        self.log_dict(report | {"images_per_second": speed}, prog_bar=True, logger=False)
+        self.log_dict(self.sums.report(len(logits) * ranks.size()), prog_bar=True, logger=False)
         self.log("lr", self.peak_lr * self.schedule(self.global_step), logger=False)
 
     def check_finite(self) -> None:
-        """Stop if any loss so far was not finite."""
+        """Stop if any loss or gradient so far was not finite."""
         if (step := int(self.bad_step)) >= 0:
             lr = self.peak_lr * self.schedule(step)
             raise TrainingError(
-                f"the loss was not finite at step {step}, with learning rate {lr:.4g}; the last checkpoint was "
-                "written before it. Lower the learning rate or lengthen the warm-up."
+                f"the loss or its gradient was not finite at step {step}, with learning rate {lr:.4g}; the last "
+                "checkpoint was written before it. Lower the learning rate, lengthen the warm-up, or skip such steps "
+                "by --trainer.on_nonfinite skip."
             )
 
     def optimizer_step(
@@ -178,9 +187,25 @@ class Training(L.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Make a step; SAM calls for the gradient a second time, at the worst weights near by."""
-        if self.settings.optimizer.sam_radius and optimizer_closure is not None:
+        step = self.global_step
+        assert optimizer_closure is not None
+        if self.settings.optimizer.sam_radius:
             optimizer_closure = partial(self._twice, optimizer_closure)
+        optimizer_closure = partial(self._looked_at, optimizer_closure, step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._move_average(step)
+
+    def _looked_at(self, closure: Callable[[], Any], step: int) -> Any:
+        """Note a step whose loss or gradient is not finite; without its gradient, no optimiser does anything."""
+        loss = closure()
+        gradients = [each.grad for each in self.net.parameters() if each.grad is not None]
+        bad = ~(torch.nn.utils.get_total_norm(gradients).isfinite() & loss.detach().isfinite())
+        if not self.skip:
+            self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
+        elif self.sums.skipped(bool(bad)):
+            for parameter in self.net.parameters():
+                parameter.grad = None
+        return loss
 
     def _twice(self, closure: Callable[[], Any]) -> Any:
         """Return the loss at the weights, and leave the gradient at the perturbed ones, for the same mixtures."""
@@ -207,29 +232,38 @@ class Training(L.LightningModule):
         """Find the device."""
         self.bad_step = torch.tensor(-1, device=self.device)
 
+    def on_train_start(self) -> None:
+        """Go on with the sums of an epoch that was begun."""
+        if self._unfinished is not None:
+            self.sums.begin(self.device, self._unfinished)
+
     def on_train_epoch_start(self) -> None:
         """Measure the epoch from here."""
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.accuracy_sum = torch.zeros(self.net.num_members, device=self.device)
-        self._seen, self._since = 0, time.perf_counter()
+        self.sums.begin(self.device)
 
-    def on_train_batch_end(self, outputs: Any, batch: DistinctBatch, batch_idx: int) -> None:
+    def _move_average(self, step: int) -> None:
         """Move the average towards the weights, with decay min(decay, (1 + t) / (10 + t)) at step t; step 0 copies."""
         if self.average is not None:
-            step = self.global_step - 1
             decay = min(self.settings.optimizer.ema_decay, (1 + step) / (10 + step)) if step else 0.0
             parameters = [list(net.parameters()) for net in (self.average, self.net)]
             get_ema_multi_avg_fn(decay)(*parameters, None)
 
-    def on_train_epoch_end(self) -> None:
-        """Never let a checkpoint hold weights after a loss that was not finite, or an average that is not ready."""
+    def ready(self) -> None:
+        """Never let weights be kept or validated after a loss that was not finite, or an average that is not ready."""
         self.check_finite()
+        if self._ready_at != self.global_step:
+            self._ready_at = self.global_step
+            ranks.share_buffers(self.net.buffers())
         self.estimate_statistics()
 
+    def on_train_epoch_end(self) -> None:
+        """Get ready for a checkpoint."""
+        self.ready()
+
     def on_validation_start(self) -> None:
-        """Likewise before validation."""
-        self.check_finite()
-        self.estimate_statistics()
+        """Get ready for validation."""
+        self.ready()
+        self.scores = torch.zeros(self.net.num_members + 3, device=self.device)
 
     def estimate_statistics(self) -> None:
         """Give the average batch-norm statistics of its own, from training mixtures, once for each step.
@@ -250,8 +284,7 @@ class Training(L.LightningModule):
         self.average.train(was_training)
 
     def _mixtures(self, generator: torch.Generator) -> Iterator[dict[str, MixedBatch]]:
-        for batch in self.sample_batches(self.current_epoch):
-            batch = DistinctBatch(*(part.to(self.device) for part in batch))
+        for batch in self.sample_batches(self.current_epoch, STATISTICS_BATCHES):
             yield {"mixed": self._mixed(batch, generator)}  # a tuple would be cut to its first part
 
     def validation_step(self, batch: DistinctBatch, batch_idx: int) -> None:
@@ -260,15 +293,16 @@ class Training(L.LightningModule):
         targets = labels[index]
         logits = self._evaluated(images, index)
         average = logits.mean(1)
-        scores = {
-            "accuracy": (average.argmax(1) == targets).float(),
-            "nll": torch.nn.functional.cross_entropy(average, targets, reduction="none"),
-        }
-        for member in range(self.net.num_members):
-            scores[f"member_{member}_accuracy"] = (logits[:, member].argmax(1) == targets).float()
-        for name, values in scores.items():
-            shown = name != "nll"
-            self.log(f"val_{name}", values.mean(), batch_size=len(values), prog_bar=shown, logger=False)
+        right = [(answer.argmax(1) == targets).sum() for answer in (average, *logits.unbind(1))]
+        nll = torch.nn.functional.cross_entropy(average, targets, reduction="sum")
+        self.scores += torch.stack([*right, nll, nll.new_tensor(len(targets))])
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the means over all images of all ranks, each counted once."""
+        *scores, count = ranks.sum_over_ranks(self.scores)
+        names = ["accuracy", *(f"member_{number}_accuracy" for number in range(self.net.num_members)), "nll"]
+        for name, score in zip(names, scores, strict=True):
+            self.log(f"val_{name}", score / count, prog_bar=name != "nll", logger=False)
 
     def _evaluated(self, images: Tensor, index: Tensor) -> Tensor:
         """Return logits of the images of ``index``; a compiled network is always shown a whole batch."""
@@ -279,9 +313,15 @@ class Training(L.LightningModule):
         return logits[: len(index)].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what inference needs beside the weights."""
+        """Keep what inference needs beside the weights, and the sums of an epoch that is not finished."""
         checkpoint["num_classes"] = self.net.num_classes
         checkpoint["inference"] = self.inference
+        if finished_epochs(checkpoint) == checkpoint["epoch"]:
+            checkpoint["unfinished"] = self.sums.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the sums of an epoch that was begun."""
+        self._unfinished = checkpoint.get("unfinished")
 
 
 class _OnMixtures(nn.Module):

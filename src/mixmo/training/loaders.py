@@ -1,0 +1,59 @@
+"""The loaders of a training, made once its device and its rank are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from mixmo.config.data_settings import DataSettings
+from mixmo.data.module import DataModule
+from mixmo.data.sets import DistinctBatch, evaluation_loader, train_loader
+from mixmo.training import ranks
+
+
+class Loaders(L.LightningDataModule):
+    """Batches of a run's images, on the device of its training.
+
+    Args:
+        data: The run's data.
+        settings: Its settings.
+        seed: The run's seed.
+
+    Attributes:
+        begun: The epoch and the batch within it that training begins with.
+    """
+
+    def __init__(self, data: DataModule, settings: DataSettings, seed: int) -> None:
+        super().__init__()
+        self.data, self.settings, self.seed = data, settings, seed
+        self.images, self.begun = data.train, (0, 0)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of training steps."""
+        device = self._device()
+        self.images = self.images.to(device)
+        epoch, start = self.begun
+        return train_loader(self.images, self.settings, self.seed, device, epoch, start=start, part=ranks.part())
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the loader of this rank's validation images, if there are any."""
+        if self.data.validation is None:
+            return []
+        return evaluation_loader(self.data.validation, self.settings, self._device(), ranks.part())
+
+    def samples(self, epoch: int, batches: int) -> Iterator[DistinctBatch]:
+        """Yield global batches of an epoch's training images, in an order of their own, on the device."""
+        device = self._device()
+        loader = train_loader(
+            self.images, self.settings, self.seed, device, epoch, "statistics", batches, part=ranks.part()
+        )
+        for batch in loader:
+            yield ranks.gather(DistinctBatch(*(part.to(device) for part in batch)))
+
+    def _device(self) -> torch.device:
+        assert self.trainer is not None
+        return self.trainer.strategy.root_device

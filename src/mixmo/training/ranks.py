@@ -1,0 +1,118 @@
+"""The processes (ranks) of a distributed training: who computes what of a batch, and how they agree.
+
+Every draw is made for the global batch, by every rank alike; each computes its part of it. So a run on many devices is
+the same run: batch size, batch repetition and learning rate mean the global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from mixmo.data.sets import DistinctBatch
+
+
+def world(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
+    """Return devices of each node and nodes: as asked for, else as torchrun was told, else one.
+
+    Example:
+        >>> world(8, None)
+        (8, 1)
+    """
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    told = [int(os.environ.get(name, "1")) if elastic else 1 for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+    return devices or told[0], num_nodes or told[1]
+
+
+def is_first() -> bool:
+    """Return whether this process is rank 0, as torchrun, SLURM or Lightning's launcher have told it before ranks meet.
+
+    The first rank makes and locks the run's folder, the others read it.
+    """
+    if "RANK" in os.environ:  # torchrun's, which SLURM may have started
+        return os.environ["RANK"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+
+
+def size() -> int:
+    """Return R, the number of ranks; 1 without any.
+
+    Example:
+        >>> size()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this rank among R; 0 without any.
+
+    Example:
+        >>> rank()
+        0
+    """
+    return dist.get_rank() if size() > 1 else 0
+
+
+def part() -> tuple[int, int]:
+    """Return the number of this rank, and of ranks.
+
+    Example:
+        >>> part()
+        (0, 1)
+    """
+    return rank(), size()
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over the ranks; every rank has to call this.
+
+    Example:
+        >>> mean_over_ranks(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    return sum_over_ranks(tensor) / size() if size() > 1 else tensor
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over the ranks; every rank has to call this.
+
+    Example:
+        >>> sum_over_ranks(torch.tensor(2.0))
+        tensor(2.)
+    """
+    if size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def share_buffers(buffers: Iterable[Tensor]) -> None:
+    """Have every rank hold the mean of all ranks' buffers, such as batch norms' statistics."""
+    if size() == 1:
+        return
+    for buffer in buffers:
+        if buffer.is_floating_point():
+            buffer.copy_(mean_over_ranks(buffer))
+
+
+def gather(batch: DistinctBatch) -> DistinctBatch:
+    """Return the global batch of streamed images, of which each rank has decoded an equal share.
+
+    Args:
+        batch: The rank's share: (U / R, H, W, C) images and their labels.
+    """
+    if size() == 1:
+        return batch
+    images, labels = _gathered(batch.images), _gathered(batch.labels)
+    return DistinctBatch(images, labels, torch.arange(len(labels), device=labels.device))
+
+
+def _gathered(own: Tensor) -> Tensor:
+    parts = [torch.empty_like(own) for _ in range(size())]
+    dist.all_gather(parts, own.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,152 @@
+"""Lightning's trainer, as a run needs it: on one device or on many, with errors in one sentence."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from mixmo.config.plan import Plan
+from mixmo.config.settings import Settings
+from mixmo.errors import InputError, reason
+from mixmo.runs import Run
+from mixmo.training import ranks
+from mixmo.training.callbacks import EpochLog, ProgressBar
+from mixmo.training.checkpointing import Checkpoints, SealedIO
+from mixmo.training.loaders import Loaders
+from mixmo.training.step import Training
+from mixmo.training.watch import RankWatch
+
+OURS = {"devices", "num_nodes", "strategy", "accumulate", "on_nonfinite", "checkpoint_every_steps",
+        "checkpoint_every_minutes", "enable_progress_bar"}  # fmt: skip
+"""Settings of the section ``trainer`` that Lightning's trainer does not take, or not as they stand."""
+
+
+class Prepared(NamedTuple):
+    """A run that is ready to train.
+
+    Attributes:
+        training: The network and its steps.
+        loaders: Its batches.
+        loggers: Lightning's loggers.
+    """
+
+    training: Training
+    loaders: Loaders
+    loggers: list[Logger]
+
+
+def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, callbacks: Sequence[Callback]) -> None:
+    """Train, from a checkpoint if there is one.
+
+    Args:
+        plan: What is trained.
+        run: Where it is kept.
+        prepared: What trains.
+        checkpoint: What to go on from.
+        callbacks: More of Lightning's callbacks.
+
+    Raises:
+        InputError: if the memory is too small, the network cannot be compiled, or the disk is full.
+        TrainingError: if the loss is not finite.
+        StoppedError: if a signal asked the run to stop.
+    """
+    training, loaders, loggers = prepared
+    options = plan.trainer
+    bar = options["enable_progress_bar"] and sys.stdout.isatty() and ranks.is_first()
+    validated = loaders.data.validation is not None
+    kept = Checkpoints(run, validated, options["checkpoint_every_steps"], options["checkpoint_every_minutes"])
+    trainer = L.Trainer(
+        **{key: value for key, value in options.items() if key not in OURS},
+        **_devices(plan),
+        enable_progress_bar=bar,
+        plugins=[SealedIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        callbacks=[RankWatch(run), EpochLog(run), kept, *([ProgressBar(training)] if bar else []), *callbacks],
+        logger=loggers,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+    )
+    try:
+        trainer.fit(training, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise InputError(_out_of_memory(plan)) from error
+    except Exception as error:
+        if "not enough memory" in str(error):
+            raise InputError(_out_of_memory(plan)) from error
+        if plan.settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise InputError(
+                f"the network could not be compiled here: {reason(error)}; set --model.compile false."
+            ) from error
+        raise
+
+
+def _devices(plan: Plan) -> dict[str, Any]:
+    """Return Lightning's options of devices."""
+    devices, nodes = ranks.world(plan.trainer["devices"], plan.trainer["num_nodes"])
+    if devices * nodes == 1:
+        return {"devices": 1}
+    if plan.trainer["strategy"] == "fsdp":
+        strategy: Strategy | str = "fsdp"
+    else:  # batch norms' statistics are averaged where they are used: a network does not wait for them at each step
+        strategy = DDPStrategy(broadcast_buffers=False)
+    return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+
+
+def _out_of_memory(plan: Plan) -> str:
+    parts = 2 * plan.trainer["accumulate"]
+    return (
+        f"the memory is too small for a batch of {plan.settings.data.batch_size} in {parts // 2} part(s); compute the "
+        f"same batch in more parts by --trainer.accumulate {parts}, or lower --data.batch_size."
+    )
+
+
+def build_loggers(settings: Settings, run: Run) -> list[Logger]:
+    """Return Lightning's loggers beside ``metrics.csv``."""
+    made: list[Logger] = []
+    try:
+        for name in settings.loggers:
+            if name == "tensorboard":
+                made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+            elif name == "wandb":
+                made.append(WandbLogger(name=run.path.name, save_dir=run.path, project="mixmo"))
+            else:
+                made.append(MLFlowLogger("mixmo", run_name=run.path.name, tracking_uri=f"file:{run.path}/mlflow"))
+    except (ImportError, ModuleNotFoundError) as error:
+        raise InputError(f"logger {name!r} is not installed; `pip install 'mixmo[{name}]'` installs it.") from error
+    return made
+
+
+QUIET = (
+    "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
+    "no `val_dataloader`", "LeafSpec", "dataloader is not resumable",
+)  # fmt: skip
+"""Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Train without what Lightning says of every run, and leave the process as it was."""
+    logger, deterministic = logging.getLogger("lightning.pytorch"), torch.are_deterministic_algorithms_enabled()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            for message in QUIET:
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
+            yield
+    finally:
+        logger.setLevel(level)
+        torch.use_deterministic_algorithms(deterministic)

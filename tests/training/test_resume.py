@@ -1,0 +1,167 @@
+"""A run that is stopped at any step and resumed ends as one that was not, bit for bit."""
+
+import os
+import random
+import signal
+import time
+from functools import partial
+
+import pytest
+import torch
+from conftest import write_images
+from killing import differences, go_on, in_a_process_of_its_own
+from lightning.pytorch.callbacks import Callback
+
+from mixmo import checkpoints
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.errors import StoppedError
+from mixmo.runs import Run
+from mixmo.training import stopping
+from mixmo.training.fit import fit
+
+STREAMED = ("--data.in_memory=false", "--data.image_size=8")
+WAYS = {
+    "in memory": ["--pixels.kind=cutmix"],
+    "streamed by workers": [*STREAMED, "--data.workers=2"],
+    "averaged": ["--optimizer.ema_decay=0.9"],
+    "sharpness-aware": ["--optimizer.sam_radius=0.05"],
+    "adamw, rho falls": ["--optimizer.name=adamw", "--data.input_repetition=0.9", "--data.input_repetition_end=0.5"],
+    "augmented by kornia": [*STREAMED, "--data.workers=0", "--data.policy=trivialaugment"],
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", count=16)
+    write_images(folder / "test", count=4, seed=1)
+    return folder
+
+
+def plan_of(images, *words):
+    own = [f"--data.name=folder:{images}", "--data.batch_size=14", "--data.padding=1", "--data.channels=3"]
+    own += ["--data.image_size=null", "--data.validation=0.25", "--trainer.max_epochs=3"]
+    return make_plan(load_recipe("digits-cut"), [*own, *words])
+
+
+class Ask(Callback):
+    """Sends the process a signal at the end of a step, before checkpoints are thought of."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step - 1:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_stops_at_any_step_ends_alike(images, tmp_path, way):
+    plan = plan_of(images, *WAYS[way])
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "stopped")
+    fit(plan, whole)
+    steps = int(whole.read_metrics()[0]["step"])
+    assert steps >= 4
+    stops = [2, steps, steps + 1, 2 * steps + 3]
+    for number, step in enumerate(stops):
+        done = f"epoch {step // steps}" if step % steps == 0 else f"step {step}"
+        with pytest.raises(StoppedError, match=f"stopped by SIGTERM after {done}; .* resumes it") as stopped:
+            fit(plan, run, resume=number > 0, callbacks=[Ask(step)])
+        assert stopped.value.code == 143
+        last = checkpoints.load(run.checkpoint_file())
+        assert last["global_step"] == step and checkpoints.finished_epochs(last) == step // steps
+        assert len(run.read_metrics()) == step // steps
+    fit(plan, run, resume=True)
+    assert differences(whole, run) == []
+
+
+def test_a_checkpoint_within_an_epoch_can_be_used(images, tmp_path):
+    import mixmo
+
+    run = Run(tmp_path / "run")
+    with pytest.raises(StoppedError):
+        fit(plan_of(images, "--optimizer.ema_decay=0.9"), run, callbacks=[Ask(2)])
+    net = mixmo.load(run.path)
+    statistics = [value for key, value in net.state_dict().items() if key.endswith("running_var")]
+    assert statistics and all((value != 1).any() for value in statistics)  # estimated, before it was kept
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["--trainer.checkpoint_every_steps=3"], [3, 5, 6, 9, 10]),
+        (["--trainer.checkpoint_every_minutes=0.000001"], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ([], [5, 10]),
+    ],
+)
+def test_checkpoints_are_kept_when_due(images, tmp_path, monkeypatch, words, steps):
+    written, save = [], checkpoints.save
+
+    def noted(path, content):
+        written.append(content["global_step"])
+        save(path, content)
+
+    monkeypatch.setattr("mixmo.training.checkpointing.save", noted)
+    run = Run(tmp_path / "run")
+    fit(plan_of(images, "--trainer.max_epochs=2", *words), run)
+    assert written == steps
+    assert checkpoints.load(run.checkpoint_folder / "previous.ckpt")["global_step"] == steps[-2]
+
+
+def test_rows_are_appended_and_cut_back(tmp_path):
+    run = Run(tmp_path)
+    run.append_metrics({"epoch": 1, "loss": 0.5})
+    before = run.metrics_file.stat().st_ino
+    run.append_metrics({"epoch": 2, "loss": 0.25})
+    assert run.metrics_file.stat().st_ino == before  # the same file grew
+    with run.metrics_file.open("a") as file:
+        file.write("3,0.1")  # a process died here
+    assert [row["epoch"] for row in run.read_metrics()] == ["1", "2"]
+    run.cut_metrics(1)
+    assert run.metrics_file.read_text() == "epoch,loss\n1,0.5\n"
+    run.append_metrics({"epoch": 2, "loss": 0.125, "skipped_steps": 1})
+    assert run.metrics_file.read_text() == "epoch,loss,skipped_steps\n1,0.5,\n2,0.125,1\n"
+    run.cut_metrics(0)
+    assert run.read_metrics() == []
+
+
+def test_a_second_interrupt_stops_at_once():
+    signals = stopping.StopSignals()
+    signals.listen()
+    try:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.agree(False, 1) == (True, False)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signals.ignore()
+
+
+def test_slurm_is_asked_to_start_the_job_again(images, tmp_path, monkeypatch):
+    """SIGUSR1 comes before a job's time is over or it has to make room."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    run = Run(tmp_path / "run")
+    with pytest.raises(StoppedError, match="stopped by SIGUSR1 after step 2; SLURM starts it again"):
+        fit(plan_of(images), run, callbacks=[Ask(2, signal.SIGUSR1)])
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+
+
+def test_killed_runs_end_as_unbroken_ones(images, tmp_path):
+    """Twenty kills at random moments; `make torture` has a thousand."""
+    plan = plan_of(images, "--trainer.checkpoint_every_steps=2", "--trainer.max_epochs=5")
+    whole, start = Run(tmp_path / "whole"), time.monotonic()
+    in_a_process_of_its_own(partial(go_on, whole, plan))
+    length, rng, runs, killed = time.monotonic() - start, random.Random(0), 0, 0
+    while killed < 20:
+        runs += 1
+        run = Run(tmp_path / f"run-{runs}")
+        while not in_a_process_of_its_own(partial(go_on, run, plan), rng.uniform(0.02, length)):
+            killed += 1
+        assert differences(whole, run) == []
+    assert torch.is_grad_enabled()
