@@ -10,6 +10,7 @@ from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.calibration import calibrate
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.launching import is_first
 from mixmo.runs import CHECKPOINTS, Run
 from mixmo.training.fit import fit
 
@@ -34,10 +35,13 @@ def run(words: list[str]) -> None:
     else:
         plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
+    first = is_first()
     finished = resume and run.finished(plan.trainer["max_epochs"])
     try:
         if not finished:
             fit(plan, run, resume)
+        if not first:
+            return
         for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():  # whoever predicts needs no dataset
             calibrate(TrainedRun(run, checkpoint, plan.settings.model.download))
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other

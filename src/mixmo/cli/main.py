@@ -15,6 +15,7 @@ import torch
 
 import mixmo
 from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
+from mixmo.launching import is_first
 from mixmo.names import printable
 from mixmo.runs import environment
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"mixmo {mixmo.__version__}")
         return 0
+    first = is_first()
     with notices():
         try:
             command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError as error:
             return _say(sentence(error), 2)
         except StoppedError as error:
-            return _say(str(error), error.code)
+            return _say(str(error), error.code) if first else error.code
         except KeyboardInterrupt:
             return _say("stopped.", STOPPED)
         except (MemoryError, torch.OutOfMemoryError):
@@ -111,7 +113,7 @@ def notices() -> Iterator[None]:
     logger.addHandler(progress)
     logger.addHandler(warnings)
     logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)  # of many ranks one speaks
     try:
         yield
     finally:

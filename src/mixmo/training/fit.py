@@ -19,10 +19,10 @@ from mixmo.config.settings import Settings
 from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
+from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import Run, versions
-from mixmo.training import ranks
 from mixmo.training.build import build_maker, build_network
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
@@ -54,8 +54,7 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
             the data or every checkpoint of a run that is resumed has changed or is damaged.
         TrainingError: if the loss is not finite.
     """
-    devices, nodes = ranks.world(plan.trainer["devices"], plan.trainer["num_nodes"])
-    first = devices * nodes == 1 or ranks.is_first()
+    first = is_first()
     with undisturbed():
         if first and not resume:
             run.check_free()
@@ -110,7 +109,7 @@ def _begin(plan: Plan, run: Run, data: DataModule) -> None:
 def _check_parts(plan: Plan, device: torch.device) -> None:
     """Refuse a batch that cannot be shared evenly."""
     options, data = plan.trainer, plan.settings.data
-    devices, nodes = ranks.world(options["devices"], options["num_nodes"])
+    devices, nodes = world(options["devices"], options["num_nodes"])
     count, parts = devices * nodes, devices * nodes * options["accumulate"]
     if data.batch_size % parts:
         raise InputError(

@@ -6,7 +6,6 @@ the same run: batch size, batch repetition and learning rate mean the global bat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import torch
@@ -14,28 +13,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mixmo.data.sets import DistinctBatch
-
-
-def world(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
-    """Return devices of each node and nodes: as asked for, else as torchrun was told, else one.
-
-    Example:
-        >>> world(8, None)
-        (8, 1)
-    """
-    elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    told = [int(os.environ.get(name, "1")) if elastic else 1 for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
-    return devices or told[0], num_nodes or told[1]
-
-
-def is_first() -> bool:
-    """Return whether this process is rank 0, as torchrun, SLURM or Lightning's launcher have told it before ranks meet.
-
-    The first rank makes and locks the run's folder, the others read it.
-    """
-    if "RANK" in os.environ:  # torchrun's, which SLURM may have started
-        return os.environ["RANK"] == "0"
-    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def size() -> int:

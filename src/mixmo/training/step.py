@@ -118,6 +118,8 @@ class Training(L.LightningModule):
             self.generator = torch.Generator(self.device)
         if len(batch.chosen) < self.settings.data.batch_size // self.settings.data.batch_repetition:
             batch = ranks.gather(batch)
+        for parameter in self.net.parameters():
+            parameter.grad = None
         losses: list[Tensor] = []
         logits, targets = [], []
         for part in self._parts():
@@ -217,6 +219,9 @@ class Training(L.LightningModule):
         finally:
             self._perturbed = False
         return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Do nothing: a step begins without gradients, and those of its first parts are there when this is called."""
 
     def configure_gradient_clipping(
         self,

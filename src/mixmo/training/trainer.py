@@ -20,8 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError, reason
+from mixmo.launching import is_first, world
 from mixmo.runs import Run
-from mixmo.training import ranks
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
@@ -64,7 +64,7 @@ def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, cal
     """
     training, loaders, loggers = prepared
     options = plan.trainer
-    bar = options["enable_progress_bar"] and sys.stdout.isatty() and ranks.is_first()
+    bar = options["enable_progress_bar"] and sys.stdout.isatty() and is_first()
     validated = loaders.data.validation is not None
     kept = Checkpoints(run, validated, options["checkpoint_every_steps"], options["checkpoint_every_minutes"])
     trainer = L.Trainer(
@@ -95,7 +95,7 @@ def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, cal
 
 def _devices(plan: Plan) -> dict[str, Any]:
     """Return Lightning's options of devices."""
-    devices, nodes = ranks.world(plan.trainer["devices"], plan.trainer["num_nodes"])
+    devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
     if devices * nodes == 1:
         return {"devices": 1}
     if plan.trainer["strategy"] == "fsdp":
@@ -131,7 +131,7 @@ def build_loggers(settings: Settings, run: Run) -> list[Logger]:
 
 QUIET = (
     "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
-    "no `val_dataloader`", "LeafSpec", "dataloader is not resumable",
+    "no `val_dataloader`", "LeafSpec", "dataloader is not resumable", "broadcast_buffers", "sync_dist",
 )  # fmt: skip
 """Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
 
@@ -139,14 +139,16 @@ QUIET = (
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Train without what Lightning says of every run, and leave the process as it was."""
-    logger, deterministic = logging.getLogger("lightning.pytorch"), torch.are_deterministic_algorithms_enabled()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels, deterministic = [each.level for each in loggers], torch.are_deterministic_algorithms_enabled()
+    for each in loggers:
+        each.setLevel(logging.WARNING)
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             for message in QUIET:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
-        logger.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
         torch.use_deterministic_algorithms(deterministic)

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -102,6 +103,9 @@ class RankWatch(Callback):
         """End this process at once: its main thread waits for a rank that is no more."""
         text = f"mixmo: {problem.rstrip('.')}; all ranks stop. `mixmo fit {self.run.path}` resumes the run."
         print(text, file=sys.stderr, flush=True)
+        with suppress(Exception):  # the store ends with rank 0, which leaves the others time to read what happened
+            self.store.set("error", problem)
+            time.sleep(10 * EVERY if ranks.rank() == 0 else 0)
         for child in self.children:
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGKILL)

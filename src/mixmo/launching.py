@@ -1,0 +1,33 @@
+"""What launchers of processes (torchrun, SLURM, Lightning's) have told this one, before the processes meet."""
+
+from __future__ import annotations
+
+import os
+
+
+def world(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
+    """Return devices of each node and nodes: as asked for, else as torchrun was told, else one.
+
+    Example:
+        >>> world(8, None)
+        (8, 1)
+    """
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    told = [int(os.environ.get(name, "1")) if elastic else 1 for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+    return devices or told[0], num_nodes or told[1]
+
+
+def is_first() -> bool:
+    """Return whether this process is rank 0, or alone.
+
+    The first rank makes and locks the run's folder and speaks; the others read.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    if all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS")):
+        return True
+    if "RANK" in os.environ:  # torchrun's, which SLURM may have started
+        return os.environ["RANK"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
