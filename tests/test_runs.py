@@ -57,10 +57,10 @@ def test_a_moved_run_knows_its_best_score(run, monkeypatch):
     best = run.checkpoint_folder / "best.ckpt"
     before, score = best.read_bytes(), checkpoints.load(best)["callbacks"]["Checkpoints"]["best_score"]
 
-    def worse(self, batch, index):
+    def worse(self):
         self.log("val_accuracy", torch.tensor(score / 2), batch_size=1, logger=False)
 
-    monkeypatch.setattr(mixmo.training.step.Training, "validation_step", worse)
+    monkeypatch.setattr(mixmo.training.step.Training, "on_validation_epoch_end", worse)
     longer(run, 4)
     assert float(run.read_metrics()[3]["val_accuracy"]) == pytest.approx(score / 2, rel=1e-4)
     assert best.read_bytes() == before

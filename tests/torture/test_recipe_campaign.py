@@ -63,7 +63,7 @@ def test_mutated_recipes(tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "pictures" / "train")
     write_images(tmp_path / "pictures" / "test")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fitting, "_train", lambda *arguments: None)
+    monkeypatch.setattr(fitting, "train", lambda *arguments: None)
     recipe, rng, found, wrong = load_recipe("digits-cut"), random.Random(0), Counter(), []
     own = {"name": "folder:pictures", "batch_size": 8, "channels": 3, "image_size": None, "validation": 0.25}
     recipe["data"] = {**recipe["data"], **own}

@@ -50,7 +50,7 @@ def _problems(content: Mapping[str, Any], training: Training) -> Iterator[str]:
         yield "its learning-rate schedule has no step"
     loops = content.get("loops")
     sums, done = content.get("unfinished"), finished_epochs(content) - content["epoch"]
-    if not isinstance(loops, dict) or not all(_is_plain(leaf) for leaf in _leaves(loops)):
+    if not isinstance(loops, dict) or "fit_loop" not in loops or not all(_is_plain(leaf) for leaf in _leaves(loops)):
         yield "its counters of epochs and steps are damaged"
     elif done != (1 if sums is None else 0) or (sums is not None and finished_batches(content) is None):
         yield "its counters of epochs and steps contradict one another"
@@ -70,7 +70,7 @@ def finished_batches(content: Mapping[str, Any]) -> int | None:
 
 def _are_sums(sums: Any, training: Training) -> bool:
     wanted = {"loss": torch.zeros(()), "accuracy": torch.zeros(training.net.num_members)}
-    if not isinstance(sums, dict) or not _is_count(sums.get("steps")) or sums["steps"] < 1:
+    if not isinstance(sums, dict) or not all(_is_count(sums.get(key)) for key in ("steps", "skipped")):
         return False
     return all(_fits(sums.get(key), tensor) for key, tensor in wanted.items())
 
