@@ -14,6 +14,7 @@ import torch
 
 import mixmo
 from mixmo import checkpoints
+from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
@@ -161,11 +162,24 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(run, name):
 def test_settings_that_changed_between_stop_and_resume_are_named(run):
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("base_lr: 0.1", "base_lr: 0.2"))
-    with pytest.raises(InputError, match=r"optimizer\.base_lr is 0\.2 in .*config\.yaml, but the run began with 0\.1"):
+    with pytest.raises(InputError, match=r"config\.yaml has changed .*: optimizer\.base_lr is 0\.2, and was 0\.1\."):
         longer(run, 4)
     run.config_file.write_text(text.replace("workers: 2", "workers: 0"))
     longer(run, 4)
     assert epoch_of(run.checkpoint_folder / "last.ckpt") == 3
+
+
+def test_settings_that_changed_are_all_shown_and_may_be_accepted(run, capsys):
+    text = run.config_file.read_text()
+    changed = text.replace("base_lr: 0.1", "base_lr: 0.2").replace("max_epochs: 3", "max_epochs: 4")
+    run.config_file.write_text(changed.replace("flip: false", "flip: true"))
+    assert main(["fit", str(run.path)]) == 2
+    said = capsys.readouterr().err
+    assert "data.flip is True, and was False; optimizer.base_lr is 0.2, and was 0.1. Change it back" in said
+    assert main(["fit", str(run.path), "--accept_changes", "true"]) == 0
+    assert epoch_of(run.checkpoint_folder / "last.ckpt") == 3
+    assert run.about()["changes"] == [{"data.flip": [False, True], "optimizer.base_lr": [0.1, 0.2]}]
+    assert run.changes() == {}
 
 
 def test_only_the_best_checkpoint_is_left(run):

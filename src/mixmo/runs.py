@@ -203,26 +203,40 @@ class Run:
         with file.open("rb") as content:
             return digest(content, file.stat().st_size)
 
-    def check_unchanged(self) -> None:
-        """Refuse to resume with other settings than the run began with; those that change no result may differ.
-
-        Raises:
-            InputError: naming the first setting that differs.
-        """
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that differ from those the run began with: what they were, and what they are."""
         known = known_settings()
         began = self.about().get("settings")
         if not isinstance(began, dict):
-            return
+            return {}
         try:
             first = dict(flattened(began, known))
         except InputError:  # of another version, or damaged
+            return {}
+        now = flattened(self.config(), known)
+        return {name: (first.get(name), value) for name, value in now if first.get(name, value) != value}
+
+    def check_unchanged(self, accept: bool = False) -> None:
+        """Refuse to resume with other settings than the run began with; those that change no result may differ.
+
+        Args:
+            accept: Go on with them instead; ``environment.json`` then has them, and what they were.
+
+        Raises:
+            InputError: naming every setting that differs.
+        """
+        if not (changes := {name: pair for name, pair in self.changes().items() if name not in FREE}):
             return
-        for name, value in flattened(self.config(), known):
-            if name not in FREE and first.get(name, value) != value:
-                raise InputError(
-                    f"{name} is {value!r} in {self.config_file}, but the run began with {first[name]!r}; change it "
-                    f"back, or start a new run with `mixmo fit {self.config_file} --run FOLDER`."
-                )
+        if accept:
+            about = self.about()
+            settings = {"settings": merge(about["settings"], self.config())}
+            self.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), changes]})
+            return
+        shown = "; ".join(f"{name} is {now!r}, and was {before!r}" for name, (before, now) in changes.items())
+        raise InputError(
+            f"{self.config_file} has changed since the run began: {shown}. Change it back, start a new run with `mixmo "
+            f"fit {self.config_file} --run FOLDER`, or go on with it by `mixmo fit {self.path} --accept_changes true`."
+        )
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.

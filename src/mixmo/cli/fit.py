@@ -14,6 +14,9 @@ from mixmo.launching import is_first
 from mixmo.runs import CHECKPOINTS, Run
 from mixmo.training.fit import fit
 
+ACCEPT = "accept_changes"
+"""The option that resumes a run with settings that have changed."""
+
 
 def run(words: list[str]) -> None:
     """``mixmo fit RECIPE [--key value …]`` or ``mixmo fit RUN``."""
@@ -23,8 +26,10 @@ def run(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
     target, overrides = words[0], words[1:]
-    resume = Path(target).is_dir()
+    resume, accept = Path(target).is_dir(), False
     if resume:
+        accept = "true" in [text for name, text in pairs(overrides) if name == ACCEPT]
+        overrides = [f"--{name}={text}" for name, text in pairs(overrides) if name != ACCEPT]
         if others := [name for name, _ in pairs(overrides) if name != PERMISSION]:
             raise InputError(
                 f"{target} is a run's folder, which is resumed with its own settings; to change --{others[0]}, start "
@@ -39,7 +44,7 @@ def run(words: list[str]) -> None:
     finished = resume and run.finished(plan.trainer["max_epochs"])
     try:
         if not finished:
-            fit(plan, run, resume)
+            fit(plan, run, resume, accept_changes=accept)
         if not first:
             return
         for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():  # whoever predicts needs no dataset

@@ -36,7 +36,9 @@ FETCHING = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 log = logging.getLogger("mixmo")
 
 
-def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
+def fit(
+    plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback] = (), accept_changes: bool = False
+) -> None:
     """Train a network and keep everything in the run's folder.
 
     All that can be checked is checked before the folder is made and training starts. Global random generators, warning
@@ -47,6 +49,7 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
         run: The run's folder; a new one must be free.
         resume: Resume from the last checkpoint, if there is one.
         callbacks: Lightning callbacks beside mixmo's own; their state is not kept.
+        accept_changes: Resume with settings that have changed since the run began.
 
     Raises:
         MissingError: if the dataset is missing.
@@ -62,6 +65,8 @@ def fit(plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback
         with run.locked() if first else nullcontext():
             if first:
                 run.remove_partial_files()
+            if resume:
+                run.check_unchanged(accept_changes)
             checkpoint = _resumed_checkpoint(run, prepared, first) if resume else None
             if first and not resume:
                 _begin(plan, run, prepared.loaders.data)
@@ -190,7 +195,6 @@ def _about(data: DataModule) -> dict[str, Any]:
 
 def _resumed_checkpoint(run: Run, prepared: Prepared, first: bool) -> Path | None:
     """Return the checkpoint to resume from, if it fits the network and the data, and have the loaders begin there."""
-    run.check_unchanged()
     known, now = run.about().get("data"), _about(prepared.loaders.data)
     if isinstance(known, dict) and known != now:
         raise InputError(

@@ -131,7 +131,8 @@ def build_loggers(settings: Settings, run: Run) -> list[Logger]:
 
 QUIET = (
     "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
-    "no `val_dataloader`", "LeafSpec", "dataloader is not resumable", "broadcast_buffers", "sync_dist", "across ranks is zero",
+    "no `val_dataloader`", "LeafSpec", "dataloader is not resumable", "broadcast_buffers", "sync_dist",
+    "across ranks is zero",
 )  # fmt: skip
 """Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
 
