@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test torture format clean
+.PHONY: quickstart test torture audit format clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -16,6 +16,10 @@ test: .venv/installed-dev
 
 torture: .venv/installed-dev
 	$(BIN)/python -m pytest -m torture tests/torture
+
+audit: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip_audit --skip-editable
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -12,13 +12,15 @@ from conftest import write_images
 from killing import differences, go_on, in_a_process_of_its_own
 from lightning.pytorch.callbacks import Callback
 
+import mixmo
 from mixmo import checkpoints
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.errors import StoppedError
+from mixmo.errors import InputError, StoppedError
 from mixmo.runs import Run
 from mixmo.training import stopping
 from mixmo.training.fit import fit
+from mixmo.training.sums import TrainingError
 
 STREAMED = ("--data.in_memory=false", "--data.image_size=8")
 WAYS = {
@@ -77,8 +79,6 @@ def test_a_run_that_stops_at_any_step_ends_alike(images, tmp_path, way):
 
 
 def test_a_checkpoint_within_an_epoch_can_be_used(images, tmp_path):
-    import mixmo
-
     run = Run(tmp_path / "run")
     with pytest.raises(StoppedError):
         fit(plan_of(images, "--optimizer.ema_decay=0.9"), run, callbacks=[Ask(2)])
@@ -165,3 +165,56 @@ def test_killed_runs_end_as_unbroken_ones(images, tmp_path):
             killed += 1
         assert differences(whole, run) == []
     assert torch.is_grad_enabled()
+
+
+class Broken(Callback):
+    """Spoils one step's loss or gradient."""
+
+    def __init__(self, steps):
+        self.steps, self.now = steps, -1
+
+    def on_train_batch_start(self, trainer, *_):
+        self.now = trainer.global_step
+
+    def setup(self, trainer, training, stage):
+        honest = training.objective
+
+        def spoilt(logits, mixed):
+            loss = honest(logits, mixed)
+            return loss * float("nan") if self.now in self.steps else loss
+
+        training.objective = spoilt
+
+
+def test_a_step_that_is_not_finite_is_skipped_where_asked(images, tmp_path):
+    run = Run(tmp_path / "run")
+    fit(plan_of(images, "--trainer.on_nonfinite=skip"), run, callbacks=[Broken({2, 6})])
+    assert [row["skipped_steps"] for row in run.read_metrics()] == ["1", "1", "0"]
+    assert all(float(row["train_loss"]) > 0 for row in run.read_metrics())
+    state = checkpoints.load(run.checkpoint_file())["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_too_many_steps_in_a_row_are_not_skipped(images, tmp_path):
+    plan = plan_of(images, "--trainer.on_nonfinite=skip", "--trainer.max_epochs=30")
+    with pytest.raises(TrainingError, match="not finite in 100 steps in a row"):
+        fit(plan, Run(tmp_path / "run"), callbacks=[Broken(range(1000))])
+
+
+def test_a_gradient_that_is_not_finite_names_its_step(images, tmp_path):
+    class Spoil(Callback):
+        def on_before_zero_grad(self, trainer, training, optimizer):
+            if trainer.global_step == 3:
+                next(training.net.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+
+    with pytest.raises(TrainingError, match="not finite at step 3,"):
+        fit(plan_of(images), Run(tmp_path / "run"), callbacks=[Spoil()])
+
+
+def test_a_memory_that_is_too_small_advises_parts_of_the_batch(images, tmp_path):
+    class Full(Callback):
+        def on_train_batch_start(self, *_):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(InputError, match=r"too small for a batch of 14 .* by --trainer\.accumulate 2"):
+        fit(plan_of(images), Run(tmp_path / "run"), callbacks=[Full()])

@@ -77,7 +77,7 @@ class Training(L.LightningModule):
         )
         self.generator: torch.Generator | None = None
         self.reports = 0
-        self.sums = EpochSums(net.num_members)
+        self.sums = EpochSums(net.num_members, skip)
         self.accumulate, self.skip = accumulate, skip
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
         self._unfinished: dict[str, Any] | None = None

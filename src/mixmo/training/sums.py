@@ -25,6 +25,7 @@ class EpochSums:
 
     Args:
         num_members: M.
+        skipping: Whether steps that are not finite are skipped and reported.
 
     Example:
         >>> sums = EpochSums(num_members=2)
@@ -35,7 +36,8 @@ class EpochSums:
         (0.5, 0.0)
     """
 
-    def __init__(self, num_members: int) -> None:
+    def __init__(self, num_members: int, skipping: bool = False) -> None:
+        self.skipping = skipping
         self.loss, self.accuracy = torch.zeros(()), torch.zeros(num_members)
         self.steps, self._timed, self._since = 0, 0, 0.0
         self.bad_steps, self._in_a_row = 0, 0
@@ -87,7 +89,7 @@ class EpochSums:
         report: dict[str, Any] = {"train_loss": means[0] / max(1, self.steps - self.bad_steps)}
         for member, accuracy in enumerate(means[1:]):
             report[f"train_member_{member}_accuracy"] = accuracy / self.steps
-        if self.bad_steps:
+        if self.skipping:
             report["skipped_steps"] = float(self.bad_steps)
         report["images_per_second"] = self._timed * batch_size / (time.perf_counter() - self._since)
         return report
