@@ -204,7 +204,7 @@ class Training(L.LightningModule):
         bad = ~(torch.nn.utils.get_total_norm(gradients).isfinite() & loss.detach().isfinite())
         if not self.skip:
             self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
-        elif self.sums.skipped(bool(bad)):
+        elif self.sums.skipped(bool(ranks.sum_over_ranks(bad.float()))):  # on all ranks, or on none
             for parameter in self.net.parameters():
                 parameter.grad = None
         return loss
