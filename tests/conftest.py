@@ -56,6 +56,19 @@ def write_images(folder, classes=("cat", "dog", "emu"), count=8, size=8, seed=0,
             Image.fromarray(pixels).save(folder / name / f"{index:03}.{suffix}")
 
 
+def write_splits(folder, train=8, test=4, **options):
+    """Write so many random pictures for training and for testing of each class; return the folder."""
+    write_images(folder / "train", count=train, **options)
+    write_images(folder / "test", count=test, seed=1, **options)
+    return folder
+
+
+def plan_of(folder, *words, recipe="digits-cut"):
+    """Return the plan of a run on a folder's pictures as they are, a quarter of them for validation."""
+    own = [f"--data.name=folder:{folder}", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
+    return make_plan(load_recipe(recipe), [*own, "--data.image_size=null", "--data.validation=0.25", *words])
+
+
 def tree(folder, *paths):
     """Write one small picture to each of the paths; return the pictures' first values by path."""
     values = {}
@@ -76,19 +89,13 @@ def packed(folder, archive, arcname=".", mode="w", **options):
 @pytest.fixture
 def image_folder(tmp_path):
     """A dataset folder: three classes, 24 training and 12 test pictures of 8×8."""
-    folder = tmp_path / "images"
-    write_images(folder / "train")
-    write_images(folder / "test", count=4, seed=1)
-    return folder
+    return write_splits(tmp_path / "images")
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A folder of pictures for several runs, which change none of them."""
-    folder = tmp_path_factory.mktemp("pictures")
-    write_images(folder / "train")
-    write_images(folder / "test", count=4, seed=1)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
@@ -146,16 +153,13 @@ def observed(monkeypatch):
 def trained(tmp_path_factory):
     """Two runs on the same pictures, of two members and of one, and a folder of another dataset of another size."""
     folder = tmp_path_factory.mktemp("trained")
-    write_images(folder / "data" / "train", count=12)
-    write_images(folder / "data" / "test", count=4, seed=1)
+    write_splits(folder / "data", train=12)
     write_images(folder / "other" / "train", classes=("x", "y"), size=20)
     write_images(folder / "other" / "test", classes=("x", "y"), size=20, seed=2)
     runs = []
     for name, members in (("two", 2), ("one", 1)):
-        words = [f"--data.name=folder:{folder}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
-        words += ["--data.image_size=null", "--data.validation=0.25", "--trainer.max_epochs=2"]
         run = Run(folder / name)
-        fit(make_plan(load_recipe("digits-cut"), [*words, f"--model.num_members={members}"]), run)
+        fit(plan_of(folder / "data", "--trainer.max_epochs=2", f"--model.num_members={members}"), run)
         runs.append(run)
     return folder, *runs
 

@@ -5,11 +5,23 @@ import signal
 import time
 
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from mixmo.config.plan import make_plan
 from mixmo.training.fit import fit
 
 TIMES = {"seconds", "images_per_second"}
+
+
+class Ask(Callback):
+    """Sends the process, or one rank, a signal in a step, which that step still ends after."""
+
+    def __init__(self, step, number=signal.SIGTERM, rank=None):
+        self.step, self.number, self.rank = step, number, rank
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step - 1 and self.rank in (None, trainer.global_rank):
+            signal.raise_signal(self.number)
 
 
 def in_a_process_of_its_own(work, seconds=None):
@@ -54,18 +66,22 @@ def flat(value, name=""):
         yield name, value
 
 
-def differences(one, other):
+def differences(one, other, names=("last", "best")):
     """Return what differs between two runs' folders, but for times."""
     found = [] if files(one) == files(other) else [f"files {files(one) ^ files(other)}"]
-    for name in ("last", "best"):
+    for name in names:
         contents = [
             dict(flat(torch.load(run.checkpoint_file("last").with_name(f"{name}.ckpt"), weights_only=True)))
             for run in (one, other)
         ]
         keys = contents[0].keys() | contents[1].keys()
         found += [f"{name}{key}" for key in keys if not same(*(content.get(key) for content in contents))]
-    rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in run.read_metrics()] for run in (one, other)]
-    return found + ([] if rows[0] == rows[1] else ["metrics.csv"])
+    return found + ([] if rows(one) == rows(other) else ["metrics.csv"])
+
+
+def rows(run):
+    """Return the rows of metrics but for times."""
+    return [{key: float(value) for key, value in row.items() if key not in TIMES} for row in run.read_metrics()]
 
 
 def files(run):

@@ -11,22 +11,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import plan_of
 
 import mixmo
 from mixmo import checkpoints
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
-from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
-SMALL = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
 
-
-def plan_of(folder, *overrides):
-    data = [f"--data.name=folder:{folder}", *SMALL, "--data.validation=0.25"]
-    return make_plan(load_recipe("digits-cut"), [*data, "--trainer.max_epochs=3", *overrides])
+def three_epochs(folder, *words):
+    return plan_of(folder, "--trainer.max_epochs=3", *words)
 
 
 def longer(run, epochs):
@@ -39,7 +36,7 @@ def longer(run, epochs):
 @pytest.fixture(scope="module")
 def trained_once(pictures, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("runs") / "run")
-    fit(plan_of(pictures), run)
+    fit(three_epochs(pictures), run)
     return run
 
 
@@ -101,7 +98,7 @@ def test_checkpoints_that_are_gone_are_named(run, caplog):
 
 
 def test_a_run_without_a_finished_epoch_starts_again_and_says_so(pictures, tmp_path, caplog):
-    run, plan = Run(tmp_path / "run"), plan_of(pictures, "--trainer.max_epochs=1")
+    run, plan = Run(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
     run.create(plan.yaml)
     fit(plan, run, resume=True)
     assert "has no checkpoint yet; it starts from the beginning" in caplog.text
@@ -256,7 +253,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(run, monkeypatc
 @pytest.mark.parametrize("point", range(1, 13))
 def test_death_at_any_point_of_writing_loses_nothing(trained_once, pictures, tmp_path, point):
     """A run that dies at the n-th change of its folder ends, gone on with, as one that did not."""
-    run, plan, count = Run(tmp_path / "run"), plan_of(pictures), [0]
+    run, plan, count = Run(tmp_path / "run"), three_epochs(pictures), [0]
     originals = {name: getattr(os, name) for name in ("replace", "link")}
 
     class Death(BaseException):
@@ -289,7 +286,7 @@ def test_death_at_any_point_of_writing_loses_nothing(trained_once, pictures, tmp
 
 
 def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
-    run, plan = Run(tmp_path / "run"), plan_of(pictures, "--trainer.max_epochs=1")
+    run, plan = Run(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
     run.checkpoint_folder.mkdir(parents=True)
     (run.path / "environment.json").write_text("{")
     (run.path / ".config.yaml.1234.partial").write_text("seed")
@@ -326,7 +323,7 @@ with Run({str(run.path)!r}).locked():
 def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "data")
     run = Run(tmp_path / "run")
-    fit(plan_of(tmp_path / "data"), run)
+    fit(three_epochs(tmp_path / "data"), run)
     for file in (tmp_path / "data" / "train").rglob("*.png"):
         os.utime(file, (1, 1))  # a copy is the same data
     longer(run, 4)
@@ -338,7 +335,7 @@ def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path
 def test_what_followed_from_the_machine_is_kept_for_this_run_alone(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "bf16-mixed")
     run = Run(tmp_path / "run")
-    fit(plan_of(pictures, "--trainer.precision=null", "--trainer.max_epochs=1"), run)
+    fit(three_epochs(pictures, "--trainer.precision=null", "--trainer.max_epochs=1"), run)
     monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "32-true")
     assert run.about()["resolved"]["trainer"]["precision"] == "bf16-mixed"
     assert make_plan(run.resumed_config()).trainer["precision"] == "bf16-mixed"  # it goes on as it began
@@ -360,7 +357,7 @@ def test_training_and_loading_leave_the_process_as_it_was(pictures, tmp_path):
 
     before = state()
     run = Run(tmp_path / "run")
-    fit(plan_of(pictures, "--trainer.max_epochs=1", "--trainer.deterministic=true"), run)
+    fit(three_epochs(pictures, "--trainer.max_epochs=1", "--trainer.deterministic=true"), run)
     mixmo.load(run.path)
     assert [a == b for a, b in zip(before, state(), strict=True)] == [True] * len(before)
 

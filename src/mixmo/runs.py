@@ -204,7 +204,10 @@ class Run:
             return digest(content, file.stat().st_size)
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
-        """Return the settings that differ from those the run began with: what they were, and what they are."""
+        """Return the settings that differ from those the run began with: what they were, and what they are.
+
+        Those that change no result are left out.
+        """
         known = known_settings()
         began = self.about().get("settings")
         if not isinstance(began, dict):
@@ -214,7 +217,8 @@ class Run:
         except InputError:  # of another version, or damaged
             return {}
         now = flattened(self.config(), known)
-        return {name: (first.get(name), value) for name, value in now if first.get(name, value) != value}
+        bound = ((name, value) for name, value in now if name not in FREE)
+        return {name: (first[name], value) for name, value in bound if first.get(name, value) != value}
 
     def check_unchanged(self, accept: bool = False) -> None:
         """Refuse to resume with other settings than the run began with; those that change no result may differ.
@@ -225,7 +229,7 @@ class Run:
         Raises:
             InputError: naming every setting that differs.
         """
-        if not (changes := {name: pair for name, pair in self.changes().items() if name not in FREE}):
+        if not (changes := self.changes()):
             return
         if accept:
             about = self.about()

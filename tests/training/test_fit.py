@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 import yaml
+from conftest import plan_of, write_splits
 from tensorboard.backend.event_processing import event_accumulator
 
 import mixmo
@@ -22,13 +23,6 @@ from mixmo.runs import Run
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.training.step import TrainingError
-
-SMALL = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
-
-
-def plan_of(folder, *overrides, recipe="digits-cut"):
-    data = [f"--data.name=folder:{folder}", *SMALL, "--data.validation=0.25"]
-    return make_plan(load_recipe(recipe), [*data, *overrides])
 
 
 def weights(run, which="last"):
@@ -127,11 +121,7 @@ def test_decay_reaches_every_parameter_or_only_weights():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of four epochs, and its data."""
-    from conftest import write_images
-
-    folder = tmp_path_factory.mktemp("data")
-    write_images(folder / "train")
-    write_images(folder / "test", count=4, seed=1)
+    folder = write_splits(tmp_path_factory.mktemp("data"))
     run = Run(folder / "run")
     fit(plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix"), run)
     return folder, run
@@ -225,8 +215,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
 def test_a_stopped_process_leaves_a_run_that_goes_on(whole, tmp_path, how):
     folder, _ = whole
     run = Run(tmp_path / "stopped")
-    data = [f"--data.name=folder:{folder}", *SMALL]
-    words = ["fit", "digits-cut", *data, "--trainer.max_epochs=400", f"--run={run.path}"]
+    words = ["fit", "digits-cut", f"--data.name=folder:{folder}", "--data.batch_size=8", "--data.padding=1"]
+    words += ["--data.image_size=null", "--data.channels=3", "--trainer.max_epochs=400", f"--run={run.path}"]
     code = f"""
 import signal, sys, torch
 from mixmo.cli.main import main

@@ -7,15 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
-from conftest import write_images
+from conftest import plan_of, write_splits
+from killing import Ask, rows
 from lightning.pytorch.callbacks import Callback
 
 from mixmo import checkpoints
-from mixmo.config.plan import make_plan
-from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
@@ -32,23 +32,17 @@ WAYS = {
     "in two parts": ["--trainer.accumulate=2"],
     "sharpness-aware": ["--optimizer.sam_radius=0.05", "--trainer.gradient_clip_val=0.5"],
 }
-TIMES = {"seconds", "images_per_second"}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder / "train", count=32)
-    write_images(folder / "test", count=4, seed=1)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("images"), train=32)
 
 
-def plan_of(images, *words):
+def two_epochs(images, *words):
     """Without batch norms, unless asked for; 23 validation images, which no number of ranks shares evenly."""
-    own = [f"--data.name=folder:{images}", "--data.batch_size=16", "--data.padding=1", "--data.channels=3"]
-    own += ["--data.image_size=32", "--data.validation=0.24", "--trainer.max_epochs=2"]
-    own += ["--model.backbone=test_convnext", "--trainer.precision=32-true"]
-    return make_plan(load_recipe("digits-cut"), [*own, *words])
+    own = ["--data.batch_size=16", "--data.image_size=32", "--data.validation=0.24", "--trainer.max_epochs=2"]
+    return plan_of(images, *own, "--model.backbone=test_convnext", "--trainer.precision=32-true", *words)
 
 
 class FirstGradient(Callback):
@@ -76,19 +70,15 @@ def in_ranks(count, work, error=None):
         if not child:
             os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ["WORLD_SIZE"] = str(count)
-            sys.stderr = open(error or os.devnull, "a")  # noqa: SIM115
+            sys.stderr = os.fdopen(os.open(error or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w")
             try:
-                work(rank)
+                work()
                 os._exit(0)
             except BaseException as problem:
                 print(f"rank {rank}: {problem}", file=sys.stderr, flush=True)
                 os._exit(3)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def rows(run):
-    return [{key: float(value) for key, value in row.items() if key not in TIMES} for row in run.read_metrics()]
 
 
 def furthest(one, other):
@@ -101,12 +91,12 @@ def furthest(one, other):
 @pytest.mark.parametrize(("way", "counts"), [(way, (2, 4) if way in ("cut", "in two parts") else (2,)) for way in WAYS])
 def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
     alone = Run(tmp_path / "alone")
-    fit(plan_of(images, *WAYS[way]), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
+    fit(two_epochs(images, *WAYS[way]), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
     expected = torch.load(tmp_path / "alone.pt")
     for count in counts:
         run, kept = Run(tmp_path / f"on-{count}"), tmp_path / f"on-{count}.pt"
-        plan = plan_of(images, f"--trainer.devices={count}", *WAYS[way])
-        assert in_ranks(count, lambda _: fit(plan, run, callbacks=[FirstGradient(kept)])) == [0] * count  # noqa: B023
+        plan = two_epochs(images, f"--trainer.devices={count}", *WAYS[way])
+        assert in_ranks(count, partial(fit, plan, run, callbacks=[FirstGradient(kept)])) == [0] * count
         found = torch.load(kept)
         size = torch.cat([each.flatten() for each in expected.values()]).norm()
         apart = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
@@ -118,8 +108,8 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
 
 def test_parts_of_a_batch_are_the_batch(images, tmp_path):
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
-    fit(plan_of(images), whole)
-    fit(plan_of(images, "--trainer.accumulate=4"), parts)
+    fit(two_epochs(images), whole)
+    fit(two_epochs(images, "--trainer.accumulate=4"), parts)
     assert 0 <= furthest(whole, parts) < 1e-4
     assert rows(parts)[-1] == pytest.approx(rows(whole)[-1], rel=1e-4)
 
@@ -127,54 +117,28 @@ def test_parts_of_a_batch_are_the_batch(images, tmp_path):
 def test_batch_norms_of_ranks_hold_one_mean(images, tmp_path):
     """Validation on ranks with statistics of their own would score several networks."""
     run, words = Run(tmp_path / "run"), ["--model.backbone=wide_resnet10_1", "--data.image_size=8"]
-    plan = plan_of(images, "--trainer.devices=2", *words)
-    assert in_ranks(2, lambda _: fit(plan, run)) == [0, 0]
+    plan = two_epochs(images, "--trainer.devices=2", *words)
+    assert in_ranks(2, partial(fit, plan, run)) == [0, 0]
     found = predict(TrainedRun(run), "validation")
     accuracy = evaluate(found.logits, found.targets)["accuracy"]
     assert float(run.read_metrics()[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
 
 
-class Ask(Callback):
-    """Sends a signal to one rank in the middle of the first epoch."""
-
-    def __init__(self, rank):
-        self.rank = rank
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == 3 and trainer.global_rank == self.rank:
-            signal.raise_signal(signal.SIGTERM)
-
-
 def test_a_run_resumes_on_other_numbers_of_ranks(images, tmp_path):
     """One rank is asked to stop, all stop at the same step; the run goes on on four ranks, and on one."""
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
-    fit(plan_of(images), whole)
-    plan, error = plan_of(images, "--trainer.devices=2", "--trainer.max_epochs=2"), tmp_path / "error"
-    assert in_ranks(2, lambda _: fit(plan, run, callbacks=[Ask(1)]), error) == [3, 3]
+    fit(two_epochs(images), whole)
+    plan, error = two_epochs(images, "--trainer.devices=2"), tmp_path / "error"
+    assert in_ranks(2, partial(fit, plan, run, callbacks=[Ask(4, rank=1)]), error) == [3, 3]
     steps = int(whole.read_metrics()[0]["step"])
-    assert set(re.findall(r"stopped by SIGTERM after (.*?);", error.read_text())) == {f"step {8}"} and steps > 8
-    four = plan_of(images, "--trainer.devices=4", "--trainer.max_epochs=2", "--trainer.checkpoint_every_steps=16")
-
-    def three_fits(_):
-        fit(four, run, resume=True, callbacks=[Later(16)])
-
-    assert in_ranks(4, three_fits, error) == [3] * 4
+    assert set(re.findall(r"stopped by SIGTERM after (.*?);", error.read_text())) == {"step 8"} and steps > 8
+    four = two_epochs(images, "--trainer.devices=4", "--trainer.checkpoint_every_steps=16")
+    assert in_ranks(4, partial(fit, four, run, resume=True, callbacks=[Ask(16)]), error) == [3] * 4
     assert checkpoints.load(run.checkpoint_file())["global_step"] == 16
-    fit(plan_of(images, "--trainer.max_epochs=2"), run, resume=True)
+    fit(two_epochs(images), run, resume=True)
     assert furthest(whole, run) < 1e-4
     for row, wanted in zip(rows(run), rows(whole), strict=True):
         assert row == pytest.approx(wanted, rel=1e-4)
-
-
-class Later(Callback):
-    """Stops every rank after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step - 1:
-            signal.raise_signal(signal.SIGTERM)
 
 
 class Die(Callback):
@@ -194,8 +158,8 @@ class Die(Callback):
 def test_a_rank_that_ends_stops_the_others_and_is_named(images, tmp_path, monkeypatch, error):
     monkeypatch.setattr(watch, "PATIENCE", 5.0)
     run, said, start = Run(tmp_path / "run"), tmp_path / "said", time.monotonic()
-    plan = plan_of(images, "--trainer.devices=3", "--data.batch_size=24")
-    codes = in_ranks(3, lambda _: fit(plan, run, callbacks=[Die(error)]), said)
+    plan = two_epochs(images, "--trainer.devices=3", "--data.batch_size=24")
+    codes = in_ranks(3, partial(fit, plan, run, callbacks=[Die(error)]), said)
     assert time.monotonic() - start < 60
     assert codes[0] == codes[2] == 1 and codes[1] == (3 if error else -signal.SIGKILL)
     what = "has stopped: image a.png is damaged" if error else "has died"
@@ -232,5 +196,5 @@ def test_the_command_line_starts_ranks(images, tmp_path, by):
 )
 def test_what_cannot_be_shared_is_refused_before_training(images, tmp_path, words, problem):
     with pytest.raises(InputError, match=problem):
-        fit(plan_of(images, *words), Run(tmp_path / "run"))
+        fit(two_epochs(images, *words), Run(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -5,12 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import Stopping, write_images
+from conftest import Stopping, plan_of, write_splits
 from torch import nn
 
 import mixmo
 from mixmo.config.plan import make_plan
-from mixmo.config.recipes import load_recipe
 from mixmo.evaluation.costs import training_images
 from mixmo.runs import Run
 from mixmo.training import step
@@ -56,17 +55,12 @@ def test_weights_and_statistics_come_back_also_after_an_error():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    write_images(folder / "train", count=12)
-    write_images(folder / "test", count=2, seed=1)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("pictures"), train=12, test=2)
 
 
 def trained(pictures, folder, radius, *overrides, callbacks=()):
-    data = [f"--data.name=folder:{pictures}", "--data.batch_size=8", "--data.padding=1", "--data.image_size=null"]
-    data += ["--data.channels=3", "--data.validation=0", "--trainer.max_epochs=3", f"--optimizer.sam_radius={radius}"]
-    run = Run(folder)
-    fit(make_plan(load_recipe("digits-cut"), [*data, *overrides]), run, callbacks=callbacks)
+    own, run = ["--data.validation=0", "--trainer.max_epochs=3", f"--optimizer.sam_radius={radius}"], Run(folder)
+    fit(plan_of(pictures, *own, *overrides), run, callbacks=callbacks)
     return mixmo.load(folder).state_dict(), run.read_metrics()
 
 

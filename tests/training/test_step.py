@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import write_images
+from conftest import plan_of, write_splits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,16 +50,12 @@ class Waits(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """21 training and 5 validation pictures: with U = 4 and evaluation in fours there is an odd last batch."""
-    folder = tmp_path_factory.mktemp("pictures")
-    write_images(folder / "train", classes=("cat", "dog"), count=13)
-    write_images(folder / "test", classes=("cat", "dog"), count=3, seed=1)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("pictures"), train=13, test=3, classes=("cat", "dog"))
 
 
-def plan_of(pictures, *overrides):
-    data = [f"--data.name=folder:{pictures}", "--data.batch_size=8", "--data.padding=1", "--data.image_size=null"]
-    data += ["--data.channels=3", "--data.validation=0.2", "--data.eval_batch_size=4", "--trainer.max_epochs=2"]
-    return make_plan(load_recipe("digits-cut"), [*data, *overrides])
+def short_plan(pictures, *words):
+    own = ["--data.validation=0.2", "--data.eval_batch_size=4", "--trainer.max_epochs=2"]
+    return plan_of(pictures, *own, *words)
 
 
 @pytest.mark.parametrize("pixels", ["none", "cutmix"])
@@ -78,7 +74,7 @@ def test_the_host_waits_only_to_report(pictures, tmp_path, monkeypatch, pixels, 
 
     monkeypatch.setattr(Training, "training_step", counted)
     overrides = [f"--pixels.kind={pixels}", f"--mixer.kind={kind}", f"--model.num_members={members}"]
-    fit(plan_of(pictures, *overrides), Run(tmp_path / "run"))
+    fit(short_plan(pictures, *overrides), Run(tmp_path / "run"))
     quiet = [found for reported, found in seen[1:] if not reported]  # the first step moves constants to the device
     assert len(quiet) >= 7 and not any(quiet), quiet
     assert all(found for reported, found in seen if reported)  # the counter does count
@@ -92,11 +88,11 @@ def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path,
         return compile_(function, backend="aot_eager", fullgraph=True, **options)
 
     compile_ = torch.compile
-    fit(plan_of(pictures, "--model.compile=false"), Run(tmp_path / "eager"))
+    fit(short_plan(pictures, "--model.compile=false"), Run(tmp_path / "eager"))
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", whole_graphs)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        fit(plan_of(pictures, "--model.compile=true"), Run(tmp_path / "compiled"))
+        fit(short_plan(pictures, "--model.compile=true"), Run(tmp_path / "compiled"))
     assert compiled == ["_logits_and_loss", "forward"]
     rows = [Run(tmp_path / name).read_metrics() for name in ("eager", "compiled")]
     for key in ("train_loss", "val_nll", "val_accuracy"):
@@ -117,7 +113,8 @@ def test_input_repetition_follows_the_steps(pictures, tmp_path, monkeypatch, end
 
     monkeypatch.setattr(batches, "pair", noted)
     words = ["--data.input_repetition=0.5", f"--mixer.progress={progress}", "--data.batch_repetition=2"]
-    fit(plan_of(pictures, *words, f"--data.input_repetition_end={'null' if end is None else end}"), Run(tmp_path / "r"))
+    words += [f"--data.input_repetition_end={'null' if end is None else end}"]
+    fit(short_plan(pictures, *words), Run(tmp_path / "run"))
     steps = 10
     assert drawn == pytest.approx([0.5 + (0 if end is None else end - 0.5) * step / steps for step in range(steps)])
 
@@ -165,8 +162,8 @@ def test_fused_updates_are_the_plain_ones(name):
 
 def test_the_average_of_the_weights_is_kept_and_tested(pictures, tmp_path):
     plain, averaged = Run(tmp_path / "plain"), Run(tmp_path / "averaged")
-    fit(plan_of(pictures), plain)
-    fit(plan_of(pictures, "--optimizer.ema_decay=0.5"), averaged)
+    fit(short_plan(pictures), plain)
+    fit(short_plan(pictures, "--optimizer.ema_decay=0.5"), averaged)
     one, other = (checkpoints.load(run.checkpoint_file())["state_dict"] for run in (plain, averaged))
     assert all(torch.equal(other[key], tensor) for key, tensor in one.items())  # training is the same
     key = "backbone.fc.heads.1.weight"
@@ -185,7 +182,7 @@ def test_the_average_is_the_published_recursion(pictures, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Training, "on_train_batch_end", noted)
     run = Run(tmp_path / "run")
-    fit(plan_of(pictures, "--optimizer.ema_decay=0.3"), run)
+    fit(short_plan(pictures, "--optimizer.ema_decay=0.3"), run)
     expected = weights[0]
     for step, weight in enumerate(weights[1:], start=1):
         decay = min(0.3, (1 + step) / (10 + step))
@@ -212,7 +209,7 @@ def test_averaged_weights_have_batch_norm_statistics_of_their_own(pictures, tmp_
 
     done = []
     monkeypatch.setattr(Training, "estimate_statistics", noted)
-    fit(plan_of(pictures, "--optimizer.ema_decay=0.9"), Run(tmp_path / "run"))
+    fit(short_plan(pictures, "--optimizer.ema_decay=0.9"), Run(tmp_path / "run"))
     assert done == [5, 5]  # once for each epoch, though validation and saving both ask for it
 
 
@@ -220,7 +217,7 @@ def test_other_normalisations_follow_the_trained_network(pictures, tmp_path):
     """EvoNorm keeps running variances, but is no batch norm of torch's."""
     run = Run(tmp_path / "run")
     options = ["--model.backbone=test_efficientnet", "--model.options={norm_layer: evonormb0}", "--data.image_size=32"]
-    fit(plan_of(pictures, *options, "--optimizer.ema_decay=0.5", "--trainer.max_epochs=1"), run)
+    fit(short_plan(pictures, *options, "--optimizer.ema_decay=0.5", "--trainer.max_epochs=1"), run)
     state = checkpoints.load(run.checkpoint_file())["state_dict"]
     names = [name for name in state if name.startswith("net.") and name.endswith("running_var")]
     assert names

@@ -53,7 +53,7 @@ class Checkpoints(Checkpoint):
         self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
         self.every_steps, self.every_minutes = every_steps, every_minutes
         self.best_score, self.best_epoch = float("-inf"), -1
-        self.signals, self.written = StopSignals(), time.monotonic()
+        self.signals, self.written, self.noted = StopSignals(), time.monotonic(), False
 
     @property
     def state_key(self) -> str:
@@ -114,6 +114,7 @@ class Checkpoints(Checkpoint):
         if ranks.rank() == 0:
             if first is not None:
                 duplicate(first, last)
-            if not (about := self.run.about()).get("checkpointed"):
+            if not self.noted and not (about := self.run.about()).get("checkpointed"):
                 self.run.write_json("environment.json", about | {"checkpointed": True})
+            self.noted = True
         self.written = time.monotonic()
