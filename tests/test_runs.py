@@ -289,7 +289,8 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
     run, plan = Run(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
     run.checkpoint_folder.mkdir(parents=True)
     (run.path / "environment.json").write_text("{")
-    (run.path / ".config.yaml.1234.partial").write_text("seed")
+    for name in ("config.yaml", "split.csv", "environment.json"):
+        (run.path / f".{name}.1234.partial").write_text("seed")
     with pytest.raises(FileNotFoundError, match="Its start was cut short; start it again with --run"):
         run.require()
     fit(plan, run)

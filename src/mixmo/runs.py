@@ -125,7 +125,7 @@ class Run:
 
         What evaluation writes may still be under way, for an hour at most.
         """
-        own = ("config.yaml", "environment.json", "metrics.csv")
+        own = ("config.yaml", "environment.json", "metrics.csv", "split.csv")
         for file in [*self.path.glob(f".*{PARTIAL}"), *self.path.glob(f"*/.*{PARTIAL}")]:
             of_training = file.parent == self.checkpoint_folder or file.name.startswith(tuple(f".{n}." for n in own))
             with suppress(OSError):

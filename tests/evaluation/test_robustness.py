@@ -16,8 +16,8 @@ from mixmo.corruptions import KINDS, SEVERITIES, corrupt
 from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.kept import keep_json
 from mixmo.evaluation.robustness import GeneratedCorruptions, evaluate_corruptions
+from mixmo.kept import keep_json
 from mixmo.reporting.tables import corruption_table, severity_means
 from mixmo.seeding import generator_for
 

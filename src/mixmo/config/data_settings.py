@@ -17,7 +17,8 @@ class DataSettings:
     """The images and how a batch is made of them.
 
     Args:
-        name: digits, folder:PATH (a folder or a zip file), csv:PATH, torch/cifar100, hfds/….
+        name: digits, folder:PATH (a folder or a zip file), csv:PATH, webdataset:PATH, parquet:PATH, torch/cifar100,
+            hfds/….
         root: Where timm's datasets lie.
         download: Whether a missing dataset may be downloaded.
         batch_size: B, the mixtures of a step.
@@ -49,6 +50,7 @@ class DataSettings:
         std: Divides each channel, in [0, 1].
         in_memory: Keep decoded images on the device; null decides by their size.
         workers: Processes that decode streamed images.
+        shuffle_shards: Tar shards or Parquet row groups that are shown at a time, their images mixed.
         on_error: Stop at images that cannot be read (raise), or continue without them (skip).
         eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
     """
@@ -80,6 +82,7 @@ class DataSettings:
     std: list[float] = field(default_factory=lambda: [0.5])
     in_memory: bool | None = None
     workers: int = 2
+    shuffle_shards: int = 16
     on_error: Literal["raise", "skip"] = "raise"
     eval_batch_size: int | None = None
 
@@ -120,6 +123,8 @@ class DataSettings:
         for key, most in (("padding", LARGEST_SIDE), ("workers", 256)):
             if not 0 <= getattr(self, key) <= most:
                 raise InputError(f"data.{key} is {getattr(self, key)}; it lies between 0 and {most}.")
+        if self.shuffle_shards < 1:
+            raise InputError(f"data.shuffle_shards is {self.shuffle_shards}; it is 1 or more.")
         for key in ("image_size", "crop_size"):
             if (side := getattr(self, key)) is not None and not 1 <= side <= LARGEST_SIDE:
                 raise InputError(f"data.{key} is {side}; it is a number of pixels, from 1 to {LARGEST_SIDE}.")

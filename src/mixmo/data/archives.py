@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, why
 from mixmo.data.sources import Source, hashed, stamp
@@ -103,14 +103,14 @@ class TarImages:
         wanted = {(member.archive, member.number): member for member in self.members if member.offset < 0}
         contents = {}
         for archive in sorted({archive for archive, _ in wanted}):
-            with _opened(self.archives[archive]) as tar:
+            with opened_tar(self.archives[archive]) as tar:
                 missing = {number for which, number in wanted if which == archive}
                 for number, found in enumerate(tar):
                     if number not in missing:
                         continue
                     member = wanted[archive, number]
                     if (found.name, found.size) == (member.path, member.size):
-                        contents[archive, number] = _content(tar, found, member.size)
+                        contents[archive, number] = content_of(tar, found, member.size)
                         missing.remove(number)
                 if missing:
                     raise tarfile.ReadError("it changed since it was listed")
@@ -143,7 +143,7 @@ def _listed(archive: Path, number: int, members: list[Member]) -> list[Entry]:
     """Return the entries of a tar file; append its members to ``members``, where the entries' places point."""
     entries: dict[tuple[str, ...], Entry] = {}
     total = sum(member.size for member in members if member.offset < 0)
-    with _opened(str(archive)) as tar:
+    with opened_tar(str(archive)) as tar:
         plain = isinstance(tar.fileobj, io.BufferedReader)  # a decompressor otherwise
         for place, found in enumerate(tar):
             total += 0 if plain else found.size
@@ -174,12 +174,13 @@ def _kind(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Kind:
         return "folder"
     if not member.isreg() or member.issparse():
         return "other"
-    if has_image_suffix(member.name) or starts_like_image(_content(tar, member, SIGNATURE)):
+    if has_image_suffix(member.name) or starts_like_image(content_of(tar, member, SIGNATURE)):
         return "image"
     return "other"
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
+def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
+    """Return the first bytes of a member's content."""
     file = tar.extractfile(member)
     return b"" if file is None else file.read(size)
 
@@ -201,10 +202,10 @@ class _Checked(tarfile.TarInfo):
 
 
 @contextmanager
-def _opened(archive: str) -> Iterator[tarfile.TarFile]:
+def opened_tar(archive: str, mode: Literal["r", "r:"] = "r") -> Iterator[tarfile.TarFile]:
     """Open a tar file, and make one sentence of whatever is wrong with it."""
     try:
-        with tarfile.open(archive, tarinfo=_Checked) as tar:
+        with tarfile.open(archive, mode, tarinfo=_Checked) as tar:
             yield tar
     except InputError:
         raise

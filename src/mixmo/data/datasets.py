@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,24 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mixmo.data.folders import FileImages
-from mixmo.data.local import KINDS, local_splits, open_local
+from mixmo.data.local import KINDS, Reading, local_splits, open_local
 from mixmo.data.sources import ArrayImages, Source, hashed
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.names import printable
 
 
-def open_source(name: str, split: str, root: str = "data", download: bool = False) -> Source:
+def open_source(name: str, split: str, root: str = "data", download: bool = False, on_error: str = "raise") -> Source:
     """Open one split of a dataset; no image is decoded.
 
     Args:
         name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each class
             folders, or tar files of such (``train.tar``, shards ``train-0.tar.gz`` …), or PATH a zip file of such;
-            ``csv:PATH``, a table of paths, labels and splits; or a name that timm knows: ``torch/cifar10``,
-            ``torch/cifar100``, ``hfds/…``.
+            ``csv:PATH``, a table of paths, labels and splits; ``webdataset:PATH``, tar shards; ``parquet:PATH``,
+            Parquet files; or a name that timm knows: ``torch/cifar10``, ``torch/cifar100``, ``hfds/…``.
         split: ``train`` or ``test``; ``validation`` where there are all three; ``all`` images where there are none.
         root: Where timm's datasets lie or are downloaded to.
         download: Whether a missing dataset may be downloaded.
+        on_error: ``raise``, or ``skip`` shards and their records that are missing or damaged.
 
     Raises:
         MissingError: if the path is missing or empty, or has no such split.
@@ -47,11 +47,14 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     if name == "digits":
         source = _open_digits(split)
     elif colon and kind in KINDS:
-        source = open_local(kind, Path(os.path.expanduser(path)), split)
+        source = open_local(kind, path, split, Reading(on_error, download))
     elif name.partition("/")[0] in ("torch", "hfds"):
         source = _open_timm(name, split, root, download)
     else:
-        raise InputError(f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, torch/… or hfds/….")
+        raise InputError(
+            f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, webdataset:PATH, "
+            "parquet:PATH, torch/… or hfds/…."
+        )
     if split in ("train", "all") and len(source.classes) < 2:
         raise InputError(
             f"dataset {name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier needs "
@@ -62,11 +65,12 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     return source
 
 
-def splits_of(name: str) -> set[str]:
+def splits_of(name: str, download: bool = False) -> set[str]:
     """Return which of ``train``, ``validation`` and ``test`` a dataset has; nothing where classes stand without splits.
 
     Args:
         name: As for :func:`open_source`.
+        download: Likewise.
 
     Raises:
         MissingError: if there is no such folder or file.
@@ -79,7 +83,7 @@ def splits_of(name: str) -> set[str]:
     kind, colon, path = name.partition(":")
     if not colon or kind not in KINDS:
         return {"train", "test"}
-    return set(local_splits(kind, Path(os.path.expanduser(path))))
+    return set(local_splits(kind, path, Reading(download=download)))
 
 
 def _open_digits(split: str) -> Source:

@@ -7,75 +7,130 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mixmo.data.archives import open_archives
 from mixmo.data.decoding import why
 from mixmo.data.folders import open_class_folders
+from mixmo.data.parquet import open_parquet, parquet_files
+from mixmo.data.shards import by_split
 from mixmo.data.sources import Source
 from mixmo.data.tables import open_rows, read_table
+from mixmo.data.webdataset import open_webdataset
 from mixmo.data.zips import SUFFIX, open_entries, zip_entries
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
-KINDS = ("folder", "csv")
+KINDS = ("folder", "csv", "webdataset", "parquet")
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 TEST_FOLDERS = ("test", *VALIDATION_FOLDERS)
 ARCHIVE = re.compile(r"(-.+)?\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)")
 """What follows a split's name in the names of its tar files."""
+
+SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$")
 
 
 Parts = dict[str, Callable[[], Source]]
 """How each split is opened."""
 
 
-def open_local(kind: str, path: Path, split: str) -> Source:
+class Reading(NamedTuple):
+    """How one's own images are read.
+
+    Attributes:
+        on_error: ``raise``, or ``skip`` shards and records that are missing or damaged.
+        download: Whether the network may be asked, for Parquet files that are elsewhere.
+    """
+
+    on_error: str = "raise"
+    download: bool = False
+
+
+def open_local(kind: str, path: str, split: str, how: Reading) -> Source:
     """Return one split of one's own images.
 
     Args:
-        kind: ``folder``, whose path may be a zip file, or ``csv``.
+        kind: ``folder``, whose path may be a zip file, ``csv``, ``webdataset`` or ``parquet``.
         path: Where they are.
         split: ``train``, ``validation``, ``test``, or ``all`` where there are none of these.
+        how: How they are read.
 
     Raises:
         MissingError: if it is missing or empty, or has no such split.
         InputError: if it cannot be read.
     """
-    parts = local_splits(kind, path)
+    found = _found(kind, path, how)
+    parts = _by_role(found)
     if split == "all" and not parts:
-        return _whole(kind, path)
+        return found[""]()
     if split not in parts:
         wanted = ("train",) if split == "train" else TEST_FOLDERS if split == "test" else VALIDATION_FOLDERS
         raise MissingError(
-            f"{printable(str(path))} has no images for {split}: nothing in it is named {' or '.join(wanted)}."
+            f"{printable(path)} has no images for {split}: nothing in it is named {' or '.join(wanted)}."
         )
     return parts[split]()
 
 
-def local_splits(kind: str, path: Path) -> Parts:
-    """Return the splits of a folder, a zip file or a table; nothing where there are none."""
-    found: dict[str, Callable[[], Source]] = {}
+def local_splits(kind: str, path: str, how: Reading) -> Parts:
+    """Return the splits of one's own images; nothing where there are none."""
+    return _by_role(_found(kind, path, how))
+
+
+def _found(kind: str, path: str, how: Reading) -> Parts:
+    """Return what is there by the names of splits; under an empty name what belongs to none."""
+    if kind == "parquet":
+        system, folder, files = parquet_files(os.path.expanduser(path), how.download)
+        return {
+            split: partial(open_parquet, system, folder, own, how.on_error) for split, own in by_split(files).items()
+        }
+    place = Path(os.path.expanduser(path))
     if kind == "csv":
-        table = read_table(path)
-        found = {split: partial(open_rows, path, rows) for split, rows in table.items() if split}
-        if strange := sorted(found.keys() - {"train", *TEST_FOLDERS}):
-            raise InputError(
-                f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
-            )
-    elif path.suffix.lower() == SUFFIX and path.is_file():
-        entries, images = zip_entries(path)
-        for folder in ("train", *TEST_FOLDERS):
-            below = [entry._replace(parts=entry.parts[1:]) for entry in entries if entry.parts[0] == folder]
-            if inside := [entry for entry in below if entry.parts]:
-                found[folder] = partial(open_entries, inside, images, f"{path}/{folder}")
-    else:
-        if not os.path.isdir(path):
-            raise MissingError(f"there is no dataset folder {printable(str(path))}.")
-        for folder in ("train", *TEST_FOLDERS):
-            if os.path.isdir(path / folder):
-                found[folder] = partial(open_class_folders, path / folder)
-            elif archives := _archives(path, folder):
-                found[folder] = partial(open_archives, archives, folder)
-    return _by_role(found)
+        return _tables(place)
+    if kind == "folder" and place.suffix.lower() == SUFFIX and place.is_file():
+        return _zipped(place)
+    if not place.is_dir():
+        raise MissingError(f"there is no dataset folder {printable(path)}.")
+    return _shards(place, how) if kind == "webdataset" else _folders(place)
+
+
+def _tables(path: Path) -> Parts:
+    table = read_table(path)
+    if strange := sorted(table.keys() - {"", "train", *TEST_FOLDERS}):
+        raise InputError(
+            f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
+        )
+    found: Parts = {split: partial(open_rows, path, rows) for split, rows in table.items()}
+    return found | {"": partial(open_rows, path, [row for rows in table.values() for row in rows])}
+
+
+def _zipped(path: Path) -> Parts:
+    entries, images = zip_entries(path)
+    found: Parts = {"": partial(open_entries, entries, images, str(path))}
+    for folder in ("train", *TEST_FOLDERS):
+        below = [entry._replace(parts=entry.parts[1:]) for entry in entries if entry.parts[0] == folder]
+        if inside := [entry for entry in below if entry.parts]:
+            found[folder] = partial(open_entries, inside, images, f"{path}/{folder}")
+    return found
+
+
+def _folders(path: Path) -> Parts:
+    found: Parts = {"": partial(open_class_folders, path)}
+    for folder in ("train", *TEST_FOLDERS):
+        if os.path.isdir(path / folder):
+            found[folder] = partial(open_class_folders, path / folder)
+        elif archives := _archives(path, folder):
+            found[folder] = partial(open_archives, archives, folder)
+    return found
+
+
+def _shards(path: Path, how: Reading) -> Parts:
+    try:
+        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if SHARD.search(file.name)]
+    except OSError as error:
+        raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
+    if not files:
+        raise MissingError(f"there are no tar shards in {printable(str(path))}.")
+    return {split: partial(open_webdataset, path, own, how.on_error) for split, own in by_split(sorted(files)).items()}
 
 
 def _by_role(found: Parts) -> Parts:
@@ -87,14 +142,6 @@ def _by_role(found: Parts) -> Parts:
     if "train" in parts and others[:1] == ["test"] and len(others) > 1:
         parts["validation"] = found[others[1]]
     return parts
-
-
-def _whole(kind: str, path: Path) -> Source:
-    if kind == "csv":
-        return open_rows(path, [row for rows in read_table(path).values() for row in rows])
-    if path.suffix.lower() == SUFFIX and path.is_file():
-        return open_entries(*zip_entries(path), str(path))
-    return open_class_folders(path)
 
 
 def _archives(path: Path, folder: str) -> list[Path]:

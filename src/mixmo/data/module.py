@@ -177,17 +177,17 @@ class DataModule:
 
     def _open(self, split: str, name: str | None = None) -> Source:
         own = self.settings
-        return open_source(name or own.name, split, own.root, own.download)
+        return open_source(name or own.name, split, own.root, own.download, own.on_error)
 
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
         if name not in self._others:
-            self._others[name] = self._open("test" if splits_of(name) else "all", name)
+            self._others[name] = self._open("test" if splits_of(name, self.settings.download) else "all", name)
         return self._others[name]
 
     @cached_property
     def _splits(self) -> set[str]:
-        return splits_of(self.settings.name)
+        return splits_of(self.settings.name, self.settings.download)
 
     @cached_property
     def drawn(self) -> dict[str, Source] | None:

@@ -27,6 +27,9 @@ from mixmo.seeding import Stream, seed_for
 IN_MEMORY_LIMIT = 4 * 2**30
 """Sets up to this many decoded bytes live on the device; larger ones are streamed."""
 
+GRACE = 20
+"""Seconds for which a worker that is told to stop still decodes."""
+
 
 class DistinctBatch(NamedTuple):
     """The distinct images of one step.
@@ -49,10 +52,11 @@ class InMemoryImages(Dataset[DistinctBatch]):
     Args:
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
+        shards: (N,) the shard each lies in, which the order of training follows; ``None`` where there are none.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, images: Tensor, labels: Tensor, shards: np.ndarray | None = None) -> None:
+        self.images, self.labels, self.shards = images, labels, shards
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,7 +67,7 @@ class InMemoryImages(Dataset[DistinctBatch]):
 
     def to(self, device: torch.device) -> InMemoryImages:
         """Return the same images on a device."""
-        return InMemoryImages(self.images.to(device), self.labels.to(device))
+        return InMemoryImages(self.images.to(device), self.labels.to(device), self.shards)
 
 
 class StreamedImages(Dataset[DistinctBatch]):
@@ -78,7 +82,7 @@ class StreamedImages(Dataset[DistinctBatch]):
     def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings) -> None:
         self.source, self.size = source, size
         self.channels, self.interpolation = settings.channels, settings.interpolation
-        self.labels = source.labels
+        self.labels, self.shards = source.labels, source.shards()
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -109,7 +113,7 @@ def image_set(
         in_memory = len(source) * math.prod(size) * settings.channels <= IN_MEMORY_LIMIT
     if in_memory:
         images, source = decode_all(source, size, scaled, settings)
-        return InMemoryImages(torch.from_numpy(images), torch.from_numpy(source.labels))
+        return InMemoryImages(torch.from_numpy(images), torch.from_numpy(source.labels), source.shards())
     if not scaled:
         raise InputError("streamed images need one size: set --data.image_size.")
     if check or settings.on_error == "skip":
@@ -145,7 +149,7 @@ def train_loader(
         part: The number of a rank, and of ranks: which share of a batch is decoded here, where it is streamed.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
-    order = EpochOrder(len(images), seed, epoch, stream)
+    order = EpochOrder(len(images), seed, epoch, stream, images.shards, settings.shuffle_shards)
     shown = Batches(order, distinct, batches, start, part if isinstance(images, StreamedImages) else (0, 1))
     return _loader(images, shown, settings, device, seed, persistent=batches is None)
 
@@ -188,9 +192,11 @@ def _loader(
 
 
 def _outlive_signals(worker: int) -> None:
-    """Leave it to the main process what an interrupt means: it may still need this worker's images."""
+    """Leave it to the main process what an interrupt means: it may need this worker's images, but not for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows, where nothing else is told to stop with the main process
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def _as_is(batch: Any) -> Any:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,14 @@ class Images(Protocol):
 
     def fingerprint(self, times: bool) -> str:
         """Return what changes when the content does: names and sizes, and modification times if asked for."""
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """Images in shards, of which few are read at a time."""
+
+    def shards(self, numbers: np.ndarray | None) -> np.ndarray:
+        """Return the shard (N,) that each image lies in."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class Source:
     def name(self, index: int) -> str:
         """Return what the i-th image is called."""
         return printable(self.images.name(self._number(index)))
+
+    def shards(self) -> np.ndarray | None:
+        """Return the shard (N,) that each image lies in; ``None`` where any is read at any time."""
+        return self.images.shards(self.numbers) if isinstance(self.images, Sharded) else None
 
     def subset(self, chosen: np.ndarray) -> Source:
         """Return the source of some of the images.

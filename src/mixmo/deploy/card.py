@@ -11,8 +11,8 @@ import timm
 from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import interval, replicates
-from mixmo.evaluation.kept import read_tensors
 from mixmo.evaluation.predictions import Predictions
+from mixmo.kept import read_tensors
 from mixmo.names import markdown
 from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.headline import backbone_name, method_name

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.kept import keep_tensors, read_tensors
 from mixmo.evaluation.predictions import predict
+from mixmo.kept import keep_tensors, read_tensors
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import conformity, set_threshold
 from mixmo.metrics.selective import confidence_threshold

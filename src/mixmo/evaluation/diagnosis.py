@@ -13,8 +13,8 @@ from torch import Tensor
 from mixmo.data.policies import Policy
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import Network, TrainedRun
-from mixmo.evaluation.kept import keep_json, read_json
 from mixmo.evaluation.records import read_history
+from mixmo.kept import keep_json, read_json
 
 IMAGES = 16
 """Images that each member is shown, next to as many for the others."""

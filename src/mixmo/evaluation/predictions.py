@@ -19,7 +19,7 @@ from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
 from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.inference import TrainedRun, autocast, predict_logits
-from mixmo.evaluation.kept import keep_tensors, read_tensors
+from mixmo.kept import keep_tensors, read_tensors
 from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 

@@ -22,7 +22,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.arrays import open_npy
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import Network, TrainedRun, autocast
-from mixmo.evaluation.kept import keep_json, read_json
+from mixmo.kept import keep_json, read_json
 from mixmo.metrics.chunks import mean_logits
 from mixmo.names import printable
 from mixmo.seeding import generator_for

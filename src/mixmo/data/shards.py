@@ -1,0 +1,161 @@
+"""Datasets in shards, too large for memory: which files belong to a split, what is missing, and what is damaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mixmo.data.sources import Images, Source, logger
+from mixmo.errors import InputError, MissingError
+from mixmo.names import printable
+
+SPLITS = ("train", "test", "val", "valid", "validation")
+"""Words in the names of files or folders that tell what split they belong to."""
+
+SHOWN = 10
+"""Problems that are named."""
+
+
+class Listing(NamedTuple):
+    """What one shard holds.
+
+    Attributes:
+        labels: (n,) class names, or class numbers as text.
+        columns: Arrays (n,) that say where each image is, for whoever reads it.
+        problems: What is wrong with the shard or its records, a sentence without its end each.
+    """
+
+    labels: np.ndarray
+    columns: dict[str, np.ndarray]
+    problems: list[str]
+
+
+def by_split(files: Iterable[str]) -> dict[str, list[str]]:
+    """Return files by the split that a word of their paths tells; under an empty name those without one.
+
+    Args:
+        files: Paths below the dataset's folder.
+
+    Example:
+        >>> by_split(["imagenet-train-0000.tar", "data/validation/0.tar", "x.tar"])
+        {'train': ['imagenet-train-0000.tar'], 'validation': ['data/validation/0.tar'], '': ['x.tar']}
+    """
+    found: dict[str, list[str]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.lower())
+        found.setdefault(next((word for word in words if word in SPLITS), ""), []).append(file)
+    return found
+
+
+def missing_shards(files: Sequence[str]) -> list[str]:
+    """Return the names of shards that the numbers in the others' names tell of.
+
+    Args:
+        files: The shards of one split.
+
+    Example:
+        >>> missing_shards(["train-000.tar", "train-002.tar"]), missing_shards(["a-00000-of-00002.parquet"])
+        (['train-001.tar'], ['a-00001-of-00002.parquet'])
+    """
+    numbered: dict[tuple[str, int, str], set[int]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*?)(\d+)((?:-of-\d+)?[^\d/]*)", file):
+            before, number, after = match.groups()
+            numbered.setdefault((before, len(number), after), set()).add(int(number))
+    missing = []
+    for (before, digits, after), found in numbered.items():
+        told = re.search(r"-of-(\d+)", after)
+        least, most = min(found), max(found)
+        row = most - least < 2 * len(found)  # dates and the like have wider gaps
+        wanted = range(int(told[1])) if told else range(least, most) if row else ()
+        missing += [f"{before}{number:0{digits}}{after}" for number in wanted if number not in found]
+    return sorted(missing)
+
+
+def assembled(listings: Sequence[Listing], names: Sequence[str] | None) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Return the class numbers (N,) of all records, the class names, and where each shard's records begin (S + 1,).
+
+    Args:
+        listings: What the shards hold.
+        names: The class names in the order of their numbers; ``None`` where labels are names, or nobody tells.
+
+    Raises:
+        InputError: if a class number has no name.
+    """
+    starts = np.cumsum([0, *(len(each.labels) for each in listings)])
+    texts, places = np.unique(np.concatenate([each.labels for each in listings]), return_inverse=True)
+    if not all(re.fullmatch(r"\d{1,9}", text) for text in texts):
+        return places.astype(np.int64), [str(text) for text in texts], starts
+    numbers = texts.astype(np.int64)
+    count = int(numbers.max(initial=-1)) + 1
+    if names is None:
+        if count > 10 * len(places) + 1000:
+            raise InputError(f"class number {count - 1} is no label of {len(places)} images; classes count from 0.")
+        names = [str(number) for number in range(count)]
+    if count > len(names):
+        raise InputError(f"an image has class number {count - 1}, but there are {len(names)} class names.")
+    return numbers[places], list(names), starts
+
+
+def settle(problems: Sequence[str], where: str, on_error: str) -> None:
+    """Stop at what is missing or damaged, or say what is left out.
+
+    Args:
+        problems: What is wrong.
+        where: What the shards are called.
+        on_error: ``raise`` or ``skip``.
+
+    Raises:
+        InputError: if something is wrong and ``on_error`` is ``raise``.
+    """
+    if not problems:
+        return
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    text = printable(f"{'; '.join(problems[:SHOWN])}{more}")
+    if on_error == "raise":
+        raise InputError(f"{printable(where)}: {text}; mend it, or continue without it with --data.on_error skip.")
+    logger.warning("%s: left out %d shard(s) or record(s): %s", printable(where), len(problems), text)
+
+
+def source_of(images: Images, labels: np.ndarray, classes: list[str], where: str) -> Source:
+    """Return the source of sharded images.
+
+    Raises:
+        MissingError: if there are none.
+    """
+    if not len(labels):
+        raise MissingError(f"{printable(where)} holds no labelled images.")
+    return Source(labels, classes, images)
+
+
+class ShardedImages:
+    """Images that lie in shards, one after the other.
+
+    Args:
+        starts: (S + 1,) the number of each shard's first image, and of all images.
+    """
+
+    def __init__(self, starts: np.ndarray) -> None:
+        self.starts = starts
+
+    def shards(self, numbers: np.ndarray | None) -> np.ndarray:
+        """Return the shard (N,) of each image.
+
+        Args:
+            numbers: The images; ``None`` is all.
+
+        Example:
+            >>> ShardedImages(np.array([0, 2, 5])).shards(None)
+            array([0, 0, 1, 1, 1], dtype=int32)
+        """
+        if numbers is None:
+            return np.repeat(np.arange(len(self.starts) - 1, dtype=np.int32), np.diff(self.starts))
+        return np.searchsorted(self.starts, numbers, side="right").astype(np.int32) - 1
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return the shard of an image, and its place there."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return shard, number - int(self.starts[shard])
