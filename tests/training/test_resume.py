@@ -4,11 +4,12 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import torch
-from conftest import plan_of, write_splits
+from conftest import Stopping, plan_of, write_splits
 from killing import Ask, differences, go_on, in_a_process_of_its_own
 from lightning.pytorch.callbacks import Callback
 
@@ -118,6 +119,15 @@ def test_a_second_interrupt_stops_at_once():
             signal.raise_signal(signal.SIGINT)
     finally:
         signals.ignore()
+
+
+@pytest.mark.parametrize("callbacks", [[], [Stopping(1)], [Ask(2)]])
+def test_handlers_of_signals_are_left_as_they_were(images, tmp_path, callbacks):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    with suppress(ZeroDivisionError, StoppedError):
+        fit(three_epochs(images), Run(tmp_path / "run"), callbacks=callbacks)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_slurm_is_asked_to_start_the_job_again(images, tmp_path, monkeypatch):

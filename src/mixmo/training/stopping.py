@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,6 +23,20 @@ SIGNALS = tuple(
 )  # what a keyboard, a system that shuts down, and SLURM send
 ASKED_EVERY = 8
 """Steps from one time the ranks ask one another to the next."""
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Leave the handlers of signals as they were: Lightning puts its own back where a callback has changed them."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # one that is not Python's cannot be put back, and was not replaced
+                signal.signal(number, handler)
 
 
 class StopSignals:
