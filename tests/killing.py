@@ -80,8 +80,8 @@ def differences(one, other, names=("last", "best")):
 
 
 def rows(run):
-    """Return the rows of metrics but for times."""
-    return [{key: float(value) for key, value in row.items() if key not in TIMES} for row in run.read_metrics()]
+    """Return the rows of metrics as they are written, but for times."""
+    return [{key: text for key, text in row.items() if key not in TIMES} for row in run.read_metrics()]
 
 
 def files(run):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import plan_of, write_images
+from conftest import plan_of, write_splits
 from killing import differences
 from PIL import Image
 
@@ -250,9 +250,7 @@ def test_a_run_on_shards_is_the_same_in_memory_and_streamed(tmp_path, kind):
 def test_workers_may_be_started_in_any_way(tmp_path, kind, method):
     """As on macOS and Windows, and in Python 3.14."""
     if kind == "folder":
-        write_images(tmp_path / "data" / "train", count=6)
-        write_images(tmp_path / "data" / "test", count=2, seed=1)
-        name = f"folder:{tmp_path}/data"
+        name = f"folder:{write_splits(tmp_path / 'data', train=6, test=2)}"
     else:
         name = written(kind, tmp_path / "data")
     code = f"""

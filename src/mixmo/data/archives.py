@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import posixpath
 import tarfile
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, why
-from mixmo.data.sources import Source, hashed, stamp
+from mixmo.data.sources import Source, hashed, stamps
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
 from mixmo.errors import InputError
 from mixmo.names import printable
@@ -84,8 +83,7 @@ class TarImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the archives' names, sizes and, if asked for, modification times, and of the members'."""
-        parts = [part for file in self.archives for part in (os.path.basename(file), stamp(file, times))]
-        return hashed(parts + [f"{member.path} {member.size}" for member in self.members])
+        return hashed([*stamps(self.archives, times), *(f"{member.path} {member.size}" for member in self.members)])
 
     def _compressed(self) -> dict[tuple[int, int], bytes]:
         """Return the contents of compressed archives; they are read once, even if that fails."""

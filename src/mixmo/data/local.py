@@ -13,7 +13,7 @@ from mixmo.data.archives import open_archives
 from mixmo.data.decoding import why
 from mixmo.data.folders import open_class_folders
 from mixmo.data.parquet import open_parquet, parquet_files
-from mixmo.data.shards import by_split
+from mixmo.data.shards import SPLITS, by_split
 from mixmo.data.sources import Source
 from mixmo.data.tables import open_rows, read_table
 from mixmo.data.webdataset import open_webdataset
@@ -22,13 +22,10 @@ from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
 KINDS = ("folder", "csv", "webdataset", "parquet")
-VALIDATION_FOLDERS = ("val", "valid", "validation")
-TEST_FOLDERS = ("test", *VALIDATION_FOLDERS)
-ARCHIVE = re.compile(r"(-.+)?\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)")
+TEST_FOLDERS, VALIDATION_FOLDERS = SPLITS[1:], SPLITS[2:]
+TAR = r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)"
+ARCHIVE = re.compile(rf"(-.+)?{TAR}")
 """What follows a split's name in the names of its tar files."""
-
-SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$")
-
 
 Parts = dict[str, Callable[[], Source]]
 """How each split is opened."""
@@ -95,18 +92,18 @@ def _found(kind: str, path: str, how: Reading) -> Parts:
 
 def _tables(path: Path) -> Parts:
     table = read_table(path)
-    if strange := sorted(table.keys() - {"", "train", *TEST_FOLDERS}):
+    if strange := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
             f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
         )
     found: Parts = {split: partial(open_rows, path, rows) for split, rows in table.items()}
-    return found | {"": partial(open_rows, path, [row for rows in table.values() for row in rows])}
+    return found or {"": partial(open_rows, path, [])}
 
 
 def _zipped(path: Path) -> Parts:
     entries, images = zip_entries(path)
     found: Parts = {"": partial(open_entries, entries, images, str(path))}
-    for folder in ("train", *TEST_FOLDERS):
+    for folder in SPLITS:
         below = [entry._replace(parts=entry.parts[1:]) for entry in entries if entry.parts[0] == folder]
         if inside := [entry for entry in below if entry.parts]:
             found[folder] = partial(open_entries, inside, images, f"{path}/{folder}")
@@ -115,7 +112,7 @@ def _zipped(path: Path) -> Parts:
 
 def _folders(path: Path) -> Parts:
     found: Parts = {"": partial(open_class_folders, path)}
-    for folder in ("train", *TEST_FOLDERS):
+    for folder in SPLITS:
         if os.path.isdir(path / folder):
             found[folder] = partial(open_class_folders, path / folder)
         elif archives := _archives(path, folder):
@@ -125,7 +122,7 @@ def _folders(path: Path) -> Parts:
 
 def _shards(path: Path, how: Reading) -> Parts:
     try:
-        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if SHARD.search(file.name)]
+        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if re.search(f"{TAR}$", file.name)]
     except OSError as error:
         raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
     if not files:

@@ -10,11 +10,12 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mixmo.data.shards import Listing, ShardedImages, assembled, missing_shards, settle, source_of
+from mixmo.data.shards import ShardedImages, assembled, missing_shards, settle, source_of
 from mixmo.data.sources import Source, hashed, notice
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.names import printable
@@ -134,7 +135,7 @@ def parquet_files(path: str, download: bool = False) -> tuple[AbstractFileSystem
         MissingError: if there are none.
     """
     try:
-        import pyarrow.parquet  # noqa: F401  # asked for here, so that nothing later fails for the lack of it
+        import_module("pyarrow.parquet")  # here, so that no file is blamed for the lack of it
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise InputError("Parquet files need pyarrow; `pip install 'mixmo[parquet]'` installs it.") from error
@@ -165,7 +166,7 @@ def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], 
         InputError: if files are missing or damaged and ``on_error`` is ``raise``, or hold no images or no labels.
     """
     columns: Columns | None = None
-    listings, groups, paths = [], list[tuple[int, int]](), list[str]()
+    labels, groups, paths = list[np.ndarray](), list[tuple[int, int]](), list[str]()
     problems = [f"file {name} is missing" for name in missing_shards(files)]
     for file in sorted(files):
         try:
@@ -181,20 +182,20 @@ def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], 
             problems.append(f"file {file} cannot be read: {reason(error)}")
             continue
         groups += [(len(paths), number) for number in range(len(found))]
-        listings += found
+        labels += found
         paths.append(f"{folder}/{file}")
     settle(problems, folder, on_error)
     if columns is None:
         raise MissingError(f"{printable(folder)} has no Parquet file that can be read.")
-    labels, classes, starts = assembled(listings, columns.classes)
-    return source_of(ParquetImages(paths, system, groups, starts, columns.image), labels, classes, folder)
+    numbers, classes, starts = assembled(labels, columns.classes)
+    return source_of(ParquetImages(paths, system, groups, starts, columns.image), numbers, classes, folder)
 
 
 class _ColumnsError(InputError):
     """A file without images or labels, which no other file mends."""
 
 
-def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[Listing]]:
+def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.ndarray]]:
     """Return a file's columns, and the labels of each row group."""
     import pyarrow.parquet as pq
 
@@ -208,7 +209,7 @@ def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[Listin
     if not all(isinstance(value, str | int) for value in values):
         raise _ColumnsError(f"{printable(file)} has column {columns.label!r} of other things than numbers or names.")
     labels = np.array([str(value) for value in values], dtype=str)
-    return columns, [Listing(part, {}, []) for part in np.split(labels, np.cumsum(sizes)[:-1])]
+    return columns, np.split(labels, np.cumsum(sizes)[:-1])
 
 
 def _columns(schema: pa.Schema, file: str) -> Columns:

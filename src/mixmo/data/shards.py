@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,24 +12,10 @@ from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
 SPLITS = ("train", "test", "val", "valid", "validation")
-"""Words in the names of files or folders that tell what split they belong to."""
+"""What splits are called, in the names of folders, archives and shards, and in tables; the last three are one."""
 
 SHOWN = 10
 """Problems that are named."""
-
-
-class Listing(NamedTuple):
-    """What one shard holds.
-
-    Attributes:
-        labels: (n,) class names, or class numbers as text.
-        columns: Arrays (n,) that say where each image is, for whoever reads it.
-        problems: What is wrong with the shard or its records, a sentence without its end each.
-    """
-
-    labels: np.ndarray
-    columns: dict[str, np.ndarray]
-    problems: list[str]
 
 
 def by_split(files: Iterable[str]) -> dict[str, list[str]]:
@@ -75,18 +60,18 @@ def missing_shards(files: Sequence[str]) -> list[str]:
     return sorted(missing)
 
 
-def assembled(listings: Sequence[Listing], names: Sequence[str] | None) -> tuple[np.ndarray, list[str], np.ndarray]:
+def assembled(labels: Sequence[np.ndarray], names: Sequence[str] | None) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return the class numbers (N,) of all records, the class names, and where each shard's records begin (S + 1,).
 
     Args:
-        listings: What the shards hold.
+        labels: Of each shard the (n,) class names, or class numbers as text.
         names: The class names in the order of their numbers; ``None`` where labels are names, or nobody tells.
 
     Raises:
         InputError: if a class number has no name.
     """
-    starts = np.cumsum([0, *(len(each.labels) for each in listings)])
-    texts, places = np.unique(np.concatenate([each.labels for each in listings]), return_inverse=True)
+    starts = np.cumsum([0, *map(len, labels)])
+    texts, places = np.unique(np.concatenate(labels), return_inverse=True)
     if not all(re.fullmatch(r"\d{1,9}", text) for text in texts):
         return places.astype(np.int64), [str(text) for text in texts], starts
     numbers = texts.astype(np.int64)

@@ -154,6 +154,11 @@ def stamp(file: str, times: bool) -> str:
     return f"{status.st_size} {status.st_mtime_ns if times else ''}"
 
 
+def stamps(files: Sequence[str], times: bool) -> list[str]:
+    """Return the name and the stamp of each file, for a fingerprint that does not tell where the files lie."""
+    return [part for file in files for part in (os.path.basename(file), stamp(file, times))]
+
+
 @dataclass(frozen=True)
 class ArrayImages:
     """Images that are an array.

@@ -6,7 +6,6 @@ order is a function of (seed, epoch) alone, on any number of ranks and workers, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
@@ -21,8 +20,8 @@ import torch
 
 from mixmo.data.archives import content_of, opened_tar
 from mixmo.data.decoding import MAX_BYTES, why
-from mixmo.data.shards import Listing, ShardedImages, assembled, missing_shards, settle, source_of
-from mixmo.data.sources import Source, hashed, logger, stamp
+from mixmo.data.shards import ShardedImages, assembled, missing_shards, settle, source_of
+from mixmo.data.sources import Source, hashed, logger, stamp, stamps
 from mixmo.data.trees import SUFFIXES
 from mixmo.errors import InputError
 from mixmo.kept import keep_tensors, read_tensors
@@ -69,8 +68,7 @@ class WebImages(ShardedImages):
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the shards' names, sizes, modification times if asked for, and where images lie."""
-        parts = [part for file in self.files for part in (os.path.basename(file), stamp(file, times))]
-        return hashed([*parts, self.offsets, self.sizes])
+        return hashed([*stamps(self.files, times), self.offsets, self.sizes])
 
 
 def open_webdataset(folder: Path, files: Sequence[str], on_error: str) -> Source:
@@ -94,9 +92,9 @@ def open_webdataset(folder: Path, files: Sequence[str], on_error: str) -> Source
     listings = list(_listings(paths))
     problems = [f"shard {name} is missing" for name in missing_shards(files)]
     settle([*problems, *(text for each in listings for text in each.problems)], str(folder), on_error)
-    labels, classes, starts = assembled(listings, _names(folder))
-    columns = [np.concatenate([each.columns[key] for each in listings]) for key in ("offsets", "sizes")]
-    return source_of(WebImages(paths, starts, *columns), labels, classes, str(folder))
+    labels, classes, starts = assembled([each.labels for each in listings], _names(folder))
+    offsets, sizes = (np.concatenate(each) for each in zip(*(each[1:3] for each in listings), strict=True))
+    return source_of(WebImages(paths, starts, offsets, sizes), labels, classes, str(folder))
 
 
 def _names(folder: Path) -> list[str] | None:
@@ -110,24 +108,39 @@ def _names(folder: Path) -> list[str] | None:
     return None
 
 
+class Listing(NamedTuple):
+    """What one shard holds.
+
+    Attributes:
+        labels: (n,) class names, or class numbers as text.
+        offsets: (n,) where each image's content starts.
+        sizes: (n,) bytes of it.
+        problems: What is wrong with the shard or its records, a sentence without its end each.
+    """
+
+    labels: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    problems: list[str]
+
+
 def _listings(files: Sequence[str]) -> Iterator[Listing]:
     """Yield what each shard holds; what was found before is kept in the user's cache, as listing takes a while."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixmo" / "shards"
     for number, file in enumerate(files):
-        name = hashlib.sha256(f"1 {os.path.abspath(file)} {stamp(file, times=True)}".encode("utf-8", "replace"))
-        kept = cache / f"{name.hexdigest()}.safetensors"
+        kept = cache / f"{hashed(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
         if (found := read_tensors(kept)) is not None:
             tensors, note = found
-            columns = {key: tensor.numpy() for key, tensor in tensors.items()}
-            yield Listing(np.array(note["labels"], dtype=str)[columns.pop("labels")], columns, note["problems"])
+            codes, offsets, sizes = (tensors[key].numpy() for key in ("labels", "offsets", "sizes"))
+            yield Listing(np.array(note["labels"], dtype=str)[codes], offsets, sizes, note["problems"])
             continue
         if number % 100 == 0:
             logger.info("listing %d of %d shards", number + 1, len(files))
         listing = _listed(file)
         texts, codes = np.unique(listing.labels, return_inverse=True)
-        kept_columns = {key: torch.from_numpy(column) for key, column in listing.columns.items()}
+        columns = {"labels": codes, "offsets": listing.offsets, "sizes": listing.sizes}
         note = {"labels": texts.tolist(), "problems": listing.problems}
-        keep_tensors(kept, {**kept_columns, "labels": torch.from_numpy(codes)}, note)
+        keep_tensors(kept, {key: torch.from_numpy(column) for key, column in columns.items()}, note)
         yield listing
 
 
@@ -151,13 +164,14 @@ def _listed(file: str) -> Listing:
     except InputError as error:
         problems.append(str(error).rstrip("."))
     labels, offsets, sizes = zip(*records, strict=True) if records else ((), (), ())
-    columns = {"offsets": np.array(offsets, dtype=np.int64), "sizes": np.array(sizes, dtype=np.int64)}
-    return Listing(np.array(labels, dtype=str), columns, problems)
+    return Listing(
+        np.array(labels, dtype=str), np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64), problems
+    )
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # a list that Python's module keeps and nobody needs here
+        tar.members.clear()  # type: ignore[attr-defined]  # every header, which Python keeps; typeshed leaves it out
         if member.isreg() and not posixpath.basename(member.name).startswith("."):
             yield member
 

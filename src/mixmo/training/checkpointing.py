@@ -73,10 +73,6 @@ class Checkpoints(Checkpoint):
         """Listen to signals."""
         self.signals.listen()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen no longer."""
-        self.signals.ignore()
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

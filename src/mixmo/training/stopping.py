@@ -7,8 +7,6 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -25,24 +23,11 @@ ASKED_EVERY = 8
 """Steps from one time the ranks ask one another to the next."""
 
 
-@contextmanager
-def signals_kept() -> Iterator[None]:
-    """Leave the handlers of signals as they were: Lightning puts its own back where a callback has changed them."""
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:  # one that is not Python's cannot be put back, and was not replaced
-                signal.signal(number, handler)
-
-
 class StopSignals:
     """Notes signals that ask the process to stop; a second one stops at once, as without us.
 
-    Handlers are this one's between :meth:`listen` and :meth:`ignore`.
+    Handlers are this one's from :meth:`listen` until :meth:`ignore`, or until Lightning gives back those from before
+    the training. Called after that, :meth:`ignore` would bring Lightning's own back.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,6 @@ from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
-from mixmo.training.stopping import signals_kept
 from mixmo.training.watch import RankWatch
 
 OURS = {"devices", "num_nodes", "strategy", "accumulate", "on_nonfinite", "checkpoint_every_steps",
@@ -146,7 +145,7 @@ def undisturbed() -> Iterator[None]:
     for each in loggers:
         each.setLevel(logging.WARNING)
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings(), signals_kept():
+        with torch.random.fork_rng(), warnings.catch_warnings():
             for message in QUIET:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported by a star
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch exports it by a star import
 
 from mixmo.errors import InputError, StoppedError
 from mixmo.runs import Run
