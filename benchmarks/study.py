@@ -39,7 +39,7 @@ import yaml
 
 from mixmo import __version__
 from mixmo.config.plan import Plan, make_plan
-from mixmo.config.recipes import load_recipe, merge
+from mixmo.config.recipes import merge, resolve
 from mixmo.errors import InputError
 from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
@@ -91,7 +91,7 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
 
     Args:
         study: The content of its file.
-        scratch: Where recipes are written.
+        scratch: Where networks are kept.
         names: Other names of datasets.
     """
     common, methods = study.get("settings", {}), study["methods"]
@@ -100,27 +100,23 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
             for method in on_task.get("methods", methods):
                 own, starts, folder = methods[method], list[Plan](), ""
                 if "start" in own:
-                    starts = list(plans_of([common, on_task, methods[own["start"]]], seed, scratch, names))
+                    starts = list(plans_of([common, on_task, methods[own["start"]]], seed, names))
                     folder = str(folder_of(starts[0], scratch))
-                plans = list(plans_of([common, on_task, own], seed, scratch, names, folder))
+                plans = list(plans_of([common, on_task, own], seed, names, folder))
                 about = {"task": task, "method": method, "seed": seed, "passes": on_task["passes"]}
                 evaluate = study.get("evaluate", {}) | on_task.get("evaluate", {})
                 ood = [names.get(name, name) for name in evaluate.get("ood", [])]
                 yield Row(about, plans, starts, EvaluationOptions(**evaluate | {"ood": ood}))
 
 
-def plans_of(
-    parts: list[dict[str, Any]], seed: int, scratch: Path, names: Mapping[str, str], start: str = ""
-) -> Iterator[Plan]:
+def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], start: str = "") -> Iterator[Plan]:
     """Yield the plan of each network of a method on a task."""
     recipe: dict[str, Any] = {"extends": [name for part in parts for name in part.get("extends", [])]}
     for part in parts:
         rest = {key: value for key, value in part.items() if key not in OWN_KEYS}
         recipe = merge(recipe, rest)
     _, on_task, by_method = parts
-    file = scratch / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe))
-    resolved = load_recipe(file)
+    resolved = resolve(recipe, "the study")
     repetition = resolved["data"].get("batch_repetition", 1)
     epochs = on_task["passes"] * by_method.get("passes", 1) / repetition
     if epochs != int(epochs):

@@ -294,7 +294,7 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
     with pytest.raises(FileNotFoundError, match="Its start was cut short; start it again with --run"):
         run.require()
     fit(plan, run)
-    assert run.finished(1)
+    assert run.finished_epochs() == 1
     assert not list(run.path.glob(".*.partial"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")

@@ -102,14 +102,17 @@ class Run:
         write_text(self.config_file, config)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait: float = 0) -> Iterator[None]:
         """Keep other processes from training in this folder; the lock ends with the process that holds it.
+
+        Args:
+            wait: How long to wait for another process to end, in seconds.
 
         Raises:
             InputError: if another process has it, or the folder cannot be written.
         """
         make_folder(self.path)
-        lock = FileLock(self.path / LOCK, timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=wait)
         with writing(self.path):
             try:
                 lock.acquire()
@@ -274,12 +277,12 @@ class Run:
         log.warning("%s has no checkpoint yet; it starts from the beginning.", self.path)
         return None
 
-    def finished(self, epochs: int) -> bool:
-        """Return whether the last checkpoint is that of the last epoch."""
+    def finished_epochs(self) -> int:
+        """Return how many epochs the last checkpoint had finished; 0 where there is none, or it is damaged."""
         try:
-            return finished_epochs(read_sealed(self.checkpoint_folder / LAST)) >= epochs
+            return finished_epochs(read_sealed(self.checkpoint_folder / LAST))
         except InputError:
-            return False
+            return 0
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write a JSON file into the folder, whole or not at all; NaN, which JSON does not know, becomes null."""

@@ -92,4 +92,4 @@ def test_read_only_disks(trained, disk, monkeypatch, capsys, command):
     error = capsys.readouterr().err
     assert "Read-only file system" in error and "Traceback" not in error
     assert contents(disk) == before
-    assert Run("run").finished(2)
+    assert Run("run").finished_epochs() == 2

@@ -185,7 +185,7 @@ def test_the_command_line_starts_ranks(images, tmp_path, by):
     done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is trained; `mixmo test") == 1
-    assert len(Run(run).read_metrics()) == 1 and Run(run).finished(1)
+    assert len(Run(run).read_metrics()) == 1 and Run(run).finished_epochs() == 1
 
 
 @pytest.mark.parametrize(

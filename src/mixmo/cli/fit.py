@@ -8,10 +8,9 @@ from mixmo.config.imports import PERMISSION
 from mixmo.config.plan import make_plan, pairs, print_help
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
-from mixmo.evaluation.calibration import calibrate
-from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
-from mixmo.runs import CHECKPOINTS, Run
+from mixmo.runs import Run
 from mixmo.training.fit import fit
 
 ACCEPT = "accept_changes"
@@ -41,14 +40,13 @@ def run(words: list[str]) -> None:
         plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
     first = is_first()
-    finished = resume and run.finished(plan.trainer["max_epochs"])
+    finished = resume and run.finished_epochs() >= plan.trainer["max_epochs"]
     try:
         if not finished:
             fit(plan, run, resume, accept_changes=accept)
         if not first:
             return
-        for checkpoint in CHECKPOINTS if plan.settings.data.validation else ():  # whoever predicts needs no dataset
-            calibrate(TrainedRun(run, checkpoint, plan.settings.model.download))
+        calibrate_run(run, plan.settings)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
     print(f"{run.path} is {'finished' if finished else 'trained'}; `mixmo test {run.path}` evaluates it.")

@@ -37,7 +37,7 @@ usage: mixmo COMMAND …
 `mixmo COMMAND --help` says more."""
 
 
-COMMANDS = ("fit", "test", "compare", "predict", "export", "recipes", "preview", "benchmark")
+COMMANDS = ("fit", "sweep", "test", "compare", "predict", "export", "recipes", "preview", "benchmark")
 
 SHOWN = "mixmo.cli"
 """The name of the log's handlers."""

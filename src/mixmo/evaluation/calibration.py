@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mixmo.config.settings import Settings
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.kept import keep_tensors, read_tensors
@@ -17,6 +18,7 @@ from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import conformity, set_threshold
 from mixmo.metrics.selective import confidence_threshold
 from mixmo.metrics.temperature import fit_temperature
+from mixmo.runs import CHECKPOINTS, Run
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,17 @@ def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False
     note = {"checkpoint": run.digest, "temperature": calibration.temperature}
     keep_tensors(_file(run), tensors, note)
     return calibration
+
+
+def calibrate_run(run: Run, settings: Settings) -> None:
+    """Keep the calibration of each of a run's checkpoints, so that whoever predicts needs no dataset.
+
+    Args:
+        run: The run's folder.
+        settings: Its settings; where they hold out no images for validation, nothing is kept.
+    """
+    for checkpoint in CHECKPOINTS if settings.data.validation else ():
+        calibrate(TrainedRun(run, checkpoint, settings.model.download))
 
 
 def kept_calibration(run: TrainedRun) -> Calibration | None:

@@ -17,6 +17,8 @@ from mixmo.files import read_yaml
 Recipe = dict[str, Any]
 NOTES = ("published", "source")
 """Keys of a catalogue entry that say what is known of it; they are no settings."""
+SWEEP = "sweep"
+"""The section of a file that says what to vary (:mod:`mixmo.sweeps.grid`); the rest of it is a recipe."""
 
 
 @cache
@@ -56,11 +58,28 @@ def load_recipe(recipe: str | Path) -> Recipe:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         content = read_yaml(path, "recipe file")
-        resolved = _resolve(without_permission(content) if is_kept_configuration(path) else content, str(path))
-    else:
-        one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
-        resolved = _resolve(_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
-    return {key: value for key, value in resolved.items() if key not in NOTES}
+        if SWEEP in content:
+            raise InputError(f"{path} is a sweep, of many runs: `mixmo sweep {path}` trains them.")
+        return resolve(without_permission(content) if is_kept_configuration(path) else content, str(path))
+    one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
+    return resolve(_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
+
+
+def resolve(content: Recipe, where: str) -> Recipe:
+    """Return settings with everything they extend filled in.
+
+    Args:
+        content: Sections of settings, with or without ``extends``, a name or a list of names.
+        where: The file, for errors.
+
+    Raises:
+        InputError: if a name is not known.
+
+    Example:
+        >>> resolve({"extends": "digits-cut", "seed": 3}, "here")["data"]["name"]
+        'digits'
+    """
+    return {key: value for key, value in _resolve(content, where).items() if key not in NOTES}
 
 
 def _resolve(content: Recipe, where: str) -> Recipe:

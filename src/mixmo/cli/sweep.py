@@ -1,0 +1,56 @@
+"""``mixmo sweep``: many runs from one file, one after the other or on Ray, and the comparison of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from mixmo.cli.compare import show
+from mixmo.config.plan import pairs, parse
+from mixmo.errors import InputError, StoppedError
+from mixmo.names import printable
+from mixmo.reporting.comparison_page import compare
+from mixmo.sweeps.grid import load_sweep
+from mixmo.sweeps.on_ray import Resources
+from mixmo.sweeps.progress import FILE
+from mixmo.sweeps.run import compared, run_sweep
+
+
+def run(words: list[str]) -> int:
+    """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--key value …]``."""
+    parser = _parser()
+    own = [action.dest for action in parser._actions]
+    if {"-h", "--help"} & set(words):
+        parser.print_help()
+        return 0
+    if not words or words[0].startswith("-"):
+        raise InputError("sweep needs a YAML file, a recipe with a section `sweep`; docs/sweeps.md shows one.")
+    file, given = Path(words[0]), pairs(words[1:])
+    chosen = parse(parser, [f"--{name}={text}" for name, text in given if name in own])
+    sweep = load_sweep(file, [f"--{name}={text}" for name, text in given if name not in own])
+    folder = Path(chosen.out or f"runs/{file.stem}")
+    try:
+        progress = run_sweep(sweep, folder, chosen.ray, chosen.address, Resources(chosen.cpus, chosen.gpus))
+    except (KeyboardInterrupt, SystemExit, StoppedError) as error:
+        code = error.code if isinstance(error, StoppedError) else 130
+        raise StoppedError(f"stopped; the same command goes on with what {folder} has.", code) from None
+    print(f"{printable(str(folder / FILE))}: {progress.counts()}.")
+    names = compared(sweep, progress)
+    if names and not math.isnan(progress.score(best := progress.best(names)[0])):
+        print(f"Best on validation data: {printable(best)}, {100 * progress.score(best):.1f} %.")
+    if names:
+        compare([folder / name for name in names], folder / "comparison", show=show)
+        print(f"written: {printable(str(folder / 'comparison' / 'comparison.html'))}")
+    return 1 if any(state.status == "failed" for state in progress.states.values()) else 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="mixmo sweep FILE", exit_on_error=False)
+    parser.add_argument("--out", type=str | None, default=None, help="the folder of the trials; runs/NAME by default")
+    parser.add_argument("--ray", type=bool | None, default=None, help="train on Ray; by default where it is installed")
+    parser.add_argument("--address", type=str | None, default=None, help="of a Ray cluster, auto to look for one")
+    parser.add_argument("--cpus", type=int | None, default=None, help="cores of each trial")
+    parser.add_argument("--gpus", type=float | None, default=None, help="GPUs of each trial, 0.5 for two on one")
+    return parser

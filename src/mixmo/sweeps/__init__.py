@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one file, one after the other or on Ray, and which of them to compare."""

@@ -1,0 +1,254 @@
+"""From the YAML file of a sweep to its trials: combinations of a grid, random draws and seeds, all of them checked."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixmo.config.plan import Plan, known_settings, make_plan, pairs
+from mixmo.config.recipes import SWEEP, Recipe, merge, resolve
+from mixmo.errors import InputError, one_of
+from mixmo.files import read_yaml
+from mixmo.sweeps.draws import draw
+from mixmo.sweeps.settings import Asha, SweepSettings, read_asha, read_settings
+
+LONGEST_NAME = 120
+"""Of a configuration, in characters; a longer one is named by its number."""
+
+
+class Choice(NamedTuple):
+    """One value of one axis.
+
+    Attributes:
+        axis: The axis.
+        label: What the value is called.
+        settings: What it sets, as a recipe has it.
+    """
+
+    axis: str
+    label: str
+    settings: Recipe
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of a sweep.
+
+    Attributes:
+        name: Of its configuration: what trials that differ by their seed share.
+        seed: Its seed.
+        choices: The label of its value on every axis.
+        recipe: Its settings but for those of the command line.
+        words: Those of the command line, the seed among them.
+        plan: What follows from both on this machine.
+    """
+
+    name: str
+    seed: int
+    choices: dict[str, str]
+    recipe: Recipe
+    words: list[str]
+    plan: Plan
+
+    @property
+    def key(self) -> str:
+        """The trial's folder within the sweep's."""
+        return f"{self.name}/seed-{self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of the whole training."""
+        return int(self.plan.trainer["max_epochs"])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a file asks for.
+
+    Attributes:
+        trials: All of them, the first seed of every configuration first.
+        asha: When to stop trials early, if ever.
+        random: Whether any setting is drawn, so that the best are looked for rather than all compared.
+    """
+
+    trials: list[Trial]
+    asha: Asha | None
+    random: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The configurations, in the order of the file."""
+        return list(dict.fromkeys(trial.name for trial in self.trials))
+
+    @property
+    def race(self) -> list[Trial]:
+        """The trials among which some are stopped early: those of the first seed, or none."""
+        return self.trials[: len(self.names)] if self.asha else []
+
+    @property
+    def rest(self) -> list[Trial]:
+        """The others, which are trained to their end."""
+        return self.trials[len(self.race) :]
+
+
+def load_sweep(file: Path, words: Sequence[str] = ()) -> Sweep:
+    r"""Return the trials of a sweep's file, every one of them checked.
+
+    Args:
+        file: A recipe with a section ``sweep`` (:class:`SweepSettings`).
+        words: ``--key value`` overrides of every trial.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: for anything that is not understood, naming it and the trial; or if two trials are the same.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> text = "extends: digits-cut\nsweep: {grid: {mixer.alpha: [1, 2]}, seeds: [0, 1]}"
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "alpha.yaml").write_text(text)
+        ...     [trial.key for trial in load_sweep(Path(folder) / "alpha.yaml").trials]
+        ['alpha-1/seed-0', 'alpha-2/seed-0', 'alpha-1/seed-1', 'alpha-2/seed-1']
+    """
+    content = read_yaml(file, "sweep file")
+    section = content.pop(SWEEP, None)
+    if not isinstance(section, Mapping) or not section:
+        raise InputError(f"{file} has no section `{SWEEP}`, which says what to vary; docs/sweeps.md shows one.")
+    settings = read_settings(section)
+    for name, _ in pairs(words):
+        if name in ("seed", "run"):
+            raise InputError(
+                f"--{name} is not for a sweep: it takes sweep.seeds from {file}, and --out for the folder."
+            )
+    trials = list(_trials(content, settings, list(words), file))
+    _check_distinct(trials)
+    _check_comparable(settings, trials)
+    asha = None if settings.asha is None else read_asha(settings.asha)
+    return Sweep(trials, asha, bool(settings.random))
+
+
+def _trials(base: Recipe, settings: SweepSettings, words: list[str], file: Path) -> Iterator[Trial]:
+    axes = [_axis(axis, values) for axis, values in settings.grid.items()]
+    hint_of = {name: _hint(name, "sweep.random") for name in settings.random}
+    short = _short_names([*settings.grid, *settings.random])
+    configurations = []
+    for point in itertools.product(*axes):
+        for sample in range(settings.samples if settings.random else 1):
+            generator = np.random.default_rng([settings.draw_seed, sample])
+            drawn = [
+                _choice(name, draw(spec, hint_of[name], generator, f"sweep.random.{name}"))
+                for name, spec in settings.random.items()
+            ]
+            configurations.append([*point, *drawn])
+    names = [_name(choices, short, number) or file.stem for number, choices in enumerate(configurations)]
+    for seed in settings.seeds or (None,):
+        own = words if seed is None else [*words, f"--seed={seed}"]
+        for name, choices in zip(names, configurations, strict=True):
+            try:
+                recipe = _recipe(base, choices, str(file))
+                if settings.seeds:
+                    recipe = merge({"data": {"split_seed": settings.seeds[0]}}, recipe)
+                plan = make_plan(recipe, own)
+                _check_alone(plan)
+            except InputError as error:
+                raise InputError(f"trial {name}: {error}") from error
+            yield Trial(name, plan.settings.seed, {c.axis: c.label for c in choices}, recipe, own, plan)
+
+
+def _axis(axis: str, values: Any) -> list[Choice]:
+    """Return the values of an axis of the grid."""
+    if not isinstance(values, list | Mapping) or not values:
+        raise InputError(f"sweep.grid.{axis} is {values!r}; it lists values, or names choices of several settings.")
+    if isinstance(values, list):
+        _hint(axis, "sweep.grid")
+        return [_choice(axis, value) for value in values]
+    for label, own in values.items():
+        if not isinstance(own, Mapping | None):
+            raise InputError(
+                f"sweep.grid.{axis}.{label} is {own!r}; it holds settings as a recipe does, or is a list for a setting."
+            )
+    return [Choice(axis, str(label), dict(own or {})) for label, own in values.items()]
+
+
+def _hint(name: str, where: str) -> Any:
+    """Return the annotation of a setting by its dotted name; whatever it is for an option of another library."""
+    known = known_settings()
+    section, options, _ = name.partition(".options.")
+    return Any if options and f"{section}.options" in known else known[one_of(name, known, f"setting in {where}")]
+
+
+def _choice(name: str, value: Any) -> Choice:
+    settings = value
+    for part in reversed(name.split(".")):
+        settings = {part: settings}
+    label = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    return Choice(name, label, settings)
+
+
+def _short_names(axes: Sequence[str]) -> dict[str, str]:
+    """Return what axes are called in names: the last part where that tells them apart."""
+    last = [axis.rpartition(".")[2] for axis in axes]
+    return {axis: axis if last.count(part) > 1 else part for axis, part in zip(axes, last, strict=True)}
+
+
+def _name(choices: Sequence[Choice], short: Mapping[str, str], number: int) -> str:
+    """Return a configuration's name, which is also that of its folder."""
+    known = known_settings()
+    parts = [c.label if c.axis not in known and "." not in c.axis else f"{short[c.axis]}-{c.label}" for c in choices]
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip(".")
+    return name if len(name) <= LONGEST_NAME else f"configuration-{number}"
+
+
+def _recipe(base: Recipe, choices: Sequence[Choice], where: str) -> Recipe:
+    """Return what a configuration sets: what all parts extend, then the base's own settings, then each choice's."""
+    extends, own = list[Any](), dict[str, Any]()
+    for part in (base, *(choice.settings for choice in choices)):
+        parents = part.get("extends") or []
+        extends += parents if isinstance(parents, list) else [parents]
+        own = merge(own, {key: value for key, value in part.items() if key != "extends"})
+    return resolve({"extends": extends, **own}, where)
+
+
+def _check_alone(plan: Plan) -> None:
+    for name in ("devices", "num_nodes"):
+        if plan.trainer[name] not in (None, 1):
+            raise InputError(
+                f"trainer.{name} is {plan.trainer[name]}, and each trial of a sweep takes one device; train on many "
+                "with `mixmo fit`."
+            )
+
+
+def _check_distinct(trials: Sequence[Trial]) -> None:
+    """Refuse two trials of one name, or of the same settings."""
+    for what in ("key", "settings"):
+        known: dict[str, Trial] = {}
+        for trial in trials:
+            same = trial.key if what == "key" else trial.plan.yaml
+            if same in known:
+                raise InputError(
+                    f"two trials of the sweep are the same, {known[same].key} and {trial.key}: a value is listed "
+                    "twice, or an override of the command line has taken its place."
+                )
+            known[same] = trial
+
+
+def _check_comparable(settings: SweepSettings, trials: Sequence[Trial]) -> None:
+    """Refuse to look for the best without validation, or to stop early what is not as long."""
+    validated = all(trial.plan.settings.data.validation for trial in trials)
+    if (settings.random or settings.asha is not None) and not validated:
+        raise InputError(
+            f"sweep.{'random' if settings.random else 'asha'} looks for the best settings, and the test set never "
+            "chooses: hold images out for validation, by data.validation: 0.1 say."
+        )
+    lengths = sorted({trial.epochs for trial in trials})
+    if settings.asha is not None and len(lengths) > 1:
+        raise InputError(
+            f"sweep.asha compares trials after as many epochs, but theirs are {' and '.join(map(str, lengths))}: give "
+            "all the same, or leave asha out."
+        )

@@ -1,0 +1,105 @@
+"""The section of a sweep's file that says what to vary, and when to stop early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixmo.config.checking import checked, hints
+from mixmo.config.recipes import SWEEP
+from mixmo.errors import InputError, one_of
+
+
+@dataclass
+class Asha:
+    """When trials are stopped early, by the accuracy on validation data: asynchronous successive halving (ASHA).
+
+    A trial is looked at after g, g·r, g·r² … epochs, and stopped where it is not among the best 1/r of those that came
+    as far before it (Li et al. 2020, arXiv 1810.05934).
+
+    Attributes:
+        grace_epochs: g.
+        reduction: r.
+    """
+
+    grace_epochs: int = 1
+    reduction: float = 3.0
+
+
+@dataclass
+class SweepSettings:
+    """The section ``sweep`` of a sweep's file.
+
+    Attributes:
+        grid: By a setting's dotted name a list of values; or, by any other name, named choices of several settings at
+            a time, each as a recipe has them (``extends`` included). Every combination is tried.
+        random: By a setting's dotted name a list to choose from, or ``{low, high}`` to draw between, evenly or with
+            ``log: true`` evenly in the logarithm.
+        samples: How many random draws, for each point of the grid.
+        draw_seed: Of the draws: sample i is a function of it and i.
+        seeds: Of every configuration; the recipe's own by default. All see the same split of the images, which the
+            first draws unless ``data.split_seed`` is set.
+        asha: When to stop trials early; never by default.
+    """
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    random: dict[str, Any] = field(default_factory=dict)
+    samples: int = 10
+    draw_seed: int = 0
+    seeds: list[int] | None = None
+    asha: dict[str, Any] | None = None
+
+
+def read_settings(section: Mapping[str, Any]) -> SweepSettings:
+    """Return the section ``sweep`` of a file, checked by itself.
+
+    Args:
+        section: As YAML has it.
+
+    Raises:
+        InputError: for a name or a value that is not understood.
+
+    Example:
+        >>> read_settings({"grid": {"mixer.alpha": [1, 2]}, "seeds": [0, 1]}).samples
+        10
+    """
+    known = hints(SweepSettings)
+    values = {
+        name: checked(value, known[one_of(name, known, "setting of sweep")], f"{SWEEP}.{name}")
+        for name, value in section.items()
+    }
+    settings = SweepSettings(**values)
+    if settings.samples < 1:
+        raise InputError(f"sweep.samples is {settings.samples}; it is 1 or more.")
+    if not (settings.grid or settings.random or settings.seeds):
+        raise InputError("sweep names no grid, no random settings and no seeds: there is nothing to vary.")
+    if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
+        raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
+    return settings
+
+
+def read_asha(values: Mapping[str, Any]) -> Asha:
+    """Return the part ``asha`` of that section, checked by itself.
+
+    Args:
+        values: As YAML has it.
+
+    Raises:
+        InputError: for a name or a value that is not understood.
+
+    Example:
+        >>> read_asha({"reduction": 4})
+        Asha(grace_epochs=1, reduction=4.0)
+    """
+    known = hints(Asha)
+    asha = Asha(**{
+        name: checked(value, known[one_of(name, known, "setting of sweep.asha")], f"{SWEEP}.asha.{name}")
+        for name, value in values.items()
+    })  # fmt: skip
+    if asha.grace_epochs < 1 or asha.reduction <= 1:
+        raise InputError(
+            f"sweep.asha has grace_epochs {asha.grace_epochs} and reduction {asha.reduction:g}; they are 1 or more, "
+            "and more than 1."
+        )
+    return asha
