@@ -49,13 +49,17 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     monkeypatch.chdir(tmp_path)
     np.savez("theirs.npz", logits=np.zeros((6, 3)), targets=np.zeros(6, int))
     (tmp_path / "digit.png").write_bytes((tmp_path / "pictures/test/cat/000.png").read_bytes())
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (sweep,) = (block for block in blocks("yaml") if "sweep:" in block)
+    (tmp_path / "alpha.yaml").write_text(sweep)
     shown = blocks("sh") + blocks("sh", MASKS) + blocks("sh", WHEN) + blocks("sh", EVALUATION)[:1]
     commands = [line for block in shown for line in block.splitlines() if line.startswith("mixmo ")]
     assert len(commands) >= 9
     for line in commands:
         words = shlex.split(line.partition("#")[0])[1:]
-        if words[0] in ("fit", "preview"):
-            words += SHRUNK + ([] if "digits-cut" in line else ["--data.name=folder:pictures"])
+        if words[0] in ("fit", "preview", "sweep"):
+            words += ["--ray=false"] if words[0] == "sweep" else []
+            words += SHRUNK + ([] if "digits-cut" in line or "alpha.yaml" in line else ["--data.name=folder:pictures"])
         if words[0] == "benchmark":
             words += ["--backbone=wide_resnet10_1", "--batch_size=2", "--image_size=8", "--rounds=1"]
         observed.shaped.clear()

@@ -15,6 +15,7 @@ from mixmo.config.recipes import catalogue, load_recipe, method_of
 from mixmo.evaluation.results import evaluate_run
 from mixmo.masks import KINDS
 from mixmo.runs import Run
+from mixmo.sweeps.grid import load_sweep
 from mixmo.training.fit import fit
 
 MULTIPLE = ["mimo", "linear", "cut", "linear-cutmix", "cut-cutmix"]
@@ -91,17 +92,15 @@ def test_the_quickstart_has_few_images():
         assert (own.images_per_class, own.split_seed, own.validation) == (20, 0, 0)
 
 
-GRIDS = sorted((Path(__file__).parents[2] / "examples" / "grids").glob("*.txt"))
+GRIDS = sorted((Path(__file__).parents[2] / "examples" / "grids").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_grids_are_of_equal_compute(file):
-    lines = [line.split() for line in file.read_text().splitlines() if not line.startswith("#")]
-    plans = [make_plan(load_recipe(words[0]), words[1:]) for words in lines]
+    sweep = load_sweep(file)
+    plans = [trial.plan for trial in sweep.trials]
     passes = {plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}
-    assert len(passes) == 1 and len(plans) >= 3
-    folders = [plan.folder for plan in plans]
-    assert len(set(folders)) == len(folders) and all(f.startswith(f"runs/{file.stem}/") for f in folders)
+    assert len(passes) == 1 and len(sweep.names) >= 3
     if file.stem == "kind":
         assert {plan.settings.mixer.kind for plan in plans} == set(KINDS)
 
@@ -111,12 +110,13 @@ def test_the_papers_questions_have_grids():
     assert wanted == {file.stem for file in GRIDS}
 
 
-def test_a_line_of_a_grid_runs(pictures, tmp_path, monkeypatch):
+def test_a_grid_runs(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (line,) = [line for line in (GRIDS[0].parent / "where.txt").read_text().splitlines() if "stages.1" in line]
     shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
-    assert main(["fit", *line.split(), f"--data.name=folder:{pictures}", *shrunk]) == 0
-    assert Run("runs/where/stage-1").config_file.is_file()
+    words = [str(GRIDS[0].parent / "where.yaml"), "--ray=false", f"--data.name=folder:{pictures}", *shrunk]
+    assert main(["sweep", *words]) == 0
+    assert Run("runs/where/stage-1/seed-0").settings().model.mix_at == "stages.1"
+    assert "stage-1" in Path("runs/where/comparison/comparison.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,11 @@ def test_own_settings_of_the_file_are_above_what_choices_extend(sweep):
     assert found.trials[0].plan.settings.data.batch_size == 10
 
 
+def test_values_are_called_as_yaml_writes_them(sweep):
+    grid = {"optimizer.decay_all": [True, False], "data.image_size": [None, 16], "mixer.kind": [{"cut": 1, "cow": 2}]}
+    assert sweep({"grid": grid}).names[0] == "decay_all-true_image_size-null_kind-cut-1-cow-2"
+
+
 def test_axes_whose_names_end_alike_are_told_apart(sweep):
     found = sweep({"grid": {"mixer.alpha": [1], "pixels.alpha": [2]}})
     assert found.names == ["mixer.alpha-1_pixels.alpha-2"]

@@ -25,12 +25,14 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     cores = {"num_gpus": 0, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **cores})
-    cluster.workers = [cluster.add_node(num_cpus=1, **cores) for _ in range(2)]
-    ray.init(cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # tests beside it would starve what trains
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **cores})
+        cluster.workers = [cluster.add_node(num_cpus=1, **cores) for _ in range(2)]
+        ray.init(cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def write(folder, section, **recipe):

@@ -187,8 +187,16 @@ def _choice(name: str, value: Any) -> Choice:
     settings = value
     for part in reversed(name.split(".")):
         settings = {part: settings}
-    label = "-".join(map(str, value)) if isinstance(value, list) else str(value)
-    return Choice(name, label, settings)
+    return Choice(name, _label(value), settings)
+
+
+def _label(value: Any) -> str:
+    """Return what a value is called, as YAML writes it."""
+    if isinstance(value, Mapping):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, list):
+        return "-".join(map(_label, value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _short_names(axes: Sequence[str]) -> dict[str, str]:
