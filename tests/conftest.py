@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import tarfile
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import matplotlib.font_manager  # noqa: F401  it keeps a list of fonts in the real cache
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,14 @@ class Stopping(Callback):
         """Stop if it is time."""
         if trainer.current_epoch == self.epoch:
             raise ZeroDivisionError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The user's cache: no test leaves anything in the real one, or finds there what another test has kept."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def data_of(settings, seed=0, check=True):

@@ -1,10 +1,11 @@
-"""Results kept in a run's folder, so that a second evaluation costs little; a digest tells whether a file is whole."""
+"""Results kept in a run's folder or the user's cache, for a second call; a digest tells whether a file is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from mixmo.files import make_folder, write_bytes
 from mixmo.names import printable
 
 logger = logging.getLogger("mixmo")
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of the user's cache, ``~/.cache/mixmo`` or where ``XDG_CACHE_HOME`` says; it may not exist yet.
+
+    Args:
+        name: What it holds.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixmo" / name
 
 
 def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> bool:

@@ -150,6 +150,26 @@ def damage(folder, *names):
 STREAMED = {"image_size": 8, "in_memory": False, "workers": 0}
 
 
+def test_what_was_found_readable_is_not_read_again(image_folder, cache, caplog, monkeypatch):
+    caplog.set_level("INFO", "mixmo")
+    first = data_of(settings(image_folder, **STREAMED))
+    with monkeypatch.context() as patch:
+        patch.setattr("mixmo.data.reading._read", None)
+        again = data_of(settings(image_folder, **STREAMED))
+    assert len(again.train) == len(first.train) == 24 and len(caplog.records) == 1
+    (image_folder / "train/cat/003.png").write_bytes(b"damaged")
+    for _ in range(2):  # what cannot be read is never taken for granted
+        with pytest.raises(InputError, match=r"image .*cat/003\.png cannot be read"):
+            data_of(settings(image_folder, **STREAMED))
+    (image_folder / "train/cat/003.png").write_bytes((image_folder / "train/cat/002.png").read_bytes())
+    for _ in range(2):
+        assert len(data_of(settings(image_folder, **STREAMED)).train) == 24
+        for kept in (cache / "mixmo/readable").iterdir():
+            kept.write_text("damaged")
+    checks = [record for record in caplog.records if "checking once" in record.getMessage()]
+    assert len(checks) == 5
+
+
 @pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["in_memory", "streamed"])
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
 def test_an_unreadable_image_is_named(image_folder, content, streamed):

@@ -31,13 +31,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 KINDS = ("webdataset", "parquet")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """No test sees what another has found out about its shards."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def png(value, size=8):
     content = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(content, "PNG")

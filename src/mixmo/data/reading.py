@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import PIL
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import quiet, why
-from mixmo.data.sources import Source, decode, logger
+from mixmo.data.sources import Source, decode, hashed, logger
 from mixmo.errors import InputError
+from mixmo.kept import cache_folder, keep_json, read_json
 
 BLOCK = 1024
 """Images handed to the threads at once."""
@@ -40,6 +43,9 @@ def first_size(source: Source, channels: int) -> tuple[int, int]:
 def readable(source: Source, size: tuple[int, int] | None, settings: DataSettings) -> Source:
     """Decode every image once, and return the source of those that can be read.
 
+    That all can be read is kept in the user's cache, by names, sizes and modification times: a run that is resumed, or
+    another one on the same images, begins at once.
+
     Args:
         source: The images.
         size: (H, W) of the input size; ``None`` takes each as it is.
@@ -48,8 +54,16 @@ def readable(source: Source, size: tuple[int, int] | None, settings: DataSetting
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
     """
+    about = [PIL.__version__, str(size), str(settings.channels), os.path.abspath(source.name(0)), source.fingerprint()]
+    kept = cache_folder("readable") / f"{hashed(about)}.json"
+    known = source.images.fingerprint(times=True) != "" and read_json(kept)
+    if known and known.get("images") == len(source):
+        return source
     logger.info("checking once that all %d images can be read", len(source))
-    return _without(source, _read(source, size, settings, lambda index, pixels: None), settings.on_error)
+    unreadable = _read(source, size, settings, lambda index, pixels: None)
+    if not unreadable:  # what cannot be read now, for want of a permission say, may be read the next time
+        keep_json(kept, {"images": len(source)})
+    return _without(source, unreadable, settings.on_error)
 
 
 def decode_all(

@@ -24,7 +24,7 @@ from mixmo.data.shards import ShardedImages, assembled, missing_shards, settle, 
 from mixmo.data.sources import Source, hashed, logger, stamp, stamps
 from mixmo.data.trees import SUFFIXES
 from mixmo.errors import InputError
-from mixmo.kept import keep_tensors, read_tensors
+from mixmo.kept import cache_folder, keep_tensors, read_tensors
 
 LABEL, DESCRIPTION = "cls", "json"
 """Endings of the files that hold a label: alone, or as ``label`` of a JSON object."""
@@ -126,9 +126,8 @@ class Listing(NamedTuple):
 
 def _listings(files: Sequence[str]) -> Iterator[Listing]:
     """Yield what each shard holds; what was found before is kept in the user's cache, as listing takes a while."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixmo" / "shards"
     for number, file in enumerate(files):
-        kept = cache / f"{hashed(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
+        kept = cache_folder("shards") / f"{hashed(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
         if (found := read_tensors(kept)) is not None:
             tensors, note = found
             codes, offsets, sizes = (tensors[key].numpy() for key in ("labels", "offsets", "sizes"))
