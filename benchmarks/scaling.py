@@ -87,7 +87,7 @@ HEAD = ["network", "GPUs", "B", "P, M", "compute, ms", "gradients, GB", "ms", "i
         "epoch, min", "checkpoint, s", "every, min"]  # fmt: skip
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--update", type=Path, help="a file whose table is replaced")
     parser.add_argument("--tflops", type=float, default=990, help="peak of a GPU, bfloat16 without sparsity")
@@ -96,7 +96,11 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=50, help="GB/s a GPU sends between machines")
     parser.add_argument("--disk", type=float, default=1, help="GB/s of the shared disk")
     parser.add_argument("--failure-hours", type=float, default=50_000, help="of one GPU, between failures")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = parser().parse_args()
     lines = [HEAD, ["---"] * len(HEAD), *rows(given)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(f"{table}\n\ntorch {torch.__version__}, {platform.machine()}")

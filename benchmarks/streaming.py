@@ -77,7 +77,7 @@ def main() -> None:
         for number, batch in enumerate(loader, 1):
             shown += len(batch.labels)
             seen += torch.bincount(batch.labels, minlength=1000)
-            if number % (len(loader) // 10) == 0:
+            if number % max(1, len(loader) // 10) == 0:
                 print(f"{shown},{time.perf_counter() - start:.1f},{memory():.0f}", flush=True)
         print(f"{shown} images shown; of each class between {seen.min()} and {seen.max()}")
         del loader

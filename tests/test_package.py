@@ -1,5 +1,6 @@
 """The wheel, the quickstart and the benchmarks."""
 
+import importlib
 import json
 import os
 import re
@@ -121,6 +122,29 @@ def test_every_form_of_a_network_is_measured(tmp_path):
         forms["fused"]["accuracy"]
     }
     assert tables["images in one pass"].keys() == {"1", "2"} and tables["mixmo predict"]["0 workers"]["images"] == 36
+
+
+def test_what_limits_many_gpus_is_worked_out_as_docs_say(monkeypatch):
+    """All columns but the cores for decoding, which are measured."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    scaling = importlib.import_module("scaling")
+    monkeypatch.setattr(scaling, "decoded_a_second", lambda size: 500.0)
+    rows = scaling.rows(scaling.parser().parse_args([]))
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    table = text.partition(scaling.MARKER)[2].partition(scaling.END)[0].strip()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    cores = lines[0].index("cores a GPU")
+    assert [row[:cores] + row[cores + 1 :] for row in lines[2:]] == [row[:cores] + row[cores + 1 :] for row in rows]
+    by_hand = 2 * 511 / 512 * 4 * (36.5e6 + 2 * 640 * 21_841) / 1e9  # a ring's bytes, of the network and two heads
+    assert float(rows[2][lines[0].index("gradients, GB")]) == pytest.approx(by_hand, rel=0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells the memory of processes")
+def test_streaming_is_measured(tmp_path):
+    printed = run(ROOT / "benchmarks" / "streaming.py", "--images=3000", "--workers=1", cwd=tmp_path)
+    rows = [line.split(",") for line in printed.partition("images,seconds,MiB\n")[2].splitlines()[:-1]]
+    assert [int(row[0]) for row in rows][-1] == 2816 and all(float(row[2]) > 50 for row in rows)
+    assert "2816 images shown" in printed
 
 
 def test_kept_results_say_where_they_were_measured():

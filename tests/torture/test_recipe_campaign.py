@@ -1,4 +1,4 @@
-"""Mutated recipes: each trains, or is refused in one sentence before any folder is made; none runs code."""
+"""Mutated recipes and sweeps: each is taken, or refused in one sentence before any folder is made; none runs code."""
 
 import random
 from collections import Counter
@@ -13,9 +13,10 @@ from mixmo.config.checking import checked
 from mixmo.config.plan import known_settings
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
+from mixmo.sweeps.grid import load_sweep
 from mixmo.training import fit as fitting
 
-COUNT = 2000
+COUNT, SWEEPS = 2500, 1300
 ATTACK = {"class_path": "os.system", "init_args": {"command": "touch attacked"}}
 NUMBERS = [0, 1, -1, 2, 7, 10**6, -(10**9), 2**63, 1e-9, 0.5, 1.5, -0.1, 1e30, float("nan"), float("inf"), True]
 WORDS = ["", "x", "null", "auto", "gpu", "1e-3", "no way", "../..", "/", "ü", "a" * 300, "torch/x", "folder:no",
@@ -24,11 +25,11 @@ OTHERS = [None, [], {}, [1], ["x"], [[]], {"a": 1}, {"cut": 0.5, "cow": 0.5}, {"
           {"x": ATTACK}]  # fmt: skip
 
 
-def value_for(name, rng):
-    """Return a value of the setting's type, seven times of ten, or any."""
+def value_for(name, rng, share=0.7):
+    """Return a value of the setting's type, by default seven times of ten, or any."""
     everything = NUMBERS + WORDS + OTHERS
     fitting = [value for value in everything if fits(value, known_settings()[name])]
-    return rng.choice(fitting if fitting and rng.random() < 0.7 else everything)
+    return rng.choice(fitting if fitting and rng.random() < share else everything)
 
 
 def fits(value, hint):
@@ -79,3 +80,60 @@ def test_mutated_recipes(tmp_path, monkeypatch, capsys):
     with capsys.disabled():
         print(f"\n{COUNT} mutated recipes: {found[0]} fit, {found[2]} refused in a sentence, {len(wrong)} else")
     assert not wrong, "\n".join(f"{lines}\n{content}" for content, _, lines in wrong[:10])
+
+
+def sweep_of(rng):
+    """Return a section `sweep`, mostly of values that fit, with parts in wrong places."""
+
+    def axis():
+        return rng.choice(sorted(known_settings())) if rng.random() < 0.97 else rng.choice(WORDS)
+
+    def values(name):
+        return [value_for(name, rng, 0.97) if name in known_settings() else 1 for _ in range(rng.choice([1, 1, 2]))]
+
+    def choices():
+        return {rng.choice(WORDS): mutated({}, rng) if rng.random() < 0.9 else rng.choice(OTHERS)}
+
+    def drawn():
+        low, high = sorted(rng.sample([1e-9, 0.5, 1, 2, 7], 2))
+        fits = {"low": low, "high": high, "log": rng.random() < 0.5}
+        return fits if rng.random() < 0.9 else {"low": rng.choice(NUMBERS), "high": rng.choice(NUMBERS)}
+
+    numbers = [name for name, hint in known_settings().items() if hint in (int, float)]
+    names = [axis() for _ in range(rng.choice([1, 1, 2]))]
+    section = {"grid": {name: values(name) if rng.random() < 0.9 else choices() for name in names}}
+    section |= {"samples": rng.choice([1, 2]), "seeds": rng.choice([[0], [0, 1], None])}
+    if rng.random() < 0.4:
+        section["random"] = {rng.choice(numbers): drawn() if rng.random() < 0.9 else rng.choice(OTHERS)}
+    if rng.random() < 0.2:
+        section["asha"] = {rng.choice(["grace_epochs", "reduction"]): rng.choice([*NUMBERS, 2, 3])}
+    if rng.random() < 0.1:
+        section[rng.choice([*section, "x"])] = rng.choice(NUMBERS + WORDS + OTHERS)
+    return section
+
+
+@pytest.mark.torture
+def test_mutated_sweeps(tmp_path, capsys):
+    rng, found, wrong, file = random.Random(0), Counter(), [], tmp_path / "some.yaml"
+    for _ in range(SWEEPS):
+        content = yaml.safe_dump({"extends": "digits-cut", "data": {"validation": 0.1}, "sweep": sweep_of(rng)})
+        file.write_text(content)
+        try:
+            trials = load_sweep(file).trials
+            found["read"] += 1
+            keys = [trial.key for trial in trials]
+            if len(set(keys)) < len(keys) or any(not inside(tmp_path, key) for key in keys):
+                wrong.append((content, keys))
+        except InputError as error:
+            found["refused"] += 1
+            if "\n" in str(error):
+                wrong.append((content, str(error)))
+        except Exception as error:
+            wrong.append((content, repr(error)))
+    with capsys.disabled():
+        print(f"\n{SWEEPS} mutated sweeps: {found['read']} read, {found['refused']} refused, {len(wrong)} else")
+    assert not wrong, "\n".join(f"{what}\n{content}" for content, what in wrong[:5])
+
+
+def inside(folder, key):
+    return (folder / key).resolve().parent.parent == folder.resolve() and len(Path(key).parts) == 2
