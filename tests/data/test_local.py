@@ -217,6 +217,7 @@ TABLES = {
     "name,label\na.png,x\n": "has the columns name, label; it needs path and label",
     "path,label\na.png\n": "line 2, has other columns than the first line",
     "path,label\na.png,x,y\n": "line 2, has other columns than the first line",
+    "path,label\na\0b.png,x\n": "line 2, has a zero byte in a\\x00b.png",
     "path,label\na.png,\n": "line 2, has no label",
     "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
     "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, has ./a.png again, which is in line 2",

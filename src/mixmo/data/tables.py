@@ -63,6 +63,10 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
             raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
         if missing := [name for name in (path, label, split) if name is not None and not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
+        if "\0" in row[path]:
+            raise InputError(
+                f"{shown}, line {reader.line_num}, has a zero byte in {printable(row[path])}: no file's name."
+            )
         folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
         place = os.path.join(folder_of(folder), name)
         place = os.path.realpath(place) if os.path.islink(place) else place
