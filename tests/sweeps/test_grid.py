@@ -35,12 +35,12 @@ def test_every_combination_is_a_trial_with_every_seed(sweep):
     settings = [trial.plan.settings for trial in found.trials]
     assert [(own.seed, own.mixer.alpha, own.mixer.kind) for own in settings] == wanted
     assert [trial.key for trial in found.trials][:2] == ["alpha-1_kind-cut/seed-3", "alpha-1_kind-linear/seed-3"]
-    assert {own.data.split_seed for own in settings} == {3}, "all seeds are tested and validated on the same images"
+    assert {own.data.split_seed for own in settings} == {0}, "all seeds are tested and validated on the same images"
 
 
 def test_a_trial_is_the_run_of_fit(sweep):
     (trial,) = sweep({"grid": {"mixer.alpha": [3]}}, "--data.batch_size=8").trials
-    alone = make_plan(load_recipe("digits-cut"), ["--mixer.alpha=3", "--data.batch_size=8"])
+    alone = make_plan(load_recipe("digits-cut"), ["--mixer.alpha=3", "--data.batch_size=8", "--data.split_seed=0"])
     assert trial.plan.yaml == alone.yaml and trial.seed == alone.settings.seed
 
 
@@ -73,11 +73,23 @@ def test_axes_whose_names_end_alike_are_told_apart(sweep):
     assert found.names == ["mixer.alpha-1_pixels.alpha-2"]
 
 
-def test_long_names_give_way_to_numbers(sweep):
-    assert sweep({"grid": {"method": {"short": None, "long" * 40: {"extends": "digits-single"}}}}).names == [
-        "short",
-        "configuration-1",
-    ]
+def test_long_names_end_with_a_digest(sweep):
+    choices = {"short": None, "long" * 40: {"extends": "digits-single"}, "long" * 41: {"seed": 3}}
+    short, *names = sweep({"grid": {"method": choices}}).names
+    assert short == "short" and len(set(names)) == 2 and all(len(name) == 129 for name in names)
+
+
+def test_what_is_added_leaves_the_trials_that_are_there(sweep):
+    few = sweep({"grid": {"mixer.alpha": [1, 4]}})
+    more = sweep({"grid": {"mixer.alpha": [0.5, 4, 1]}, "seeds": [2, 0]})
+    plans = {trial.key: trial.plan.yaml for trial in more.trials}
+    assert all(plans[trial.key] == trial.plan.yaml for trial in few.trials) and len(plans) == 6
+
+
+def test_draws_that_come_twice_count_once(sweep):
+    few, more = (sweep({"random": {"mixer.kind": ["cut", "linear"]}, "samples": count}) for count in (2, 30))
+    assert set(few.names) <= set(more.names) == {"kind-cut", "kind-linear"} and len(more.trials) == 2
+    assert more.names[: len(few.names)] == few.names
 
 
 def test_seeds_alone_are_a_sweep(sweep):
@@ -128,10 +140,18 @@ def test_integers_come_with_both_ends():
         ({"grid": {"method": {"a": 3}}}, [], "sweep.grid.method.a is 3"),
         ({"grid": {"method": {"a": {"extends": "nowhere"}}}}, [], "trial a: unknown base in"),
         ({"grid": {"mixer.alpha": [1, -1]}}, [], "trial alpha--1: mixer.alpha is -1"),
-        ({"grid": {"mixer.alpha": [1, 1]}}, [], "two trials of the sweep are the same"),
-        ({"grid": {"mixer.alpha": [1, 2]}}, ["--mixer.alpha=3"], "an override of the command line has taken"),
-        ({"seeds": []}, [], "nothing to vary"),
-        ({"grid": {"mixer.alpha": [1]}, "seeds": []}, [], "sweep.seeds is []"),
+        ({"grid": {"mixer.alpha": [1, 1]}}, [], "two trials are called alpha-1/seed-0"),
+        ({"grid": {"method": {"a": None, "b": {}}}}, [], "two trials of the sweep are the same, a/seed-0 and b/seed-0"),
+        ({"grid": {"mixer.alpha": [1, 2]}}, ["--mixer.alpha=3"], "an override of the command line"),
+        ({"seeds": []}, [], "sweep.seeds is []"),
+        ({"grid": None}, [], "sweep.grid is None; it is a mapping of names to values"),
+        ({"grid": {"mixer.alpha": [1]}, "asha": True}, [], "sweep.asha is True; it is a mapping"),
+        ({"grid": {"seed": [1, 2]}}, [], "list seeds in sweep.seeds"),
+        ({"grid": {"method": {"comparison": None}}}, [], "is named comparison, as a file in its folder is"),
+        ({"grid": {"mixer.alpha": [1]}, "random": {"mixer.alpha": [2]}}, [], "stands in both"),
+        ({"seeds": [0], "draw_seed": -1}, [], "sweep.draw_seed is -1"),
+        ({"seeds": [0], "asha": {"grace_epochs": 20}}, [], "and trials have 20 epochs: nothing would be stopped"),
+        ({"grid": {"data.validation": [0.1, 0.2]}, "asha": {}}, [], "but data.validation differs among trials"),
         ({"seeds": [1, 1]}, [], "sweep.seeds is [1, 1]"),
         ({"seeds": [0]}, ["--seed=1"], "--seed is not for a sweep"),
         ({"seeds": [0]}, ["--run=x"], "--run is not for a sweep"),

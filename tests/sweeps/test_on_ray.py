@@ -1,5 +1,7 @@
 """Sweeps on Ray: a cluster of two workers, one of which is killed; races; machines that do not see the folder."""
 
+import signal
+import socket
 import threading
 import time
 
@@ -44,7 +46,7 @@ def write(folder, section, **recipe):
 
 def test_a_race_on_ray_stops_trials_and_keeps_what_they_reported(cluster, tmp_path, monkeypatch):
     grid = {"optimizer.lr": [0.05, 1e-30, 1e-29]}
-    sweep = write(tmp_path, {"grid": grid, "asha": {"grace_epochs": 4, "reduction": 1.5}}, trainer={"max_epochs": 12})
+    sweep = write(tmp_path, {"grid": grid, "asha": {"grace_epochs": 4, "reduction": 2}}, trainer={"max_epochs": 12})
     found = run_sweep(sweep, tmp_path / "ray", resources=ONE)
     for state in found.states.values():
         run = Run(tmp_path / "ray" / state.trial.key)
@@ -60,7 +62,7 @@ def reports(trial, folder, monkeypatch):
     """Train a trial as a process of Ray's does, and return what it reports."""
     found = []
     monkeypatch.setattr("ray.tune.report", found.append)
-    on_ray._train({"work": on_ray._work(trial, folder, 1, False)})
+    on_ray._train({"work": on_ray._work(trial, folder, 1)})
     return found
 
 
@@ -78,15 +80,23 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
 
 def test_more_than_a_machine_has_is_refused(cluster, tmp_path):
     sweep = write(tmp_path, {"seeds": [0]})
-    with pytest.raises(InputError, match="a trial takes 3 CPUs, no machine has more than 1; lower --cpus"):
+    with pytest.raises(InputError, match="a trial takes 3 cores and 0 GPUs, which no machine has together"):
         run_sweep(sweep, tmp_path / "ray", resources=Resources(cpus=3))
+
+
+def test_sigterm_stops_as_sigint_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), on_ray._terminable() as received:
+        signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_no_cluster_at_an_address(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("nothing there")))
-    with pytest.raises(InputError, match=r"no Ray cluster can be used at 10\.0\.0\.1:6379: nothing there"):
-        run_sweep(write(tmp_path, {"seeds": [0]}), tmp_path / "ray", address="10.0.0.1:6379")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(InputError, match=f"no Ray cluster can be used at 127.0.0.1:{port}: .*refused"):
+        run_sweep(write(tmp_path, {"seeds": [0]}), tmp_path / "ray", address=f"127.0.0.1:{port}")
 
 
 def test_trials_of_a_killed_machine_go_on_elsewhere(cluster, tmp_path):

@@ -16,10 +16,10 @@ from mixmo.errors import InputError
 from mixmo.runs import Run
 from mixmo.sweeps import on_ray, run, trial
 from mixmo.sweeps.grid import load_sweep
+from mixmo.sweeps.halving import Halving
 from mixmo.sweeps.progress import Progress
 from mixmo.sweeps.run import compared, run_sweep
 from mixmo.sweeps.settings import Asha
-from mixmo.sweeps.turns import Halving
 
 SMALL = {"data": {"images_per_class": 10, "validation": 0.2}, "trainer": {"max_epochs": 3}, "model": {"compile": False}}
 
@@ -48,14 +48,14 @@ def test_a_sweep_compares_what_it_has_trained(write, tmp_path, capsys):
     file = write({"grid": {"mixer.alpha": [1, 4]}, "seeds": [0, 1]})
     assert main(["sweep", str(file), "--ray", "false"]) == 0
     shown = capsys.readouterr().out
-    assert "4 finished" in shown and "Best on validation data: alpha-" in shown and "n = 2" in shown
+    assert "4 finished" in shown and "which alone may choose: alpha-" in shown and "n = 2" in shown
     page = (tmp_path / "runs/some/comparison/comparison.html").read_text()
     assert "alpha-1" in page and "alpha-4" in page
 
 
 def test_a_trial_is_what_fit_trains(write, tmp_path):
     run_sweep(load_sweep(write({"grid": {"mixer.alpha": [4]}, "seeds": [1]})), tmp_path / "out", ray=False)
-    words = ["--mixer.alpha=4", "--seed=1", "--data.split_seed=1", "--data.images_per_class=10"]
+    words = ["--mixer.alpha=4", "--seed=1", "--data.split_seed=0", "--data.images_per_class=10"]
     words += ["--data.validation=0.2", "--trainer.max_epochs=3", "--model.compile=false", "--run=alone"]
     assert main(["fit", "digits-cut", *words]) == 0
     assert differences(Run("out/alpha-4/seed-1"), Run("alone")) == []
@@ -116,10 +116,15 @@ def test_the_race_stops_what_validates_badly_and_seeds_follow_the_rest(write, tm
     assert found["lr-0.05/seed-0"] == found["lr-0.05/seed-1"] == "finished"
     assert found["lr-1e-06/seed-0"] == found["lr-2e-06/seed-0"] == "stopped early"
     assert found["lr-1e-06/seed-1"] == "left out" and not (tmp_path / "out/lr-1e-06/seed-1").exists()
-    assert compared(load_sweep(file), progress) == ["lr-0.05"]
+    (seeds,) = compared(load_sweep(file), tmp_path / "out", progress)
+    assert seeds.name == "lr-0.05" and [run.name for run in seeds.runs] == ["seed-0", "seed-1"]
     stopped = Run(tmp_path / "out/lr-1e-06/seed-0")
     epochs = stopped.finished_epochs()
     assert epochs == len(stopped.read_metrics()) and epochs in (2, 4), "what is reported is kept"
+    (tmp_path / "out" / "lr-0.05" / "seed-1" / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / "out" / "lr-0.05" / "seed-1" / "checkpoints" / "previous.ckpt").rename(
+        tmp_path / "out" / "lr-0.05" / "seed-1" / "checkpoints" / "last.ckpt"
+    )
     again = run_sweep(load_sweep(file), tmp_path / "out", ray=False)
     assert {key: state.status for key, state in again.states.items()} == found
     assert stopped.finished_epochs() == epochs
@@ -133,21 +138,79 @@ def test_a_random_search_compares_the_best_on_validation_only(write, tmp_path, m
     scores = {
         name: float(Run(tmp_path / f"out/{name}/seed-0").read_metrics()[-1]["val_accuracy"]) for name in sweep.names
     }
-    assert compared(sweep, progress) == sorted(scores, key=lambda name: -scores[name])[:2]
+    chosen = [seeds.name for seeds in compared(sweep, tmp_path / "out", progress)]
+    assert chosen == sorted(scores, key=lambda name: -scores[name])[:2]
 
 
 def test_halving_is_that_of_ray():
     schedulers = pytest.importorskip("ray.tune.schedulers.async_hyperband")
     rng = np.random.default_rng(0)
-    for grace, reduction, epochs in [(1, 3, 20), (2, 2, 16), (1, 4, 5), (3, 1.5, 12)]:
+    for grace, reduction, epochs in [(1, 3, 20), (2, 2, 16), (1, 4, 5), (3, 2.5, 30)]:
         bracket = schedulers._Bracket(grace, epochs, reduction, 0)
         halving = Halving(Asha(grace, reduction), epochs)
         for number in range(30):
             for epoch, score in enumerate(rng.choice(12, epochs - 1) / 12, 1):
                 theirs = bracket.on_result(type("Trial", (), {"trial_id": number}), epoch, score) == "CONTINUE"
-                assert halving.goes_on(epoch, score) == theirs, (grace, reduction, number, epoch)
+                assert halving.goes_on(str(number), epoch, score) == theirs, (grace, reduction, number, epoch)
                 if not theirs:
                     break
+
+
+def test_a_damaged_trial_does_not_keep_the_others(write, tmp_path, capsys):
+    file = write({"grid": {"mixer.alpha": [1, 4]}})
+    run_sweep(load_sweep(write({"grid": {"mixer.alpha": [1]}})), tmp_path / "out", ray=False)
+    with (tmp_path / "out/alpha-1/seed-0/metrics.csv").open("a") as metrics:
+        metrics.write("garbage,x\n")
+    file = write({"grid": {"mixer.alpha": [1, 4]}})
+    assert main(["sweep", str(file), "--out=out", "--ray=false"]) == 1
+    assert status(tmp_path / "out") == {"alpha-1/seed-0": "failed", "alpha-4/seed-0": "finished"}
+    assert "alpha-1/seed-0 failed: " in (shown := capsys.readouterr().out) and "metrics.csv is damaged" in shown
+
+
+def test_seeds_that_the_file_lists_no_longer_are_not_compared(write, tmp_path, capsys):
+    run_sweep(load_sweep(write({"seeds": [0, 1]})), tmp_path / "out", ray=False)
+    assert main(["sweep", str(write({"seeds": [0]})), "--out=out", "--ray=false"]) == 0
+    assert "n = 2" not in (shown := capsys.readouterr().out) and "Accuracy" in shown
+    page = (tmp_path / "out/comparison/comparison.html").read_text()
+    assert "Best on validation data, which alone may choose: some" in page and "seed-1" not in page
+
+
+def test_two_sweeps_on_one_folder(write, tmp_path, capsys):
+    file = write({"seeds": [0]})
+    with Run(tmp_path / "out").locked():
+        assert main(["sweep", str(file), "--out=out", "--ray=false"]) == 2
+    assert "another process is training in out" in capsys.readouterr().err
+    assert not (tmp_path / "out/trials.csv").exists()
+
+
+@pytest.mark.parametrize(("name", "problem"), [("config.yaml", "is a run's folder"), ("trials.csv", "is no table of")])
+def test_a_folder_of_something_else_is_refused(write, tmp_path, capsys, name, problem):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("trial,mine\n")
+    assert main(["sweep", str(write({"seeds": [0]})), "--out=out"]) == 2
+    assert problem in capsys.readouterr().err and (tmp_path / "out" / name).read_text() == "trial,mine\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("--cpus=0", "--cpus is 0; it is 1 or more"),
+        ("--gpus=-1", "--gpus is -1; it is a part of one"),
+        ("--gpus=1.5", "--gpus is 1.5"),
+        ("--out=", "--out names nothing"),
+        ("--adress=x", "unknown setting 'adress'"),
+        ("--address=x", "and --ray is false"),
+    ],
+)
+def test_wrong_options_are_one_sentence(write, tmp_path, capsys, word, problem):
+    assert main(["sweep", str(write({"seeds": [0]})), "--ray=false", word]) == 2
+    assert problem in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_the_command_alone(capsys):
+    assert main(["sweep"]) == 2
+    assert main(["sweep", "--help"]) == 0
+    assert "--address" in capsys.readouterr().out
 
 
 def test_the_table_shows_what_is_trained_and_then_the_best(write, tmp_path):
@@ -175,13 +238,3 @@ def test_without_ray_trials_come_one_after_the_other(write, tmp_path, monkeypatc
     monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
     run_sweep(load_sweep(write({"seeds": [0]})), tmp_path / "out")
     assert set(status(tmp_path / "out").values()) == {"finished"}
-
-
-def test_its_own_options_are_told_from_settings(write, capsys):
-    file = write({"seeds": [0]})
-    assert main(["sweep", str(file), "--cpus=x"]) == 2
-    assert main(["sweep", str(file), "--adress=x"]) == 2
-    assert "unknown setting 'adress'" in capsys.readouterr().err
-    assert main(["sweep"]) == 2
-    assert main(["sweep", "--help"]) == 0
-    assert "--address" in capsys.readouterr().out

@@ -12,38 +12,51 @@ from mixmo.config.plan import pairs, parse
 from mixmo.errors import InputError, StoppedError
 from mixmo.names import printable
 from mixmo.reporting.comparison_page import compare
-from mixmo.sweeps.grid import load_sweep
+from mixmo.sweeps.grid import Sweep, load_sweep
 from mixmo.sweeps.on_ray import Resources
-from mixmo.sweeps.progress import FILE
+from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.run import compared, run_sweep
+
+OWN = ("out", "ray", "address", "cpus", "gpus")
+"""Options of the command; all others are settings of every trial."""
 
 
 def run(words: list[str]) -> int:
-    """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--key value …]``."""
-    parser = _parser()
-    own = [action.dest for action in parser._actions]
+    """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--key value …]``; 1 if some trials failed."""
     if {"-h", "--help"} & set(words):
-        parser.print_help()
+        _parser().print_help()
         return 0
     if not words or words[0].startswith("-"):
         raise InputError("sweep needs a YAML file, a recipe with a section `sweep`; docs/sweeps.md shows one.")
     file, given = Path(words[0]), pairs(words[1:])
-    chosen = parse(parser, [f"--{name}={text}" for name, text in given if name in own])
-    sweep = load_sweep(file, [f"--{name}={text}" for name, text in given if name not in own])
+    if empty := [name for name, text in given if name in OWN and not text]:
+        raise InputError(f"--{empty[0]} names nothing.")
+    chosen = parse(_parser(), [f"--{name}={text}" for name, text in given if name in OWN])
+    sweep = load_sweep(file, [f"--{name}={text}" for name, text in given if name not in OWN])
     folder = Path(chosen.out or f"runs/{file.stem}")
     try:
         progress = run_sweep(sweep, folder, chosen.ray, chosen.address, Resources(chosen.cpus, chosen.gpus))
     except (KeyboardInterrupt, SystemExit, StoppedError) as error:
         code = error.code if isinstance(error, StoppedError) else 130
         raise StoppedError(f"stopped; the same command goes on with what {folder} has.", code) from None
+    failed = [state for state in progress.states.values() if state.status == "failed"]
     print(f"{printable(str(folder / FILE))}: {progress.counts()}.")
-    names = compared(sweep, progress)
-    if names and not math.isnan(progress.score(best := progress.best(names)[0])):
-        print(f"Best on validation data: {printable(best)}, {100 * progress.score(best):.1f} %.")
-    if names:
-        compare([folder / name for name in names], folder / "comparison", show=show)
-        print(f"written: {printable(str(folder / 'comparison' / 'comparison.html'))}")
-    return 1 if any(state.status == "failed" for state in progress.states.values()) else 0
+    for state in failed:
+        print(f"{printable(state.trial.key)} failed: {printable(state.why)}")
+    _compare(sweep, folder, progress)
+    return 1 if failed else 0
+
+
+def _compare(sweep: Sweep, folder: Path, progress: Progress) -> None:
+    """Compare what is finished, and say what is the best on validation data."""
+    if not (groups := compared(sweep, folder, progress)):
+        return
+    best, note = progress.best([group.name for group in groups])[0], ""
+    if not math.isnan(score := progress.score(best)):
+        note = f"Best on validation data, which alone may choose: {printable(best)}, {100 * score:.1f} %."
+        print(note)
+    compare(groups, folder / "comparison", show=show, note=note)
+    print(f"written: {printable(str(folder / 'comparison' / 'comparison.html'))}")
 
 
 def _parser() -> ArgumentParser:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,18 @@ VARIABLE = {
     "model.compile", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
 }  # fmt: skip
 """The settings in which runs of one method may differ: the seed, and those that depend on the machine."""
+
+
+class Seeds(NamedTuple):
+    """Runs of one method that differ by their seed.
+
+    Attributes:
+        name: What to call them.
+        runs: Their folders.
+    """
+
+    name: str
+    runs: list[Path]
 
 
 @dataclass(frozen=True)
@@ -73,12 +86,13 @@ class Group:
         return float(np.std(self.values(key), ddof=1)) if len(self.entries) > 1 else math.nan
 
 
-def read_groups(words: Sequence[str], options: EvaluationOptions) -> list[Group]:
+def read_groups(words: Sequence[str | Seeds], options: EvaluationOptions) -> list[Group]:
     """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_runs`).
 
     Args:
         words: Each a run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are
             one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
+            Or :class:`Seeds`, whatever else their folder holds.
         options: How runs are evaluated.
 
     Raises:
@@ -87,7 +101,7 @@ def read_groups(words: Sequence[str], options: EvaluationOptions) -> list[Group]
     """
     named = [_read(word) for word in words]
     names = [name for name, _ in named]
-    names = [word if names.count(name) > 1 else name for word, name in zip(words, names, strict=True)]
+    names = [str(word) if names.count(name) > 1 else name for word, name in zip(words, names, strict=True)]
     if len(set(names)) < len(names):
         raise InputError(f"{next(name for name in names if names.count(name) > 1)} is named twice.")
     groups = [
@@ -98,8 +112,11 @@ def read_groups(words: Sequence[str], options: EvaluationOptions) -> list[Group]
     return groups
 
 
-def _read(word: str) -> tuple[str, list[list[Path]]]:
+def _read(word: str | Seeds) -> tuple[str, list[list[Path]]]:
     """Return the name of a group, and the paths of each of its entries."""
+    if isinstance(word, Seeds):
+        _check_seeds(word.name, [Run(path) for path in word.runs])
+        return word.name, [[path] for path in word.runs]
     name, equals, rest = word.partition("=")
     if not equals or Path(word).exists():
         name, rest = "", word
@@ -114,11 +131,11 @@ def _read(word: str) -> tuple[str, list[list[Path]]]:
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
         raise MissingError(f"{paths[0]} is no run's folder and holds none.")
-    _check_seeds(paths[0], [Run(path) for (path,) in seeds])
+    _check_seeds(str(paths[0]), [Run(path) for (path,) in seeds])
     return name, seeds
 
 
-def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
+def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
     """Refuse to average runs that differ in more than their seed and where they were trained."""
     known = known_settings()
     seeds = [run.settings().seed for run in runs]

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
-from mixmo.evaluation.comparison import Entry, Group, read_groups
+from mixmo.evaluation.comparison import Entry, Group, Seeds, read_groups
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
@@ -62,10 +62,11 @@ SETTINGS = {
 
 
 def compare(
-    words: Sequence[str | Path],
+    words: Sequence[str | Path | Seeds],
     out: Path,
     options: EvaluationOptions | None = None,
     show: Callable[[TextTable], None] = lambda table: None,
+    note: str = "",
 ) -> list[Group]:
     """Compare networks on their common test set.
 
@@ -77,6 +78,7 @@ def compare(
         out: Where to write; made if it is missing.
         options: How runs are evaluated; ``None`` takes the defaults.
         show: What to do with each table before anything is written.
+        note: A sentence of the caller's, below the tables of the page.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
@@ -84,7 +86,8 @@ def compare(
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder to write into with --out.")
-    groups = read_groups([str(word) for word in words], options or EvaluationOptions())
+    named = [word if isinstance(word, Seeds) else str(word) for word in words]
+    groups = read_groups(named, options or EvaluationOptions())
     replicas = group_replicas(groups)
     tables = comparison_tables(groups, replicas)
     for table in tables:
@@ -92,7 +95,7 @@ def compare(
     make_folder(out)
     write_text(out / "comparison.csv", as_csv(groups))
     write_text(out / "comparison.md", "\n\n".join(table.markdown() for table in tables) + "\n")
-    write_text(out / "comparison.html", comparison_page(groups, replicas, tables))
+    write_text(out / "comparison.html", comparison_page(groups, replicas, tables, note))
     return groups
 
 
@@ -111,17 +114,19 @@ def comparison_tables(groups: Sequence[Group], replicas: Replicas) -> list[TextT
     return tables
 
 
-def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequence[TextTable]) -> str:
+def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequence[TextTable], note: str = "") -> str:
     """Return the page of a comparison; plots and images are of each group's first entry.
 
     Args:
         groups: What is compared.
         replicas: Those of :func:`mixmo.reporting.comparison_tables.group_replicas`.
         tables: Those of :func:`comparison_tables`.
+        note: A sentence below the tables.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     parts = {name: entry.result.predictions.average() for name, entry in firsts.items()}
-    notes = ["★ marks the best of a column."] if len(groups) > 1 else []
+    notes = [note] if note else []
+    notes += ["★ marks the best of a column."] if len(groups) > 1 else []
     if any(len(group.entries) > 1 for group in groups):
         notes.append("Plots, images and advice are of the first seed.")
     sections = [

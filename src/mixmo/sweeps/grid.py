@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,11 @@ from mixmo.sweeps.draws import draw
 from mixmo.sweeps.settings import Asha, SweepSettings, read_asha, read_settings
 
 LONGEST_NAME = 120
-"""Of a configuration, in characters; a longer one is named by its number."""
+"""Of a configuration, in characters; a longer one ends with a digest of the whole."""
+RESERVED = ("comparison", "trials.csv")
+"""What else is in a sweep's folder."""
+
+log = logging.getLogger("mixmo")
 
 
 class Choice(NamedTuple):
@@ -128,37 +134,58 @@ def load_sweep(file: Path, words: Sequence[str] = ()) -> Sweep:
             )
     trials = list(_trials(content, settings, list(words), file))
     _check_distinct(trials)
-    _check_comparable(settings, trials)
     asha = None if settings.asha is None else read_asha(settings.asha)
+    _check_comparable(settings, asha, trials)
     return Sweep(trials, asha, bool(settings.random))
 
 
 def _trials(base: Recipe, settings: SweepSettings, words: list[str], file: Path) -> Iterator[Trial]:
-    axes = [_axis(axis, values) for axis, values in settings.grid.items()]
-    hint_of = {name: _hint(name, "sweep.random") for name in settings.random}
-    short = _short_names([*settings.grid, *settings.random])
-    configurations = []
-    for point in itertools.product(*axes):
-        for sample in range(settings.samples if settings.random else 1):
-            generator = np.random.default_rng([settings.draw_seed, sample])
-            drawn = [
-                _choice(name, draw(spec, hint_of[name], generator, f"sweep.random.{name}"))
-                for name, spec in settings.random.items()
-            ]
-            configurations.append([*point, *drawn])
-    names = [_name(choices, short, number) or file.stem for number, choices in enumerate(configurations)]
+    configurations = _configurations(settings, file.stem)
     for seed in settings.seeds or (None,):
         own = words if seed is None else [*words, f"--seed={seed}"]
-        for name, choices in zip(names, configurations, strict=True):
+        for name, choices in configurations:
             try:
                 recipe = _recipe(base, choices, str(file))
-                if settings.seeds:
-                    recipe = merge({"data": {"split_seed": settings.seeds[0]}}, recipe)
+                split = {"data": {"split_seed": recipe.get("seed", 0)}}  # the same for all seeds, whichever are added
+                recipe = merge(split, recipe)
                 plan = make_plan(recipe, own)
                 _check_alone(plan)
             except InputError as error:
                 raise InputError(f"trial {name}: {error}") from error
             yield Trial(name, plan.settings.seed, {c.axis: c.label for c in choices}, recipe, own, plan)
+
+
+def _configurations(settings: SweepSettings, stem: str) -> list[tuple[str, list[Choice]]]:
+    """Return the name and the choices of each configuration; draws that come again are left out."""
+    if both := settings.grid.keys() & settings.random.keys():
+        raise InputError(f"{min(both)} stands in both sweep.grid and sweep.random; leave it out of one.")
+    axes = [_axis(axis, values) for axis, values in settings.grid.items()]
+    hint_of = {name: _hint(name, "sweep.random") for name in settings.random}
+    short = _short_names([*settings.grid, *settings.random])
+    found = []
+    for point in itertools.product(*axes):
+        drawn = [_drawn(settings, number, hint_of) for number in range(settings.samples if settings.random else 1)]
+        distinct: dict[str, list[Choice]] = {}
+        for choices in drawn:
+            distinct.setdefault(_name([*point, *choices], short), [*point, *choices])
+        if len(distinct) < len(drawn):
+            log.info("%d of %d random draws came twice, and count once", len(drawn) - len(distinct), len(drawn))
+        found += [(name or stem, choices) for name, choices in distinct.items()]
+    for name, _ in found:
+        if name in RESERVED:
+            raise InputError(
+                f"a choice of the sweep is named {name}, as a file in its folder is; give it another name."
+            )
+    return found
+
+
+def _drawn(settings: SweepSettings, number: int, hint_of: Mapping[str, Any]) -> list[Choice]:
+    """Return the i-th random draw."""
+    generator = np.random.default_rng([settings.draw_seed, number])
+    return [
+        _choice(name, draw(spec, hint_of[name], generator, f"sweep.random.{name}"))
+        for name, spec in settings.random.items()
+    ]
 
 
 def _axis(axis: str, values: Any) -> list[Choice]:
@@ -178,6 +205,8 @@ def _axis(axis: str, values: Any) -> list[Choice]:
 
 def _hint(name: str, where: str) -> Any:
     """Return the annotation of a setting by its dotted name; whatever it is for an option of another library."""
+    if name == "seed":
+        raise InputError(f"{where} names seed; list seeds in sweep.seeds, whose runs are averaged in the comparison.")
     known = known_settings()
     section, options, _ = name.partition(".options.")
     return Any if options and f"{section}.options" in known else known[one_of(name, known, f"setting in {where}")]
@@ -205,12 +234,13 @@ def _short_names(axes: Sequence[str]) -> dict[str, str]:
     return {axis: axis if last.count(part) > 1 else part for axis, part in zip(axes, last, strict=True)}
 
 
-def _name(choices: Sequence[Choice], short: Mapping[str, str], number: int) -> str:
+def _name(choices: Sequence[Choice], short: Mapping[str, str]) -> str:
     """Return a configuration's name, which is also that of its folder."""
     known = known_settings()
     parts = [c.label if c.axis not in known and "." not in c.axis else f"{short[c.axis]}-{c.label}" for c in choices]
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip(".")
-    return name if len(name) <= LONGEST_NAME else f"configuration-{number}"
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{digest[:8]}"
 
 
 def _recipe(base: Recipe, choices: Sequence[Choice], where: str) -> Recipe:
@@ -234,29 +264,40 @@ def _check_alone(plan: Plan) -> None:
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
     """Refuse two trials of one name, or of the same settings."""
-    for what in ("key", "settings"):
-        known: dict[str, Trial] = {}
-        for trial in trials:
-            same = trial.key if what == "key" else trial.plan.yaml
-            if same in known:
-                raise InputError(
-                    f"two trials of the sweep are the same, {known[same].key} and {trial.key}: a value is listed "
-                    "twice, or an override of the command line has taken its place."
-                )
-            known[same] = trial
+    keys, plans = dict[str, Trial](), dict[str, Trial]()
+    for trial in trials:
+        if trial.key in keys:
+            raise InputError(f"two trials are called {trial.key}: a value or a name is there twice.")
+        if (same := plans.get(trial.plan.yaml)) is not None:
+            raise InputError(
+                f"two trials of the sweep are the same, {same.key} and {trial.key}: an override of the command line "
+                "has taken the place of what differs, or nothing does."
+            )
+        keys[trial.key] = plans[trial.plan.yaml] = trial
 
 
-def _check_comparable(settings: SweepSettings, trials: Sequence[Trial]) -> None:
-    """Refuse to look for the best without validation, or to stop early what is not as long."""
-    validated = all(trial.plan.settings.data.validation for trial in trials)
-    if (settings.random or settings.asha is not None) and not validated:
+def _check_comparable(settings: SweepSettings, asha: Asha | None, trials: Sequence[Trial]) -> None:
+    """Refuse to look for the best without the same validation images, or to stop early what is not as long."""
+    if not settings.random and asha is None:
+        return
+    what = "sweep.random" if settings.random else "sweep.asha"
+    data = [trial.plan.settings.data for trial in trials]
+    if not all(each.validation for each in data):
         raise InputError(
-            f"sweep.{'random' if settings.random else 'asha'} looks for the best settings, and the test set never "
-            "chooses: hold images out for validation, by data.validation: 0.1 say."
+            f"{what} looks for the best settings, and the test set never chooses: hold images out for validation, by "
+            "data.validation: 0.1 say."
         )
+    for name in ("name", "validation", "split_seed"):
+        if len({getattr(each, name) for each in data}) > 1:
+            raise InputError(f"{what} compares accuracies on validation images, but data.{name} differs among trials.")
     lengths = sorted({trial.epochs for trial in trials})
-    if settings.asha is not None and len(lengths) > 1:
+    if asha is not None and len(lengths) > 1:
         raise InputError(
             f"sweep.asha compares trials after as many epochs, but theirs are {' and '.join(map(str, lengths))}: give "
             "all the same, or leave asha out."
+        )
+    if asha is not None and asha.grace_epochs >= lengths[0]:
+        raise InputError(
+            f"sweep.asha.grace_epochs is {asha.grace_epochs}, and trials have {lengths[0]} epochs: nothing would be "
+            "stopped early; lower it."
         )

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
 import shutil
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any
 
 import torch
 
 from mixmo.errors import InputError, StoppedError, reason
 from mixmo.sweeps.grid import Trial
-from mixmo.sweeps.progress import FILE, SCORE, Progress
-from mixmo.sweeps.settings import Asha
+from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.trial import Row, train_trial
 from mixmo.sweeps.turns import failure
 
@@ -41,16 +46,26 @@ ENVIRONMENT = {
 log = logging.getLogger("mixmo.sweeps")
 
 
-class Resources(NamedTuple):
-    """What a trial takes.
+@dataclass(frozen=True)
+class Resources:
+    """What a trial takes of a machine.
 
     Attributes:
         cpus: Cores; ``None`` for one, or with GPUs for its share of all.
         gpus: GPUs, a part of one included; ``None`` for one where there are any.
+
+    Raises:
+        InputError: for no cores, or a number of GPUs that cannot be taken.
     """
 
     cpus: int | None = None
     gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise InputError(f"--cpus is {self.cpus}; it is 1 or more.")
+        if self.gpus is not None and not (0 <= self.gpus < 1 or self.gpus in range(1, 1024)):
+            raise InputError(f"--gpus is {self.gpus:g}; it is a part of one, or a whole number.")
 
 
 def installed() -> bool:
@@ -59,12 +74,7 @@ def installed() -> bool:
 
 
 def run_on_ray(
-    trials: Sequence[Trial],
-    asha: Asha | None,
-    folder: Path,
-    progress: Progress,
-    resources: Resources,
-    address: str | None = None,
+    trials: Sequence[Trial], folder: Path, progress: Progress, resources: Resources, address: str | None = None
 ) -> None:
     """Train trials at the same time, as many as there is room for.
 
@@ -72,9 +82,8 @@ def run_on_ray(
 
     Args:
         trials: What to train.
-        asha: When to stop one early.
         folder: The sweep's, which all machines see under the same path.
-        progress: Takes what becomes of them.
+        progress: Takes what becomes of them, and says which go on.
         resources: What each takes.
         address: Of a cluster; ``None`` for this machine alone.
 
@@ -86,28 +95,55 @@ def run_on_ray(
         from ray import tune
 
         cpus, gpus = _share(resources)
-        work = [_work(trial, folder, cpus, trial.key in progress.stopped) for trial in trials]
         storage = folder / KEPT
-        shutil.rmtree(storage, ignore_errors=True)
         tuner = tune.Tuner(
             tune.with_resources(_train, {"cpu": cpus, "gpu": gpus}),
-            param_space={"work": tune.grid_search(work)},
-            tune_config=tune.TuneConfig(scheduler=_scheduler(asha, trials[0].epochs), reuse_actors=True),
+            param_space={"work": tune.grid_search([_work(trial, folder, cpus) for trial in trials])},
+            tune_config=tune.TuneConfig(scheduler=_scheduler(progress), reuse_actors=True),
             run_config=tune.RunConfig(
                 name="sweep", storage_path=str(storage.resolve()), verbose=0, callbacks=[_told(progress)],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )  # fmt: skip
-        theirs = logging.getLogger("ray.tune")
-        level = theirs.level
+        shutil.rmtree(storage, ignore_errors=True)
         try:
-            theirs.setLevel(logging.ERROR)
-            tuner.fit()
+            with _quiet(), _terminable() as received:
+                tuner.fit()
         finally:
-            theirs.setLevel(level)
             shutil.rmtree(storage, ignore_errors=True)
     if any(progress.states[trial.key].status in ("waiting", "training") for trial in trials):
-        raise StoppedError("stopped.")
+        raise StoppedError("stopped.", 128 + (received[0] if received else signal.SIGINT))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Tune says of files that it was told not to write."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """Have SIGTERM stop the sweep as SIGINT does, which Tune listens to; yield the signals that came."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -122,6 +158,7 @@ def _connected(address: str | None) -> Iterator[None]:
         return
     dashboard, memory = (None, None) if address else (False, STORE)
     try:
+        _check_answers(address)
         ray.init(
             address or "local", include_dashboard=dashboard, object_store_memory=memory, log_to_driver=False,
             logging_level=logging.ERROR,
@@ -135,45 +172,54 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_answers(address: str | None) -> None:
+    """Raise where nobody listens; Ray would try for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def _share(resources: Resources) -> tuple[int, float]:
-    """Return the cores and GPUs of a trial; refuse more than any machine has."""
+    """Return the cores and GPUs of a trial; refuse what no machine has."""
     import ray
 
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = {kind: max(each.get(kind, 0.0) for each in machines) for kind in ("CPU", "GPU")}
-    gpus = resources.gpus if resources.gpus is not None else float(min(most["GPU"], 1))
-    cpus = resources.cpus or (max(1, int(most["CPU"] * gpus / most["GPU"])) if gpus and most["GPU"] else 1)
-    for kind, asked in (("CPU", cpus), ("GPU", gpus)):
-        if asked > most[kind]:
-            raise InputError(
-                f"a trial takes {asked:g} {kind}s, no machine has more than {most[kind]:g}; lower --{kind.lower()}s."
-            )
+    machines = [
+        (own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in (n["Resources"] for n in ray.nodes() if n["Alive"])
+    ]
+    gpus = float(any(have for _, have in machines)) if resources.gpus is None else resources.gpus
+    share = min((int(cores * gpus / have) for cores, have in machines if have), default=1) if gpus else 1
+    cpus = resources.cpus or max(1, share)
+    if not any(cores >= cpus and have >= gpus for cores, have in machines):
+        raise InputError(
+            f"a trial takes {cpus} cores and {gpus:g} GPUs, which no machine has together; lower --cpus or --gpus."
+        )
     return cpus, gpus
 
 
-def _work(trial: Trial, folder: Path, cpus: int, stopped: bool) -> dict[str, Any]:
+def _work(trial: Trial, folder: Path, cpus: int) -> dict[str, Any]:
     """Return what a process on another machine has to know of a trial: plain values."""
     return {
         "key": trial.key, "recipe": trial.recipe, "words": trial.words, "epochs": trial.epochs, "cpus": cpus,
-        "stopped": stopped, "place": os.getcwd(), "folder": str(folder), "command": sys.argv,
+        "place": os.getcwd(), "folder": str(folder), "command": sys.argv,
     }  # fmt: skip
 
 
-def _scheduler(asha: Asha | None, epochs: int) -> Any:
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+def _scheduler(progress: Progress) -> Any:
+    """Return a scheduler of Ray Tune that starts trials in their order, and stops those that are not to go on."""
+    from ray.tune.schedulers import FIFOScheduler
 
-    if asha is None:
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        "epoch", SCORE, "max", max_t=epochs, grace_period=asha.grace_epochs, reduction_factor=asha.reduction
-    )
+    class Race(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if "failed" in result or "ended" in result or progress.epoch(_key(trial), json.loads(result["row"])):
+                return str(self.CONTINUE)
+            return str(self.STOP)
+
+    scheduler: FIFOScheduler = Race()  # type: ignore[no-untyped-call]
+    return scheduler
 
 
 def _train(config: dict[str, Any]) -> None:
-    """Train a trial in a process of Ray's.
-
-    The last epoch is reported when all is done: Ray ends a trial that has reported it.
-    """
+    """Train a trial in a process of Ray's; its last epoch is reported when all is done."""
     from ray import tune
 
     work = config["work"]
@@ -181,7 +227,7 @@ def _train(config: dict[str, Any]) -> None:
 
     def report(row: Row) -> bool:
         if row["epoch"] < work["epochs"]:
-            _send(row)
+            tune.report({"row": json.dumps(row)})  # a text, since Tune flattens mappings for some of its parts
         last.update(row)
         return True
 
@@ -195,19 +241,11 @@ def _train(config: dict[str, Any]) -> None:
         sys.argv = work["command"]  # which the run's folder names as the one that made it
         torch.set_num_threads(work["cpus"])
         folder = Path(work["folder"]) / work["key"]
-        ended = train_trial(work["recipe"], work["words"], folder, report, WAIT, work["stopped"])
+        train_trial(work["recipe"], work["words"], folder, report, WAIT)
     except Exception as error:
         tune.report({"failed": failure(error)})
-        return
-    if ended:
-        _send(last, ended=True)
-
-
-def _send(row: Row, **more: Any) -> None:
-    """Report an epoch; Ray adds columns of its own, so that the row stands apart too."""
-    from ray import tune
-
-    tune.report({"row": row, "epoch": int(row["epoch"]), SCORE: row.get(SCORE), **more})
+    else:
+        tune.report({"row": json.dumps(last), "ended": True})
 
 
 def _told(progress: Progress) -> Any:
@@ -221,16 +259,12 @@ def _told(progress: Progress) -> Any:
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             if why := result.get("failed"):
                 progress.set(_key(trial), "failed", why)
-                return
-            progress.epoch(_key(trial), result["row"])
-            if result.get("ended"):
+            elif result.get("ended"):
+                progress.epoch(_key(trial), json.loads(result["row"]))
                 progress.set(_key(trial), "finished")
 
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             log.warning("%s was lost with its process or machine; it is taken up again.", _key(trial))
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            progress.set(_key(trial), "stopped early")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             progress.set(_key(trial), "failed", f"its process or machine was lost {RETRIES + 1} times.")

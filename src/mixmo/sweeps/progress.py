@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,12 @@ from typing import Literal
 from rich.live import Live
 from rich.table import Table
 
+from mixmo.errors import InputError
 from mixmo.files import write_text
 from mixmo.names import csv_cell, printable
+from mixmo.runs import Run
 from mixmo.sweeps.grid import Sweep, Trial
+from mixmo.sweeps.halving import Halving
 from mixmo.sweeps.trial import Row
 
 FILE = "trials.csv"
@@ -32,6 +35,11 @@ MOST_SHOWN = 20
 
 Status = Literal["waiting", "training", "finished", "stopped early", "left out", "failed"]
 ENDED = ("finished", "stopped early", "left out", "failed")
+MARK = "stopped.json"
+"""In the folder of a trial that was stopped early: after which epoch."""
+NUMBERS = ("epochs", SCORE, "train_loss", "seconds")
+OWN = ("trial", "seed", "status", *NUMBERS, "why")
+"""Columns of ``trials.csv`` beside those of the axes."""
 
 log = logging.getLogger("mixmo.sweeps")
 log.setLevel(logging.INFO)
@@ -70,49 +78,70 @@ class State:
 
 
 class Progress:
-    """The states of a sweep's trials.
+    """The states of a sweep's trials, and which of them go on.
 
     Args:
         sweep: The sweep.
-        folder: Where ``trials.csv`` is written; an earlier one tells which trials were stopped early, and stay so.
+        folder: Its folder.
     """
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
-        self.sweep, self.file = sweep, folder / FILE
+        self.sweep, self.folder = sweep, folder
         self.states = {trial.key: State(trial) for trial in sweep.trials}
-        self.stopped = self._stopped() if sweep.asha else set()
+        self._halving = Halving(sweep.asha, sweep.trials[0].epochs) if sweep.asha else None
+        self._raced = {trial.key for trial in sweep.race}
         self._live: Live | None = None
         self._told = -math.inf
 
-    def _stopped(self) -> set[str]:
-        try:
-            rows = list(csv.DictReader(self.file.read_text("utf-8").splitlines()))
-        except FileNotFoundError:
-            return set()
-        return {row.get("trial", "") for row in rows if row.get("status") == "stopped early"}
-
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Keep a table on the terminal while trials are trained; where there is none, log lines."""
-        self.write()
+        """Keep ``trials.csv`` and a table on the terminal up to date; where there is no terminal, log lines."""
         of_runs = logging.getLogger("mixmo")
         level = of_runs.level
         of_runs.setLevel(logging.WARNING)  # lines of every run's epochs would hide those of the sweep
+        self.write()
         try:
             if not sys.stdout.isatty():
                 yield
-            else:
-                with Live(self.table(), refresh_per_second=2) as self._live:
+                return
+            streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
+            handlers = [each for each in of_runs.handlers if isinstance(each, logging.StreamHandler)]
+            with Live(self.table(), refresh_per_second=2) as self._live:  # it takes the place of both streams
+                before = [(each, each.stream) for each in handlers if id(each.stream) in streams]
+                for handler, stream in before:
+                    handler.setStream(getattr(sys, streams[id(stream)]))
+                try:
                     yield
+                finally:
+                    for handler, stream in before:
+                        handler.setStream(stream)
         finally:
             self._live = None
             of_runs.setLevel(level)
+            self.write()
 
-    def epoch(self, key: str, row: Row) -> None:
-        """Note an epoch of a trial."""
+    def note(self, key: str, status: Status, rows: Mapping[int, Row] | None = None, why: str = "") -> None:
+        """Note what an earlier call has made of a trial; its epochs count in the race."""
         state = self.states[key]
-        state.rows[int(row["epoch"])] = row
+        state.status, state.why = status, why
+        for row in (rows or {}).values():
+            state.rows[int(row["epoch"])] = row
+            self._goes_on(key, row)
+
+    def epoch(self, key: str, row: Row) -> bool:
+        """Note an epoch of a trial, and return whether it goes on; otherwise it has been stopped early."""
+        self.states[key].rows[int(row["epoch"])] = row
         self.set(key, "training")
+        if goes_on := self._goes_on(key, row):
+            return True
+        Run(self.folder / key).write_json(MARK, {"epoch": int(row["epoch"])})
+        self.set(key, "stopped early")
+        return goes_on
+
+    def _goes_on(self, key: str, row: Row) -> bool:
+        if self._halving is None or key not in self._raced:
+            return True
+        return self._halving.goes_on(key, int(row["epoch"]), row[SCORE])
 
     def set(self, key: str, status: Status, why: str = "") -> None:
         """Note what becomes of a trial; what has ended stays so."""
@@ -160,14 +189,15 @@ class Progress:
         axes = list(dict.fromkeys(axis for trial in self.sweep.trials for axis in trial.choices))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["trial", *axes, "seed", "status", "epochs", SCORE, "train_loss", "seconds", "why"])
+        first, *rest = OWN
+        writer.writerow([first, *axes, *rest])
         for key, state in self.states.items():
             last, own = state.last, state.trial
             numbers = [state.score, last.get("train_loss", math.nan), state.seconds]
             cells = [key, *(own.choices.get(axis, "") for axis in axes), str(own.seed), state.status]
             shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
             writer.writerow([csv_cell(cell) for cell in [*cells, str(max(state.rows, default=0)), *shown, state.why]])
-        write_text(self.file, text.getvalue())
+        write_text(self.folder / FILE, text.getvalue())
 
     def finished(self) -> list[str]:
         """Return the configurations of which every seed is finished, in the order of the file."""
@@ -181,6 +211,31 @@ class Progress:
     def best(self, names: Sequence[str]) -> list[str]:
         """Return configurations from the best on validation data to the worst; as they stand where there is none."""
         return sorted(names, key=lambda name: -_or_least(self.score(name)))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is something else than a sweep's: a run's, or one with another ``trials.csv``.
+
+    Raises:
+        InputError: for such a folder.
+    """
+    if Run(folder).config_file.is_file():
+        raise InputError(f"{folder} is a run's folder; choose another one for the sweep with --out.")
+    file = folder / FILE
+    if file.is_file():
+        with file.open("rb") as content:
+            columns = content.readline(2**16).decode("utf-8", "replace").strip().split(",")
+        if columns[0] != OWN[0] or columns[1 - len(OWN) :] != list(OWN[1:]):
+            raise InputError(f"{file} is no table of a sweep's trials; choose another folder with --out.")
+
+
+def stopped_epoch(run: Run) -> int | None:
+    """Return the epoch after which a trial was stopped early; ``None`` if it was not."""
+    try:
+        epoch = run.read_json(MARK)["epoch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return epoch if isinstance(epoch, int) else None
 
 
 def _or_least(score: float) -> float:

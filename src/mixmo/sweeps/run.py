@@ -6,15 +6,14 @@ from pathlib import Path
 
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
+from mixmo.evaluation.comparison import Seeds
 from mixmo.evaluation.records import read_history
-from mixmo.files import make_folder
 from mixmo.runs import Run
 from mixmo.sweeps.grid import Sweep, Trial
 from mixmo.sweeps.on_ray import Resources, installed, run_on_ray
-from mixmo.sweeps.progress import Progress
-from mixmo.sweeps.settings import Asha
+from mixmo.sweeps.progress import Progress, check_folder, stopped_epoch
 from mixmo.sweeps.trial import check_same
-from mixmo.sweeps.turns import run_in_turn
+from mixmo.sweeps.turns import failure, run_in_turn
 
 ANY = Resources()
 MOST_COMPARED = 5
@@ -22,11 +21,7 @@ MOST_COMPARED = 5
 
 
 def run_sweep(
-    sweep: Sweep,
-    folder: Path,
-    ray: bool | None = None,
-    address: str | None = None,
-    resources: Resources = ANY,
+    sweep: Sweep, folder: Path, ray: bool | None = None, address: str | None = None, resources: Resources = ANY
 ) -> Progress:
     """Train the trials that are not trained yet, and go on with those that were stopped.
 
@@ -44,62 +39,66 @@ def run_sweep(
         What became of each trial; ``trials.csv`` in the folder says the same.
 
     Raises:
-        InputError: if a trial's folder holds a run of other settings, or Ray is asked for and is not there.
+        InputError: if a trial's folder holds a run of other settings, the folder is in use or is not a sweep's, or Ray
+            is asked for and is not there.
         StoppedError: if a signal asked to stop.
     """
+    if address and ray is False:
+        raise InputError(f"--address {address} names a Ray cluster, and --ray is false; leave one of them out.")
     if (ray or address) and not installed():
         raise InputError("Ray Tune is not installed; `pip install 'mixmo[ray]'` installs it.")
+    check_folder(folder)
     for trial in sweep.trials:
         if (run := Run(folder / trial.key)).config_file.is_file():
             check_same(trial.plan, run)
-    make_folder(folder)
-    progress = Progress(sweep, folder)
-    on_ray = address is not None or (installed() if ray is None else ray)
 
-    def train(trials: list[Trial], asha: Asha | None) -> None:
-        for trial in trials:
+    def train(trials: list[Trial]) -> None:
+        waiting = [trial for trial in trials if progress.states[trial.key].status == "waiting"]
+        if waiting and (address or (installed() if ray is None else ray)):
+            run_on_ray(waiting, folder, progress, resources, address)
+        elif waiting:
+            run_in_turn(waiting, folder, progress, resources.cpus)
+
+    with Run(folder).locked():
+        progress = Progress(sweep, folder)
+        for trial in sweep.trials:
             _note_ended(trial, folder, progress)
-        left = [trial for trial in trials if progress.states[trial.key].status == "waiting"]
-        together = trials if left and asha else left  # what has ended still tells which of the others are good
-        if together and on_ray:
-            run_on_ray(together, asha, folder, progress, resources, address)
-        elif together:
-            run_in_turn(together, asha, folder, progress, resources.cpus)
-
-    with progress.shown():
-        try:
-            train(sweep.race, sweep.asha)
+        with progress.shown():
+            train(sweep.race)
             finished = {state.trial.name for state in progress.states.values() if state.status == "finished"}
             for trial in sweep.rest:
                 if sweep.race and trial.name not in finished:
                     progress.set(trial.key, "left out")
-            train([trial for trial in sweep.rest if progress.states[trial.key].status == "waiting"], None)
-        finally:
-            progress.write()
+            train(sweep.rest)
     return progress
 
 
 def _note_ended(trial: Trial, folder: Path, progress: Progress) -> None:
-    """Note what an earlier call has trained to its end, or stopped early."""
+    """Note what an earlier call has trained to its end, stopped early, or left damaged."""
     run = Run(folder / trial.key)
-    epochs = run.finished_epochs() if run.config_file.is_file() else 0
-    if epochs < trial.epochs and trial.key not in progress.stopped:
+    if not run.config_file.is_file():
         return
-    for row in read_history(run)[:epochs]:
-        progress.epoch(trial.key, row)
-    if epochs < trial.epochs:
-        progress.set(trial.key, "stopped early")
-        return
-    calibrate_run(run, trial.plan.settings)
-    progress.set(trial.key, "finished")
+    try:
+        epochs = run.finished_epochs()
+        stopped = trial in progress.sweep.race and stopped_epoch(run) == epochs
+        if epochs >= trial.epochs:
+            calibrate_run(run, trial.plan.settings)
+        elif not stopped:
+            return
+        rows = {int(row["epoch"]): row for row in read_history(run)[:epochs]}
+        progress.note(trial.key, "finished" if epochs >= trial.epochs else "stopped early", rows)
+    except Exception as error:  # the others are trained nevertheless
+        progress.note(trial.key, "failed", why=failure(error))
 
 
-def compared(sweep: Sweep, progress: Progress) -> list[str]:
+def compared(sweep: Sweep, folder: Path, progress: Progress) -> list[Seeds]:
     """Return the configurations to compare on the test set: all of a grid, the best on validation of a random search.
 
     Args:
         sweep: The sweep.
-        progress: What became of its trials; only what is finished with every seed is compared.
+        folder: Where its trials are.
+        progress: What became of them; only what is finished with every seed is compared.
     """
     names = progress.finished()
-    return progress.best(names)[:MOST_COMPARED] if sweep.random else names
+    chosen = progress.best(names)[:MOST_COMPARED] if sweep.random else names
+    return [Seeds(name, [folder / each.key for each in sweep.trials if each.name == name]) for name in chosen]

@@ -39,7 +39,7 @@ class SweepSettings:
         samples: How many random draws, for each point of the grid.
         draw_seed: Of the draws: sample i is a function of it and i.
         seeds: Of every configuration; the recipe's own by default. All see the same split of the images, which the
-            first draws unless ``data.split_seed`` is set.
+            recipe's own seed draws unless ``data.split_seed`` is set.
         asha: When to stop trials early; never by default.
     """
 
@@ -65,17 +65,20 @@ def read_settings(section: Mapping[str, Any]) -> SweepSettings:
         10
     """
     known = hints(SweepSettings)
-    values = {
-        name: checked(value, known[one_of(name, known, "setting of sweep")], f"{SWEEP}.{name}")
-        for name, value in section.items()
-    }
+    values = {}
+    for name, value in section.items():
+        hint = known[one_of(name, known, "setting of sweep")]
+        if name in ("grid", "random", "asha") and not isinstance(value, Mapping):
+            raise InputError(f"sweep.{name} is {value!r}; it is a mapping of names to values.")
+        values[name] = checked(value, hint, f"{SWEEP}.{name}")
     settings = SweepSettings(**values)
-    if settings.samples < 1:
-        raise InputError(f"sweep.samples is {settings.samples}; it is 1 or more.")
-    if not (settings.grid or settings.random or settings.seeds):
-        raise InputError("sweep names no grid, no random settings and no seeds: there is nothing to vary.")
+    for name, least in (("samples", 1), ("draw_seed", 0)):
+        if getattr(settings, name) < least:
+            raise InputError(f"sweep.{name} is {getattr(settings, name)}; it is {least} or more.")
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
+    if not (settings.grid or settings.random or settings.seeds):
+        raise InputError("sweep names no grid, no random settings and no seeds: there is nothing to vary.")
     return settings
 
 
@@ -97,9 +100,9 @@ def read_asha(values: Mapping[str, Any]) -> Asha:
         name: checked(value, known[one_of(name, known, "setting of sweep.asha")], f"{SWEEP}.asha.{name}")
         for name, value in values.items()
     })  # fmt: skip
-    if asha.grace_epochs < 1 or asha.reduction <= 1:
+    if asha.grace_epochs < 1 or not 2 <= asha.reduction < 1000:
         raise InputError(
             f"sweep.asha has grace_epochs {asha.grace_epochs} and reduction {asha.reduction:g}; they are 1 or more, "
-            "and more than 1."
+            "and 2 or more."
         )
     return asha

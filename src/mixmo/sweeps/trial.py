@@ -46,9 +46,7 @@ class Reports(Checkpoint):
             trainer.should_stop = True
 
 
-def train_trial(
-    recipe: Recipe, words: Sequence[str], folder: Path, report: Report, wait: float = 0, stopped: bool = False
-) -> bool:
+def train_trial(recipe: Recipe, words: Sequence[str], folder: Path, report: Report, wait: float = 0) -> bool:
     """Train a trial from where it is; its folder is then as ``mixmo fit`` leaves it.
 
     Args:
@@ -57,7 +55,6 @@ def train_trial(
         folder: The run's folder, new or begun.
         report: Takes the row of each epoch, those that were trained earlier included.
         wait: How long another process may keep the folder, in seconds: one on a machine that was lost, say.
-        stopped: Whether an earlier call stopped it early: then its epochs are reported, and no more.
 
     Returns:
         Whether it was trained to its end.
@@ -71,8 +68,7 @@ def train_trial(
     epochs = int(plan.trainer["max_epochs"])
     with run.locked(wait) if wait else nullcontext():
         done = run.finished_epochs()
-    goes_on = [report(row) for row in read_history(run) if row["epoch"] <= done]
-    if stopped or not all(goes_on):
+    if not all([report(row) for row in read_history(run) if row["epoch"] <= done]):
         return done >= epochs
     if done < epochs:
         fit(plan, run, begun, [Reports(run, report)])
