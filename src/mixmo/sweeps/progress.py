@@ -132,11 +132,11 @@ class Progress:
         """Note an epoch of a trial, and return whether it goes on; otherwise it has been stopped early."""
         self.states[key].rows[int(row["epoch"])] = row
         self.set(key, "training")
-        if goes_on := self._goes_on(key, row):
+        if self._goes_on(key, row):
             return True
         Run(self.folder / key).write_json(MARK, {"epoch": int(row["epoch"])})
         self.set(key, "stopped early")
-        return goes_on
+        return False
 
     def _goes_on(self, key: str, row: Row) -> bool:
         if self._halving is None or key not in self._raced:
