@@ -14,14 +14,16 @@ import torch
 from conftest import plan_of, write_splits
 from killing import Ask, rows
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from mixmo import checkpoints
-from mixmo.errors import InputError
+from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.runs import Run
-from mixmo.training import watch
+from mixmo.training import sharding, watch
 from mixmo.training.fit import fit
 
 WAYS = {
@@ -53,7 +55,27 @@ class FirstGradient(Callback):
 
     def on_before_optimizer_step(self, trainer, training, optimizer):
         if trainer.is_global_zero and not self.file.exists():
-            torch.save({name: each.grad for name, each in training.net.named_parameters()}, self.file)
+            torch.save({name: whole(each.grad) for name, each in training.net.named_parameters()}, self.file)
+
+
+class FirstSharded(Callback):
+    """Keeps the gradient of the first step, gathered by all ranks, and how much of the weights each rank holds."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_before_optimizer_step(self, trainer, training, optimizer):
+        if trainer.global_step == 0:
+            sharded = {name: whole(each.grad) for name, each in training.net.named_parameters()}
+            held = sum(each.to_local().numel() for each in training.parameters())
+            count = sum(each.numel() for each in training.parameters())
+            blocks = sum(isinstance(each, FSDPModule) for each in training.net.modules())
+            if trainer.is_global_zero:
+                torch.save({"gradient": sharded, "held": held / count, "blocks": blocks}, self.file)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def free_port():
@@ -108,6 +130,43 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
         assert furthest(alone, run) < 1e-4
         for row, wanted in zip(figures(run), figures(alone), strict=True):
             assert row == pytest.approx(wanted, rel=1e-4)
+
+
+FSDP = ["--trainer.strategy=fsdp", "--trainer.devices=2"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_sharded_weights_train_the_same_run(images, tmp_path, way, monkeypatch):
+    monkeypatch.setattr(sharding, "LEAST", 1000)  # the network is a small one
+    alone, run, kept = Run(tmp_path / "alone"), Run(tmp_path / "run"), tmp_path / "kept.pt"
+    fit(two_epochs(images, *WAYS[way]), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
+    plan = two_epochs(images, *FSDP, *WAYS[way])
+    assert in_ranks(2, partial(fit, plan, run, callbacks=[FirstSharded(kept)])) == [0, 0]
+    expected, found = torch.load(tmp_path / "alone.pt"), torch.load(kept)
+    assert 0.4 < found["held"] < 0.6 and found["blocks"] > 3
+    size = torch.cat([each.flatten() for each in expected.values()]).norm()
+    apart = torch.cat([(found["gradient"][name] - expected[name]).flatten() for name in expected]).norm()
+    assert size > 0 and apart / size < 1e-5
+    assert furthest(alone, run) < 1e-4
+    for row, wanted in zip(figures(run), figures(alone), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_resumes_with_and_without_sharding(images, tmp_path, optimizer):
+    """Within the first epoch from one process to two that share the weights, and after it back to one."""
+    words = [f"--optimizer.name={optimizer}", "--optimizer.lr=0.001", "--optimizer.ema_decay=0.9"]
+    unbroken, run, error = Run(tmp_path / "unbroken"), Run(tmp_path / "run"), tmp_path / "error"
+    fit(two_epochs(images, *words), unbroken)
+    with pytest.raises(StoppedError):
+        fit(two_epochs(images, *words), run, callbacks=[Ask(4)])
+    plan = two_epochs(images, *FSDP, *words)
+    assert in_ranks(2, partial(fit, plan, run, resume=True, callbacks=[Ask(16)]), error) == [3, 3]
+    assert checkpoints.load(run.checkpoint_file())["global_step"] == 16
+    fit(two_epochs(images, *words), run, resume=True)
+    assert furthest(unbroken, run) < 1e-4
+    for row, wanted in zip(figures(run), figures(unbroken), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
 
 
 def test_parts_of_a_batch_are_the_batch(images, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import timm.optim
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mixmo.errors import InputError, one_of, reason
 
@@ -50,7 +51,8 @@ def build_optimizer(
     """
     one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
     accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
-    fused = {"fused": True} if "fused" in accepted else {}
+    whole = not any(isinstance(each, DTensor) for each in net.parameters())  # of shared ones SGD has no fused step
+    fused = {"fused": whole} if "fused" in accepted else {}
     try:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             net,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from mixmo.training.ranks import total_norm
+
 
 @contextmanager
 def perturbed(net: nn.Module, radius: float) -> Iterator[None]:
@@ -29,7 +31,7 @@ def perturbed(net: nn.Module, radius: float) -> Iterator[None]:
     weights = [each for each in net.parameters() if each.grad is not None]
     gradients = [each.grad for each in weights if each.grad is not None]
     kept = [each.detach().clone() for each in (*weights, *net.buffers())]
-    scale = radius / (torch.nn.utils.get_total_norm(gradients) + 1e-12)
+    scale = radius / (total_norm(gradients) + 1e-12)
     with torch.no_grad():
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.add_(gradient * scale)

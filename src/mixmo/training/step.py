@@ -24,6 +24,7 @@ from mixmo.training import ranks
 from mixmo.training.objectives import find_objective
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.training.sam import perturbed
+from mixmo.training.sharding import shard
 from mixmo.training.sums import EpochSums, TrainingError
 
 STATISTICS_BATCHES = 50
@@ -85,7 +86,13 @@ class Training(L.LightningModule):
         # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
-        self._compiled_net = compiled((self.average or self.net).forward)
+        self._compiled_net = compiled(self._validated)
+
+    def configure_model(self) -> None:
+        """Share the weights among the devices, where that is asked for."""
+        for net in (self.net, self.average):
+            if net is not None and self._device_mesh is not None:
+                shard(net, self._device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and the learning rate at every step."""
@@ -161,6 +168,10 @@ class Training(L.LightningModule):
         logits = self.net(mixed.inputs, masks)
         return logits, self.objective(logits, mixed)
 
+    def _validated(self, images: Tensor) -> Tensor:
+        logits: Tensor = (self.average or self.net)(images)
+        return logits
+
     def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Sum up the epoch, on the device; look at it, and for a bad step, now and then."""
         self.sums.add(loss, logits, targets)
@@ -201,7 +212,7 @@ class Training(L.LightningModule):
         """Note a step whose loss or gradient is not finite; without its gradient, no optimiser does anything."""
         loss = closure()
         gradients = [each.grad for each in self.net.parameters() if each.grad is not None]
-        bad = ~(torch.nn.utils.get_total_norm(gradients).isfinite() & loss.detach().isfinite())
+        bad = ~(ranks.total_norm(gradients).isfinite() & loss.detach().isfinite())
         if not self.skip:
             self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
         elif self.sums.skipped(bool(ranks.sum_over_ranks(bad.float()))):  # on all ranks, or on none

@@ -25,6 +25,7 @@ from mixmo.runs import Run
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
+from mixmo.training.sharding import ShardedStrategy
 from mixmo.training.step import Training
 from mixmo.training.watch import RankWatch
 
@@ -99,7 +100,7 @@ def _devices(plan: Plan) -> dict[str, Any]:
     if devices * nodes == 1:
         return {"devices": 1}
     if plan.trainer["strategy"] == "fsdp":
-        strategy: Strategy | str = "fsdp"
+        strategy: Strategy = ShardedStrategy(devices * nodes)
     else:  # batch norms' statistics are averaged where they are used: a network does not wait for them at each step
         strategy = DDPStrategy(broadcast_buffers=False)
     return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
