@@ -9,7 +9,6 @@ import torch
 from conftest import write_images
 from safetensors.torch import save_file
 
-from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe, method_of
 from mixmo.evaluation.results import evaluate_run
@@ -108,15 +107,6 @@ def test_grids_are_of_equal_compute(file):
 def test_the_papers_questions_have_grids():
     wanted = {"kind", "probability", "alpha", "root", "repetition", "members", "width", "where"}
     assert wanted == {file.stem for file in GRIDS}
-
-
-def test_a_grid_runs(pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
-    words = [str(GRIDS[0].parent / "where.yaml"), "--ray=false", f"--data.name=folder:{pictures}", *shrunk]
-    assert main(["sweep", *words]) == 0
-    assert Run("runs/where/stage-1/seed-0").settings().model.mix_at == "stages.1"
-    assert "stage-1" in Path("runs/where/comparison/comparison.md").read_text()
 
 
 @pytest.fixture(scope="module")

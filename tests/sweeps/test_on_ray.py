@@ -85,10 +85,15 @@ def test_more_than_a_machine_has_is_refused(cluster, tmp_path):
 
 
 def test_sigterm_stops_as_sigint_does():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), on_ray._terminable() as received:
-        signal.raise_signal(signal.SIGTERM)
-    assert received == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is before
+    interrupted, before = [], signal.getsignal(signal.SIGTERM)
+    of_sigint = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    try:
+        with on_ray._terminable() as received:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, of_sigint)
+    assert interrupted == [signal.SIGINT] and received == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_no_cluster_at_an_address(tmp_path, monkeypatch):
@@ -101,9 +106,9 @@ def test_no_cluster_at_an_address(tmp_path, monkeypatch):
 
 def test_trials_of_a_killed_machine_go_on_elsewhere(cluster, tmp_path):
     """Last, since the cluster has one worker less behind it: the results are those of trials in turn, bit for bit."""
-    sweep = write(tmp_path, {"grid": {"mixer.alpha": [1, 4, 8]}}, trainer={"max_epochs": 25})
+    sweep = write(tmp_path, {"grid": {"mixer.alpha": [1, 4]}}, trainer={"max_epochs": 20})
     in_turn = run_sweep(sweep, tmp_path / "turns", ray=False, resources=ONE)
-    both = [Run(tmp_path / "ray" / trial.key) for trial in sweep.trials[:2]]
+    both = [Run(tmp_path / "ray" / trial.key) for trial in sweep.trials]
     killed = []
 
     def kill():
@@ -116,7 +121,7 @@ def test_trials_of_a_killed_machine_go_on_elsewhere(cluster, tmp_path):
     killer.start()
     spread = run_sweep(sweep, tmp_path / "ray", resources=ONE)
     killer.join(timeout=1)
-    assert killed and max(killed[0]) < 25, "both trials were at work when the machine was killed"
+    assert killed and max(killed[0]) < 20, "both trials were at work when the machine was killed"
     assert not (tmp_path / "ray" / ".ray").exists()
     for trial in sweep.trials:
         assert spread.states[trial.key].status == "finished"

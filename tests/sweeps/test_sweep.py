@@ -21,7 +21,7 @@ from mixmo.sweeps.progress import Progress
 from mixmo.sweeps.run import compared, run_sweep
 from mixmo.sweeps.settings import Asha
 
-SMALL = {"data": {"images_per_class": 10, "validation": 0.2}, "trainer": {"max_epochs": 3}, "model": {"compile": False}}
+SMALL = {"data": {"images_per_class": 10, "validation": 0.2}, "trainer": {"max_epochs": 2}, "model": {"compile": False}}
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_sweep_compares_what_it_has_trained(write, tmp_path, capsys):
 def test_a_trial_is_what_fit_trains(write, tmp_path):
     run_sweep(load_sweep(write({"grid": {"mixer.alpha": [4]}, "seeds": [1]})), tmp_path / "out", ray=False)
     words = ["--mixer.alpha=4", "--seed=1", "--data.split_seed=0", "--data.images_per_class=10"]
-    words += ["--data.validation=0.2", "--trainer.max_epochs=3", "--model.compile=false", "--run=alone"]
+    words += ["--data.validation=0.2", "--trainer.max_epochs=2", "--model.compile=false", "--run=alone"]
     assert main(["fit", "digits-cut", *words]) == 0
     assert differences(Run("out/alpha-4/seed-1"), Run("alone")) == []
 
@@ -132,7 +132,7 @@ def test_the_race_stops_what_validates_badly_and_seeds_follow_the_rest(write, tm
 
 def test_a_random_search_compares_the_best_on_validation_only(write, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "MOST_COMPARED", 2)
-    file = write({"random": {"optimizer.lr": {"low": 1e-5, "high": 0.3, "log": True}}, "samples": 4})
+    file = write({"random": {"optimizer.lr": {"low": 1e-5, "high": 0.3, "log": True}}, "samples": 3})
     sweep = load_sweep(file)
     progress = run_sweep(sweep, tmp_path / "out", ray=False)
     scores = {

@@ -135,12 +135,13 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
 FSDP = ["--trainer.strategy=fsdp", "--trainer.devices=2"]
 
 
-@pytest.mark.parametrize("way", ["averaged", "streamed", "in two parts", "sharpness-aware"])
-def test_sharded_weights_train_the_same_run(images, tmp_path, way, monkeypatch):
+@pytest.mark.parametrize("ways", [("averaged", "streamed"), ("in two parts", "sharpness-aware")])
+def test_sharded_weights_train_the_same_run(images, tmp_path, ways, monkeypatch):
     monkeypatch.setattr(sharding, "LEAST", 1000)  # the network is a small one
+    words = [word for way in ways for word in WAYS[way]]
     alone, run, kept = Run(tmp_path / "alone"), Run(tmp_path / "run"), tmp_path / "kept.pt"
-    fit(two_epochs(images, *WAYS[way]), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
-    plan = two_epochs(images, *FSDP, *WAYS[way])
+    fit(two_epochs(images, *words), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
+    plan = two_epochs(images, *FSDP, *words)
     assert in_ranks(2, partial(fit, plan, run, callbacks=[FirstSharded(kept)])) == [0, 0]
     expected, found = torch.load(tmp_path / "alone.pt"), torch.load(kept)
     assert 0.4 < found["held"] < 0.6 and found["blocks"] > 3

@@ -205,14 +205,18 @@ def _work(trial: Trial, folder: Path, cpus: int) -> dict[str, Any]:
 
 
 def _scheduler(progress: Progress) -> Any:
-    """Return a scheduler of Ray Tune that starts trials in their order, and stops those that are not to go on."""
+    """Return a scheduler of Ray Tune that starts trials in their order, and notes and judges what they report."""
     from ray.tune.schedulers import FIFOScheduler
 
     class Race(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if "failed" in result or "ended" in result or progress.epoch(_key(trial), json.loads(result["row"])):
-                return str(self.CONTINUE)
-            return str(self.STOP)
+            if why := result.get("failed"):
+                progress.set(_key(trial), "failed", why)
+            elif not progress.epoch(_key(trial), json.loads(result["row"])):
+                return str(self.STOP)
+            elif result.get("ended"):
+                progress.set(_key(trial), "finished")
+            return str(self.CONTINUE)
 
     scheduler: FIFOScheduler = Race()  # type: ignore[no-untyped-call]
     return scheduler
@@ -249,19 +253,12 @@ def _train(config: dict[str, Any]) -> None:
 
 
 def _told(progress: Progress) -> Any:
-    """Return a callback of Ray Tune that tells what becomes of trials."""
+    """Return a callback of Ray Tune that tells which trials start, and which are lost."""
     from ray import tune
 
     class Told(tune.Callback):  # type: ignore[misc]
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             progress.set(_key(trial), "training")
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-            if why := result.get("failed"):
-                progress.set(_key(trial), "failed", why)
-            elif result.get("ended"):
-                progress.epoch(_key(trial), json.loads(result["row"]))
-                progress.set(_key(trial), "finished")
 
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             log.warning("%s was lost with its process or machine; it is taken up again.", _key(trial))

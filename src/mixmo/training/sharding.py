@@ -13,7 +13,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map
 
 LEAST = 50_000
 """Parameters of a block that is gathered by itself; smaller ones are gathered with what is around them."""
@@ -57,12 +56,10 @@ class ShardedStrategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: torch.optim.Optimizer | LightningOptimizer) -> dict[str, Any]:
         """Return an optimiser's state as one device would have it; every rank has to call this."""
         own = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        found: dict[str, Any] = tree_map(
-            lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, own.state_dict()
-        )
-        for group in found["param_groups"]:
-            group |= {"fused": True} if "fused" in group else {}
-        return found
+        found: dict[str, Any] = own.state_dict()
+        kept = {number: {key: _whole(value) for key, value in each.items()} for number, each in found["state"].items()}
+        groups = [{**group, **({"fused": True} if "fused" in group else {})} for group in found["param_groups"]]
+        return {**found, "state": kept, "param_groups": groups}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint, on every rank."""
@@ -87,6 +84,11 @@ class ShardedStrategy(ModelParallelStrategy):
             optimizer.load_state_dict({**state, "state": {number: own for number, own in kept.items() if own}})
             for group, own_way in zip(optimizer.param_groups, fused, strict=True):
                 group |= {"fused": own_way} if "fused" in group else {}
+
+
+def _whole(value: Any) -> Any:
+    """Return all of a tensor of which each rank has a part, on the CPU; anything else as it is."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def _part(value: Any, weight: Tensor) -> Any:
