@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,8 @@ from mixmo.errors import InputError, one_of
 NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
 
 
-def hints(section: type) -> dict[str, Any]:
+@functools.cache
+def hints(section: type) -> Mapping[str, Any]:
     """Return the annotation of every setting of a dataclass of sections, by its dotted name.
 
     Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,14 +44,15 @@ class Plan(NamedTuple):
     resolved: dict[str, dict[str, Any]]
 
 
-def known_settings() -> dict[str, Any]:
+@functools.cache
+def known_settings() -> Mapping[str, Any]:
     """Return the annotation of every setting by its dotted name.
 
     Example:
         >>> known_settings()["trainer.deterministic"]
         <class 'bool'>
     """
-    return hints(Settings) | {f"trainer.{key}": hint for key, hint in hints(TrainerSettings).items()}
+    return dict(hints(Settings)) | {f"trainer.{key}": hint for key, hint in hints(TrainerSettings).items()}
 
 
 def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit") -> Plan:
