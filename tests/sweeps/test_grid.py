@@ -151,6 +151,7 @@ def test_integers_come_with_both_ends():
         ({"grid": {"mixer.alpha": [1]}, "random": {"mixer.alpha": [2]}}, [], "stands in both"),
         ({"seeds": [0], "draw_seed": -1}, [], "sweep.draw_seed is -1"),
         ({"seeds": [0], "asha": {"grace_epochs": 20}}, [], "and trials have 20 epochs: nothing would be stopped"),
+        ({"random": {"mixer.alpha": [1]}, "samples": 2**63}, [], "configurations; 10000 are the most"),
         ({"grid": {"data.validation": [0.1, 0.2]}, "asha": {}}, [], "but data.validation differs among trials"),
         ({"seeds": [1, 1]}, [], "sweep.seeds is [1, 1]"),
         ({"seeds": [0]}, ["--seed=1"], "--seed is not for a sweep"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from mixmo.sweeps.settings import Asha, SweepSettings, read_asha, read_settings
 
 LONGEST_NAME = 120
 """Of a configuration, in characters; a longer one ends with a digest of the whole."""
+MOST = 10_000
+"""Configurations of a sweep."""
 RESERVED = ("comparison", "trials.csv")
 """What else is in a sweep's folder."""
 
@@ -161,6 +164,10 @@ def _configurations(settings: SweepSettings, stem: str) -> list[tuple[str, list[
         raise InputError(f"{min(both)} stands in both sweep.grid and sweep.random; leave it out of one.")
     axes = [_axis(axis, values) for axis, values in settings.grid.items()]
     hint_of = {name: _hint(name, "sweep.random") for name in settings.random}
+    if (count := math.prod(map(len, axes)) * (settings.samples if settings.random else 1)) > MOST:
+        raise InputError(
+            f"the sweep asks for {count} configurations; {MOST} are the most: name fewer values, or fewer samples."
+        )
     short = _short_names([*settings.grid, *settings.random])
     found = []
     for point in itertools.product(*axes):
