@@ -83,7 +83,7 @@ def test_a_stopped_sweep_goes_on_to_the_same(write, tmp_path, monkeypatch, capsy
         patch.setattr(trial, "fit", stopped)
         assert main(["sweep", str(file), "--ray=false", "--out=broken"]) == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err
-    assert status(tmp_path / "broken") == {"alpha-1/seed-0": "finished", "alpha-4/seed-0": "training"}
+    assert status(tmp_path / "broken") == {"alpha-1/seed-0": "finished", "alpha-4/seed-0": "stopped"}
     run_sweep(load_sweep(file), tmp_path / "broken", ray=False)
     for name in ("alpha-1", "alpha-4"):
         assert differences(*(Run(tmp_path / folder / name / "seed-0") for folder in ("whole", "broken"))) == []

@@ -172,7 +172,7 @@ def _differences(groups: Sequence[Group], replicas: Replicas) -> list[Section]:
             caption = f"{metric.name}, difference to {groups[0].name}"
             plots.append(pages.chart(draw, caption, f"{caption}: {shown}."))
     text = (
-        f"Blue is better than {groups[0].name}, red is worse; a hollow point has 0 in its 95 % interval: the "
+        f"Blue is better than {groups[0].name}, orange is worse; a hollow point has 0 in its 95 % interval: the "
         "difference may be chance."
     )
     return [Section(f"Differences to {groups[0].name}", text, plots)]

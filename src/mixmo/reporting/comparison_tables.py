@@ -88,11 +88,13 @@ def groups_table(
         cells = [f"{group.name} (n = {len(group.entries)})" if len(group.entries) > 1 else group.name]
         for key in keys:
             mean = group.mean(key)
-            if len(groups) > 1 and mean == best[key]:
+            shown = "" if math.isnan(mean) else columns[key].number(mean)
+            top = best[key]
+            if len(groups) > 1 and shown and top is not None and shown == columns[key].number(top):  # as it is read
                 stressed.add((row, len(cells)))
             if behind := "" if math.isnan(mean) else spread(group, key):
                 details[row, len(cells)] = behind
-            cells.append("" if math.isnan(mean) else columns[key].number(mean))
+            cells.append(shown)
         rows.append(cells)
     return TextTable(title, ["", *(columns[key].column for key in keys)], rows, best=stressed, details=details)
 

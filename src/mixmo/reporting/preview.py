@@ -211,11 +211,12 @@ def _repetition(own: DataSettings) -> str:
 
     Example:
         >>> _repetition(DataSettings(input_repetition=0.5, input_repetition_end=0.0))
-        ' In 50 % of the mixtures at first and 0 % at the end, all members are shown one image (input repetition).'
+        ' In 50 % of the mixtures at first and 0 % at the end, all members are shown one image (input repetition; chance
+        adds a few).'
     """
     start, end = f"{100 * own.input_repetition:g} %", own.input_repetition_end
     change = "" if end is None else f" at first and {100 * end:g} % at the end,"
-    return f" In {start} of the mixtures{change} all members are shown one image (input repetition)."
+    return f" In {start} of the mixtures{change} all members are shown one image (input repetition; chance adds a few)."
 
 
 def _page(

@@ -32,8 +32,10 @@ SCORE = "val_accuracy"
 """What trials are ranked by, where there are validation images: the test set never chooses."""
 MOST_SHOWN = 20
 """Trials in the table."""
+BETWEEN = 10.0
+"""Seconds from one line of the log, and one writing of ``trials.csv``, to the next, unless a trial begins or ends."""
 
-Status = Literal["waiting", "training", "finished", "stopped early", "left out", "failed"]
+Status = Literal["waiting", "training", "stopped", "finished", "stopped early", "left out", "failed"]
 ENDED = ("finished", "stopped early", "left out", "failed")
 MARK = "stopped.json"
 """In the folder of a trial that was stopped early: after which epoch."""
@@ -91,7 +93,7 @@ class Progress:
         self._halving = Halving(sweep.asha, sweep.trials[0].epochs) if sweep.asha else None
         self._raced = {trial.key for trial in sweep.race}
         self._live: Live | None = None
-        self._told = -math.inf
+        self._told = self._written = -math.inf
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -118,6 +120,8 @@ class Progress:
         finally:
             self._live = None
             of_runs.setLevel(level)
+            for state in self.states.values():
+                state.status = "stopped" if state.status == "training" else state.status
             self.write()
 
     def note(self, key: str, status: Status, rows: Mapping[int, Row] | None = None, why: str = "") -> None:
@@ -154,14 +158,14 @@ class Progress:
             self._live.update(self.table())
         else:
             self._log(state, changed)
-        if changed:
+        if changed or time.monotonic() - self._written > BETWEEN:
             self.write()
 
     def _log(self, state: State, changed: bool) -> None:
         """Log a line when a trial ends, and one from time to time as they go on."""
         if changed and state.status in ENDED:
             log.info("%s: %s%s", state.trial.key, state.status, f": {state.why}" if state.why else "")
-        elif state.rows and time.monotonic() - self._told > 10:
+        elif state.rows and time.monotonic() - self._told > BETWEEN:
             self._told = time.monotonic()
             log.info("%s: epoch %d/%d%s (%s)", state.trial.key, max(state.rows), state.trial.epochs,
                      f", val {shown}" if (shown := _percent(state.score)) else "", self.counts())  # fmt: skip
@@ -186,6 +190,7 @@ class Progress:
 
     def write(self) -> None:
         """Write ``trials.csv``, a row for each trial."""
+        self._written = time.monotonic()
         axes = list(dict.fromkeys(axis for trial in self.sweep.trials for axis in trial.choices))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

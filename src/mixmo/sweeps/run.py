@@ -11,7 +11,7 @@ from mixmo.evaluation.records import read_history
 from mixmo.runs import Run
 from mixmo.sweeps.grid import Sweep, Trial
 from mixmo.sweeps.on_ray import Resources, installed, run_on_ray
-from mixmo.sweeps.progress import Progress, check_folder, stopped_epoch
+from mixmo.sweeps.progress import Progress, Status, check_folder, stopped_epoch
 from mixmo.sweeps.trial import check_same
 from mixmo.sweeps.turns import failure, run_in_turn
 
@@ -74,19 +74,20 @@ def run_sweep(
 
 
 def _note_ended(trial: Trial, folder: Path, progress: Progress) -> None:
-    """Note what an earlier call has trained to its end, stopped early, or left damaged."""
+    """Note what an earlier call has trained, to its end or not, stopped early, or left damaged."""
     run = Run(folder / trial.key)
     if not run.config_file.is_file():
         return
     try:
         epochs = run.finished_epochs()
-        stopped = trial in progress.sweep.race and stopped_epoch(run) == epochs
+        rows = {int(row["epoch"]): row for row in read_history(run)[:epochs]}
+        status: Status = "waiting"
         if epochs >= trial.epochs:
             calibrate_run(run, trial.plan.settings)
-        elif not stopped:
-            return
-        rows = {int(row["epoch"]): row for row in read_history(run)[:epochs]}
-        progress.note(trial.key, "finished" if epochs >= trial.epochs else "stopped early", rows)
+            status = "finished"
+        elif trial in progress.sweep.race and stopped_epoch(run) == epochs:
+            status = "stopped early"
+        progress.note(trial.key, status, rows)
     except Exception as error:  # the others are trained nevertheless
         progress.note(trial.key, "failed", why=failure(error))
 
