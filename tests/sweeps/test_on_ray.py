@@ -27,7 +27,7 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     cores = {"num_gpus": 0, "object_store_memory": 80 * 2**20}
-    with pytest.MonkeyPatch.context() as patch:
+    with on_ray._handlers_kept(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # tests beside it would starve what trains
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **cores})
         cluster.workers = [cluster.add_node(num_cpus=1, **cores) for _ in range(2)]
@@ -35,6 +35,10 @@ def cluster():
         yield cluster
         ray.shutdown()
         cluster.shutdown()
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
 
 
 def write(folder, section, **recipe):
@@ -47,7 +51,9 @@ def write(folder, section, **recipe):
 def test_a_race_on_ray_stops_trials_and_keeps_what_they_reported(cluster, tmp_path, monkeypatch):
     grid = {"optimizer.lr": [0.05, 1e-30, 1e-29]}
     sweep = write(tmp_path, {"grid": grid, "asha": {"grace_epochs": 4, "reduction": 2}}, trainer={"max_epochs": 12})
+    before = handlers()
     found = run_sweep(sweep, tmp_path / "ray", resources=ONE)
+    assert handlers() == before
     for state in found.states.values():
         run = Run(tmp_path / "ray" / state.trial.key)
         assert run.finished_epochs() == len(run.read_metrics()) == max(state.rows)
@@ -85,15 +91,13 @@ def test_more_than_a_machine_has_is_refused(cluster, tmp_path):
 
 
 def test_sigterm_stops_as_sigint_does():
-    interrupted, before = [], signal.getsignal(signal.SIGTERM)
-    of_sigint = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    try:
-        with on_ray._terminable() as received:
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGINT, of_sigint)
+    interrupted, before = [], handlers()
+    with on_ray._handlers_kept():
+        signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+        received = on_ray._stop_at_sigterm()
+        signal.raise_signal(signal.SIGTERM)
     assert interrupted == [signal.SIGINT] and received == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert handlers() == before
 
 
 def test_no_cluster_at_an_address(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from mixmo.sweeps.grid import Trial
 from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.trial import Row, train_trial
 from mixmo.sweeps.turns import failure
+from mixmo.training.stopping import SIGNALS
 
 RETRIES = 10
 """How often a trial is taken up again after the process or the machine that trained it was lost."""
@@ -91,7 +92,7 @@ def run_on_ray(
         InputError: if the cluster is not there, or has no room for a trial.
         StoppedError: if a signal asked to stop.
     """
-    with _connected(address):
+    with _handlers_kept(), _connected(address):
         from ray import tune
 
         cpus, gpus = _share(resources)
@@ -106,8 +107,9 @@ def run_on_ray(
             ),
         )  # fmt: skip
         shutil.rmtree(storage, ignore_errors=True)
+        received = _stop_at_sigterm()
         try:
-            with _quiet(), _terminable() as received:
+            with _quiet():
                 tuner.fit()
         finally:
             shutil.rmtree(storage, ignore_errors=True)
@@ -128,22 +130,28 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[list[int]]:
-    """Have SIGTERM stop the sweep as SIGINT does, which Tune listens to; yield the signals that came."""
+def _handlers_kept() -> Iterator[None]:
+    """Leave signals' handlers as they were, which neither Ray nor Tune does."""
+    alone = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    before = {number: signal.getsignal(number) for number in SIGNALS} if alone else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_at_sigterm() -> list[int]:
+    """Have SIGTERM stop the sweep as SIGINT does, which Tune listens to; return the list of those that come."""
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.raise_signal(signal.SIGINT)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+    return received
 
 
 @contextmanager
