@@ -110,7 +110,7 @@ def test_rows_are_appended_and_cut_back(tmp_path):
 
 
 def test_a_second_interrupt_stops_at_once():
-    signals = stopping.StopSignals()
+    signals, before = stopping.StopSignals(), signal.signal(signal.SIGINT, signal.default_int_handler)
     signals.listen()
     try:
         signal.raise_signal(signal.SIGINT)
@@ -119,6 +119,7 @@ def test_a_second_interrupt_stops_at_once():
             signal.raise_signal(signal.SIGINT)
     finally:
         signals.ignore()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("callbacks", [[], [Stopping(1)], [Ask(2)]])
