@@ -39,7 +39,7 @@ import yaml
 
 from mixmo import __version__
 from mixmo.config.plan import Plan, make_plan
-from mixmo.config.recipes import merge, resolve
+from mixmo.config.recipes import combined
 from mixmo.errors import InputError
 from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
@@ -60,7 +60,7 @@ VALIDATED = ("nll_scaled", "ece_scaled", "set_coverage_95", "set_size_95")
 CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
 OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
 """By the largest probability, over the out-of-distribution datasets."""
-OWN_KEYS = ("extends", "passes", "networks", "methods", "start", "other_seed", "evaluate")
+OWN_KEYS = ("passes", "networks", "methods", "start", "other_seed", "evaluate")
 Rows = list[dict[str, str]]
 KEYS = ("task", "method", "seed")
 
@@ -111,12 +111,9 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
 
 def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], start: str = "") -> Iterator[Plan]:
     """Yield the plan of each network of a method on a task."""
-    recipe: dict[str, Any] = {"extends": [name for part in parts for name in part.get("extends", [])]}
-    for part in parts:
-        rest = {key: value for key, value in part.items() if key not in OWN_KEYS}
-        recipe = merge(recipe, rest)
+    own = [{key: value for key, value in part.items() if key not in OWN_KEYS} for part in parts]
+    resolved = combined(own, "the study")
     _, on_task, by_method = parts
-    resolved = resolve(recipe, "the study")
     repetition = resolved["data"].get("batch_repetition", 1)
     epochs = on_task["passes"] * by_method.get("passes", 1) / repetition
     if epochs != int(epochs):

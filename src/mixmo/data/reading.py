@@ -54,14 +54,15 @@ def readable(source: Source, size: tuple[int, int] | None, settings: DataSetting
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
     """
-    about = [PIL.__version__, str(size), str(settings.channels), os.path.abspath(source.name(0)), source.fingerprint()]
+    content, numbers = source.images.fingerprint(times=True), b"" if source.numbers is None else source.numbers
+    about = [PIL.__version__, str(size), str(settings.channels), os.path.abspath(source.name(0)), content, numbers]
     kept = cache_folder("readable") / f"{hashed(about)}.json"
-    known = source.images.fingerprint(times=True) != "" and read_json(kept)
+    known = read_json(kept) if content else None
     if known and known.get("images") == len(source):
         return source
     logger.info("checking once that all %d images can be read", len(source))
     unreadable = _read(source, size, settings, lambda index, pixels: None)
-    if not unreadable:  # what cannot be read now, for want of a permission say, may be read the next time
+    if content and not unreadable:  # what cannot be read now, for want of a permission say, may be read the next time
         keep_json(kept, {"images": len(source)})
     return _without(source, unreadable, settings.on_error)
 

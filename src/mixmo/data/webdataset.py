@@ -126,8 +126,9 @@ class Listing(NamedTuple):
 
 def _listings(files: Sequence[str]) -> Iterator[Listing]:
     """Yield what each shard holds; what was found before is kept in the user's cache, as listing takes a while."""
+    cache = cache_folder("shards")
     for number, file in enumerate(files):
-        kept = cache_folder("shards") / f"{hashed(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
+        kept = cache / f"{hashed(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
         if (found := read_tensors(kept)) is not None:
             tensors, note = found
             codes, offsets, sizes = (tensors[key].numpy() for key in ("labels", "offsets", "sizes"))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixmo.config.plan import Plan, known_settings, make_plan, pairs
-from mixmo.config.recipes import SWEEP, Recipe, merge, resolve
+from mixmo.config.recipes import SWEEP, Recipe, combined, merge
 from mixmo.errors import InputError, one_of
 from mixmo.files import read_yaml
 from mixmo.sweeps.draws import draw
@@ -148,7 +148,7 @@ def _trials(base: Recipe, settings: SweepSettings, words: list[str], file: Path)
         own = words if seed is None else [*words, f"--seed={seed}"]
         for name, choices in configurations:
             try:
-                recipe = _recipe(base, choices, str(file))
+                recipe = combined([base, *(choice.settings for choice in choices)], str(file))
                 split = {"data": {"split_seed": recipe.get("seed", 0)}}  # the same for all seeds, whichever are added
                 recipe = merge(split, recipe)
                 plan = make_plan(recipe, own)
@@ -169,15 +169,14 @@ def _configurations(settings: SweepSettings, stem: str) -> list[tuple[str, list[
             f"the sweep asks for {count} configurations; {MOST} are the most: name fewer values, or fewer samples."
         )
     short = _short_names([*settings.grid, *settings.random])
-    found = []
-    for point in itertools.product(*axes):
-        drawn = [_drawn(settings, number, hint_of) for number in range(settings.samples if settings.random else 1)]
-        distinct: dict[str, list[Choice]] = {}
-        for choices in drawn:
-            distinct.setdefault(_name([*point, *choices], short), [*point, *choices])
-        if len(distinct) < len(drawn):
-            log.info("%d of %d random draws came twice, and count once", len(drawn) - len(distinct), len(drawn))
-        found += [(name or stem, choices) for name, choices in distinct.items()]
+    drawn = [_drawn(settings, number, hint_of) for number in range(settings.samples if settings.random else 1)]
+    distinct: dict[str, list[Choice]] = {}
+    for choices in drawn:
+        distinct.setdefault(_name(choices, short), choices)
+    if len(distinct) < len(drawn):
+        log.info("%d of %d random draws came twice, and count once", len(drawn) - len(distinct), len(drawn))
+    configurations = [[*point, *choices] for point in itertools.product(*axes) for choices in distinct.values()]
+    found = [(_name(choices, short) or stem, choices) for choices in configurations]
     for name, _ in found:
         if name in RESERVED:
             raise InputError(
@@ -248,16 +247,6 @@ def _name(choices: Sequence[Choice], short: Mapping[str, str]) -> str:
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip(".")
     digest = hashlib.sha256(name.encode()).hexdigest()
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{digest[:8]}"
-
-
-def _recipe(base: Recipe, choices: Sequence[Choice], where: str) -> Recipe:
-    """Return what a configuration sets: what all parts extend, then the base's own settings, then each choice's."""
-    extends, own = list[Any](), dict[str, Any]()
-    for part in (base, *(choice.settings for choice in choices)):
-        parents = part.get("extends") or []
-        extends += parents if isinstance(parents, list) else [parents]
-        own = merge(own, {key: value for key, value in part.items() if key != "extends"})
-    return resolve({"extends": extends, **own}, where)
 
 
 def _check_alone(plan: Plan) -> None:

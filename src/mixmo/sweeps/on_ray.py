@@ -213,7 +213,7 @@ def _work(trial: Trial, folder: Path, cpus: int) -> dict[str, Any]:
 
 
 def _scheduler(progress: Progress) -> Any:
-    """Return a scheduler of Ray Tune that starts trials in their order, and notes and judges what they report."""
+    """Return a scheduler of Ray Tune that starts trials in their order, and stops those that are not to go on."""
     from ray.tune.schedulers import FIFOScheduler
 
     class Race(FIFOScheduler):

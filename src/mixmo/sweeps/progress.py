@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +39,7 @@ Status = Literal["waiting", "training", "stopped", "finished", "stopped early", 
 ENDED = ("finished", "stopped early", "left out", "failed")
 MARK = "stopped.json"
 """In the folder of a trial that was stopped early: after which epoch."""
-NUMBERS = ("epochs", SCORE, "train_loss", "seconds")
-OWN = ("trial", "seed", "status", *NUMBERS, "why")
+OWN = ("trial", "seed", "status", "epochs", SCORE, "train_loss", "seconds", "why")
 """Columns of ``trials.csv`` beside those of the axes."""
 
 log = logging.getLogger("mixmo.sweeps")
@@ -85,13 +84,17 @@ class Progress:
     Args:
         sweep: The sweep.
         folder: Its folder.
+
+    Attributes:
+        states: By the trials' keys.
+        raced: The keys of those that may be stopped early.
     """
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
         self.states = {trial.key: State(trial) for trial in sweep.trials}
         self._halving = Halving(sweep.asha, sweep.trials[0].epochs) if sweep.asha else None
-        self._raced = {trial.key for trial in sweep.race}
+        self.raced = {trial.key for trial in sweep.race}
         self._live: Live | None = None
         self._told = self._written = -math.inf
 
@@ -124,11 +127,11 @@ class Progress:
                 state.status = "stopped" if state.status == "training" else state.status
             self.write()
 
-    def note(self, key: str, status: Status, rows: Mapping[int, Row] | None = None, why: str = "") -> None:
+    def note(self, key: str, status: Status, rows: Sequence[Row] = (), why: str = "") -> None:
         """Note what an earlier call has made of a trial; its epochs count in the race."""
         state = self.states[key]
         state.status, state.why = status, why
-        for row in (rows or {}).values():
+        for row in rows:
             state.rows[int(row["epoch"])] = row
             self._goes_on(key, row)
 
@@ -143,7 +146,7 @@ class Progress:
         return False
 
     def _goes_on(self, key: str, row: Row) -> bool:
-        if self._halving is None or key not in self._raced:
+        if self._halving is None or key not in self.raced:
             return True
         return self._halving.goes_on(key, int(row["epoch"]), row[SCORE])
 

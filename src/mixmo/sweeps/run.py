@@ -45,7 +45,8 @@ def run_sweep(
     """
     if address and ray is False:
         raise InputError(f"--address {address} names a Ray cluster, and --ray is false; leave one of them out.")
-    if (ray or address) and not installed():
+    on_ray = address is not None or (installed() if ray is None else ray)
+    if on_ray and not installed():
         raise InputError("Ray Tune is not installed; `pip install 'mixmo[ray]'` installs it.")
     check_folder(folder)
     for trial in sweep.trials:
@@ -54,7 +55,7 @@ def run_sweep(
 
     def train(trials: list[Trial]) -> None:
         waiting = [trial for trial in trials if progress.states[trial.key].status == "waiting"]
-        if waiting and (address or (installed() if ray is None else ray)):
+        if waiting and on_ray:
             run_on_ray(waiting, folder, progress, resources, address)
         elif waiting:
             run_in_turn(waiting, folder, progress, resources.cpus)
@@ -80,12 +81,12 @@ def _note_ended(trial: Trial, folder: Path, progress: Progress) -> None:
         return
     try:
         epochs = run.finished_epochs()
-        rows = {int(row["epoch"]): row for row in read_history(run)[:epochs]}
+        rows = read_history(run)[:epochs]
         status: Status = "waiting"
         if epochs >= trial.epochs:
             calibrate_run(run, trial.plan.settings)
             status = "finished"
-        elif trial in progress.sweep.race and stopped_epoch(run) == epochs:
+        elif trial.key in progress.raced and stopped_epoch(run) == epochs:
             status = "stopped early"
         progress.note(trial.key, status, rows)
     except Exception as error:  # the others are trained nevertheless

@@ -64,14 +64,10 @@ def read_settings(section: Mapping[str, Any]) -> SweepSettings:
         >>> read_settings({"grid": {"mixer.alpha": [1, 2]}, "seeds": [0, 1]}).samples
         10
     """
-    known = hints(SweepSettings)
-    values = {}
-    for name, value in section.items():
-        hint = known[one_of(name, known, "setting of sweep")]
-        if name in ("grid", "random", "asha") and not isinstance(value, Mapping):
-            raise InputError(f"sweep.{name} is {value!r}; it is a mapping of names to values.")
-        values[name] = checked(value, hint, f"{SWEEP}.{name}")
-    settings = SweepSettings(**values)
+    for name in ("grid", "random", "asha"):
+        if not isinstance(section.get(name, {}), Mapping):
+            raise InputError(f"sweep.{name} is {section[name]!r}; it is a mapping of names to values.")
+    settings = SweepSettings(**_checked(section, SweepSettings, SWEEP))
     for name, least in (("samples", 1), ("draw_seed", 0)):
         if getattr(settings, name) < least:
             raise InputError(f"sweep.{name} is {getattr(settings, name)}; it is {least} or more.")
@@ -95,14 +91,19 @@ def read_asha(values: Mapping[str, Any]) -> Asha:
         >>> read_asha({"reduction": 4})
         Asha(grace_epochs=1, reduction=4.0)
     """
-    known = hints(Asha)
-    asha = Asha(**{
-        name: checked(value, known[one_of(name, known, "setting of sweep.asha")], f"{SWEEP}.asha.{name}")
-        for name, value in values.items()
-    })  # fmt: skip
+    asha = Asha(**_checked(values, Asha, f"{SWEEP}.asha"))
     if asha.grace_epochs < 1 or not 2 <= asha.reduction < 1000:
         raise InputError(
             f"sweep.asha has grace_epochs {asha.grace_epochs} and reduction {asha.reduction:g}; they are 1 or more, "
             "and 2 or more."
         )
     return asha
+
+
+def _checked(values: Mapping[str, Any], section: type, name: str) -> dict[str, Any]:
+    """Return values by a dataclass's names and annotations."""
+    known = hints(section)
+    return {
+        key: checked(value, known[one_of(key, known, f"setting of {name}")], f"{name}.{key}")
+        for key, value in values.items()
+    }

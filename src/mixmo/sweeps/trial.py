@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint
 
 from mixmo.config.checking import flattened
+from mixmo.config.imports import PERMISSION
 from mixmo.config.plan import Plan, known_settings, make_plan
 from mixmo.config.recipes import Recipe, merge
 from mixmo.errors import InputError
@@ -87,10 +88,10 @@ def check_same(plan: Plan, run: Run) -> None:
     Raises:
         InputError: naming the first setting that differs.
     """
-    known = known_settings()
+    known, free = known_settings(), VARIABLE - {"seed"} | {PERMISSION}
     wanted, found = (dict(flattened(each, known)) for each in (yaml.safe_load(plan.yaml), run.config()))
     for name in wanted:
-        if name not in VARIABLE - {"seed"} and name != "allow_imports" and wanted[name] != found.get(name):
+        if name not in free and wanted[name] != found.get(name):
             raise InputError(
                 f"{run.path} was trained with {name} {found.get(name)!r}, and the sweep asks for {wanted[name]!r}; "
                 "choose another folder with --out, or change it back."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -80,6 +80,21 @@ def resolve(content: Recipe, where: str) -> Recipe:
         'digits'
     """
     return {key: value for key, value in _resolve(content, where).items() if key not in NOTES}
+
+
+def combined(parts: Sequence[Recipe], where: str) -> Recipe:
+    """Return what several parts of a recipe set: all that they extend first, then their own settings, the last on top.
+
+    Example:
+        >>> combined([{"seed": 1, "extends": "digits-cut"}, {"seed": 2}], "here")["seed"]
+        2
+    """
+    extends, own = list[Any](), Recipe()
+    for part in parts:
+        parents = part.get("extends") or []
+        extends += parents if isinstance(parents, list) else [parents]
+        own = merge(own, {key: value for key, value in part.items() if key != "extends"})
+    return resolve({"extends": extends, **own}, where)
 
 
 def _resolve(content: Recipe, where: str) -> Recipe:
