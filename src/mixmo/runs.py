@@ -153,7 +153,7 @@ class Run:
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the run's settings as they were asked for, without the imports that its author allowed."""
+        """Return the run's settings as they were asked for, without imports and downloads that its author allowed."""
         return without_permission(read_yaml(self.require().config_file, "configuration"))
 
     def settings(self) -> Settings:
@@ -162,8 +162,12 @@ class Run:
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings with what followed from the machine where the run began, so that it resumes alike."""
+        return merge(self.config(), self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the settings that followed from the machine where the run began; nothing if that is not known."""
         resolved = self.about().get("resolved")
-        return merge(self.config(), resolved) if isinstance(resolved, dict) else self.config()
+        return without_permission(resolved) if isinstance(resolved, dict) else {}
 
     def about(self) -> dict[str, Any]:
         """Return ``environment.json``; nothing if it is missing or damaged."""

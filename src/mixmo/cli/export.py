@@ -27,7 +27,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--int8", action="store_true", help="8-bit integers, and the accuracy that they cost (onnx)")
     parser.add_argument("--opset", type=int, default=18, help="version of ONNX's operators")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
-    parser.add_argument("--download", action="store_true", help="allow downloads of what a network is built from")
+    parser.add_argument("--download", action="store_true", help="allow downloads of datasets and networks")
     chosen = parse(parser, words)
     options = ExportOptions(**{each.name: chosen[each.name] for each in fields(ExportOptions)})
     trained = TrainedRun(Run(chosen.run), chosen.checkpoint, chosen.download)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.config.imports import PERMISSION
+from mixmo.config.imports import PERMISSIONS
 from mixmo.config.plan import make_plan, pairs, print_help
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
@@ -29,7 +29,7 @@ def run(words: list[str]) -> None:
     if resume:
         accept = "true" in [text for name, text in pairs(overrides) if name == ACCEPT]
         overrides = [f"--{name}={text}" for name, text in pairs(overrides) if name != ACCEPT]
-        if others := [name for name, _ in pairs(overrides) if name != PERMISSION]:
+        if others := [name for name, _ in pairs(overrides) if name not in PERMISSIONS]:
             raise InputError(
                 f"{target} is a run's folder, which is resumed with its own settings; to change --{others[0]}, start "
                 f"a new run with `mixmo fit {target}/config.yaml`."

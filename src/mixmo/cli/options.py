@@ -20,7 +20,7 @@ def add_evaluation(parser: ArgumentParser) -> None:
         help="corrupt the test images in 19 ways; with a folder, read CIFAR-10-C's or CIFAR-100-C's files",
     )  # fmt: skip
     parser.add_argument("--refresh", action="store_true", help="predict again, whatever is kept of an earlier call")
-    parser.add_argument("--download", action="store_true", help="allow downloads of what a network is built from")
+    parser.add_argument("--download", action="store_true", help="allow downloads of datasets and networks")
 
 
 def evaluation_options(chosen: Namespace) -> EvaluationOptions:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from mixmo.cli.compare import show
 from mixmo.config.plan import pairs, parse
 from mixmo.errors import InputError, StoppedError
+from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import printable
 from mixmo.reporting.comparison_page import compare
 from mixmo.sweeps.grid import Sweep, load_sweep
@@ -55,7 +56,9 @@ def _compare(sweep: Sweep, folder: Path, progress: Progress) -> None:
     if not math.isnan(score := progress.score(best)):
         note = f"Best on validation data, which alone may choose: {printable(best)}, {100 * score:.1f} %."
         print(note)
-    compare(groups, folder / "comparison", show=show, note=note)
+    asked = sweep.trials[0].plan.settings
+    options = EvaluationOptions(download=asked.data.download or asked.model.download)
+    compare(groups, folder / "comparison", options, show, note)
     print(f"written: {printable(str(folder / 'comparison' / 'comparison.html'))}")
 
 

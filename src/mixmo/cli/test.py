@@ -57,7 +57,7 @@ def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool)
     if len(runs) == 1:
         (run,) = runs
         print(f"metrics: {printable(str(write_results(run, result, options, by_class)))}")
-        print(f"report: {printable(str(write_report(run, result)))}")
+        print(f"report: {printable(str(write_report(run, result, options.download)))}")
 
 
 def _test_file(file: Path, per_class: bool) -> None:

@@ -2,6 +2,7 @@
 
 Importing a module runs it. So a name such as ``mypackage.masks:stripes`` is followed only where ``allow_imports`` lists
 the module, in a recipe that the user runs or on the command line; what a run's folder says never counts as permission.
+The same holds for downloads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from mixmo.errors import InputError, reason
 
 PERMISSION = "allow_imports"
 """The setting that lists the modules which may be imported."""
+
+PERMISSIONS = (PERMISSION, "data.download", "model.download")
+"""Settings that allow something to be run or fetched: they count in a user's recipe and on the command line only."""
 
 
 def resolve(name: str, allowed: Sequence[str]) -> Any:
@@ -63,13 +67,19 @@ def is_import_path(name: str) -> bool:
 
 
 def without_permission(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's configuration without the imports that it lists: they were allowed by whoever trained it.
+    """Return a run's configuration without imports and downloads that it allows: another user may have trained it.
 
     Example:
-        >>> without_permission({"seed": 1, "allow_imports": ["mypackage.masks"]})
-        {'seed': 1}
+        >>> without_permission({"seed": 1, "allow_imports": ["mypackage.masks"], "data": {"download": True}})
+        {'seed': 1, 'data': {}}
     """
-    return {key: value for key, value in configuration.items() if key != PERMISSION}
+
+    def kept(section: Any, prefix: str) -> Any:
+        if not isinstance(section, Mapping):
+            return section
+        return {key: kept(value, f"{key}.") for key, value in section.items() if f"{prefix}{key}" not in PERMISSIONS}
+
+    return dict(kept(configuration, ""))
 
 
 def is_kept_configuration(file: Path) -> bool:

@@ -14,13 +14,20 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mixmo.data.folders import FileImages
-from mixmo.data.local import KINDS, Reading, local_splits, open_local
+from mixmo.data.local import DOWNLOAD, KINDS, Reading, local_splits, open_local
 from mixmo.data.sources import ArrayImages, Source, hashed
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.names import printable
 
 
-def open_source(name: str, split: str, root: str = "data", download: bool = False, on_error: str = "raise") -> Source:
+def open_source(
+    name: str,
+    split: str,
+    root: str = "data",
+    download: bool = False,
+    on_error: str = "raise",
+    option: str = DOWNLOAD,
+) -> Source:
     """Open one split of a dataset; no image is decoded.
 
     Args:
@@ -32,6 +39,7 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
         root: Where timm's datasets lie or are downloaded to.
         download: Whether a missing dataset may be downloaded.
         on_error: ``raise``, or ``skip`` shards and their records that are missing or damaged.
+        option: What allows downloads in the command at hand, for errors.
 
     Raises:
         MissingError: if the path is missing or empty, or has no such split.
@@ -47,9 +55,9 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     if name == "digits":
         source = _open_digits(split)
     elif colon and kind in KINDS:
-        source = open_local(kind, path, split, Reading(on_error, download))
+        source = open_local(kind, path, split, Reading(on_error, download, option))
     elif name.partition("/")[0] in ("torch", "hfds"):
-        source = _open_timm(name, split, root, download)
+        source = _open_timm(name, split, root, download, option)
     else:
         raise InputError(
             f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, webdataset:PATH, "
@@ -65,12 +73,13 @@ def open_source(name: str, split: str, root: str = "data", download: bool = Fals
     return source
 
 
-def splits_of(name: str, download: bool = False) -> set[str]:
+def splits_of(name: str, download: bool = False, option: str = DOWNLOAD) -> set[str]:
     """Return which of ``train``, ``validation`` and ``test`` a dataset has; nothing where classes stand without splits.
 
     Args:
         name: As for :func:`open_source`.
         download: Likewise.
+        option: Likewise.
 
     Raises:
         MissingError: if there is no such folder or file.
@@ -83,7 +92,7 @@ def splits_of(name: str, download: bool = False) -> set[str]:
     kind, colon, path = name.partition(":")
     if not colon or kind not in KINDS:
         return {"train", "test"}
-    return set(local_splits(kind, path, Reading(download=download)))
+    return set(local_splits(kind, path, Reading(download=download, option=option)))
 
 
 def _open_digits(split: str) -> Source:
@@ -130,18 +139,20 @@ class DatasetImages:
         return str(getattr(getattr(getattr(self.dataset, "reader", None), "dataset", None), "_fingerprint", ""))
 
 
-def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
+def _open_timm(name: str, split: str, root: str, download: bool, option: str) -> Source:
     """Return a dataset of torchvision or Hugging Face by timm's name."""
     if name.startswith("hfds/") and not download:
         raise InputError(
-            f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with "
-            "--data.download true."
+            f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with {option}."
         )
     known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # whatever they raise
     try:
+        if not download:
+            _check_there(name, root)
         dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
     except known_errors as error:
-        advice = "" if download else "; allow it to be fetched with --data.download true, or set --data.root"
+        elsewhere = ", or set --data.root" if option == DOWNLOAD else ", or put it there"
+        advice = "" if download else f"; allow it to be fetched with {option}{elsewhere}"
         raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
     try:
         labels = _labels(dataset)
@@ -158,6 +169,13 @@ def _open_timm(name: str, split: str, root: str, download: bool) -> Source:
         top = str(getattr(dataset, "root", root))
         return Source(labels, classes, FileImages(top, [os.path.relpath(file, top) for file, _ in files]))
     return Source(labels, classes, DatasetImages(dataset, f"{name} {split} image"))
+
+
+def _check_there(name: str, root: str) -> None:
+    """Refuse a dataset of torchvision for which it would make folders, also where nothing may be downloaded."""
+    made = {"inaturalist": "2021_train", "inat": "2021_train", "imagenet": "train"}.get(name.lower().rpartition("/")[2])
+    if not os.path.isdir(folder := os.path.join(root, made or "")):
+        raise FileNotFoundError(f"there is no folder {printable(folder)}")
 
 
 def _labels(dataset: Any) -> np.ndarray:

@@ -21,6 +21,9 @@ from mixmo.data.zips import SUFFIX, open_entries, zip_entries
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
+DOWNLOAD = "--data.download true"
+"""What allows downloads in a recipe's commands; those on a run have an option of their own."""
+
 KINDS = ("folder", "csv", "webdataset", "parquet")
 TEST_FOLDERS, VALIDATION_FOLDERS = SPLITS[1:], SPLITS[2:]
 TAR = r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)"
@@ -37,10 +40,12 @@ class Reading(NamedTuple):
     Attributes:
         on_error: ``raise``, or ``skip`` shards and records that are missing or damaged.
         download: Whether the network may be asked, for Parquet files that are elsewhere.
+        option: What allows that in the command at hand, for errors.
     """
 
     on_error: str = "raise"
     download: bool = False
+    option: str = DOWNLOAD
 
 
 def open_local(kind: str, path: str, split: str, how: Reading) -> Source:
@@ -76,7 +81,7 @@ def local_splits(kind: str, path: str, how: Reading) -> Parts:
 def _found(kind: str, path: str, how: Reading) -> Parts:
     """Return what is there by the names of splits; under an empty name what belongs to none."""
     if kind == "parquet":
-        system, folder, files = parquet_files(os.path.expanduser(path), how.download)
+        system, folder, files = parquet_files(os.path.expanduser(path), how.download, how.option)
         return {
             split: partial(open_parquet, system, folder, own, how.on_error) for split, own in by_split(files).items()
         }

@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source, splits_of
 from mixmo.data.decoding import quiet
+from mixmo.data.local import DOWNLOAD
 from mixmo.data.reading import first_size, readable
 from mixmo.data.sets import ImageSet, image_set
 from mixmo.data.sources import Source, decode, notice
@@ -47,6 +48,7 @@ class DataModule:
             this seed, unless ``split_seed`` is set.
         check: Decode streamed training images once, in threads, so that those that cannot be read are known before
             training.
+        option: What allows downloads in the command at hand, for errors.
 
     Raises:
         MissingError: from what needs it, if the dataset is missing.
@@ -58,8 +60,8 @@ class DataModule:
         (1293, 144, (8, 8, 1))
     """
 
-    def __init__(self, settings: DataSettings, seed: int, check: bool = False) -> None:
-        self.settings, self.seed, self.check = settings, seed, check
+    def __init__(self, settings: DataSettings, seed: int, check: bool = False, option: str = DOWNLOAD) -> None:
+        self.settings, self.seed, self.check, self.option = settings, seed, check, option
         self._others: dict[str, Source] = {}
 
     @property
@@ -177,17 +179,20 @@ class DataModule:
 
     def _open(self, split: str, name: str | None = None) -> Source:
         own = self.settings
-        return open_source(name or own.name, split, own.root, own.download, own.on_error)
+        return open_source(name or own.name, split, own.root, own.download, own.on_error, self.option)
 
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
         if name not in self._others:
-            self._others[name] = self._open("test" if splits_of(name, self.settings.download) else "all", name)
+            self._others[name] = self._open("test" if self._splits_of(name) else "all", name)
         return self._others[name]
+
+    def _splits_of(self, name: str) -> set[str]:
+        return splits_of(name, self.settings.download, self.option)
 
     @cached_property
     def _splits(self) -> set[str]:
-        return splits_of(self.settings.name, self.settings.download)
+        return self._splits_of(self.settings.name)
 
     @cached_property
     def drawn(self) -> dict[str, Source] | None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 ENDING = ".parquet"
+LOCAL = ("file", "local", "memory")
+"""Protocols of fsspec that ask no network."""
+
 KEPT = 48
 """Row groups kept by each process that reads: about three windows of 16."""
 
@@ -123,12 +126,24 @@ class ParquetImages(ShardedImages):
         return hashed([*parts, self.starts])
 
 
-def parquet_files(path: str, download: bool = False) -> tuple[AbstractFileSystem, str, list[str]]:
+def is_local(path: str) -> bool:
+    """Return whether a path is one on this machine; of fsspec's protocols these are known, and no chain of them.
+
+    Example:
+        >>> is_local("data/train"), is_local("file:///data"), is_local("http://host/x"), is_local("http::host/x")
+        (True, True, False, False)
+    """
+    protocol, separator, _ = path.partition("://")
+    return "::" not in path and not path.startswith("data:") and (not separator or protocol in LOCAL)
+
+
+def parquet_files(path: str, download: bool, option: str) -> tuple[AbstractFileSystem, str, list[str]]:
     """Return where Parquet files are, the folder there, and their paths below it.
 
     Args:
         path: A folder or a file on a disk, or as fsspec writes it: ``hf://datasets/OWNER/NAME``, ``s3://…``.
         download: Whether the network may be asked.
+        option: What allows that in the command at hand, for errors.
 
     Raises:
         InputError: if pyarrow is not installed, or the network would be asked without permission.
@@ -139,8 +154,8 @@ def parquet_files(path: str, download: bool = False) -> tuple[AbstractFileSystem
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise InputError("Parquet files need pyarrow; `pip install 'mixmo[parquet]'` installs it.") from error
-    if "://" in path and not path.startswith("file://") and not download:
-        raise InputError(f"{printable(path)} is elsewhere; allow the network to be asked with --data.download true.")
+    if not is_local(path) and not download:
+        raise InputError(f"{printable(path)} is elsewhere; allow the network to be asked with {option}.")
     try:
         system, root = url_to_fs(path)
         files = sorted(file for file in system.find(root) if file.endswith(ENDING))

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mixmo.config.settings import Settings
+from mixmo.data.local import DOWNLOAD
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.kept import keep_tensors, read_tensors
@@ -109,7 +110,7 @@ def calibrate_run(run: Run, settings: Settings) -> None:
         settings: Its settings; where they hold out no images for validation, nothing is kept.
     """
     for checkpoint in CHECKPOINTS if settings.data.validation else ():
-        calibrate(TrainedRun(run, checkpoint, settings.model.download))
+        calibrate(TrainedRun(run, checkpoint, settings.model.download or settings.data.download, DOWNLOAD))
 
 
 def kept_calibration(run: TrainedRun) -> Calibration | None:

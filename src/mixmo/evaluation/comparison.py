@@ -23,7 +23,7 @@ from mixmo.runs import Run
 
 VARIABLE = {
     "seed", "loggers", "data.root", "data.download", "data.in_memory", "data.workers", "data.eval_batch_size",
-    "model.compile", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
+    "model.compile", "model.download", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
 }  # fmt: skip
 """The settings in which runs of one method may differ: the seed, and those that depend on the machine."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,7 +52,8 @@ class TrainedRun:
     Args:
         run: The run.
         checkpoint: ``last`` or ``best``.
-        download: Whether what the network is built from may be downloaded.
+        download: Whether the network's backbone and datasets may be downloaded, whatever the run's folder says.
+        option: What allows that in the command at hand, for errors.
 
     Attributes:
         settings: The run's settings; what they leave open follows from this machine.
@@ -64,11 +65,11 @@ class TrainedRun:
         InputError: if its configuration is damaged.
     """
 
-    def __init__(self, run: Run, checkpoint: str = "last", download: bool = False) -> None:
+    def __init__(self, run: Run, checkpoint: str = "last", download: bool = False, option: str = "--download") -> None:
         self.run, self.checkpoint, self.download = run, checkpoint, download
         plan = make_plan(run.config())
         self.settings, self.device = plan.settings, training_device(plan.trainer["accelerator"])
-        self.data = DataModule(self.settings.data, self.settings.seed)
+        self.data = DataModule(replace(self.settings.data, download=download), self.settings.seed, option=option)
 
     @cached_property
     def digest(self) -> str:

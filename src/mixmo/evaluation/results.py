@@ -48,7 +48,7 @@ class EvaluationOptions:
         ood: Names of out-of-distribution datasets, whose images are of none of the classes.
         corruptions: ``generated`` from the test images, or the folder of CIFAR-10-C's or CIFAR-100-C's files.
         refresh: Predict again, whatever is kept.
-        download: Whether what the networks are built from may be downloaded.
+        download: Whether what the networks are built from, and datasets, may be downloaded.
 
     Raises:
         InputError: if the checkpoint or the precision is unknown.

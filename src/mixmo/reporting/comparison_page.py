@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from markupsafe import Markup
 
-from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.comparison import Entry, Group, Seeds, read_groups
 from mixmo.evaluation.evaluate import Samples
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationOptions
@@ -87,7 +87,8 @@ def compare(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder to write into with --out.")
     named = [word if isinstance(word, Seeds) else str(word) for word in words]
-    groups = read_groups(named, options or EvaluationOptions())
+    options = options or EvaluationOptions()
+    groups = read_groups(named, options)
     replicas = group_replicas(groups)
     tables = comparison_tables(groups, replicas)
     for table in tables:
@@ -95,7 +96,7 @@ def compare(
     make_folder(out)
     write_text(out / "comparison.csv", as_csv(groups))
     write_text(out / "comparison.md", "\n\n".join(table.markdown() for table in tables) + "\n")
-    write_text(out / "comparison.html", comparison_page(groups, replicas, tables, note))
+    write_text(out / "comparison.html", comparison_page(groups, replicas, tables, note, options.download))
     return groups
 
 
@@ -114,7 +115,9 @@ def comparison_tables(groups: Sequence[Group], replicas: Replicas) -> list[TextT
     return tables
 
 
-def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequence[TextTable], note: str = "") -> str:
+def comparison_page(
+    groups: Sequence[Group], replicas: Replicas, tables: Sequence[TextTable], note: str = "", download: bool = False
+) -> str:
     """Return the page of a comparison; plots and images are of each group's first entry.
 
     Args:
@@ -122,6 +125,7 @@ def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequenc
         replicas: Those of :func:`mixmo.reporting.comparison_tables.group_replicas`.
         tables: Those of :func:`comparison_tables`.
         note: A sentence below the tables.
+        download: Whether the network may be asked for images that it shows.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     parts = {name: entry.result.predictions.average() for name, entry in firsts.items()}
@@ -132,7 +136,7 @@ def comparison_page(groups: Sequence[Group], replicas: Replicas, tables: Sequenc
     sections = [
         *_differences(groups, replicas),
         confidence_section(parts, parts),
-        *_images(firsts, parts),
+        *_images(firsts, parts, download),
         *_curves(groups),
         *_corruptions(firsts),
         *_ood(firsts),
@@ -178,13 +182,13 @@ def _differences(groups: Sequence[Group], replicas: Replicas) -> list[Section]:
     return [Section(f"Differences to {groups[0].name}", text, plots)]
 
 
-def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples]) -> list[Section]:
+def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples], download: bool) -> list[Section]:
     """Return each network's most confident mistakes, and the images on which the networks disagree most."""
     known = next((entry for entry in firsts.values() if entry.runs), None)
     if known is None:
         return []
-    settings = known.runs[0].settings()
-    data, shown = DataModule(settings.data, settings.seed), known.result.predictions  # files may lack names of classes
+    data = TrainedRun(known.runs[0], download=download).data
+    shown = known.result.predictions  # files may lack names of classes
     found = [mistakes(name, data, shown, samples, IMAGES // 2) for name, samples in parts.items()]
     if len(firsts) > 1:
         logits = torch.stack([mean_logits(entry.result.predictions.logits).double() for entry in firsts.values()], 1)

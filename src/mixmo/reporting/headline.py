@@ -59,13 +59,14 @@ def method_name(config: Mapping[str, Any]) -> str:
     return f"{method} with {f'{extra} and ' if extra else ''}{members} members"
 
 
-def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Array]) -> str:
+def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Array], download: bool = False) -> str:
     """Return what was trained, how good it is, how sure that is, at what cost and against what.
 
     Args:
         run: The run.
         found: Its evaluation.
         replicas: Those of :func:`mixmo.evaluation.intervals.replicates`.
+        download: Whether the network may be asked for what the run is built from.
     """
     config, metrics = run.config(), found.metrics.average
     accuracy = METRICS["accuracy"].brief
@@ -76,7 +77,7 @@ def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Arra
     sentences = [
         f"{method_name(config)} on {backbone}{trained} classifies {accuracy.number(metrics['accuracy'])} % "
         f"{interval_text} of {len(found.predictions.targets)} test images correctly; "
-        f"{_confidence(found)}{_costs(run)}.",
+        f"{_confidence(found)}{_costs(run, download)}.",
         _reference(found),
     ]
     return " ".join(sentences)
@@ -91,10 +92,10 @@ def _confidence(found: EvaluationResult) -> str:
     return f"its mean confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy (ECE {ece})"
 
 
-def _costs(run: Run) -> str:
+def _costs(run: Run, download: bool) -> str:
     """Return the costs as the end of a sentence; nothing, and a warning, if they cannot be counted."""
     try:
-        found = network_size(TrainedRun(run))
+        found = network_size(TrainedRun(run, download=download))
     except Exception as error:  # a page without its costs is better than none
         logger.warning("%s", printable(f"The costs of {run.path} could not be counted: {reason(error)}."))
         return ""

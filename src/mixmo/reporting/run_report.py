@@ -11,6 +11,7 @@ from markupsafe import Markup
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples, per_sample
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import replicates
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
@@ -39,25 +40,27 @@ LINES = 6
 """Members up to which each has a line of its own in plots."""
 
 
-def write_report(run: Run, result: EvaluationResult) -> Path:
+def write_report(run: Run, result: EvaluationResult, download: bool = False) -> Path:
     """Write ``report.html`` into a run's folder and return its path.
 
     Args:
         run: The run.
         result: Its evaluation.
+        download: Whether the network may be asked for images that it shows.
 
     Raises:
         InputError: if it cannot be written.
     """
-    return write_text(run.path / "report.html", run_page(run, result))
+    return write_text(run.path / "report.html", run_page(run, result, download))
 
 
-def run_page(run: Run, result: EvaluationResult) -> str:
+def run_page(run: Run, result: EvaluationResult, download: bool = False) -> str:
     """Return the page of a run.
 
     Args:
         run: The run.
         result: Its evaluation.
+        download: Whether the network may be asked for images that it shows.
     """
     replicas = replicates(result.predictions)
     parts = networks(result.predictions)
@@ -65,7 +68,7 @@ def run_page(run: Run, result: EvaluationResult) -> str:
     sections = [
         confidence_section(dict([whole]), parts),
         class_section(result.predictions, whole[1]),
-        _images(run, result.predictions, parts),
+        _images(TrainedRun(run, download=download).data, result.predictions, parts),
         *_curves(run),
         *_corruptions(result, parts),
         *_ood(result),
@@ -74,7 +77,7 @@ def run_page(run: Run, result: EvaluationResult) -> str:
     return pages.render(
         "answer.html",
         title=f"Run {run.path.name}",
-        lead=lead_sentence(run, result, replicas),
+        lead=lead_sentence(run, result, replicas, download),
         answer=[
             pages.part("cards", cards({**result.metrics.average, **result.metrics.diversity}, replicas)),
             pages.part(
@@ -106,10 +109,8 @@ def networks(tested: Predictions) -> dict[str, Samples]:
     }
 
 
-def _images(run: Run, tested: Predictions, parts: dict[str, Samples]) -> Section:
+def _images(data: DataModule, tested: Predictions, parts: dict[str, Samples]) -> Section:
     average, *members = parts.items()
-    settings = run.settings()
-    data = DataModule(settings.data, settings.seed)
     shown = [mistakes("", data, tested, average[1])]
     if tested.logits.shape[1] > 1:
         uncertainty = ood_scores(tested.logits)["mutual_information"]

@@ -65,7 +65,7 @@ def train_trial(recipe: Recipe, words: Sequence[str], folder: Path, report: Repo
     """
     run = Run(folder)
     begun = run.config_file.is_file()
-    plan = make_plan(merge(recipe, run.about().get("resolved") or {}) if begun else recipe, [*words, *QUIET])
+    plan = make_plan(merge(recipe, run.resolved()) if begun else recipe, [*words, *QUIET])
     epochs = int(plan.trainer["max_epochs"])
     with run.locked(wait) if wait else nullcontext():
         done = run.finished_epochs()

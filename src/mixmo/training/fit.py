@@ -88,7 +88,7 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
             f"trainer.accelerator is {plan.trainer['accelerator']}, but torch sees no such device here; take auto or "
             "cpu."
         )
-    _check_fetching(settings)
+    _check_fetching(settings, drawn)
     _check_parts(plan, device)
     data = DataModule(settings.data, settings.seed, check=True).require()
     net = build_network(settings, data, drawn)
@@ -130,11 +130,11 @@ def _check_parts(plan: Plan, device: torch.device) -> None:
         raise InputError("trainer.sync_batchnorm is true, but torch's SyncBatchNorm needs GPUs; set it to false.")
 
 
-def _check_fetching(settings: Settings) -> None:
+def _check_fetching(settings: Settings, drawn: bool) -> None:
     """Refuse a backbone or an option that asks the network, or reads another file, unless that is allowed."""
     model = settings.model
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
-    if model.start == PRETRAINED and not model.download:
+    if model.start == PRETRAINED and not model.download and not drawn:
         raise InputError(
             f"model.start is {PRETRAINED}, so that timm may fetch the weights of {model.backbone!r} from the network; "
             "allow it with --model.download true, or start from a file."

@@ -1,0 +1,149 @@
+"""The network is asked, and folders for downloads are made, where the command line allows it, whatever a run says."""
+
+import http.server
+import shutil
+import socket
+import threading
+
+import pytest
+import timm
+import yaml
+
+import mixmo
+from mixmo.cli.main import main
+from mixmo.config.recipes import load_recipe
+from mixmo.deploy.hub import save_pretrained
+from mixmo.errors import InputError
+from mixmo.evaluation.comparison import Seeds
+from mixmo.reporting.comparison_page import compare
+from mixmo.runs import Run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Requests to a server on this machine, and names and addresses that were asked for."""
+    found = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+    monkeypatch.setattr(socket.socket, "connect", lambda self, to: (found.append(to), connect(self, to))[1])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *to, **how: (found.append(to), look_up(*to, **how))[1])
+    yield found, f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def changed(run, to, **data):
+    """Return a copy of a run that asks for another dataset, and allows all downloads in every file that it has."""
+    shutil.copytree(run.path, to / run.path.name, ignore=shutil.ignore_patterns("predictions", "test.json", "*.html"))
+    copy = Run(to / run.path.name)
+    content = yaml.safe_load(copy.config_file.read_text())
+    content["data"] |= {"download": True} | data
+    content["model"]["download"] = True
+    copy.config_file.write_text(yaml.safe_dump(content))
+    about = copy.about()
+    about["resolved"]["data"] |= {"download": True}
+    about["settings"] = content
+    copy.write_json("environment.json", about)
+    return copy
+
+
+NAMES = ["parquet:http://HOST/x.parquet", "parquet:http::HOST/x", "parquet:simplecache::http://HOST/x", "torch/mnist",
+         "torch/inaturalist", "torch/imagenet", "hfds/mnist"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, asked, name, monkeypatch, capsys):
+    requests, host = asked
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.chdir(tmp_path)
+    run = changed(trained[1], tmp_path, name=name.replace("HOST", host), root=str(tmp_path / "new"))
+    for words in (["test"], ["test", "--refresh", "--corruptions"], ["compare", "--out", "page"], ["fit"]):
+        assert main([words[0], str(run.path), *words[1:]]) == 2
+        assert ("--data.download true" if words == ["fit"] else "with --download") in capsys.readouterr().err
+    with pytest.raises(InputError, match="with --download"):
+        compare([Seeds("two", [run.path])], tmp_path / "page")
+    main(["export", str(run.path), "--format", "onnx", "--int8", "--out", str(tmp_path / "x.onnx")])
+    assert main(["predict", str(run.path), str(next((trained[0] / "other" / "test" / "x").iterdir()))]) == 0
+    assert main(["fit", str(run.config_file), "--run", "again"]) == 2
+    assert requests == []
+    assert not (tmp_path / "new").exists() and not (tmp_path / "page").exists() and not (tmp_path / "again").exists()
+
+
+def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, capsys):
+    requests, host = asked
+    run = changed(trained[1], tmp_path)
+    words = ["test", str(run.path), "--ood", f"parquet:http://{host}/x.parquet"]
+    assert main(words) == 2
+    assert "allow the network to be asked with --download." in capsys.readouterr().err and requests == []
+    assert main([*words, "--download"]) == 2
+    assert "/x.parquet" in requests
+
+
+def test_a_shared_folder_fetches_no_weights(trained, tmp_path, asked):
+    requests, _ = asked
+    folder = save_pretrained(trained[1].path, tmp_path / "shared")
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    assert "download" not in content["data"]
+    content["model"]["options"] = {"pretrained_cfg_overlay": {"hf_hub_id": "someone/x"}}
+    content["model"]["backbone"] = "resnet10t"
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="does not hold the network"):
+        mixmo.Predictor(folder)
+    assert requests == []
+
+
+@pytest.mark.parametrize("word", [[], ["--download"]])
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_option_arrives_for_the_test_set_and_for_other_datasets(trained, tmp_path, word, ours, monkeypatch, capsys):
+    known = []
+
+    def spy(name, root, split, download):
+        known.append((name, download))
+        raise RuntimeError("Dataset not found")
+
+    monkeypatch.setattr(timm.data, "create_dataset", spy)
+    monkeypatch.chdir(tmp_path)
+    data = {"root": str(tmp_path), "download": not word}  # the opposite of what the command line says
+    run = changed(trained[1], tmp_path, **({"name": "torch/mnist"} if ours else {}), **data)
+    assert main(["test", str(run.path), *([] if ours else ["--ood", "torch/mnist"]), *word]) == 2
+    assert set(known) == {("torch/mnist", bool(word))}
+    said = capsys.readouterr().err
+    assert ("allow it to be fetched with --download, or put it there" in said) is not bool(word)
+    assert "--data." not in said
+
+
+def test_a_resumed_run_takes_permission_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
+    known = []
+
+    def spy(name, root, split, download):
+        known.append(download)
+        raise RuntimeError("Dataset not found")
+
+    monkeypatch.setattr(timm.data, "create_dataset", spy)
+    run = changed(trained[1], tmp_path, name="torch/mnist", root=str(tmp_path))
+    for words in ([], ["--data.download", "true"], ["--data.download=true"]):
+        main(["fit", str(run.path), *words])
+    assert known[0] is False and set(known[1:]) == {True}
+    assert "allow it to be fetched with --data.download true" in capsys.readouterr().err
+
+
+def test_permissions_stand_in_recipes_but_not_in_runs(trained, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: digits-cut\ndata: {download: true}\n")
+    assert load_recipe(recipe)["data"]["download"] is True
+    run = changed(trained[1], tmp_path)
+    assert "download" not in load_recipe(run.config_file)["data"]
+    assert not run.settings().data.download and not run.settings().model.download
+    assert "download" not in run.resumed_config()["data"]
