@@ -270,3 +270,59 @@ def test_datasets_of_hugging_face_may_be_folders(tmp_path):
     write_parquet(tmp_path / "data", "train", list(range(12)))
     source = open_source(f"hfds/{tmp_path}/data", "train", str(tmp_path / "root"), download=True)
     assert values_of(source) == list(range(12)) and source.classes == ["ape", "bee", "cow"]
+
+
+def write_labels(kind, folder, labels, names=None):
+    """Write images of one value each with these labels, and a test set of two classes."""
+    folder.mkdir()
+    for split, own in (("train", labels), ("test", [0, 1])):
+        if kind == "parquet":
+            table = pa.table({"image": [{"bytes": png(value), "path": None} for value in range(len(own))], "label": own})
+            features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+            noted = {"huggingface": json.dumps({"info": {"features": features}})}
+            pq.write_table(table.replace_schema_metadata(noted), folder / f"{split}.parquet", row_group_size=4)
+        elif kind == "webdataset":
+            with webdataset.TarWriter(str(folder / f"{split}.tar")) as tar:
+                for value, label in enumerate(own):
+                    tar.write({"__key__": f"{value:03}", "png": png(value), "cls": str(label).encode()})
+            (folder / "classes.txt").write_text("\n".join(names))
+        else:
+            for value in range(len(own)):
+                (folder / f"{split}{value}.png").write_bytes(png(value))
+    if kind != "csv":
+        return f"{kind}:{folder}"
+    rows = [f"{split}{value}.png,{label},{split}" for split, own in (("train", labels), ("test", [0, 1]))
+            for value, label in enumerate(own)]  # fmt: skip
+    (folder / "data.csv").write_text("\n".join(["path,label,split", *rows]))
+    return f"csv:{folder}/data.csv"
+
+
+@pytest.mark.parametrize(
+    ("kind", "absent", "shown"),
+    [("parquet", -1, "-1"), ("parquet", None, "empty"), ("webdataset", -1, "-1"), ("webdataset", None, "None"),
+     ("csv", -1, "-1"), ("csv", "nan", "nan")],
+)  # fmt: skip
+def test_images_without_a_label_are_no_class(tmp_path, kind, absent, shown, caplog):
+    """As test sets of competitions, and unlabelled parts of training sets, have them."""
+    labels = [absent if value % 5 == 0 else value % 2 for value in range(30)]
+    name = write_labels(kind, tmp_path / "data", labels, ["cat", "dog"])
+    with pytest.raises(InputError, match=rf"data.*: 6 of 30 labels are {shown} \(no label\).*--data\.on_error skip"):
+        open_source(name, "train")
+    source = open_source(name, "train", on_error="skip")
+    assert source.classes == (["0", "1"] if kind == "csv" else ["cat", "dog"])
+    wanted = [value for value in range(30) if value % 5]
+    assert values_of(source) == wanted and source.labels.tolist() == [value % 2 for value in wanted]
+    assert f"6 of 30 labels are {shown} (no label); these images are left out" in caplog.text
+    assert sorted(open_source(name, "test").labels.tolist()) == [0, 1]
+
+
+def test_a_class_may_be_called_none(tmp_path):
+    name = write_labels("csv", tmp_path / "data", ["cat", "none", "nan", "cat"])
+    assert open_source(name, "train").classes == ["cat", "nan", "none"]
+
+
+def test_nothing_is_left_without_labels(tmp_path):
+    for kind in ("parquet", "webdataset"):
+        name = write_labels(kind, tmp_path / kind, [-1, -1, -1], ["cat", "dog"])
+        with pytest.raises(MissingError, match="holds no labelled images"):
+            open_source(name, "train", on_error="skip")

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from mixmo.data.folders import FileImages
 from mixmo.data.local import DOWNLOAD, KINDS, Reading, local_splits, open_local
+from mixmo.data.shards import are_labels
 from mixmo.data.sources import ArrayImages, Source, hashed
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.names import printable
@@ -57,7 +58,7 @@ def open_source(
     elif colon and kind in KINDS:
         source = open_local(kind, path, split, Reading(on_error, download, option))
     elif name.partition("/")[0] in ("torch", "hfds"):
-        source = _open_timm(name, split, root, download, option)
+        source = _open_timm(name, split, root, download, option, on_error)
     else:
         raise InputError(
             f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, webdataset:PATH, "
@@ -139,7 +140,7 @@ class DatasetImages:
         return str(getattr(getattr(getattr(self.dataset, "reader", None), "dataset", None), "_fingerprint", ""))
 
 
-def _open_timm(name: str, split: str, root: str, download: bool, option: str) -> Source:
+def _open_timm(name: str, split: str, root: str, download: bool, option: str, on_error: str) -> Source:
     """Return a dataset of torchvision or Hugging Face by timm's name."""
     if name.startswith("hfds/") and not download:
         raise InputError(
@@ -160,11 +161,17 @@ def _open_timm(name: str, split: str, root: str, download: bool, option: str) ->
         raise InputError(f"dataset {name!r} has no class numbers in its {split} split: {reason(error)}.") from error
     classes = getattr(dataset, "classes", None) or _reader_classes(dataset)
     classes = [str(c) for c in classes or range(int(labels.max(initial=-1)) + 1)]
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+    if labels.max(initial=-1) >= len(classes):
         raise InputError(
-            f"dataset {name!r} has class numbers from {labels.min()} to {labels.max()} in its {split} split, for "
-            f"{len(classes)} classes; its images have to be labelled."
+            f"dataset {name!r} has class number {labels.max()} in its {split} split, for {len(classes)} classes."
         )
+    numbers, counts = np.unique(labels, return_counts=True)
+    there = are_labels([str(number) for number in numbers], counts.tolist(), f"dataset {name!r}", on_error)
+    source = _source(dataset, name, split, root, labels, classes)
+    return source if all(there) else source.subset(np.flatnonzero(labels >= 0))
+
+
+def _source(dataset: Any, name: str, split: str, root: str, labels: np.ndarray, classes: list[str]) -> Source:
     if files := getattr(dataset, "samples", None) or getattr(dataset, "imgs", None):
         top = str(getattr(dataset, "root", root))
         return Source(labels, classes, FileImages(top, [os.path.relpath(file, top) for file, _ in files]))
@@ -185,6 +192,8 @@ def _labels(dataset: Any) -> np.ndarray:
         labels = list(dataset.reader.dataset[dataset.reader.label_key])
     if labels is None:
         labels = [int(dataset[i][1]) for i in range(len(dataset))]
+    if isinstance(labels, list):
+        labels = [-1 if label is None else label for label in labels]
     numbers = np.asarray(labels, dtype=np.int64)
     return numbers if numbers.ndim == 1 else numbers[:, 0]  # QMNIST has more beside the digit
 

@@ -87,7 +87,7 @@ def _found(kind: str, path: str, how: Reading) -> Parts:
         }
     place = Path(os.path.expanduser(path))
     if kind == "csv":
-        return _tables(place)
+        return _tables(place, how)
     if kind == "folder" and place.suffix.lower() == SUFFIX and place.is_file():
         return _zipped(place)
     if not place.is_dir():
@@ -95,14 +95,14 @@ def _found(kind: str, path: str, how: Reading) -> Parts:
     return _shards(place, how) if kind == "webdataset" else _folders(place)
 
 
-def _tables(path: Path) -> Parts:
+def _tables(path: Path, how: Reading) -> Parts:
     table = read_table(path)
     if strange := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
             f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
         )
-    found: Parts = {split: partial(open_rows, path, rows) for split, rows in table.items()}
-    return found or {"": partial(open_rows, path, [])}
+    found: Parts = {split: partial(open_rows, path, rows, how.on_error) for split, rows in table.items()}
+    return found or {"": partial(open_rows, path, [], how.on_error)}
 
 
 def _zipped(path: Path) -> Parts:

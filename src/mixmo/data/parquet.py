@@ -202,7 +202,7 @@ def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], 
     settle(problems, folder, on_error)
     if columns is None:
         raise MissingError(f"{printable(folder)} has no Parquet file that can be read.")
-    numbers, classes, starts = assembled(labels, columns.classes)
+    numbers, classes, starts = assembled(labels, columns.classes, folder, on_error)
     return source_of(ParquetImages(paths, system, groups, starts, columns.image), numbers, classes, folder)
 
 
@@ -219,11 +219,9 @@ def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.nda
         columns = _columns(opened.schema_arrow, file)
         values = opened.read(columns=[columns.label]).column(columns.label).to_pylist()
         sizes = [opened.metadata.row_group(number).num_rows for number in range(opened.metadata.num_row_groups)]
-    if None in values:
-        raise InputError(f"row {values.index(None)} has no label")
-    if not all(isinstance(value, str | int) for value in values):
+    if not all(isinstance(value, str | int | None) for value in values):
         raise _ColumnsError(f"{printable(file)} has column {columns.label!r} of other things than numbers or names.")
-    labels = np.array([str(value) for value in values], dtype=str)
+    labels = np.array(["" if value is None else str(value) for value in values], dtype=str)
     return columns, np.split(labels, np.cumsum(sizes)[:-1])
 
 

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mixmo.data.sources import Images, Source, logger
+from mixmo.data.sources import Images, Source, logger, notice
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
 SPLITS = ("train", "test", "val", "valid", "validation")
 """What splits are called, in the names of folders, archives and shards, and in tables; the last three are one."""
+
+NUMBER = re.compile(r"\d{1,9}")
+"""A class number as text."""
 
 SHOWN = 10
 """Problems that are named."""
@@ -60,21 +63,28 @@ def missing_shards(files: Sequence[str]) -> list[str]:
     return sorted(missing)
 
 
-def assembled(labels: Sequence[np.ndarray], names: Sequence[str] | None) -> tuple[np.ndarray, list[str], np.ndarray]:
+def assembled(
+    labels: Sequence[np.ndarray], names: Sequence[str] | None, where: str, on_error: str
+) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return the class numbers (N,) of all records, the class names, and where each shard's records begin (S + 1,).
 
     Args:
         labels: Of each shard the (n,) class names, or class numbers as text.
         names: The class names in the order of their numbers; ``None`` where labels are names, or nobody tells.
+        where: What the shards are called, for errors.
+        on_error: ``raise``, or ``skip`` records without a label, whose class number is then -1.
 
     Raises:
-        InputError: if a class number has no name.
+        InputError: if a class number has no name, or labels are missing and ``on_error`` is ``raise``.
     """
     starts = np.cumsum([0, *map(len, labels)])
-    texts, places = np.unique(np.concatenate(labels), return_inverse=True)
-    if not all(re.fullmatch(r"\d{1,9}", text) for text in texts):
-        return places.astype(np.int64), [str(text) for text in texts], starts
-    numbers = texts.astype(np.int64)
+    texts, places, counts = np.unique(np.concatenate(labels), return_inverse=True, return_counts=True)
+    there = are_labels(texts, counts, where, on_error)
+    numbers, known = np.full(len(texts), -1, dtype=np.int64), [str(text) for text in texts[there]]
+    if not all(NUMBER.fullmatch(text) for text in known):
+        numbers[there] = np.arange(len(known))
+        return numbers[places], known, starts
+    numbers[there] = [int(text) for text in known]
     count = int(numbers.max(initial=-1)) + 1
     if names is None:
         if count > 10 * len(places) + 1000:
@@ -83,6 +93,35 @@ def assembled(labels: Sequence[np.ndarray], names: Sequence[str] | None) -> tupl
     if count > len(names):
         raise InputError(f"an image has class number {count - 1}, but there are {len(names)} class names.")
     return numbers[places], list(names), starts
+
+
+def are_labels(texts: Sequence[str], counts: Sequence[int], where: str, on_error: str) -> np.ndarray:
+    """Return which texts (n,) are labels; datasets write -1, null or nothing where an image has none.
+
+    Args:
+        texts: The labels, each once.
+        counts: (n,) how often each stands there.
+        where: Whose they are, for the error.
+        on_error: ``raise``, or ``skip`` images without a label, which is logged.
+
+    Raises:
+        InputError: if labels are missing and ``on_error`` is ``raise``.
+
+    Example:
+        >>> are_labels(["-1", "0", "1"], [1, 2, 2], "here", "skip").tolist()
+        [False, True, True]
+    """
+    absent = [text for text in texts if re.fullmatch(r"|-\d+|none|null|nan", text, re.IGNORECASE)]
+    if not all(NUMBER.fullmatch(text) for text in texts if text not in absent):
+        absent = [text for text in absent if text in ("", "-1")]  # "none" may be a class beside others of a name
+    there = np.array([text not in absent for text in texts], dtype=bool)
+    if absent:
+        lost, shown = int(np.asarray(counts)[~there].sum()), " or ".join(text or "empty" for text in absent)
+        text = f"{printable(where)}: {lost} of {int(np.sum(counts))} labels are {shown} (no label)"
+        if on_error == "raise":
+            raise InputError(f"{text}; label these images, or continue without them with --data.on_error skip.")
+        notice(f"{text}; these images are left out.")
+    return there
 
 
 def settle(problems: Sequence[str], where: str, on_error: str) -> None:
@@ -106,14 +145,15 @@ def settle(problems: Sequence[str], where: str, on_error: str) -> None:
 
 
 def source_of(images: Images, labels: np.ndarray, classes: list[str], where: str) -> Source:
-    """Return the source of sharded images.
+    """Return the source of sharded images, without those whose class number is -1.
 
     Raises:
         MissingError: if there are none.
     """
-    if not len(labels):
+    if not (labels >= 0).any():
         raise MissingError(f"{printable(where)} holds no labelled images.")
-    return Source(labels, classes, images)
+    source = Source(labels, classes, images)
+    return source if labels.min() >= 0 else source.subset(np.flatnonzero(labels >= 0))
 
 
 class ShardedImages:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from mixmo.data.decoding import why
 from mixmo.data.folders import FileImages
+from mixmo.data.shards import are_labels
 from mixmo.data.sources import Source
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
@@ -81,14 +84,21 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
     return rows
 
 
-def open_rows(file: Path, rows: list[tuple[str, str]]) -> Source:
+def open_rows(file: Path, rows: list[tuple[str, str]], on_error: str) -> Source:
     """Return the images of some rows of a table; classes are its labels, sorted.
 
     Args:
         file: The table, for its folder.
         rows: Paths and labels.
+        on_error: ``raise``, or ``skip`` rows whose label is -1 (no label).
+
+    Raises:
+        InputError: if there are such rows and ``on_error`` is ``raise``.
     """
-    classes = sorted({label for _, label in rows})
+    counts = Counter(label for _, label in rows)
+    there = are_labels(list(counts), list(counts.values()), str(file), on_error)
+    classes = sorted(itertools.compress(counts, there))
+    rows = rows if all(there) else [row for row in rows if row[1] in classes]
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
     return Source(labels, classes, FileImages(str(file.parent), [path for path, _ in rows]))

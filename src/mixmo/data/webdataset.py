@@ -92,7 +92,7 @@ def open_webdataset(folder: Path, files: Sequence[str], on_error: str) -> Source
     listings = list(_listings(paths))
     problems = [f"shard {name} is missing" for name in missing_shards(files)]
     settle([*problems, *(text for each in listings for text in each.problems)], str(folder), on_error)
-    labels, classes, starts = assembled([each.labels for each in listings], _names(folder))
+    labels, classes, starts = assembled([each.labels for each in listings], _names(folder), str(folder), on_error)
     offsets, sizes = (np.concatenate(each) for each in zip(*(each[1:3] for each in listings), strict=True))
     return source_of(WebImages(paths, starts, offsets, sizes), labels, classes, str(folder))
 
