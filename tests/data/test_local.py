@@ -1,8 +1,10 @@
 """Images as people have them: folders with and without splits, zip files and tables."""
 
 import csv
+import io
 import pickle
 import shutil
+import tarfile
 import zipfile
 from collections import Counter
 
@@ -271,3 +273,65 @@ def test_folders_without_images_say_what_is_needed(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "loose.png")
     with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
         data_of(settings(f"folder:{tmp_path}"))
+
+
+COMPOSED, DECOMPOSED = "M\u00fccke", "Mu\u0308cke"
+
+
+def look_alikes(kind, folder, train, test):
+    """Write a dataset of two classes, one of which has two names; return its own."""
+    rng = np.random.default_rng(0)
+    for split, names in (("train", train), ("test", test)):
+        for name in (*names, "cat"):
+            for index in range(3):
+                file = folder / "images" / split / name / f"{index}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(file)
+    files = sorted((folder / "images").rglob("*.png"))
+    if kind == "csv":
+        rows = [f"{file},{file.parent.name},{file.parent.parent.name}" for file in files]
+        (folder / "data.csv").write_text("\n".join(["path,label,split", *rows]), encoding="utf-8")
+        return f"csv:{folder}/data.csv"
+    if kind == "zip":
+        with zipfile.ZipFile(folder / "data.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(folder / "images"))
+        return f"folder:{folder}/data.zip"
+    if kind in ("tar", "webdataset"):
+        (folder / "tars").mkdir()
+        for split in ("train", "test"):
+            with tarfile.open(folder / "tars" / f"{split}.tar", "w") as tar:
+                for number, file in enumerate(each for each in files if each.parent.parent.name == split):
+                    name = f"{file.parent.name}/{file.name}" if kind == "tar" else f"{number}.png"
+                    tar.add(file, name)
+                    if kind == "webdataset":
+                        label = tarfile.TarInfo(f"{number}.cls")
+                        label.size = len(file.parent.name.encode())
+                        tar.addfile(label, io.BytesIO(file.parent.name.encode()))
+        return f"{'folder' if kind == 'tar' else kind}:{folder}/tars"
+    return f"folder:{folder}/images"
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "zip", "tar", "webdataset"])
+@pytest.mark.parametrize("within", [False, True])
+def test_one_name_in_two_unicode_forms_is_said(tmp_path, kind, within):
+    """As systems write the same accent: composed on one, decomposed on another."""
+    train = [COMPOSED, DECOMPOSED] if within else [COMPOSED]
+    name = look_alikes(kind, tmp_path, train, [DECOMPOSED])
+    with pytest.raises(InputError) as raised:
+        data_of(DataSettings(name=name, batch_size=2, validation=0.0))
+    said = str(raised.value)
+    assert "look alike" in said
+    assert f"{COMPOSED} (composed, NFC)" in said and f"{DECOMPOSED} (decomposed, NFD)" in said
+    assert "train" in said or within
+
+
+def test_names_that_differ_in_spaces_or_capitals_are_said(tmp_path):
+    name = look_alikes("folder", tmp_path / "spaces", ["dog"], ["dog "])
+    with pytest.raises(InputError, match=r"look alike: dog +\(spaces as in 'dog '\) and dog \(without"):
+        data_of(DataSettings(name=name, batch_size=2, validation=0.0))
+    name = look_alikes("folder", tmp_path / "capitals", ["dog"], ["Dog"])
+    with pytest.raises(InputError, match=r"lacks, Dog \(Dog and dog differ in capitals\)"):
+        data_of(DataSettings(name=name, batch_size=2, validation=0.0))
+    name = look_alikes("folder", tmp_path / "letters", ["a", "A"], ["a", "A"])
+    assert open_source(name, "train").classes == ["A", "a", "cat"]

@@ -277,7 +277,9 @@ def write_labels(kind, folder, labels, names=None):
     folder.mkdir()
     for split, own in (("train", labels), ("test", [0, 1])):
         if kind == "parquet":
-            table = pa.table({"image": [{"bytes": png(value), "path": None} for value in range(len(own))], "label": own})
+            table = pa.table(
+                {"image": [{"bytes": png(value), "path": None} for value in range(len(own))], "label": own}
+            )
             features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
             noted = {"huggingface": json.dumps({"info": {"features": features}})}
             pq.write_table(table.replace_schema_metadata(noted), folder / f"{split}.parquet", row_group_size=4)

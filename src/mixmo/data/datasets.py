@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from mixmo.data.folders import FileImages
 from mixmo.data.local import DOWNLOAD, KINDS, Reading, local_splits, open_local
 from mixmo.data.shards import are_labels
-from mixmo.data.sources import ArrayImages, Source, hashed
+from mixmo.data.sources import ArrayImages, Source, check_look_alike, hashed
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.names import printable
 
@@ -69,6 +69,7 @@ def open_source(
             f"dataset {name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier needs "
             "two or more."
         )
+    check_look_alike(source.classes, f"dataset {name!r}")
     if not len(source):
         raise MissingError(f"dataset {name!r} has no images in its {split} split.")
     return source

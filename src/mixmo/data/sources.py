@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -98,12 +99,16 @@ class Source:
         """
         if self.classes == classes:
             return self
+        check_look_alike([*self.classes, *classes], f"the training set with {where}")
         if strange := sorted(set(self.classes) - set(classes)):
+            near = next(((one, two) for one in strange for two in classes if one.casefold() == two.casefold()), None)
+            hint = "" if near is None else f" ({' and '.join(map(printable, near))} differ in capitals)"
             raise InputError(
-                f"{where} has classes that the training set lacks, {_some(strange)}; remove them, or add them there."
+                f"{where} has classes that the training set lacks, {some_of(strange)}{hint}; remove them, or add them "
+                "there."
             )
         if missing := sorted(set(classes) - set(self.classes)):
-            notice(f"{where} has no images of {_some(missing)}, which the training set has.")
+            notice(f"{where} has no images of {some_of(missing)}, which the training set has.")
         places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
         return Source(places[self.labels], classes, self.images, self.numbers)
 
@@ -218,7 +223,40 @@ def decode(
         raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
 
 
-def _some(names: Sequence[str]) -> str:
+def check_look_alike(names: Iterable[str], where: str) -> None:
+    """Refuse class names that differ only in their Unicode form, as systems write the same accent, or in spaces.
+
+    Args:
+        names: The names; one may stand there twice.
+        where: Whose they are, for the error.
+
+    Raises:
+        InputError: naming both.
+
+    Example:
+        >>> check_look_alike(["caf\u00e9", "cafe\u0301"], "here")
+        Traceback (most recent call last):
+        mixmo.errors.InputError: here has two classes that look alike: ...
+    """
+    found: dict[str, str] = {}
+    for name in sorted(set(names)):
+        other = found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)
+        if other != name:
+            raise InputError(
+                f"{where} has two classes that look alike: {_spelt(name)} and {_spelt(other)}; rename one as the other."
+            )
+
+
+def _spelt(name: str) -> str:
+    """Return a name with what tells it from one that looks alike."""
+    forms = {"composed, NFC": "NFC", "decomposed, NFD": "NFD"}
+    known = [text for text, form in forms.items() if unicodedata.is_normalized(form, name)]
+    form = known[0] if len(known) == 1 else "" if known else "partly composed"
+    spaces = "" if name == " ".join(name.split()) else f"spaces as in {name!r}"
+    return f"{printable(name)} ({', '.join(filter(None, [form, spaces])) or 'without further spaces'})"
+
+
+def some_of(names: Sequence[str]) -> str:
     """Return the first names in words."""
     shown = ", ".join(printable(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
