@@ -6,15 +6,18 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import data_of
+from conftest import data_of, write_images
 from PIL import Image
+from sklearn.model_selection import train_test_split
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import module
+from mixmo.data.datasets import open_source
 from mixmo.data.folders import FileImages
 from mixmo.data.module import DataModule
 from mixmo.data.sets import InMemoryImages, evaluation_loader, train_loader
 from mixmo.errors import InputError
+from mixmo.seeding import seed_for
 
 CPU = torch.device("cpu")
 
@@ -306,8 +309,49 @@ def test_the_test_set_is_decoded_once(image_folder):
 def test_too_few_images_for_a_batch(image_folder):
     with pytest.raises(ValueError, match="24 training images, fewer than the 32 distinct images"):
         data_of(settings(image_folder, batch_size=32))
-    with pytest.raises(ValueError, match=r"validation share of 0\.01 cannot be split off"):
-        data_of(settings(image_folder, validation=0.01))
+
+
+@pytest.mark.parametrize("counts", [[8] * 20, [12] * 5 + [2], [3, 40]])
+def test_small_classes_are_shared_out_too(tmp_path, counts, caplog):
+    """Each class has an image to train on and one to test on, and one for validation where there are enough."""
+    for number, count in enumerate(counts):
+        write_images(tmp_path / "data", classes=(f"kind{number:02}",), count=count, seed=number)
+    own = settings(tmp_path / "data", validation=0.1, batch_size=4, test=0.2)
+    data, again, other = data_of(own), data_of(own), data_of(own, seed=1)
+    parts = {part: [] for part in ("train", "validation", "test")}
+    for name, _, part in data.split_rows():
+        parts[part].append(name)
+    assert len({name for names in parts.values() for name in names}) == sum(map(len, parts.values())) == sum(counts)
+    assert torch.bincount(data.train.labels).min() >= 1 and torch.bincount(data.test.labels).min() >= 1
+    held_out = torch.bincount(data.validation.labels, minlength=len(counts))
+    assert (held_out >= 1).tolist() == [count > 3 for count in counts]
+    assert list(data.split_rows()) == list(again.split_rows()) != list(other.split_rows())
+    without = {2: "kind05", 3: "kind00"}.get(min(counts))
+    said = [text for text in caplog.messages if "hold any of them out for validation" in text]
+    assert len(said) == (without is not None) and all(f"too few images of {without} to" in text for text in said)
+    assert ("classes too small for an even validation share of 0.1" in caplog.text) == (3 not in counts)
+    assert "populated" not in caplog.text and "train_size" not in caplog.text
+
+
+def test_even_shares_are_drawn_as_before(image_folder):
+    """As scikit-learn draws them: runs keep their validation images."""
+    source = open_source(f"folder:{image_folder}", "train")
+    for seed in range(3):
+        data = data_of(settings(image_folder, validation=0.25), seed)
+        rest, held_out = train_test_split(
+            np.arange(24), test_size=0.25, stratify=source.labels, random_state=seed_for(seed, 0, "split") % 2**32
+        )
+        for part, places in (("train", rest), ("validation", held_out)):
+            names = [name for name, _, split in data.split_rows() if split == part]
+            assert names == [source.name(int(place)) for place in np.sort(places)]
+
+
+def test_nothing_to_hold_out_is_one_sentence(tmp_path):
+    write_images(tmp_path / "data" / "train", count=1)
+    write_images(tmp_path / "data" / "test", count=1)
+    with pytest.raises(InputError, match=r"no class of .* has two images to train on.*--data\.validation 0\."):
+        data_of(settings(tmp_path / "data", validation=0.1, batch_size=2))
+    assert len(data_of(settings(tmp_path / "data", batch_size=2)).train) == 3
 
 
 def test_another_dataset_is_listed_once(image_folder, monkeypatch):

@@ -15,7 +15,7 @@ from mixmo.data.decoding import quiet
 from mixmo.data.local import DOWNLOAD
 from mixmo.data.reading import first_size, readable
 from mixmo.data.sets import ImageSet, image_set
-from mixmo.data.sources import Source, decode, notice
+from mixmo.data.sources import Source, decode, notice, some_of
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 from mixmo.pairing import check_repetition
@@ -204,14 +204,10 @@ class DataModule:
         if self._splits:
             return None
         source = self._open("all")
-        seed = seed_for(self.settings.split_seed or 0, 0, "test")
-        order = np.random.default_rng(seed).permutation(len(source))
-        chosen = np.zeros(len(order), dtype=bool)
-        for number, name in enumerate(source.classes):
-            own = order[source.labels[order] == number]
-            if len(own) < 2:
-                raise InputError(f"class {printable(name)} has one image; to train and to test it takes two or more.")
-            chosen[own[: min(len(own) - 1, max(1, round(self.settings.test * len(own))))]] = True
+        if (few := np.bincount(source.labels, minlength=len(source.classes)) < 2).any():
+            name = printable(source.classes[int(few.argmax())])
+            raise InputError(f"class {name} has one image; to train and to test it takes two or more.")
+        chosen = _share_of_each(source.labels, self.settings.test, seed_for(self.settings.split_seed or 0, 0, "test"))
         return {"train": source.subset(np.flatnonzero(~chosen)), "test": source.subset(np.flatnonzero(chosen))}
 
     @cached_property
@@ -262,19 +258,26 @@ class DataModule:
 
     def _held_out(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Return the places of what remains, and of what is held out for validation."""
-        share = self.settings.validation
+        share, labels, seed = self.settings.validation, source.labels, self._split_seed("split")
         try:
             rest, held_out = train_test_split(
-                np.arange(len(source.labels)),
-                test_size=share,
-                stratify=source.labels,
-                random_state=self._split_seed("split") % 2**32,
+                np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed % 2**32
             )
-        except ValueError as error:
-            raise InputError(
-                f"a validation share of {share} cannot be split off evenly over the classes ({error}); "
-                "change --data.validation, or set it to 0."
-            ) from error
+        except ValueError:  # a class is too small for its part of the share
+            chosen = _share_of_each(labels, share, seed)
+            rest, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+            if not len(held_out):
+                raise InputError(
+                    f"no class of {self.settings.name!r} has two images to train on, so that none can be held out for "
+                    "validation; set --data.validation 0."
+                ) from None
+            notice(
+                f"{self.settings.name!r} has classes too small for an even validation share of {share}: "
+                f"{len(held_out)} of {len(labels)} images are held out, one or more of each class that has two."
+            )
+        if without := np.setdiff1d(labels, labels[held_out]).tolist():
+            classes = some_of([source.classes[number] for number in without])
+            notice(f"{self.settings.name!r} has too few images of {classes} to hold any of them out for validation.")
         return np.sort(rest), np.sort(held_out)
 
     def _few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -290,3 +293,13 @@ class DataModule:
                 )
             chosen[own[:count]] = True
         return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def _share_of_each(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return which images (N,) are drawn: a share of each class, at least one, and never its last."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = np.zeros(len(order), dtype=bool)
+    for number in np.unique(labels):
+        own = order[labels[order] == number]
+        chosen[own[: min(len(own) - 1, max(1, round(share * len(own))))]] = True
+    return chosen
