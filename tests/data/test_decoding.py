@@ -310,3 +310,81 @@ def test_odd_sizes_fill_the_canvas(height, width, canvas):
     filled = to_size(np.full((height, width, 3), 77, np.uint8), (canvas, canvas))
     assert filled.shape == (canvas, canvas, 3)
     assert (filled == 77).all()  # no border was filled in
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """What is logged once in a process, as if nothing had been."""
+    monkeypatch.setattr(decoding, "_SAID", set())
+    return caplog
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("window", [(1400, 1600), (0, 65535), (-20.5, 3000)])
+def test_a_window_of_values_becomes_the_grey_levels(kind, window, said):
+    values = RNG.integers(1300, 1700, (9, 7)).astype(kind)
+    low, high = window
+    exact = np.clip((values.astype(float) - low) / (high - low) * 255, 0, 255)
+    seen = decode(Source(np.zeros(1, np.int64), ["a"], Given(encoded(Image.fromarray(values), "TIFF"))), 0, None, 1,
+                  window=window)  # fmt: skip
+    assert np.abs(seen[..., 0] - exact).max() < 0.5 + 1e-6 and not said.messages
+    eight = Image.fromarray(PIXELS)
+    assert np.array_equal(image_pixels(eight, 3, window), PIXELS)  # has its range
+
+
+def test_values_without_a_window_or_that_are_none_are_refused():
+    content = encoded(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), "TIFF")
+    with pytest.raises(InputError, match=r"mode F, whose range is not known; set --data\.window"):
+        image_pixels(content, 1)
+    with pytest.raises(InputError, match="values that are no numbers"):
+        image_pixels(content, 1, (0, 1))
+
+
+def test_lost_grey_levels_are_said_once(said):
+    narrow = encoded(Image.fromarray(RNG.integers(1452, 1549, (9, 7)).astype(np.uint16)), "PNG")
+    wide = encoded(Image.fromarray(RNG.integers(0, 65536, (9, 7)).astype(np.uint16)), "PNG")
+    mask = encoded(Image.fromarray((RNG.integers(0, 2, (9, 7)) * 65535).astype(np.uint16)), "PNG")
+    for content in (wide, mask):
+        image_pixels(content, 1)
+    image_pixels(narrow, 1, (1400, 1600))
+    assert not said.messages
+    for _ in range(2):
+        decoded(narrow, 1)
+    (text,) = said.messages
+    assert text.startswith("given has 16-bit values from 14") and "--data.window" in text and "of 256 grey" in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [("CMYK", "TIFF", {}), ("RGBA", "PNG", {}), ("RGBX", "TIFF", {}), ("RGBX", "TIFF", {"compression": "tiff_lzw"})],
+)
+def test_four_bands_reach_the_network_or_their_loss_is_said(mode, format, options, said):
+    values = RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    content = encoded(Image.frombytes(mode, (5, 6), values.tobytes()), format, **options)
+    assert np.array_equal(decoded(content, 4), values)
+    assert not said.messages
+    for channels in (3, 1, 3):
+        assert decoded(content, channels).shape == (6, 5, channels)
+    if mode == "RGBX":
+        assert np.array_equal(decoded(content, 3), values[..., :3])
+    assert len(said.messages) == (mode != "RGBA")  # opacity, which white shows through
+    assert all(text.startswith("given has four bands") and "--data.channels 4" in text for text in said.messages)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "LA"])
+def test_other_bands_than_four_are_refused(mode):
+    with pytest.raises(InputError, match=r"data\.channels 4 takes files of four bands"):
+        image_pixels(Image.new(mode, (4, 4)), 4)
+
+
+def test_a_fifth_band_is_refused():
+    """Pillow would leave it out in silence."""
+    values = bytes(range(2 * 2 * 5))
+    tags = [(256, 4, 1, 2), (257, 4, 1, 2), (258, 3, 5, 8 + 2 + 10 * 12 + 4), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, 8 + 2 + 10 * 12 + 4 + 10 + 4), (277, 3, 1, 5), (278, 4, 1, 2), (279, 4, 1, len(values)),
+            (338, 3, 2, 0)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + struct.pack("<5H", *[8] * 5) + bytes(4)
+    content += values
+    with pytest.raises(InputError, match="it has 5 bands, of which Pillow reads"):
+        image_pixels(content, 4)

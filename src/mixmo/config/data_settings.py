@@ -34,7 +34,9 @@ class DataSettings:
             for digits, where they join the test set. null takes all.
         split_seed: Seed of the draws above; null is the run's, so that runs of other seeds learn from other images, and
             0 for the test images, so that they are tested on the same.
-        channels: 3 (RGB) or 1 (grey).
+        channels: 3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are.
+        window: Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255, those beyond clipped;
+            null takes the whole range of 16 bits.
         image_size: Input size: the side images are scaled and cropped to; null takes them as they are, all of one size.
         interpolation: How images are scaled: bicubic or bilinear, antialiased.
         crop_size: Side of the random crop in training and of the center crop in evaluation; null is the input size.
@@ -67,7 +69,8 @@ class DataSettings:
     validation: float = 0.1
     images_per_class: int | None = None
     split_seed: int | None = None
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3, 4] = 3
+    window: list[float] | None = None
     image_size: int | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     crop_size: int | None = None
@@ -131,6 +134,13 @@ class DataSettings:
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
+        if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
+            raise InputError(f"data.window is {self.window}; it is two values, low and high, the first the lower.")
+        if self.channels == 4 and (self.policy != "none" or (self.augmentation == "photo" and self.color_jitter)):
+            raise InputError(
+                "data.channels is 4, but data.policy and data.color_jitter change colours, which four bands are not; "
+                "set --data.policy none and --data.color_jitter 0."
+            )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"data.scale is {self.scale}; it is two shares, least and most, above 0 and up to 1.")
         if not 0 <= self.color_jitter <= 1:

@@ -18,7 +18,7 @@ from mixmo.names import timm_scheme
 PRETRAINED = "pretrained"
 """The start that is timm's own weights."""
 
-KEPT = ("channels", "mean", "std", "image_size", "crop_size", "interpolation")
+KEPT = ("channels", "mean", "std", "image_size", "crop_size", "interpolation", "window")
 """Settings of the data that a run hands on to those that start from it."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 
 from mixmo.errors import InputError, reason
+from mixmo.names import printable
 
 MAX_PIXELS = 2**26
 """Larger images are refused before their pixels are allocated."""
@@ -31,6 +32,14 @@ BACKGROUND = (255, 255, 255)
 
 EIGHT_BITS = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 TRANSPARENT = {"RGBA", "LA", "PA", "RGBa", "La"}
+FOUR_BANDS = {"CMYK", "RGBA", "RGBX"}
+SAMPLES_PER_PIXEL = 277
+"""The tag of a TIFF file that counts its bands."""
+
+FEW_LEVELS = 16
+"""Grey levels below which an image of 16 bits has lost most of what it shows."""
+
+_SAID: set[str] = set()
 SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 
 _UPRIGHT: dict[Any, Image.Transpose] = {
@@ -45,15 +54,25 @@ _UPRIGHT: dict[Any, Image.Transpose] = {
 """What undoes each EXIF orientation."""
 
 
-def image_pixels(found: Image.Image | bytes, channels: int) -> np.ndarray:
+def image_pixels(
+    found: Image.Image | bytes,
+    channels: int,
+    window: Sequence[float] | None = None,
+    name: Callable[[], str] = lambda: "an image",
+) -> np.ndarray:
     """Return (H, W, C) uint8: upright by its EXIF orientation, on white where transparent, 16 bits scaled to 8.
+
+    What of an image does not reach the network is logged, once in a process.
 
     Args:
         found: An image, or the content of an image file; of several frames the first is taken.
-        channels: C, 3 (RGB) or 1 (grey).
+        channels: C, 3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA images as they are.
+        window: Values of images with 16 or 32 bits or fractions that become 0 and 255; ``None`` is all of 16 bits.
+        name: Returns what it is called.
 
     Raises:
-        InputError: if it is larger than ``MAX_PIXELS``, no image of ``FORMATS``, or of 32 bits a channel.
+        InputError: if it is larger than ``MAX_PIXELS``, no image of ``FORMATS``, of 32 bits a channel or fractions
+            where no window is set, or of other bands than 4 channels take.
         Exception: whatever Pillow raises on damaged content.
 
     Example:
@@ -62,19 +81,28 @@ def image_pixels(found: Image.Image | bytes, channels: int) -> np.ndarray:
     """
     image = _opened(found) if isinstance(found, bytes) else found
     _check_size(image)
+    _take_all_bands(image)
     image.load()
     whole_range = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = _upright(image)
-    if whole_range:
-        image = _from_sixteen_bits(image)
+    if whole_range or (window and image.mode in ("I", "F")):
+        image = _to_eight_bits(image, window, name)
+    if channels == 4:
+        if image.mode not in FOUR_BANDS:
+            raise InputError(f"it has Pillow's mode {image.mode}; data.channels 4 takes files of four bands")
     elif image.mode in TRANSPARENT or "transparency" in image.info:
         image = _on_background(image)
     elif image.mode not in EIGHT_BITS:
         raise InputError(
-            f"it has Pillow's mode {image.mode}, whose range is not known; save it with 8 or 16 bits a channel"
+            f"it has Pillow's mode {image.mode}, whose range is not known; set --data.window '[LOW, HIGH]', the values "
+            "that become black and white, or save it with 8 or 16 bits a channel"
         )
-    pixels = np.array(image.convert("RGB" if channels == 3 else "L"), dtype=np.uint8)
-    return pixels.reshape(image.height, image.width, channels)
+    elif image.mode in FOUR_BANDS:
+        done = "Pillow converts to colours" if image.mode == "CMYK" else "the fourth is left out"
+        say_once(image.mode, lambda: f"{name()} has four bands, of which {done}; --data.channels 4 takes all of them.")
+    if channels != 4:
+        image = image.convert("RGB" if channels == 3 else "L")
+    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 
 def _opened(content: bytes) -> Image.Image:
@@ -112,10 +140,33 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    """Return grey of 8 bits: 0…65535 becomes 0…255, rounded."""
-    values = np.asarray(image).astype(np.uint32)
-    grey = ((values + 128) // 257).astype(np.uint8)
+def _take_all_bands(image: Image.Image) -> None:
+    """Have Pillow read the fourth band of a TIFF file, which it leaves out where its meaning is not told."""
+    count = getattr(image, "tag_v2", {}).get(SAMPLES_PER_PIXEL, 1)
+    if not isinstance(count, int) or count <= (bands := len(image.getbands())):
+        return
+    if count == 4 and image.mode == "RGB" and all("RGBX" in (tile[3] or ()) for tile in image.tile):  # type: ignore[attr-defined]
+        image._mode = "RGBX"
+    else:
+        raise InputError(f"it has {count} bands, of which Pillow reads {bands}; save those wanted")
+
+
+def _to_eight_bits(image: Image.Image, window: Sequence[float] | None, name: Callable[[], str]) -> Image.Image:
+    """Return grey of 8 bits: the window, or 0…65535, becomes 0…255, rounded."""
+    values = np.asarray(image)
+    if window is None:
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        levels = np.count_nonzero(np.bincount(grey.ravel()))
+        if levels < FEW_LEVELS and levels < np.count_nonzero(np.bincount(values.ravel())):
+            say_once("levels", lambda: (
+                f"{name()} has 16-bit values from {values.min()} to {values.max()}, of which {levels} of 256 grey "
+                "levels are left; set --data.window '[LOW, HIGH]', between which the values of all images lie."
+            ))  # fmt: skip
+    else:
+        if np.isnan(values).any():
+            raise InputError("it has values that are no numbers (NaN)")
+        low, high = window
+        grey = ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
     if isinstance(key := image.info.get("transparency"), int):
         grey[values == key] = BACKGROUND[0]
     return Image.fromarray(grey)
@@ -192,6 +243,13 @@ def why(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
     return (error.strerror if isinstance(error, OSError) else None) or reason(error)
+
+
+def say_once(about: str, text: Callable[[], str]) -> None:
+    """Log a warning, once in a process for what it is about."""
+    if about not in _SAID:
+        _SAID.add(about)
+        logging.getLogger("mixmo").warning(printable(text()))
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class DataModule:
         side = self.settings.image_size
         if side is not None:
             return side, side
-        return first_size(self._train_source if self._has_train else self._test_source, self.settings.channels)
+        return first_size(self._train_source if self._has_train else self._test_source, self.settings)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -117,9 +117,9 @@ class DataModule:
 
     def image(self, index: int) -> np.ndarray:
         """Return a test image (H, W, C) as it is decoded for the network, uint8."""
-        size = None if self.settings.image_size is None else self.size
+        own, size = self.settings, None if self.settings.image_size is None else self.size
         with quiet():
-            return decode(self._readable_test_source, index, size, self.settings.channels, self.settings.interpolation)
+            return decode(self._readable_test_source, index, size, own.channels, own.interpolation, own.window)
 
     def require(self) -> DataModule:
         """Return itself if everything that training needs is there; the test set is listed and not decoded."""

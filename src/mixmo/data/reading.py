@@ -22,7 +22,7 @@ SHOWN = 10
 """Unreadable images that are named."""
 
 
-def first_size(source: Source, channels: int) -> tuple[int, int]:
+def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
     """Return (H, W) of the first image that can be read.
 
     Raises:
@@ -32,7 +32,7 @@ def first_size(source: Source, channels: int) -> tuple[int, int]:
     with quiet():
         for index in range(len(source)):
             try:
-                height, width, _ = decode(source, index, None, channels).shape
+                height, width, _ = decode(source, index, None, settings.channels, window=settings.window).shape
             except InputError as error:
                 unreadable[index] = _why(error)
             else:
@@ -49,13 +49,21 @@ def readable(source: Source, size: tuple[int, int] | None, settings: DataSetting
     Args:
         source: The images.
         size: (H, W) of the input size; ``None`` takes each as it is.
-        settings: ``channels``, ``interpolation``, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
+        settings: What :func:`decode` takes, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
 
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
     """
     content, numbers = source.images.fingerprint(times=True), b"" if source.numbers is None else source.numbers
-    about = [PIL.__version__, str(size), str(settings.channels), os.path.abspath(source.name(0)), content, numbers]
+    about = [
+        PIL.__version__,
+        str(size),
+        str(settings.channels),
+        str(settings.window),
+        os.path.abspath(source.name(0)),
+        content,
+        numbers,
+    ]
     kept = cache_folder("readable") / f"{hashed(about)}.json"
     known = read_json(kept) if content else None
     if known and known.get("images") == len(source):
@@ -76,7 +84,7 @@ def decode_all(
         source: The images.
         size: (H, W).
         scaled: Whether images of other sizes are scaled to it; otherwise they are refused.
-        settings: ``channels``, ``interpolation``, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
+        settings: What :func:`decode` takes, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
 
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can, sizes differ, or all together do
@@ -116,7 +124,7 @@ def _read(
 
     def one(index: int) -> str | None:
         try:
-            pixels = decode(source, index, size, settings.channels, settings.interpolation)
+            pixels = decode(source, index, size, settings.channels, settings.interpolation, settings.window)
         except InputError as error:
             return _why(error)
         keep(index, pixels)

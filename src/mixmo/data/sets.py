@@ -76,12 +76,12 @@ class StreamedImages(Dataset[DistinctBatch]):
     Args:
         source: Where they are.
         size: (H, W) of the decoded images.
-        settings: ``channels`` and ``interpolation``.
+        settings: ``channels``, ``interpolation`` and ``window``.
     """
 
     def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings) -> None:
         self.source, self.size = source, size
-        self.channels, self.interpolation = settings.channels, settings.interpolation
+        self.form = settings.channels, settings.interpolation, settings.window
         self.labels, self.shards = source.labels, source.shards()
 
     def __len__(self) -> int:
@@ -90,8 +90,7 @@ class StreamedImages(Dataset[DistinctBatch]):
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
         with quiet():
-            form = self.size, self.channels, self.interpolation
-            images = np.stack([decode(self.source, index, *form) for index in indices])
+            images = np.stack([decode(self.source, index, self.size, *self.form) for index in indices])
         labels = torch.from_numpy(self.source.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
 

@@ -10,6 +10,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -194,7 +195,12 @@ class ArrayImages:
 
 
 def decode(
-    source: Source, index: int, size: tuple[int, int] | None, channels: int, interpolation: str = "bicubic"
+    source: Source,
+    index: int,
+    size: tuple[int, int] | None,
+    channels: int,
+    interpolation: str = "bicubic",
+    window: Sequence[float] | None = None,
 ) -> np.ndarray:
     """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
 
@@ -205,8 +211,9 @@ def decode(
         source: Where the image is.
         index: Which image.
         size: (H, W) of the input size; ``None`` takes the image as it is.
-        channels: 3 (RGB) or 1 (grey).
+        channels: As for :func:`mixmo.data.decoding.image_pixels`.
         interpolation: ``bicubic`` or ``bilinear``.
+        window: As for :func:`mixmo.data.decoding.image_pixels`.
 
     Raises:
         InputError: if the image cannot be read; it is named.
@@ -217,7 +224,7 @@ def decode(
         (8, 6, 3)
     """
     try:
-        pixels = image_pixels(source.read(index), channels)
+        pixels = image_pixels(source.read(index), channels, window, partial(source.name, index))
         return pixels if size is None else to_size(pixels, size, interpolation)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
         raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error

@@ -26,22 +26,25 @@ class Form(NamedTuple):
 
     Attributes:
         size: (H, W).
-        channels: 3 or 1.
+        channels: 3, 1 or 4.
         interpolation: How images are scaled to the size.
+        window: Values of files with more than 8 bits that become 0 and 255.
     """
 
     size: tuple[int, int]
     channels: int
     interpolation: str
+    window: tuple[float, ...] | None = None
 
 
-def pixels_of(image: AnyImage, channels: int) -> np.ndarray:
+def pixels_of(image: AnyImage, channels: int, window: Sequence[float] | None = None) -> np.ndarray:
     """Return an image (H, W, C) uint8, upright and on white, as training reads it.
 
     Args:
         image: A path, the content of an image file, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)
             or (H, W): uint8, or floats from 0 to 1.
-        channels: C, 3 or 1.
+        channels: C, 3, 1 or 4.
+        window: Values of files with more than 8 bits that become 0 and 255.
 
     Raises:
         InputError: if it is none of these, or cannot be read.
@@ -50,6 +53,7 @@ def pixels_of(image: AnyImage, channels: int) -> np.ndarray:
         >>> pixels_of(torch.ones(1, 2, 4), 3).shape, pixels_of(np.full((2, 4), 0.5), 1)[0, 0, 0]
         ((2, 4, 3), np.uint8(128))
     """
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else "an image"
     if isinstance(image, str | os.PathLike):
         if os.path.exists(image) and not os.path.isfile(image):  # a pipe might never end
             raise InputError("it is no file")
@@ -63,7 +67,7 @@ def pixels_of(image: AnyImage, channels: int) -> np.ndarray:
         image = Image.fromarray(_bytes_of(image))
     if not isinstance(image, bytes | Image.Image):
         raise InputError(f"a {type(image).__name__} is no image; give a path, bytes, a Pillow image, array or tensor.")
-    return image_pixels(image, channels)
+    return image_pixels(image, channels, window, lambda: name)
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
@@ -131,7 +135,8 @@ class _Images(Dataset[Decoded]):
         with quiet():
             for number in numbers:
                 try:
-                    found = [to_size(pixels_of(self.images[number], form.channels), form.size, form.interpolation)
+                    image = self.images[number]
+                    found = [to_size(pixels_of(image, form.channels, form.window), form.size, form.interpolation)
                              for form in self.forms]  # fmt: skip
                 except Exception as error:  # damaged content makes Pillow and its codecs raise anything
                     errors[number] = why(error)

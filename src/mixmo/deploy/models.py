@@ -36,7 +36,8 @@ class Model(Protocol):
 
 def form_of(spec: Spec) -> Form:
     """Return what images a network takes."""
-    return Form(spec.size, spec.data.channels, spec.data.interpolation)
+    window = None if spec.data.window is None else tuple(spec.data.window)
+    return Form(spec.size, spec.data.channels, spec.data.interpolation, window)
 
 
 class RunModel:

@@ -20,7 +20,7 @@ from mixmo.evaluation.inference import TrainedRun
 SPEC = "mixmo.json"
 """The description in an exported folder, and what it is called in an exported file."""
 
-KEPT = ("channels", "crop_size", "interpolation", "mean", "std")
+KEPT = ("channels", "crop_size", "interpolation", "mean", "std", "window")
 """Settings that say how an image is prepared, beside its size."""
 
 MOST_IMAGES = 10_000
@@ -34,7 +34,7 @@ class Spec:
     Attributes:
         classes: The K class names.
         size: (H, W) that images are brought to: scaled until they cover it, then cropped in their middle.
-        data: ``channels``, ``interpolation``, ``crop_size``, ``mean`` and ``std``.
+        data: ``channels``, ``interpolation``, ``crop_size``, ``mean``, ``std`` and ``window``.
         calibration: From validation images; ``None`` without them.
 
     Example:
@@ -89,7 +89,8 @@ class Spec:
             if not classes:
                 raise InputError("it names no classes")
             hints = get_type_hints(DataSettings)
-            data = DataSettings(**{key: checked(content["data"][key], hints[key], f"data.{key}") for key in KEPT})
+            known = {"window": None} | content["data"]  # earlier versions had none
+            data = DataSettings(**{key: checked(known[key], hints[key], f"data.{key}") for key in KEPT})
             own = content.get("calibration")
             return cls(classes, (size[0], size[1]), data, None if own is None else _calibration(own))
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:

@@ -143,7 +143,7 @@ def image_uri(pixels: npt.NDArray[np.uint8]) -> str:
         >>> image_uri(np.zeros((2, 2, 1), np.uint8)).startswith("data:image/png;base64,")
         True
     """
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[:, :, :3]))
     image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -154,7 +154,7 @@ def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
     """
     mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-    return pixels.expand(*pixels.shape[:3], 3).numpy()
+    return pixels[..., :3].expand(*pixels.shape[:3], 3).numpy()
 
 
 def montage(mask: Tensor) -> np.ndarray:

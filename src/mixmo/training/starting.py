@@ -145,7 +145,7 @@ def _check_run(settings: Settings, start: str, theirs: Settings) -> None:
         "model.options": (theirs.model.options, settings.model.options),
         **{
             f"data.{key}": (getattr(theirs.data, key), getattr(settings.data, key))
-            for key in ("channels", "mean", "std")
+            for key in ("channels", "window", "mean", "std")
         },
     }
     for key, (before, now) in pairs.items():
