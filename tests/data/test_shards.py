@@ -1,12 +1,18 @@
 """Datasets in shards: what the webdataset library and pyarrow write, every image once, in any number of processes."""
 
+import http.server
 import io
 import json
 import logging
+import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
+import threading
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,3 +334,69 @@ def test_nothing_is_left_without_labels(tmp_path):
         name = write_labels(kind, tmp_path / kind, [-1, -1, -1], ["cat", "dog"])
         with pytest.raises(MissingError, match="holds no labelled images"):
             open_source(name, "train", on_error="skip")
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A server of files that gives parts of them, as stores of objects do."""
+
+    def do_GET(self):
+        file, wanted = self.translate_path(self.path), self.headers.get("Range")
+        if wanted is None or not os.path.isfile(file):
+            super().do_GET()
+            return
+        content = Path(file).read_bytes()
+        first, last = (int(text) for text in re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups())
+        part = content[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def end_headers(self):
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_workers_ask_file_systems_of_their_own(tmp_path):
+    """Those of fsspec that are asynchronous do not survive a fork."""
+    write_parquet(tmp_path / "data", "train", list(range(24)))
+    write_parquet(tmp_path / "data", "test", list(range(4)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path / "data")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        name = f"parquet:http://127.0.0.1:{server.server_port}/"
+        own = DataSettings(
+            name=name, download=True, batch_size=8, validation=0.0, image_size=8, in_memory=False, workers=2
+        )
+        data = DataModule(own, 0)
+        assert values_of(data.train.source) == list(range(24))  # the main process has asked before
+        found = [batch for batch in sets.evaluation_loader(data.train, own, torch.device("cpu"))]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert torch.cat([batch.images[:, 0, 0, 0] for batch in found]).tolist() == list(range(24))
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_flipped_bit_is_found_where_pages_have_checksums(tmp_path, column):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    table = pa.table({"image": [{"bytes": png(value), "path": None} for value in range(12)], "label": [0, 1] * 6})
+    for split in ("train", "test"):
+        pq.write_table(table, folder / f"{split}.parquet", compression="none", use_dictionary=False,
+                       write_page_checksum=True)  # fmt: skip
+    file = folder / "train.parquet"
+    chunk = next(
+        each
+        for each in map(pq.ParquetFile(file).metadata.row_group(0).column, range(3))
+        if each.path_in_schema.startswith(column) and not each.path_in_schema.endswith("path")
+    )
+    content = bytearray(file.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="CRC checksum"):
+        values_of(open_source(f"parquet:{folder}", "train"))

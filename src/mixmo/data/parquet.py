@@ -7,11 +7,12 @@ elsewhere, so that nothing is downloaded or converted before training.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from mixmo.names import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from fsspec import AbstractFileSystem
 
 ENDING = ".parquet"
@@ -75,10 +77,10 @@ class ParquetImages(ShardedImages):
 
     def _forget(self) -> None:
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._reading = threading.Lock()
+        self._reading, self._process = threading.Lock(), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_kept", "_reading")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_kept", "_reading", "_process")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -98,13 +100,14 @@ class ParquetImages(ShardedImages):
         return content
 
     def _group(self, group: int) -> pa.ChunkedArray:
-        import pyarrow.parquet as pq
-
+        if self._process != os.getpid():  # a forked worker: connections and locks are the other process's
+            self.system = type(self.system)(*self.system.storage_args, **self.system.storage_options)
+            self._forget()
         with self._reading:
             if group not in self._kept:
                 file, number = self.groups[group]
                 with self.system.open(self.files[file], "rb") as content:
-                    table = pq.ParquetFile(content).read_row_group(number, columns=[self.column])
+                    table = _opened(content).read_row_group(number, columns=[self.column])
                 self._kept[group] = table.column(self.column)
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
@@ -212,10 +215,8 @@ class _ColumnsError(InputError):
 
 def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.ndarray]]:
     """Return a file's columns, and the labels of each row group."""
-    import pyarrow.parquet as pq
-
     with system.open(file, "rb") as content:
-        opened = pq.ParquetFile(content)
+        opened = _opened(content)
         columns = _columns(opened.schema_arrow, file)
         values = opened.read(columns=[columns.label]).column(columns.label).to_pylist()
         sizes = [opened.metadata.row_group(number).num_rows for number in range(opened.metadata.num_row_groups)]
@@ -223,6 +224,13 @@ def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.nda
         raise _ColumnsError(f"{printable(file)} has column {columns.label!r} of other things than numbers or names.")
     labels = np.array(["" if value is None else str(value) for value in values], dtype=str)
     return columns, np.split(labels, np.cumsum(sizes)[:-1])
+
+
+def _opened(content: IO[bytes]) -> pq.ParquetFile:
+    """Open a Parquet file; its pages are checked where they have checksums, which pyarrow leaves out otherwise."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(content, page_checksum_verification=True)
 
 
 def _columns(schema: pa.Schema, file: str) -> Columns:
