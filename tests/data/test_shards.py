@@ -373,7 +373,7 @@ def test_workers_ask_file_systems_of_their_own(tmp_path):
             name=name, download=True, batch_size=8, validation=0.0, image_size=8, in_memory=False, workers=2
         )
         data = DataModule(own, 0)
-        assert values_of(data.train.source) == list(range(24))  # the main process has asked before
+        assert decode(data.train.source, 0, None, 3)[0, 0, 0] == 0  # the main process has asked before
         found = [batch for batch in sets.evaluation_loader(data.train, own, torch.device("cpu"))]
     finally:
         server.shutdown()
