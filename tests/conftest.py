@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import nn
 
+from mixmo import checkpoints
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
@@ -285,6 +286,13 @@ def moved(run, folder, to):
     copy = Run(to / run.path.name)
     copy.config_file.write_text(copy.config_file.read_text().replace(f"{folder}/data", f"{to}/data"))
     return copy
+
+
+def describe_otherwise(run, **model):
+    """Have a run's last checkpoint describe another network than it holds."""
+    content = checkpoints.load(run.checkpoint_file())
+    inference = content["inference"] | {"model": content["inference"]["model"] | model}
+    checkpoints.save(run.checkpoint_file(), content | {"inference": inference})
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import plan_of
+from conftest import describe_otherwise, plan_of
 
 import mixmo
 from mixmo import checkpoints
@@ -366,6 +366,7 @@ def test_training_and_loading_leave_the_process_as_it_was(pictures, tmp_path):
 def test_a_described_backbone_is_not_fetched_unasked(run, monkeypatch):
     text = run.config_file.read_text().replace("backbone: wide_resnet10_1", "backbone: hf-hub:somebody/network")
     run.config_file.write_text(text)
+    describe_otherwise(run, backbone="hf-hub:somebody/network")
 
     def reached(*arguments, **options):
         raise RuntimeError("the network was reached")

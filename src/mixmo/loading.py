@@ -67,7 +67,7 @@ def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> Lo
         InputError: as :func:`load`.
     """
     file = run.checkpoint_file(which)
-    content, settings = read_sealed(file), run.settings()
+    content, settings = read_sealed(file), run.settings(which)
     model = settings.model
     check_download(
         model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
@@ -85,7 +85,7 @@ def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> Lo
         net.load_state_dict(weights_of(content))
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         why = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{file} does not hold the network of {run.config_file}: {why}") from error
+        raise InputError(f"{file} does not hold the network that it describes, or {run.config_file}: {why}") from error
     return Loaded(net.eval(), finished_epochs(content), *_inference(file, content.get("inference"), net.num_classes))
 
 

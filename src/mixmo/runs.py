@@ -9,6 +9,7 @@ the metrics of ``mixmo test``.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import logging
@@ -30,12 +31,14 @@ from filelock import FileLock, Timeout
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.checking import flattened
+from mixmo.config.data_settings import PREPARATION
 from mixmo.config.imports import without_permission
 from mixmo.config.plan import known_settings, make_plan
 from mixmo.config.recipes import merge
-from mixmo.config.settings import Settings
+from mixmo.config.settings import NETWORK, Settings
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
+from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
@@ -156,9 +159,43 @@ class Run:
         """Return the run's settings as they were asked for, without imports and downloads that its author allowed."""
         return without_permission(read_yaml(self.require().config_file, "configuration"))
 
-    def settings(self) -> Settings:
-        """Return the run's typed settings; what they leave open follows from this machine."""
-        return make_plan(self.config()).settings
+    def trained_config(self, which: str = "last") -> dict[str, Any]:
+        """Return the run's settings with those of a checkpoint's network, which say what it is and how it sees images.
+
+        These do not change with ``config.yaml``. A checkpoint of an earlier version does not hold them, nor does one
+        that is not there yet; the configuration has them then, as it has the place of a backbone that may have moved.
+
+        Args:
+            which: The checkpoint, ``last`` or ``best``.
+
+        Raises:
+            MissingError: if there is no such run.
+            InputError: if the checkpoint is damaged.
+        """
+        config, file = self.config(), self.checkpoint_folder / f"{which}.ckpt"
+        if not file.is_file():
+            return config
+        status = file.stat()
+        for section, known in _of_network(file, status.st_size, status.st_mtime_ns).items():
+            if isinstance(own := config.get(section) or {}, dict):
+                moved = {"backbone"} if timm_scheme(str(known.get("backbone"))) else set()
+                config[section] = own | {key: value for key, value in known.items() if key not in moved & own.keys()}
+        return config
+
+    def differences(self, which: str = "last") -> list[str]:
+        """Return, in a few words each, where ``config.yaml`` is not as :meth:`trained_config` has it."""
+        trained, config = self.trained_config(which), self.config()
+        return [
+            f"{section}.{key} is {value!r} there, and {trained[section][key]!r} in the network"
+            for section in ("model", "data")
+            if isinstance(config.get(section), dict)
+            for key, value in config[section].items()
+            if trained[section][key] != value
+        ]
+
+    def settings(self, which: str = "last") -> Settings:
+        """Return the typed settings of :meth:`trained_config`; what they leave open follows from this machine."""
+        return make_plan(self.trained_config(which)).settings
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings with what followed from the machine where the run began, so that it resumes alike."""
@@ -346,6 +383,25 @@ class Run:
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):
             pass
         raise InputError(f"{self.metrics_file} is damaged: each row has an epoch and numbers; move it away.")
+
+
+@functools.lru_cache(maxsize=256)
+def _of_network(file: Path, size: int, time: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of its network that a checkpoint holds, by section, read once while the file stays as it is.
+
+    Raises:
+        InputError: if it is damaged, or of a later version.
+    """
+    content = read_sealed(file).get("inference")
+    inference: dict[str, Any] = content if isinstance(content, dict) else {}
+    found = {}
+    for section, keys in (("model", NETWORK), ("data", PREPARATION)):
+        if not isinstance(own := inference.get(section, {}), dict):
+            raise InputError(f"{file} is damaged: its settings of the {section} are none.")
+        if strange := own.keys() - set(keys):
+            raise InputError(f"{file} is of a later version of mixmo: it sets {section}.{min(strange)}; update mixmo.")
+        found[section] = own
+    return found
 
 
 def _left_by_a_start(path: Path) -> bool:

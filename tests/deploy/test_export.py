@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import write_images
+from conftest import describe_otherwise, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -284,8 +284,7 @@ def test_a_failed_export_leaves_the_earlier_one(gone, tmp_path, monkeypatch, cap
 
 def test_networks_that_cannot_be_fused_say_why(gone, tmp_path, capsys):
     shutil.copytree(gone, tmp_path / "run")
-    config = (tmp_path / "run/config.yaml").read_text().replace("mix_at: null", "mix_at: stages.0")
-    (tmp_path / "run/config.yaml").write_text(config)
+    describe_otherwise(Run(tmp_path / "run"), mix_at="stages.0")
     assert main(["export", str(tmp_path / "run"), "--format=onnx"]) == 2
     assert "does not hold the network" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import plan_of, write_splits
+from conftest import describe_otherwise, plan_of, write_splits
 from tensorboard.backend.event_processing import event_accumulator
 
 import mixmo
@@ -333,11 +333,13 @@ def test_damaged_and_foreign_checkpoints_are_refused(whole, tmp_path):
     config = run.config()
     config["model"]["backbone"] = "wide_resnet10_2"
     run.config_file.write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match="does not hold the network"):
-        mixmo.load(run.path)
+    assert mixmo.load(run.path).backbone.stages[0][0].conv1.out_channels == 16  # as the checkpoint describes it
     with pytest.raises(ValueError, match=r"is no checkpoint of this run: .* of another network"):
         fit(make_plan(run.config()), run, resume=True)
     assert file.read_bytes() == content
+    describe_otherwise(run, backbone="wide_resnet10_2")
+    with pytest.raises(ValueError, match="does not hold the network"):
+        mixmo.load(run.path)
 
 
 def test_what_is_missing_is_named(tmp_path, whole):

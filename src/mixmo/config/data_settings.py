@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mixmo.errors import InputError, one_of
 from mixmo.pairing import check_input_repetition, check_repetition
 
 LARGEST_SIDE = 8192
 LARGEST_BATCH = 2**20
+PREPARATION = ("channels", "image_size", "crop_size", "interpolation", "mean", "std", "window")
+"""Settings that say what an image looks like to the network; checkpoints and exports keep them."""
 
 
 @dataclass
@@ -88,6 +90,11 @@ class DataSettings:
     shuffle_shards: int = 16
     on_error: Literal["raise", "skip"] = "raise"
     eval_batch_size: int | None = None
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The settings of :data:`PREPARATION`."""
+        return {key: getattr(self, key) for key in PREPARATION}
 
     @property
     def evaluation_size(self) -> int:

@@ -18,6 +18,9 @@ RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "ste
             "noise", "self", "name", "options"}  # fmt: skip
 """Arguments of a network that follow from the data, or have settings of their own."""
 
+NETWORK = ("backbone", "num_members", "options", "mix_at")
+"""Settings of the model that say what is computed, whatever the weights are; checkpoints have them."""
+
 
 @dataclass
 class ModelSettings:

@@ -11,15 +11,13 @@ from typing import Any
 
 import timm
 
+from mixmo.config.data_settings import PREPARATION
 from mixmo.errors import InputError
 from mixmo.files import read_yaml
 from mixmo.names import timm_scheme
 
 PRETRAINED = "pretrained"
 """The start that is timm's own weights."""
-
-KEPT = ("channels", "mean", "std", "image_size", "crop_size", "interpolation", "window")
-"""Settings of the data that a run hands on to those that start from it."""
 
 
 def is_run(start: str) -> bool:
@@ -59,7 +57,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     content = read_yaml(file, "configuration")
     model, data = (content.get(section) or {} for section in ("model", "data"))
     found = {f"model.{key}": model[key] for key in ("backbone", "options") if key in model}
-    return found | {f"data.{key}": data[key] for key in KEPT if key in data}
+    return found | {f"data.{key}": data[key] for key in PREPARATION if key in data}
 
 
 def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:

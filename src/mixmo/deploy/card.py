@@ -31,7 +31,7 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
         fused: Whether the network was fused.
         name: What it is called on the Hub, ``user/name``.
     """
-    config = run.run.config()
+    config = run.run.trained_config(run.checkpoint)
     method, backbone = method_name(config), backbone_name(str(config["model"]["backbone"]))
     names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
     more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixmo.config.checking import checked
-from mixmo.config.data_settings import LARGEST_SIDE, DataSettings
+from mixmo.config.data_settings import LARGEST_SIDE, PREPARATION, DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import Calibration, kept_calibration
@@ -20,7 +20,7 @@ from mixmo.evaluation.inference import TrainedRun
 SPEC = "mixmo.json"
 """The description in an exported folder, and what it is called in an exported file."""
 
-KEPT = ("channels", "crop_size", "interpolation", "mean", "std", "window")
+KEPT = tuple(key for key in PREPARATION if key != "image_size")
 """Settings that say how an image is prepared, beside its size."""
 
 MOST_IMAGES = 10_000
@@ -135,6 +135,7 @@ def spec_of(run: TrainedRun) -> Spec:
         MissingError: if its checkpoint is missing.
         InputError: if it is damaged, or does not say the size of its images.
     """
+    run.tell_of_changes()
     network, side = run.network, run.settings.data.image_size
     size = network.size or (None if side is None else (side, side))
     if size is None:

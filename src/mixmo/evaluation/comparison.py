@@ -143,9 +143,9 @@ def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
         twice = next(seed for seed in seeds if seeds.count(seed) > 1)
         same = [str(run.path) for run, seed in zip(runs, seeds, strict=True) if seed == twice]
         raise InputError(f"{' and '.join(same[:2])} have the same seed {twice}: one run, counted twice; remove one.")
-    first = dict(flattened(runs[0].config(), known))
+    first = dict(flattened(runs[0].trained_config(), known))
     for run in runs[1:]:
-        own = dict(flattened(run.config(), known))
+        own = dict(flattened(run.trained_config(), known))
         for key in {**first, **own}:
             if key not in VARIABLE and own.get(key) != first.get(key):
                 raise InputError(

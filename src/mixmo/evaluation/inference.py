@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,6 +22,8 @@ from mixmo.errors import InputError
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
 from mixmo.runs import Run
+
+log = logging.getLogger("mixmo")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class TrainedRun:
         option: What allows that in the command at hand, for errors.
 
     Attributes:
-        settings: The run's settings; what they leave open follows from this machine.
+        settings: The run's settings, those of its network as the checkpoint has them; what they leave open follows from
+            this machine.
         device: The device that suits the run on this machine.
         data: The run's images.
 
@@ -67,9 +71,15 @@ class TrainedRun:
 
     def __init__(self, run: Run, checkpoint: str = "last", download: bool = False, option: str = "--download") -> None:
         self.run, self.checkpoint, self.download = run, checkpoint, download
-        plan = make_plan(run.config())
+        plan = make_plan(run.trained_config(checkpoint))
         self.settings, self.device = plan.settings, training_device(plan.trainer["accelerator"])
         self.data = DataModule(replace(self.settings.data, download=download), self.settings.seed, option=option)
+
+    def tell_of_changes(self) -> None:
+        """Warn where ``config.yaml`` is no longer what the network was trained with."""
+        if found := self.run.differences(self.checkpoint):
+            log.warning("%s has changed since training: %s; the network's own settings are used.",
+                        self.run.config_file, "; ".join(found))  # fmt: skip
 
     @cached_property
     def digest(self) -> str:

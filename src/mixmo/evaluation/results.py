@@ -146,6 +146,8 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
         options: How.
     """
     names = [str(run.run.path) for run in runs]
+    for run in runs:
+        run.tell_of_changes()
 
     def predictions(dataset: str) -> Predictions:
         return joined([predict(run, dataset, options.precision, options.refresh) for run in runs], names)

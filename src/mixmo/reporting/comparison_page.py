@@ -317,7 +317,7 @@ def _runs(groups: Sequence[Group]) -> list[Run]:
 def _settings(runs: Sequence[Run]) -> Markup:
     rows = []
     for run in runs:
-        config = run.config()
+        config = run.trained_config()
         values = [str(config[section][key]) for section, key in (name.split(".") for name in SETTINGS)]
         rows.append([str(run.path), *values, str(config["seed"])])
     return pages.table(["Run", *SETTINGS.values(), "Seed"], rows, "Settings")

@@ -68,7 +68,7 @@ def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Arra
         replicas: Those of :func:`mixmo.evaluation.intervals.replicates`.
         download: Whether the network may be asked for what the run is built from.
     """
-    config, metrics = run.config(), found.metrics.average
+    config, metrics = run.trained_config(), found.metrics.average
     accuracy = METRICS["accuracy"].brief
     interval_text = accuracy.interval(*interval(replicas["accuracy"]))
     backbone = backbone_name(str(config["model"]["backbone"]))
@@ -100,7 +100,7 @@ def _costs(run: Run, download: bool) -> str:
         logger.warning("%s", printable(f"The costs of {run.path} could not be counted: {reason(error)}."))
         return ""
     parameters, macs = (METRICS[key].text(found[key]) for key in ("parameters", "macs"))
-    one = ", as one network" if run.config()["model"]["num_members"] > 1 else ""
+    one = ", as one network" if run.trained_config()["model"]["num_members"] > 1 else ""
     return f"; it costs {parameters} parameters and {macs} MACs an image{one}"
 
 

@@ -126,7 +126,7 @@ def _curves(run: Run) -> list[Section]:
         return [Section("Learning curves", parts=[missing_sentence(error)])]
     if not rows:
         return []
-    single = run.config()["model"]["num_members"] == 1
+    single = run.trained_config()["model"]["num_members"] == 1
     names = {}
     for key in rows[-1]:
         if key.endswith("accuracy") and not (single and key == "val_member_0_accuracy"):  # as val_accuracy
@@ -200,7 +200,7 @@ def _metric_table(title: str, keys: Sequence[str], columns: Mapping[str, Mapping
 
 
 def _reproduce(run: Run, tested: Predictions) -> list[Markup]:
-    about = f"Trained for {tested.epochs} epochs with seed {run.config()['seed']}."
+    about = f"Trained for {tested.epochs} epochs with seed {run.trained_config()['seed']}."
     parts = [pages.part("sentence", about)]
     try:
         found = read_environment(run)

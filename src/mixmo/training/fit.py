@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
-from mixmo.config.settings import Settings
+from mixmo.config.settings import NETWORK, Settings
 from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
@@ -93,7 +93,10 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
     data = DataModule(settings.data, settings.seed, check=True).require()
     net = build_network(settings, data, drawn)
     loaders = Loaders(data, settings.data, settings.seed)
-    inference = {"classes": data.classes, "size": list(data.size), "versions": versions()}
+    inference = {
+        "classes": data.classes, "size": list(data.size), "versions": versions(), "data": settings.data.preparation,
+        "model": {key: getattr(settings.model, key) for key in NETWORK},
+    }  # fmt: skip
     training = Training(
         net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, inference=inference,
         accumulate=plan.trainer["accumulate"], skip=plan.trainer["on_nonfinite"] == "skip",
