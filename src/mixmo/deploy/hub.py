@@ -53,10 +53,8 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
             write_text(made / SPEC, spec.to_json())
         weights = {name: tensor.contiguous() for name, tensor in net.cpu().state_dict().items()}
         safetensors.torch.save_file(weights, made / MEMBERS)
-        write_text(
-            made / CONFIG,
-            yaml.safe_dump(_without_paths(trained.run.trained_config(checkpoint)), sort_keys=False, allow_unicode=True),
-        )
+        config = _without_paths(trained.run.trained_config(checkpoint))
+        write_text(made / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_text(made / "README.md", model_card(trained, spec, fused, name))
         if out.exists():
             out.rmdir()
