@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import os
 import pickle
 import secrets
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +16,7 @@ from typing import IO, Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from mixmo.errors import InputError, MissingError, reason
 
@@ -22,6 +26,17 @@ MOST_NODES = 10_000
 
 PARTIAL = ".partial"
 """Ends the names of files that are being written; one that a killed process left may be deleted."""
+
+LOCK, EARLIER = ".lock", "earlier"
+"""What stands in a hidden folder next to the thing that is made there."""
+
+AT_FDCWD, EXCHANGE = -100, 2
+"""Arguments of ``renameat2``."""
+
+MARKDOWN_MARK = "<!-- written by mixmo -->"
+HTML_MARK = '<meta name="generator" content="mixmo">'
+MARKS = (MARKDOWN_MARK.encode(), HTML_MARK.encode(), b"Software\0mixmo")
+"""By which pages, tables and pictures (PNG) of ours are known."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -203,6 +218,106 @@ def make_folder(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def assembling(path: Path) -> Iterator[Path]:
+    """Give a hidden place to make a file or a folder in, which takes the place of another once the block ends.
+
+    Until then what was there stays, and of a block that fails nothing is left. A killed process may leave a hidden
+    folder, which the next call of :func:`restore` or of this function for the same path removes.
+
+    Args:
+        path: The file or folder; its parent exists.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    with writing(path):
+        restore(path)
+        hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        hidden.mkdir()
+        try:
+            with FileLock(hidden / LOCK):  # held as long as this process lives
+                yield hidden / path.name
+                _take_place(hidden / path.name, path)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def restore(path: Path) -> None:
+    """Remove what killed processes left of :func:`assembling` a path; bring back a folder that they had moved away."""
+    for hidden in path.parent.glob(f".{glob.escape(path.name)}.????????{PARTIAL}/"):
+        if not (hidden / LOCK).is_file():
+            continue
+        with suppress(OSError, Timeout), FileLock(hidden / LOCK, timeout=0):  # else another process is at work
+            if (hidden / EARLIER).exists() and not os.path.lexists(path):
+                (hidden / EARLIER).rename(path)
+            shutil.rmtree(hidden)
+
+
+def _take_place(made: Path, path: Path) -> None:
+    """Have what was made take the place of a file or a folder, in one step where the system can do that."""
+    for file in made.rglob("*") if made.is_dir() else [made]:
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+    if not path.is_dir() or path.is_symlink():
+        made.replace(path)
+    elif not _exchange(made, path):
+        earlier = made.with_name(EARLIER)
+        path.rename(earlier)
+        try:
+            made.rename(path)
+        except OSError:
+            earlier.rename(path)
+            raise
+    sync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; return whether that could be done (Linux, on most disks)."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(call(AT_FDCWD, os.fsencode(one.absolute()), AT_FDCWD, os.fsencode(other.absolute()), EXCHANGE) == 0)
+
+
+def check_place(path: Path, ours: bool, overwrite: bool = False, folder: bool = False) -> None:
+    """Refuse to replace what mixmo did not write.
+
+    Args:
+        path: Where something is to be written; nothing need be there.
+        ours: Whether what is there is recognisably an earlier output of the same kind.
+        overwrite: Whether a file is replaced all the same; a folder of others never is.
+        folder: Whether a folder is to be written.
+
+    Raises:
+        InputError: naming what is there.
+    """
+    if not os.path.lexists(path):
+        return
+    link = path.is_symlink()
+    if path.is_dir() and not link and not folder:
+        raise InputError(f"{path} is a folder; choose a file to write with --out.")
+    if (ours and not link) or (overwrite and not folder):
+        return
+    hint = "" if folder else ", or replace it with --overwrite"
+    raise InputError(
+        f"{path} exists already and is {'a link' if link else 'not what mixmo wrote there'}; choose another place with "
+        f"--out{hint}."
+    )
+
+
+def is_marked(path: Path) -> bool:
+    """Return whether a page, picture or table is one that mixmo writes, by what its first bytes say."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return False
+    first = start.partition(b"\n")[0]
+    return any(mark in start for mark in MARKS) or (first.startswith(b"group,run,") and first.endswith(b",corruptions"))
 
 
 def sync_folder(folder: Path) -> None:

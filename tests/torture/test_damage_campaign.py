@@ -1,40 +1,20 @@
-"""Damaged checkpoints: every one is refused or gives way to the one before it; none trains on unnoticed."""
+"""Damaged checkpoints and exports: each is refused, or gives way to the one before; no answer changes unnoticed."""
 
 import random
 import shutil
 
 import pytest
+from damage import cut, flipped, outcomes, swapped, zeroed
 
+import mixmo
 from mixmo import checkpoints
 from mixmo.cli.main import main
+from mixmo.deploy.export import FORMATS, export
+from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
-
-
-def flipped(content, rng):
-    damaged = bytearray(content)
-    damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
-
-
-def cut(content, rng):
-    return content[: rng.randrange(len(content))]
-
-
-def zeroed(content, rng):
-    start = rng.randrange(len(content))
-    stop = min(len(content), start + rng.choice([1, 64, 4096]))
-    if not any(content[start:stop]):
-        return cut(content, rng)
-    return content[:start] + bytes(stop - start) + content[stop:]
-
-
-def swapped(content, rng):
-    start, other = rng.randrange(len(content) - 64), rng.randrange(len(content) - 64)
-    if content[start : start + 64] == content[other : other + 64]:
-        return flipped(content, rng)
-    damaged = bytearray(content)
-    damaged[start : start + 64] = content[other : other + 64]
-    return bytes(damaged)
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.runs import Run
+from mixmo.training.starting import read_weights
 
 
 @pytest.mark.torture
@@ -66,3 +46,26 @@ def test_commands_name_a_damaged_checkpoint(trained, tmp_path, capsys):
         assert main(["test", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert "last.ckpt is damaged" in error and error.count("\n") == 1
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("form", [*FORMATS, "shared"])
+def test_no_damage_of_an_export_changes_an_answer_unnoticed(gone, new_images, tmp_path, form, capsys):
+    """Every file of every form; a model card says nothing that a program reads."""
+    exported = tmp_path / FORMATS.get(form, form)
+    if form == "shared":
+        save_pretrained(gone, exported)
+    else:
+        export(TrainedRun(Run(gone)), form, exported)
+    files = sorted(new_images.iterdir())[:2]
+
+    def answers(path):
+        if form == "safetensors":
+            return b"".join(each.numpy().tobytes() for _, each in sorted(read_weights(path).items()))
+        return mixmo.Predictor(path, trust=True)(files).probabilities.numpy().tobytes()
+
+    refused, same, wrong = outcomes(exported, answers, answers(exported), 56, InputError)
+    with capsys.disabled():
+        print(f"\n{form}: of {refused + same + len(wrong)} damages {refused} refused, {same} change no answer, "
+              f"{len(wrong)} change answers unnoticed")  # fmt: skip
+    assert not wrong

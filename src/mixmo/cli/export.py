@@ -20,6 +20,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--format", type=str, required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", type=str | None, default=None, help="the file or folder; in the run's by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is no whole export of mixmo's")
     parser.add_argument("--normalize", action="store_true", help="take pixels from 0 to 255")
     parser.add_argument("--softmax", action="store_true", help="give probabilities in place of logits")
     parser.add_argument("--temperature", action="store_true", help="divide logits by the validation set's temperature")
@@ -31,11 +32,17 @@ def run(words: list[str]) -> None:
     chosen = parse(parser, words)
     options = ExportOptions(**{each.name: chosen[each.name] for each in fields(ExportOptions)})
     trained = TrainedRun(Run(chosen.run), chosen.checkpoint, chosen.download)
-    found = export(trained, chosen.format, None if chosen.out is None else Path(chosen.out), options)
+    out = None if chosen.out is None else Path(chosen.out)
+    found = export(trained, chosen.format, out, options, chosen.overwrite)
     print(
         f"written: {printable(str(found.path))}, {found.size / 1e6:.2f} MB; read again, its log-probabilities differ "
         f"from the trained network's by {found.difference:.2g} at most"
     )
+    if found.needs_mixmo:
+        print(
+            f"timm itself does not know {found.needs_mixmo}: `import mixmo` before timm.create_model (onnx and "
+            "torch-export need nothing)"
+        )
     if found.accuracy is not None:
         before, after = (100 * share for share in found.accuracy)
         print(f"accuracy on the test set: {before:.2f} % in float32, {after:.2f} % in int8")

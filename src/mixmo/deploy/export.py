@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor, nn
 
 from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
 from mixmo.deploy.onnx_files import write_int8, write_onnx
-from mixmo.deploy.spec import SPEC, Spec, spec_of
+from mixmo.deploy.spec import Spec, spec_of, write_description
+from mixmo.digests import DIGEST, OUTSIDE, SPEC, append_digest, is_whole_export, placeholder, write_digest
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import make_folder, sync_folder, writing
+from mixmo.files import assembling, check_place, make_folder, restore
 from mixmo.fusing import ProbabilityAverage, fuse
-from mixmo.names import printable
+from mixmo.models.copying import copied
 from mixmo.network import MixMo, create_backbone
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
@@ -119,16 +120,24 @@ class Exported:
         difference: Largest difference of the file's answers, as log-probabilities, to the trained network's.
         size: Bytes.
         accuracy: Of an int8 file: on the test set, before and after.
+        needs_mixmo: What timm calls the network of a ``timm`` folder, where timm knows it after ``import mixmo`` only.
     """
 
     path: Path
     difference: float
     size: int
     accuracy: tuple[float, float] | None = None
+    needs_mixmo: str | None = None
 
 
-def export(run: TrainedRun, format: str, out: Path | None = None, options: ExportOptions | None = None) -> Exported:
-    """Write a run's network for other programs, whole or not at all.
+def export(
+    run: TrainedRun,
+    format: str,
+    out: Path | None = None,
+    options: ExportOptions | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a run's network for other programs, whole or not at all, with a digest that tells damage.
 
     * ``timm``: a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with class names and how images
       are prepared.
@@ -138,27 +147,28 @@ def export(run: TrainedRun, format: str, out: Path | None = None, options: Expor
     Args:
         run: The run.
         format: One of these.
-        out: The file or folder; ``None`` is in the run's folder.
+        out: The file or folder; ``None`` is in the run's folder. An earlier export there is replaced.
         options: What the file computes.
+        overwrite: Whether another file is replaced as well, or a damaged export, or one by an earlier version.
 
     Raises:
         MissingError: if the run or its checkpoint is missing.
         InputError: if the network cannot be fused, the format has no room for an option, its library is missing, the
-            file would answer otherwise, or it cannot be written.
+            file would answer otherwise, its place is taken, or it cannot be written.
     """
     options = options or ExportOptions()
     options.check(format)
     out = out or run.run.path / FORMATS[format]
-    _check_free(out, format)
+    restore(out)
+    _check_free(out, format, overwrite)
     spec = spec_of(run)
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, which a run with a validation set has.")
-    net = run.network.net.cpu()
+    net = copied(run.network.net).cpu()  # the run's own stays on its device
     fused = fuse(net, spec.input_size, "probabilities" if options.members else "logits").eval()
     plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
     make_folder(out.parent)
-    with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        made = Path(folder) / out.name
+    with assembling(out) as made:
         if format in ("timm", "safetensors"):
             opened = _write_weights(made, format, plain, spec, run)
         else:
@@ -167,25 +177,28 @@ def export(run: TrainedRun, format: str, out: Path | None = None, options: Expor
         if options.int8:
             accuracy = write_int8(made, run)
             difference = _difference(OnnxModel(made), net, spec, math.inf)
-        _put(made, out)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
-    return Exported(out, difference, size, accuracy)
+    return Exported(out, difference, size, accuracy, _unknown_to_timm(plain, run) if format == "timm" else None)
 
 
 def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: ExportOptions) -> Model:
     """Write a graph, and return it as it is read again."""
     temperature = net.temperature if options.temperature else None
-    notes = {SPEC: spec.to_json(), "options": json.dumps(asdict(options) | {"temperature": temperature})}
+    computes = json.dumps(asdict(options) | {"temperature": temperature})
     height, width = spec.input_size
     example = torch.zeros(2, spec.data.channels, height, width)
     if format == "onnx":
-        write_onnx(file, net, example, notes, options.opset)
+        write_onnx(file, net, example, spec, computes, options.opset)
         return OnnxModel(file)
+    notes = {SPEC: spec.to_json(**{DIGEST: OUTSIDE}), "options": computes}
+    memory = io.BytesIO()  # torch ends the process where a disk is full
     try:
         shapes = ({0: torch.export.Dim("batch", min=1)},)
-        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), file, extra_files=notes)
+        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), memory, extra_files=notes)
     except Exception as error:  # whatever torch makes of the network
         raise InputError(f"torch.export cannot follow the network: {reason(error)}.") from error
+    file.write_bytes(memory.getbuffer())
+    append_digest(file)
     return ExportedModel(file)
 
 
@@ -195,8 +208,10 @@ def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: Trained
     arguments = model.options | ({} if channels == 3 else {"in_chans": channels})
     weights = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
     if format == "safetensors":
-        notes = {"backbone": model.backbone, "options": json.dumps(arguments), SPEC: spec.to_json()}
-        safetensors.torch.save_file(weights, path, notes)
+        placed = placeholder()
+        notes = {"backbone": model.backbone, "options": json.dumps(arguments), SPEC: spec.to_json(**{DIGEST: placed})}
+        path.write_bytes(safetensors.torch.save(weights, notes))  # save_file would hide it from other users
+        write_digest(path, placed)
         again = create_backbone(model.backbone, num_classes=len(spec.classes), **arguments)
         again.load_state_dict(safetensors.torch.load_file(path))
         return PlainModel(again.eval(), spec)
@@ -217,8 +232,8 @@ def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: Trained
         "pretrained_cfg": known | prepared | {"num_classes": len(spec.classes)},
     }
     (path / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
-    (path / SPEC).write_text(spec.to_json(), "utf-8")
-    safetensors.torch.save_file(weights, path / "model.safetensors")
+    (path / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+    write_description(path, spec)
     return TimmModel(path)
 
 
@@ -235,6 +250,8 @@ def _difference(model: Model, net: MixMo, spec: Spec, tolerance: float) -> float
     for count in (1, 3):
         images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
         expected = net(spec.prepared(images)).mean(1).log_softmax(1)
+        if not expected.isfinite().all():
+            raise InputError("the network answers with numbers that are not finite; its training has diverged.")
         found = model.logits(images).mean(1).log_softmax(1)
         difference = float((found - expected).abs().max())
         if not difference <= tolerance * (1 + float(expected.abs().max())):
@@ -243,27 +260,18 @@ def _difference(model: Model, net: MixMo, spec: Spec, tolerance: float) -> float
     return largest
 
 
-def _check_free(out: Path, format: str) -> None:
+def _check_free(out: Path, format: str, overwrite: bool) -> None:
     """Refuse to take the place of anything but an earlier export."""
-    if format == "timm":
-        ours = out.is_dir() and {file.name for file in out.iterdir()} in (set(), TIMM_FILES)
-    else:
-        ours = out.is_file() and out.suffix == Path(FORMATS[format]).suffix
-    if os.path.lexists(out) and not ours:
-        kind = "exported folder" if format == "timm" else f"{Path(FORMATS[format]).suffix} file"
-        raise InputError(f"{printable(str(out))} exists already and is no {kind}; choose another with --out.")
+    if format != "timm":
+        check_place(out, out.is_file() and is_whole_export(out), overwrite)
+        return
+    names = {file.name for file in out.iterdir()} if out.is_dir() else None
+    ours = names == set() or (names == TIMM_FILES and (overwrite or is_whole_export(out)))
+    check_place(out, ours, overwrite, folder=True)
 
 
-def _put(made: Path, out: Path) -> None:
-    """Have what was made take its place, and that of an earlier export."""
-    if out.is_dir():
-        earlier = made.with_name(f"{made.name}.earlier")
-        out.rename(earlier)  # it goes with the temporary folder
-        try:
-            made.rename(out)
-        except OSError:
-            earlier.rename(out)
-            raise
-    else:
-        made.replace(out)
-    sync_folder(out.parent)
+def _unknown_to_timm(plain: Any, run: TrainedRun) -> str | None:
+    """Return what timm calls a backbone that it knows from mixmo only."""
+    name = _architecture(plain, run.settings.model.backbone)
+    known = timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("mixmo.")
+    return None if known else name

@@ -13,10 +13,11 @@ import yaml
 from mixmo.deploy.card import model_card
 from mixmo.deploy.export import export
 from mixmo.deploy.members import CONFIG, MEMBERS, load_members
-from mixmo.deploy.spec import SPEC, spec_of
+from mixmo.deploy.spec import spec_of, write_description
+from mixmo.digests import SPEC
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import make_folder, write_text
+from mixmo.files import assembling, make_folder, write_bytes, write_text
 from mixmo.fusing import can_fuse
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
@@ -44,21 +45,18 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
     spec, net = spec_of(trained), trained.network.net
     make_folder(out.parent)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
-        made, fused = Path(partial) / out.name, can_fuse(net)
+    with assembling(out) as made:
+        fused = can_fuse(net)
         if fused:
             export(trained, "timm", made)
         else:  # its members still load
             made.mkdir()
-            write_text(made / SPEC, spec.to_json())
-        weights = {name: tensor.contiguous() for name, tensor in net.cpu().state_dict().items()}
-        safetensors.torch.save_file(weights, made / MEMBERS)
+        weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
+        write_bytes(made / MEMBERS, safetensors.torch.save(weights))
         config = _without_paths(trained.run.trained_config(checkpoint))
         write_text(made / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_description(made, spec)
         write_text(made / "README.md", model_card(trained, spec, fused, name))
-        if out.exists():
-            out.rmdir()
-        made.replace(out)
     return out
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mixmo.config.plan import make_plan
-from mixmo.deploy.spec import SPEC, Spec
+from mixmo.deploy.spec import Spec
+from mixmo.digests import SPEC, check_files
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_yaml
 from mixmo.loading import check_download
@@ -32,7 +33,8 @@ def load_members(folder: Path) -> tuple[MixMo, Spec]:
     for file in (MEMBERS, CONFIG, SPEC):
         if not (folder / file).is_file():
             raise MissingError(f"{folder} is no network of mixmo's: it has no {file}.")
-    spec = Spec.from_json((folder / SPEC).read_text("utf-8"), str(folder / SPEC))
+    digest = check_files(folder, (MEMBERS, CONFIG))
+    spec = Spec.from_json((folder / SPEC).read_text("utf-8", "replace"), str(folder / SPEC), digest)
     settings = make_plan(read_yaml(folder / CONFIG, "configuration")).settings
     model = settings.model
     check_download(model.backbone, False, f"the folder {folder}", "load it from a run with download=True")

@@ -18,7 +18,8 @@ from torch import Tensor
 from mixmo.config.checking import checked
 from mixmo.deploy.images import Form
 from mixmo.deploy.members import MEMBERS, load_members
-from mixmo.deploy.spec import SPEC, Spec, checked_temperature, spec_of
+from mixmo.deploy.spec import Spec, checked_temperature, spec_of
+from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.names import printable
@@ -85,12 +86,13 @@ class OnnxModel:
             onnxruntime: Any = import_module("onnxruntime")
         except ImportError as error:
             raise InputError(f"{file} needs onnxruntime; `pip install 'mixmo[onnx]'` installs it.") from error
+        digest = has_digest(file)
         try:
             self.session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
         except Exception as error:  # whatever onnxruntime makes of the file
             raise InputError(f"{file} cannot be opened by onnxruntime: {reason(error)}.") from error
         known = self.session.get_modelmeta().custom_metadata_map
-        self.spec = Spec.from_json(known.get(SPEC, ""), str(file))
+        self.spec = Spec.from_json(known.get(SPEC, ""), str(file), digest)
         self.options = _options(known.get("options", ""), file)
         _check_classes(self, file)
 
@@ -112,12 +114,12 @@ class ExportedModel:
     """
 
     def __init__(self, file: Path) -> None:
-        extra = {SPEC: "", "options": ""}
+        digest, extra = has_digest(file), {SPEC: "", "options": ""}
         try:
             self.net: Any = torch.export.load(file, extra_files=extra).module()
         except Exception as error:  # whatever torch makes of the file
             raise InputError(f"{file} cannot be opened by torch.export: {reason(error)}.") from error
-        self.spec = Spec.from_json(extra[SPEC], str(file))
+        self.spec = Spec.from_json(extra[SPEC], str(file), digest)
         self.options = _options(extra["options"], file)
         _check_classes(self, file)
 
@@ -159,15 +161,20 @@ class TimmModel(PlainModel):
 
     def __init__(self, folder: Path) -> None:
         try:
-            text = (folder / SPEC).read_text("utf-8")
+            digest = check_files(folder, ("config.json", "model.safetensors"))
+            text = (folder / SPEC).read_text("utf-8", "replace")
         except OSError as error:
-            raise MissingError(f"{folder} is neither a run's folder nor an exported one: it has no {SPEC}.") from error
-        spec = Spec.from_json(text, str(folder / SPEC))
+            missing = Path(error.filename or SPEC).name
+            raise MissingError(
+                f"{folder} is neither a run's folder nor an exported one: it has no {missing}."
+            ) from error
+        spec = Spec.from_json(text, str(folder / SPEC), digest)
         try:
             net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         except Exception as error:  # whatever timm makes of the folder
             raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
         super().__init__(net, spec)
+        _check_classes(self, folder)
 
 
 def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mixmo.deploy.models import OnnxModel, shown
-from mixmo.deploy.spec import SPEC
+from mixmo.deploy.spec import Spec
+from mixmo.digests import DIGEST, SPEC, placeholder, write_digest
 from mixmo.errors import InputError, reason
 from mixmo.evaluation.inference import TrainedRun
 
@@ -38,14 +39,15 @@ def needed(*names: str) -> list[Any]:
         raise InputError(f"ONNX needs {error.name}; `pip install 'mixmo[onnx]'` installs it.") from error
 
 
-def write_onnx(file: Path, net: nn.Module, example: Tensor, notes: Mapping[str, str], opset: int) -> None:
+def write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, computes: str, opset: int) -> None:
     """Write a network for any number of images.
 
     Args:
         file: The file.
         net: In evaluation mode.
         example: Images of the size it takes.
-        notes: What stands in the file's metadata.
+        spec: Its description, for the file's metadata.
+        computes: What the file computes, as JSON, likewise.
         opset: Version of ONNX's operators.
 
     Raises:
@@ -60,8 +62,7 @@ def write_onnx(file: Path, net: nn.Module, example: Tensor, notes: Mapping[str, 
                 input_names=["images"], output_names=["answers", "members", "mutual_information"][:outputs],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
-            program.save(file)  # type: ignore[union-attr]
-        written = onnx.load(file)
+        written = program.model_proto  # type: ignore[union-attr]
     except Exception as error:  # whatever torch makes of the network
         raise InputError(f"the network cannot be written as ONNX with opset {opset}: {reason(error)}.") from error
     versions = {each.domain: each.version for each in written.opset_import}
@@ -69,13 +70,15 @@ def write_onnx(file: Path, net: nn.Module, example: Tensor, notes: Mapping[str, 
         raise InputError(
             f"the network cannot be written for opset {opset}: torch writes {versions.get('')}; take that."
         )
-    _note(onnx, file, notes)
+    _save(onnx, written, file, spec, {"options": computes})
 
 
-def _note(onnx: Any, file: Path, notes: Mapping[str, str]) -> None:
-    content = onnx.load(file)
-    onnx.helper.set_model_props(content, dict(notes))
-    onnx.save(content, file)
+def _save(onnx: Any, content: Any, file: Path, spec: Spec, notes: Mapping[str, str]) -> None:
+    """Write a model with its description, notes, and the digest of all of it."""
+    placed = placeholder()
+    onnx.helper.set_model_props(content, {**notes, SPEC: spec.to_json(**{DIGEST: placed})})
+    file.write_bytes(content.SerializeToString())
+    write_digest(file, placed)
 
 
 def write_int8(file: Path, run: TrainedRun) -> tuple[float, float]:
@@ -102,8 +105,8 @@ def write_int8(file: Path, run: TrainedRun) -> tuple[float, float]:
             quantisation.quantize_static(prepared, made, reader, per_channel=True)
     except Exception as error:  # whatever the quantiser makes of the network
         raise InputError(f"onnxruntime cannot quantise the network: {reason(error)}.") from error
-    alone = replace(before.spec, calibration=None).to_json()  # a calibration is of the network in float32
-    _note(onnx, made, before.session.get_modelmeta().custom_metadata_map | {SPEC: alone})
+    alone = replace(before.spec, calibration=None)  # a calibration is of the network in float32
+    _save(onnx, onnx.load(made), made, alone, before.session.get_modelmeta().custom_metadata_map)
     accuracy = _accuracy(before, run), _accuracy(OnnxModel(made), run)
     made.replace(file)
     prepared.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor
 from mixmo.config.checking import checked
 from mixmo.config.data_settings import LARGEST_SIDE, PREPARATION, DataSettings
 from mixmo.data.batches import Augmentation
+from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import Calibration, kept_calibration
 from mixmo.evaluation.inference import TrainedRun
-
-SPEC = "mixmo.json"
-"""The description in an exported folder, and what it is called in an exported file."""
+from mixmo.files import write_text
 
 KEPT = tuple(key for key in PREPARATION if key != "image_size")
 """Settings that say how an image is prepared, beside its size."""
+
+KEYS = {"classes", "size", "data", "calibration", "files", DIGEST}
+"""What a description holds."""
 
 MOST_IMAGES = 10_000
 """Validation images whose confidences are written into a file."""
@@ -58,9 +61,13 @@ class Spec:
         """Return what the network sees, (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
         return Augmentation(self.data).center(images, torch.arange(len(images), device=images.device))
 
-    def to_json(self) -> str:
-        """Return all of it as JSON; of many validation images every n-th."""
-        content: dict[str, Any] = {"classes": self.classes, "size": list(self.size)}
+    def to_json(self, **more: Any) -> str:
+        """Return all of it as JSON; of many validation images every n-th.
+
+        Args:
+            **more: What else to write: the digest, and those of files.
+        """
+        content: dict[str, Any] = {"classes": self.classes, "size": list(self.size)} | more
         content["data"] = {key: getattr(self.data, key) for key in KEPT}
         if (own := self.calibration) is not None:
             step = -(-len(own.correct) // MOST_IMAGES)
@@ -70,18 +77,25 @@ class Spec:
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str, where: str = "its description") -> Spec:
+    def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True) -> Spec:
         """Return what :meth:`to_json` wrote.
 
         Args:
             text: The JSON.
             where: Whose it is, for errors.
+            checked_digest: Whether the digest was found, and was right; if not, the text has to name none.
 
         Raises:
             InputError: if it is damaged.
         """
         try:
-            content = checked(json.loads(text), dict[str, Any], "it")
+            content = json.loads(text)
+            if not isinstance(content, dict):
+                raise InputError("it is no mapping")
+            if strange := content.keys() - KEYS:
+                raise InputError(f"it has a key {min(strange)!r}")
+            if DIGEST in content and not checked_digest:
+                raise InputError("the digest that it names is missing")
             size = tuple(checked(content["size"], list[int], "size"))
             if len(size) != 2 or not all(0 < side <= LARGEST_SIDE for side in size):
                 raise InputError(f"size is {size}; it is a height and a width from 1 to {LARGEST_SIDE}")
@@ -89,12 +103,22 @@ class Spec:
             if not classes:
                 raise InputError("it names no classes")
             hints = get_type_hints(DataSettings)
-            known = {"window": None} | content["data"]  # earlier versions had none
-            data = DataSettings(**{key: checked(known[key], hints[key], f"data.{key}") for key in KEPT})
+            known = {"window": None} | content["data"]  # descriptions of earlier versions have none
+            if wrong := known.keys() ^ set(KEPT):
+                raise InputError(f"its data has or lacks a key {min(wrong)!r}")
+            data = DataSettings(**{key: checked(value, hints[key], f"data.{key}") for key, value in known.items()})
             own = content.get("calibration")
             return cls(classes, (size[0], size[1]), data, None if own is None else _calibration(own))
-        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
             raise InputError(f"{where} is damaged, or none of mixmo's: {reason(error)}.") from error
+
+
+def write_description(folder: Path, spec: Spec) -> None:
+    """Write the description of a folder, with digests of itself and of the files that are there."""
+    placed = placeholder()
+    digests = file_digests(folder, sorted(each.name for each in folder.iterdir() if each.name != SPEC))
+    write_text(folder / SPEC, spec.to_json(files=digests, **{DIGEST: placed}))
+    write_digest(folder / SPEC, placed)
 
 
 def _calibration(own: Any) -> Calibration:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mixmo.config.settings import Settings
 from mixmo.config.starting import PRETRAINED, is_run
 from mixmo.data.module import DataModule
+from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_checkpoint
 from mixmo.fusing import fuse
@@ -104,6 +105,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise MissingError(f"there is no file of weights {file}.")
     if file.suffix == ".safetensors":
         try:
+            with safe_open(file, "pt") as content:
+                described = SPEC in (content.metadata() or {})
+            if described:
+                has_digest(file)
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error

@@ -1,0 +1,110 @@
+"""Digests in exported files and folders: they tell damage, and whether mixmo wrote what is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from mixmo.errors import InputError
+
+SPEC = "mixmo.json"
+"""The description in an exported folder, and what it is called in an exported file."""
+
+DIGEST = "sha256"
+"""The key of the digest in a description."""
+
+OUTSIDE = "at the end of the file"
+"""What a description holds where the digest is not in it, but ends the file (``.pt2``)."""
+
+_FOUND = re.compile(rb'\\?"sha256\\?": \\?"([0-9a-f]{64})\\?"')
+_ZEROS = b"0" * 64
+
+
+def placeholder() -> str:
+    """Return what stands in a file in place of its digest until :func:`write_digest`: no other bytes are equal."""
+    return secrets.token_hex(32)
+
+
+def write_digest(file: Path, placed: str) -> None:
+    """Put the SHA-256 of a file's content, with zeros in place of the digest, where a placeholder stands in it.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     file, placed = Path(folder) / "a.json", placeholder()
+        ...     _ = file.write_text(json.dumps({"answer": 42, DIGEST: placed}))
+        ...     write_digest(file, placed)
+        ...     has_digest(file)
+        True
+    """
+    content, place = file.read_bytes(), placed.encode()
+    if content.count(place) != 1:
+        raise InputError(f"{file} cannot be written with its digest: its description is not in it as it was given.")
+    digest = hashlib.sha256(content.replace(place, _ZEROS)).hexdigest()
+    with file.open("r+b") as opened:
+        opened.seek(content.index(place))
+        opened.write(digest.encode())
+
+
+def append_digest(file: Path) -> None:
+    """Write the digest of a zip file as its comment, which other readers pass over."""
+    placed = placeholder()
+    comment = f'"{DIGEST}": "{placed}"'.encode()
+    with file.open("r+b") as opened:
+        opened.seek(-2, 2)
+        opened.write(len(comment).to_bytes(2, "little") + comment)
+    write_digest(file, placed)
+
+
+def has_digest(file: Path) -> bool:
+    """Return whether a file has a digest of :func:`write_digest`, which is then right.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    content = file.read_bytes()
+    found = set(_FOUND.findall(content))
+    if any(hashlib.sha256(content.replace(each, _ZEROS)).hexdigest().encode() == each for each in found):
+        return True
+    if found:
+        raise InputError(f"{file} is damaged: its content does not have the digest that was written with it.")
+    return False
+
+
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of files in a folder, for its description."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def check_files(folder: Path, names: Iterable[str]) -> bool:
+    """Return whether a folder's description has digests, of itself and of files, which are then right.
+
+    Args:
+        folder: The folder, with a description.
+        names: The files to check.
+
+    Raises:
+        InputError: if one is damaged.
+    """
+    if not has_digest(folder / SPEC):
+        return False
+    known = json.loads((folder / SPEC).read_bytes()).get("files", {})
+    found = file_digests(folder, names)
+    if wrong := [name for name, digest in found.items() if known.get(name) != digest]:
+        raise InputError(f"{folder / wrong[0]} is damaged: it does not have the digest that {SPEC} holds.")
+    return True
+
+
+def is_whole_export(path: Path) -> bool:
+    """Return whether mixmo wrote a file or a folder, and nothing in it has changed since."""
+    try:
+        if not path.is_dir():
+            return has_digest(path)
+        names = {each.name for each in path.iterdir()} - {SPEC}
+        return (path / SPEC).is_file() and check_files(path, names)
+    except (InputError, OSError, ValueError):
+        return False

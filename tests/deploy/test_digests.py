@@ -1,0 +1,104 @@
+"""Exports have a digest of all they hold: damage is one sentence, never another answer."""
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+from damage import outcomes
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import mixmo
+from mixmo.deploy.export import FORMATS, export
+from mixmo.deploy.hub import save_pretrained
+from mixmo.digests import is_whole_export
+from mixmo.errors import InputError
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.runs import Run
+from mixmo.training.starting import read_weights
+
+FORMS = [*FORMATS, "shared"]
+
+
+@pytest.fixture(scope="module")
+def exported(gone, tmp_path_factory):
+    """A run's network in every form, by form."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder, run = tmp_path_factory.mktemp("exported"), TrainedRun(Run(gone))
+    umask = os.umask(0o027)
+    try:
+        found = {form: export(run, form, folder / name).path for form, name in FORMATS.items()}
+        return found | {"shared": save_pretrained(gone, folder / "shared")}
+    finally:
+        os.umask(umask)
+
+
+def answers_of(path, files):
+    """Return what a network answers, or the weights that a file holds, as bytes."""
+    if path.suffix == ".safetensors":
+        return b"".join(each.numpy().tobytes() for _, each in sorted(read_weights(path).items()))
+    return mixmo.Predictor(path, trust=True)(files).probabilities.numpy().tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_changes_no_answer_unnoticed(exported, new_images, form):
+    files, path = sorted(new_images.iterdir())[:2], exported[form]
+    refused, same, wrong = outcomes(path, lambda own: answers_of(own, files), answers_of(path, files), 8, InputError)
+    assert not wrong and refused >= 8
+    assert same <= (8 if form == "shared" else 0) + (16 if form == "shared" else 0)  # its card, and what is for timm
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "safetensors"])
+def test_a_digest_that_is_gone_is_noticed(exported, tmp_path, new_images, form):
+    """Ours cannot lose it: the description says that there is one, and holds no keys that are not known."""
+    path = exported[form]
+    file = path / "mixmo.json" if path.is_dir() else path
+    content = file.read_bytes()
+    try:
+        file.write_bytes(content.replace(b'"sha256"', b'"sha257"', 1))
+        with pytest.raises(InputError, match="damaged"):
+            mixmo.Predictor(path, trust=True)
+        if form == "torch-export":  # where it ends the file
+            file.write_bytes(content.replace(b'"sha256": "' + content[-65:-1], b" " * 75))
+            with pytest.raises(InputError, match="the digest that it names is missing"):
+                mixmo.Predictor(path, trust=True)
+    finally:
+        file.write_bytes(content)
+
+
+def test_folders_without_a_digest_still_open(exported, new_images, tmp_path):
+    """Those of earlier versions, and of other programs."""
+    files, folder = sorted(new_images.iterdir()), exported["timm"]
+    content = json.loads((folder / "mixmo.json").read_text())
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    earlier = {key: value for key, value in content.items() if key not in ("files", "sha256")}
+    (tmp_path / "mixmo.json").write_text(json.dumps(earlier))
+    assert answers_of(tmp_path, files) == answers_of(folder, files)
+    assert not is_whole_export(tmp_path) and is_whole_export(folder)
+    content["classes"].append("eleventh")
+    (tmp_path / "mixmo.json").write_text(json.dumps(earlier | {"classes": content["classes"]}))
+    with pytest.raises(InputError, match=r"names 4 classes, but answers"):
+        mixmo.Predictor(tmp_path)
+
+
+def test_weights_to_start_from_are_checked(exported, tmp_path):
+    """A file of ours that is damaged, not those of other programs."""
+    weights = load_file(exported["safetensors"])
+    with safe_open(exported["safetensors"], "pt") as content:
+        notes = content.metadata()
+    name = next(iter(weights))
+    save_file({key: value + (key == name) for key, value in weights.items()}, tmp_path / "a.safetensors", notes)
+    with pytest.raises(InputError, match="is damaged: its content does not have the digest"):
+        read_weights(tmp_path / "a.safetensors")
+    save_file(weights, tmp_path / "b.safetensors", {"sha256": "0" * 64, "format": "pt"})
+    assert torch.equal(read_weights(tmp_path / "b.safetensors")[name], weights[name])
+
+
+def test_exports_have_the_rights_that_the_umask_leaves(exported):
+    for path in exported.values():
+        for each in [path, *(path.iterdir() if path.is_dir() else ())]:
+            assert stat.S_IMODE(each.stat().st_mode) == (0o750 if each.is_dir() else 0o640), each
