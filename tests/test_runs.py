@@ -135,9 +135,7 @@ FOREIGN = {
     "momentum of another shape": (("optimizer_states", 0, "state", 3, "momentum_buffer"), torch.zeros(1)),
     "sparse momentum": (("optimizer_states", 0, "state", 0, "momentum_buffer"), torch.zeros(2).to_sparse()),
     "no optimizer": (("optimizer_states",), []),
-    "a text for a learning rate": (("optimizer_states", 0, "param_groups", 0, "lr"), "fast"),
     "other parameters": (("optimizer_states", 0, "param_groups", 0, "params"), [0]),
-    "no schedule": (("lr_schedulers",), "x"),
     "no loops": (("loops",), {}),
     "a negative epoch": (("epoch",), -5),
     "another epoch": (("epoch",), 10**9),
@@ -159,7 +157,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(run, name):
 def test_settings_that_changed_between_stop_and_resume_are_named(run):
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("base_lr: 0.1", "base_lr: 0.2"))
-    with pytest.raises(InputError, match=r"config\.yaml has changed .*: optimizer\.base_lr is 0\.2, and was 0\.1\."):
+    with pytest.raises(InputError, match=r"settings of .* have changed .*: optimizer\.base_lr is 0\.2, and was 0\.1\."):
         longer(run, 4)
     run.config_file.write_text(text.replace("workers: 2", "workers: 0"))
     longer(run, 4)
@@ -172,11 +170,12 @@ def test_settings_that_changed_are_all_shown_and_may_be_accepted(run, capsys):
     run.config_file.write_text(changed.replace("flip: false", "flip: true"))
     assert main(["fit", str(run.path)]) == 2
     said = capsys.readouterr().err
-    assert "data.flip is True, and was False; optimizer.base_lr is 0.2, and was 0.1. Change it back" in said
+    assert "data.flip is True, and was False; optimizer.base_lr is 0.2, and was 0.1. Change them back" in said
     assert main(["fit", str(run.path), "--accept_changes", "true"]) == 0
     assert epoch_of(run.checkpoint_folder / "last.ckpt") == 3
-    assert run.about()["changes"] == [{"data.flip": [False, True], "optimizer.base_lr": [0.1, 0.2]}]
-    assert run.changes() == {}
+    changes = {"data.flip": [False, True], "optimizer.base_lr": [0.1, 0.2], "trainer.max_epochs": [3, 4]}
+    assert run.about()["changes"] == [{"after_epoch": 3, "after_step": 12, "settings": changes}]
+    assert run.changes(make_plan(run.resumed_config())) == {}
 
 
 def test_only_the_best_checkpoint_is_left(run):

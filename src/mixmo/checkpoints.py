@@ -22,8 +22,8 @@ MARK = b"sha256:"
 SEAL = len(MARK) + 64
 """Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
 
-KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "lr_schedulers",
-        "num_classes", "inference", "unfinished")  # fmt: skip
+KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "num_classes",
+        "inference", "unfinished")  # fmt: skip
 """What is taken of a checkpoint."""
 
 STATE = "Checkpoints"

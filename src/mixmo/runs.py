@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.checking import flattened
 from mixmo.config.data_settings import PREPARATION
-from mixmo.config.imports import without_permission
-from mixmo.config.plan import known_settings, make_plan
-from mixmo.config.recipes import merge
+from mixmo.config.imports import PERMISSIONS, without_permission
+from mixmo.config.plan import Plan, known_settings, make_plan
 from mixmo.config.settings import NETWORK, Settings
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
@@ -198,8 +198,8 @@ class Run:
         return make_plan(self.trained_config(which)).settings
 
     def resumed_config(self) -> dict[str, Any]:
-        """Return the settings with what followed from the machine where the run began, so that it resumes alike."""
-        return merge(self.config(), self.resolved())
+        """Return the settings, open ones as they followed from the machine where the run began: it resumes alike."""
+        return _filled(self.config(), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings that followed from the machine where the run began; nothing if that is not known."""
@@ -247,44 +247,73 @@ class Run:
         with file.open("rb") as content:
             return digest(content, file.stat().st_size)
 
-    def changes(self) -> dict[str, tuple[Any, Any]]:
-        """Return the settings that differ from those the run began with: what they were, and what they are.
+    def changes(self, plan: Plan) -> dict[str, tuple[Any, Any]]:
+        """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
 
-        Those that change no result are left out.
+        Args:
+            plan: What the run is to be resumed with.
         """
-        known = known_settings()
-        began = self.about().get("settings")
-        if not isinstance(began, dict):
-            return {}
+        known, about = known_settings(), self.about()
+        began, resolved = (
+            about.get(key) if isinstance(about.get(key), dict) else {} for key in ("settings", "resolved")
+        )
         try:
-            first = dict(flattened(began, known))
+            first = dict(flattened(_filled(began, resolved), known))
         except InputError:  # of another version, or damaged
             return {}
-        now = flattened(self.config(), known)
-        bound = ((name, value) for name, value in now if name not in FREE)
-        return {name: (first[name], value) for name, value in bound if first.get(name, value) != value}
+        now = dict(flattened(_filled(yaml.safe_load(plan.yaml), plan.resolved), known))
+        return {
+            name: (first[name], value) for name, value in now.items()
+            if name in first and name not in PERMISSIONS and first[name] != value
+        }  # fmt: skip
 
-    def check_unchanged(self, accept: bool = False) -> None:
+    def check_unchanged(self, plan: Plan) -> None:
         """Refuse to resume with other settings than the run began with; those that change no result may differ.
 
         Args:
-            accept: Go on with them instead; ``environment.json`` then has them, and what they were.
+            plan: What the run is to be resumed with.
 
         Raises:
             InputError: naming every setting that differs.
         """
-        if not (changes := self.changes()):
-            return
-        if accept:
-            about = self.about()
-            settings = {"settings": merge(about["settings"], self.config())}
-            self.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), changes]})
+        changes = {name: both for name, both in self.changes(plan).items() if name not in FREE}
+        if not changes:
             return
         shown = "; ".join(f"{name} is {now!r}, and was {before!r}" for name, (before, now) in changes.items())
         raise InputError(
-            f"{self.config_file} has changed since the run began: {shown}. Change it back, start a new run with `mixmo "
-            f"fit {self.config_file} --run FOLDER`, or go on with it by `mixmo fit {self.path} --accept_changes true`."
+            f"settings of {self.path} have changed since it began: {shown}. Change them back, start a new run with "
+            f"`mixmo fit {self.config_file} --run FOLDER`, or resume it with them by --accept_changes true."
         )
+
+    def record_changes(self, plan: Plan, epochs: int, step: int) -> None:
+        """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here.
+
+        Args:
+            plan: What it is resumed with.
+            epochs: Epochs finished so far.
+            step: Steps done so far.
+        """
+        if not (changes := self.changes(plan)):
+            return
+        shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
+        log.info("%s from step %d (epoch %d) on.", shown, step, epochs + 1)
+        about = self.about()
+        done = {"after_epoch": epochs, "after_step": step, "settings": changes}
+        settings = {"settings": yaml.safe_load(plan.yaml), "resolved": plan.resolved}
+        self.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), done]})
+        self._set({name: now for name, (_, now) in changes.items()}, plan.resolved)
+
+    def _set(self, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+        """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
+        config, known = read_yaml(self.config_file, "configuration"), known_settings()
+        own, free = dict(flattened(config, known)), {name for name, _ in flattened(resolved, known)}
+        wrong = {name: now for name, now in values.items() if own.get(name) != now}
+        wrong = {name: now for name, now in wrong.items() if own.get(name) is not None or name not in free}
+        for name, now in wrong.items():
+            section, _, key = name.rpartition(".")
+            (config.setdefault(section, {}) if section else config)[key] = now
+        if wrong:
+            write_text(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
@@ -402,6 +431,15 @@ def _of_network(file: Path, size: int, time: int) -> dict[str, dict[str, Any]]:
             raise InputError(f"{file} is of a later version of mixmo: it sets {section}.{min(strange)}; update mixmo.")
         found[section] = own
     return found
+
+
+def _filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections of settings, those left open as they are resolved elsewhere."""
+    filled = dict(config)
+    for section, values in resolved.items():
+        own = filled.get(section) or {}
+        filled[section] = own | {key: value for key, value in values.items() if own.get(key) is None}
+    return filled
 
 
 def _left_by_a_start(path: Path) -> bool:

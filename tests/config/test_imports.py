@@ -157,9 +157,9 @@ def test_evaluation_needs_no_imports_and_does_none(shared):
     assert untouched(shared)
 
 
-def test_a_resumed_run_takes_no_other_option(shared, capsys):
+def test_a_resumed_run_takes_no_other_seed(shared, capsys):
     assert main(["fit", "shared", ALLOWED, "--seed=5"]) == 2
-    assert "to change --seed" in capsys.readouterr().err and untouched(shared)
+    assert "seed is 5, and was 0. Change" in capsys.readouterr().err and untouched(shared)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.config.imports import PERMISSIONS
 from mixmo.config.plan import make_plan, pairs, print_help
 from mixmo.config.recipes import load_recipe
-from mixmo.errors import InputError, StoppedError
+from mixmo.errors import InputError, StoppedError, one_of
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
 from mixmo.runs import Run
@@ -27,20 +26,21 @@ def run(words: list[str]) -> None:
     target, overrides = words[0], words[1:]
     resume, accept = Path(target).is_dir(), False
     if resume:
-        accept = "true" in [text for name, text in pairs(overrides) if name == ACCEPT]
-        overrides = [f"--{name}={text}" for name, text in pairs(overrides) if name != ACCEPT]
-        if others := [name for name, _ in pairs(overrides) if name not in PERMISSIONS]:
-            raise InputError(
-                f"{target} is a run's folder, which is resumed with its own settings; to change --{others[0]}, start "
-                f"a new run with `mixmo fit {target}/config.yaml`."
-            )
+        given = [text.lower() for name, text in pairs(overrides) if name == ACCEPT]
+        accept = "true" in [one_of(text, ("true", "false"), ACCEPT) for text in given]
         run = Run(target).require()
-        plan = make_plan(run.resumed_config(), overrides)
+        plan = make_plan(run.resumed_config(), [f"--{n}={text}" for n, text in pairs(overrides) if n != ACCEPT])
+        if plan.folder:
+            raise InputError(
+                f"{target} is a run's folder; --run is for new runs, as of `mixmo fit {target}/config.yaml`."
+            )
     else:
         plan = make_plan(load_recipe(target), overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
     first = is_first()
-    finished = resume and run.finished_epochs() >= plan.trainer["max_epochs"]
+    finished = resume and run.finished_epochs() == plan.trainer["max_epochs"]
+    if finished and overrides and not accept:
+        run.check_unchanged(plan)
     try:
         if not finished:
             fit(plan, run, resume, accept_changes=accept)

@@ -61,13 +61,13 @@ def fit(
     with undisturbed():
         if first and not resume:
             run.check_free()
+        if resume and not accept_changes:
+            run.check_unchanged(plan)
         prepared = _prepare(plan, run, drawn=resume and run.has_checkpoint())
         with run.locked() if first else nullcontext():
             if first:
                 run.remove_partial_files()
-            if resume:
-                run.check_unchanged(accept_changes)
-            checkpoint = _resumed_checkpoint(run, prepared, first) if resume else None
+            checkpoint = _resumed_checkpoint(plan, run, prepared, first) if resume else None
             if first and not resume:
                 _begin(plan, run, prepared.loaders.data)
             train(plan, run, prepared, checkpoint, callbacks)
@@ -196,7 +196,7 @@ def _about(data: DataModule) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
 
 
-def _resumed_checkpoint(run: Run, prepared: Prepared, first: bool) -> Path | None:
+def _resumed_checkpoint(plan: Plan, run: Run, prepared: Prepared, first: bool) -> Path | None:
     """Return the checkpoint to resume from, if it fits the network and the data, and have the loaders begin there."""
     known, now = run.about().get("data"), _about(prepared.loaders.data)
     if isinstance(known, dict) and known != now:
@@ -206,14 +206,20 @@ def _resumed_checkpoint(run: Run, prepared: Prepared, first: bool) -> Path | Non
         )
     run.read_metrics()  # a damaged file is said before an epoch is spent
     found = run.resumed_checkpoint()
-    epochs = 0
+    epochs = step = 0
     if found is not None:
         file, content = found
         check_resumable(file, content, prepared.training)
-        epochs = finished_epochs(content)
+        epochs, step = finished_epochs(content), content["global_step"]
+        if epochs > plan.trainer["max_epochs"]:
+            raise InputError(
+                f"trainer.max_epochs is {plan.trainer['max_epochs']}, but {run.path} has finished {epochs} epochs "
+                "already, which cannot be undone; set it to that, or more."
+            )
         prepared.loaders.begun = epochs, (finished_batches(content) or 0) if "unfinished" in content else 0
     if first:
         run.cut_metrics(epochs)
+        run.record_changes(plan, epochs, step)
     if found is None:
         return None
     if first and file.name != LAST:

@@ -68,7 +68,18 @@ def build_optimizer(
         raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves it to its own schedulers
+        group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def is_setting(key: str) -> bool:
+    """Return whether an entry of a group of parameters is set once; a count of steps, such as Lookahead's, is not.
+
+    Example:
+        >>> is_setting("weight_decay"), is_setting("params"), is_setting("lookahead_step")
+        (True, False, False)
+    """
+    return key != "params" and not key.endswith("step")
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from mixmo.checkpoints import finished_epochs
 from mixmo.errors import InputError
+from mixmo.training.optimizers import is_setting
 from mixmo.training.step import Training
 
 
 def check_resumable(file: Path, content: dict[str, Any], training: Training) -> None:
     """Refuse a checkpoint whose tensors, optimiser or counters are not those of this training.
 
-    Torch's fused optimisers check no sizes: a state of another shape would read beyond its memory. The learning rate's
-    schedule follows from the settings, so that of the checkpoint is dropped.
+    Torch's fused optimisers check no sizes: a state of another shape would read beyond its memory. Learning rate, decay
+    and the like follow from the settings, whatever the checkpoint says.
 
     Args:
         file: The checkpoint, for errors.
-        content: What it holds (:func:`mixmo.checkpoints.load`); its ``lr_schedulers`` are changed in place.
+        content: What it holds (:func:`mixmo.checkpoints.load`).
         training: What is to be resumed.
 
     Raises:
@@ -31,7 +32,6 @@ def check_resumable(file: Path, content: dict[str, Any], training: Training) -> 
     problem = next(_problems(content, training), None)
     if problem is not None:
         raise InputError(f"{file} is no checkpoint of this run: {problem}.")
-    content["lr_schedulers"][0]["lr_lambdas"] = [None]
 
 
 def _problems(content: Mapping[str, Any], training: Training) -> Iterator[str]:
@@ -39,15 +39,12 @@ def _problems(content: Mapping[str, Any], training: Training) -> Iterator[str]:
     if not _is_count(epoch) or not _is_count(step):
         yield f"it has epoch {epoch!r} and step {step!r}"
     state, expected = content["state_dict"], training.state_dict()
+    if any(name.startswith("average.") for name in expected) != any(str(name).startswith("average.") for name in state):
+        yield "optimizer.ema_decay cannot change from or to 0 within a run, which averages its weights from its start"
     for name in sorted(expected.keys() | state.keys(), key=str):
         if name not in state or name not in expected or not _fits(state[name], expected[name]):
             yield f"{name} of another network"
     yield from _optimizer_problems(content.get("optimizer_states"), training)
-    schedulers = content.get("lr_schedulers")
-    if not isinstance(schedulers, list) or len(schedulers) != 1 or not isinstance(schedulers[0], dict):
-        yield "it has no learning-rate schedule"
-    elif not _is_count(schedulers[0].get("last_epoch")) or "lr_lambdas" not in schedulers[0]:
-        yield "its learning-rate schedule has no step"
     loops = content.get("loops")
     sums, done = content.get("unfinished"), finished_epochs(content) - content["epoch"]
     if not isinstance(loops, dict) or "fit_loop" not in loops or not all(_is_plain(leaf) for leaf in _leaves(loops)):
@@ -82,15 +79,17 @@ def _optimizer_problems(states: Any, training: Training) -> Iterator[str]:
         return
     groups, own = states[0].get("param_groups"), fresh.state_dict()["param_groups"]
     if not isinstance(groups, list) or len(groups) != len(own):
-        yield f"its optimizer has {len(groups) if isinstance(groups, list) else 'no'} groups of parameters"
+        count = len(groups) if isinstance(groups, list) else "no"
+        yield f"its optimizer has {count} groups of parameters, and optimizer.decay_all and layer_decay make {len(own)}"
         return
     for group, wanted in zip(groups, own, strict=True):
         if not isinstance(group, dict) or group.get("params") != wanted["params"]:
             yield "its optimizer has other parameters"
             return
-        for key, value in wanted.items():
-            if key not in ("params", "initial_lr") and not _alike(group.get(key), value):
-                yield f"its optimizer has {key} {group.get(key)!r}"
+        if missing := sorted(wanted.keys() - group.keys() - {"initial_lr"}):
+            yield f"its optimizer, of another kind, has no {missing[0]}"
+        if counts := [key for key in wanted if not is_setting(key) and key != "params" and not _is_count(group[key])]:
+            yield f"its optimizer has {counts[0]} {group[counts[0]]!r}"
     parameters = [parameter for group in fresh.param_groups for parameter in group["params"]]
     kept = states[0].get("state")
     if not isinstance(kept, dict):
@@ -111,15 +110,6 @@ def _fits(tensor: Any, wanted: Tensor) -> bool:
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return bool(tensor.shape == wanted.shape and tensor.dtype == wanted.dtype)
-
-
-def _alike(value: Any, wanted: Any) -> bool:
-    """Return whether a setting of an optimiser is of the kind that it was built with."""
-    if isinstance(wanted, bool) or wanted is None:
-        return bool(value == wanted)
-    if isinstance(wanted, int | float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e30
-    return type(value) is type(wanted) or (isinstance(value, list | tuple) and isinstance(wanted, list | tuple))
 
 
 def _is_count(value: Any) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
@@ -22,7 +21,7 @@ from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 from mixmo.training import ranks
 from mixmo.training.objectives import find_objective
-from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
+from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, warmup_steps
 from mixmo.training.sam import perturbed
 from mixmo.training.sharding import shard
 from mixmo.training.sums import EpochSums, TrainingError
@@ -94,12 +93,10 @@ class Training(L.LightningModule):
             if net is not None and self._device_mesh is not None:
                 shard(net, self._device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimiser and the learning rate at every step."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimiser; :meth:`optimizer_step` sets its learning rate."""
         self.schedule = self._build_schedule()
-        optimizer = self.build_optimizer()
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
@@ -199,8 +196,10 @@ class Training(L.LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Make a step; SAM calls for the gradient a second time, at the worst weights near by."""
+        """Make a step at the schedule's rate; SAM computes the gradient a second time, at the worst weights near by."""
         step = self.global_step
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(step)
         assert optimizer_closure is not None
         if self.settings.optimizer.sam_radius:
             optimizer_closure = partial(self._twice, optimizer_closure)
@@ -336,8 +335,13 @@ class Training(L.LightningModule):
             checkpoint["unfinished"] = self.sums.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sums of an epoch that was begun."""
+        """Take the sums of an epoch that was begun; the optimiser's settings are those of now, not the checkpoint's."""
         self._unfinished = checkpoint.get("unfinished")
+        checkpoint["lr_schedulers"] = []  # Lightning asks for some
+        for kept, fresh in zip(
+            checkpoint["optimizer_states"][0]["param_groups"], self.build_optimizer().param_groups, strict=True
+        ):
+            kept |= {key: value for key, value in fresh.items() if is_setting(key)}
 
 
 class _OnMixtures(nn.Module):
