@@ -35,18 +35,14 @@ from mixmo.config.checking import flattened
 from mixmo.config.data_settings import PREPARATION
 from mixmo.config.imports import PERMISSIONS, without_permission
 from mixmo.config.plan import Plan, known_settings, make_plan
-from mixmo.config.settings import NETWORK, Settings
+from mixmo.config.settings import FREE, NETWORK, Settings
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
 from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
-FREE = {"trainer.max_epochs", "trainer.enable_progress_bar", "trainer.profiler", "trainer.accelerator", "loggers",
-        "model.download", "data.name", "data.root", "data.download", "data.workers", "data.eval_batch_size",
-        "data.in_memory", "trainer.checkpoint_every_steps",
-        "trainer.checkpoint_every_minutes", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-        "trainer.accumulate", "trainer.on_nonfinite"}  # fmt: skip
+MAY_CHANGE = FREE | {"data.name", "trainer.max_epochs"}
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
 
 log = logging.getLogger("mixmo")
@@ -247,36 +243,43 @@ class Run:
         with file.open("rb") as content:
             return digest(content, file.stat().st_size)
 
-    def changes(self, plan: Plan) -> dict[str, tuple[Any, Any]]:
+    def conditions(self) -> dict[str, Any]:
+        """Return what the run's results depend on beside its settings, as ``environment.json`` has it."""
+        known = self.about().get("conditions")
+        return known if isinstance(known, dict) else {}
+
+    def changes(self, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
         """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
 
         Args:
             plan: What the run is to be resumed with.
+            conditions: What results depend on beside; of these too.
         """
         known, about = known_settings(), self.about()
         began, resolved = (
             about.get(key) if isinstance(about.get(key), dict) else {} for key in ("settings", "resolved")
         )
         try:
-            first = dict(flattened(_filled(began, resolved), known))
+            first = dict(flattened(_filled(began, resolved), known)) | self.conditions()
         except InputError:  # of another version, or damaged
             return {}
-        now = dict(flattened(_filled(yaml.safe_load(plan.yaml), plan.resolved), known))
+        now = dict(flattened(_filled(yaml.safe_load(plan.yaml), plan.resolved), known)) | dict(conditions or {})
         return {
             name: (first[name], value) for name, value in now.items()
             if name in first and name not in PERMISSIONS and first[name] != value
         }  # fmt: skip
 
-    def check_unchanged(self, plan: Plan) -> None:
+    def check_unchanged(self, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
         """Refuse to resume with other settings than the run began with; those that change no result may differ.
 
         Args:
             plan: What the run is to be resumed with.
+            conditions: What results depend on beside.
 
         Raises:
             InputError: naming every setting that differs.
         """
-        changes = {name: both for name, both in self.changes(plan).items() if name not in FREE}
+        changes = {name: both for name, both in self.changes(plan, conditions).items() if name not in MAY_CHANGE}
         if not changes:
             return
         shown = "; ".join(f"{name} is {now!r}, and was {before!r}" for name, (before, now) in changes.items())
@@ -285,21 +288,22 @@ class Run:
             f"`mixmo fit {self.config_file} --run FOLDER`, or resume it with them by --accept_changes true."
         )
 
-    def record_changes(self, plan: Plan, epochs: int, step: int) -> None:
+    def record_changes(self, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
         """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here.
 
         Args:
             plan: What it is resumed with.
+            conditions: What results depend on beside.
             epochs: Epochs finished so far.
             step: Steps done so far.
         """
-        if not (changes := self.changes(plan)):
+        if not (changes := self.changes(plan, conditions)):
             return
         shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         log.info("%s from step %d (epoch %d) on.", shown, step, epochs + 1)
         about = self.about()
         done = {"after_epoch": epochs, "after_step": step, "settings": changes}
-        settings = {"settings": yaml.safe_load(plan.yaml), "resolved": plan.resolved}
+        settings = {"settings": yaml.safe_load(plan.yaml), "resolved": plan.resolved, "conditions": dict(conditions)}
         self.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), done]})
         self._set({name: now for name, (_, now) in changes.items()}, plan.resolved)
 
@@ -307,7 +311,7 @@ class Run:
         """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
         config, known = read_yaml(self.config_file, "configuration"), known_settings()
         own, free = dict(flattened(config, known)), {name for name, _ in flattened(resolved, known)}
-        wrong = {name: now for name, now in values.items() if own.get(name) != now}
+        wrong = {name: now for name, now in values.items() if name in known and own.get(name) != now}
         wrong = {name: now for name, now in wrong.items() if own.get(name) is not None or name not in free}
         for name, now in wrong.items():
             section, _, key = name.rpartition(".")

@@ -1,5 +1,6 @@
 """Entries and groups of a comparison: seeds are averaged, what differs is refused."""
 
+import json
 import math
 import shutil
 
@@ -65,3 +66,41 @@ def test_a_run_is_not_counted_twice(trained, tmp_path):
         read_groups([str(tmp_path / "seeds")], EvaluationOptions())
     with pytest.raises(InputError, match="names a run twice"):
         read_groups([f"{run.path}+{run.path}"], EvaluationOptions())
+
+
+def copied(run, folder, seed, *replaced):
+    shutil.copytree(run.path, folder / str(seed))
+    config = folder / str(seed) / "config.yaml"
+    text = config.read_text().replace("seed: 0", f"seed: {seed}")
+    for old, new in replaced:
+        assert old in text
+        text = text.replace(old, new)
+    config.write_text(text)
+    return folder / str(seed)
+
+
+FREE = [
+    ("devices: null", "devices: 1"), ("on_nonfinite: stop", "on_nonfinite: skip"), ("strategy: auto", "strategy: ddp"),
+    ("checkpoint_every_minutes: 10.0", "checkpoint_every_minutes: 5.0"), ("in_memory: null", "in_memory: true"),
+    ("num_nodes: null", "num_nodes: 1"), ("checkpoint_every_steps: null", "checkpoint_every_steps: 9"),
+]  # fmt: skip
+
+
+def test_seeds_may_differ_in_what_changes_no_result_and_in_nothing_else(trained, tmp_path):
+    _, _, one = trained
+    seeds = tmp_path / "seeds"
+    copied(one, seeds, 0)
+    other = copied(one, seeds, 1, *FREE)
+    assert len(read_groups([str(seeds)], EvaluationOptions())[0].entries) == 2
+    about = json.loads((other / "environment.json").read_text())
+    (name,) = about["conditions"]
+    about["conditions"][name] = 2
+    (other / "environment.json").write_text(json.dumps(about))
+    with pytest.raises(
+        InputError, match=r"no seeds of one method: parts of a batch for batch norms .* is 1 in .* 2 in"
+    ):
+        read_groups([str(seeds)], EvaluationOptions())
+    shutil.rmtree(other)
+    copied(one, seeds, 1, ("max_epochs: 2", "max_epochs: 3"))
+    with pytest.raises(InputError, match=r"no seeds of one method: trainer\.max_epochs"):
+        read_groups([str(seeds)], EvaluationOptions())

@@ -1,6 +1,7 @@
 """A run that is resumed with other settings is trained with these, not with what its checkpoint remembers."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -189,3 +190,51 @@ def test_a_setting_that_is_deleted_has_changed(images, tmp_path):
     run.config_file.write_text(run.config_file.read_text().replace("  lr: 0.1\n", ""))
     with pytest.raises(InputError, match=r"optimizer\.lr is None, and was 0\.1"):
         resume(run, "--trainer.max_epochs=3")
+
+
+STREAMED = ("--data.in_memory=false", "--data.image_size=8", "--data.workers=0")
+
+
+def test_partners_come_from_the_whole_set_in_memory_and_from_the_batch_where_streamed(images, tmp_path, monkeypatch):
+    seen, mix = [], mixmo.data.batches.shared_targets
+    monkeypatch.setattr(
+        mixmo.data.batches,
+        "shared_targets",
+        lambda own, theirs, *rest: seen.append((own, theirs)) or mix(own, theirs, *rest),
+    )
+    words = ["--pixels.kind=mixup", "--trainer.max_epochs=1", "--data.batch_size=2", "--data.image_size=8"]
+    outside = {}
+    for way in ("true", "false"):
+        seen.clear()
+        fit(plan_of(images, *words, f"--data.in_memory={way}", "--data.workers=0"), Run(tmp_path / way))
+        outside[way] = sum(bool(set(theirs.flatten().tolist()) - set(own.flatten().tolist())) for own, theirs in seen)
+    assert outside["true"] > 0 and outside["false"] == 0
+
+
+@pytest.mark.parametrize("pixels", ["none", "cutmix"])
+def test_where_images_are_is_free_but_where_pixels_are_mixed(images, tmp_path, pixels):
+    run = begun(images, tmp_path, f"--pixels.kind={pixels}", "--data.image_size=8")
+    words = ("--trainer.max_epochs=3", *STREAMED)
+    if pixels == "none":
+        assert len(resume(run, *words).groups) == 4
+        return
+    with pytest.raises(InputError, match=r"training images in memory \(data\.in_memory\) is False, and was True\. "):
+        resume(run, *words)
+    assert len(resume(run, *words, accept=True).groups) == 4
+    assert resume(run, "--trainer.max_epochs=3").groups == []  # streamed from here on
+
+
+@pytest.mark.parametrize(("backbone", "alike"), [("test_convnext", True), ("wide_resnet10_1", False)])
+def test_parts_of_a_batch_are_free_but_for_batch_norms(images, tmp_path, backbone, alike):
+    own = ["--data.image_size=32", "--trainer.precision=32-true", f"--model.backbone={backbone}"]
+    run = begun(images, tmp_path, *own)
+    shutil.copytree(run.path, tmp_path / "other")
+    other = Run(tmp_path / "other")
+    words = ["--trainer.max_epochs=3", "--trainer.accumulate=2"]
+    if not alike:
+        with pytest.raises(InputError, match=r"parts of a batch for batch norms .* is 2, and was 1\. "):
+            resume(other, *words)
+    resume(run, "--trainer.max_epochs=3")
+    resume(other, *words, accept=not alike)
+    one, two = (torch.cat([each.flatten() for each in mixmo.load(each.path).parameters()]) for each in (run, other))
+    assert ((one - two).abs().max() < 1e-4) == alike

@@ -21,6 +21,14 @@ RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "ste
 NETWORK = ("backbone", "num_members", "options", "mix_at")
 """Settings of the model that say what is computed, whatever the weights are; checkpoints have them."""
 
+FREE = {"loggers", "model.compile", "model.download", "data.root", "data.download", "data.workers", "data.in_memory",
+        "data.eval_batch_size", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+        "trainer.accumulate", "trainer.on_nonfinite", "trainer.checkpoint_every_steps",
+        "trainer.checkpoint_every_minutes", "trainer.enable_progress_bar", "trainer.profiler"}  # fmt: skip
+"""Settings that change no result. Two exceptions depend on data and network, and are compared by what they led to
+(:func:`mixmo.training.build.find_conditions`): where images are, if pixels are mixed; the parts of a batch, if there
+are batch norms."""
+
 
 @dataclass
 class ModelSettings:

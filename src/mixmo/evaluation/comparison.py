@@ -14,18 +14,13 @@ import torch
 
 from mixmo.config.checking import flattened
 from mixmo.config.plan import known_settings
+from mixmo.config.settings import FREE
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
 from mixmo.names import printable
 from mixmo.runs import Run
-
-VARIABLE = {
-    "seed", "loggers", "data.root", "data.download", "data.in_memory", "data.workers", "data.eval_batch_size",
-    "model.compile", "model.download", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.profiler",
-}  # fmt: skip
-"""The settings in which runs of one method may differ: the seed, and those that depend on the machine."""
 
 
 class Seeds(NamedTuple):
@@ -143,11 +138,12 @@ def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
         twice = next(seed for seed in seeds if seeds.count(seed) > 1)
         same = [str(run.path) for run, seed in zip(runs, seeds, strict=True) if seed == twice]
         raise InputError(f"{' and '.join(same[:2])} have the same seed {twice}: one run, counted twice; remove one.")
-    first = dict(flattened(runs[0].trained_config(), known))
+    first = runs[0].conditions() | dict(flattened(runs[0].trained_config(), known))
     for run in runs[1:]:
-        own = dict(flattened(run.trained_config(), known))
+        own = run.conditions() | dict(flattened(run.trained_config(), known))
         for key in {**first, **own}:
-            if key not in VARIABLE and own.get(key) != first.get(key):
+            told = key in known or (key in first and key in own)  # earlier versions kept no conditions
+            if key not in FREE | {"seed"} and told and own.get(key) != first.get(key):
                 raise InputError(
                     f"{folder} holds no seeds of one method: {key} is {first.get(key)!r} in {runs[0].path} but "
                     f"{own.get(key)!r} in {run.path}; compare such runs by naming them one by one."

@@ -15,6 +15,7 @@ from mixmo import __version__
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
+from mixmo.config.settings import FREE
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet
@@ -102,8 +103,7 @@ class TrainedRun:
     @property
     def data_settings(self) -> dict[str, Any]:
         """What predictions depend on of the ``data`` section; where images are decoded in memory changes none."""
-        free = {"workers", "in_memory", "eval_batch_size", "download"}
-        return {key: value for key, value in asdict(self.settings.data).items() if key not in free}
+        return {key: value for key, value in asdict(self.settings.data).items() if f"data.{key}" not in FREE}
 
     def images(self, dataset: str) -> tuple[ImageSet, list[str]]:
         """Return the images of a dataset and the names of its classes; each is opened and decoded once.

@@ -14,9 +14,9 @@ from mixmo.config.checking import flattened
 from mixmo.config.imports import PERMISSION
 from mixmo.config.plan import Plan, known_settings, make_plan
 from mixmo.config.recipes import Recipe, merge
+from mixmo.config.settings import FREE
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
-from mixmo.evaluation.comparison import VARIABLE
 from mixmo.evaluation.records import read_history
 from mixmo.runs import Run
 from mixmo.training.fit import fit
@@ -88,7 +88,7 @@ def check_same(plan: Plan, run: Run) -> None:
     Raises:
         InputError: naming the first setting that differs.
     """
-    known, free = known_settings(), VARIABLE - {"seed"} | {PERMISSION}
+    known, free = known_settings(), FREE | {PERMISSION}
     wanted, found = (dict(flattened(each, known)) for each in (yaml.safe_load(plan.yaml), run.config()))
     for name in wanted:
         if name not in free and wanted[name] != found.get(name):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
+from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
+from mixmo.launching import world
 from mixmo.mixing import Mixer
 from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer
@@ -74,6 +80,27 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
         shape,
         len(data.classes),
     )
+
+
+def find_conditions(plan: Plan, net: MixMo, data: DataModule) -> dict[str, Any]:
+    """Return what a run's results depend on beside its settings, by a name that says what it is.
+
+    Pixels are mixed with partners from the whole set in memory, and from the batch where images are streamed: to read
+    as many more images would cost as much again. Batch norms see a part of the batch each.
+
+    Args:
+        plan: The run's.
+        net: Its network.
+        data: Its images.
+    """
+    found: dict[str, Any] = {}
+    if plan.settings.pixels.kind != "none":
+        found["training images in memory (data.in_memory)"] = isinstance(data.train, InMemoryImages)
+    if any(isinstance(module, _BatchNorm) for module in net.modules()):
+        devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
+        ranks = 1 if plan.trainer["sync_batchnorm"] else devices * nodes
+        found["parts of a batch for batch norms (devices · trainer.accumulate)"] = ranks * plan.trainer["accumulate"]
+    return found
 
 
 def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import Run, versions
-from mixmo.training.build import build_maker, build_network
+from mixmo.training.build import build_maker, build_network, find_conditions
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_resumable, finished_batches
@@ -64,12 +64,15 @@ def fit(
         if resume and not accept_changes:
             run.check_unchanged(plan)
         prepared = _prepare(plan, run, drawn=resume and run.has_checkpoint())
+        conditions = find_conditions(plan, prepared.training.net, prepared.loaders.data)
+        if resume and not accept_changes:
+            run.check_unchanged(plan, conditions)
         with run.locked() if first else nullcontext():
             if first:
                 run.remove_partial_files()
-            checkpoint = _resumed_checkpoint(plan, run, prepared, first) if resume else None
+            checkpoint = _resumed_checkpoint(plan, run, prepared, conditions, first) if resume else None
             if first and not resume:
-                _begin(plan, run, prepared.loaders.data)
+                _begin(plan, run, prepared.loaders.data, conditions)
             train(plan, run, prepared, checkpoint, callbacks)
 
 
@@ -106,12 +109,13 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
     return Prepared(training, loaders, build_loggers(settings, run))
 
 
-def _begin(plan: Plan, run: Run, data: DataModule) -> None:
+def _begin(plan: Plan, run: Run, data: DataModule, conditions: Mapping[str, Any]) -> None:
     """Make the run's folder."""
     if data.draws("train"):
         run.write_split(data.split_rows())
     settings = yaml.safe_load(plan.yaml)
-    run.create(plan.yaml, {"resolved": plan.resolved, "data": _about(data), "settings": settings})
+    known = {"resolved": plan.resolved, "conditions": conditions, "data": _about(data), "settings": settings}
+    run.create(plan.yaml, known)
 
 
 def _check_parts(plan: Plan, device: torch.device) -> None:
@@ -196,7 +200,9 @@ def _about(data: DataModule) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
 
 
-def _resumed_checkpoint(plan: Plan, run: Run, prepared: Prepared, first: bool) -> Path | None:
+def _resumed_checkpoint(
+    plan: Plan, run: Run, prepared: Prepared, conditions: Mapping[str, Any], first: bool
+) -> Path | None:
     """Return the checkpoint to resume from, if it fits the network and the data, and have the loaders begin there."""
     known, now = run.about().get("data"), _about(prepared.loaders.data)
     if isinstance(known, dict) and known != now:
@@ -219,7 +225,7 @@ def _resumed_checkpoint(plan: Plan, run: Run, prepared: Prepared, first: bool) -
         prepared.loaders.begun = epochs, (finished_batches(content) or 0) if "unfinished" in content else 0
     if first:
         run.cut_metrics(epochs)
-        run.record_changes(plan, epochs, step)
+        run.record_changes(plan, conditions, epochs, step)
     if found is None:
         return None
     if first and file.name != LAST:
