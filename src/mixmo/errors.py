@@ -31,13 +31,14 @@ class StoppedError(Exception):
         self.code = code
 
 
-def one_of(value: str, known: Iterable[str], what: str) -> str:
+def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
     """Return ``value`` if it is known; otherwise say what is near it.
 
     Args:
         value: What was asked for.
         known: The names that exist.
         what: The kind of thing, for the sentence.
+        listed: The command that lists all of them, where there is one.
 
     Raises:
         InputError: if ``value`` is not among ``known``.
@@ -53,12 +54,10 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(names) < 30:
+        hint = f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
     else:
-        hint = (
-            f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
-            if len(names) < 30
-            else "none has a similar name."
-        )
+        hint = f"none has a similar name{f'; {listed} lists them' if listed else ''}."
     raise InputError(f"unknown {what} {value!r}; {hint}")
 
 

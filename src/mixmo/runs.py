@@ -285,7 +285,7 @@ class Run:
         shown = "; ".join(f"{name} is {now!r}, and was {before!r}" for name, (before, now) in changes.items())
         raise InputError(
             f"settings of {self.path} have changed since it began: {shown}. Change them back, start a new run with "
-            f"`mixmo fit {self.config_file} --run FOLDER`, or resume it with them by --accept_changes true."
+            f"`mixmo fit {self.config_file} --run FOLDER`, or resume it with them by --accept_changes."
         )
 
     def record_changes(self, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:

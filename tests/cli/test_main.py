@@ -164,7 +164,7 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
         (["test", "nowhere"], "there is no run folder nowhere"),
         (["test", "."], "it has no config.yaml"),
         (["test"], "test needs a run's folder"),
-        (["test", ".", "--checkpiont=best"], "nrecognized arguments: --checkpiont=best"),
+        (["test", ".", "--checkpiont=best"], "unknown option '--checkpiont'; did you mean '--checkpoint'"),
         (["recipes", "all"], "nrecognized arguments: all"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_benchmark_is_printed_and_kept(tmp_path, capsys):
         (["--rounds=0"], "rounds is 0"),
         (["--num_members=0"], "num_members is 0"),
         (["--precision=16"], "unknown precision '16'"),
-        (["--bakbone=x"], "nrecognized arguments: --bakbone=x"),
+        (["--bakbone=x"], "unknown option '--bakbone'; did you mean '--backbone'"),
     ],
 )
 def test_bad_input_to_benchmark_is_one_sentence(words, message, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from mixmo.cli.options import add_flag
 from mixmo.config.plan import parse
 from mixmo.deploy.export import FORMATS, ExportOptions, export
 from mixmo.evaluation.inference import TrainedRun
@@ -20,15 +21,15 @@ def run(words: list[str]) -> None:
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--format", type=str, required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", type=str | None, default=None, help="the file or folder; in the run's by default")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is no whole export of mixmo's")
-    parser.add_argument("--normalize", action="store_true", help="take pixels from 0 to 255")
-    parser.add_argument("--softmax", action="store_true", help="give probabilities in place of logits")
-    parser.add_argument("--temperature", action="store_true", help="divide logits by the validation set's temperature")
-    parser.add_argument("--members", action="store_true", help="give members' probabilities and mutual information too")
-    parser.add_argument("--int8", action="store_true", help="8-bit integers, and the accuracy that they cost (onnx)")
+    add_flag(parser, "--overwrite", help="replace a file that is no whole export of mixmo's")
+    add_flag(parser, "--normalize", help="take pixels from 0 to 255")
+    add_flag(parser, "--softmax", help="give probabilities in place of logits")
+    add_flag(parser, "--temperature", help="divide logits by the validation set's temperature")
+    add_flag(parser, "--members", help="give members' probabilities and mutual information too")
+    add_flag(parser, "--int8", help="8-bit integers, and the accuracy that they cost (onnx)")
     parser.add_argument("--opset", type=int, default=18, help="version of ONNX's operators")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
-    parser.add_argument("--download", action="store_true", help="allow downloads of datasets and networks")
+    add_flag(parser, "--download", help="allow downloads of datasets and networks")
     chosen = parse(parser, words)
     options = ExportOptions(**{each.name: chosen[each.name] for each in fields(ExportOptions)})
     trained = TrainedRun(Run(chosen.run), chosen.checkpoint, chosen.download)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.config.plan import make_plan, pairs, print_help
+from mixmo.config.plan import known_settings, make_plan, pairs, parsed, print_help
 from mixmo.config.recipes import load_recipe
-from mixmo.errors import InputError, StoppedError, one_of
+from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
 from mixmo.runs import Run
@@ -23,19 +23,21 @@ def run(words: list[str]) -> None:
         return
     if not words or words[0].startswith("-"):
         raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
-    target, overrides = words[0], words[1:]
-    resume, accept = Path(target).is_dir(), False
-    if resume:
-        given = [text.lower() for name, text in pairs(overrides) if name == ACCEPT]
-        accept = "true" in [one_of(text, ("true", "false"), ACCEPT) for text in given]
+    target, given = words[0], pairs(words[1:], {**known_settings(), "run": str, ACCEPT: bool})
+    accept = any([parsed(text, bool, ACCEPT) for name, text in given if name == ACCEPT][-1:])
+    overrides = [f"--{name}={text}" for name, text in given if name != ACCEPT]
+    if resume := Path(target).is_dir():
         run = Run(target).require()
-        plan = make_plan(run.resumed_config(), [f"--{n}={text}" for n, text in pairs(overrides) if n != ACCEPT])
+        plan = make_plan(run.resumed_config(), overrides)
         if plan.folder:
             raise InputError(
                 f"{target} is a run's folder; --run is for new runs, as of `mixmo fit {target}/config.yaml`."
             )
     else:
-        plan = make_plan(load_recipe(target), overrides)
+        recipe = load_recipe(target)
+        if len(overrides) < len(given):
+            raise InputError(f"--{ACCEPT} is for a run's folder, which is resumed; {target} is a recipe.")
+        plan = make_plan(recipe, overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")
     first = is_first()
     finished = resume and run.finished_epochs() == plan.trainer["max_epochs"]

@@ -10,6 +10,11 @@ EVALUATION = ("checkpoint", "precision", "ood", "corruptions", "refresh", "downl
 """How runs are evaluated, by ``test`` and ``compare`` alike."""
 
 
+def add_flag(parser: ArgumentParser, name: str, help: str) -> None:
+    """Add an option that is false unless it is given, bare or with a value."""
+    parser.add_argument(name, nargs="?", const=True, type=bool, default=False, help=help)
+
+
 def add_evaluation(parser: ArgumentParser) -> None:
     """Add the options of :data:`EVALUATION`."""
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
@@ -19,8 +24,8 @@ def add_evaluation(parser: ArgumentParser) -> None:
         "--corruptions", nargs="?", const=GENERATED, type=str | None, default=None, metavar="FOLDER",
         help="corrupt the test images in 19 ways; with a folder, read CIFAR-10-C's or CIFAR-100-C's files",
     )  # fmt: skip
-    parser.add_argument("--refresh", action="store_true", help="predict again, whatever is kept of an earlier call")
-    parser.add_argument("--download", action="store_true", help="allow downloads of datasets and networks")
+    add_flag(parser, "--refresh", help="predict again, whatever is kept of an earlier call")
+    add_flag(parser, "--download", help="allow downloads of datasets and networks")
 
 
 def evaluation_options(chosen: Namespace) -> EvaluationOptions:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from mixmo.cli.options import add_flag
 from mixmo.config.plan import parse
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
@@ -67,8 +68,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
     parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
-    parser.add_argument("--download", action="store_true", help="allow downloads of what a network is built from")
-    parser.add_argument("--trust", action="store_true", help="open a .pt2 file, which can run code of its maker's")
+    add_flag(parser, "--download", help="allow downloads of what a network is built from")
+    add_flag(parser, "--trust", help="open a .pt2 file, which can run code of its maker's")
     return parser
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mixmo.cli.compare import show
-from mixmo.config.plan import pairs, parse
+from mixmo.config.plan import known_settings, pairs, parse
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import printable
@@ -18,7 +18,7 @@ from mixmo.sweeps.on_ray import Resources
 from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.run import compared, run_sweep
 
-OWN = ("out", "ray", "address", "cpus", "gpus")
+OWN = {"out": str, "ray": bool | None, "address": str, "cpus": int, "gpus": float}
 """Options of the command; all others are settings of every trial."""
 
 
@@ -29,7 +29,7 @@ def run(words: list[str]) -> int:
         return 0
     if not words or words[0].startswith("-"):
         raise InputError("sweep needs a YAML file, a recipe with a section `sweep`; docs/sweeps.md shows one.")
-    file, given = Path(words[0]), pairs(words[1:])
+    file, given = Path(words[0]), pairs(words[1:], {**known_settings(), "run": str, **OWN}, "sweep")
     if empty := [name for name, text in given if name in OWN and not text]:
         raise InputError(f"--{empty[0]} names nothing.")
     chosen = parse(_parser(), [f"--{name}={text}" for name, text in given if name in OWN])
@@ -65,7 +65,10 @@ def _compare(sweep: Sweep, folder: Path, progress: Progress) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="mixmo sweep FILE", exit_on_error=False)
     parser.add_argument("--out", type=str | None, default=None, help="the folder of the trials; runs/NAME by default")
-    parser.add_argument("--ray", type=bool | None, default=None, help="train on Ray; by default where it is installed")
+    parser.add_argument(
+        "--ray", nargs="?", const=True, type=bool | None, default=None,
+        help="train on Ray; by default where it is installed",
+    )  # fmt: skip
     parser.add_argument("--address", type=str | None, default=None, help="of a Ray cluster, auto to look for one")
     parser.add_argument("--cpus", type=int | None, default=None, help="cores of each trial")
     parser.add_argument("--gpus", type=float | None, default=None, help="GPUs of each trial, 0.5 for two on one")

@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from mixmo.cli.options import EVALUATION, add_evaluation, evaluation_options
+from mixmo.cli.options import EVALUATION, add_evaluation, add_flag, evaluation_options
 from mixmo.config.plan import parse
 from mixmo.errors import InputError
 from mixmo.evaluation.results import (
@@ -28,12 +28,12 @@ from mixmo.runs import Run
 
 
 def run(words: list[str]) -> None:
-    """``mixmo test RUN… [--ood DATASET …] [--per_class true] …`` or ``mixmo test --predictions FILE``."""
+    """``mixmo test RUN… [--ood DATASET …] [--per_class] …`` or ``mixmo test --predictions FILE``."""
     parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
     parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are evaluated as one ensemble")
     parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
     add_evaluation(parser)
-    parser.add_argument("--per_class", type=bool, default=False, help="evaluate each class as well")
+    add_flag(parser, "--per_class", help="evaluate each class as well")
     chosen = parse(parser, words)
     if bool(chosen.runs) == (chosen.predictions is not None):
         raise InputError("test needs a run's folder, or several, or --predictions with a file.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
@@ -75,19 +75,16 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     known = known_settings()
     values = {name: checked(value, known[name], name) for name, value in flattened(recipe, known)}
     folder = None
-    for name, text in pairs(overrides):
+    for name, text in pairs(overrides, {**known, FOLDERS[command][0]: str}, command):
         if name == FOLDERS[command][0]:
             if not text:
                 raise InputError(f"--{name} names no folder.")
             folder = text
-            continue
-        owner = next((each for each in known if each.endswith(".options") and name.startswith(f"{each}.")), None)
-        if owner is not None:
-            own = {name.removeprefix(f"{owner}."): _parsed(text, Any, name)}
+        elif owner := _owner(name, known):
+            own = {name.removeprefix(f"{owner}."): parsed(text, Any, name)}
             values[owner] = values.get(owner, {}) | own
         else:
-            one_of(name, [*known, FOLDERS[command][0]], "setting")
-            values[name] = _parsed(text, known[name], name)
+            values[name] = parsed(text, known[name], name)
     values |= {name: checked(value, known[name], name) for name, value in followed(values).items()}
     settings = _built(Settings, values)
     trainer = _built(TrainerSettings, values, "trainer.")
@@ -98,15 +95,20 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     return Plan(settings, dataclasses.asdict(trainer), text, folder, resolved)
 
 
-def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the names and texts of ``--name=text`` and ``--name text``.
+def pairs(words: Sequence[str], known: Mapping[str, Any], command: str = "fit") -> list[tuple[str, str]]:
+    """Return the names and texts of ``--name=text`` and ``--name text``; a bare ``--flag`` has the text ``true``.
+
+    Args:
+        words: The command line behind the recipe's name.
+        known: The annotation of every option by its name; those that are true or false are flags.
+        command: The command, for errors.
 
     Raises:
-        InputError: for a word that is neither.
+        InputError: for a word that is no option, an unknown option (none is abbreviated), or one without its value.
 
     Example:
-        >>> pairs(["--seed", "1", "--data.flip=false"])
-        [('seed', '1'), ('data.flip', 'false')]
+        >>> pairs(["--seed", "1", "--data.flip"], known_settings())
+        [('seed', '1'), ('data.flip', 'true')]
     """
     found, rest = [], list(words)
     while rest:
@@ -114,7 +116,11 @@ def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
         name, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             raise InputError(f"{word!r} is not understood; settings are --name=value.")
-        if not equals:
+        if not _owner(name, known):
+            one_of(name, known, "setting", f"`mixmo {command} --help`")
+        if not equals and _is_flag(known.get(name)):
+            text = _flag_text(rest)
+        elif not equals:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"--{name} needs a value: --{name}=….")
             text = rest.pop(0)
@@ -122,10 +128,49 @@ def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _parsed(text: str, hint: Any, name: str) -> Any:
-    """Return what a word of the command line says: a text where one is wanted, else what YAML reads."""
+def _owner(name: str, known: Mapping[str, Any]) -> str | None:
+    """Return the setting that holds another library's options, of which this is one."""
+    return next((each for each in known if each.endswith(".options") and name.startswith(f"{each}.")), None)
+
+
+def _is_flag(hint: Any) -> bool:
+    return hint in (bool, bool | None)
+
+
+def _flag_text(rest: list[str]) -> str:
+    """Return the text of a flag: the next word where that says yes or no, else ``true``."""
+    return rest.pop(0) if rest and truth(rest[0]) is not None else "true"
+
+
+def truth(text: str) -> bool | None:
+    """Return what a text says: true, yes and on, or false, no and off, in any case; ``None`` for all others.
+
+    Example:
+        >>> truth("True"), truth("no"), truth("maybe")
+        (True, False, None)
+    """
+    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(text.lower())
+
+
+def parsed(text: str, hint: Any, name: str) -> Any:
+    """Return what a word of the command line says: a text where one is wanted, else what YAML reads.
+
+    Args:
+        text: The word.
+        hint: The option's annotation.
+        name: The option, for the error.
+
+    Raises:
+        InputError: if the text is no such value.
+
+    Example:
+        >>> parsed("YES", bool, "data.flip"), parsed("1e-3", float, "optimizer.lr")
+        (True, 0.001)
+    """
     if hint is str:
         return text
+    if _is_flag(hint) and (value := truth(text)) is not None:
+        return value
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -176,8 +221,29 @@ def print_help(command: str) -> None:
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse words; say what is wrong in one line."""
+    """Parse words; say what is wrong in one line. No option is abbreviated, and every flag may have a value."""
+    parser.allow_abbrev = False
     try:
-        return parser.parse_args(list(words))
+        return parser.parse_args(list(_spelled(parser, words)))
     except (ArgumentError, TypeError, KeyError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def _spelled(parser: ArgumentParser, words: Sequence[str]) -> Iterator[str]:
+    """Yield words whose options are known, flags with the value ``true`` or ``false``."""
+    options = {name: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.partition("=")
+        if not word.startswith("--") or word == "--":
+            yield word
+            continue
+        action = options[one_of(name, options, "option", f"`{parser.prog} --help`")]
+        if action.const is not True and not isinstance(action.default, bool):
+            yield word
+            continue
+        text = text if equals else _flag_text(rest)
+        if truth(text) is None:
+            raise InputError(f"{name} is {text!r}; it is true or false.")
+        yield f"{name}={str(truth(text)).lower()}"

@@ -130,7 +130,7 @@ def load_sweep(file: Path, words: Sequence[str] = ()) -> Sweep:
     if not isinstance(section, Mapping) or not section:
         raise InputError(f"{file} has no section `{SWEEP}`, which says what to vary; docs/sweeps.md shows one.")
     settings = read_settings(section)
-    for name, _ in pairs(words):
+    for name, _ in pairs(words, {**known_settings(), "run": str}, "sweep"):
         if name in ("seed", "run"):
             raise InputError(
                 f"--{name} is not for a sweep: it takes sweep.seeds from {file}, and --out for the folder."
