@@ -54,7 +54,7 @@ def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif len(names) < 30:
+    elif len(names) < 30 and len(", ".join(names)) < 400:
         hint = f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
     else:
         hint = f"none has a similar name{f'; {listed} lists them' if listed else ''}."

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 LONGEST = 60
 """Characters of a name in a chart."""
+
+LONGEST_MESSAGE = 600
+
+LONG_VALUE = re.compile(r"""(?<!\w)'[^']{160,}'(?!\w)|(?<!\w)"[^"]{160,}"(?!\w)|[\[{][^][{}]{160,}[]}]|\S{160,}""")
+"""What is quoted, bracketed or without a space, of a length that no sentence needs."""
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"})
 
@@ -31,6 +37,17 @@ def printable(text: str) -> str:
         'bytes \\udcff, two\\nlines'
     """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def message(text: str) -> str:
+    """Return a sentence in one printable line, in which long values and long lists are their starts and ends.
+
+    Example:
+        >>> message(f"there is no file {'a/' * 500}b.png; name another.")
+        'there is no file a/a/.../a/b.png; name another.'
+    """
+    line = LONG_VALUE.sub(lambda found: f"{found[0][:80]} … {found[0][-60:]}", printable(" ".join(text.split())))
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:400]} … {line[-200:]}"
 
 
 def markdown(text: str) -> str:

@@ -18,6 +18,7 @@ from mixmo.config.hardware import default_precision
 from mixmo.config.plan import parse
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
 from mixmo.files import make_folder, write_text
+from mixmo.names import printable
 from mixmo.runs import environment
 
 
@@ -62,4 +63,4 @@ def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Pat
         content = {"about": dict(about), "tables": rounded, "environment": environment()}
         make_folder(Path(save).parent)
         write_text(Path(save), json.dumps(content, indent=1) + "\n")
-        print(f"kept in {save}")
+        print(f"kept in {printable(str(save))}")

@@ -9,6 +9,7 @@ from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
+from mixmo.names import printable
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -51,4 +52,5 @@ def run(words: list[str]) -> None:
         calibrate_run(run, plan.settings)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
-    print(f"{run.path} is {'finished' if finished else 'trained'}; `mixmo test {run.path}` evaluates it.")
+    path = printable(str(run.path))
+    print(f"{path} is {'finished' if finished else 'trained'}; `mixmo test {path}` evaluates it.")

@@ -16,7 +16,7 @@ import torch
 import mixmo
 from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
 from mixmo.launching import is_first
-from mixmo.names import printable
+from mixmo.names import message, printable
 from mixmo.runs import environment
 
 USAGE = """\
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"mixmo: {printable(' '.join(text.split()))}", file=sys.stderr)
+    print(f"mixmo: {message(text)}", file=sys.stderr)
     return code
 
 
@@ -96,6 +96,13 @@ def _kept() -> str:
     with tempfile.NamedTemporaryFile("w", prefix="mixmo-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(f"{json.dumps(environment(), indent=1)}\n{traceback.format_exc()}")
     return file.name
+
+
+class _Printable(logging.Formatter):
+    """Shows records whose names, as of files and classes, cannot steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextmanager
@@ -109,7 +116,8 @@ def notices() -> Iterator[None]:
     progress.name = warnings.name = SHOWN
     progress.addFilter(lambda record: record.levelno < logging.WARNING)
     warnings.setLevel(logging.WARNING)
-    warnings.setFormatter(logging.Formatter("mixmo: %(message)s"))
+    progress.setFormatter(_Printable())
+    warnings.setFormatter(_Printable("mixmo: %(message)s"))
     propagate, level = logger.propagate, logger.level
     logger.addHandler(progress)
     logger.addHandler(warnings)

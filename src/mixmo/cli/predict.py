@@ -19,7 +19,7 @@ from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
 from mixmo.deploy.writing import writing_rows
 from mixmo.errors import InputError
-from mixmo.names import printable
+from mixmo.names import message, printable
 
 logger = logging.getLogger("mixmo")
 
@@ -104,7 +104,7 @@ def _said(unreadable: dict[int, str], names: Sequence[str]) -> int:
         return 0
     print(f"mixmo: {len(unreadable)} of {len(names)} images cannot be read:", file=sys.stderr)
     for number, why in list(unreadable.items())[:SHOWN]:
-        print(f"  {printable(names[number])}: {why}", file=sys.stderr)
+        print(f"  {message(f'{names[number]}: {why}')}", file=sys.stderr)
     if len(unreadable) > SHOWN:
         print(f"  and {len(unreadable) - SHOWN} more", file=sys.stderr)
     return 1

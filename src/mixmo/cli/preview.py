@@ -7,6 +7,7 @@ from pathlib import Path
 from mixmo.config.plan import make_plan, print_help
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
+from mixmo.names import printable
 from mixmo.reporting.preview import preview
 
 
@@ -20,4 +21,4 @@ def run(words: list[str]) -> None:
     plan = make_plan(load_recipe(words[0]), words[1:], "preview")
     name = Path(words[0]).stem
     for file in preview(plan, name, Path(plan.folder or f"preview/{name}")):
-        print(file)
+        print(printable(str(file)))

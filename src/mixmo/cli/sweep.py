@@ -11,7 +11,7 @@ from mixmo.cli.compare import show
 from mixmo.config.plan import known_settings, pairs, parse
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.results import EvaluationOptions
-from mixmo.names import printable
+from mixmo.names import message, printable
 from mixmo.reporting.comparison_page import compare
 from mixmo.sweeps.grid import Sweep, load_sweep
 from mixmo.sweeps.on_ray import Resources
@@ -43,7 +43,7 @@ def run(words: list[str]) -> int:
     failed = [state for state in progress.states.values() if state.status == "failed"]
     print(f"{printable(str(folder / FILE))}: {progress.counts()}.")
     for state in failed:
-        print(f"{printable(state.trial.key)} failed: {printable(state.why)}")
+        print(message(f"{state.trial.key} failed: {state.why}"))
     _compare(sweep, folder, progress)
     return 1 if failed else 0
 

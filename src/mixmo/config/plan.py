@@ -173,7 +173,7 @@ def parsed(text: str, hint: Any, name: str) -> Any:
         return value
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         value = text
     try:
         return checked(value, hint, name)
