@@ -1,0 +1,76 @@
+"""What the documentation tells a reader to type exists: commands, recipes, options, and settings in YAML."""
+
+import re
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from mixmo.cli.main import COMMANDS, main
+from mixmo.config.plan import known_settings, make_plan
+from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.errors import InputError
+from mixmo.sweeps.grid import load_sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*PAGES, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "src").rglob("*.py"))]
+TEXTS += sorted((ROOT / "examples").rglob("*.yaml"))
+OWN = {
+    "fit": ["run", "accept_changes", "key"],
+    "preview": ["out", "key"],
+    "sweep": ["out", "ray", "address", "cpus", "gpus", "key"],
+}
+"""Options of commands that take settings; ``--key value`` stands for any of them."""
+
+
+def commands(text):
+    """Return command and rest of the line of every ``mixmo COMMAND …``, in a code block, in a sentence, in a docstring."""
+    text = text.replace("\\\n", " ")
+    found = re.findall(rf"(?<![\w./'-])mixmo ({'|'.join(COMMANDS)})\b([^`\n\"#]*)", text)
+    return [(command, rest.strip()) for command, rest in found]
+
+
+@pytest.fixture(scope="module")
+def options():
+    """The options of every command."""
+    found = {command: {*names, *known_settings()} for command, names in OWN.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArgumentParser, "parse_args", lambda self, words: known.append(self) or _stop())
+        for command in set(COMMANDS) - {*OWN}:
+            known = []
+            assert main([command]) == 2
+            found[command] = {name[2:] for name in known[0]._option_string_actions if name.startswith("--")}
+    return found
+
+
+def _stop():
+    raise InputError("seen.")
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_commands_name_recipes_and_options_that_exist(file, options):
+    for command, rest in commands(file.read_text(encoding="utf-8")):
+        words = rest.split()
+        if command in ("fit", "preview") and words and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", words[0]):
+            assert words[0] in catalogue(), f"mixmo {command} {rest}"
+        for name in re.findall(r"--([\w.]+)", rest):
+            owner = name.partition(".options.")[0] + ".options"
+            assert name in options[command] | {"help"} or owner in options[command], f"mixmo {command} {rest}"
+
+
+def test_there_are_commands_to_check():
+    found = [each for file in TEXTS for each in commands(file.read_text(encoding="utf-8"))]
+    assert {command for command, _ in found} == {*COMMANDS} and len(found) > 100
+    assert ("fit", "cifar100-wrn28x10-cut --run runs/cut") in found  # behind torchrun
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_yaml_on_pages_makes_a_plan(file, tmp_path):
+    for number, block in enumerate(re.findall(r"```ya?ml[^\n]*\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)):
+        own = tmp_path / f"{number}.yaml"
+        own.write_text(block)
+        if re.search(r"^sweep:", block, re.MULTILINE):
+            assert load_sweep(own).trials
+        else:
+            assert make_plan(load_recipe(own)).settings
