@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
 from mixmo.models.convolutions import is_known, scale
-from mixmo.models.copying import copied
+from mixmo.models.copying import copied, drawn_like
 from mixmo.models.splitting import split_at
+from mixmo.models.timm_helpers import DELEGATED, answered
 from mixmo.stem import MemberHeads, MixingStem, showing, with_masks
 
 
@@ -132,6 +133,10 @@ class MixMo(nn.Module):
             self.backbone.set_submodule(name, MixingStem(members, self.in_chans))
         for name, members in zip(self.head_names, heads, strict=True):
             self.backbone.set_submodule(name, MemberHeads(members))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a part of the network, or what timm's helpers ask of a model, which the backbone answers."""
+        return answered(self.backbone, name) if name in DELEGATED else super().__getattr__(name)
 
     @property
     def stems(self) -> list[MixingStem]:
@@ -295,17 +300,7 @@ def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]
     """Return M modules: copies of a trained one, or the first and independent draws beside it."""
     if not fresh:
         return [copied(module) for _ in range(count)]
-    return [module, *(others or (_drawn_like(module) for _ in range(count - 1)))]
-
-
-@torch.no_grad()
-def _drawn_like(module: nn.Module) -> nn.Module:
-    """Return a copy whose every parameter is drawn from the normal distribution of its mean and deviation."""
-    drawn = copied(module)
-    for parameter in drawn.parameters():
-        if parameter.numel() > 1:
-            parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
-    return drawn
+    return [module, *(others or (drawn_like(module) for _ in range(count - 1)))]
 
 
 def _share_out(encoders: list[nn.Module], names: Names) -> None:
