@@ -25,7 +25,7 @@ OWN = {
 
 
 def commands(text):
-    """Return command and rest of the line of every ``mixmo COMMAND …``, in a code block, in a sentence, in a docstring."""
+    """Return command and rest of the line of every ``mixmo COMMAND …``, in code blocks, sentences and docstrings."""
     text = text.replace("\\\n", " ")
     found = re.findall(rf"(?<![\w./'-])mixmo ({'|'.join(COMMANDS)})\b([^`\n\"#]*)", text)
     return [(command, rest.strip()) for command, rest in found]
@@ -67,7 +67,9 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_yaml_on_pages_makes_a_plan(file, tmp_path):
-    for number, block in enumerate(re.findall(r"```ya?ml[^\n]*\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)):
+    for number, block in enumerate(
+        re.findall(r"```ya?ml[^\n]*\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
+    ):
         own = tmp_path / f"{number}.yaml"
         own.write_text(block)
         if re.search(r"^sweep:", block, re.MULTILINE):

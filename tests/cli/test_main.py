@@ -1,9 +1,10 @@
 """The command line: what it prints, and one clear sentence with exit code 2 for bad input."""
 
-import contextlib
 import importlib.util
 import json
 import logging
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from conftest import write_images
 
 import mixmo
-from mixmo.cli.main import main, notices
+from mixmo.cli.main import COMMANDS, PATIENCE, main, notices
 from mixmo.runs import Run
 
 FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
@@ -49,11 +50,38 @@ def test_recipes_are_listed(capsys):
     assert len([line for line in out.splitlines() if "-wrn28x10-" in line and "-fast-" not in line]) == 26
 
 
-@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["test", "--help"], ["recipes", "--help"]])
-def test_help(words, capsys):
-    with contextlib.suppress(SystemExit):  # argparse's own way to end after --help
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command, capsys):
+    """In both spellings; its first sentence says what the command does."""
+    texts = []
+    for words in ([command, "--help"], ["help", command]):
         assert main(words) == 0
-    assert "usage" in capsys.readouterr().out.lower()
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].lower().startswith("usage: ")
+    first = next(part for part in texts[0].split("\n\n")[1:])
+    assert re.match(r"[A-Z][^\n]{20,}", first) and not first.startswith(("default config", "positional"))
+
+
+def test_help_of_the_program(capsys):
+    assert main(["--help"]) == 0 and main(["help"]) == 0
+    one, other = capsys.readouterr().out.split("usage: ")[1:]
+    assert one == other and all(f"\n  {command} " in one for command in COMMANDS)
+
+
+def test_a_closed_pipe_ends_quietly(monkeypatch, capsys):
+    """Whether a command notices on the way or the last flush does."""
+
+    def printing():
+        print("row\n" * 10_000)
+
+    monkeypatch.setattr("mixmo.cli.recipes.catalogue", printing)
+    for words in (["--help"], ["recipes"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with monkeypatch.context() as patch, open(writing, "w") as stdout:
+            patch.setattr("sys.stdout", stdout)
+            assert main(words) == 141  # 128 and SIGPIPE, as a shell reports it
+        assert capsys.readouterr().err == ""
 
 
 def test_the_version(capsys):
@@ -242,3 +270,15 @@ def test_the_installed_command():
     done = subprocess.run([command, "fit", "digits-cutt"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mixmo: unknown recipe")
+
+
+def test_of_many_ranks_the_first_says_what_is_wrong(monkeypatch, capsys):
+    """The others wait for it; a rank that is alone with its problem says so afterwards."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    for rank, expected in (("0", []), ("1", [PATIENCE])):
+        monkeypatch.setenv("RANK", rank)
+        waits.clear()
+        assert main(["fit", "digits-cutt"]) == 2
+        assert waits == expected and "unknown recipe 'digits-cutt'" in capsys.readouterr().err

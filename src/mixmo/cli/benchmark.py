@@ -21,10 +21,12 @@ from mixmo.files import make_folder, write_text
 from mixmo.names import printable
 from mixmo.runs import environment
 
+ABOUT = "Measure what MixMo costs on this machine, and what the fast settings buy."
+
 
 def run(words: list[str]) -> None:
     """``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
-    parser = ArgumentParser(prog="mixmo benchmark", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo benchmark", exit_on_error=False, description=ABOUT)
     parser.add_class_arguments(Benchmark, as_group=False)
     parser.add_argument("--save", type=str | None, default=None, help="keep the measurements in a JSON file")
     chosen = parse(parser, words)

@@ -14,10 +14,12 @@ from mixmo.names import printable
 from mixmo.reporting.comparison_page import compare
 from mixmo.reporting.tables import TextTable
 
+ABOUT = "Compare networks by metrics and costs, with intervals of the differences."
+
 
 def run(words: list[str]) -> None:
     """``mixmo compare RUN… [--out FOLDER]``."""
-    parser = ArgumentParser(prog="mixmo compare", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo compare", exit_on_error=False, description=ABOUT)
     what = "runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before"
     parser.add_argument("networks", nargs="+", type=str, help=what)
     parser.add_argument("--out", type=str, default="comparison", help="the folder to write into")

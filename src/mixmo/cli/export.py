@@ -14,10 +14,12 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.names import printable
 from mixmo.runs import Run
 
+ABOUT = "Write a run's network as a file or folder that other programs open."
+
 
 def run(words: list[str]) -> None:
     """``mixmo export RUN --format timm|onnx|torch-export|safetensors [--out PATH]``."""
-    parser = ArgumentParser(prog="mixmo export", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo export", exit_on_error=False, description=ABOUT)
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--format", type=str, required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", type=str | None, default=None, help="the file or folder; in the run's by default")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 import torch
@@ -33,15 +36,19 @@ usage: mixmo COMMAND …
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
+  help COMMAND                                          the options of a command
   --version                                             the version
 
-`mixmo COMMAND --help` says more."""
+`mixmo help COMMAND` and `mixmo COMMAND --help` say more."""
 
 
 COMMANDS = ("fit", "sweep", "test", "compare", "predict", "export", "recipes", "preview", "benchmark")
 
 SHOWN = "mixmo.cli"
 """The name of the log's handlers."""
+
+PATIENCE = 5
+"""Seconds that ranks leave to the first, to say what is wrong with their common input."""
 
 STOPPED = 130
 """The exit code of what was stopped, as shells report an interrupt."""
@@ -55,12 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 where some images could not be read, or for a defect, whose traceback is kept in a file; 2 for bad input;
-        130 where it was stopped by the keyboard, 128 and the signal's number by another signal.
+        130 where it was stopped by the keyboard, 128 and the signal's number by another signal, SIGPIPE included.
 
     Example:
         >>> main(["recipes"])  # doctest: +SKIP
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
+        with suppress(OSError, ValueError):  # so that Python's last flush finds a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + getattr(signal, "SIGPIPE", 13)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """Run one command, or print what is asked of the program itself; return the exit code."""
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
@@ -73,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
             return command.run(words[1:]) or 0
         except InputError as error:
+            if not first:  # mostly all ranks say the same: the launcher ends this one when the first has said it
+                time.sleep(PATIENCE)
             return _say(sentence(error), 2)
         except StoppedError as error:
             return _say(str(error), error.code) if first else error.code
@@ -80,6 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say("stopped.", STOPPED)
         except (MemoryError, torch.OutOfMemoryError):
             return _say("the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size.", 2)
+        except BrokenPipeError:
+            raise
+        except SystemExit as end:  # argparse's own way to end after --help
+            if end.code:
+                raise
+            return 0
         except OSError as error:
             return _say(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
         except Exception as error:

@@ -28,6 +28,8 @@ Batch = tuple[list[int], Tensor, dict[int, str]]
 SHOWN = 20
 """Unreadable files that are named."""
 
+ABOUT = "Predict classes, calibrated confidence and uncertainty of new images."
+
 
 def run(words: list[str]) -> int:
     """``mixmo predict RUN IMAGES…|FOLDER|- [--out FILE]``; 1 if some files cannot be read."""
@@ -45,7 +47,9 @@ def run(words: list[str]) -> int:
     out = None if chosen.out is None else Path(chosen.out)
     unreadable: dict[int, str] = {}
     with writing_rows(out) as write:
-        for numbers, logits, errors in _shown(predictor.stream(images, chosen.batch_size, chosen.workers), len(images)):
+        batches = predictor.stream(images, chosen.batch_size, chosen.workers)
+        rows_shown = out is None and sys.stdout.isatty()  # a bar would run into them
+        for numbers, logits, errors in batches if rows_shown else _with_bar(batches, len(images)):
             unreadable |= errors
             for row in predictor.judge(logits, [names[number] for number in numbers]).rows():
                 write(row)
@@ -55,7 +59,7 @@ def run(words: list[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="mixmo predict", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo predict", exit_on_error=False, description=ABOUT)
     parser.add_argument("model", type=str, help="a run's folder, an exported folder or file; RUN+RUN is one ensemble")
     parser.add_argument(
         "images", nargs="+", type=str,
@@ -73,7 +77,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _shown(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+def _with_bar(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
     """Yield the batches, with a progress bar where there is a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:

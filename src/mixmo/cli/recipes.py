@@ -11,10 +11,12 @@ from rich.table import Table
 from mixmo.config.plan import parse
 from mixmo.config.recipes import NOTES, catalogue, method_of
 
+ABOUT = "List the shipped recipes."
+
 
 def run(words: list[str]) -> None:
     """``mixmo recipes``."""
-    parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False, description=ABOUT)
     parse(parser, words)
     table = Table(
         title="Shipped recipes",

@@ -21,6 +21,8 @@ from mixmo.sweeps.run import compared, run_sweep
 OWN = {"out": str, "ray": bool | None, "address": str, "cpus": int, "gpus": float}
 """Options of the command; all others are settings of every trial."""
 
+ABOUT = "Train many runs from one file (a grid, random search, seeds), and compare them."
+
 
 def run(words: list[str]) -> int:
     """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--key value …]``; 1 if some trials failed."""
@@ -63,7 +65,7 @@ def _compare(sweep: Sweep, folder: Path, progress: Progress) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="mixmo sweep FILE", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo sweep FILE", exit_on_error=False, description=ABOUT)
     parser.add_argument("--out", type=str | None, default=None, help="the folder of the trials; runs/NAME by default")
     parser.add_argument(
         "--ray", nargs="?", const=True, type=bool | None, default=None,

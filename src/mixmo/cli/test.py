@@ -26,10 +26,12 @@ from mixmo.reporting.run_report import write_report
 from mixmo.reporting.tables import class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import Run
 
+ABOUT = "Evaluate runs, or another program's predictions, on the test set."
+
 
 def run(words: list[str]) -> None:
     """``mixmo test RUN… [--ood DATASET …] [--per_class] …`` or ``mixmo test --predictions FILE``."""
-    parser = ArgumentParser(prog="mixmo test", exit_on_error=False)
+    parser = ArgumentParser(prog="mixmo test", exit_on_error=False, description=ABOUT)
     parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are evaluated as one ensemble")
     parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
     add_evaluation(parser)

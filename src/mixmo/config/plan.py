@@ -212,7 +212,11 @@ def _resolve(settings: Settings, trainer: TrainerSettings) -> dict[str, dict[str
 
 def print_help(command: str) -> None:
     """Print every setting of a command that takes a recipe, with its type, default and meaning."""
-    parser = ArgumentParser(prog=f"mixmo {command} RECIPE", exit_on_error=False)
+    about = {
+        "fit": "Train a recipe (a name that `mixmo recipes` lists, or a YAML file), or resume a run, by its folder.",
+        "preview": "Draw what a network sees in training with a recipe, and every kind of mask.",
+    }[command]
+    parser = ArgumentParser(prog=f"mixmo {command} RECIPE", exit_on_error=False, description=about)
     folder, description = FOLDERS[command]
     parser.add_argument(f"--{folder}", type=str | None, default=None, help=description)
     parser.add_class_arguments(Settings, as_group=False)
