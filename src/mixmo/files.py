@@ -8,6 +8,7 @@ import os
 import pickle
 import secrets
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +72,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is no regular file: a pipe may never say anything, and a device never end.
+
+    Args:
+        path: What is about to be opened.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        InputError: naming what it is, for a sentence that names the path.
+
+    Example:
+        >>> check_regular("/dev/null")  # doctest: +SKIP
+        Traceback (most recent call last):
+        mixmo.errors.InputError: it is a device, not a regular file
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        raise InputError(f"it is {next((text for test, text in kinds if test(mode)), 'a device')}, not a regular file")
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

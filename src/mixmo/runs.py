@@ -37,7 +37,7 @@ from mixmo.config.imports import PERMISSIONS, without_permission
 from mixmo.config.plan import Plan, known_settings, make_plan
 from mixmo.config.settings import FREE, NETWORK, Settings
 from mixmo.errors import InputError, MissingError, one_of
-from mixmo.files import PARTIAL, make_folder, read_yaml, write_text, writing
+from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
 from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
@@ -365,6 +365,7 @@ class Run:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the folder."""
+        check_regular(self.path / name)
         content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
         return content
 

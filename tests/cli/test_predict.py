@@ -64,7 +64,7 @@ def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
     assert main(["predict", str(gone), str(tmp_path / "photos")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["predict", str(gone), str(tmp_path / "photos/a.png"), str(tmp_path / "photos/pipe.png")]) == 1
-    assert "photos/pipe.png: it is no file" in capsys.readouterr().err
+    assert "photos/pipe.png: it is a pipe, not a regular file" in capsys.readouterr().err
 
 
 def test_names_that_are_no_text_are_written_to_parquet(gone, new_images, tmp_path):
@@ -110,7 +110,8 @@ def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, caps
         (["nowhere", "{images}"], "there is no run folder nowhere"),
         (["{run}", "{images}", "--out=a.txt"], "answers are written as .csv, .jsonl or .parquet"),
         (["{run}", "{images}", "--out=none/a.csv"], "none/a.csv cannot be written"),
-        (["{run}", "{images}", "--batch_size=0"], "--batch_size is 0; it is 1 or more"),
+        (["{run}", "{images}", "--batch_size=0"], "--batch_size is 0; it lies between 1 and 1048576"),
+        (["{run}", "{images}", "--workers=1000000"], "--workers is 1000000; it lies between 0 and 256"),
         (["{run}", "{images}", "--coverage=2"], "coverage is 2.0; it is a share between 0 and 1"),
         (["{run}", "{images}", "--checkpoint=first"], "unknown checkpoint 'first'"),
         (["{run}", "{images}", "--precision=16"], "unknown precision '16'"),

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from mixmo.cli.options import add_flag
+from mixmo.config.data_settings import LARGEST_BATCH, MOST_WORKERS
 from mixmo.config.plan import parse
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
@@ -34,9 +35,9 @@ ABOUT = "Predict classes, calibrated confidence and uncertainty of new images."
 def run(words: list[str]) -> int:
     """``mixmo predict RUN IMAGES…|FOLDER|- [--out FILE]``; 1 if some files cannot be read."""
     chosen = parse(_parser(), words)
-    for key, least in (("batch_size", 1), ("workers", 0)):
-        if chosen[key] < least:
-            raise InputError(f"--{key} is {chosen[key]}; it is {least} or more.")
+    for key, least, most in (("batch_size", 1, LARGEST_BATCH), ("workers", 0, MOST_WORKERS)):
+        if not least <= chosen[key] <= most:
+            raise InputError(f"--{key} is {chosen[key]}; it lies between {least} and {most}.")
     images, names = _images(chosen.images)
     how = (chosen.checkpoint, chosen.coverage, chosen.risk, chosen.precision, chosen.download, chosen.trust)
     predictor = Predictor(chosen.model, *how)

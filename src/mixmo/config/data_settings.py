@@ -12,6 +12,7 @@ LARGEST_SIDE = 8192
 LARGEST_BATCH = 2**20
 PREPARATION = ("channels", "image_size", "crop_size", "interpolation", "mean", "std", "window")
 """Settings that say what an image looks like to the network; checkpoints and exports keep them."""
+MOST_WORKERS = 256
 
 
 @dataclass
@@ -131,7 +132,7 @@ class DataSettings:
             raise InputError(f"data.images_per_class is {self.images_per_class}; it is 1 or more, or null for all.")
         if self.split_seed is not None and self.split_seed < 0:
             raise InputError(f"data.split_seed is {self.split_seed}; it is 0 or more, or null for the run's seed.")
-        for key, most in (("padding", LARGEST_SIDE), ("workers", 256)):
+        for key, most in (("padding", LARGEST_SIDE), ("workers", MOST_WORKERS)):
             if not 0 <= getattr(self, key) <= most:
                 raise InputError(f"data.{key} is {getattr(self, key)}; it lies between 0 and {most}.")
         if self.shuffle_shards < 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, why
-from mixmo.data.sources import Source, hashed, stamps
+from mixmo.data.sources import Source, hashed, stamps, told
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
 from mixmo.errors import InputError
 from mixmo.names import printable
@@ -143,7 +143,7 @@ def _listed(archive: Path, number: int, members: list[Member]) -> list[Entry]:
     total = sum(member.size for member in members if member.offset < 0)
     with opened_tar(str(archive)) as tar:
         plain = isinstance(tar.fileobj, io.BufferedReader)  # a decompressor otherwise
-        for place, found in enumerate(tar):
+        for place, found in enumerate(told(tar, str(archive))):
             total += 0 if plain else found.size
             if total > MAX_TOTAL:
                 raise InputError(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, too_long, why
-from mixmo.data.sources import Source, hashed, stamp
+from mixmo.data.sources import Source, hashed, stamp, told
 from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
 from mixmo.errors import InputError
+from mixmo.files import check_regular
 from mixmo.names import printable
 
 
@@ -30,8 +31,9 @@ class FileImages:
         """Return the content of a file.
 
         Raises:
-            InputError: if it is larger than ``MAX_BYTES``.
+            InputError: if it is larger than ``MAX_BYTES``, or no regular file.
         """
+        check_regular(self.name(index))
         with open(self.name(index), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
                 raise too_long(size)
@@ -58,7 +60,7 @@ def open_class_folders(folder: Path) -> Source:
     """
     paths: list[str] = []
     entries = []
-    for path, kind in walk(str(folder)):
+    for path, kind in told(walk(str(folder)), str(folder)):
         entries.append(Entry(tuple(path.split(os.sep)), kind, len(paths)))
         paths.append(path)
     images, labels, classes = labelled(without_top(entries, {folder.name}), printable(str(folder)))

@@ -127,7 +127,11 @@ def _folders(path: Path) -> Parts:
 
 def _shards(path: Path, how: Reading) -> Parts:
     try:
-        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if re.search(f"{TAR}$", file.name)]
+        files = [
+            file.relative_to(path).as_posix()
+            for file in path.rglob("*")
+            if re.search(f"{TAR}$", file.name) and file.is_file()
+        ]
     except OSError as error:
         raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
     if not files:

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -161,13 +161,19 @@ def parquet_files(path: str, download: bool, option: str) -> tuple[AbstractFileS
         raise InputError(f"{printable(path)} is elsewhere; allow the network to be asked with {option}.")
     try:
         system, root = url_to_fs(path)
-        files = sorted(file for file in system.find(root) if file.endswith(ENDING))
+        found = system.find(root, detail=True)
+        files = sorted(file for file, about in found.items() if file.endswith(ENDING) and _is_file(file, about))
     except Exception as error:  # whatever the file system raises
         raise MissingError(f"{printable(path)} cannot be listed: {reason(error)}.") from error
     if not files:
         raise MissingError(f"there are no {ENDING} files in {printable(path)}.")
     folder = root.rpartition("/")[0] if files == [root] else root.rstrip("/")
     return system, folder, [file.removeprefix(f"{folder}/") for file in files]
+
+
+def _is_file(file: str, about: Mapping[str, Any]) -> bool:
+    """Return whether something is a file, or a link to one, as the Hub's cache has them, and no pipe."""
+    return about.get("type") == "file" or os.path.isfile(file)
 
 
 def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], on_error: str) -> Source:

@@ -7,11 +7,12 @@ import hashlib
 import json
 import logging
 import os
+import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,11 @@ from mixmo.errors import InputError
 from mixmo.names import printable
 
 logger = logging.getLogger("mixmo")
+
+Item = TypeVar("Item")
+
+PATIENCE = 3.0
+"""Seconds after which a listing is told of."""
 
 
 class Images(Protocol):
@@ -228,6 +234,25 @@ def decode(
         return pixels if size is None else to_size(pixels, size, interpolation)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
         raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
+
+
+def told(entries: Iterable[Item], where: str) -> Iterator[Item]:
+    """Yield what a folder or an archive holds; log how far that is where it takes more than a few seconds.
+
+    Args:
+        entries: What is listed.
+        where: Where.
+
+    Example:
+        >>> list(told("ab", "here"))
+        ['a', 'b']
+    """
+    due = time.monotonic() + PATIENCE
+    for number, entry in enumerate(entries):
+        if number % 256 == 0 and time.monotonic() > due:
+            logger.warning("still listing %s: %d entries so far", printable(where), number)
+            due = time.monotonic() + 5 * PATIENCE
+        yield entry
 
 
 def check_look_alike(names: Iterable[str], where: str) -> None:

@@ -16,6 +16,7 @@ from mixmo.data.folders import FileImages
 from mixmo.data.shards import are_labels
 from mixmo.data.sources import Source
 from mixmo.errors import InputError, MissingError
+from mixmo.files import check_regular
 from mixmo.names import printable
 
 KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"))
@@ -73,6 +74,7 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
         folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
         place = os.path.join(folder_of(folder), name)
         place = os.path.realpath(place) if os.path.islink(place) else place
+        _check_image(place, f"{shown}, line {reader.line_num}, names {printable(row[path])}")
         if place in lines:
             raise InputError(
                 f"{shown}, line {reader.line_num}, has {printable(row[path])} again, which is in line {lines[place]}: "
@@ -82,6 +84,16 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
         part = row[split].strip().lower() if split else ""
         rows.setdefault(part, []).append((row[path].strip(), row[label].strip()))
     return rows
+
+
+def _check_image(place: str, where: str) -> None:
+    """Refuse a pipe or a device in place of an image; what is missing is said when it is read."""
+    try:
+        check_regular(place)
+    except InputError as error:
+        raise InputError(f"{where}: {error}.") from error
+    except OSError:
+        return
 
 
 def open_rows(file: Path, rows: list[tuple[str, str]], on_error: str) -> Source:

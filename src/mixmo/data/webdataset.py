@@ -21,9 +21,10 @@ import torch
 from mixmo.data.archives import content_of, opened_tar
 from mixmo.data.decoding import MAX_BYTES, why
 from mixmo.data.shards import ShardedImages, assembled, missing_shards, settle, source_of
-from mixmo.data.sources import Source, hashed, logger, stamp, stamps
+from mixmo.data.sources import Source, hashed, logger, stamp, stamps, told
 from mixmo.data.trees import SUFFIXES
 from mixmo.errors import InputError
+from mixmo.files import check_regular
 from mixmo.kept import cache_folder, keep_tensors, read_tensors
 
 LABEL, DESCRIPTION = "cls", "json"
@@ -100,10 +101,11 @@ def open_webdataset(folder: Path, files: Sequence[str], on_error: str) -> Source
 def _names(folder: Path) -> list[str] | None:
     for name in NAMES:
         try:
+            check_regular(folder / name)
             return (folder / name).read_text("utf-8").splitlines()
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, InputError) as error:
             raise InputError(f"{folder / name} cannot be read: {why(error)}.") from error
     return None
 
@@ -170,7 +172,7 @@ def _listed(file: str) -> Listing:
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
+    for member in told(iter(tar.next, None), str(tar.name)):
         tar.members.clear()  # type: ignore[attr-defined]  # every header, which Python keeps; typeshed leaves it out
         if member.isreg() and not posixpath.basename(member.name).startswith("."):
             yield member

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
+import stat
 import threading
 import zipfile
 import zlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, too_long, why
-from mixmo.data.sources import Source, hashed, stamp
+from mixmo.data.sources import Source, hashed, stamp, told
 from mixmo.data.trees import Entry, has_image_suffix, hidden, labelled, without_top
 from mixmo.errors import InputError
 from mixmo.names import printable
@@ -68,7 +69,7 @@ def zip_entries(archive: Path) -> tuple[list[Entry], ZipImages]:
     """
     entries, names, sizes = dict[tuple[str, ...], Entry](), list[str](), list[int]()
     opened = _opened(str(archive))
-    for member in opened.infolist():
+    for member in told(opened.infolist(), str(archive)):
         # Only a name: "..", "." and a leading "/" lead nowhere.
         parts = tuple(part for part in posixpath.normpath("/" + member.filename).split("/") if part)
         if not parts or any(hidden(part) for part in parts):
@@ -97,6 +98,8 @@ def open_entries(entries: Sequence[Entry], images: ZipImages, where: str) -> Sou
 
 
 def _is_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):  # a link or a device
+        return False
     if has_image_suffix(member.filename):
         return True
     try:

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mixmo.config.data_settings import MOST_WORKERS
 from mixmo.data.decoding import MAX_BYTES, image_pixels, quiet, to_size, too_long, why
 from mixmo.data.folders import walk
 from mixmo.errors import InputError, MissingError
+from mixmo.files import check_regular
 from mixmo.names import printable
 
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
@@ -55,9 +57,8 @@ def pixels_of(image: AnyImage, channels: int, window: Sequence[float] | None = N
     """
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "an image"
     if isinstance(image, str | os.PathLike):
-        if os.path.exists(image) and not os.path.isfile(image):  # a pipe might never end
-            raise InputError("it is no file")
-        if os.path.isfile(image) and os.path.getsize(image) > MAX_BYTES:
+        check_regular(image)
+        if os.path.getsize(image) > MAX_BYTES:
             raise too_long(os.path.getsize(image))
         image = Path(image).read_bytes()
     if isinstance(image, Tensor):
@@ -155,7 +156,12 @@ def decoded(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, 
         forms: What the networks take.
         batch_size: Images in a batch.
         workers: Processes; 0 decodes in this one.
+
+    Raises:
+        InputError: if there are more workers than ``MOST_WORKERS``.
     """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise InputError(f"workers is {workers}; it lies between 0 and {MOST_WORKERS}.")
     loader: Any = DataLoader(_Images(images, forms), batch_size, num_workers=workers, collate_fn=_as_is)
     yield from loader
 

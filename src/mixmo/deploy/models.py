@@ -22,6 +22,7 @@ from mixmo.deploy.spec import Spec, checked_temperature, spec_of
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
+from mixmo.files import check_regular
 from mixmo.names import printable
 from mixmo.runs import Run
 
@@ -170,6 +171,8 @@ class TimmModel(PlainModel):
             ) from error
         spec = Spec.from_json(text, str(folder / SPEC), digest)
         try:
+            for file in folder.iterdir():
+                check_regular(file)
             net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         except Exception as error:  # whatever timm makes of the folder
             raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from mixmo.errors import InputError, MissingError, reason
+from mixmo.files import check_regular
 
 LARGEST = 8 * 2**30
 """Bytes that the arrays of a file may have together."""
@@ -56,6 +57,7 @@ def open_npy(file: Path) -> np.ndarray:
         InputError: if the file is missing, damaged or holds Python objects.
     """
     try:
+        check_regular(file)
         return np.asarray(npy.open_memmap(file, mode="r"))
     except Exception as error:  # whatever NumPy makes of damaged bytes
         raise InputError(f"{file} cannot be read as an .npy file: {reason(error)}.") from error
