@@ -37,7 +37,8 @@ AT_FDCWD, EXCHANGE = -100, 2
 MARKDOWN_MARK = "<!-- written by mixmo -->"
 HTML_MARK = '<meta name="generator" content="mixmo">'
 MARKS = (MARKDOWN_MARK.encode(), HTML_MARK.encode(), b"Software\0mixmo")
-"""By which pages, tables and pictures (PNG) of ours are known."""
+JSON_START = b'{\n "about": {'
+"""By which pages, tables, pictures (PNG) and measurements (JSON) of ours are known."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -324,11 +325,9 @@ def check_place(path: Path, ours: bool, overwrite: bool = False, folder: bool = 
         raise InputError(f"{path} is a folder; choose a file to write with --out.")
     if (ours and not link) or (overwrite and not folder):
         return
+    what = "a link" if link else "not recognisably mixmo's"
     hint = "" if folder else ", or replace it with --overwrite"
-    raise InputError(
-        f"{path} exists already and is {'a link' if link else 'not what mixmo wrote there'}; choose another place with "
-        f"--out{hint}."
-    )
+    raise InputError(f"{path} exists already and is {what}; choose another place with --out{hint}.")
 
 
 def is_marked(path: Path) -> bool:
@@ -339,7 +338,8 @@ def is_marked(path: Path) -> bool:
     except OSError:
         return False
     first = start.partition(b"\n")[0]
-    return any(mark in start for mark in MARKS) or (first.startswith(b"group,run,") and first.endswith(b",corruptions"))
+    table = first.startswith(b"group,run,") and first.endswith(b",corruptions")
+    return table or start.startswith(JSON_START) or any(mark in start for mark in MARKS)
 
 
 def sync_folder(folder: Path) -> None:

@@ -158,7 +158,7 @@ def test_metrics_are_written_before_the_page(trained, tmp_path, monkeypatch):
 def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys, code):
     np.savez(tmp_path / "a.npz", logits=np.eye(3), targets=np.arange(3))
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "comparison.csv").write_text("before")
+    (tmp_path / "out" / "comparison.csv").write_text("group,run,corruptions\n")
 
     def refuse(*_):
         raise OSError(code, os.strerror(code))
@@ -168,7 +168,9 @@ def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys,
     out, error = capsys.readouterr()
     assert "a.npz" in out
     assert error == f"mixmo: {tmp_path}/out/comparison.csv cannot be written: {os.strerror(code)}.\n"
-    assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [("comparison.csv", "before")]
+    assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [
+        ("comparison.csv", "group,run,corruptions\n")
+    ]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):

@@ -80,7 +80,7 @@ def test_awkward_names_of_classes(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys, code):
-    (tmp_path / "mixtures.png").write_text("before")
+    (tmp_path / "mixtures.png").write_text("Software\0mixmo")  # an earlier preview
 
     def refuse(*_):
         raise OSError(code, os.strerror(code))
@@ -88,7 +88,7 @@ def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(os, "fsync", refuse)
     assert main(["preview", "digits-cut", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"mixmo: {tmp_path}/mixtures.png cannot be written: {os.strerror(code)}.\n"
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mixtures.png", "before")]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mixtures.png", "Software\0mixmo")]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):

@@ -14,10 +14,11 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from mixmo.cli.options import add_overwrite
 from mixmo.config.hardware import default_precision
 from mixmo.config.plan import parse
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
-from mixmo.files import make_folder, write_text
+from mixmo.files import check_place, is_marked, make_folder, write_text
 from mixmo.names import printable
 from mixmo.runs import environment
 
@@ -29,8 +30,11 @@ def run(words: list[str]) -> None:
     parser = ArgumentParser(prog="mixmo benchmark", exit_on_error=False, description=ABOUT)
     parser.add_class_arguments(Benchmark, as_group=False)
     parser.add_argument("--save", type=str | None, default=None, help="keep the measurements in a JSON file")
+    add_overwrite(parser)
     chosen = parse(parser, words)
-    save = chosen.pop("save")
+    save, overwrite = chosen.pop("save"), chosen.pop("overwrite")
+    if save is not None:
+        check_place(Path(save), is_marked(Path(save)), overwrite)
     measure(Benchmark(**vars(chosen)), save)
 
 

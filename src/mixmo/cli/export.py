@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mixmo.cli.options import add_flag
+from mixmo.cli.options import add_flag, add_overwrite
 from mixmo.config.plan import parse
 from mixmo.deploy.export import FORMATS, ExportOptions, export
 from mixmo.evaluation.inference import TrainedRun
@@ -23,7 +23,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("--format", type=str, required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", type=str | None, default=None, help="the file or folder; in the run's by default")
-    add_flag(parser, "--overwrite", help="replace a file that is no whole export of mixmo's")
+    add_overwrite(parser)
     add_flag(parser, "--normalize", help="take pixels from 0 to 255")
     add_flag(parser, "--softmax", help="give probabilities in place of logits")
     add_flag(parser, "--temperature", help="divide logits by the validation set's temperature")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.config.plan import known_settings, make_plan, pairs, parsed, print_help
+from mixmo.cli.options import take_flag
+from mixmo.config.plan import make_plan, print_help
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.calibration import calibrate_run
@@ -24,9 +25,8 @@ def run(words: list[str]) -> None:
         return
     if not words or words[0].startswith("-"):
         raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
-    target, given = words[0], pairs(words[1:], {**known_settings(), "run": str, ACCEPT: bool})
-    accept = any([parsed(text, bool, ACCEPT) for name, text in given if name == ACCEPT][-1:])
-    overrides = [f"--{name}={text}" for name, text in given if name != ACCEPT]
+    target = words[0]
+    accept, overrides = take_flag(ACCEPT, words[1:], "fit")
     if resume := Path(target).is_dir():
         run = Run(target).require()
         plan = make_plan(run.resumed_config(), overrides)
@@ -36,7 +36,7 @@ def run(words: list[str]) -> None:
             )
     else:
         recipe = load_recipe(target)
-        if len(overrides) < len(given):
+        if accept:
             raise InputError(f"--{ACCEPT} is for a run's folder, which is resumed; {target} is a recipe.")
         plan = make_plan(recipe, overrides)
         run = Run(plan.folder or f"runs/{Path(target).stem}")

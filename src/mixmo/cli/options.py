@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jsonargparse import ArgumentParser, Namespace
 
+from mixmo.config.plan import FOLDERS, known_settings, pairs, parsed
 from mixmo.evaluation.results import GENERATED, EvaluationOptions
 
 EVALUATION = ("checkpoint", "precision", "ood", "corruptions", "refresh", "download")
@@ -26,6 +29,23 @@ def add_evaluation(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add_flag(parser, "--refresh", help="predict again, whatever is kept of an earlier call")
     add_flag(parser, "--download", help="allow downloads of datasets and networks")
+
+
+def add_overwrite(parser: ArgumentParser) -> None:
+    """Add the option that files of others are replaced."""
+    add_flag(parser, "--overwrite", help="replace files that mixmo did not write there")
+
+
+def take_flag(name: str, words: Sequence[str], command: str) -> tuple[bool, list[str]]:
+    """Return whether flag ``name`` is set among a plan's words, and the other words, in one form.
+
+    Example:
+        >>> take_flag("overwrite", ["--seed", "1", "--overwrite"], "preview")
+        (True, ['--seed=1'])
+    """
+    given = pairs(words, {**known_settings(), FOLDERS[command][0]: str, name: bool}, command)
+    flags = [parsed(text, bool, name) for each, text in given if each == name]
+    return any(flags[-1:]), [f"--{each}={text}" for each, text in given if each != name]
 
 
 def evaluation_options(chosen: Namespace) -> EvaluationOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from mixmo.cli.options import add_flag
+from mixmo.cli.options import add_flag, add_overwrite
 from mixmo.config.data_settings import LARGEST_BATCH, MOST_WORKERS
 from mixmo.config.plan import parse
 from mixmo.data.decoding import SIGNATURE, starts_like_image
@@ -47,7 +48,9 @@ def run(words: list[str]) -> int:
         )
     out = None if chosen.out is None else Path(chosen.out)
     unreadable: dict[int, str] = {}
-    with writing_rows(out) as write:
+    if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):
+        raise InputError(f"--out {printable(str(out))} is one of the images; choose another file.")
+    with writing_rows(out, chosen.overwrite) as write:
         batches = predictor.stream(images, chosen.batch_size, chosen.workers)
         rows_shown = out is None and sys.stdout.isatty()  # a bar would run into them
         for numbers, logits, errors in batches if rows_shown else _with_bar(batches, len(images)):
@@ -67,6 +70,7 @@ def _parser() -> ArgumentParser:
         help="image files and folders; - reads an image, or names of images, a line each, from standard input",
     )  # fmt: skip
     parser.add_argument("--out", type=str | None, default=None, help="a .csv, .jsonl or .parquet file")
+    add_overwrite(parser)
     parser.add_argument("--coverage", type=float, default=0.95, help="how often sets hold the true class")
     parser.add_argument("--risk", type=float, default=0.05, help="share of wrong answers where nobody is asked")
     parser.add_argument("--batch_size", type=int, default=64, help="images in a batch")

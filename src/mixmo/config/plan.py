@@ -219,6 +219,8 @@ def print_help(command: str) -> None:
     parser = ArgumentParser(prog=f"mixmo {command} RECIPE", exit_on_error=False, description=about)
     folder, description = FOLDERS[command]
     parser.add_argument(f"--{folder}", type=str | None, default=None, help=description)
+    if command == "preview":
+        parser.add_argument("--overwrite", action="store_true", help="replace files that mixmo did not write there")
     parser.add_class_arguments(Settings, as_group=False)
     parser.add_class_arguments(TrainerSettings, "trainer")
     parser.print_help()

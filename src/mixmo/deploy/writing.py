@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixmo.errors import InputError
-from mixmo.files import replacing
+from mixmo.files import check_place, replacing
 from mixmo.names import csv_cell, printable
 
 Row = dict[str, Any]
@@ -23,15 +23,16 @@ COLUMNS = ("file", "class", *NUMBERS[:2], "top5", *NUMBERS[2:], "set", "ask")
 
 
 @contextmanager
-def writing_rows(out: Path | None) -> Iterator[Write]:
+def writing_rows(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
     """Take rows of answers (:meth:`mixmo.deploy.answers.Answers.rows`) and write them by the file's ending.
 
     Args:
         out: A file that ends in .csv, .jsonl or .parquet; ``None`` writes comma-separated values to standard output.
+        overwrite: Whether a file that is there already is replaced.
 
     Raises:
-        InputError: if the ending is another, the file cannot be written, or Parquet's library is missing; nothing is
-            left half written.
+        InputError: if the ending is another, the file exists or cannot be written, or Parquet's library is missing;
+            nothing is left half written.
     """
     if out is None:
         yield _csv(sys.stdout)
@@ -39,6 +40,7 @@ def writing_rows(out: Path | None) -> Iterator[Write]:
     kinds: dict[str, Any] = {".csv": _text(_csv), ".jsonl": _text(_json_lines), ".parquet": _parquet}
     if out.suffix.lower() not in kinds:
         raise InputError(f"--out is {out}; answers are written as .csv, .jsonl or .parquet.")
+    check_place(out, False, overwrite)
     if out.suffix.lower() == ".parquet":
         _pyarrow(out)  # before anything is predicted
     with replacing(out) as file, kinds[out.suffix.lower()](file) as write:

@@ -22,7 +22,7 @@ from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.robustness import mean_metrics
-from mixmo.files import make_folder, write_text
+from mixmo.files import MARKDOWN_MARK, check_place, is_marked, make_folder, write_text
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.names import dataset_name
@@ -67,6 +67,7 @@ def compare(
     options: EvaluationOptions | None = None,
     show: Callable[[TextTable], None] = lambda table: None,
     note: str = "",
+    overwrite: bool = False,
 ) -> list[Group]:
     """Compare networks on their common test set.
 
@@ -79,13 +80,17 @@ def compare(
         options: How runs are evaluated; ``None`` takes the defaults.
         show: What to do with each table before anything is written.
         note: A sentence of the caller's, below the tables of the page.
+        overwrite: Whether files that are no earlier comparison are replaced as well.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
-        InputError: if they were tested on different images, or nothing can be written into ``out``.
+        InputError: if they were tested on different images, nothing can be written into ``out``, or other
+            files stand there.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder to write into with --out.")
+    for file in ("comparison.csv", "comparison.md", "comparison.html"):
+        check_place(out / file, is_marked(out / file), overwrite)
     named = [word if isinstance(word, Seeds) else str(word) for word in words]
     options = options or EvaluationOptions()
     groups = read_groups(named, options)
@@ -95,7 +100,7 @@ def compare(
         show(table)
     make_folder(out)
     write_text(out / "comparison.csv", as_csv(groups))
-    write_text(out / "comparison.md", "\n\n".join(table.markdown() for table in tables) + "\n")
+    write_text(out / "comparison.md", "\n\n".join([MARKDOWN_MARK, *(table.markdown() for table in tables)]) + "\n")
     write_text(out / "comparison.html", comparison_page(groups, replicas, tables, note, options.download))
     return groups
 

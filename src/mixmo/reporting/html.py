@@ -122,7 +122,9 @@ def png_of(figure: Figure, dpi: int = 110) -> bytes:
         b'\x89PNG'
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    figure.savefig(
+        buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": "mixmo"}
+    )
     return buffer.getvalue()
 
 

@@ -17,7 +17,7 @@ from mixmo.config.plan import Plan
 from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.module import DataModule
 from mixmo.data.sets import train_loader
-from mixmo.files import make_folder, write_bytes, write_text
+from mixmo.files import check_place, is_marked, make_folder, write_bytes, write_text
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.names import label
@@ -32,21 +32,24 @@ SAMPLES = 6
 COLORS = np.array(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
 
 
-def preview(plan: Plan, name: str, folder: Path) -> list[Path]:
+def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> list[Path]:
     """Draw a recipe's first mixtures and the whole catalogue of masks, as two PNG files and an HTML page.
 
     Args:
         plan: The recipe.
         name: What to call it.
         folder: Where to write; made if it is missing.
+        overwrite: Whether files that are no earlier preview are replaced as well.
 
     Returns:
         The files.
 
     Raises:
         MissingError: if the dataset is missing.
-        InputError: if a setting does not fit the others.
+        InputError: if a setting does not fit the others, or other files stand there.
     """
+    for file in ("mixtures.png", "masks.png", "preview.html"):
+        check_place(folder / file, is_marked(folder / file), overwrite)
     settings = plan.settings
     data = DataModule(settings.data, settings.seed)
     net = build_network(settings, data)

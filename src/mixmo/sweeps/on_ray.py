@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from mixmo.errors import InputError, StoppedError, reason
+from mixmo.files import check_place, writing
 from mixmo.sweeps.grid import Trial
 from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.trial import Row, train_trial
@@ -34,6 +35,8 @@ WAIT = 120.0
 """Seconds that a trial waits for a lost process to leave its folder."""
 KEPT = ".ray"
 """Where Ray keeps what it needs while it runs, in the sweep's folder."""
+OURS = "made-by-mixmo"
+"""A file in it, without which it is not removed."""
 STORE = 128 * 2**20
 """Bytes of memory that processes share; nothing large goes that way."""
 ENVIRONMENT = {
@@ -97,6 +100,7 @@ def run_on_ray(
 
         cpus, gpus = _share(resources)
         storage = folder / KEPT
+        _check_own(storage)
         tuner = tune.Tuner(
             tune.with_resources(_train, {"cpu": cpus, "gpu": gpus}),
             param_space={"work": tune.grid_search([_work(trial, folder, cpus) for trial in trials])},
@@ -106,7 +110,7 @@ def run_on_ray(
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )  # fmt: skip
-        shutil.rmtree(storage, ignore_errors=True)
+        _check_own(storage)  # without what Tune wrote there
         received = _stop_at_sigterm()
         try:
             with _quiet():
@@ -127,6 +131,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _check_own(storage: Path) -> None:
+    """Make the folder that Ray may use, and remove one of a sweep that was killed; refuse anything else of its name."""
+    ours = storage.is_dir() and ((storage / OURS).is_file() or not any(storage.iterdir()))
+    check_place(storage, ours, folder=True)
+    with writing(storage):
+        if storage.exists():
+            shutil.rmtree(storage)
+        storage.mkdir()
+        (storage / OURS).touch()
 
 
 @contextmanager
