@@ -3,11 +3,14 @@
 import base64
 import html
 import json
+import logging
 import re
 import shutil
 import subprocess
 import tarfile
+import time
 import uuid
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib.font_manager  # noqa: F401  it keeps a list of fonts in the real cache
@@ -24,6 +27,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
+from mixmo.deploy.predictor import Predictor
 from mixmo.evaluation import predictions
 from mixmo.network import MixMo
 from mixmo.runs import Run
@@ -302,3 +306,31 @@ def another_seed(trained):
     run = Run(folder / "another")
     fit(make_plan(two.config() | {"seed": 1}), run)
     return run
+
+
+def shared_state():
+    """Return what belongs to the whole process: draws, filters of warnings, and levels of logs."""
+    return torch.get_rng_state().tolist(), list(warnings.filters), logging.getLogger("PIL").level, logging.root.level
+
+
+def predictions_of_threads(path, images, seconds=None, calls=200):
+    """Eight threads ask one predictor for images, and open predictors of their own now and then.
+
+    Returns how many answers were right, how many were wrong, and whether the process is as it was.
+    """
+    predictor = Predictor(path, trust=True)
+    expected = {number: predictor(images[:number]).probabilities for number in range(1, 9)}
+    before, end = shared_state(), None if seconds is None else time.monotonic() + seconds
+
+    def ask(thread):
+        right = wrong = 0
+        while time.monotonic() < end if end else right + wrong < calls // 8:
+            number = (thread + right + wrong) % 8 + 1
+            own = Predictor(path, trust=True) if (right + wrong) % 20 == 0 else predictor
+            same = torch.equal(own(images[:number]).probabilities, expected[number])
+            right, wrong = right + same, wrong + (not same)
+        return right, wrong
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(8)))
+    return sum(right for right, _ in found), sum(wrong for _, wrong in found), shared_state() == before

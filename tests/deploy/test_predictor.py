@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import predictions_of_threads, shared_state
 from PIL import Image
 from scipy.stats import entropy
 
@@ -185,3 +186,18 @@ def test_descriptions_are_read_again_and_checked():
     ):
         with pytest.raises(InputError, match=r"x\.onnx is damaged, or none of mixmo's"):
             Spec.from_json(text, "x.onnx")
+
+
+def test_eight_threads_share_a_predictor(gone, new_images):
+    """Every answer is that of one thread alone, and the process is as it was."""
+    right, wrong, unchanged = predictions_of_threads(gone, sorted(new_images.iterdir()))
+    assert (right, wrong, unchanged) == (200, 0, True)
+
+
+def test_a_prediction_leaves_the_process_as_it_was(gone, new_images, tmp_path):
+    """Also of an exported folder, whose network timm builds; nothing is drawn from torch's global generator."""
+    export(TrainedRun(Run(gone)), "timm", tmp_path / "timm")
+    before = shared_state()
+    for path in (gone, tmp_path / "timm"):
+        mixmo.Predictor(path)(sorted(new_images.iterdir()))
+        assert shared_state() == before

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
-from conftest import answers_of_threads
+from conftest import answers_of_threads, predictions_of_threads
 
 import mixmo
+from mixmo.deploy.export import FORMATS, export
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.runs import Run
 
 
 @pytest.mark.torture
@@ -21,3 +24,16 @@ def test_eight_threads_share_a_network(name, capsys):
         print(f"\n{name}: {right} of 1000 calls from eight threads are right")
     assert right == 1000
     assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("form", ["run", "timm", "onnx"])
+def test_eight_threads_ask_a_predictor_for_a_minute(gone, new_images, tmp_path, form, capsys):
+    """Images of files, in batches of all sizes; now and then a thread opens the network anew."""
+    path = gone if form == "run" else export(TrainedRun(Run(gone)), form, tmp_path / FORMATS[form]).path
+    right, wrong, unchanged = predictions_of_threads(path, sorted(new_images.iterdir()), seconds=60)
+    with capsys.disabled():
+        print(
+            f"\n{form}: {right} answers right, {wrong} wrong; the process is {'as it was' if unchanged else 'changed'}"
+        )
+    assert right > 100 and not wrong and unchanged
