@@ -377,7 +377,7 @@ class Run:
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add an epoch's row to the end of ``metrics.csv``, however long that is."""
-        texts = {key: format(value, ".6g") for key, value in row.items()}
+        texts = {key: str(int(value)) if float(value).is_integer() else f"{value:.6g}" for key, value in row.items()}
         with writing(self.metrics_file):
             try:
                 with self.metrics_file.open(encoding="utf-8") as file:

@@ -53,8 +53,8 @@ class DataSettings:
         erasing: Share of the images in which a rectangle is blackened, by kornia.
         mean: Subtracted from each channel, in [0, 1].
         std: Divides each channel, in [0, 1].
-        in_memory: Keep decoded images on the device; null decides by their size. Partners for pixels.kind are then drawn
-            from the whole set, else from the batch.
+        in_memory: Keep decoded images on the device; null decides by their size. Partners for pixels.kind are then
+            drawn from the whole set, else from the batch.
         workers: Processes that decode streamed images.
         shuffle_shards: Tar shards or Parquet row groups that are shown at a time, their images mixed.
         on_error: Stop at images that cannot be read (raise), or continue without them (skip).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -136,7 +136,7 @@ class Training(L.LightningModule):
             logits.append(answers.detach())
             targets.append(mixed.targets)
         if not self._perturbed:
-            self._watch(torch.stack(losses).detach().sum(), torch.cat(logits), torch.cat(targets))
+            self.sums.add(torch.stack(losses).detach().sum(), torch.cat(logits), torch.cat(targets))
         return losses[-1]
 
     def _parts(self) -> list[slice]:
@@ -169,15 +169,14 @@ class Training(L.LightningModule):
         logits: Tensor = (self.average or self.net)(images)
         return logits
 
-    def _watch(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Sum up the epoch, on the device; look at it, and for a bad step, now and then."""
-        self.sums.add(loss, logits, targets)
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the sums of the epoch, and for a bad step, now and then."""
         if self.sums.steps % self.log_every and not self.trainer.is_last_batch:
             return
         self.check_finite()
         self.reports += 1
-        self.log_dict(self.sums.report(len(logits) * ranks.size()), prog_bar=True, logger=False)
-        self.log("lr", self.peak_lr * self.schedule(self.global_step), logger=False)
+        self.log_dict(self.sums.report(self.settings.data.batch_size), prog_bar=True, logger=False)
+        self.log("lr", self.peak_lr * self.schedule(self.global_step - 1), logger=False)
 
     def check_finite(self) -> None:
         """Stop if any loss or gradient so far was not finite."""
@@ -203,12 +202,19 @@ class Training(L.LightningModule):
         assert optimizer_closure is not None
         if self.settings.optimizer.sam_radius:
             optimizer_closure = partial(self._twice, optimizer_closure)
-        optimizer_closure = partial(self._looked_at, optimizer_closure, step)
+        optimizer_closure = partial(self._looked_at, optimizer_closure, step, self._copied_buffers())
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._move_average(step)
 
-    def _looked_at(self, closure: Callable[[], Any], step: int) -> Any:
-        """Note a step whose loss or gradient is not finite; without its gradient, no optimiser does anything."""
+    def _copied_buffers(self) -> list[Tensor]:
+        """Return copies of the network's buffers where steps may be skipped: their forward passes change statistics."""
+        return [each.clone() for each in self.net.buffers()] if self.skip else []
+
+    def _looked_at(self, closure: Callable[[], Any], step: int, buffers: Sequence[Tensor]) -> Any:
+        """Note a step whose loss or gradient is not finite; without its gradient, no optimiser does anything.
+
+        Where it is skipped, the network's buffers become again what they were.
+        """
         loss = closure()
         gradients = [each.grad for each in self.net.parameters() if each.grad is not None]
         bad = ~(ranks.total_norm(gradients).isfinite() & loss.detach().isfinite())
@@ -217,6 +223,8 @@ class Training(L.LightningModule):
         elif self.sums.skipped(bool(ranks.sum_over_ranks(bad.float()))):  # on all ranks, or on none
             for parameter in self.net.parameters():
                 parameter.grad = None
+            for own, before in zip(self.net.buffers(), buffers, strict=True):
+                own.copy_(before)
         return loss
 
     def _twice(self, closure: Callable[[], Any]) -> Any:
@@ -264,12 +272,19 @@ class Training(L.LightningModule):
             get_ema_multi_avg_fn(decay)(*parameters, None)
 
     def ready(self) -> None:
-        """Never let weights be kept or validated after a loss that was not finite, or an average that is not ready."""
+        """Never let weights be kept or validated that are not finite, or an average that is not ready."""
         self.check_finite()
-        if self._ready_at != self.global_step:
-            self._ready_at = self.global_step
-            ranks.share_buffers(self.net.buffers())
+        if self._ready_at == self.global_step:
+            return
+        self._ready_at = self.global_step
+        ranks.share_buffers(self.net.buffers())
         self.estimate_statistics()
+        for net, what in ((self.net, "network"), (self.average, "average of the weights")):
+            if net is not None and not _is_finite(net):
+                raise TrainingError(
+                    f"the {what} has weights or statistics that are not finite after step {self.global_step}; the last "
+                    "checkpoint was written before. Lower the learning rate or lengthen the warm-up."
+                )
 
     def on_train_epoch_end(self) -> None:
         """Get ready for a checkpoint."""
@@ -356,3 +371,9 @@ class _OnMixtures(nn.Module):
         mixed = batch["mixed"]
         logits: Tensor = self.net(mixed.inputs, mixed.masks if self.net.num_members > 1 else None)
         return logits
+
+
+def _is_finite(net: nn.Module) -> bool:
+    """Return whether all weights and statistics are finite, those of other ranks included."""
+    statistics = [each for each in net.buffers() if each.is_floating_point()]
+    return all(bool(ranks.total_norm(each).isfinite()) for each in (list(net.parameters()), statistics) if each)

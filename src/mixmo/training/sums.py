@@ -41,6 +41,7 @@ class EpochSums:
         self.loss, self.accuracy = torch.zeros(()), torch.zeros(num_members)
         self.steps, self._timed, self._since = 0, 0, 0.0
         self.bad_steps, self._in_a_row = 0, 0
+        self._before = self.loss, self.accuracy
 
     def begin(self, device: torch.device, kept: Mapping[str, Any] | None = None) -> None:
         """Start an epoch, or go on within one.
@@ -62,6 +63,7 @@ class EpochSums:
             logits: (B, M, K).
             targets: (B, M) class numbers, or (B, M, K) probabilities, whose largest counts.
         """
+        self._before = (self.loss.clone(), self.accuracy.clone()) if self.skipping else (self.loss, self.accuracy)
         classes = targets.argmax(2) if targets.is_floating_point() else targets
         self.loss += loss.nan_to_num(0, 0, 0)  # one that is not finite ends the run, or is skipped
         self.accuracy += (logits.argmax(2) == classes).float().mean(0)
@@ -69,12 +71,14 @@ class EpochSums:
         self._timed += 1
 
     def skipped(self, bad: bool) -> bool:
-        """Count a step that is skipped if it is ``bad``, and return that.
+        """Count the last step as skipped if it is ``bad``, without its loss and accuracy, and return that.
 
         Raises:
             TrainingError: if too many in a row are.
         """
         self.bad_steps += bad
+        if bad:
+            self.loss, self.accuracy = self._before
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= MOST_SKIPPED:
             raise TrainingError(
@@ -84,11 +88,15 @@ class EpochSums:
         return bad
 
     def report(self, batch_size: int) -> dict[str, Any]:
-        """Return the means over the epoch's steps so far, of all processes, and mixtures per second."""
+        """Return the means over the epoch's steps so far, without skipped ones, of all processes, and mixtures per second.
+
+        Means of no step are NaN.
+        """
         means = mean_over_ranks(torch.cat([self.loss[None], self.accuracy]))
-        report: dict[str, Any] = {"train_loss": means[0] / max(1, self.steps - self.bad_steps)}
+        means = means / (self.steps - self.bad_steps)
+        report: dict[str, Any] = {"train_loss": means[0]}
         for member, accuracy in enumerate(means[1:]):
-            report[f"train_member_{member}_accuracy"] = accuracy / self.steps
+            report[f"train_member_{member}_accuracy"] = accuracy
         if self.skipping:
             report["skipped_steps"] = float(self.bad_steps)
         report["images_per_second"] = self._timed * batch_size / (time.perf_counter() - self._since)
