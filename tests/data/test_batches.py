@@ -11,13 +11,14 @@ from mixmo.mixing import Mixer
 from mixmo.pixel_mixing import PixelMixer
 
 
-def test_random_crop_and_mirror_by_brute_force(generator):
+@pytest.mark.parametrize(("mode", "oracle"), [("zeros", "constant"), ("reflect", "reflect")])
+def test_random_crop_and_mirror_by_brute_force(generator, mode, oracle):
     images = torch.randint(256, (5, 6, 7, 3), dtype=torch.uint8, generator=generator)
-    own = DataSettings(padding=2, crop_size=4, flip=True, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+    own = DataSettings(padding=2, padding_mode=mode, crop_size=4, flip=True, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
     index = torch.arange(5).repeat(40)
     crops = Augmentation(own).random(images, index, generator)
     assert crops.shape == (200, 3, 4, 4)
-    padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)), mode=oracle)
     seen = set()
     for i, crop in zip(index.tolist(), crops, strict=True):
         pixels = crop.permute(1, 2, 0).numpy() * own.std + own.mean

@@ -369,6 +369,7 @@ def test_images_too_small_for_the_backbone_are_refused_before_the_run_exists(who
     for overrides, message in {
         ("--model.backbone=vit_tiny_patch16_224",): "cannot take images of 8×8.*img_size",
         ("--data.crop_size=20",): "crop_size is 20, larger than images of 8×8",
+        ("--data.padding=8", "--data.padding_mode=reflect"): "images of 8×8 can be reflected by less than",
         ("--mixer.kind=cute",): "did you mean 'cut'",
     }.items():
         with pytest.raises(ValueError, match=message):

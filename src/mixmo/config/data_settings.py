@@ -45,7 +45,8 @@ class DataSettings:
         crop_size: Side of the random crop in training and of the center crop in evaluation; null is the input size.
         augmentation: crop, at random from the padded image, as published; or photo, by kornia: a part of the image of
             any size and shape, scaled to the crop (RandomResizedCrop), and colours changed.
-        padding: Zero padding around the image, from which a crop is taken.
+        padding: Pixels around the image, from which a crop is taken.
+        padding_mode: What those pixels are: zeros (black), as published, or reflect, the image mirrored at its border.
         scale: Shares of the image's area that the part for photo has, least and most.
         color_jitter: How far photo changes brightness, contrast and saturation: by factors from 1 - it to 1 + it.
         flip: Whether half of the images are mirrored.
@@ -80,6 +81,7 @@ class DataSettings:
     crop_size: int | None = None
     augmentation: Literal["crop", "photo"] = "crop"
     padding: int = 4
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
     scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
     color_jitter: float = 0.4
     flip: bool = True

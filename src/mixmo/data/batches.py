@@ -96,6 +96,8 @@ class Augmentation:
         if self.flip:
             mirrored = torch.rand(count, 1, generator=generator, device=device)[part] < 0.5
             x = torch.where(mirrored, x.flip(1), x)
+        if self.settings.padding_mode == "reflect":
+            y, x = _reflect(y, height), _reflect(x, width)
         black = ((y < 0) | (y >= height))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
         place = (index[part, None] * height + y.clamp(0, height - 1))[:, :, None] * width
         place = place + x.clamp(0, width - 1)[:, None, :]
@@ -123,6 +125,11 @@ class Augmentation:
         if self.scale.device != pixels.device:  # once: the host waits for it
             self.scale, self.shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
         return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
+
+
+def _reflect(places: Tensor, size: int) -> Tensor:
+    """Return places up to ``size - 1`` beyond the border mirrored back inside; the border itself is not repeated."""
+    return size - 1 - (size - 1 - places.abs()).abs()
 
 
 @dataclass

@@ -111,4 +111,9 @@ def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
         raise InputError(
             f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}."
         )
+    if settings.data.padding_mode == "reflect" and settings.data.padding >= min(height, width):
+        raise InputError(
+            f"data.padding is {settings.data.padding}; images of {height}×{width} can be reflected by less than their "
+            "smaller side. Lower it, or set data.padding_mode to zeros."
+        )
     return data.size if side is None else (side, side)
