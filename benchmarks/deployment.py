@@ -105,7 +105,7 @@ def in_one_pass(run: TrainedRun, images: Tensor, labels: Tensor, rounds: int) ->
     model = RunModel(run.run.path)
     net, prepared = model.network.net.eval(), torch.cat([model.spec.prepared(part) for part in images.split(BATCH)])
     ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "1": lambda part: net(part).mean(1),
+        "1": lambda part: net(part),
         str(net.num_members): net.multiplex,
     }
     seconds = interleaved({name: lambda way=way: way(prepared[:BATCH]) for name, way in ways.items()}, rounds)

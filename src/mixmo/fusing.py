@@ -67,9 +67,9 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
         average: ``logits``, or ``probabilities`` of the members: their heads then stay, as one layer of M * K outputs.
 
     Returns:
-        A new module with ``plain(images)`` = ``net(images).mean(1)`` up to rounding. For ``probabilities`` a
+        A new module with ``plain(images)`` = ``net(images)`` up to rounding. For ``probabilities`` a
         :class:`ProbabilityAverage` of the backbone, with ``plain(images).softmax(1)`` =
-        ``net(images).softmax(2).mean(1)``.
+        ``net.members(images).softmax(2).mean(1)``.
 
     Raises:
         InputError: if a stem is no convolution of a known kind (it never is with ``mix_at``) or a head no plain layer,
@@ -78,7 +78,7 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
         >>> images = torch.randn(4, 3, 32, 32)
-        >>> bool(torch.allclose(fuse(net)(images), net(images).mean(1), atol=1e-5))
+        >>> bool(torch.allclose(fuse(net)(images), net(images), atol=1e-5))
         True
     """
     one_of(average, ("logits", "probabilities"), "average")
@@ -142,7 +142,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
         image = torch.randn(1, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
         image = image.to(weight.device, weight.dtype)
         try:
-            members = reference(image).float()
+            members = reference.members(image).float()
         except (RuntimeError, AssertionError, IndexError, ValueError):  # an image of another size than it takes
             continue
         expected = members.mean(1) if average == "logits" else log_mean_probabilities(members)

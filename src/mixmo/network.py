@@ -64,7 +64,9 @@ class MixMo(nn.Module):
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
-        >>> net(torch.zeros(4, 3, 32, 32)).shape                                          # inference
+        >>> net(torch.zeros(4, 3, 32, 32)).shape                                          # inference: the ensemble
+        torch.Size([4, 10])
+        >>> net.members(torch.zeros(4, 3, 32, 32)).shape                                  # and each member
         torch.Size([4, 2, 10])
         >>> net(torch.zeros(4, 2, 3, 32, 32), torch.full((4, 2, 1, 32, 32), 0.5)).shape   # training
         torch.Size([4, 2, 10])
@@ -171,14 +173,14 @@ class MixMo(nn.Module):
         return self.stems[0].encoder_shape(height, width)
 
     def forward(self, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Classify images (every member sees the same one) or mixtures of M inputs.
+        """Classify images as the ensemble, or mixtures of M inputs as M members.
 
         Args:
             inputs: Images (B, C, H, W), or one image per member (B, M, C, H, W).
             masks: (B, M, 1 or F, h, w) for inputs of five axes; ``None`` mixes them equally.
 
         Returns:
-            Logits (B, M, K). The ensemble's are their mean over the members.
+            The ensemble's logits (B, K) of images, the mean of the members'; the members' logits (B, M, K) of mixtures.
 
         Raises:
             InputError: if shapes do not fit.
@@ -190,13 +192,27 @@ class MixMo(nn.Module):
                     f"(B, {self.num_members}, {self.in_chans}, H, W)."
                 )
             return self._mixed(inputs, masks)
-        elif inputs.dim() != 4 or inputs.shape[1] != self.in_chans:
-            raise InputError(
-                f"images have shape {tuple(inputs.shape)}, but this network takes (B, {self.in_chans}, H, W)."
-            )
-        elif masks is not None:
+        if masks is not None:
             raise InputError("masks go with inputs of five axes, (B, M, C, H, W); images mix equally.")
-        return self.backbone(inputs).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
+        return self.members(inputs).mean(1)
+
+    def members(self, images: Tensor) -> Tensor:
+        """Classify images by each member; all of them see the same image, in one pass.
+
+        Args:
+            images: (B, C, H, W).
+
+        Returns:
+            Logits (B, M, K), whose mean over the members is ``net(images)``.
+
+        Raises:
+            InputError: if the shape does not fit.
+        """
+        if images.dim() != 4 or images.shape[1] != self.in_chans:
+            raise InputError(
+                f"images have shape {tuple(images.shape)}, but this network takes (B, {self.in_chans}, H, W)."
+            )
+        return self.backbone(images).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
 
     def multiplex(self, images: Tensor) -> Tensor:
         """Classify M different images in each pass of the backbone: each member one, mixed equally.

@@ -72,7 +72,7 @@ def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalize, so
             found = model.net(shown)
         found = list(found) if isinstance(found, tuple) else [found]
     with torch.no_grad():
-        logits = mixmo.load(gone)((pixels / 255 - 0.3) / 0.37)
+        logits = mixmo.load(gone).members((pixels / 255 - 0.3) / 0.37)
     temperature = model.spec.calibration.temperature if softmax else 1
     expected = logits.mean(1) / temperature
     torch.testing.assert_close(found[0], expected.softmax(1) if softmax else expected, atol=1e-4, rtol=1e-4)
@@ -85,7 +85,7 @@ def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalize, so
     images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     again = model.logits(images).mean(1).log_softmax(1)
     with torch.no_grad():
-        direct = mixmo.load(gone)(model.spec.prepared(images)).mean(1).log_softmax(1)
+        direct = mixmo.load(gone)(model.spec.prepared(images)).log_softmax(1)
     torch.testing.assert_close(again, direct, atol=1e-4, rtol=1e-4)
 
 
@@ -111,13 +111,13 @@ def test_timm_opens_the_folder_without_mixmo(tmp_path, monkeypatch):
     assert main(["export", "run", "--format=timm", "--out=exported"]) == 0
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.save({"images": images, "logits": mixmo.load("run")(images).mean(1)}, "content.pt")
+        torch.save({"images": images, "logits": mixmo.load("run")(images)}, "content.pt")
     done = subprocess.run([sys.executable, "-c", WITHOUT_MIXMO], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["True", "['cat', 'dog', 'emu'] [0.10000000149011612, 0.20000000298023224, "
                                         "0.30000001192092896] (32, 32)"], done.stderr  # fmt: skip
     assert main(["export", "run", "--format=safetensors"]) == 0
     plain = timm.create_model("resnet18", num_classes=3, checkpoint_path="run/model.safetensors").eval()
-    torch.testing.assert_close(plain(images), mixmo.load("run")(images).mean(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain(images), mixmo.load("run")(images), atol=1e-5, rtol=1e-5)
 
 
 def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def test_answers_are_the_networks(gone, new_images):
     own = DataSettings(crop_size=12, mean=[0.3], std=[0.37])
     shown = Augmentation(own).center(torch.from_numpy(pixels), torch.arange(12))
     with torch.no_grad():
-        logits = mixmo.load(gone)(shown).double()
+        logits = mixmo.load(gone).members(shown).double()
     temperature = mixmo.Predictor(gone).judge.calibration.temperature
     assert temperature != 1
     torch.testing.assert_close(found.probabilities, (logits.mean(1) / temperature).softmax(1), atol=1e-6, rtol=1e-6)

@@ -55,7 +55,7 @@ def test_metrics_are_those_of_corrupted_images(trained, few):
             generator = generator_for(place * 5 + severity - 1, 0, "corruption")
             corrupted = corrupt(images.images, kind, severity, generator)
             with torch.no_grad():
-                logits = network.net(network.augment.center(corrupted, torch.arange(12)))
+                logits = network.net.members(network.augment.center(corrupted, torch.arange(12)))
             metrics = evaluate(logits, images.labels)
             for key, value in found.kinds[kind][severity].items():
                 assert value == pytest.approx(metrics[key]), key

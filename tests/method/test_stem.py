@@ -55,7 +55,7 @@ def test_a_backbone_that_changes_its_input_takes_no_mixtures(backbone):
     masks = torch.full((4, 2, 1, 9, 9), 0.5)
     with pytest.raises(ValueError, match="the backbone changes its input before its stem"):
         net(torch.randn(4, 2, 3, 9, 9), masks)
-    assert net(torch.randn(4, 3, 9, 9)).shape == (4, 2, 7)
+    assert net(torch.randn(4, 3, 9, 9)).shape == (4, 7)
     single = mixmo.MixMo(backbone(), num_members=1, stem="first", head="last")
     assert single(torch.randn(4, 1, 3, 9, 9)).shape == (4, 1, 7)
 
@@ -70,7 +70,7 @@ def test_hooks_of_a_stem_are_called_for_images_too():
     net = mixmo.MixMo(Plain(), num_members=2, stem="first", head="last")
     net.encoders[1].register_forward_hook(lambda module, inputs, output: output * 2)
     images = torch.randn(4, 3, 9, 9)
-    torch.testing.assert_close(net(images), net(images[:, None].expand(4, 2, 3, 9, 9)))
+    torch.testing.assert_close(net.members(images), net(images[:, None].expand(4, 2, 3, 9, 9)))
 
 
 def test_threads_share_a_network():

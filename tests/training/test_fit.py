@@ -313,7 +313,7 @@ def test_test_json_repeats_what_the_loaded_network_says(whole):
     data = make_plan(run.config()).settings.data
     test = DataModule(data, 0).test
     with torch.no_grad():
-        logits = net(Augmentation(data).center(test.images, torch.arange(12)))
+        logits = net.members(Augmentation(data).center(test.images, torch.arange(12)))
     expected = mixmo.evaluate(logits, test.labels)
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
     assert not net.training

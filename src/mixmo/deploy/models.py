@@ -24,6 +24,7 @@ from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.files import check_regular
 from mixmo.names import printable
+from mixmo.network import MixMo
 from mixmo.runs import Run
 
 
@@ -68,7 +69,7 @@ class RunModel:
         """Return logits (B, M, K)."""
         net, device = self.network.net, self.network.device
         with autocast(device, self.precision):
-            found: Tensor = net(self.spec.prepared(images.to(device)))
+            found: Tensor = net.members(self.spec.prepared(images.to(device)))
         return found.float().cpu()
 
 
@@ -135,7 +136,7 @@ class PlainModel:
     """A network in this process.
 
     Args:
-        net: Images (B, C, h, w) to logits (B, K), or (B, M, K), in evaluation mode.
+        net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
         spec: Its description.
     """
 
@@ -145,8 +146,8 @@ class PlainModel:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, M, K)."""
-        found: Tensor = self.net(self.spec.prepared(images))
-        return found if found.dim() == 3 else found[:, None]
+        prepared = self.spec.prepared(images)
+        return self.net.members(prepared) if isinstance(self.net, MixMo) else self.net(prepared)[:, None]
 
 
 class TimmModel(PlainModel):

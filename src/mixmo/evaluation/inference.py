@@ -200,7 +200,8 @@ def predict_logits(
     logits, targets = [], []
     for images, labels, index in batches:
         images, labels, index = images.to(device), labels.to(device), index.to(device)
-        output = net(augment.center(images, index)).float()
-        logits.append((output if isinstance(net, MixMo) else output[:, None]).cpu())
+        prepared = augment.center(images, index)
+        output = net.members(prepared) if isinstance(net, MixMo) else net(prepared)[:, None]
+        logits.append(output.float().cpu())
         targets.append(labels[index].cpu())
     return torch.cat(logits), torch.cat(targets)

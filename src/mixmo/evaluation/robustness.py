@@ -254,7 +254,7 @@ def _logits(network: Network, images: Tensor, precision: str) -> Tensor:
     with autocast(network.device, precision):
         for part in images.to(network.device).split(network.settings.evaluation_size):
             everything = torch.arange(len(part), device=network.device)
-            found.append(network.net(network.augment.center(part, everything)).float().cpu())
+            found.append(network.net.members(network.augment.center(part, everything)).float().cpu())
     return torch.cat(found)
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 LEAST = 50_000
@@ -36,6 +36,7 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
             if not isinstance(block, FSDPModule) and sum(each.numel() for each in block.parameters()) >= LEAST:
                 fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
+    register_fsdp_forward_method(net, "members")  # gathers weights as a forward does
 
 
 class ShardedStrategy(ModelParallelStrategy):

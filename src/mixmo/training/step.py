@@ -166,8 +166,7 @@ class Training(L.LightningModule):
         return logits, self.objective(logits, mixed)
 
     def _validated(self, images: Tensor) -> Tensor:
-        logits: Tensor = (self.average or self.net)(images)
-        return logits
+        return (self.average or self.net).members(images)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the sums of the epoch, and for a bad step, now and then."""
