@@ -37,7 +37,7 @@ def stepping(given: argparse.Namespace) -> dict[str, dict[str, float]]:
         mixer = Mixer(kind, given.members, probability=1.0)
 
         def run() -> None:
-            step.batches.maker.mixer = mixer
+            step.batches.maker.mixer.mixer = mixer
             step()
 
         return run

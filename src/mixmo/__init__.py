@@ -8,13 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mixmo import masks
+from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.pairing import pair
 
 __all__ = [
+    "BatchMixer",
     "Mix",
     "MixMo",
+    "MixedBatch",
     "Mixer",
     "Predictor",
     "evaluate",

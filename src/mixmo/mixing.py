@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,10 @@ from mixmo.seeding import drawing_device
 
 NOTHING = torch.iinfo(torch.int64).min
 """A class number to ignore that no dataset has: torch's own choice, -100, would hide a wrong target."""
+
+
+Kind = str | MaskFunction
+"""A mask: its name in ``mixmo.masks.KINDS``, or its function."""
 
 
 class Mix(NamedTuple):
@@ -53,13 +57,12 @@ class Mixer:
     of a mask are its realised means.
 
     Args:
-        kind: A name in ``mixmo.masks.KINDS``, or names with probabilities that sum to one, among which is drawn as
-            well: ``{"cut": 0.5, "cow": 0.5}``.
+        kind: A name in ``mixmo.masks.KINDS``, a function of your own as :mod:`mixmo.masks` describes it, or several of
+            them with probabilities that sum to one, among which is drawn as well: ``{"cut": 0.5, "cow": 0.5}``.
         num_members: M, the number of members; with M = 1 every mask is one everywhere.
         alpha: Concentration of the Dirichlet; the larger, the closer to 1/M. 0 means exactly 1/M.
         probability: p, the probability of a kind that is not constant, in [0, 1].
         draw_per: ``batch``, the published rule, or ``sample``.
-        catalogue: The functions of the kinds by their names; ``KINDS`` with any of your own.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -73,16 +76,16 @@ class Mixer:
         True
     """
 
-    kind: str | Mapping[str, float] = "cut"
+    kind: Kind | Mapping[Kind, float] = "cut"
     num_members: int = 2
     alpha: float = 2.0
     probability: float = 0.5
     draw_per: str = "batch"
-    catalogue: Mapping[str, MaskFunction] = field(default_factory=lambda: KINDS, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
-            one_of(kind, self.catalogue, "mixer kind")
+            if not callable(kind):
+                one_of(kind, KINDS, "mixer kind")
         if not abs(sum(self.kinds.values()) - 1) < 1e-6 or min(self.kinds.values()) < 0:
             raise InputError(f"mixer kinds are {dict(self.kinds)}; their probabilities are 0 or more and sum to 1.")
         if self.num_members < 1:
@@ -94,9 +97,9 @@ class Mixer:
         one_of(self.draw_per, ("batch", "sample"), "mixer draw_per")
 
     @property
-    def kinds(self) -> Mapping[str, float]:
+    def kinds(self) -> Mapping[Kind, float]:
         """The kinds with their probabilities."""
-        return {self.kind: 1.0} if isinstance(self.kind, str) else self.kind
+        return self.kind if isinstance(self.kind, Mapping) else {self.kind: 1.0}
 
     def sample(
         self,
@@ -159,7 +162,8 @@ class Mixer:
         """Return masks of the kinds that ``uniform`` chooses."""
         drawn, below = [], 0.0
         for kind, probability in self.kinds.items():
-            drawn.append((below, self.catalogue[kind](ratios, shape, generator, roles)))
+            function = KINDS[kind] if isinstance(kind, str) else kind
+            drawn.append((below, function(ratios, shape, generator, roles)))
             below += probability
         chosen = drawn[0][1]
         for start, masks in drawn[1:]:

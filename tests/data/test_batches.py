@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from mixmo.batch_mixing import BatchMixer
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation, BatchMaker
 from mixmo.data.sets import DistinctBatch
-from mixmo.mixing import Mixer
+from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer
 
 
@@ -63,7 +64,14 @@ def labelled(count=12, side=6):
 
 
 def maker(own, kind="cut", pixels=None, members=2, probability=1.0):
-    return BatchMaker(own, Mixer(kind, members, probability=probability), pixels, 3.0, (4, 6, 6), 5)
+    """Mixtures on maps of the images' own size, of five classes."""
+    net = MixMo("wide_resnet10_1", members, num_classes=5, in_chans=1)
+    shares = (own.input_repetition_at(0), own.input_repetition_at(1))
+    mixer = BatchMixer(
+        net, kind, probability=probability, batch_repetition=own.batch_repetition, input_repetition=shares,
+        pixels=pixels,
+    )  # fmt: skip
+    return BatchMaker(own, mixer)
 
 
 @pytest.mark.parametrize("repeat", ["index", "pixels"])
@@ -71,7 +79,7 @@ def test_targets_belong_to_the_images(repeat, generator):
     images, labels = labelled()
     own = DataSettings(batch_size=16, batch_repetition=2, channels=1, padding=0, mean=[0.0], std=[1.0], repeat=repeat)
     batch = DistinctBatch(images, labels, torch.tensor([3, 1, 4, 11, 5, 9, 2, 6]))
-    inputs, masks, targets, weights, _ = maker(own)(batch, generator)
+    inputs, masks, targets, weights, *_ = maker(own)(batch, generator)
     assert inputs.shape == (16, 2, 1, 6, 6) and masks.shape == (16, 2, 1, 6, 6)
     shown = (inputs[:, :, 0, 0, 0] * 255 / 20).round().long()
     assert torch.equal(targets, labels[shown])
@@ -83,8 +91,9 @@ def test_shared_positions_are_those_of_one_image(generator):
     images, labels = labelled()
     batch = DistinctBatch(images, labels, torch.arange(8))
     own = DataSettings(batch_size=8, channels=1, padding=0, mean=[0.0], std=[1.0], input_repetition=0.5)
-    for rho, least in ((None, 4), (0.25, 2)):
-        mixed = maker(own, members=3)(batch, generator, 0.0, rho)
+    own.input_repetition_end = 0.25
+    for progress, least in ((0.0, 4), (1.0, 2)):
+        mixed = maker(own, members=3)(batch, generator, progress)
         shown = mixed.inputs[:, :, 0, 0, 0]
         assert torch.equal(mixed.shared, (shown == shown[:, :1]).all(1))
         assert mixed.shared[-least:].all() and least <= mixed.shared.sum() < 8
@@ -132,4 +141,4 @@ def test_a_batch_is_a_function_of_its_generator(generator):
     one, other = (
         maker(own, pixels=PixelMixer("mixup"))(batch, torch.Generator().manual_seed(5), 0.3) for _ in range(2)
     )
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one[:5], other[:5], strict=True))

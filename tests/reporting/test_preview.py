@@ -10,9 +10,9 @@ import torch
 from conftest import write_images
 from PIL import Image
 
+from mixmo.batch_mixing import MixedBatch
 from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.batches import MixedBatch
 from mixmo.masks import KINDS
 from mixmo.reporting.preview import blended, colored, montage, shown_images, target_of
 

@@ -1,45 +1,18 @@
-"""From U distinct images to B mixtures, on the device: pairing, augmentation, masks, mixing in pixels.
-
-One generator feeds every draw of a step, in this order, so that a step is a function of (seed, step).
-"""
+"""Augmentation of images on the device, and the mixtures of a training step made of augmented copies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mixmo.batch_mixing import WHOLE, BatchMixer, MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.policies import Policy
 from mixmo.data.sets import DistinctBatch
-from mixmo.masks import FeatureShape
-from mixmo.mixing import Mixer, loss_weights
-from mixmo.pairing import pair
-from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
-
-WHOLE = slice(None)
-
-
-class MixedBatch(NamedTuple):
-    """What one training step consumes.
-
-    Attributes:
-        inputs: (B, M, C, H, W) float32, augmented and normalised, channels last in memory.
-        masks: (B, M, 1 or F, h, w).
-        targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed.
-        weights: (B, M) loss weights.
-        shared: (B,) whether all members were shown the same image.
-    """
-
-    inputs: Tensor
-    masks: Tensor
-    targets: Tensor
-    weights: Tensor
-    shared: Tensor
 
 
 class Augmentation:
@@ -132,25 +105,46 @@ def _reflect(places: Tensor, size: int) -> Tensor:
     return size - 1 - (size - 1 - places.abs()).abs()
 
 
+class AugmentedImages:
+    """The images of one step as a source of augmented copies.
+
+    Args:
+        batch: The U distinct images, and those that partners are drawn from.
+        augment: Makes every copy.
+        generator: Seeded for this step, on the images' device.
+        repeat: Repeat indices, so that every copy is augmented on its own, or augmented pixels.
+    """
+
+    def __init__(self, batch: DistinctBatch, augment: Augmentation, generator: torch.Generator, repeat: str) -> None:
+        self.images, self.labels, self.chosen = batch
+        self.augment, self.generator, self.repeat = augment, generator, repeat
+
+    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W) for a part of the pairs (B, M)."""
+        if self.repeat == "index":
+            return self.copies(self.chosen[pairs], part)
+        return self.augment.random(self.images, self.chosen, self.generator)[pairs[part]]
+
+    def copies(self, places: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W): an augmented copy for each of the places (B, M) of a part."""
+        first, last, _ = part.indices(len(places))
+        members = places.shape[1]
+        own = slice(first * members, last * members)
+        copies = self.augment.random(self.images, places.flatten(), self.generator, own)
+        return copies.view(last - first, members, *copies.shape[1:])
+
+
 @dataclass
 class BatchMaker:
     """Makes the mixtures of a step from its distinct images.
 
     Args:
-        settings: The recipe's data section (batch repetition, augmentation).
-        mixer: Masks and ratios.
-        pixels: Mixing in pixels, or ``None``.
-        root: r of the loss weights.
-        feature_shape: (F, h, w) of the encoders' output.
-        num_classes: K.
+        settings: The recipe's data section (augmentation).
+        mixer: Everything else.
     """
 
     settings: DataSettings
-    mixer: Mixer
-    pixels: PixelMixer | None
-    root: float
-    feature_shape: FeatureShape
-    num_classes: int
+    mixer: BatchMixer
     augment: Augmentation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -162,44 +156,9 @@ class BatchMaker:
         batch: DistinctBatch,
         generator: torch.Generator,
         progress: float = 0.0,
-        input_repetition: float | None = None,
+        mask_progress: float | None = None,
         part: slice = WHOLE,
     ) -> MixedBatch:
-        """Draw one step, and make a part of its mixtures.
-
-        Args:
-            batch: The U distinct images.
-            generator: Seeded for this step, on the images' device.
-            progress: Share of training done, for the schedule of p.
-            input_repetition: rho of this step; ``None`` is the one that training starts with.
-            part: Which of the B mixtures are wanted; draws are made for all, so that parts make up the whole.
-        """
-        images, labels, index = batch
-        members = self.mixer.num_members
-        own = self.settings
-        rho = own.input_repetition if input_repetition is None else input_repetition
-        pairs = pair(len(index), members, own.batch_repetition, rho, generator)
-        if own.repeat == "index":
-            inputs = self._augmented(images, index[pairs], generator, part)
-        else:
-            inputs = self.augment.random(images, index, generator)[pairs[part]]
-        targets = labels[index[pairs[part]]]
-        mix = self.mixer.sample(len(pairs), self.feature_shape, generator, progress)
-        masks, weights = mix.masks[part], loss_weights(mix.ratios[part], self.root)
-        shared = (pairs == pairs[:, :1]).all(1)[part]
-        if self.pixels is None:
-            return MixedBatch(inputs, masks, targets, weights, shared)
-        partner = torch.randint(len(images), pairs.shape, generator=generator, device=images.device)
-        keep = self.pixels.sample(len(pairs), members, (inputs.shape[-2], inputs.shape[-1]), generator)[part]
-        if members > 1:
-            keep = keep_majority(keep, masks)
-        inputs = mix_pixels(inputs, self._augmented(images, partner, generator, part), keep)
-        targets = shared_targets(targets, labels[partner[part]], visible_share(keep, masks), self.num_classes)
-        return MixedBatch(inputs, masks, targets, weights, shared)
-
-    def _augmented(self, images: Tensor, places: Tensor, generator: torch.Generator, part: slice) -> Tensor:
-        """Return (b, M, C, H, W): an augmented copy for each of the places (B, M) of a part."""
-        first, last, _ = part.indices(len(places))
-        members = places.shape[1]
-        copies = self.augment.random(images, places.flatten(), generator, slice(first * members, last * members))
-        return copies.view(last - first, members, *copies.shape[1:])
+        """Draw one step, and make a part of its mixtures (:meth:`BatchMixer.mix`)."""
+        source = AugmentedImages(batch, self.augment, generator, self.settings.repeat)
+        return self.mixer.mix(source, generator, progress, mask_progress, part)

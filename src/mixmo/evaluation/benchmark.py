@@ -21,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
-from mixmo.data.batches import BatchMaker, MixedBatch
+from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
 from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
-from mixmo.mixing import Mixer, loss_weights, mixed_cross_entropy
+from mixmo.mixing import loss_weights
 from mixmo.network import MixMo, create_backbone
 from mixmo.training.optimizers import build_optimizer
 
@@ -118,10 +119,9 @@ class Batches:
         size, device = (5000, case.image_size, case.image_size, 3), case.device
         images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
         labels = torch.randint(case.num_classes, (5000,), device=device, generator=self.generator)
-        net = MixMo(case.backbone, 1, num_classes=2, mix_at=case.mix_at)
-        shape = net.encoder_shape(case.image_size, case.image_size)
-        mixer = Mixer("cut", members)
-        self.maker = BatchMaker(case.data, mixer, None, 3.0, shape, case.num_classes)
+        net = MixMo(case.backbone, members, num_classes=case.num_classes, mix_at=case.mix_at)
+        self.maker = BatchMaker(case.data, BatchMixer(net, batch_repetition=case.batch_repetition))
+        self.shape = net.encoder_shape(case.image_size, case.image_size)
         distinct = torch.arange(case.batch_size // case.batch_repetition, device=device)
         self.batch = DistinctBatch(images, labels, distinct)
 
@@ -131,7 +131,7 @@ class Batches:
 
     def remixed(self, mixed: MixedBatch) -> MixedBatch:
         """Draw new masks for a batch whose images are ready."""
-        mix = self.maker.mixer.sample(len(mixed.inputs), self.maker.feature_shape, self.generator)
+        mix = self.maker.mixer.mixer.sample(len(mixed.inputs), self.shape, self.generator)
         return mixed._replace(masks=mix.masks, weights=loss_weights(mix.ratios))
 
 
@@ -157,8 +157,7 @@ class TrainingStep:
 
     def _loss(self, mixed: MixedBatch) -> Tensor:
         if self.members:
-            masks = mixed.masks if self.members > 1 else None
-            return mixed_cross_entropy(self.net(mixed.inputs, masks), mixed.targets, mixed.weights)
+            return mixed.loss(self.net(mixed.inputs, mixed.masks))
         return F.cross_entropy(self.net(mixed.inputs[:, 0]), mixed.targets[:, 0])
 
     def data(self) -> MixedBatch:

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mixmo.batch_mixing import MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.plan import Plan
-from mixmo.data.batches import BatchMaker, MixedBatch
 from mixmo.data.module import DataModule
 from mixmo.data.sets import train_loader
 from mixmo.files import check_place, is_marked, make_folder, write_bytes, write_text
@@ -61,13 +61,14 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
             torch.manual_seed(seed_for(settings.seed, step, "global"))  # as in training, for augmentation policies
             mixed = maker(batch, generator_for(settings.seed, step))
         place = (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)  # where rho is not 0, the last share one image
-        mixtures.append(MixedBatch(*(part[place : place + 1] for part in mixed)))
+        mixtures.append(MixedBatch(*(part[place : place + 1] for part in mixed[:5])))
     first = mixtures_figure(mixtures, settings.data, data.classes)
-    second = catalogue_figure(maker)
+    mixer, shape = maker.mixer.mixer, net.encoder_shape(*mixed.inputs.shape[-2:])
+    second = catalogue_figure(mixer, shape)
     pictures = {"mixtures.png": pages.png_of(first), "masks.png": pages.png_of(second)}
     make_folder(folder)
     files = [write_bytes(folder / file, content) for file, content in pictures.items()]
-    write_text(folder / "preview.html", _page(name, plan, maker, mixtures, data.classes, pictures))
+    write_text(folder / "preview.html", _page(name, plan, (mixer, shape), mixtures, data.classes, pictures))
     return [*files, folder / "preview.html"]
 
 
@@ -100,15 +101,16 @@ def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes:
     return figure
 
 
-def catalogue_figure(maker: BatchMaker) -> Figure:
+def catalogue_figure(mixer: Mixer, shape: FeatureShape) -> Figure:
     """Return a row for each kind of mask: samples, and the histogram of the first member's realised ratio.
 
     A position has the colours of its members, each by its share; masks of F channels are shown channel by channel.
 
     Args:
-        maker: Whose members, concentration and size of the feature map are used.
+        mixer: Whose members and concentration are used.
+        shape: (F, h, w) of the feature maps.
     """
-    shape, members = maker.feature_shape, max(2, maker.mixer.num_members)
+    members = max(2, mixer.num_members)
     figure = Figure(figsize=(1.15 * SAMPLES + 3, 1.2 * len(KINDS)))
     axes = figure.subplots(len(KINDS), SAMPLES + 1, squeeze=False, width_ratios=[1] * SAMPLES + [2.4])
     for row, kind in zip(axes, KINDS, strict=True):
@@ -118,9 +120,9 @@ def catalogue_figure(maker: BatchMaker) -> Figure:
         row[-1].set_yticks([])
         row[-1].set_xlim(0, 1)
         row[-1].tick_params(labelsize=7)
-        mixer = Mixer(kind, members, maker.mixer.alpha, probability=1.0, draw_per="sample")
+        shaped = Mixer(kind, members, mixer.alpha, probability=1.0, draw_per="sample")
         try:
-            masks, ratios = _draws(mixer, shape)
+            masks, ratios = _draws(shaped, shape)
         except ValueError as error:
             row[-1].text(0.5, 0.5, str(error), ha="center", va="center", fontsize=6, wrap=True)
             continue
@@ -223,9 +225,15 @@ def _repetition(own: DataSettings) -> str:
 
 
 def _page(
-    name: str, plan: Plan, maker: BatchMaker, mixtures: list[MixedBatch], classes: list[str], pictures: dict[str, bytes]
+    name: str,
+    plan: Plan,
+    drawn: tuple[Mixer, FeatureShape],
+    mixtures: list[MixedBatch],
+    classes: list[str],
+    pictures: dict[str, bytes],
 ) -> str:
-    members = range(maker.mixer.num_members)
+    mixer, (channels, height, width) = drawn
+    members = range(mixer.num_members)
     header = ["", *(f"{what} {member}" for member in members for what in ("target", "ratio", "weight"))]
     rows = []
     for step, mixed in enumerate(mixtures):
@@ -234,7 +242,6 @@ def _page(
             ratio, weight = mixed.masks[0, member].mean().item(), mixed.weights[0, member].item()
             cells += [target_of(mixed, member, classes), f"{ratio:.3f}", f"{weight:.3f}"]
         rows.append(cells)
-    channels, height, width = maker.feature_shape
     others = len(KINDS) - len(CONSTANT)
     mixtures_text = (
         "One mixture of each of the first steps of training, from places spread over the batch: every member's input "
@@ -243,7 +250,7 @@ def _page(
     )
     masks_text = (
         f"All kinds on feature maps of {channels}×{height}×{width}, {max(2, len(members))} members, alpha "
-        f"{maker.mixer.alpha:g}; the {others} kinds that are not constant at probability 1. Red: the mean."
+        f"{mixer.alpha:g}; the {others} kinds that are not constant at probability 1. Red: the mean."
     )
     table = pages.table(header, rows, "Targets, realised ratios and loss weights of each member")
     images = {

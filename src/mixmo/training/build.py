@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixmo.batch_mixing import BatchMixer
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
@@ -14,11 +15,11 @@ from mixmo.data.module import DataModule
 from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
 from mixmo.launching import world
-from mixmo.mixing import Mixer
 from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer
 from mixmo.seeding import seed_for
-from mixmo.training.masks import catalogue_with
+from mixmo.training.masks import find_masks
+from mixmo.training.objectives import find_objective
 from mixmo.training.starting import started
 
 
@@ -66,20 +67,24 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
     Raises:
         InputError: if a mask cannot share a map of that size among that many members, or the crop is too large.
     """
-    own, pixels = settings.mixer, settings.pixels
-    shape = net.encoder_shape(*_crop(settings, data))
-    members = settings.model.num_members
-    catalogue = catalogue_with(own.kind, settings.allow_imports, members, shape)
-    mixer = Mixer(own.kind, members, own.alpha, own.probability, own.draw_per, catalogue)
-    mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
-    return BatchMaker(
-        settings.data,
-        mixer,
-        None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability),
-        own.root,
-        shape,
-        len(data.classes),
+    own, pixels, allowed, images = settings.mixer, settings.pixels, settings.allow_imports, settings.data
+    shape, members = net.encoder_shape(*_crop(settings, data)), net.num_members
+    mixed = None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability)
+    mixer = BatchMixer(
+        net,
+        find_masks(own.kind, allowed, members, shape),
+        alpha=own.alpha,
+        probability=own.probability,
+        root=own.root,
+        batch_repetition=images.batch_repetition,
+        input_repetition=(images.input_repetition_at(0), images.input_repetition_at(1)),
+        pixels=mixed,
+        label_smoothing=settings.objective.label_smoothing,
+        loss=find_objective(settings.objective, allowed, members, net.num_classes, soft=mixed is not None),
+        draw_per=own.draw_per,
     )
+    mixer.mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
+    return BatchMaker(images, mixer)
 
 
 def find_conditions(plan: Plan, net: MixMo, data: DataModule) -> dict[str, Any]:

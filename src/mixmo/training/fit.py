@@ -173,7 +173,7 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
             "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
             decay, round(1 / (1 - decay)), steps,
         )  # fmt: skip
-    shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.kinds)
+    shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
         log.warning(
             "mixer.progress is epochs, as published for long runs: of %d epochs the last has no shaped masks at all; "

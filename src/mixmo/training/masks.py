@@ -1,4 +1,4 @@
-"""The catalogue of masks with a user's own kinds."""
+"""Masks of a user's own, found by the import paths of a recipe and tried."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 
 from mixmo.config.imports import is_import_path, resolve
 from mixmo.errors import InputError, reason
-from mixmo.masks import KINDS, FeatureShape, MaskFunction
+from mixmo.masks import FeatureShape, MaskFunction
+from mixmo.mixing import Kind
 
 
-def catalogue_with(
+def find_masks(
     kind: str | Mapping[str, float], allowed: Sequence[str], members: int, shape: FeatureShape
-) -> dict[str, MaskFunction]:
-    """Return ``masks.KINDS`` with the kinds that a recipe names by import path, each tried.
+) -> dict[Kind, float]:
+    """Return a recipe's kinds of masks with their probabilities; those named by import path as functions, each tried.
 
     Args:
         kind: The recipe's kind, or kinds with their probabilities.
@@ -26,14 +27,17 @@ def catalogue_with(
         InputError: if a kind is not allowed, or does not return masks (:func:`check_masks`).
 
     Example:
-        >>> catalogue_with("mixmo.masks.splits:vertical", ["mixmo.masks.splits"], 2, (16, 8, 8)).keys() - KINDS
-        {'mixmo.masks.splits:vertical'}
+        >>> find_masks("mixmo.masks.splits:vertical", ["mixmo.masks.splits"], 2, (16, 8, 8))
+        {<function vertical at ...>: 1.0}
     """
-    found = dict(KINDS)
-    for name in [kind] if isinstance(kind, str) else kind:
+    found: dict[Kind, float] = {}
+    for name, probability in ({kind: 1.0} if isinstance(kind, str) else kind).items():
         if is_import_path(name):
-            found[name] = resolve(name, allowed)
-            check_masks(name, found[name], members, shape)
+            function = resolve(name, allowed)
+            check_masks(name, function, members, shape)
+            found[function] = probability
+        else:
+            found[name] = probability
     return found
 
 

@@ -13,14 +13,14 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
+from mixmo.batch_mixing import WHOLE, MixedBatch
 from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
-from mixmo.data.batches import WHOLE, BatchMaker, MixedBatch
+from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 from mixmo.training import ranks
-from mixmo.training.objectives import find_objective
 from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, warmup_steps
 from mixmo.training.sam import perturbed
 from mixmo.training.sharding import shard
@@ -72,9 +72,6 @@ class Training(L.LightningModule):
         self.inference = dict(inference or {})
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
-        self.objective = find_objective(
-            settings.objective, settings.allow_imports, net.num_members, net.num_classes, maker.pixels is not None
-        )
         self.generator: torch.Generator | None = None
         self.reports = 0
         self.sums = EpochSums(net.num_members, skip)
@@ -147,8 +144,7 @@ class Training(L.LightningModule):
 
     def _mixed(self, batch: DistinctBatch, generator: torch.Generator, part: slice = WHOLE) -> MixedBatch:
         """Return a part of the mixtures of a step, with p and rho as they stand at it."""
-        rho = self.settings.data.input_repetition_at(self.progress())
-        return self.maker(batch, generator, self.mask_progress(), rho, part)
+        return self.maker(batch, generator, self.progress(), self.mask_progress(), part)
 
     def progress(self) -> float:
         """Return the share of the steps of training that is done."""
@@ -161,9 +157,8 @@ class Training(L.LightningModule):
         return self.progress()
 
     def _logits_and_loss(self, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
-        masks = mixed.masks if self.net.num_members > 1 else None  # a single network's mask is one
-        logits = self.net(mixed.inputs, masks)
-        return logits, self.objective(logits, mixed)
+        logits = self.net(mixed.inputs, mixed.masks)
+        return logits, mixed.loss(logits)
 
     def _validated(self, images: Tensor) -> Tensor:
         return (self.average or self.net).members(images)
@@ -368,7 +363,7 @@ class _OnMixtures(nn.Module):
     def forward(self, batch: dict[str, MixedBatch]) -> Tensor:
         """Return the logits of mixtures."""
         mixed = batch["mixed"]
-        logits: Tensor = self.net(mixed.inputs, mixed.masks if self.net.num_members > 1 else None)
+        logits: Tensor = self.net(mixed.inputs, mixed.masks)
         return logits
 
 

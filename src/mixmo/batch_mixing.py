@@ -1,0 +1,234 @@
+"""From a batch of images and labels to mixtures, their targets and their loss: one training step's draws in one place.
+
+A step draws, in this order and from one generator: pairs, copies of the images, masks, partners for mixing in pixels
+and what is kept of them. So a step is a function of its generator, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mixmo.errors import InputError
+from mixmo.mixing import Kind, Mixer, loss_weights, mixed_cross_entropy
+from mixmo.network import MixMo
+from mixmo.pairing import check_input_repetition, check_repetition, pair
+from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
+
+WHOLE = slice(None)
+
+
+class MixedBatch(NamedTuple):
+    """What one training step consumes.
+
+    Attributes:
+        inputs: (B, M, C, H, W), the members' images.
+        masks: (B, M, 1 or F, h, w), in [0, 1]; they sum to one over the members.
+        targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed or labels were soft.
+        weights: (B, M) loss weights (equation 5 of the paper).
+        shared: (B,) whether all members were shown the same image.
+        objective: What :meth:`loss` computes of logits and batch; ``None`` is the paper's.
+    """
+
+    inputs: Tensor
+    masks: Tensor
+    targets: Tensor
+    weights: Tensor
+    shared: Tensor
+    objective: Objective | None = None
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return the loss of the members' logits (B, M, K): a scalar, in nats unless the objective says otherwise."""
+        if self.objective is not None:
+            return self.objective(logits, self)
+        return mixed_cross_entropy(logits, self.targets, self.weights)
+
+
+Objective = Callable[[Tensor, MixedBatch], Tensor]
+"""Maps logits (B, M, K) and the batch they are of to the loss, a scalar that has a gradient."""
+
+
+def smoothed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float) -> Tensor:
+    """Return the paper's loss (equation 3) with smoothed targets, (1 - ε) y + ε / K."""
+    return mixed_cross_entropy(logits, batch.targets, batch.weights, label_smoothing)
+
+
+class ImageSource(Protocol):
+    """The images that a step is made of.
+
+    Attributes:
+        labels: (N,) class numbers of all images, or (N, K) probabilities; partners are drawn from them.
+        chosen: (U,) places of the step's distinct images among them.
+    """
+
+    labels: Tensor
+    chosen: Tensor
+
+    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W): a copy of ``chosen[pairs]`` for each position of a part of the (B, M) pairs."""
+
+    def copies(self, places: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W): a copy of the image at each place of a part of the (B, M) places."""
+
+
+class GivenImages(NamedTuple):
+    """Images as they are, every copy the same.
+
+    Attributes:
+        images: (U, C, H, W).
+        labels: (U,) or (U, K).
+        chosen: (U,).
+    """
+
+    images: Tensor
+    labels: Tensor
+    chosen: Tensor
+
+    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W)."""
+        return self.images[pairs[part]]
+
+    copies = repeated
+
+
+class BatchMixer:
+    """Makes mixtures of a batch of images, and their loss (sections 3.2 and 3.3 of the paper).
+
+    Args:
+        net: The network: its members, classes and the shape of its masks.
+        mask: A name in ``mixmo.masks.KINDS``, a function of your own as :mod:`mixmo.masks` describes it, or several of
+            them with their probabilities.
+        alpha: Concentration of the Dirichlet ratios; 0 is exactly 1/M.
+        probability: p, share of batches with a mask that is not constant.
+        root: r of the loss weights.
+        batch_repetition: b, how often an image stands in a batch, B = U * b. The paper divides the learning rate and
+            the epochs by b.
+        input_repetition: rho, share of mixtures whose members all see one image; two numbers are rho at the start and
+            at the end of training, linear in between.
+        pixels: ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, which mixes each input with another
+            image of the batch; targets are then what stays visible of each.
+        label_smoothing: ε of the paper's loss.
+        loss: A loss of your own, a function of logits (B, M, K) and the :class:`MixedBatch`.
+        draw_per: ``batch``, the published rule, or ``sample``.
+
+    Raises:
+        InputError: if an argument is out of its range.
+
+    Example:
+        >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
+        >>> mixer = BatchMixer(net, "cut", batch_repetition=2, input_repetition=0.5)
+        >>> images, labels = torch.zeros(4, 3, 32, 32), torch.arange(4)
+        >>> batch = mixer(images, labels, progress=0.25, generator=torch.Generator().manual_seed(0))
+        >>> batch.inputs.shape, batch.masks.shape, batch.targets.shape
+        (torch.Size([8, 2, 3, 32, 32]), torch.Size([8, 2, 1, 32, 32]), torch.Size([8, 2]))
+        >>> batch.loss(net(batch.inputs, batch.masks)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        net: MixMo,
+        mask: Kind | Mapping[Kind, float] = "cut",
+        *,
+        alpha: float = 2.0,
+        probability: float = 0.5,
+        root: float = 3.0,
+        batch_repetition: int = 1,
+        input_repetition: float | tuple[float, float] = 0.0,
+        pixels: str | PixelMixer | None = None,
+        label_smoothing: float = 0.0,
+        loss: Objective | None = None,
+        draw_per: str = "batch",
+    ) -> None:
+        self.mixer = Mixer(mask, net.num_members, alpha, probability, draw_per)
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1.")
+        if loss is not None and label_smoothing:
+            raise InputError("label_smoothing is part of the paper's loss; a loss of your own smooths by itself.")
+        if label_smoothing:
+            loss = partial(smoothed_cross_entropy, label_smoothing=label_smoothing)
+        start, end = input_repetition if isinstance(input_repetition, tuple) else (input_repetition, input_repetition)
+        for share in (start, end):
+            check_input_repetition(share, net.num_members)
+        check_repetition(batch_repetition, batch_repetition)
+        loss_weights(torch.ones(1, 1), root)  # refuses a root that is not positive
+        self.net, self.root, self.batch_repetition, self.objective = net, root, batch_repetition, loss
+        self.input_repetition = (start, end)
+        self.pixels = PixelMixer(pixels) if isinstance(pixels, str) else pixels
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, progress: float = 0.0, generator: torch.Generator | None = None
+    ) -> MixedBatch:
+        """Draw the mixtures of one step, on the images' device, without the host waiting for it.
+
+        Args:
+            images: (U, C, H, W) floating point, as the network takes them: augmented and normalised.
+            labels: (U,) class numbers, or (U, K) probabilities.
+            progress: Share of training done, in [0, 1]: p falls to 0 over the last twelfth, and rho follows it.
+            generator: Source of every draw, on the images' device; ``None`` is the device's global generator.
+
+        Raises:
+            InputError: if shapes or types do not fit.
+        """
+        self._check(images, labels)
+        source = GivenImages(images, labels, torch.arange(len(images), device=images.device))
+        return self.mix(source, generator, progress)
+
+    def mix(
+        self,
+        source: ImageSource,
+        generator: torch.Generator | None,
+        progress: float = 0.0,
+        mask_progress: float | None = None,
+        part: slice = WHOLE,
+    ) -> MixedBatch:
+        """Draw the mixtures of one step from a source of images, and make a part of them.
+
+        Args:
+            source: The images.
+            generator: As above.
+            progress: Share of training done, which rho follows.
+            mask_progress: What p follows; ``None`` is the same.
+            part: Which of the B mixtures are wanted; draws are made for all, so that parts make up the whole.
+        """
+        labels, chosen, members = source.labels, source.chosen, self.mixer.num_members
+        start, end = self.input_repetition
+        rho = start + progress * (end - start)
+        pairs = pair(len(chosen), members, self.batch_repetition, rho, generator, labels.device)
+        inputs = source.repeated(pairs, part)
+        targets = labels[chosen[pairs[part]]]
+        shape = self.net.encoder_shape(inputs.shape[-2], inputs.shape[-1])
+        progress = progress if mask_progress is None else mask_progress
+        masks, ratios = self.mixer.sample(len(pairs), shape, generator, progress, labels.device)
+        masks, weights = masks[part], loss_weights(ratios[part], self.root)
+        shared = (pairs == pairs[:, :1]).all(1)[part]
+        if self.pixels is not None:
+            partner = torch.randint(len(labels), pairs.shape, generator=generator, device=labels.device)
+            size = (inputs.shape[-2], inputs.shape[-1])
+            keep = self.pixels.sample(len(pairs), members, size, generator, labels.device)[part]
+            if members > 1:
+                keep = keep_majority(keep, masks)
+            inputs = mix_pixels(inputs, source.copies(partner, part), keep)
+            share = visible_share(keep, masks)
+            targets = shared_targets(targets, labels[partner[part]], share, self.net.num_classes)
+        return MixedBatch(inputs, masks, targets, weights, shared, self.objective)
+
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        channels = self.net.in_chans
+        if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise InputError(
+                f"images have shape {tuple(images.shape)} and type {images.dtype}; a BatchMixer takes floating-point "
+                f"images (U, {channels}, H, W), as the network does."
+            )
+        soft = labels.is_floating_point()
+        if labels.shape != ((len(images), self.net.num_classes) if soft else (len(images),)):
+            raise InputError(
+                f"labels have shape {tuple(labels.shape)} for {len(images)} images; they are {len(images)} class "
+                f"numbers, or probabilities ({len(images)}, {self.net.num_classes})."
+            )
+        if soft and self.pixels is not None:
+            raise InputError("labels are probabilities; mixing in pixels makes them of class numbers.")

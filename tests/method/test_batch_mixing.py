@@ -1,0 +1,164 @@
+"""Batches of a user's own loop: the trainer's draws, shapes, targets, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+
+import mixmo
+from mixmo.config.data_settings import DataSettings
+from mixmo.data.batches import BatchMaker
+from mixmo.data.sets import DistinctBatch
+from mixmo.pixel_mixing import PixelMixer
+
+
+def network(members=2, classes=5):
+    return mixmo.MixMo("wide_resnet10_1", members, num_classes=classes, in_chans=1)
+
+
+def numbered(count=8, side=6):
+    """Image i has the value i everywhere, and class i % 5."""
+    return torch.arange(count).float()[:, None, None, None].expand(count, 1, side, side).clone(), torch.arange(
+        count
+    ) % 5
+
+
+@pytest.mark.parametrize("pixels", [None, "cutmix", "mixup"])
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_a_batch_is_the_trainers(members, pixels):
+    """Same generator, same mixtures: there is one implementation."""
+    images = torch.randint(256, (8, 6, 6, 1), dtype=torch.uint8)
+    own = DataSettings(batch_size=16, batch_repetition=2, channels=1, padding=0, flip=False, mean=[0.0], std=[1.0])
+    mixer = mixmo.BatchMixer(network(members), batch_repetition=2, input_repetition=(0.5, 0.0), pixels=pixels)
+    labels = torch.arange(8) % 5
+    theirs = BatchMaker(own, mixer)(
+        DistinctBatch(images, labels, torch.arange(8)), torch.Generator().manual_seed(1), progress=0.5
+    )
+    # Augmentation draws before the masks, so equal masks are only to be had from the same place of the generator.
+    generator = torch.Generator().manual_seed(1)
+    given = mixer((images / 255).permute(0, 3, 1, 2), labels, 0.5, generator)
+    assert theirs.inputs.shape == given.inputs.shape == (16, members, 1, 6, 6)
+    if pixels is None:
+        torch.testing.assert_close(given.inputs, theirs.inputs)
+        assert torch.equal(given.targets, theirs.targets) and torch.equal(given.shared, theirs.shared)
+    for batch in (given, theirs):
+        torch.testing.assert_close(batch.masks.sum(1), torch.ones(16, 1, 6, 6))
+        torch.testing.assert_close(batch.weights, mixmo.loss_weights(batch.masks.mean((2, 3, 4))))
+
+
+def test_targets_belong_to_the_images_and_input_repetition_follows_progress(generator):
+    images, labels = numbered()
+    mixer = mixmo.BatchMixer(network(), "cut", batch_repetition=4, input_repetition=(0.75, 0.25))
+    for progress, least in ((0.0, 24), (0.5, 16), (1.0, 8)):
+        batch = mixer(images, labels, progress, generator)
+        shown = batch.inputs[:, :, 0, 0, 0].long()
+        assert torch.equal(batch.targets, labels[shown])
+        assert sorted(shown[:, 1].tolist()) == sorted([*range(8)] * 4)
+        assert least <= int(batch.shared.sum()) < least + 8 and batch.shared[-least:].all()
+
+
+def test_pixels_are_mixed_with_what_is_visible_as_targets(generator):
+    images, labels = numbered(5)
+    batch = mixmo.BatchMixer(network(), pixels=PixelMixer("cutmix", probability=1.0), probability=1.0)(
+        images, labels, generator=generator
+    )
+    shown = F.one_hot(batch.inputs[:, :, 0].round().long(), 5).float()
+    visible = (shown * batch.masks[:, :, 0, :, :, None]).sum((2, 3)) / batch.masks.sum((2, 3, 4))[..., None]
+    filled = batch.masks.sum((2, 3, 4)) > 0
+    torch.testing.assert_close(batch.targets[filled], visible[filled], atol=1e-5, rtol=0)
+
+
+def test_the_loss_is_the_papers_with_label_smoothing(generator):
+    images, labels = numbered()
+    batch = mixmo.BatchMixer(network(), label_smoothing=0.1)(images, labels, generator=generator)
+    logits = torch.randn(8, 2, 5, generator=generator)
+    each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=0.1)
+    expected = (each.view(8, 2) * batch.weights).sum(1).mean()
+    torch.testing.assert_close(batch.loss(logits), expected)
+
+
+def test_soft_labels(generator):
+    images, _ = numbered()
+    labels = torch.rand(8, 5, generator=generator).softmax(1)
+    batch = mixmo.BatchMixer(network())(images, labels, generator=generator)
+    assert torch.equal(batch.targets, labels[batch.inputs[:, :, 0, 0, 0].long()])
+    assert torch.isfinite(batch.loss(torch.randn(8, 2, 5)))
+
+
+def test_masks_and_losses_of_ones_own_are_functions(generator):
+    def halves(ratios, shape, generator, roles):
+        left = (torch.arange(shape[2], device=ratios.device) < shape[2] // 2).float()
+        return torch.stack([left, 1 - left]).view(1, 2, 1, 1, -1).expand(len(ratios), 2, 1, *shape[1:])
+
+    images, labels = numbered()
+    seen = []
+
+    def counting(logits, batch):
+        seen.append(batch.inputs.shape)
+        return logits.square().mean()
+
+    mixer = mixmo.BatchMixer(network(), {halves: 0.5, "cut": 0.5}, probability=1.0, loss=counting)
+    kinds = {bool((mixer(images, labels, generator=generator).masks[:, 0, 0, :, 0] == 1).all()) for _ in range(40)}
+    batch = mixmo.BatchMixer(network(), halves, probability=1.0, loss=counting)(images, labels, generator=generator)
+    assert kinds == {True, False} and torch.equal(batch.masks[:, 0, 0, 0, :3], torch.ones(8, 3))
+    logits = torch.ones(8, 2, 5)
+    assert batch.loss(logits).item() == 1 and seen == [(8, 2, 1, 6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": "cute"}, "did you mean 'cut'"),
+        ({"probability": 1.5}, "probability is 1.5"),
+        ({"root": 0.0}, "root is 0.0"),
+        ({"batch_repetition": 0}, "batch_repetition is 0"),
+        ({"input_repetition": 1.0}, "input_repetition is 1"),
+        ({"input_repetition": (0.5, 2.0)}, "input_repetition is 2.0"),
+        ({"pixels": "blend"}, "unknown pixel mixing kind 'blend'"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"label_smoothing": 0.1, "loss": lambda *_: None}, "a loss of your own smooths by itself"),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    with pytest.raises(mixmo.errors.InputError, match=message):
+        mixmo.BatchMixer(network(), **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(4, 3, 6, 6), torch.zeros(4, dtype=torch.long), r"takes floating-point images \(U, 1, H, W\)"),
+        (torch.zeros(4, 1, 6, 6, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), "torch.uint8"),
+        (torch.zeros(4, 1, 6, 6), torch.zeros(3, dtype=torch.long), "labels have shape"),
+        (torch.zeros(4, 1, 6, 6), torch.zeros(4, 4), "probabilities"),
+    ],
+)
+def test_wrong_batches_are_refused(images, labels, message):
+    with pytest.raises(mixmo.errors.InputError, match=message):
+        mixmo.BatchMixer(network())(images, labels)
+
+
+def test_a_loop_of_ones_own_learns_the_digits():
+    """A coupling that is broken (targets of other images, masks that are not used) stays near one in ten."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    images = F.interpolate(torch.tensor(digits.images[order] / 6 - 0.8, dtype=torch.float32)[:, None], size=16)
+    labels = torch.tensor(digits.target[order])
+    torch.manual_seed(0)
+    net = mixmo.MixMo("wide_resnet10_1", 2, num_classes=10, in_chans=1)
+    mixer = mixmo.BatchMixer(net, "cut", batch_repetition=2, input_repetition=0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    generator, steps = torch.Generator().manual_seed(0), 200
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
+        chosen = torch.randint(1000, (16,), generator=generator)
+        batch = mixer(images[chosen], labels[chosen], step / steps, generator)
+        optimizer.zero_grad()
+        batch.loss(net(batch.inputs, batch.masks)).backward()
+        optimizer.step()
+    net.eval()
+    with torch.no_grad():
+        metrics = mixmo.evaluate(net.members(images[1000:]), labels[1000:])
+        right = (net(images[1000:]).argmax(1) == labels[1000:]).double().mean().item()
+    assert metrics["accuracy"] == pytest.approx(right) and right > 0.93
