@@ -7,6 +7,7 @@ and what is kept of them. So a step is a function of its generator, whoever asks
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -75,10 +76,11 @@ class ImageSource(Protocol):
         """Return (b, M, C, H, W): a copy of the image at each place of a part of the (B, M) places."""
 
 
-class GivenImages(NamedTuple):
+@dataclass
+class GivenImages:
     """Images as they are, every copy the same.
 
-    Attributes:
+    Args:
         images: (U, C, H, W).
         labels: (U,) or (U, K).
         chosen: (U,).
@@ -90,9 +92,11 @@ class GivenImages(NamedTuple):
 
     def repeated(self, pairs: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W)."""
-        return self.images[pairs[part]]
+        return self.copies(self.chosen[pairs], part)
 
-    copies = repeated
+    def copies(self, places: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W)."""
+        return self.images[places[part]]
 
 
 class BatchMixer:

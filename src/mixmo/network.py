@@ -242,8 +242,8 @@ class MixMo(nn.Module):
 
     def _mixed(self, inputs: Tensor, masks: Tensor | None) -> Tensor:
         """Return the logits of mixtures (B, M, C, H, W)."""
-        plain = masks is None or self.num_members == 1  # a single network's mask is one everywhere
-        folded = inputs.flatten(1, 2) if plain else self._with_masks(inputs, masks)
+        single = self.num_members == 1  # its mask is one everywhere
+        folded = inputs.flatten(1, 2) if masks is None or single else self._with_masks(inputs, masks)
         if torch.compiler.is_compiling():
             logits = self.backbone(folded)
         else:

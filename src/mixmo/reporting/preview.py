@@ -61,7 +61,10 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
             torch.manual_seed(seed_for(settings.seed, step, "global"))  # as in training, for augmentation policies
             mixed = maker(batch, generator_for(settings.seed, step))
         place = (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)  # where rho is not 0, the last share one image
-        mixtures.append(MixedBatch(*(part[place : place + 1] for part in mixed[:5])))
+        one = slice(place, place + 1)
+        mixtures.append(
+            MixedBatch(mixed.inputs[one], mixed.masks[one], mixed.targets[one], mixed.weights[one], mixed.shared[one])
+        )
     first = mixtures_figure(mixtures, settings.data, data.classes)
     mixer, shape = maker.mixer.mixer, net.encoder_shape(*mixed.inputs.shape[-2:])
     second = catalogue_figure(mixer, shape)
