@@ -22,7 +22,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_page import compare
-from mixmo.reporting.comparison_tables import group_replicas, groups_table
+from mixmo.reporting.comparison_tables import groups_table
 from mixmo.reporting.glossary import METRICS
 from mixmo.runs import Run
 from mixmo.training.fit import fit
@@ -84,7 +84,7 @@ def main(overrides: list[str]) -> None:
     table = groups_table(groups, {key: METRICS[key] for key in SHOWN}, f"20 digits of each class, {images} test images")
     print()
     Console(width=None if sys.stdout.isatty() else 120).print(table.rich())
-    print(f"\n{lead_sentence([single_group, mixmo_group], group_replicas(groups))}")
+    print(f"\n{lead_sentence([single_group, mixmo_group])}")
     print(f"\nThe whole comparison: {out}/comparison.html. The trained network: {mixmo}")
 
 

@@ -54,13 +54,13 @@ def _compare(sweep: Sweep, folder: Path, progress: Progress) -> None:
     """Compare what is finished, and say what is the best on validation data."""
     if not (groups := compared(sweep, folder, progress)):
         return
-    best, note = progress.best([group.name for group in groups])[0], ""
+    best, note, chosen = progress.best([group.name for group in groups])[0], "", ""
     if not math.isnan(score := progress.score(best)):
-        note = f"Best on validation data, which alone may choose: {printable(best)}, {100 * score:.1f} %."
+        chosen, note = best, f"Best on validation data, which alone may choose: {printable(best)}, {100 * score:.1f} %."
         print(note)
     asked = sweep.trials[0].plan.settings
     options = EvaluationOptions(download=asked.data.download or asked.model.download)
-    compare(groups, folder / "comparison", options, show, note)
+    compare(groups, folder / "comparison", options, show, note, chosen=chosen)
     print(f"written: {printable(str(folder / 'comparison' / 'comparison.html'))}")
 
 

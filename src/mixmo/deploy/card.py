@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import timm
 
 from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.intervals import interval, replicates
+from mixmo.evaluation.intervals import Interval, image_intervals
 from mixmo.evaluation.predictions import Predictions
 from mixmo.kept import read_tensors
 from mixmo.names import markdown
@@ -90,18 +89,16 @@ def _table(run: TrainedRun) -> str:
     note = (
         f"{count} test images of {dataset}, {about['checkpoint']} checkpoint after {about['epochs']} epochs, one run."
     )
-    return "\n".join([*rows, "", note + " Intervals are bootstrapped over test images."])
+    return "\n".join([*rows, "", note + " Intervals are over test images."])
 
 
-def _intervals(run: TrainedRun) -> dict[str, tuple[float, float]]:
+def _intervals(run: TrainedRun) -> dict[str, Interval]:
     """Return the intervals that the kept predictions give; none if there are no such of this checkpoint."""
     known = read_tensors(run.run.path / "predictions" / f"test-{run.checkpoint}-32-true.safetensors")
     if known is None or known[1]["about"].get("checkpoint") != run.digest:
         return {}
     tensors, note = known
-    values = replicates(Predictions(tensors["logits"], tensors["targets"], note["classes"]))
-    ranges = {key: interval(each) for key, each in values.items()}
-    return {key: each for key, each in ranges.items() if np.isfinite(each).all()}
+    return image_intervals(Predictions(tensors["logits"], tensors["targets"], note["classes"]))
 
 
 def _plainly(fused: bool, backbone: str, name: str | None) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from mixmo.config.checking import flattened
 from mixmo.config.plan import known_settings
@@ -18,6 +17,7 @@ from mixmo.config.settings import FREE
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.intervals import UNKNOWN, Interval, difference_intervals, seeds_interval
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
 from mixmo.names import printable
 from mixmo.runs import Run
@@ -75,6 +75,10 @@ class Group:
     def mean(self, key: str) -> float:
         """Return the mean over entries; NaN where it is not known."""
         return statistics.fmean(self.values(key))
+
+    def seeds(self) -> list[int]:
+        """Return the seed of every run, in the order of the entries."""
+        return [entry.runs[0].settings().seed for entry in self.entries]
 
     def deviation(self, key: str) -> float:
         """Return the standard deviation over entries; NaN for a single one, or where it is not known."""
@@ -176,16 +180,30 @@ def _check_alike(groups: Sequence[Group]) -> None:
             raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
 
 
-def sample_scores(group: Group) -> dict[str, np.ndarray]:
-    """Return for each test image whether it is right, its negative log-likelihood and Brier score.
+def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[str, Interval]:
+    """Return 95 % intervals of the differences of ``group`` to ``first``; those that are not known are left out.
 
-    They are those of the logit average, means over the group's entries: (N,) each, under ``accuracy``, ``nll`` and
-    ``brier``, whose means over images are the metrics of these names.
+    Of one network on each side they are over test images, for the metrics that have such
+    (:func:`mixmo.evaluation.intervals.difference_intervals`). Of two seeds or more on both sides they are Student's
+    over seeds, paired where both have the same seeds, Welch's where not. Of one seed against several there is none.
+
+    Args:
+        group: One side.
+        first: The other.
+        keys: Metrics, by their keys of :meth:`Entry.flat`.
     """
-    each = [entry.result.predictions.average() for entry in group.entries]
-    columns = {
-        "accuracy": [samples.right for samples in each],
-        "nll": [samples.nll for samples in each],
-        "brier": [samples.brier for samples in each],
-    }
-    return {key: torch.stack(values).mean(0).numpy() for key, values in columns.items()}
+    counts = len(group.entries), len(first.entries)
+    if counts == (1, 1):
+        own, other = (each.entries[0].result.predictions.average() for each in (group, first))
+        found = difference_intervals(own, other)
+    elif min(counts) > 1:
+        own_seeds, first_seeds = group.seeds(), first.seeds()
+        paired = sorted(own_seeds) == sorted(first_seeds)
+        found = {}
+        for key in keys:
+            sides = ((own_seeds, group.values(key)), (first_seeds, first.values(key)))
+            own_values, values = ([value for _, value in sorted(zip(*side, strict=True))] for side in sides)
+            found[key] = seeds_interval(own_values, values, paired)
+    else:
+        found = {}
+    return {key: found[key] for key in keys if not math.isnan(found.get(key, UNKNOWN)[0])}

@@ -1,4 +1,4 @@
-"""Is a difference real? McNemar's test, over the images of one test set; ``intervals`` has the bootstrap."""
+"""Is a difference real? McNemar's test, over the images of one test set; ``intervals`` has intervals."""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.evaluation.evaluate import Samples
+from mixmo.evaluation.intervals import wilson
 from mixmo.evaluation.predictions import Predictions
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
 from mixmo.metrics.ood import ood_scores
@@ -94,20 +94,6 @@ def reliability(samples: Samples, title: str) -> Figure:
     below.set_xlabel("confidence, %")
     below.set_xlim(100 * min(start, left.min()), 101)
     return finished(figure)
-
-
-def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return Wilson's 95 % intervals of shares.
-
-    Example:
-        >>> [round(float(value), 3) for value in wilson(5, 10)]
-        [0.237, 0.763]
-    """
-    z, n = 1.959964, np.asarray(counts, float)
-    p = np.asarray(hits, float) / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
 
 
 def risk_coverage(parts: Mapping[str, Samples]) -> Figure:

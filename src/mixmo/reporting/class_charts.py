@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from mixmo.evaluation.intervals import wilson
 from mixmo.evaluation.predictions import Predictions
 from mixmo.names import label, printable
-from mixmo.reporting.charts import SIZE, finished, new_axes, wilson
+from mixmo.reporting.charts import SIZE, finished, new_axes
 from mixmo.reporting.svg import BLUE, INK, RED
 
 NAME = 22
@@ -23,7 +24,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Difference(NamedTuple):
-    """A difference and the ends of its 95 % interval."""
+    """A difference and the ends of its 95 % interval, NaN where there is none."""
 
     value: float
     low: float

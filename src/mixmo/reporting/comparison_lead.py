@@ -1,4 +1,4 @@
-"""The sentence at the top of a comparison: which is best, by how much, how sure that is, and at what cost."""
+"""The sentence at the top of a comparison: how good the networks are, by how much they differ, how sure that is."""
 
 from __future__ import annotations
 
@@ -6,63 +6,76 @@ import math
 from collections.abc import Sequence
 
 from mixmo.evaluation.comparison import Group
-from mixmo.evaluation.intervals import interval
-from mixmo.reporting.comparison_tables import Replicas, p_text, p_value
+from mixmo.evaluation.intervals import UNKNOWN, image_intervals
+from mixmo.reporting.comparison_tables import differences, p_text, p_value
 from mixmo.reporting.glossary import METRICS
 
 ACCURACY = METRICS["accuracy"].brief
+MOST = 3
+"""Networks that are named beside the first."""
 
 
-def lead_sentence(groups: Sequence[Group], replicas: Replicas) -> str:
-    """Return which network is the most accurate, by how much, how sure that is, and at what cost.
+def lead_sentence(groups: Sequence[Group], chosen: str = "") -> str:
+    """Return how many test images a network classifies correctly, and how the others differ from it.
+
+    That network is the one that validation data has chosen, or the first: the test set names no winner.
 
     Args:
         groups: What is compared.
-        replicas: Those of :func:`mixmo.reporting.comparison_tables.group_replicas`.
+        chosen: The name of the group that is the best on validation data, where that is known.
     """
     images = len(groups[0].entries[0].result.predictions.targets)
-    ranked = sorted(groups, key=lambda group: group.mean("accuracy"), reverse=True)
-    best = ranked[0]
-    value, ends = best.mean("accuracy"), interval(replicas[best.name]["accuracy"])
-    shown = f"{ACCURACY.number(value)} % {ACCURACY.interval(*ends)}"
-    sentence = f"{best.name} classifies {shown} of {images} test images correctly"
-    if len(groups) == 1:
-        return f"{sentence} (ECE {METRICS['ece'].brief.text(best.mean('ece'))})."
-    other = groups[0] if best is not groups[0] else ranked[1]
-    parts = [f"{sentence}, {_against(best, other, replicas)}.", _nll(best, other, replicas), _costs(best, other)]
+    first = next((group for group in groups if group.name == chosen), groups[0])
+    others = [group for group in groups if group is not first]
+    name = f"{first.name}, the best on validation data," if chosen == first.name else first.name
+    sentence = f"{name} classifies {_accuracy(first)} of {images} test images correctly"
+    if not others:
+        return f"{sentence} (ECE {METRICS['ece'].brief.text(first.mean('ece'))})."
+    shown = "; ".join(_against(group, first) for group in others[:MOST])
+    parts = [f"{sentence}; {shown}{'; the table has the others' if len(others) > MOST else ''}."]
+    if len(others) == 1:
+        parts += [_nll(others[0], first), _costs(others[0], first)]
     return " ".join(part for part in parts if part)
 
 
-def _against(best: Group, other: Group, replicas: Replicas) -> str:
-    gain = best.mean("accuracy") - other.mean("accuracy")
-    low, high = interval(replicas[best.name]["accuracy"] - replicas[other.name]["accuracy"])
-    p = p_value(best, other)
-    test = "" if math.isnan(p) else f"; McNemar's p {p_text(p) if p < 1e-16 else f'= {p_text(p)}'}"
-    if gain == 0:
-        return f"as many as {other.name} ({ACCURACY.interval(low, high, sign=True)} points{test})"
-    more = f"{ACCURACY.number(gain)} points {ACCURACY.interval(low, high, sign=True)} more than {other.name}"
-    return f"{more}{test}{_doubt(low, high)}"
+def _accuracy(group: Group) -> str:
+    value = ACCURACY.number(group.mean("accuracy"))
+    if len(group.entries) > 1:
+        return f"{value} ± {ACCURACY.number(group.deviation('accuracy'))} % (n = {len(group.entries)})"
+    ranges = image_intervals(group.entries[0].result.predictions)
+    return f"{value} % {ACCURACY.interval(*ranges.get('accuracy', UNKNOWN))}"
 
 
-def _nll(best: Group, other: Group, replicas: Replicas) -> str:
-    metric, gain = METRICS["nll"].brief, best.mean("nll") - other.mean("nll")
-    low, high = interval(replicas[best.name]["nll"] - replicas[other.name]["nll"])
-    if math.isnan(gain) or math.isnan(low):
+def _against(group: Group, first: Group) -> str:
+    gain, low, high = differences(group, first)["accuracy"]
+    p = p_value(group, first)
+    test = "" if math.isnan(p) else f", McNemar's p {p_text(p) if p < 1e-16 else f'= {p_text(p)}'}"
+    interval = ACCURACY.interval(low, high, sign=True) or "without an interval"
+    more = f"{ACCURACY.number(gain, sign=True)} points {interval}"
+    return f"{group.name} {_accuracy(group)}, {more}{test}{_doubt(low, high)}"
+
+
+def _nll(group: Group, first: Group) -> str:
+    metric, (gain, low, high) = METRICS["nll"].brief, differences(group, first)["nll"]
+    if math.isnan(low):
         return ""
     change = f"{metric.number(gain, sign=True)} {metric.interval(low, high, sign=True)}"
-    return f"Its NLL is {metric.number(best.mean('nll'))}, {change} against that one{_doubt(low, high)}."
+    return (
+        f"The NLL of {group.name} is {metric.number(group.mean('nll'))}, {change} against {first.name}"
+        f"{_doubt(low, high)}."
+    )
 
 
 def _doubt(low: float, high: float) -> str:
-    return ": the difference may be chance" if low <= 0 <= high else ""
+    return " (the difference may be chance)" if low <= 0 <= high else ""
 
 
-def _costs(best: Group, other: Group) -> str:
+def _costs(group: Group, first: Group) -> str:
     """Return the ratio of their MACs; nothing where it is not known."""
-    own, others = best.mean("macs"), other.mean("macs")
+    own, others = group.mean("macs"), first.mean("macs")
     if math.isnan(own) or math.isnan(others):
         return ""
     ratio = own / others
     if 0.95 < ratio < 1.05:
         return f"Both cost {METRICS['macs'].text(own)} MACs an image, within 5 %."
-    return f"It costs {ratio:.2g} times the MACs of {other.name} ({METRICS['macs'].text(own)} an image)."
+    return f"{group.name} costs {ratio:.2g} times the MACs of {first.name} ({METRICS['macs'].text(own)} an image)."

@@ -33,12 +33,11 @@ from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_tables import (
     COMPARED,
     SHOWN,
-    Replicas,
     as_csv,
     costs_table,
     differences,
     differences_table,
-    group_replicas,
+    interval_kinds,
     metrics_table,
 )
 from mixmo.reporting.glossary import COSTS, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
@@ -68,10 +67,11 @@ def compare(
     show: Callable[[TextTable], None] = lambda table: None,
     note: str = "",
     overwrite: bool = False,
+    chosen: str = "",
 ) -> list[Group]:
     """Compare networks on their common test set.
 
-    Shows the metrics (mean ± standard deviation over seeds, the best in bold) and the paired differences to the first
+    Shows the metrics (mean ± standard deviation over seeds) and the paired differences to the first
     group, and then writes ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
 
     Args:
@@ -81,6 +81,7 @@ def compare(
         show: What to do with each table before anything is written.
         note: A sentence of the caller's, below the tables of the page.
         overwrite: Whether files that are no earlier comparison are replaced as well.
+        chosen: The name of the group that is the best on validation data; without it no network is called the best.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
@@ -94,52 +95,54 @@ def compare(
     named = [word if isinstance(word, Seeds) else str(word) for word in words]
     options = options or EvaluationOptions()
     groups = read_groups(named, options)
-    replicas = group_replicas(groups)
-    tables = comparison_tables(groups, replicas)
+    tables = comparison_tables(groups)
     for table in tables:
         show(table)
     make_folder(out)
     write_text(out / "comparison.csv", as_csv(groups))
     write_text(out / "comparison.md", "\n\n".join([MARKDOWN_MARK, *(table.markdown() for table in tables)]) + "\n")
-    write_text(out / "comparison.html", comparison_page(groups, replicas, tables, note, options.download))
+    write_text(out / "comparison.html", comparison_page(groups, tables, note, chosen, options.download))
     return groups
 
 
-def comparison_tables(groups: Sequence[Group], replicas: Replicas) -> list[TextTable]:
+def comparison_tables(groups: Sequence[Group]) -> list[TextTable]:
     """Return the tables of metrics, of differences where there are several groups, and of costs where they are known.
 
     Args:
         groups: What is compared.
-        replicas: Those of :func:`mixmo.reporting.comparison_tables.group_replicas`.
     """
-    tables = [metrics_table(groups, replicas)]
+    tables = [metrics_table(groups)]
     if len(groups) > 1:
-        tables.append(differences_table(groups, replicas))
+        tables.append(differences_table(groups))
     if any(entry.runs for group in groups for entry in group.entries):
         tables.append(costs_table(groups))
     return tables
 
 
 def comparison_page(
-    groups: Sequence[Group], replicas: Replicas, tables: Sequence[TextTable], note: str = "", download: bool = False
+    groups: Sequence[Group], tables: Sequence[TextTable], note: str = "", chosen: str = "", download: bool = False
 ) -> str:
     """Return the page of a comparison; plots and images are of each group's first entry.
 
     Args:
         groups: What is compared.
-        replicas: Those of :func:`mixmo.reporting.comparison_tables.group_replicas`.
         tables: Those of :func:`comparison_tables`.
         note: A sentence below the tables.
+        chosen: The name of the group that is the best on validation data, where that is known.
         download: Whether the network may be asked for images that it shows.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     parts = {name: entry.result.predictions.average() for name, entry in firsts.items()}
     notes = [note] if note else []
-    notes += ["★ marks the best of a column."] if len(groups) > 1 else []
+    notes += (
+        ["★: better than in every other row by a 95 % interval without 0; on the test set, which chooses nothing."]
+        if any(table.best for table in tables)
+        else []
+    )
     if any(len(group.entries) > 1 for group in groups):
         notes.append("Plots, images and advice are of the first seed.")
     sections = [
-        *_differences(groups, replicas),
+        *_differences(groups),
         confidence_section(parts, parts),
         *_images(firsts, parts, download),
         *_curves(groups),
@@ -154,7 +157,7 @@ def comparison_page(
     return pages.render(
         "answer.html",
         title=f"Comparison of {', '.join(firsts)}",
-        lead=lead_sentence(groups, replicas),
+        lead=lead_sentence(groups, chosen),
         answer=[*answer, *(pages.part("sentence", note) for note in notes), meaning],
         sections=sections,
         metrics=_all_metrics(groups),
@@ -162,10 +165,10 @@ def comparison_page(
     )
 
 
-def _differences(groups: Sequence[Group], replicas: Replicas) -> list[Section]:
+def _differences(groups: Sequence[Group]) -> list[Section]:
     if len(groups) < 2:
         return []
-    found = {group.name: differences(group, groups[0], replicas) for group in groups[1:]}
+    found = {group.name: differences(group, groups[0]) for group in groups[1:]}
     plots = []
     for key in COMPARED:
         metric = METRICS[key]
@@ -182,7 +185,7 @@ def _differences(groups: Sequence[Group], replicas: Replicas) -> list[Section]:
             plots.append(pages.chart(draw, caption, f"{caption}: {shown}."))
     text = (
         f"Blue is better than {groups[0].name}, orange is worse; a hollow point has 0 in its 95 % interval: the "
-        "difference may be chance."
+        f"difference may be chance. Intervals: {interval_kinds(groups)}."
     )
     return [Section(f"Differences to {groups[0].name}", text, plots)]
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from mixmo.evaluation.comparison import Group, sample_scores
-from mixmo.evaluation.intervals import Array, interval, mean_replicates, replicates
+from mixmo.evaluation.comparison import Group, intervals_between
+from mixmo.evaluation.intervals import UNKNOWN, image_intervals
 from mixmo.evaluation.statistics import mcnemar
 from mixmo.names import csv_cell, dataset_name
 from mixmo.reporting.class_charts import Difference
@@ -23,32 +23,22 @@ COMPARED = MAIN
 
 Spread = Callable[[Group, str], str]
 """Returns what stands behind a metric of a group."""
-Replicas = dict[str, dict[str, Array]]
-"""By group and metric: (R,) values on resampled test images, means over seeds."""
 
 
-def group_replicas(groups: Sequence[Group]) -> Replicas:
-    """Return the bootstrap replicates of each group; those of two groups are paired."""
-    return {
-        group.name: mean_replicates([replicates(entry.result.predictions) for entry in group.entries])
-        for group in groups
-    }
-
-
-def metrics_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
-    """Return the metrics of every group with intervals, the best in bold.
+def metrics_table(groups: Sequence[Group]) -> TextTable:
+    """Return the metrics of every group with intervals; in bold what is better than in all others beyond chance.
 
     With one network of each method it shows 95 % intervals over test images, with seeds the standard deviation.
 
     Args:
         groups: What is compared.
-        replicas: Of :func:`group_replicas`.
     """
     images = len(groups[0].entries[0].result.predictions.targets)
     seeds = any(len(group.entries) > 1 for group in groups)
     spread = "mean ± standard deviation over n seeds" if seeds else "95 % intervals over test images"
     columns = {key: METRICS[key] for key in SHOWN} | _ood_columns(groups)
     corrupted = [entry.result.corruptions for group in groups for entry in group.entries]
+    ranges = {} if seeds else {each.name: image_intervals(each.entries[0].result.predictions) for each in groups}
     note = next((f"corruptions: {found.source}" for found in corrupted if found is not None), "")
 
     def spread_text(group: Group, key: str) -> str:
@@ -56,14 +46,14 @@ def metrics_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
         if seeds:
             deviation = group.deviation(key)
             return "" if math.isnan(deviation) else f"± {metric.number(deviation)}"
-        values = replicas[group.name].get(key)
-        return "" if values is None else metric.interval(*interval(values))
+        return metric.interval(*ranges[group.name].get(key, UNKNOWN))
 
-    return replace(groups_table(groups, columns, f"{images} test images, {spread}", spread_text), note=note)
+    best = {key: name for key in COMPARED if (name := _best_beyond_chance(groups, key))}
+    return replace(groups_table(groups, columns, f"{images} test images, {spread}", spread_text, best), note=note)
 
 
 def costs_table(groups: Sequence[Group]) -> TextTable:
-    """Return what every group cost and costs, means over seeds, the least in bold."""
+    """Return what every group cost and costs, means over seeds."""
     return groups_table(groups, {key: METRICS[key] for key in COSTS}, "Costs")
 
 
@@ -72,53 +62,49 @@ def groups_table(
     columns: Mapping[str, Metric],
     title: str,
     spread: Spread = lambda group, key: "",
+    best: Mapping[str, str] | None = None,
 ) -> TextTable:
-    """Return means of metrics and costs, a row for each group, the best of each in bold.
+    """Return means of metrics and costs, a row for each group.
 
     Args:
         groups: What is compared.
         columns: By their keys of :meth:`mixmo.evaluation.comparison.Entry.flat`; those no group has are left out.
         title: Above the table.
         spread: Returns what stands behind a metric of a group.
+        best: By key, the name of the group whose value is in bold.
     """
     keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
-    best = {key: _best(columns[key], [group.mean(key) for group in groups]) for key in keys}
     rows, stressed, details = [], set(), {}
     for row, group in enumerate(groups):
         cells = [f"{group.name} (n = {len(group.entries)})" if len(group.entries) > 1 else group.name]
         for key in keys:
             mean = group.mean(key)
-            shown = "" if math.isnan(mean) else columns[key].number(mean)
-            top = best[key]
-            if len(groups) > 1 and shown and top is not None and shown == columns[key].number(top):  # as it is read
+            if (best or {}).get(key) == group.name:
                 stressed.add((row, len(cells)))
             if behind := "" if math.isnan(mean) else spread(group, key):
                 details[row, len(cells)] = behind
-            cells.append(shown)
+            cells.append("" if math.isnan(mean) else columns[key].number(mean))
         rows.append(cells)
     return TextTable(title, ["", *(columns[key].column for key in keys)], rows, best=stressed, details=details)
 
 
-def differences(group: Group, first: Group, replicas: Replicas) -> dict[str, Difference]:
-    """Return the differences of a group to the first one, with 95 % intervals, resampled on the same images.
+def differences(group: Group, first: Group) -> dict[str, Difference]:
+    """Return the differences of a group to another one, with 95 % intervals (:func:`intervals_between`).
 
     Args:
-        group: Any but the first.
-        first: The first group.
-        replicas: Of :func:`group_replicas`.
+        group: One side.
+        first: The other, from which the differences are taken.
     """
-    found = {}
-    for key in COMPARED:
-        resampled = replicas[group.name][key] - replicas[first.name][key]
-        found[key] = Difference(group.mean(key) - first.mean(key), *interval(resampled))
-    return found
+    ranges = intervals_between(group, first, COMPARED)
+    return {key: Difference(group.mean(key) - first.mean(key), *ranges.get(key, UNKNOWN)) for key in COMPARED}
 
 
 def p_value(group: Group, first: Group) -> float:
     """Return McNemar's exact p-value for two groups of one network each; NaN for seeds."""
     if len(group.entries) > 1 or len(first.entries) > 1:
         return math.nan
-    return mcnemar(sample_scores(group)["accuracy"], sample_scores(first)["accuracy"])
+    own, other = (each.entries[0].result.predictions.average().right.numpy() for each in (group, first))
+    return mcnemar(own, other)
 
 
 def p_text(p: float) -> str:
@@ -131,25 +117,27 @@ def p_text(p: float) -> str:
     return "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-16 else "< 1e-16"
 
 
-def differences_table(groups: Sequence[Group], replicas: Replicas) -> TextTable:
+def differences_table(groups: Sequence[Group]) -> TextTable:
     """Return the differences of every group to the first, with 95 % intervals.
 
     Args:
         groups: Two or more.
-        replicas: Of :func:`group_replicas`.
     """
     first, rows = groups[0], list[list[str]]()
     details: dict[tuple[int, int], str] = {}
     for group in groups[1:]:
         cells = [f"{group.name} − {first.name}"]
-        for key, (value, low, high) in differences(group, first, replicas).items():
+        for key, (value, low, high) in differences(group, first).items():
             metric = METRICS[key]
-            details[len(rows), len(cells)] = metric.interval(low, high, sign=True)
+            if behind := metric.interval(low, high, sign=True):
+                details[len(rows), len(cells)] = behind
             cells.append(metric.number(value, sign=True))
         rows.append([*cells, p_text(p_value(group, first))])
-    title = "Differences with 95 % intervals (paired bootstrap over test images; seeds are averaged first)"
+    title = f"Differences with 95 % intervals ({interval_kinds(groups)})"
     units = {"%": ", points", "": ""}
     header = ["", *(f"{METRICS[key].name}{units[METRICS[key].unit]}" for key in COMPARED), "McNemar's p"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return TextTable(title, header, rows, details=details)
 
 
@@ -161,11 +149,28 @@ def _ood_columns(groups: Sequence[Group]) -> dict[str, Metric]:
     }
 
 
-def _best(metric: Metric, means: Sequence[float]) -> float | None:
-    known = [mean for mean in means if not math.isnan(mean)]
-    if metric.better is None or not known:
-        return None
-    return max(known) if metric.better else min(known)
+def interval_kinds(groups: Sequence[Group]) -> str:
+    """Return in words what the intervals of the differences to the first group are over."""
+    kinds = {
+        (1, 1): "over test images",
+        (1, 2): "none for one run against several seeds",
+        (2, 2): "Student's over seeds, paired where the seeds are the same, else Welch's",
+    }
+    found = [tuple(sorted(min(len(each.entries), 2) for each in (group, groups[0]))) for group in groups[1:]]
+    return "; ".join(text for kind, text in kinds.items() if kind in found)
+
+
+def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:
+    """Return the group that is better than every other by an interval without 0; no name if there is none."""
+    known = [group for group in groups if not math.isnan(group.mean(key))]
+    if len(known) < 2:
+        return ""
+    best = (max if METRICS[key].better else min)(known, key=lambda group: group.mean(key))
+    for other in known:
+        low, high = intervals_between(best, other, [key]).get(key, UNKNOWN)
+        if other is not best and not low * high > 0:
+            return ""
+    return best.name
 
 
 def as_csv(groups: Sequence[Group]) -> str:

@@ -207,7 +207,14 @@ METRICS = {
     "macs": Metric("MACs", "Multiply–accumulate operations for one image.", False, "M", 1e-6, 1),
     "images": Metric("Training images", "Images passed through the network in training.", False, "M", 1e-6, 2),
     "minutes": Metric("Training time", "Wall time of training, on the machine that trained it.", None, "min", 1, 1),
-    "latency_ms": Metric("Latency", "Time for an image in a batch of 64, on this machine's CPU.", False, "ms", 1, 2),
+    "latency_ms": Metric(
+        "Latency",
+        "Time for an image in a batch of 64, on this machine's CPU; one short measurement, which varies with its load.",
+        None,
+        "ms",
+        1,
+        2,
+    ),
 }
 """Every metric that a page shows, by its key in files."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from mixmo.errors import reason
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.intervals import Array, interval
+from mixmo.evaluation.intervals import UNKNOWN, Interval
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import printable
 from mixmo.reporting.glossary import MAIN, MAIN_DIVERSITY, METRICS
@@ -59,18 +59,18 @@ def method_name(config: Mapping[str, Any]) -> str:
     return f"{method} with {f'{extra} and ' if extra else ''}{members} members"
 
 
-def lead_sentence(run: Run, found: EvaluationResult, replicas: Mapping[str, Array], download: bool = False) -> str:
+def lead_sentence(run: Run, found: EvaluationResult, ranges: Mapping[str, Interval], download: bool = False) -> str:
     """Return what was trained, how good it is, how sure that is, at what cost and against what.
 
     Args:
         run: The run.
         found: Its evaluation.
-        replicas: Those of :func:`mixmo.evaluation.intervals.replicates`.
+        ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
         download: Whether the network may be asked for what the run is built from.
     """
     config, metrics = run.trained_config(), found.metrics.average
     accuracy = METRICS["accuracy"].brief
-    interval_text = accuracy.interval(*interval(replicas["accuracy"]))
+    interval_text = accuracy.interval(*ranges["accuracy"])
     backbone = backbone_name(str(config["model"]["backbone"]))
     count = run.training_images()
     trained = "" if count is None else f", trained on {count} images,"
@@ -114,20 +114,20 @@ def _reference(found: EvaluationResult) -> str:
     return f"The most frequent class alone would reach {share:.1f} %."
 
 
-def cards(metrics: Mapping[str, float], replicas: Mapping[str, Array]) -> Sequence[dict[str, str]]:
-    """Return the metrics that matter, each with its interval and meaning.
+def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Sequence[dict[str, str]]:
+    """Return the metrics that matter, each with its meaning, and its interval where it has one.
 
     Args:
         metrics: Those of the average, and the diversity.
-        replicas: Those of :func:`mixmo.evaluation.intervals.replicates`.
+        ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
     """
     return [
         {
             "heading": METRICS[key].heading,
             "help": METRICS[key].help,
             "value": METRICS[key].brief.text(metrics[key]),
-            "interval": METRICS[key].brief.interval(*interval(replicas[key])),
+            "interval": METRICS[key].brief.interval(*ranges.get(key, UNKNOWN)),
         }
         for key in (*MAIN, *MAIN_DIVERSITY)
-        if key in replicas
+        if key in metrics
     ]

@@ -12,7 +12,7 @@ from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.intervals import replicates
+from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
@@ -62,7 +62,7 @@ def run_page(run: Run, result: EvaluationResult, download: bool = False) -> str:
         result: Its evaluation.
         download: Whether the network may be asked for images that it shows.
     """
-    replicas = replicates(result.predictions)
+    ranges = image_intervals(result.predictions)
     parts = networks(result.predictions)
     whole = next(iter(parts.items()))
     sections = [
@@ -77,12 +77,13 @@ def run_page(run: Run, result: EvaluationResult, download: bool = False) -> str:
     return pages.render(
         "answer.html",
         title=f"Run {run.path.name}",
-        lead=lead_sentence(run, result, replicas, download),
+        lead=lead_sentence(run, result, ranges, download),
         answer=[
-            pages.part("cards", cards({**result.metrics.average, **result.metrics.diversity}, replicas)),
+            pages.part("cards", cards({**result.metrics.average, **result.metrics.diversity}, ranges)),
             pages.part(
                 "sentence",
-                "In brackets: 95 % intervals, by bootstrap over test images. Open a card to read what it means.",
+                "In brackets: 95 % intervals over test images, of metrics that have one that covers. Open a card to read "
+                "what it means.",
             ),
         ],
         sections=sections,

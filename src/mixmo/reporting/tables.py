@@ -27,7 +27,8 @@ SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
 HELPS = {
     **{metric.column: metric.help for metric in METRICS.values()},
     **{f"{metric.name}, points": metric.help for metric in METRICS.values()},
-    "McNemar's p": "Probability of a difference in accuracy at least this large if both were right equally often.",
+    "McNemar's p": "Probability of a difference in accuracy at least this large if both were right equally often; it "
+    "is about these two runs, not about other seeds.",
 }
 """What the heading of a column means."""
 
@@ -41,7 +42,7 @@ class TextTable:
         header: Headings.
         rows: Texts, as many in each row as there are headings.
         note: Below it.
-        best: Row and column of the cells to stress, the best of their column.
+        best: Row and column of the cells to stress.
         details: What stands behind cells, such as their intervals, by row and column.
 
     Example:
@@ -79,7 +80,7 @@ class TextTable:
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
     def html(self) -> Markup:
-        """Return it for a page; a star marks the best of a column, and headings that are metrics are explained."""
+        """Return it for a page; a star marks cells to stress, and headings that are metrics are explained."""
         helps = [HELPS.get(heading, "") for heading in self.header]
         found = pages.table(self.header, self.rows, self.title, (), helps, self.best, self.details)
         return found + (pages.part("sentence", self.note) if self.note else Markup())
