@@ -25,7 +25,7 @@ from mixmo.names import csv_cell, label, markdown, printable
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
 from mixmo.reporting.comparison_page import comparison_page, comparison_tables
-from mixmo.reporting.comparison_tables import COMPARED, as_csv, group_replicas
+from mixmo.reporting.comparison_tables import COMPARED, as_csv
 from mixmo.reporting.svg import inline_svg, page_style
 from mixmo.reporting.tables import TextTable
 
@@ -98,8 +98,7 @@ def test_charts_and_pages_take_any_name(names):
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings("ignore", "Glyph .* missing")
         patch.setattr(logging.getLogger("mixmo"), "warning", pytest.fail)
-        replicas = group_replicas(found)
-        page = comparison_page(found, replicas, comparison_tables(found, replicas))
+        page = comparison_page(found, comparison_tables(found))
         parts = {name: prediction() for name in names}
         row = {"epoch": 1.0, "step": 1.0, "train_loss": 1.0, "val_accuracy": 0.5}
         two = np.eye(2)
