@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def check_regular(path: str | Path) -> None:
+def check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse what is no regular file: a pipe may never say anything, and a device never end.
 
     Args:

@@ -245,8 +245,7 @@ class Run:
 
     def conditions(self) -> dict[str, Any]:
         """Return what the run's results depend on beside its settings, as ``environment.json`` has it."""
-        known = self.about().get("conditions")
-        return known if isinstance(known, dict) else {}
+        return dict(_section(self.about(), "conditions"))
 
     def changes(self, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
         """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
@@ -256,9 +255,7 @@ class Run:
             conditions: What results depend on beside; of these too.
         """
         known, about = known_settings(), self.about()
-        began, resolved = (
-            about.get(key) if isinstance(about.get(key), dict) else {} for key in ("settings", "resolved")
-        )
+        began, resolved = (dict(_section(about, key)) for key in ("settings", "resolved"))
         try:
             first = dict(flattened(_filled(began, resolved), known)) | self.conditions()
         except InputError:  # of another version, or damaged
@@ -497,3 +494,8 @@ def _processor() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.processor(),
     )
+
+
+def _section(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a section of a file, empty where it is missing or of another kind."""
+    return found if isinstance(found := about.get(key), Mapping) else {}

@@ -36,7 +36,8 @@ class Population:
     def draw(self, images, rng):
         """Return predictions of both networks of the same images."""
         kinds = rng.integers(0, KINDS, images)
-        targets = (torch.from_numpy(rng.random((images, 1))) > self.truth[kinds].cumsum(1)).sum(1).clamp(max=CLASSES - 1)
+        drawn = torch.from_numpy(rng.random((images, 1)))
+        targets = (drawn > self.truth[kinds].cumsum(1)).sum(1).clamp(max=CLASSES - 1)
         return [Predictions(self.logits[network][kinds], targets, list("abcde")) for network in (0, 1)]
 
 

@@ -169,8 +169,8 @@ def parsed(text: str, hint: Any, name: str) -> Any:
     """
     if hint is str:
         return text
-    if _is_flag(hint) and (value := truth(text)) is not None:
-        return value
+    if _is_flag(hint) and (said := truth(text)) is not None:
+        return said
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):

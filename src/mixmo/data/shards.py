@@ -95,7 +95,9 @@ def assembled(
     return numbers[places], list(names), starts
 
 
-def are_labels(texts: Sequence[str], counts: Sequence[int], where: str, on_error: str) -> np.ndarray:
+def are_labels(
+    texts: Sequence[str] | np.ndarray, counts: Sequence[int] | np.ndarray, where: str, on_error: str
+) -> np.ndarray:
     """Return which texts (n,) are labels; datasets write -1, null or nothing where an image has none.
 
     Args:

@@ -281,8 +281,8 @@ def check_look_alike(names: Iterable[str], where: str) -> None:
 
 def _spelt(name: str) -> str:
     """Return a name with what tells it from one that looks alike."""
-    forms = {"composed, NFC": "NFC", "decomposed, NFD": "NFD"}
-    known = [text for text, form in forms.items() if unicodedata.is_normalized(form, name)]
+    composed, decomposed = unicodedata.is_normalized("NFC", name), unicodedata.is_normalized("NFD", name)
+    known = ["composed, NFC"] * composed + ["decomposed, NFD"] * decomposed
     form = known[0] if len(known) == 1 else "" if known else "partly composed"
     spaces = "" if name == " ".join(name.split()) else f"spaces as in {name!r}"
     return f"{printable(name)} ({', '.join(filter(None, [form, spaces])) or 'without further spaces'})"

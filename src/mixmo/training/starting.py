@@ -105,8 +105,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise MissingError(f"there is no file of weights {file}.")
     if file.suffix == ".safetensors":
         try:
-            with safe_open(file, "pt") as content:
-                described = SPEC in (content.metadata() or {})
+            with safe_open(file, "pt") as opened:
+                described = SPEC in (opened.metadata() or {})
             if described:
                 has_digest(file)
             return load_file(file)

@@ -88,9 +88,9 @@ class EpochSums:
         return bad
 
     def report(self, batch_size: int) -> dict[str, Any]:
-        """Return the means over the epoch's steps so far, without skipped ones, of all processes, and mixtures per second.
+        """Return the means over the epoch's steps so far, of all processes, and mixtures per second.
 
-        Means of no step are NaN.
+        Skipped steps do not count; means of no step are NaN.
         """
         means = mean_over_ranks(torch.cat([self.loss[None], self.accuracy]))
         means = means / (self.steps - self.bad_steps)
