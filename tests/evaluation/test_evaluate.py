@@ -29,6 +29,14 @@ def test_averages_and_members_are_evaluated(n, scale, seed, members):
     assert ("d_re" in metrics) == (members > 1)
 
 
+def test_an_ensembles_logits_give_the_metrics_of_the_average():
+    logits, targets = sample(50, 6, 3.0, False, 0, 3)
+    whole = mixmo.evaluate(logits, targets)
+    average = mixmo.evaluate(logits.mean(1), targets)
+    assert average == pytest.approx({key: whole[key] for key in average}, rel=1e-6)
+    assert len(average) == 5 + 5 + 5 + 2 and "member_0/nll" not in average
+
+
 def test_evaluation_in_pieces_is_evaluation(monkeypatch):
     logits, targets = sample(50, 7, 3.0, False, 0, 2)
     whole = mixmo.evaluate(logits, targets)
@@ -56,7 +64,8 @@ def test_any_precision_is_evaluated_in_float64(dtype):
 @pytest.mark.parametrize(
     ("logits", "targets", "message"),
     [
-        (torch.zeros(2, 3), torch.zeros(2), "do not fit"),
+        (torch.zeros(3), torch.zeros(3), "do not fit"),
+        (torch.zeros(2, 3), torch.zeros(3), "do not fit"),
         (torch.zeros(2, 1, 3), torch.zeros(3), "do not fit"),
         (torch.zeros(0, 1, 3), torch.zeros(0), "are empty"),
         (torch.tensor([[[0.0, 0.0]], [[float("nan"), 0.0]]]), torch.zeros(2), "row 1 are not finite"),

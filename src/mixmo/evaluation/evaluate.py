@@ -60,11 +60,11 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
     ``probability_average/…`` those of the average of the probabilities, ``member_0/…`` those of each member.
 
     Args:
-        logits: (N, M, K).
+        logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble.
         targets: (N,) class numbers.
 
     Returns:
-        A flat dict of floats; NaN where a metric is not defined.
+        A flat dict of floats; NaN where a metric is not defined. Of (N, K) the keys without a prefix.
 
     Raises:
         InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
@@ -74,7 +74,11 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
         >>> metrics = evaluate(logits, torch.tensor([0, 0]))
         >>> metrics["accuracy"], metrics["member_0/accuracy"], metrics["disagreement"]
         (1.0, 0.5, 0.5)
+        >>> evaluate(logits.mean(1), torch.tensor([0, 0]))["nll"] == metrics["nll"]
+        True
     """
+    if logits.dim() == 2:
+        return measure(logits[:, None], targets).average
     return measure(logits, targets).flat()
 
 
