@@ -1,0 +1,116 @@
+"""What loops, metrics and trainers of others do with ``net(images)`` as it stands: all give the ensemble's accuracy."""
+
+from types import SimpleNamespace
+
+import lightning
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from sklearn.metrics import accuracy_score
+from timm.utils import AverageMeter, accuracy
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+import mixmo
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A network whose members disagree, so that the ensemble's answers are those of no member."""
+    torch.manual_seed(0)
+    net = mixmo.MixMo("wide_resnet10_1", num_members=3, num_classes=10)
+    with torch.no_grad():
+        for head in net.heads:
+            head.weight.mul_(20)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def loader(net):
+    """Images whose labels the ensemble gets right in about half of the cases."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(60, 3, 16, 16, generator=generator), torch.randint(10, (60,), generator=generator)
+    with torch.no_grad():
+        labels[::2] = net.members(images[::2]).mean(1).argmax(1)
+    return DataLoader(TensorDataset(images, labels), batch_size=25)
+
+
+@pytest.fixture(scope="module")
+def expected(net, loader):
+    """The ensemble's accuracy by NumPy, which is no member's."""
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        members = net.members(images).numpy()
+    right = (members.mean(1).argmax(1) == labels.numpy()).mean()
+    assert right not in (members.argmax(2) == labels.numpy()[:, None]).mean(0) and 0.5 <= right < 0.8
+    return right
+
+
+def test_argmax_gives_classes(net, loader, expected):
+    with torch.inference_mode():
+        predicted = torch.cat([net(images).argmax(1) for images, _ in loader])
+    assert accuracy_score(loader.dataset.tensors[1], predicted) == pytest.approx(expected)
+
+
+def test_timms_validation_loop(net, loader, expected):
+    """As timm's ``validate.py`` does it: loss, top-1 and top-5 by its meters."""
+    losses, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    with torch.no_grad():
+        for images, target in loader:
+            output = net(images)
+            loss = F.cross_entropy(output, target)
+            acc1, acc5 = accuracy(output.detach(), target, topk=(1, 5))
+            losses.update(loss.item(), images.size(0))
+            top1.update(acc1.item(), images.size(0))
+            top5.update(acc5.item(), images.size(0))
+        images, labels = loader.dataset.tensors
+        metrics = mixmo.evaluate(net.members(images), labels)
+    assert top1.avg == pytest.approx(100 * expected)
+    assert top5.avg == pytest.approx(100 * metrics["accuracy_top5"])
+    assert losses.avg == pytest.approx(metrics["nll"], rel=1e-5)
+
+
+def test_torchmetrics(net, loader, expected):
+    metric = MulticlassAccuracy(num_classes=10, average="micro")
+    with torch.no_grad():
+        for images, labels in loader:
+            metric.update(net(images), labels)
+    assert metric.compute().item() == pytest.approx(expected)
+
+
+class Classifier(LightningModule):
+    """A LightningModule as for any classifier."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.accuracy = net, MulticlassAccuracy(num_classes=10, average="micro")
+
+    def validation_step(self, batch, batch_idx):
+        """Score a batch."""
+        images, labels = batch
+        logits = self.net(images)
+        self.accuracy(logits, labels)
+        self.log_dict({"loss": F.cross_entropy(logits, labels), "accuracy": self.accuracy})
+
+
+def test_lightnings_validation_loop(net, loader, expected):
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    (found,) = trainer.validate(Classifier(net), loader, verbose=False)
+    assert found["accuracy"] == pytest.approx(expected)
+
+
+def test_metrics_as_for_transformers_trainer(net, loader, expected):
+    """Its ``compute_metrics`` gets NumPy's arrays of all batches, joined along the first axis."""
+
+    def compute_metrics(prediction):
+        return {"accuracy": (np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean()}
+
+    with torch.no_grad():
+        logits = np.concatenate([net(images).numpy() for images, _ in loader])
+    labels = np.concatenate([labels.numpy() for _, labels in loader])
+    assert compute_metrics(SimpleNamespace(predictions=logits, label_ids=labels))["accuracy"] == pytest.approx(expected)
