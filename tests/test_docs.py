@@ -1,5 +1,6 @@
-"""What the documentation tells a reader to type exists: commands, recipes, options, and settings in YAML."""
+"""What the documentation tells a reader to type exists: commands, recipes, options, imports, and settings in YAML."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ TEXTS = [*PAGES, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "sr
 TEXTS += sorted((ROOT / "examples").rglob("*.yaml"))
 OWN = {
     "fit": ["run", "accept_changes", "key"],
-    "preview": ["out", "key"],
+    "preview": ["out", "overwrite", "key"],
     "sweep": ["out", "ray", "address", "cpus", "gpus", "key"],
 }
 """Options of commands that take settings; ``--key value`` stands for any of them."""
@@ -76,3 +77,16 @@ def test_yaml_on_pages_makes_a_plan(file, tmp_path):
             assert load_sweep(own).trials
         else:
             assert make_plan(load_recipe(own)).settings
+
+
+@pytest.mark.parametrize("file", [file for file in PAGES if file.name != "own-loop.md"], ids=lambda file: file.name)
+def test_every_block_of_python_imports_what_it_names(file):
+    """A reader copies one block; those of own-loop.md go on from one another, as it says."""
+    for block in re.findall(r"```python[^\n]*\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
+        nodes = [*ast.walk(ast.parse(block))]
+        named = {node.id for node in nodes if isinstance(node, ast.Name)}
+        imported = {
+            name.asname or name.name.partition(".")[0]
+            for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for name in node.names
+        }  # fmt: skip
+        assert not named & {"torch", "mixmo", "np", "timm", "F", "json", "Image"} - imported, block

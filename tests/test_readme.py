@@ -12,10 +12,13 @@ import matplotlib
 import numpy as np
 import pytest
 import timm
+import torch
 from conftest import write_images
 from safetensors.torch import save_file
 
+import mixmo
 from mixmo.cli.main import main
+from mixmo.deploy.predictor import Predictor
 from mixmo.masks import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +42,14 @@ def test_python_runs(tmp_path, monkeypatch):
     assert "mixmo.fuse" in code
     names = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["logits"].shape == (8, 2, 10)
+    assert names["logits"].shape == (64, 10) and names["metrics"]["accuracy"] == pytest.approx(
+        (names["logits"].argmax(1) == names["labels"]).double().mean().item()
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(names["plain"](names["images"]), names["logits"], atol=1e-5, rtol=0)
+    again = mixmo.MixMo("wide_resnet16_2", num_members=2, num_classes=10).eval()
+    again.load_state_dict(torch.load("net.pt", weights_only=True))
+    assert torch.equal(again(names["images"]), names["logits"])
 
 
 def test_commands_run(tmp_path, monkeypatch, capsys, observed):
@@ -100,6 +110,8 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
     assert kinds.keys() == {"fit", "test", "compare", "predict", "export"} and len(commands) >= 15
     assert names["logits"].shape == (5, 3) and names["net"].num_members == 2
     assert names["answers"].classes == ["cat", "dog", "emu"]
+    expected = Predictor("whole.onnx")(["new.jpg"]).probabilities[0]
+    np.testing.assert_allclose(names["probabilities"], expected, atol=0.01)
 
 
 def test_the_notebook_runs():
@@ -110,7 +122,7 @@ def test_the_notebook_runs():
     with matplotlib.rc_context({"backend": "agg"}):
         for block in code:
             exec(compile(block.replace("epochs=60", "epochs=1"), "method.ipynb", "exec"), names)
-    assert names["logits"].shape == (1597, 2, 10) and names["difference"] < 1e-4 and len(names["losses"]) == 8
+    assert names["members"].shape == (1597, 2, 10) and names["difference"] < 1e-4 and len(names["losses"]) == 8
     kept = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
     assert sum("image/png" in output["data"] for output in kept) == 4 and all("data" in output for output in kept)
 

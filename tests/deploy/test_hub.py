@@ -97,6 +97,7 @@ def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     assert re.search(r"\| Accuracy ↑ \| [\d.]+ \| \[[\d.]+, [\d.]+\] \|", card)
     assert "12 test images" in card and "cat, dog, emu" in card and "16×16" in card and "20 validation images" in card
     shutil.copytree(evaluated, tmp_path / "run")
+    assert "net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)" in card
     assert 'mixmo.from_pretrained("path/to/folder")' in card and "THIS" not in card
     assert "timm.create_model" not in card and "which timm knows after `import mixmo`" in card
     named = save_pretrained(evaluated, tmp_path / "named", name="me/photos") / "README.md"

@@ -59,7 +59,8 @@ mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
 ```python
 import mixmo
 
-net = mixmo.from_pretrained("{name or FOLDER}")  # images (B, C, H, W) -> logits (B, M, K)
+net = mixmo.from_pretrained("{name or FOLDER}")
+# net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
 answers = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: classes, confidence, uncertainty
 ```
 {_plainly(fused, str(config["model"]["backbone"]), name)}
@@ -112,6 +113,8 @@ def _plainly(fused: bool, backbone: str, name: str | None) -> str:
 Without mixmo, as a plain network of timm's (the members' average, exactly):
 
 ```python
+import timm
+
 net = timm.create_model("{where}", pretrained=True)
 ```
 """
