@@ -2,7 +2,7 @@
 
     python examples/plain_pytorch.py
 
-It prints some 98.3 % and writes digits.pt, which plain timm code opens: half a minute on one core.
+It comes to some 98 % (98.1 and 98.3 were seen), in a minute on one core, and writes the fused network to digits.pt.
 """
 
 import torch

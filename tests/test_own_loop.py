@@ -38,12 +38,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_settings_of_the_table_are_arguments():
-    import inspect
-
-    arguments = {
-        *inspect.signature(mixmo.BatchMixer).parameters,
-        *inspect.signature(mixmo.BatchMixer.__call__).parameters,
-    }
+    made, called = (inspect.signature(each).parameters for each in (mixmo.BatchMixer, mixmo.BatchMixer.__call__))
     named = re.findall(r"^\| `(\w+)`", PAGE, re.MULTILINE)
     assert len(named) == 6 and {*named} <= {*made, *called}
 
