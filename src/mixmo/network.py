@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
-from mixmo.models.convolutions import is_known, scale
-from mixmo.models.copying import copied, drawn_like
+from mixmo.models.copying import copied
+from mixmo.models.initialization import add_noise, parts_of_members, share_out
 from mixmo.models.splitting import split_at
 from mixmo.models.timm_helpers import DELEGATED, answered
-from mixmo.stem import MemberHeads, MixingStem, showing, with_masks
+from mixmo.stem import MemberHeads, MixingStem, showing, try_mixture, with_masks
 
 
 class MixMo(nn.Module):
@@ -60,7 +60,7 @@ class MixMo(nn.Module):
 
     Raises:
         InputError: if the backbone is unknown, has no stem or head, or stems that one mask does not fit, or cannot be
-            cut at ``mix_at``, or M < 1.
+            cut at ``mix_at``, or M < 1; or M > 1 and the backbone changes its input before its stem.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -124,17 +124,19 @@ class MixMo(nn.Module):
         others: list[tuple[list[nn.Module], list[nn.Module]]] = []
         if isinstance(backbone, str) and (not trained or fresh_heads):
             others = [_fresh_parts(backbone, options, names, mix_at) for _ in range(num_members - 1)]
-        encoders = _parts_of_members(stems, [stems for stems, _ in others], num_members, not trained)
-        heads = _parts_of_members(classifiers, [heads for _, heads in others], num_members, fresh_heads)
+        encoders = parts_of_members(stems, [stems for stems, _ in others], num_members, not trained)
+        heads = parts_of_members(classifiers, [heads for _, heads in others], num_members, fresh_heads)
         if trained:
             for equal in encoders:
-                _share_out(equal, self.stem_names)
+                share_out(equal, self.stem_names[0])
             for equal in [*encoders, *([] if fresh_heads else heads)]:
-                _add_noise(equal, noise)
+                add_noise(equal, noise)
         for name, members in zip(self.stem_names, encoders, strict=True):
             self.backbone.set_submodule(name, MixingStem(members, self.in_chans))
         for name, members in zip(self.head_names, heads, strict=True):
             self.backbone.set_submodule(name, MemberHeads(members))
+        if num_members > 1:
+            try_mixture(self.backbone, self.stems, self.image_size)
 
     def __getattr__(self, name: str) -> Any:
         """Return a part of the network, or what timm's helpers ask of a model, which the backbone answers."""
@@ -304,45 +306,6 @@ def _fresh_parts(
     untrained = options | {"pretrained": False, "checkpoint_path": ""}
     built, stems, heads = _divided(create_backbone(backbone, **untrained), names, mix_at)
     return [built.get_submodule(name) for name in stems], [built.get_submodule(name) for name in heads]
-
-
-def _parts_of_members(
-    first: list[nn.Module], others: list[list[nn.Module]], count: int, fresh: bool
-) -> list[list[nn.Module]]:
-    """Return M modules for each place, given the first member's there and, where they were built, the others'."""
-    return [_members(module, count, fresh, [own[place] for own in others]) for place, module in enumerate(first)]
-
-
-def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]) -> list[nn.Module]:
-    """Return M modules: copies of a trained one, or the first and independent draws beside it."""
-    if not fresh:
-        return [copied(module) for _ in range(count)]
-    return [module, *(others or (drawn_like(module) for _ in range(count - 1)))]
-
-
-def _share_out(encoders: list[nn.Module], names: Names) -> None:
-    """Scale trained stems, so that their sum over the members is the trained stem again.
-
-    Those that standardise their weights have no scale: of them the sum is M times the stem, which the normalisation
-    that follows undoes.
-    """
-    for encoder in encoders:
-        if not is_known(encoder):
-            raise InputError(
-                f"stem {names[0]!r} is a {type(encoder).__name__}; encoders can share a trained stem only where it is "
-                "a convolution and nothing else."
-            )
-        scale(encoder, 1 / len(encoders))
-
-
-@torch.no_grad()
-def _add_noise(modules: list[nn.Module], share: float) -> None:
-    """Add normal noise of a share of each tensor's standard deviation, whose sum over the modules is zero."""
-    for tensors in zip(*(module.parameters() for module in modules), strict=True):
-        if tensors[0].numel() > 1:
-            noise = torch.stack([torch.randn_like(each) * (share * each.std()) for each in tensors])
-            for tensor, own in zip(tensors, noise - noise.mean(0), strict=True):
-                tensor.add_(own)
 
 
 def _settings(backbone: nn.Module) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mixmo.errors import InputError, reason
 from mixmo.mixing import mix_features
@@ -79,21 +80,101 @@ def showing(x: Tensor) -> Iterator[None]:
     Raises:
         InputError: from the stem.
     """
-    _shown.x = x
+    _shown.x, _shown.version = x, _version(x)
     try:
         yield
     finally:
         _shown.x = None
 
 
+def _version(x: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; nothing counts it in inference mode."""
+    return None if x.is_inference() else x._version
+
+
 def _check_shown(x: Tensor) -> None:
     expected: Tensor | None = getattr(_shown, "x", None)
-    if expected is None or x is expected or (x.shape == expected.shape and x.data_ptr() == expected.data_ptr()):
+    if expected is None:
         return
-    raise InputError(
-        f"the backbone changes its input before its stem ({tuple(expected.shape)} became {tuple(x.shape)}, or other "
-        "numbers); members' inputs need a backbone that shows its stem whole images as they are: normalise outside it."
+    same = x is expected or (x.shape == expected.shape and x.data_ptr() == expected.data_ptr())
+    if not same or _version(x) != _shown.version:
+        raise _changed(expected.shape, x.shape)
+
+
+def _changed(expected: Sequence[int], found: Sequence[int]) -> InputError:
+    return InputError(
+        f"the backbone changes its input before its stem ({tuple(expected)} became {tuple(found)}, or other numbers); "
+        "members' inputs need a backbone that shows its stem whole images as they are: normalise outside it."
     )
+
+
+SIDES = (32, 224, 256, 384)
+"""Images to try a backbone with that does not say which it takes."""
+
+
+class _ReachedError(Exception):
+    """Every stem was called; the rest of the backbone need not run."""
+
+
+@torch.no_grad()
+def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int] | None) -> None:
+    """Show a backbone two mixtures, in evaluation and in training, and see that they reach its stems unchanged.
+
+    A compiled network checks no call (:func:`showing`), so that this is done when it is built. The backbone runs up to
+    its stems only. Its buffers and modes and torch's generators are left as they were.
+
+    Args:
+        backbone: The backbone, with its stems replaced.
+        stems: Its :class:`MixingStem` modules.
+        size: (H, W) of its images, if that is known. A backbone that takes none of the sizes tried is left to the
+            check of each call.
+
+    Raises:
+        InputError: if the backbone changes its input before a stem.
+    """
+    modes = [(module, module.training) for module in backbone.modules()]
+    sizes = [*([size] if size else []), *((side, side) for side in SIDES)]
+    try:
+        for training in (False, True):
+            for module, _ in modes:
+                module.training = training
+            any(_shows(backbone, stems, each) for each in sizes)  # the first that the backbone takes
+    finally:
+        for module, before in modes:
+            module.training = before
+
+
+def _shows(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int]) -> bool:
+    """Return whether a backbone takes mixtures of a size; refuse one that shows its stems anything else."""
+    first, channels = next(stems[0].parameters()), len(stems[0].encoders) * stems[0].in_chans + 1
+    if first.is_meta:
+        return True  # there are no numbers to compare
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(first)
+    expected, waiting = x.clone(), set(stems)
+
+    def see(stem: nn.Module, inputs: tuple[Tensor]) -> None:
+        (shown,) = inputs
+        if shown.shape != expected.shape or shown.dtype != expected.dtype or not torch.equal(shown, expected):
+            raise _changed(expected.shape, shown.shape)
+        waiting.discard(stem)  # type: ignore[arg-type]
+        if not waiting:
+            raise _ReachedError
+
+    hooks = [stem.register_forward_pre_hook(see) for stem in stems]
+    buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    try:
+        with torch.random.fork_rng([first.device] if first.is_cuda else []):
+            functional_call(backbone, buffers, (x,))
+    except _ReachedError:
+        return True
+    except InputError:
+        raise
+    except Exception:  # whatever the backbone's own code makes of images of that size
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return not waiting
 
 
 def with_masks(inputs: Tensor, masks: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from conftest import Plain, answers_of_threads
 
@@ -41,6 +42,13 @@ class Normalised(Plain):
         return super().forward((x - 0.5) / 0.25)
 
 
+class InPlace(Plain):
+    """Changes its input in place."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
 class Shortened(Plain):
     """Shows its stem the first image only."""
 
@@ -48,22 +56,98 @@ class Shortened(Plain):
         return super().forward(x[:, :3])
 
 
-@pytest.mark.parametrize("backbone", [Normalised, Shortened])
-def test_a_backbone_that_changes_its_input_takes_no_mixtures(backbone):
-    """Masks travel in it: they are no pixels to be normalised."""
-    net = mixmo.MixMo(backbone(), num_members=2, stem="first", head="last")
-    masks = torch.full((4, 2, 1, 9, 9), 0.5)
+class Jittered(Plain):
+    """Changes its input in training only."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
+
+
+class Sized(Plain):
+    """Takes images of one size only, as vision transformers do, and changes them."""
+
+    def forward(self, x):
+        assert x.shape[-2:] == (224, 224)
+        return super().forward(x * 2)
+
+
+def wrapped(backbone, members=2):
+    return mixmo.MixMo(backbone, num_members=members, stem="first", head="last")
+
+
+@pytest.mark.parametrize("backbone", [Normalised, InPlace, Shortened, Jittered, Sized])
+def test_a_backbone_that_changes_its_input_is_refused_when_it_is_built(backbone):
+    """Masks travel in it: they are no pixels to be normalised. A compiled network would not notice."""
+    for module in (backbone(), backbone().eval()):
+        with pytest.raises(ValueError, match="the backbone changes its input before its stem"):
+            wrapped(module)
+    images = torch.randn(2, 1, 3, 224, 224)
+    assert wrapped(backbone(), members=1)(images).shape == (2, 1, 7)  # whose images nothing travels with
+
+
+class Padded(Plain):
+    """Changes images of some sizes."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8)))
+
+
+class Late(Plain):
+    """Changes its input in place from the second call on."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x if self.calls <= 2 else x.mul_(2))
+
+
+@pytest.mark.parametrize("backbone", [Padded, Late])
+def test_every_call_of_an_eager_network_is_checked_too(backbone):
+    net, masks = wrapped(backbone()), torch.full((4, 2, 1, 9, 9), 0.5)
     with pytest.raises(ValueError, match="the backbone changes its input before its stem"):
         net(torch.randn(4, 2, 3, 9, 9), masks)
     assert net(torch.randn(4, 3, 9, 9)).shape == (4, 7)
-    single = mixmo.MixMo(backbone(), num_members=1, stem="first", head="last")
-    assert single(torch.randn(4, 1, 3, 9, 9)).shape == (4, 1, 7)
+
+
+class Counting(Plain):
+    """Keeps a count and a copy of its input, draws, and has a part in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+        self.frozen = torch.nn.BatchNorm2d(8).eval()
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen = x.mean() + torch.rand(())
+        return super().forward(x)
+
+
+def test_the_trial_of_a_mixture_leaves_everything_as_it_was():
+    plain, own, generators = Plain(), Counting(), []
+    for backbone in (plain, own):  # the second draws as it is tried
+        torch.manual_seed(0)
+        net = wrapped(backbone)
+        generators.append(torch.get_rng_state())
+    assert torch.equal(*generators)
+    assert net.backbone.calls == net.backbone.seen == 0
+    assert net.backbone.training and not net.backbone.frozen.training
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_compiled_network_computes_as_the_eager_one():
+    torch.manual_seed(0)
+    net = wrapped(Plain()).eval()
+    inputs, mask = torch.randn(4, 2, 3, 9, 9), (torch.arange(9) < 4).float().expand(4, 1, 1, 9, 9)
+    masks = torch.cat([mask, 1 - mask], 1)
+    torch.testing.assert_close(torch.compile(net, backend="eager")(inputs, masks), net(inputs, masks))
 
 
 def test_a_stem_that_sees_no_whole_images_is_refused():
-    net = mixmo.MixMo("tnt_s_patch16_224", num_members=2, num_classes=5)
     with pytest.raises(ValueError, match="changes its input before its stem"):
-        net(torch.zeros(2, 2, 3, 224, 224), torch.full((2, 2, 1, 56, 56), 0.5))
+        mixmo.MixMo("tnt_s_patch16_224", num_members=2, num_classes=5)
 
 
 def test_hooks_of_a_stem_are_called_for_images_too():

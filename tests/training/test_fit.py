@@ -363,11 +363,16 @@ def test_a_run_is_never_overwritten(whole):
     assert before == {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
 
 
-def test_images_too_small_for_the_backbone_are_refused_before_the_run_exists(whole, tmp_path):
+def test_images_that_do_not_fit_the_backbone_are_refused_before_the_run_exists(whole, tmp_path):
     folder, _ = whole
     run = Run(tmp_path / "run")
     for overrides, message in {
         ("--model.backbone=vit_tiny_patch16_224",): "cannot take images of 8×8.*img_size",
+        (
+            "--model.backbone=vit_tiny_patch16_224",
+            "--model.options.dynamic_img_size=true",
+            "--model.options.dynamic_img_pad=true",  # to 16×16, with masks that lie beside
+        ): "changes its input before its stem",
         ("--data.crop_size=20",): "crop_size is 20, larger than images of 8×8",
         ("--data.padding=8", "--data.padding_mode=reflect"): "images of 8×8 can be reflected by less than",
         ("--mixer.kind=cute",): "did you mean 'cut'",

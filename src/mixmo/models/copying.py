@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -19,6 +18,7 @@ def copied(module: Module) -> Module:
     none that hold on to a graph, so those of the copy are without it.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(2, 2)
         >>> layer.kept = {"double": layer.weight * 2}
         >>> torch.equal(copied(layer).kept["double"], layer.weight * 2)
@@ -31,21 +31,6 @@ def copied(module: Module) -> Module:
                 if tensor.grad_fn is not None:
                     memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(module, memo)
-
-
-@torch.no_grad()
-def drawn_like(module: nn.Module) -> nn.Module:
-    """Return a copy whose every parameter is drawn from the normal distribution of its mean and deviation.
-
-    Example:
-        >>> drawn_like(nn.Linear(2, 3)).weight.shape
-        torch.Size([3, 2])
-    """
-    drawn = copied(module)
-    for parameter in drawn.parameters():
-        if parameter.numel() > 1:
-            parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
-    return drawn
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ from mixmo.training.starting import started
 
 
 def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> MixMo:
-    """Return the network of the settings, its weights drawn from the seed, tried on an image of that size.
+    """Return the network of the settings, its weights drawn from the seed, tried on a mixture of that size.
 
     Args:
         settings: The run's.
@@ -33,7 +33,8 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
 
     Raises:
         MissingError: if there is no run to start from.
-        InputError: if the backbone is unknown or cannot take images of that size, or the start does not fit.
+        InputError: if the backbone is unknown, cannot take images of that size or changes them before its stem, or the
+            start does not fit.
     """
     own = settings.model
     with torch.random.fork_rng():
@@ -52,7 +53,9 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
     height, width = _crop(settings, data)
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, net.in_chans, height, width))
+            net.eval()(torch.zeros(1, net.num_members, net.in_chans, height, width))
+    except InputError:
+        raise
     except (RuntimeError, AssertionError, IndexError, ValueError) as error:
         raise InputError(
             f"backbone {own.backbone!r} cannot take images of {height}×{width}: {reason(error)}. Set --data.image_size "
