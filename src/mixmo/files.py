@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -129,6 +129,32 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{what} {path} holds {type(content).__name__}; it has to be a mapping of settings.")
     return content
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Return plain values as YAML that is read back as they are, in their order, letters of all scripts as such.
+
+    Args:
+        content: Numbers, texts, and lists and mappings of such.
+
+    Example:
+        >>> print(yaml_text({"name": "Bär", "1": ["yes", 1.0]}), end="")
+        name: Bär
+        '1':
+        - 'yes'
+        - 1.0
+    """
+    return yaml.dump(content, Dumper=_ExactTexts, sort_keys=False, allow_unicode=True)
+
+
+class _ExactTexts(yaml.SafeDumper):
+    """Escapes U+0085, which PyYAML otherwise writes as the line break that it also is, and reads as a space."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
+
+_ExactTexts.add_representer(str, _ExactTexts.represent_str)
 
 
 class _UniqueKeys(yaml.SafeLoader):

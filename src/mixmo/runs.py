@@ -37,7 +37,7 @@ from mixmo.config.imports import PERMISSIONS, without_permission
 from mixmo.config.plan import Plan, known_settings, make_plan
 from mixmo.config.settings import FREE, NETWORK, Settings
 from mixmo.errors import InputError, MissingError, one_of
-from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
+from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing, yaml_text
 from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
@@ -314,7 +314,7 @@ class Run:
             section, _, key = name.rpartition(".")
             (config.setdefault(section, {}) if section else config)[key] = now
         if wrong:
-            write_text(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            write_text(self.config_file, yaml_text(config))
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.

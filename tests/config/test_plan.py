@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import write_images
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mixmo.cli.main import main
 from mixmo.config.plan import known_settings, make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
+from mixmo.files import read_yaml, write_text
 from mixmo.runs import Run
 
 BASE = load_recipe("digits-cut")
@@ -180,6 +181,33 @@ def test_any_value_in_a_recipe_is_taken_or_refused_in_a_sentence(name, value):
         return
     assert make_plan(yaml.safe_load(plan.yaml)).yaml == plan.yaml  # what a run keeps is read back as it was
     assert all(math.isfinite(each) for each in vars(plan.settings.optimizer).values() if isinstance(each, float))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("configuration")
+
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.text("\x00\t\n\r\x1b\x85\xa0\u2028\u2029\ufeff a:#'\"", min_size=1, max_size=6),
+    st.sampled_from(
+        ["yes", "off", "1", "1e3", "0x1", "1:30", "2001-01-01", "null", "~", "<<", "=", "", "-", "? a", "&a"]
+    ),
+)
+"""Texts that YAML could take for something else: line breaks, numbers, its own signs."""
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    options=st.dictionaries(TEXTS, TEXTS | st.dictionaries(TEXTS, st.lists(TEXTS, max_size=2), max_size=2), max_size=3)
+)
+@example(options={"\x85": "a\x85b", "k": {"\x85": ["\x85"]}})
+def test_texts_are_read_back_from_a_runs_configuration_as_they_were(options, folder):
+    plan = planned({**BASE, "model": {**BASE["model"], "options": options}})
+    assume(not isinstance(plan, str))
+    again = make_plan(read_yaml(write_text(folder / "config.yaml", plan.yaml), "configuration"))
+    assert plan.settings.model.options == again.settings.model.options == options
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,6 +16,7 @@ from mixmo.config.recipes import Recipe
 from mixmo.config.settings import Settings, TrainerSettings
 from mixmo.config.starting import followed
 from mixmo.errors import InputError, one_of
+from mixmo.files import yaml_text
 
 FOLDERS = {
     "fit": ("run", "the run's folder; runs/NAME of the recipe by default"),
@@ -88,9 +89,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] = (), command: str = "fit
     values |= {name: checked(value, known[name], name) for name, value in followed(values).items()}
     settings = _built(Settings, values)
     trainer = _built(TrainerSettings, values, "trainer.")
-    text = yaml.safe_dump(
-        dataclasses.asdict(settings) | {"trainer": dataclasses.asdict(trainer)}, sort_keys=False, allow_unicode=True
-    )
+    text = yaml_text(dataclasses.asdict(settings) | {"trainer": dataclasses.asdict(trainer)})
     resolved = _resolve(settings, trainer)
     return Plan(settings, dataclasses.asdict(trainer), text, folder, resolved)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import yaml
 
 from mixmo.deploy.card import model_card
 from mixmo.deploy.export import export
@@ -17,7 +16,7 @@ from mixmo.deploy.spec import spec_of, write_description
 from mixmo.digests import SPEC
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import assembling, make_folder, write_bytes, write_text
+from mixmo.files import assembling, make_folder, write_bytes, write_text, yaml_text
 from mixmo.fusing import can_fuse
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
@@ -54,7 +53,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         write_bytes(made / MEMBERS, safetensors.torch.save(weights))
         config = _without_paths(trained.run.trained_config(checkpoint))
-        write_text(made / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(made / CONFIG, yaml_text(config))
         write_description(made, spec)
         write_text(made / "README.md", model_card(trained, spec, fused, name))
     return out
