@@ -110,7 +110,7 @@ def test_rows_are_appended_and_cut_back(tmp_path):
 
 
 def test_a_second_interrupt_stops_at_once():
-    signals, before = stopping.StopSignals(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals, before = stopping.StopSignals("run"), signal.signal(signal.SIGINT, signal.default_int_handler)
     signals.listen()
     try:
         signal.raise_signal(signal.SIGINT)

@@ -17,6 +17,7 @@ from importlib import import_module
 import torch
 
 import mixmo
+from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
 from mixmo.launching import is_first
 from mixmo.names import message, printable
@@ -110,8 +111,12 @@ def _run(words: list[str]) -> int:
                 raise
             return 0
         except OSError as error:
+            if lost := lost_worker(error):
+                return _say(lost, 2)
             return _say(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
         except Exception as error:
+            if lost := lost_worker(error):
+                return _say(lost, 2)
             return _say(f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_kept()}.", 1)
 
 

@@ -7,7 +7,6 @@ uint8. :mod:`mixmo.data.batches` makes the B mixtures from it on the device.
 from __future__ import annotations
 
 import math
-import signal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +19,13 @@ from mixmo.data.decoding import quiet
 from mixmo.data.orders import Batches, EpochOrder
 from mixmo.data.reading import decode_all, readable
 from mixmo.data.sources import Source, decode
+from mixmo.data.workers import PREFETCHED, begin_worker, check_room
 from mixmo.errors import InputError
 from mixmo.pairing import check_repetition
 from mixmo.seeding import Stream, seed_for
 
 IN_MEMORY_LIMIT = 4 * 2**30
 """Sets up to this many decoded bytes live on the device; larger ones are streamed."""
-
-GRACE = 20
-"""Seconds for which a worker that is told to stop still decodes."""
 
 
 class DistinctBatch(NamedTuple):
@@ -169,6 +166,26 @@ def evaluation_loader(
     return _loader(images, batches, settings, device, seed=0)
 
 
+def check_shared_memory(images: ImageSet, settings: DataSettings, batch: int, processes: int = 1) -> None:
+    """Refuse batches that workers cannot hand over, before any of them starts.
+
+    Args:
+        images: The images; those in memory need no workers.
+        settings: The recipe's ``data`` section.
+        batch: Images in a batch.
+        processes: Processes on this machine that read such batches.
+
+    Raises:
+        InputError: if the shared memory is too small.
+
+    Example:
+        >>> check_shared_memory(InMemoryImages(torch.zeros(8, 2, 2, 1), torch.zeros(8)), DataSettings(name="x"), 4)
+    """
+    if isinstance(images, StreamedImages) and settings.workers:
+        size = min(batch, len(images)) * math.prod(images.size) * settings.channels
+        check_room(size, math.ceil(len(images) / batch), settings.workers, processes)
+
+
 def _loader(
     images: ImageSet,
     batches: BatchSampler,
@@ -178,24 +195,18 @@ def _loader(
     persistent: bool = True,
 ) -> DataLoader[Any]:
     streamed = isinstance(images, StreamedImages)
+    workers = settings.workers if streamed else 0
     return DataLoader(
         images.to(device),
         batch_sampler=batches,
         collate_fn=_as_is,
-        num_workers=settings.workers if streamed else 0,
-        persistent_workers=persistent and streamed and settings.workers > 0,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
+        persistent_workers=persistent and workers > 0,
         pin_memory=streamed and device.type == "cuda",
         generator=torch.Generator().manual_seed(seed_for(seed, 0, "read")),
-        worker_init_fn=_outlive_signals if streamed else None,
+        worker_init_fn=begin_worker if streamed else None,
     )
-
-
-def _outlive_signals(worker: int) -> None:
-    """Leave it to the main process what an interrupt means: it may need this worker's images, but not for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # not on Windows, where nothing else is told to stop with the main process
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def _as_is(batch: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
-from mixmo.data.sets import evaluation_loader
+from mixmo.data.sets import check_shared_memory, evaluation_loader
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
 from mixmo.evaluation.evaluate import Samples, per_sample
@@ -90,6 +90,7 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
 
 def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
     network, (images, classes) = run.network, run.images(dataset)
+    check_shared_memory(images, network.settings, network.settings.evaluation_size)
     batches = evaluation_loader(images, network.settings, network.device)
     with autocast(network.device, precision):
         logits, targets = predict_logits(network.net, batches, network.augment, network.device)

@@ -53,7 +53,7 @@ class Checkpoints(Checkpoint):
         self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
         self.every_steps, self.every_minutes = every_steps, every_minutes
         self.best_score, self.best_epoch = float("-inf"), -1
-        self.signals, self.written, self.noted = StopSignals(), time.monotonic(), False
+        self.signals, self.written, self.noted = StopSignals(run.path), time.monotonic(), False
 
     @property
     def state_key(self) -> str:
@@ -84,7 +84,7 @@ class Checkpoints(Checkpoint):
             pl_module.ready()
             self._keep(trainer)
             if stopped:
-                self.signals.stop(f"step {step}", self.run.path)
+                self.signals.stop(f"step {step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last and, where it is, the best."""
@@ -95,7 +95,15 @@ class Checkpoints(Checkpoint):
         self._keep(trainer, improved)
         stopped, _ = self.signals.agree(False, 0)
         if stopped and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self.signals.stop(f"epoch {trainer.current_epoch + 1}", self.run.path)
+            self.signals.stop(f"epoch {trainer.current_epoch + 1}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End what a signal began."""
+        self.signals.rest()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """End what a signal began."""
+        self.signals.rest()
 
     def _due(self, step: int) -> bool:
         if self.every_steps and step % self.every_steps == 0:

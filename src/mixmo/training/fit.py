@@ -96,6 +96,7 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
     data = DataModule(settings.data, settings.seed, check=True).require()
     net = build_network(settings, data, drawn)
     loaders = Loaders(data, settings.data, settings.seed)
+    loaders.check_shared_memory(*world(plan.trainer["devices"], plan.trainer["num_nodes"]))
     inference = {
         "classes": data.classes, "size": list(data.size), "versions": versions(), "data": settings.data.preparation,
         "model": {key: getattr(settings.model, key) for key in NETWORK},

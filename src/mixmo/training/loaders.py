@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.module import DataModule
-from mixmo.data.sets import DistinctBatch, evaluation_loader, train_loader
+from mixmo.data.sets import DistinctBatch, check_shared_memory, evaluation_loader, train_loader
 from mixmo.training import ranks
 
 
@@ -31,6 +31,22 @@ class Loaders(L.LightningDataModule):
         super().__init__()
         self.data, self.settings, self.seed = data, settings, seed
         self.images, self.begun = data.train, (0, 0)
+
+    def check_shared_memory(self, devices: int, nodes: int) -> None:
+        """Refuse batches that workers cannot hand over in the shared memory of a node; loaders take turns.
+
+        Args:
+            devices: Ranks on each node.
+            nodes: Nodes.
+
+        Raises:
+            InputError: if they do not fit.
+        """
+        own = self.settings
+        distinct = own.batch_size // own.batch_repetition // (devices * nodes)
+        check_shared_memory(self.data.train, own, distinct, devices)
+        if self.data.validation is not None:
+            check_shared_memory(self.data.validation, own, own.evaluation_size, devices)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of training steps."""

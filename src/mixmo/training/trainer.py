@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
+from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.runs import Run
@@ -59,7 +60,8 @@ def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, cal
         callbacks: More of Lightning's callbacks.
 
     Raises:
-        InputError: if the memory is too small, the network cannot be compiled, or the disk is full.
+        InputError: if the memory is too small, a process that reads images died, the network cannot be compiled, or
+            the disk is full.
         TrainingError: if the loss is not finite.
         StoppedError: if a signal asked the run to stop.
     """
@@ -85,6 +87,8 @@ def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, cal
     except torch.OutOfMemoryError as error:
         raise InputError(_out_of_memory(plan)) from error
     except Exception as error:
+        if lost := lost_worker(error):
+            raise InputError(f"{lost} `mixmo fit {run.path}` resumes the run.") from error
         if "not enough memory" in str(error):
             raise InputError(_out_of_memory(plan)) from error
         if plan.settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):

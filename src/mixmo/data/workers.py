@@ -1,0 +1,120 @@
+"""Worker processes that read images: the memory in which they hand over batches, and how they end."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import traceback
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+from torch.multiprocessing import reductions
+
+from mixmo.errors import InputError, reason
+
+SHARED = Path("/dev/shm")
+"""Where Linux keeps memory that processes share; torch's ways of sharing all do."""
+
+PREFETCHED = 2
+"""Batches that each worker reads ahead."""
+
+GRACE = 20
+"""Seconds for which a worker that is told to stop still decodes."""
+
+UNSENT = 74
+"""Exit code of a worker that could not hand over a batch."""
+
+ENDED = (
+    "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; lower "
+    "--data.workers, or set it to 0."
+)
+
+WAYS_OUT = "set --data.workers 0, lower --data.batch_size, or give it more memory (docker run --shm-size)"
+
+
+def check_room(batch_bytes: int, batches: int, workers: int, processes: int = 1) -> None:
+    """Refuse batches read ahead that do not fit into shared memory, where training would wait for them for ever.
+
+    Args:
+        batch_bytes: Bytes of one batch.
+        batches: How many there are in all.
+        workers: Worker processes.
+        processes: Processes on this machine that have such workers each.
+
+    Raises:
+        InputError: if they do not fit.
+
+    Example:
+        >>> check_room(1024, batches=100, workers=2)
+    """
+    if not SHARED.is_dir():
+        return
+    ahead = processes * min(PREFETCHED * workers, batches)
+    needed, free = ahead * batch_bytes, shutil.disk_usage(SHARED).free
+    if needed > free:
+        raise InputError(
+            f"data.workers is {workers}: workers hand over up to {ahead} batches of {_megabytes(batch_bytes)} MB at a "
+            f"time, {_megabytes(needed)} MB of shared memory, but {SHARED} has {free // 2**20} MB free; {WAYS_OUT}."
+        )
+
+
+def _megabytes(size: int) -> int:
+    return math.ceil(size / 2**20)
+
+
+def begin_worker(number: int) -> None:
+    """Have a worker leave it to the main process what an interrupt means, and end where it cannot hand over a batch.
+
+    The main process may need this worker's images after a signal to both, but not for ever; told twice, it ends at
+    once. A batch that cannot be handed over is lost, and the main process would wait for it.
+
+    Args:
+        number: The worker's.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows, where nothing else is told to stop with the main process
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _end_soon)
+    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+
+
+def _end_soon(*_: object) -> None:
+    signal.alarm(GRACE)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_unsent(error: BaseException, _: object) -> None:
+    print(f"mixmo: a batch of images cannot be handed over: {reason(error)}.", file=sys.stderr, flush=True)
+    os._exit(UNSENT)
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """Return what has become of a worker and what to do, where an error of torch's says that one is no more.
+
+    Example:
+        >>> lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+        'a process that reads images was killed (Killed), as systems do when the memory is full; lower --data.workers.'
+    """
+    if isinstance(error, ConnectionError | EOFError | FileNotFoundError) and _was_taking_batch(error):
+        return ENDED
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
+        return None
+    text = f"{error} {error.__cause__}"  # where the main process waited, the cause says how the worker ended
+    if "Bus error" in text or f"exit code {UNSENT}." in text:
+        return (
+            "a process that reads images could not hand over its batch (the lines above say why), mostly for lack of "
+            f"shared memory; {WAYS_OUT}."
+        )
+    if killed := re.search(r"killed by signal: ([^.]+)", text):
+        how = "as systems do when the memory is full; lower --data.workers"
+        return f"a process that reads images was killed ({killed[1].strip()}), {how}."
+    return ENDED
+
+
+def _was_taking_batch(error: BaseException) -> bool:
+    """Return whether an error comes from opening what a worker has put into shared memory, before it was no more."""
+    return any(frame.filename == reductions.__file__ for frame in traceback.extract_tb(error.__traceback__))

@@ -1,0 +1,147 @@
+"""Processes that read images: batches too large for shared memory, workers that die, and runs that wait for them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from multiprocessing import active_children
+
+import pytest
+from conftest import plan_of
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import _utils
+
+from mixmo.cli import fit as command
+from mixmo.cli.main import main
+from mixmo.data import sets, workers
+from mixmo.errors import InputError, StoppedError
+from mixmo.runs import Run
+from mixmo.training import stopping
+from mixmo.training.fit import fit
+
+STREAMED = ("--data.in_memory=false", "--data.image_size=8", "--data.workers=2", "--trainer.max_epochs=2")
+
+
+@pytest.fixture
+def room(monkeypatch, tmp_path):
+    """Sets how many bytes of shared memory are free."""
+    monkeypatch.setattr(workers, "SHARED", tmp_path)
+
+    def free(size):
+        usage = type(shutil.disk_usage(tmp_path))(size, 0, size)
+        monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage)
+
+    return free
+
+
+def test_batches_that_do_not_fit_into_shared_memory_are_refused_before_the_run_exists(room, pictures, tmp_path):
+    """Of 18 images of 3·8·8 bytes, in batches of 8, workers hand over all three batches at a time."""
+    run, plan = Run(tmp_path / "run"), plan_of(pictures, *STREAMED, "--data.batch_repetition=1")
+    room(3 * 8 * 192 - 1)
+    with pytest.raises(InputError, match=r"data.workers is 2: .* up to 3 batches of 1 MB .* set --data.workers 0"):
+        fit(plan, run)
+    assert not run.path.exists()
+    fit(plan_of(pictures, *STREAMED, "--data.workers=0", "--trainer.max_epochs=1"), run)
+    room(3 * 8 * 192)
+    fit(plan, Run(tmp_path / "fits"))
+
+
+def test_docker_s_default_is_too_small_for_two_workers_and_batches_of_39_megabytes(room):
+    room(64 * 2**20)
+    with pytest.raises(InputError, match="up to 4 batches of 39 MB at a time, 156 MB of shared memory"):
+        workers.check_room(39 * 2**20, 1000, 2)
+    workers.check_room(16 * 2**20, 1000, 2)
+    with pytest.raises(InputError):
+        workers.check_room(16 * 2**20, 1000, 2, processes=2)
+    workers.check_room(39 * 2**20, 1, 2)  # no more are there to read ahead
+
+
+class KillWorker(Callback):
+    """Kills a worker in a step, as a system does whose memory is full."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 1:
+            os.kill(active_children()[0].pid, signal.SIGKILL)
+            time.sleep(0.2)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "fit", partial(fit, callbacks=[KillWorker()]))
+    words = ["--data.channels=3", "--data.batch_size=8", "--data.padding=1", *STREAMED, f"--run={tmp_path}/run"]
+    began = time.monotonic()
+    assert main(["fit", "digits-cut", f"--data.name=folder:{pictures}", *words]) == 2
+    assert time.monotonic() - began < 60
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "a process that reads images was killed (Killed)" in said[0]
+    assert f"`mixmo fit {tmp_path}/run` resumes the run" in said[0]
+
+
+def test_a_batch_that_cannot_be_handed_over_ends_the_run(pictures, tmp_path, monkeypatch):
+    """The worker lives on otherwise, and the main process waits for a batch that never comes."""
+    monkeypatch.setattr(sets, "DistinctBatch", lambda *parts: threading.Lock())  # which no process can hand over
+    with pytest.raises(InputError, match=r"could not hand over its batch .* mostly for lack of shared memory"):
+        fit(plan_of(pictures, *STREAMED), Run(tmp_path / "run"))
+
+
+def test_a_run_that_waits_for_a_worker_can_be_stopped(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "PATIENCE", 2)
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # how long torch lets workers end by themselves
+    read = sets.StreamedImages.__getitems__
+
+    def hang(self, indices):
+        if os.getpid() != main_process:
+            time.sleep(100)
+        return read(self, indices)
+
+    main_process, plan = os.getpid(), plan_of(pictures, *STREAMED)
+    monkeypatch.setattr(sets.StreamedImages, "__getitems__", hang)
+
+    class Asked(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            threading.Timer(1, os.kill, (main_process, signal.SIGTERM)).start()
+
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after waiting for images in vain; `mixmo fit"):
+        fit(plan, Run(tmp_path / "run"), callbacks=[Asked()])
+    assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def unshared():
+    """Return whether this process may give a child a /dev/shm of its own."""
+    words = ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"]
+    able = sys.platform == "linux" and shutil.which("unshare")
+    return able and subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+TWICE = """
+import sys
+from mixmo.cli.main import main
+from mixmo.data import sets
+codes = [main(sys.argv[1:])]
+sets.check_room = lambda *sizes: None
+sys.exit([*codes, main(sys.argv[1:])] != [2, 2])
+"""
+"""Fits with the check before training, and without it."""
+
+
+@pytest.mark.skipif(not unshared(), reason="needs root, to mount a small /dev/shm in a namespace of its own")
+def test_a_small_shared_memory_ends_the_run_with_a_sentence(pictures, tmp_path):
+    words = ["fit", "digits-cut", f"--data.name=folder:{pictures}", f"--run={tmp_path}/run", "--data.channels=3"]
+    words += ["--data.batch_size=8", *STREAMED, "--data.image_size=256", "--data.crop_size=8"]
+    script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", TWICE, *words],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert "workers hand over up to" in said[0] and "/dev/shm has 1 MB free" in said[0]
+    assert (
+        "a process that reads images" in said[-1]
+        and "for lack of" in said[-1]
+        and f"`mixmo fit {tmp_path}/run` resumes" in said[-1]
+    )
