@@ -118,7 +118,7 @@ class _ReachedError(Exception):
 
 @torch.no_grad()
 def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int] | None) -> None:
-    """Show a backbone two mixtures, in evaluation and in training, and see that they reach its stems unchanged.
+    """Show a backbone two equal mixtures, in evaluation and in training, and see that its stems get them unchanged.
 
     A compiled network checks no call (:func:`showing`), so that this is done when it is built. The backbone runs up to
     its stems only. Its buffers and modes and torch's generators are left as they were.
@@ -146,7 +146,7 @@ def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[in
 
 def _shows(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int]) -> bool:
     """Return whether a backbone takes mixtures of a size; refuse one that shows its stems anything else."""
-    first, channels = next(stems[0].parameters()), len(stems[0].encoders) * stems[0].in_chans + 1
+    first, channels = next(stems[0].parameters()), len(stems[0].encoders) * stems[0].in_chans
     if first.is_meta:
         return True  # there are no numbers to compare
     x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(first)
