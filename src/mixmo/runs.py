@@ -16,8 +16,6 @@ import logging
 import math
 import os
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +36,7 @@ from mixmo.config.plan import Plan, known_settings, make_plan
 from mixmo.config.settings import FREE, NETWORK, Settings
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing, yaml_text
+from mixmo.launching import command
 from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
@@ -463,7 +462,7 @@ def environment() -> dict[str, Any]:
     """Return versions, hardware, the time and the command, for whoever wants to repeat the run."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "python": platform.python_version(),
         "packages": versions(),
         "platform": platform.platform(),

@@ -5,7 +5,7 @@ So a run that was stopped goes on exactly as it would have, and two machines agr
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,11 @@ from mixmo.errors import InputError
 
 Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate", "subset",
                  "test"]  # fmt: skip
-STREAMS: dict[Stream, int] = {name: number for number, name in enumerate(get_args(Stream))}
+STREAMS: dict[Stream, int] = {
+    "step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5, "corruption": 6, "statistics": 7,
+    "estimate": 8, "subset": 9, "test": 10,
+}  # fmt: skip
+"""The number of each stream; a new one takes the next, since other numbers are other draws."""
 
 
 def seed_for(seed: int, index: int, stream: Stream = "step") -> int:

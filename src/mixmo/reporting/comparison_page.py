@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +21,7 @@ from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.robustness import mean_metrics
 from mixmo.files import MARKDOWN_MARK, check_place, is_marked, make_folder, write_text
+from mixmo.launching import command
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.names import dataset_name
@@ -309,7 +308,7 @@ def _reproduce(groups: Sequence[Group]) -> list[Markup]:
             made.append(read_environment(run))
         except InputError as error:
             missing.append(missing_sentence(error))
-    commands = [each["command"] for each in made] + [shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])]
+    commands = [each["command"] for each in made] + [command()]
     parts = [_settings(runs)] if runs else []
     parts.append(pages.part("listing", "Commands", "\n".join(commands)))
     if made:
