@@ -10,6 +10,7 @@ import time
 from functools import partial
 from multiprocessing import active_children
 
+import numpy as np
 import pytest
 from conftest import plan_of
 from lightning.pytorch.callbacks import Callback
@@ -18,6 +19,7 @@ from torch.utils.data import _utils
 from mixmo.cli import fit as command
 from mixmo.cli.main import main
 from mixmo.data import sets, workers
+from mixmo.deploy import images
 from mixmo.errors import InputError, StoppedError
 from mixmo.runs import Run
 from mixmo.training import stopping
@@ -42,7 +44,7 @@ def test_batches_that_do_not_fit_into_shared_memory_are_refused_before_the_run_e
     """Of 18 images of 3·8·8 bytes, in batches of 8, workers hand over all three batches at a time."""
     run, plan = Run(tmp_path / "run"), plan_of(pictures, *STREAMED, "--data.batch_repetition=1")
     room(3 * 8 * 192 - 1)
-    with pytest.raises(InputError, match=r"data.workers is 2: .* up to 3 batches of 1 MB .* set --data.workers 0"):
+    with pytest.raises(InputError, match=r"data.workers is 2: .* up to 3 batches of 1 MB .* take fewer workers"):
         fit(plan, run)
     assert not run.path.exists()
     fit(plan_of(pictures, *STREAMED, "--data.workers=0", "--trainer.max_epochs=1"), run)
@@ -85,6 +87,13 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_run(pictures, tmp_path, mon
     monkeypatch.setattr(sets, "DistinctBatch", lambda *parts: threading.Lock())  # which no process can hand over
     with pytest.raises(InputError, match=r"could not hand over its batch .* mostly for lack of shared memory"):
         fit(plan_of(pictures, *STREAMED), Run(tmp_path / "run"))
+
+
+def test_so_do_images_to_predict(monkeypatch):
+    monkeypatch.setattr(images, "Decoded", lambda *parts: threading.Lock())
+    with pytest.raises(RuntimeError) as caught:
+        list(images.decoded([np.zeros((8, 8, 3), np.uint8)] * 4, [], 2, workers=1))
+    assert "could not hand over its batch" in str(workers.lost_worker(caught.value))
 
 
 def test_a_run_that_waits_for_a_worker_can_be_stopped(pictures, tmp_path, monkeypatch):

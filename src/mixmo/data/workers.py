@@ -29,11 +29,13 @@ UNSENT = 74
 """Exit code of a worker that could not hand over a batch."""
 
 ENDED = (
-    "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; lower "
-    "--data.workers, or set it to 0."
+    "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; take "
+    "fewer workers (0 reads in the main process)."
 )
 
-WAYS_OUT = "set --data.workers 0, lower --data.batch_size, or give it more memory (docker run --shm-size)"
+WAYS_OUT = (
+    "take fewer workers (0 reads in the main process), smaller batches, or more shared memory (docker run --shm-size)"
+)
 
 
 def check_room(batch_bytes: int, batches: int, workers: int, processes: int = 1) -> None:
@@ -97,7 +99,7 @@ def lost_worker(error: BaseException) -> str | None:
 
     Example:
         >>> lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
-        'a process that reads images was killed (Killed), as systems do when the memory is full; lower --data.workers.'
+        'a process that reads images was killed (Killed), as systems do when the memory is full; take fewer workers.'
     """
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError) and _was_taking_batch(error):
         return ENDED
@@ -110,7 +112,7 @@ def lost_worker(error: BaseException) -> str | None:
             f"shared memory; {WAYS_OUT}."
         )
     if killed := re.search(r"killed by signal: ([^.]+)", text):
-        how = "as systems do when the memory is full; lower --data.workers"
+        how = "as systems do when the memory is full; take fewer workers"
         return f"a process that reads images was killed ({killed[1].strip()}), {how}."
     return ENDED
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from mixmo.config.data_settings import MOST_WORKERS
 from mixmo.data.decoding import MAX_BYTES, image_pixels, quiet, to_size, too_long, why
 from mixmo.data.folders import walk
+from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
 from mixmo.files import check_regular
 from mixmo.names import printable
@@ -162,7 +163,9 @@ def decoded(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, 
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise InputError(f"workers is {workers}; it lies between 0 and {MOST_WORKERS}.")
-    loader: Any = DataLoader(_Images(images, forms), batch_size, num_workers=workers, collate_fn=_as_is)
+    loader: Any = DataLoader(
+        _Images(images, forms), batch_size, num_workers=workers, collate_fn=_as_is, worker_init_fn=begin_worker
+    )
     yield from loader
 
 
