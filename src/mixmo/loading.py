@@ -15,6 +15,7 @@ from mixmo.errors import InputError
 from mixmo.names import timm_scheme
 from mixmo.network import MixMo
 from mixmo.runs import Run
+from mixmo.seeding import DrawingFrom
 
 
 def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> MixMo:
@@ -73,7 +74,7 @@ def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> Lo
         model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
     )
     try:
-        with torch.random.fork_rng():
+        with DrawingFrom(torch.Generator()):
             net = MixMo(
                 model.backbone,
                 model.num_members,

@@ -17,6 +17,7 @@ from importlib import import_module
 import torch
 
 import mixmo
+from mixmo.data.decoding import quiet
 from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
 from mixmo.launching import is_first
@@ -90,7 +91,7 @@ def _run(words: list[str]) -> int:
         print(f"mixmo {mixmo.__version__}")
         return 0
     first = is_first()
-    with notices():
+    with notices(), quiet():
         try:
             command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
             return command.run(words[1:]) or 0

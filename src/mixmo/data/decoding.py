@@ -254,13 +254,22 @@ def say_once(about: str, text: Callable[[], str]) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what Pillow warns of and logs about single images; around threads, not in them: filters are shared."""
+    """Leave out what Pillow warns of and logs about single images.
+
+    Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
+    change them. In a user's process they are the user's.
+    """
     pillow = logging.getLogger("PIL")
     level = pillow.level
-    pillow.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            hush()
             yield
     finally:
         pillow.setLevel(level)
+
+
+def hush(worker: int = 0) -> None:
+    """Have Pillow say nothing from now on, in a worker process."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"PIL\b")

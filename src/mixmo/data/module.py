@@ -11,7 +11,6 @@ from sklearn.model_selection import train_test_split
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source, splits_of
-from mixmo.data.decoding import quiet
 from mixmo.data.local import DOWNLOAD
 from mixmo.data.reading import first_size, readable
 from mixmo.data.sets import ImageSet, image_set
@@ -118,8 +117,7 @@ class DataModule:
     def image(self, index: int) -> np.ndarray:
         """Return a test image (H, W, C) as it is decoded for the network, uint8."""
         own, size = self.settings, None if self.settings.image_size is None else self.size
-        with quiet():
-            return decode(self._readable_test_source, index, size, own.channels, own.interpolation, own.window)
+        return decode(self._readable_test_source, index, size, own.channels, own.interpolation, own.window)
 
     def require(self) -> DataModule:
         """Return itself if everything that training needs is there; the test set is listed and not decoded."""

@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.decoding import quiet, why
+from mixmo.data.decoding import why
 from mixmo.data.sources import Source, decode, hashed, logger
 from mixmo.errors import InputError
 from mixmo.kept import cache_folder, keep_json, read_json
@@ -29,14 +29,13 @@ def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
         InputError: if none can.
     """
     unreadable = {}
-    with quiet():
-        for index in range(len(source)):
-            try:
-                height, width, _ = decode(source, index, None, settings.channels, window=settings.window).shape
-            except InputError as error:
-                unreadable[index] = _why(error)
-            else:
-                return height, width
+    for index in range(len(source)):
+        try:
+            height, width, _ = decode(source, index, None, settings.channels, window=settings.window).shape
+        except InputError as error:
+            unreadable[index] = _why(error)
+        else:
+            return height, width
     raise _sentence(source, unreadable)
 
 
@@ -131,7 +130,7 @@ def _read(
         return None
 
     found: dict[int, str] = {}
-    with quiet(), ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
         for start in range(0, len(source), BLOCK):
             block = range(start, min(start + BLOCK, len(source)))
             found.update((i, text) for i, text in zip(block, pool.map(one, block), strict=True) if text)

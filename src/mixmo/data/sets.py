@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.decoding import quiet
+from mixmo.data.decoding import hush
 from mixmo.data.orders import Batches, EpochOrder
 from mixmo.data.reading import decode_all, readable
 from mixmo.data.sources import Source, decode
@@ -86,8 +86,7 @@ class StreamedImages(Dataset[DistinctBatch]):
 
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
-        with quiet():
-            images = np.stack([decode(self.source, index, self.size, *self.form) for index in indices])
+        images = np.stack([decode(self.source, index, self.size, *self.form) for index in indices])
         labels = torch.from_numpy(self.source.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
 

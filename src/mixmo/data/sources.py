@@ -211,7 +211,7 @@ def decode(
     """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
 
     An image of another size is scaled (antialiased) until it covers that size, then cropped at its center.
-    Pillow may warn; whoever decodes many silences that with :func:`mixmo.data.decoding.quiet`.
+    Pillow may warn: what becomes of that is up to whose process it is.
 
     Args:
         source: Where the image is.

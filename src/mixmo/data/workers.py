@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch.multiprocessing import reductions
 
+from mixmo.data.decoding import hush
 from mixmo.errors import InputError, reason
 
 SHARED = Path("/dev/shm")
@@ -71,12 +72,15 @@ def _megabytes(size: int) -> int:
 def begin_worker(number: int) -> None:
     """Have a worker leave it to the main process what an interrupt means, and end where it cannot hand over a batch.
 
+    What Pillow says of single images is not shown either.
+
     The main process may need this worker's images after a signal to both, but not for ever; told twice, it ends at
     once. A batch that cannot be handed over is lost, and the main process would wait for it.
 
     Args:
         number: The worker's.
     """
+    hush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # not on Windows, where nothing else is told to stop with the main process
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -24,6 +24,7 @@ from mixmo.files import assembling, check_place, make_folder, restore
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.models.copying import copied
 from mixmo.network import MixMo, create_backbone
+from mixmo.seeding import DrawingFrom
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
 """The formats, and what they are called in a run's folder."""
@@ -212,7 +213,8 @@ def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: Trained
         notes = {"backbone": model.backbone, "options": json.dumps(arguments), SPEC: spec.to_json(**{DIGEST: placed})}
         path.write_bytes(safetensors.torch.save(weights, notes))  # save_file would hide it from other users
         write_digest(path, placed)
-        again = create_backbone(model.backbone, num_classes=len(spec.classes), **arguments)
+        with DrawingFrom(torch.Generator()):
+            again = create_backbone(model.backbone, num_classes=len(spec.classes), **arguments)
         again.load_state_dict(safetensors.torch.load_file(path))
         return PlainModel(again.eval(), spec)
     path.mkdir()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixmo.config.data_settings import MOST_WORKERS
-from mixmo.data.decoding import MAX_BYTES, image_pixels, quiet, to_size, too_long, why
+from mixmo.data.decoding import MAX_BYTES, image_pixels, to_size, too_long, why
 from mixmo.data.folders import walk
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
@@ -134,18 +134,17 @@ class _Images(Dataset[Decoded]):
     def __getitems__(self, numbers: list[int]) -> Decoded:
         good, errors = [], {}
         parts: dict[Form, list[np.ndarray]] = {form: [] for form in self.forms}
-        with quiet():
-            for number in numbers:
-                try:
-                    image = self.images[number]
-                    found = [to_size(pixels_of(image, form.channels, form.window), form.size, form.interpolation)
-                             for form in self.forms]  # fmt: skip
-                except Exception as error:  # damaged content makes Pillow and its codecs raise anything
-                    errors[number] = why(error)
-                    continue
-                good.append(number)
-                for form, pixels in zip(self.forms, found, strict=True):
-                    parts[form].append(pixels)
+        for number in numbers:
+            try:
+                image = self.images[number]
+                found = [to_size(pixels_of(image, form.channels, form.window), form.size, form.interpolation)
+                         for form in self.forms]  # fmt: skip
+            except Exception as error:  # damaged content makes Pillow and its codecs raise anything
+                errors[number] = why(error)
+                continue
+            good.append(number)
+            for form, pixels in zip(self.forms, found, strict=True):
+                parts[form].append(pixels)
         return Decoded(good, {form: torch.from_numpy(np.stack(each)) for form, each in parts.items() if each}, errors)
 
 
@@ -164,8 +163,9 @@ def decoded(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, 
     if not 0 <= workers <= MOST_WORKERS:
         raise InputError(f"workers is {workers}; it lies between 0 and {MOST_WORKERS}.")
     loader: Any = DataLoader(
-        _Images(images, forms), batch_size, num_workers=workers, collate_fn=_as_is, worker_init_fn=begin_worker
-    )
+        _Images(images, forms), batch_size, num_workers=workers, collate_fn=_as_is, worker_init_fn=begin_worker,
+        generator=torch.Generator(),  # else the loader draws a seed of torch's global one
+    )  # fmt: skip
     yield from loader
 
 

@@ -15,6 +15,7 @@ from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_yaml
 from mixmo.loading import check_download
 from mixmo.network import MixMo
+from mixmo.seeding import DrawingFrom
 
 MEMBERS = "members.safetensors"
 CONFIG = "config.yaml"
@@ -40,7 +41,7 @@ def load_members(folder: Path) -> tuple[MixMo, Spec]:
     check_download(model.backbone, False, f"the folder {folder}", "load it from a run with download=True")
     try:
         weights: dict[str, Tensor] = safetensors.torch.load_file(folder / MEMBERS)
-        with torch.random.fork_rng():
+        with DrawingFrom(torch.Generator()):
             net = MixMo(
                 model.backbone,
                 model.num_members,

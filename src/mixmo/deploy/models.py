@@ -26,6 +26,7 @@ from mixmo.files import check_regular
 from mixmo.names import printable
 from mixmo.network import MixMo
 from mixmo.runs import Run
+from mixmo.seeding import DrawingFrom
 
 
 class Model(Protocol):
@@ -174,7 +175,8 @@ class TimmModel(PlainModel):
         try:
             for file in folder.iterdir():
                 check_regular(file)
-            net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            with DrawingFrom(torch.Generator()):
+                net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         except Exception as error:  # whatever timm makes of the folder
             raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
         super().__init__(net, spec)

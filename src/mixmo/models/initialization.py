@@ -46,7 +46,7 @@ def drawn_like(module: nn.Module) -> nn.Module:
     drawn = copied(module)
     for parameter in drawn.parameters():
         if parameter.numel() > 1:
-            parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
+            parameter.copy_(torch.empty_like(parameter).normal_() * parameter.std() + parameter.mean())
     return drawn
 
 
@@ -96,6 +96,6 @@ def add_noise(modules: list[nn.Module], share: float) -> None:
     """
     for tensors in zip(*(module.parameters() for module in modules), strict=True):
         if tensors[0].numel() > 1:
-            noise = torch.stack([torch.randn_like(each) * (share * each.std()) for each in tensors])
+            noise = torch.stack([torch.empty_like(each).normal_() * (share * each.std()) for each in tensors])
             for tensor, own in zip(tensors, noise - noise.mean(0), strict=True):
                 tensor.add_(own)

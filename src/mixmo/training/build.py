@@ -17,7 +17,7 @@ from mixmo.errors import InputError, reason
 from mixmo.launching import world
 from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer
-from mixmo.seeding import seed_for
+from mixmo.seeding import DrawingFrom, generator_for
 from mixmo.training.masks import find_masks
 from mixmo.training.objectives import find_objective
 from mixmo.training.starting import started
@@ -37,8 +37,7 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
             start does not fit.
     """
     own = settings.model
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(settings.seed, 0, "init"))
+    with DrawingFrom(generator_for(settings.seed, 0, "init")):
         if own.start is not None and not drawn:
             net = started(settings, own.start, data)
         else:
