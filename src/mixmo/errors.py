@@ -70,7 +70,7 @@ def reason(error: BaseException) -> str:
         >>> reason(KeyError())
         'KeyError'
     """
-    lines = str(error).strip().splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     text = re.sub(r"\s*<[\w. ]+ object at 0x[0-9a-f]+>", "", lines[0]) if lines else ""
     text = re.sub(r"\s*\(?(/[\w.+-]+)+\.(py|cpp|h|cc|cu):\d+\)?", "", text).strip().rstrip(".:")
     return text or type(error).__name__

@@ -6,12 +6,13 @@ import ctypes
 import glob
 import os
 import pickle
+import re
 import secrets
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,11 +42,12 @@ JSON_START = b'{\n "about": {'
 """By which pages, tables, pictures (PNG) and measurements (JSON) of ours are known."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, kinds: Sequence[type] = ()) -> dict[str, Any]:
     """Return what a torch checkpoint holds, on the CPU, unpickling tensors and plain values only.
 
     Args:
         path: The file.
+        kinds: Classes of objects that may be in it beside; they are data, too.
 
     Raises:
         MissingError: if there is no such file.
@@ -59,7 +61,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(kinds)) if kinds else nullcontext():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         RuntimeError,
         EOFError,
@@ -69,6 +72,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
+        if found := re.search(r"Unsupported (?:global|operand|class).*?: GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{path} holds an object {found[1]}, and only tensors and plain values are read, in which nothing acts; "
+                "where you trust its maker, open it with torch and save its weights alone: torch.save(net.state_dict(), "
+                "FILE)."
+            ) from error
         raise InputError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason(error)}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint.")

@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,11 @@ def test_layers_near_the_images_learn_more_slowly(single, lite0):
         ({"conv_stem.weight": torch.zeros(2)}, "does not fit backbone 'wide_resnet10_1': it lacks stages"),
         ({"x": torch.zeros(2)}, "it lacks conv_stem.weight (39 missing, 1 unknown"),
         ({"epoch": 3}, "holds no weights: it has epoch"),
+        ({"x": torch.eye(2).to_sparse()}, "holds x as a sparse tensor (torch.sparse_coo)"),
+        ({"x": torch.eye(2).to_sparse_csr()}, "holds x as a sparse tensor (torch.sparse_csr)"),
+        ({"x": torch.zeros(2, device="meta")}, "holds x without its values"),
+        ({"x": Path("here")}, "holds an object pathlib"),
+        (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, and only tensors"),
         (b"damaged", "cannot be read as a checkpoint"),
     ],
 )
@@ -334,7 +340,42 @@ def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch,
     plain = ["--model.backbone=wide_resnet10_1", *PLAIN, "--model.start=weights.pth"]
     assert main(["fit", "digits-cut", f"--data.name=folder:{single[0]}/data", *plain]) == 2
     shown = capsys.readouterr().err.strip()
-    assert message in shown and shown.count("\n") == 0
+    assert message in shown and shown.count("\n") == 0 and "\x1b" not in shown
+
+
+WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
+
+
+def under(*prefixes):
+    return {"".join(prefixes) + name: tensor for name, tensor in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHTS,
+        under("module."),
+        under("_orig_mod."),
+        under("module.", "_orig_mod."),
+        {"n_averaged": torch.tensor(3), **under("module.")},
+        {"state_dict": under("model."), "hyper_parameters": {"lr": 0.1}},
+        {"state_dict": under("net.")},
+        {"model_state_dict": WEIGHTS, "epoch": 3},
+        {"state_dict": {}, "state_dict_ema": WEIGHTS, "args": Namespace(model="wide_resnet10_1", betas=(0.9, 0.99))},
+        {"model": {"state_dict": under("module.")}, "args": Namespace(inner=Namespace(lr=0.1))},
+    ],
+)
+def test_checkpoints_of_other_programs_start_the_same_network(single, tmp_path, content):
+    torch.save(content, tmp_path / "theirs.pth.tar")
+    start = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.start={tmp_path}/theirs.pth.tar"]
+    plan = make_plan(load_recipe("digits-single"), [f"--data.name=folder:{single[0]}/data", *start])
+    net, plain = (
+        build_network(plan.settings, DataModule(plan.settings.data, 0)).eval(),
+        timm.create_model("wide_resnet10_1", num_classes=3),
+    )
+    plain.load_state_dict(WEIGHTS)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(net(images), plain.eval()(images), atol=1e-5, rtol=1e-5)
 
 
 def test_weights_are_not_fetched_unasked(single, tmp_path, monkeypatch, capsys):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
@@ -27,8 +29,15 @@ from mixmo.runs import Run
 
 log = logging.getLogger("mixmo")
 
-WRAPPERS = ("state_dict_ema", "state_dict", "model", "module")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module", "net", "network",
+            "weights")  # fmt: skip
 """Under what training programs put the weights in their checkpoints."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""What wrappers (DDP and averages, torch.compile, Lightning's modules) put before the name of every tensor."""
+
+COUNTER = "n_averaged"
+"""Beside the weights, what torch's averages have counted."""
 
 
 def started(settings: Settings, start: str, data: DataModule) -> MixMo:
@@ -112,15 +121,25 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
-    content: Mapping[str, Any] = read_checkpoint(file)
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    weights = {str(name).removeprefix("module."): each for name, each in content.items() if isinstance(each, Tensor)}
+    content: Mapping[str, Any] = read_checkpoint(file, [Namespace])  # a Namespace holds a program's options
+    while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
+        content = inner
+    weights = {str(name): each for name, each in content.items() if isinstance(each, Tensor) and name != COUNTER}
     if not weights:
         raise InputError(f"{file} holds no weights: it has {', '.join(map(str, list(content)[:3])) or 'nothing'}.")
+    for name, each in weights.items():
+        if each.layout is not torch.strided or each.is_quantized or each.is_meta:
+            raise InputError(f"{file} holds {name} {_form(each)}; save it as an ordinary tensor of floats.")
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in weights)), ""):
+        weights = {name.removeprefix(prefix): each for name, each in weights.items()}
     return weights
+
+
+def _form(tensor: Tensor) -> str:
+    """Return in what form a tensor is that is no ordinary one."""
+    if tensor.is_meta:
+        return "without its values (on torch's device meta)"
+    return "quantised" if tensor.is_quantized else f"as a sparse tensor ({tensor.layout})"
 
 
 def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: str) -> None:
