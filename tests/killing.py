@@ -24,8 +24,8 @@ class Ask(Callback):
             signal.raise_signal(self.number)
 
 
-def in_a_process_of_its_own(work, seconds=None):
-    """Run a function in a fork, killed after so many seconds; return whether it came to its end."""
+def in_a_process_of_its_own(work, seconds=None, may_die=False):
+    """Run a function in a fork, killed after so many seconds or by itself; return whether it came to its end."""
     child = os.fork()
     if not child:
         os.setsid()  # workers are killed with it
@@ -41,6 +41,8 @@ def in_a_process_of_its_own(work, seconds=None):
     while True:
         done, status = os.waitpid(child, os.WNOHANG if deadline else 0)
         if done:
+            if may_die and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                return False
             assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
             return True
         if time.monotonic() > deadline:

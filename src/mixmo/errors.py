@@ -71,6 +71,8 @@ def reason(error: BaseException) -> str:
         'KeyError'
     """
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # the next line says which
+        lines = lines[1:]
     text = re.sub(r"\s*<[\w. ]+ object at 0x[0-9a-f]+>", "", lines[0]) if lines else ""
     text = re.sub(r"\s*\(?(/[\w.+-]+)+\.(py|cpp|h|cc|cu):\d+\)?", "", text).strip().rstrip(".:")
     return text or type(error).__name__

@@ -72,11 +72,10 @@ def read_checkpoint(path: str | Path, kinds: Sequence[type] = ()) -> dict[str, A
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        if found := re.search(r"Unsupported (?:global|operand|class).*?: GLOBAL (\S+)", str(error)):
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"{path} holds an object {found[1]}, and only tensors and plain values are read, in which nothing acts; "
-                "where you trust its maker, open it with torch and save its weights alone: torch.save(net.state_dict(), "
-                "FILE)."
+                f"{path} holds an object {found[1]}, but only tensors and plain values are read, since objects can run "
+                "code; save the weights alone where they come from: torch.save(net.state_dict(), FILE)."
             ) from error
         raise InputError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason(error)}.") from error
     if not isinstance(content, dict):
@@ -293,25 +292,49 @@ def assembling(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         restore(path)
+        hidden, lock = _hide(path)
+        try:
+            yield hidden / path.name
+            _take_place(hidden / path.name, path)
+        finally:
+            lock.release()
+            with suppress(OSError):
+                _remove(hidden)
+
+
+def _hide(path: Path) -> tuple[Path, FileLock]:
+    """Return a new hidden folder next to a path, and the lock in it, which is held as long as this process lives."""
+    while True:
         hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         hidden.mkdir()
-        try:
-            with FileLock(hidden / LOCK):  # held as long as this process lives
-                yield hidden / path.name
-                _take_place(hidden / path.name, path)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+        lock = FileLock(hidden / LOCK)
+        with suppress(FileNotFoundError):
+            lock.acquire()
+        if (hidden / LOCK).is_file():
+            return hidden, lock
+        lock.release()  # another process took the folder for one that a killed process left, before it was locked
+
+
+def _remove(hidden: Path) -> None:
+    """Remove a hidden folder, its lock last: without one only an empty folder is known as ours."""
+    for each in hidden.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        elif each.name != LOCK:
+            each.unlink()
+    shutil.rmtree(hidden)
 
 
 def restore(path: Path) -> None:
     """Remove what killed processes left of :func:`assembling` a path; bring back a folder that they had moved away."""
     for hidden in path.parent.glob(f".{glob.escape(path.name)}.????????{PARTIAL}/"):
-        if not (hidden / LOCK).is_file():
-            continue
-        with suppress(OSError, Timeout), FileLock(hidden / LOCK, timeout=0):  # else another process is at work
-            if (hidden / EARLIER).exists() and not os.path.lexists(path):
-                (hidden / EARLIER).rename(path)
-            shutil.rmtree(hidden)
+        with suppress(OSError, Timeout):  # else another process is at work
+            if not (hidden / LOCK).is_file() and any(hidden.iterdir()):  # not made by us
+                continue
+            with FileLock(hidden / LOCK, timeout=0):
+                if (hidden / EARLIER).exists() and not os.path.lexists(path):
+                    (hidden / EARLIER).rename(path)
+                _remove(hidden)
 
 
 def _take_place(made: Path, path: Path) -> None:

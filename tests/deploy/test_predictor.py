@@ -1,6 +1,7 @@
 """Predictions without the dataset: the network's own logits, calibrated, for images of every form."""
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -141,6 +142,39 @@ def test_networks_that_are_none_are_one_sentence(gone, tmp_path):
     for key in ("coverage", "risk"):
         with pytest.raises(InputError, match=f"{key} is 1.5; it is a share between 0 and 1"):
             mixmo.Predictor(gone, **{key: 1.5})
+
+
+def test_a_network_is_no_path(gone):
+    net = mixmo.load(gone)
+    for models in (net, [gone, net], None):
+        with pytest.raises(InputError, match=r"is no path; Predictor takes the folder of a run or an exported network"):
+            mixmo.Predictor(models)
+
+
+def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypatch):
+    files, predictor = sorted(new_images.iterdir()), mixmo.Predictor(gone)
+    logits = predictor.ensemble.logits
+    monkeypatch.setattr(predictor.ensemble, "logits", lambda images: logits(images) * torch.nan)
+    with pytest.raises(InputError, match=rf"answers image {files[0]} with numbers that are not finite"):
+        predictor(files)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("model_args", r"by its config\.json fc\.bias is \[4\], but in model\.safetensors \[3\]; export it again"),
+        (None, r"size mismatch for fc\.weight"),
+    ],
+)
+def test_a_timm_folder_whose_description_does_not_fit_its_weights_is_refused(gone, tmp_path, where, message):
+    """Also one without digests, as others may write: timm would draw another head, and answer by chance."""
+    folder = export(TrainedRun(Run(gone)), "timm", tmp_path / "timm").path
+    config, spec = (json.loads((folder / name).read_text()) for name in ("config.json", "mixmo.json"))
+    (config[where] if where else config)["num_classes"], spec["classes"] = 4, list("abcd")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mixmo.json").write_text(json.dumps({k: v for k, v in spec.items() if k not in ("sha256", "files")}))
+    with pytest.raises(InputError, match=message):
+        mixmo.Predictor(folder)
 
 
 def test_a_calibration_of_another_checkpoint_is_not_used(gone, tmp_path):

@@ -7,6 +7,11 @@ import pytest
 
 from mixmo import checkpoints
 from mixmo.cli.main import main
+from mixmo.deploy.export import FORMATS, ExportOptions, export
+from mixmo.deploy.hub import save_pretrained
+from mixmo.digests import is_whole_export
+from mixmo.errors import InputError
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.runs import Run
 
 
@@ -23,6 +28,11 @@ def disk(tmp_path):
         pytest.skip("needs the right to mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def gone_run(trained):
+    return TrainedRun(trained[1])
 
 
 def contents(folder):
@@ -68,6 +78,45 @@ def test_full_disks(trained, disk, monkeypatch, capsys, command, rest):
         (disk / "ballast").unlink()
         assert main(["fit", "run"]) == 0
     assert not [file for file in disk.rglob("*.partial")]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("format", [*FORMATS, "onnx int8", "hub"])
+def test_exports_to_full_disks(gone_run, disk, format, capsys):
+    """An earlier export stays, or the new one is whole; nothing else is left."""
+    kind, out = format.split()[0], disk / "out"
+    options = ExportOptions(int8="int8" in format)
+
+    def write():
+        if kind == "hub":
+            return save_pretrained(gone_run.run.path, out)
+        return export(gone_run, kind, out, options).path
+
+    size = sum(file.stat().st_size for file in [write(), *out.rglob("*")])
+    said = []
+    for rest in [0, 4096, *(int(size * share) for share in (0.2, 0.5, 0.8, 0.95, 1.3, 2, 3, 30))]:
+        if kind == "hub":
+            shutil.rmtree(out)
+        (disk / "ballast").unlink(missing_ok=True)
+        before = contents(disk)
+        fill(disk, rest)
+        try:
+            write()
+            said.append("written")
+            assert kind == "hub" or is_whole_export(out)
+        except InputError as error:
+            said.append(str(error))
+            assert "No space left on device" in said[-1] and "\n" not in said[-1]
+            (disk / "ballast").unlink()
+            assert contents(disk) == before
+        (disk / "ballast").unlink(missing_ok=True)
+        assert {each.name for each in disk.iterdir()} <= {"out"}
+        if kind == "hub" and not out.exists():
+            write()
+    with capsys.disabled():
+        print(f"\n{format}: {said.count('written')} of {len(said)} exports to nearly full disks are whole, the others "
+              f"refused: {set(said) - {'written'}}")  # fmt: skip
+    assert len(said) > said.count("written") > 0
 
 
 @pytest.mark.torture

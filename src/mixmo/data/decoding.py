@@ -98,8 +98,8 @@ def image_pixels(
             "that become black and white, or save it with 8 or 16 bits a channel"
         )
     elif image.mode in FOUR_BANDS:
-        done = "Pillow converts to colours" if image.mode == "CMYK" else "the fourth is left out"
-        say_once(image.mode, lambda: f"{name()} has four bands, of which {done}; --data.channels 4 takes all of them.")
+        done = "which Pillow converts to colours" if image.mode == "CMYK" else "of which the fourth is left out"
+        say_once(image.mode, lambda: f"{name()} has four bands, {done}; --data.channels 4 takes all of them.")
     if channels != 4:
         image = image.convert("RGB" if channels == 3 else "L")
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)

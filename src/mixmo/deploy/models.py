@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import timm
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mixmo.config.checking import checked
@@ -177,10 +178,26 @@ class TimmModel(PlainModel):
                 check_regular(file)
             with DrawingFrom(torch.Generator()):
                 net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            _check_weights(net, folder / "model.safetensors")
         except Exception as error:  # whatever timm makes of the folder
             raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
         super().__init__(net, spec)
         _check_classes(self, folder)
+
+
+def _check_weights(net: torch.nn.Module, file: Path) -> None:
+    """Refuse a network that is not of the weights of a file: timm leaves a head out that does not fit, and draws one.
+
+    Raises:
+        InputError: naming the first tensor that differs.
+    """
+    with safe_open(file, "pt") as content:
+        held = {name: list(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    described = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    for name in sorted(held.keys() | described.keys()):
+        if held.get(name) != described.get(name):
+            one, other = (each.get(name, "missing") for each in (described, held))
+            raise InputError(f"by its config.json {name} is {one}, but in {file.name} {other}; export it again")
 
 
 def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:

@@ -103,6 +103,8 @@ def write_int8(file: Path, run: TrainedRun) -> tuple[float, float]:
         with _quiet():
             quantisation.quant_pre_process(file, prepared, skip_symbolic_shape=True)
             quantisation.quantize_static(prepared, made, reader, per_channel=True)
+    except OSError:  # the disk
+        raise
     except Exception as error:  # whatever the quantiser makes of the network
         raise InputError(f"onnxruntime cannot quantise the network: {reason(error)}.") from error
     alone = replace(before.spec, calibration=None)  # a calibration is of the network in float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Predictor:
 
     Raises:
         MissingError: if there is no such network.
-        InputError: if it is damaged, the networks' classes differ, or a share is none.
+        InputError: if it is damaged or no path, the networks' classes differ, or a share is none.
 
     Example:
         >>> answers = Predictor("runs/photos")(["a.jpg", "b.png"])  # doctest: +SKIP
@@ -52,7 +53,7 @@ class Predictor:
         trust: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
-        paths: list[str | Path] = list(models) if isinstance(models, list | tuple) else [*_divided(str(models))]
+        paths = _paths(models)
         if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
             raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
         self.ensemble = Ensemble([open_model(path, checkpoint, precision, download, trust) for path in paths])
@@ -94,10 +95,31 @@ class Predictor:
             images: The images.
             batch_size: Images in a batch.
             workers: Processes that decode; 0 decodes in this one.
+
+        Raises:
+            InputError: if the network answers with numbers that are not finite.
         """
         for batch in decoded(images, self.ensemble.forms, batch_size, workers):
             logits = self.ensemble.logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
+            if len(bad := (~logits.isfinite()).flatten(1).any(1).nonzero()):
+                number = batch.numbers[int(bad[0])]
+                raise InputError(
+                    f"the network answers image {_name(images[number], number)} with numbers that are not finite; its "
+                    "training has diverged, or it was made of such weights: train it again, with a lower learning rate."
+                )
             yield batch.numbers, logits, batch.errors
+
+
+def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """Return the paths of the networks; refuse what is none, such as a network itself."""
+    paths = list(models) if isinstance(models, list | tuple) else [models]
+    for each in paths:
+        if not isinstance(each, str | os.PathLike):
+            raise InputError(
+                f"a {type(each).__name__} is no path; Predictor takes the folder of a run or an exported network, "
+                "which know its classes and how images are prepared. A network itself answers tensors: net(images)."
+            )
+    return paths if isinstance(models, list | tuple) else [*_divided(str(models))]
 
 
 def _divided(models: str) -> list[str]:
