@@ -327,7 +327,7 @@ def test_layers_near_the_images_learn_more_slowly(single, lite0):
         ({"x": torch.eye(2).to_sparse_csr()}, "holds x as a sparse tensor (torch.sparse_csr)"),
         ({"x": torch.zeros(2, device="meta")}, "holds x without its values"),
         ({"x": Path("here")}, "holds an object pathlib"),
-        (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, and only tensors"),
+        (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, but only tensors"),
         (b"damaged", "cannot be read as a checkpoint"),
     ],
 )

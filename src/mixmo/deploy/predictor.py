@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class Predictor:
 
 def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
     """Return the paths of the networks; refuse what is none, such as a network itself."""
-    paths = list(models) if isinstance(models, list | tuple) else [models]
+    paths: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     for each in paths:
         if not isinstance(each, str | os.PathLike):
             raise InputError(
