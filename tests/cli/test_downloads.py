@@ -1,6 +1,7 @@
 """The network is asked, and folders for downloads are made, where the command line allows it, whatever a run says."""
 
 import http.server
+import json
 import shutil
 import socket
 import threading
@@ -60,7 +61,9 @@ def changed(run, to, **data):
 
 
 NAMES = ["parquet:http://HOST/x.parquet", "parquet:http::HOST/x", "parquet:simplecache::http://HOST/x", "torch/mnist",
-         "torch/inaturalist", "torch/imagenet", "hfds/mnist"]  # fmt: skip
+         "torch/inaturalist", "torch/imagenet", "hfds/mnist", "parquet:zip::http://HOST/x.zip", "parquet:hf://datasets/a/b",
+         "parquet:filecache::hf://datasets/a/b", "parquet:s3://bucket/x.parquet", "parquet:HTTP://HOST/x.parquet",
+         "parquet:github://someone:x@main/x.parquet", "parquet:zip://*.parquet::http://HOST/x.zip"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,6 +84,36 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
     assert not (tmp_path / "new").exists() and not (tmp_path / "page").exists() and not (tmp_path / "again").exists()
 
 
+@pytest.mark.parametrize("name", ["webdataset:pipe:touch made", "webdataset:http://HOST/x.tar", "folder:http://HOST/x",
+                                  "csv:http://HOST/x.csv", "parquet:file:///nowhere", "folder:http://HOST/x.zip",
+                                  "webdataset:pipe:curl http://HOST/x.tar", "webdataset:hf://datasets/a/b"])  # fmt: skip
+def test_other_kinds_of_images_are_of_this_machine_alone(trained, tmp_path, asked, name, monkeypatch, capsys):
+    """Even with permission: no program is started, no address asked."""
+    requests, host = asked
+    monkeypatch.chdir(tmp_path)
+    run = changed(trained[1], tmp_path, name=name.replace("HOST", host))
+    for words in (["test", str(run.path)], ["test", str(run.path), "--download"], ["fit", str(run.config_file)]):
+        assert main([*words, *(["--run", "again"] if words[0] == "fit" else [])]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "Traceback" not in said
+    assert requests == [] and not (tmp_path / "made").exists() and not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("options", [{"pretrained": True}, {"pretrained_cfg_overlay": {"url": "http://HOST/x.pth"}},
+                                     {"pretrained": True, "pretrained_cfg_overlay": {"url": "http://HOST/x.pth"}}])  # fmt: skip
+def test_options_of_a_runs_backbone_fetch_nothing(trained, tmp_path, asked, options, monkeypatch, capsys):
+    requests, host = asked
+    run = changed(trained[1], tmp_path)
+    content = yaml.safe_load(run.config_file.read_text().replace("HOST", host))
+    content["model"]["options"] = yaml.safe_load(yaml.safe_dump(options).replace("HOST", host))
+    run.config_file.write_text(yaml.safe_dump(content))
+    photo = str(next((trained[0] / "other" / "test" / "x").iterdir()))
+    for words in (["test"], ["predict", photo], ["compare", "--out", str(tmp_path / "page")]):
+        main([words[0], str(run.path), *words[1:]])
+    main(["fit", str(run.config_file), "--run", str(tmp_path / "again")])
+    assert requests == [], capsys.readouterr().err
+
+
 def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, capsys):
     requests, host = asked
     run = changed(trained[1], tmp_path)
@@ -99,6 +132,10 @@ def test_a_shared_folder_fetches_no_weights(trained, tmp_path, asked):
     content["model"]["options"] = {"pretrained_cfg_overlay": {"hf_hub_id": "someone/x"}}
     content["model"]["backbone"] = "resnet10t"
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"config\.yaml is damaged: it does not have the digest"):
+        mixmo.Predictor(folder)
+    spec = json.loads((folder / "mixmo.json").read_text())  # without digests, as another program may write it
+    (folder / "mixmo.json").write_text(json.dumps({k: v for k, v in spec.items() if k not in ("sha256", "files")}))
     with pytest.raises(InputError, match="does not hold the network"):
         mixmo.Predictor(folder)
     assert requests == []
