@@ -84,9 +84,12 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
     assert not (tmp_path / "new").exists() and not (tmp_path / "page").exists() and not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("name", ["webdataset:pipe:touch made", "webdataset:http://HOST/x.tar", "folder:http://HOST/x",
-                                  "csv:http://HOST/x.csv", "parquet:file:///nowhere", "folder:http://HOST/x.zip",
-                                  "webdataset:pipe:curl http://HOST/x.tar", "webdataset:hf://datasets/a/b"])  # fmt: skip
+LOCAL = ["webdataset:pipe:touch made", "webdataset:pipe:curl http://HOST/x.tar", "webdataset:http://HOST/x.tar",
+         "webdataset:hf://datasets/a/b", "folder:http://HOST/x", "folder:http://HOST/x.zip", "csv:http://HOST/x.csv",
+         "parquet:file:///nowhere"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOCAL)
 def test_other_kinds_of_images_are_of_this_machine_alone(trained, tmp_path, asked, name, monkeypatch, capsys):
     """Even with permission: no program is started, no address asked."""
     requests, host = asked
@@ -99,8 +102,10 @@ def test_other_kinds_of_images_are_of_this_machine_alone(trained, tmp_path, aske
     assert requests == [] and not (tmp_path / "made").exists() and not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("options", [{"pretrained": True}, {"pretrained_cfg_overlay": {"url": "http://HOST/x.pth"}},
-                                     {"pretrained": True, "pretrained_cfg_overlay": {"url": "http://HOST/x.pth"}}])  # fmt: skip
+OVERLAY = {"pretrained_cfg_overlay": {"url": "http://HOST/x.pth"}}
+
+
+@pytest.mark.parametrize("options", [{"pretrained": True}, OVERLAY, {"pretrained": True, **OVERLAY}])
 def test_options_of_a_runs_backbone_fetch_nothing(trained, tmp_path, asked, options, monkeypatch, capsys):
     requests, host = asked
     run = changed(trained[1], tmp_path)
