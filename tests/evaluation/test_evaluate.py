@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from oracles import metrics_of, sample, softmax
 
 import mixmo
+from mixmo.errors import InputError
 from mixmo.metrics import Calibration, Scores, SelectivePrediction, chunks
 
 
@@ -61,17 +63,57 @@ def test_any_precision_is_evaluated_in_float64(dtype):
     assert scores.total.dtype == torch.float64
 
 
+NAN = torch.tensor([[[0.0, 0.0]], [[float("nan"), 0.0]]])
+
+
 @pytest.mark.parametrize(
     ("logits", "targets", "message"),
     [
-        (torch.zeros(3), torch.zeros(3), "do not fit"),
+        (torch.zeros(3), torch.zeros(3), "do not fit; they are"),
         (torch.zeros(2, 3), torch.zeros(3), "do not fit"),
+        (torch.zeros(2, 1, 1, 3), torch.zeros(2), "do not fit"),
         (torch.zeros(2, 1, 3), torch.zeros(3), "do not fit"),
         (torch.zeros(0, 1, 3), torch.zeros(0), "are empty"),
-        (torch.tensor([[[0.0, 0.0]], [[float("nan"), 0.0]]]), torch.zeros(2), "row 1 are not finite"),
+        (NAN, torch.zeros(2), r"logits in row 1 are not finite \(1 such row of 2\)\.$"),
+        (NAN[:, 0], torch.zeros(2), r"logits in row 1 are not finite \(1 such row of 2\)\.$"),
         (torch.zeros(2, 1, 3), torch.tensor([0, -1]), "target -1 in row 1"),
     ],
 )
 def test_bad_logits_are_refused(logits, targets, message):
     with pytest.raises(ValueError, match=message):
         mixmo.evaluate(logits, targets.long())
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "uint32", "uint64", "int64"])
+def test_class_numbers_of_any_integers_and_arrays_are_evaluated_alike(kind):
+    logits, targets = sample(30, 5, 3.0, False, 0, 2)
+    expected = mixmo.evaluate(logits, targets)
+    shown = targets.numpy().astype(kind)
+    swapped = logits.numpy().astype(">f8")
+    swapped.flags.writeable = False
+    for given_logits, given_targets in ((logits, torch.from_numpy(shown)), (logits.numpy(), shown), (swapped, shown)):
+        assert mixmo.evaluate(given_logits, given_targets) == pytest.approx(expected)
+    assert mixmo.evaluate(logits.numpy()[::-1], shown[::-1].tolist())["nll"] == pytest.approx(expected["nll"])
+    assert Scores()(logits[:, 0].softmax(1), torch.from_numpy(shown))["nll"] == pytest.approx(expected["member_0/nll"])
+
+
+def test_logits_of_one_network_need_no_axis_of_members():
+    logits, targets = sample(30, 5, 3.0, False, 0, 1)
+    assert mixmo.evaluate(logits[:, 0], targets) == mixmo.evaluate(logits, targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.zeros(2, bool), "targets of bool do not fit; they are integers"),
+        (torch.zeros(2), "targets of float32 do not fit; they are integers"),
+        (np.zeros(2, complex), "targets of complex128 do not fit"),
+        (np.array([b"cat", b"dog"]), "targets are no array of numbers: "),
+        (["cat", "dog"], "targets are no array of numbers: "),
+        (np.array([0, 2**63], np.uint64), "target .* in row 1 is out of range"),
+    ],
+)
+def test_what_is_no_class_number_is_refused_in_one_sentence(targets, message):
+    with pytest.raises(InputError, match=message) as caught:
+        mixmo.evaluate(np.zeros((2, 1, 3)), targets)
+    assert "\n" not in str(caught.value)

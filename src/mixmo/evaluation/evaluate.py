@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mixmo.errors import InputError, reason
 from mixmo.metrics import Calibration, Diversity, EnsembleGain, Scores, SelectivePrediction
 from mixmo.metrics.calibration import bin_gaps
 from mixmo.metrics.checks import check_logits
@@ -53,15 +56,15 @@ class EnsembleMetrics:
         return self.average | self.diversity | prefixed
 
 
-def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
+def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) -> dict[str, float]:
     """Return the metrics of :func:`measure` in one flat dict, by the keys of ``test.json``.
 
     Keys without a prefix are metrics of the average of the logits (the paper's rule) and of the members' diversity;
     ``probability_average/…`` those of the average of the probabilities, ``member_0/…`` those of each member.
 
     Args:
-        logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble.
-        targets: (N,) class numbers.
+        logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble; tensors or NumPy arrays.
+        targets: (N,) class numbers, of any type of integers.
 
     Returns:
         A flat dict of floats; NaN where a metric is not defined. Of (N, K) the keys without a prefix.
@@ -77,9 +80,19 @@ def evaluate(logits: Tensor, targets: Tensor) -> dict[str, float]:
         >>> evaluate(logits.mean(1), torch.tensor([0, 0]))["nll"] == metrics["nll"]
         True
     """
-    if logits.dim() == 2:
-        return measure(logits[:, None], targets).average
-    return measure(logits, targets).flat()
+    members, numbers = _tensor(logits, "logits"), _tensor(targets, "targets")
+    numbers = numbers.to(members.device)
+    return measure(members[:, None], numbers).average if members.dim() == 2 else measure(members, numbers).flat()
+
+
+def _tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
+    """Return numbers as a tensor; arrays that torch does not take as they are (read-only, swapped bytes) are copied."""
+    if isinstance(values, np.ndarray):
+        values = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} are no array of numbers: {reason(error)}.") from error
 
 
 @torch.no_grad()
@@ -98,7 +111,7 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
         >>> found.average["accuracy"], len(found.members), found.diversity
         (0.75, 1, {})
     """
-    check_logits(logits, targets)
+    targets = check_logits(logits, targets)
     _, members, classes = logits.shape
     scores = [Scores() for _ in range(members + 2)]
     others: list[list[Metric]] = [[Calibration(), SelectivePrediction()] for _ in scores]
@@ -188,7 +201,7 @@ def per_sample(logits: Tensor, targets: Tensor) -> Samples:
         >>> found.confidence.item(), found.right.item(), found.brier.item()
         (0.5, 0.0, 0.5)
     """
-    check_logits(logits[:, None], targets)
+    targets = check_logits(logits[:, None], targets)
     kinds = (torch.float64, torch.int64, torch.float64, torch.float64, torch.float64)
     found = Samples(*(targets.new_empty(len(targets), dtype=kind) for kind in kinds))
     for chunk, labels, *rows in in_chunks(logits, targets, *found):

@@ -67,7 +67,7 @@ class Calibration(Metric):
             InputError: if they do not fit or are no probabilities; the row is named.
         """
         p = check_probabilities(probabilities)
-        check_targets(targets, *p.shape)
+        targets = check_targets(targets, *p.shape)
         classes = p.shape[1]
         confidence, predicted = p.max(1)
         correct = (predicted == targets).double()

@@ -10,11 +10,11 @@ from mixmo.errors import InputError
 from mixmo.metrics.chunks import in_chunks
 
 
-def check_targets(targets: Tensor, rows: int, classes: int) -> None:
-    """Refuse class numbers that do not fit the predictions.
+def check_targets(targets: Tensor, rows: int, classes: int) -> Tensor:
+    """Return class numbers as int64; refuse those that do not fit the predictions.
 
     Args:
-        targets: (N,) class numbers.
+        targets: (N,) class numbers, of any type of integers.
         rows: N of the predictions.
         classes: K.
 
@@ -26,8 +26,11 @@ def check_targets(targets: Tensor, rows: int, classes: int) -> None:
         Traceback (most recent call last):
         mixmo.errors.InputError: target 3 in row 1 is out of range; 3 classes are numbered 0 to 2.
     """
-    if targets.shape != (rows,) or targets.is_floating_point():
+    if targets.shape != (rows,):
         raise InputError(f"targets of shape {tuple(targets.shape)} do not fit; they are {rows} class numbers.")
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise InputError(f"targets of {str(targets.dtype).removeprefix('torch.')} do not fit; they are integers.")
+    targets = targets.long()
     out = ((targets < 0) | (targets >= classes)).nonzero()
     if len(out):
         row = int(out[0])
@@ -35,10 +38,11 @@ def check_targets(targets: Tensor, rows: int, classes: int) -> None:
             f"target {int(targets[row])} in row {row} is out of range; {classes} classes are numbered 0 to "
             f"{classes - 1}."
         )
+    return targets
 
 
-def check_logits(logits: Tensor, targets: Tensor) -> None:
-    """Refuse logits (N, M, K) and targets (N,) that do not fit or are not finite.
+def check_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return targets (N,) as int64; refuse logits (N, M, K) and targets that do not fit or are not finite.
 
     Raises:
         InputError: naming the first row at fault.
@@ -53,7 +57,7 @@ def check_logits(logits: Tensor, targets: Tensor) -> None:
     if not logits.numel():
         raise InputError(f"logits of shape {tuple(logits.shape)} are empty; there is nothing to evaluate.")
     _check_finite(logits, "logits")
-    check_targets(targets, len(logits), logits.shape[2])
+    return check_targets(targets, len(logits), logits.shape[2])
 
 
 def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
@@ -92,7 +96,8 @@ def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
 def _check_finite(values: Tensor, what: str) -> None:
     bad = torch.cat([(~part.isfinite()).flatten(1).any(1) for (part,) in in_chunks(values)]).nonzero()
     if len(bad):
-        raise InputError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such rows of {len(values)}).")
+        rows = "row" if len(bad) == 1 else "rows"
+        raise InputError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such {rows} of {len(values)}).")
 
 
 def gathered(state: Tensor | list[Tensor]) -> Tensor:

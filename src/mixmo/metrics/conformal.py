@@ -25,7 +25,7 @@ def conformity(probabilities: Tensor, targets: Tensor) -> Tensor:
         tensor([0.1000], dtype=torch.float64)
     """
     p = check_probabilities(probabilities)
-    check_targets(targets, *p.shape)
+    targets = check_targets(targets, *p.shape)
     return p.gather(1, targets[:, None])[:, 0]
 
 
@@ -95,7 +95,7 @@ class PredictionSets(Metric):
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
         """Add a batch of probabilities (B, K) and class numbers (B,)."""
         p = check_probabilities(probabilities)
-        check_targets(targets, *p.shape)
+        targets = check_targets(targets, *p.shape)
         sets = prediction_sets(p, self.threshold)
         self.covered += sets.gather(1, targets[:, None]).sum()
         self.size += sets.sum()

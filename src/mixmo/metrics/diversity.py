@@ -82,7 +82,7 @@ class Diversity(Metric):
                 f"probabilities of shape {tuple(p.shape)} do not fit (B, M, K) with M, K = "
                 f"{tuple(self.predicted.shape)}."
             )
-        check_targets(targets, len(p), p.shape[2])
+        targets = check_targets(targets, len(p), p.shape[2])
         predictions = p.argmax(2)
         right = (predictions == targets[:, None]).double()
         self.right += right.sum(0)

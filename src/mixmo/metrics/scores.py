@@ -50,7 +50,7 @@ class Scores(Metric):
             InputError: if they do not fit or are no probabilities; the row is named.
         """
         p = check_probabilities(probabilities)
-        check_targets(targets, *p.shape)
+        targets = check_targets(targets, *p.shape)
         logs = p.log() if log_probabilities is None else log_probabilities.double()
         own = p.gather(1, targets[:, None])
         place = (p > own).sum(1) + ((p == own) & (torch.arange(p.shape[1], device=p.device) < targets[:, None])).sum(1)
@@ -104,7 +104,7 @@ class EnsembleGain(Metric):
             log_members: (B, M, K), as in :class:`Scores`.
         """
         p = check_probabilities(members, axes=3)
-        check_targets(targets, len(p), p.shape[2])
+        targets = check_targets(targets, len(p), p.shape[2])
         logs = p.log() if log_members is None else log_members.double()
         right = p.argmax(2) == targets[:, None]
         nll = -logs.gather(2, targets[:, None, None].expand(-1, p.shape[1], 1))[..., 0]

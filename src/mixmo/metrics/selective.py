@@ -51,7 +51,7 @@ class SelectivePrediction(Metric):
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
         """Add a batch of probabilities (B, K) and class numbers (B,)."""
         p = check_probabilities(probabilities)
-        check_targets(targets, *p.shape)
+        targets = check_targets(targets, *p.shape)
         confidence, predicted = p.max(1)
         self.confidence.append(confidence)
         self.correct.append(predicted == targets)

@@ -36,7 +36,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 2)   # 4 / T = log 3
         3.64
     """
-    check_logits(logits[:, None], targets)
+    targets = check_logits(logits[:, None], targets)
     if bool((logits == logits[:, :1]).all()):
         return 1.0
 
