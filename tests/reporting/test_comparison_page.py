@@ -6,25 +6,28 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from markupsafe import escape
-from scipy.stats import bootstrap
+from scipy.stats import t, ttest_rel
 
 import mixmo
 from mixmo.cli.compare import show
 from mixmo.cli.main import main
-from mixmo.evaluation.comparison import sample_scores
+from mixmo.evaluation.comparison import Entry, Group
+from mixmo.evaluation.evaluate import measure
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import predict
-from mixmo.evaluation.results import evaluate_run
+from mixmo.evaluation.predictions import Predictions, predict
+from mixmo.evaluation.results import EvaluationResult, evaluate_run
 from mixmo.reporting import charts, pictures
 from mixmo.reporting import comparison_page as comparison
 from mixmo.reporting.comparison_lead import lead_sentence
-from mixmo.reporting.comparison_tables import differences, group_replicas
+from mixmo.reporting.comparison_tables import costs_table, differences, differences_table, metrics_table
+from mixmo.reporting.glossary import COSTS
 
 compare = partial(comparison.compare, show=show)
 
@@ -49,9 +52,9 @@ def test_runs_side_by_side(trained, tmp_path, capsys):
     stem = 2 * 27 * 16 * 64  # both networks have one stem at inference; heads differ by one of 64×3
     assert float(rows["two"]["macs"]) - float(rows["one"]["macs"]) == pytest.approx(192, abs=stem)
     text = (tmp_path / "deep" / "out" / "comparison.md").read_text()
-    assert text.count("\n| --- |") == 3 and "**" in text
+    assert text.count("\n| --- |") == 3
     page = (tmp_path / "deep" / "out" / "comparison.html").read_text()
-    assert "★" in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
 def test_folders_of_seeds_are_averaged(trained, another_seed, tmp_path, capsys):
@@ -67,8 +70,9 @@ def test_folders_of_seeds_are_averaged(trained, another_seed, tmp_path, capsys):
     assert seeds.deviation("nll") == pytest.approx(np.std(values, ddof=1))
     assert "±" in capsys.readouterr().out
     made = [predict(TrainedRun(entry.runs[0])) for entry in seeds.entries]
-    expected = [torch.nn.functional.cross_entropy(each.logits.mean(1), each.targets) for each in made]
-    assert sample_scores(seeds)["nll"].mean() == pytest.approx(np.mean(expected), rel=1e-5)
+    expected = [torch.nn.functional.cross_entropy(each.logits.mean(1), each.targets).item() for each in made]
+    assert values == pytest.approx(expected, rel=1e-5)
+    assert math.isnan(differences(seeds, groups[0])["nll"].low)  # of one seed against two nothing is known
 
 
 def with_setting(run, to, old, new, seed=0):
@@ -137,7 +141,7 @@ def test_a_picture_that_fails_costs_nothing_else(trained, tmp_path, monkeypatch,
     monkeypatch.setattr(pictures, "image_grid", fail)
     compare([one.path, two.path], tmp_path)
     page = (tmp_path / "comparison.html").read_text()
-    assert page.count("could not be drawn: no font.") == 4 and page.count("<svg") == 9
+    assert page.count("could not be drawn: no font.") == 4 and page.count("<svg") == 7
     assert len(caplog.records) == 4
     assert (tmp_path / "comparison.csv").is_file() and (tmp_path / "comparison.md").is_file()
 
@@ -228,43 +232,135 @@ def test_files_alone_have_no_costs(tmp_path, capsys):
     assert "<h2>Images</h2>" not in page and "MACs" not in page
 
 
-def test_the_first_sentence_compares_the_best_with_the_first(trained, tmp_path):
+def answers(wrong, confidence=3.0, images=400):
+    """Return predictions of one member that are wrong about the images of these numbers."""
+    targets = torch.arange(images) % 3
+    shown = (targets + torch.isin(torch.arange(images), torch.as_tensor(wrong))) % 3
+    return Predictions(confidence * torch.eye(3)[shown][:, None], targets, list("abc"))
+
+
+def group_of(name, *predictions, runs=(), costs=()):
+    entries = [
+        Entry(name, [run], EvaluationResult(each, measure(each.logits, each.targets)), dict(costs))
+        for each, run in zip(predictions, runs or [None] * len(predictions), strict=True)
+    ]
+    return Group(name, [each if runs else replace(each, runs=[]) for each in entries])
+
+
+class Seeded:
+    """What a comparison asks a run of a method for."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def settings(self):
+        return self
+
+
+def groups_of_seeds(*wrong):
+    """Return groups of three seeds, by how many images each seed is wrong about."""
+    runs = [Seeded(seed) for seed in (5, 1, 3)]
+    return [
+        group_of(f"m{number}", *(answers(range(count)) for count in each), runs=runs)
+        for number, each in enumerate(wrong)
+    ]
+
+
+def test_the_first_sentence_is_of_the_first_network_and_leaves_the_choice_to_validation_data():
+    groups = [group_of("poor", answers(range(80))), group_of("good", answers(range(20)))]
+    lead = lead_sentence(groups)
+    assert lead.startswith(
+        "poor classifies 80.0 % [75.8, 83.6] of 400 test images correctly; good 95.0 % [92.4, 96.7],"
+    )
+    assert "the best" not in lead and "+15.0 points [+11.4, +18.5]" in lead and "chance" not in lead
+    lead = lead_sentence(groups, "good")
+    assert lead.startswith("good, the best on validation data, classifies 95.0 %") and lead.count("the best") == 1
+    lead = lead_sentence([groups[0], group_of("same", answers(range(40, 120)))])
+    assert "+0.0 points" in lead and "McNemar's p = 1 (the difference may be chance)" in lead
+    assert re.search(r"of 400 test images correctly \(ECE .* %\)\.$", lead_sentence(groups[:1]))
+
+
+def test_costs_are_compared_in_the_first_sentence(trained, tmp_path):
     _, two, one = trained
-    targets = np.arange(12) % 3
-    for name, right in (("all", 12), ("most", 9), ("same", 9)):
-        logits = 3.0 * np.eye(3)[np.where(np.arange(12) < right, targets, (targets + 1) % 3)]
-        np.savez(tmp_path / f"{name}.npz", logits=logits, targets=targets)
-    names = {key: str(tmp_path / f"{key}.npz") for key in ("all", "most", "same")}
-    for words, wanted in {
-        ("most", "all"): "all.npz classifies 100.0 % [100.0, 100.0] of 12 test images correctly, 25.0 points",
-        ("all", "most"): "all.npz classifies 100.0 % [100.0, 100.0] of 12 test images correctly, 25.0 points",
-        ("most", "same"): "correctly, as many as same.npz ([+0.0, +0.0] points; McNemar's p = 1). Its NLL is "
-        "0.845, +0.000 [+0.000, +0.000] against that one: the difference may be chance.",
-        ("most",): "of 12 test images correctly (ECE",
-    }.items():
-        groups = compare([names[word] for word in words], tmp_path / "out")
-        lead = lead_sentence(groups, group_replicas(groups))
-        assert wanted in lead and "  " not in lead
-        page = (tmp_path / "out" / "comparison.html").read_text()
-        assert str(escape(lead)) in page
     groups = compare([one.path, f"both={one.path}+{two.path}"], tmp_path / "out")
-    assert re.search(r"It costs (2|0.5) times the MACs of", lead_sentence(groups, group_replicas(groups)))
+    lead = lead_sentence(groups)
+    assert "both costs 2 times the MACs of one" in lead
+    assert str(escape(lead)) in (tmp_path / "out" / "comparison.html").read_text()
 
 
-def test_differences_are_paired(trained, tmp_path):
-    """Their interval is that of the mean of paired differences, by SciPy's bootstrap."""
+def test_over_seeds_intervals_are_students_of_paired_seeds():
+    """Whatever the images say: in the order of the seeds, and in every place where they stand."""
+    first, second = groups_of_seeds((80, 84, 85), (40, 90, 70))
+    gains = np.array([80 - 40, 84 - 90, 85 - 70]) / 400
+    half = t.ppf(0.975, 2) * gains.std(ddof=1) / math.sqrt(3)
+    found = differences(second, first)
+    assert found["accuracy"] == pytest.approx((gains.mean(), gains.mean() - half, gains.mean() + half))
+    expected = ttest_rel(second.values("nll"), first.values("nll")).confidence_interval()
+    assert found["nll"][1:] == pytest.approx(tuple(expected))
+    shown = f"[−{-100 * (gains.mean() - half):.1f}, +{100 * (gains.mean() + half):.1f}] (the difference may be chance)"
+    assert shown in lead_sentence([first, second])
+    table = differences_table([first, second])
+    assert "Student's over seeds" in table.title and "McNemar's p" not in table.header
+    assert f"[−{-100 * (gains.mean() - half):.2f}, +" in table.markdown()
+    second.entries.reverse()
+    assert differences(second, first)["accuracy"] == pytest.approx(found["accuracy"])
+
+
+def test_what_is_better_beyond_chance_is_stressed_and_costs_never_are():
+    """By intervals over images, or over seeds; a latency is one short measurement."""
+    costs = {key: 1.0 for key in COSTS}
+    poor, good, close = (
+        group_of(name, answers(range(count)), costs=costs | {"latency_ms": count})
+        for name, count in (("poor", 80), ("good", 20), ("close", 24))
+    )
+    column = metrics_table([poor, good]).header.index("Accuracy, %")
+    assert (1, column) in metrics_table([poor, good]).best
+    assert not {place for place in metrics_table([poor, good, close]).best if place[1] == column}
+    assert not costs_table([poor, good]).best
+    for wrong, stressed in (((80, 84, 85), False), ((80, 81, 82), True)):
+        found = metrics_table(groups_of_seeds(wrong, (40, 90, 70) if not stressed else (20, 22, 24))).best
+        assert ((1, column) in found) == stressed and ((0, column) not in found)
+
+
+def test_no_interval_is_one_of_ece(trained, another_seed, tmp_path):
+    """Binning biases it, by how much depends on the network: neither over images nor over seeds."""
     _, two, one = trained
-    groups = compare([one.path, two.path], tmp_path / "out")
-    own, first = sample_scores(groups[1]), sample_scores(groups[0])
-    found = differences(groups[1], groups[0], group_replicas(groups))
-    for key in ("accuracy", "nll", "brier"):
-        difference = own[key] - first[key]
-        drawn = bootstrap((difference,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1))
-        low, high = drawn.confidence_interval
-        assert found[key].value == pytest.approx(difference.mean())
-        spread = max(high - low, 1e-9)
-        assert found[key].low == pytest.approx(low, abs=0.2 * spread)
-        assert found[key].high == pytest.approx(high, abs=0.2 * spread)
+    for number, (run, folder) in enumerate([(two, "a"), (another_seed, "a"), (one, "b"), (one, "b")]):
+        with_setting(run, tmp_path / folder / str(number), "", "", seed=1 if number == 3 else 0)
+    pairs = [["a.npz", "b.npz"], [tmp_path / "a", tmp_path / "b"]]
+    for name, each in zip(pairs[0], (answers(range(80)), answers(range(20))), strict=True):
+        np.savez(tmp_path / name, logits=each.logits.numpy(), targets=each.targets.numpy())
+    for words in ([tmp_path / name for name in pairs[0]], pairs[1]):
+        groups = compare(words, tmp_path / "out", overwrite=True)
+        assert math.isnan(differences(groups[1], groups[0])["ece"].low)
+        for table in (metrics_table(groups), differences_table(groups)):
+            columns = [number for number, heading in enumerate(table.header) if "ECE" in heading]
+            assert len(columns) == 1
+            assert not any("[" in table.details.get((row, columns[0]), "") for row in range(2))
+        page = (tmp_path / "out" / "comparison.html").read_text()
+        assert "NLL, difference to" in page and "ECE, difference to" not in page
+
+
+def test_differences_are_paired():
+    """NLL and Brier score: Student's interval of the paired differences. Accuracy: Bonett and Price's closed form."""
+    rng = np.random.default_rng(0)
+    targets = torch.from_numpy(rng.integers(0, 3, 200))
+    both = [Predictions(torch.from_numpy(rng.normal(size=(200, 2, 3))), targets, list("abc")) for _ in range(2)]
+    found = differences(group_of("own", both[0]), group_of("other", both[1]))
+    p = [np.exp(logits) / np.exp(logits).sum(1, keepdims=True) for logits in (b.logits.numpy().mean(1) for b in both)]
+    one_hot = np.eye(3)[targets]
+    scores = {
+        "nll": [-np.log((each * one_hot).sum(1)) for each in p],
+        "brier": [((each - one_hot) ** 2).sum(1) for each in p],
+    }
+    for key, (own, other) in scores.items():
+        gain = own - other
+        half = t.ppf(0.975, 199) * gain.std(ddof=1) / math.sqrt(200)
+        assert found[key] == pytest.approx((gain.mean(), gain.mean() - half, gain.mean() + half))
+    right, wrong = ((each.argmax(1) == targets.numpy()).astype(int) for each in p)
+    up, down = (((right > wrong).sum() + 1) / 202, ((right < wrong).sum() + 1) / 202)
+    half = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 202)
+    assert found["accuracy"] == pytest.approx((right.mean() - wrong.mean(), up - down - half, up - down + half))
 
 
 def test_bad_input_is_one_sentence(trained, tmp_path, capsys):

@@ -17,7 +17,7 @@ from mixmo.config.settings import FREE
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.intervals import UNKNOWN, Interval, difference_intervals, seeds_interval
+from mixmo.evaluation.intervals import BIASED, UNKNOWN, Interval, difference_intervals, seeds_interval
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
 from mixmo.names import printable
 from mixmo.runs import Run
@@ -185,7 +185,8 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
 
     Of one network on each side they are over test images, for the metrics that have such
     (:func:`mixmo.evaluation.intervals.difference_intervals`). Of two seeds or more on both sides they are Student's
-    over seeds, paired where both have the same seeds, Welch's where not. Of one seed against several there is none.
+    over seeds, paired where both have the same seeds, Welch's where not, of all metrics that bins do not bias. Of one
+    seed against several there is none.
 
     Args:
         group: One side.
@@ -200,7 +201,7 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
         own_seeds, first_seeds = group.seeds(), first.seeds()
         paired = sorted(own_seeds) == sorted(first_seeds)
         found = {}
-        for key in keys:
+        for key in set(keys) - set(BIASED):
             sides = ((own_seeds, group.values(key)), (first_seeds, first.values(key)))
             own_values, values = ([value for _, value in sorted(zip(*side, strict=True))] for side in sides)
             found[key] = seeds_interval(own_values, values, paired)

@@ -23,6 +23,8 @@ Interval = tuple[float, float]
 Z = 1.959964
 LEAST = 20
 """Wrong predictions below which the interval of one network's NLL or Brier score covers too seldom."""
+BIASED = ("ece",)
+"""Metrics whose bins bias them, by how much depends on the network: no interval covers their true difference."""
 UNKNOWN: Interval = (math.nan, math.nan)
 
 
@@ -74,6 +76,8 @@ def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
 def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool) -> Interval:
     """Return Student's 95 % interval of the difference of two methods' means over seeds; Welch's if not paired.
 
+    It is not known (NaN) where the seeds are all alike, which few images or seeds can be by chance.
+
     Args:
         own: A metric, for two seeds or more.
         other: The same of the other method; in the same order of seeds if ``paired``.
@@ -87,7 +91,7 @@ def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool) -
         warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are alike
         test = ttest_rel(own, other) if paired else ttest_ind(own, other, equal_var=False)
         low, high = test.confidence_interval(0.95)
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > 1e-12 else UNKNOWN
 
 
 def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[Array, Array]:

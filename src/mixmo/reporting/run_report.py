@@ -82,8 +82,8 @@ def run_page(run: Run, result: EvaluationResult, download: bool = False) -> str:
             pages.part("cards", cards({**result.metrics.average, **result.metrics.diversity}, ranges)),
             pages.part(
                 "sentence",
-                "In brackets: 95 % intervals over test images, of metrics that have one that covers. Open a card to "
-                "read what it means.",
+                "In brackets: 95 % intervals over test images, of the metrics whose intervals keep that promise. Open "
+                "a card to read what it means.",
             ),
         ],
         sections=sections,
