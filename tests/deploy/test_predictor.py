@@ -21,6 +21,7 @@ from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibration_of
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.results import evaluate_runs
 from mixmo.runs import Run
 
 
@@ -71,12 +72,18 @@ def test_batches_and_workers_change_nothing(gone, new_images):
         assert found.names == expected.names
 
 
-def test_an_ensemble_averages_logits_and_has_no_calibration(gone, new_images, tmp_path):
+def test_an_ensemble_averages_logits(gone, new_images, tmp_path):
     files, again = sorted(new_images.iterdir()), tmp_path / "again"
     shutil.copytree(gone, again)
     one, two = mixmo.Predictor(gone), mixmo.Predictor([gone, again])
+    assert two.judge.calibration.temperature == pytest.approx(one.judge.calibration.temperature)  # of the same logits
+    shutil.rmtree(again / "predictions")
+    two = mixmo.Predictor([gone, again])
     found = two(files)
     assert not two.calibrated and found.sets is None and found.ask is None
+    assert two.uncalibrated == (
+        f"{again} keeps no predictions on its validation images; `mixmo test {again}` makes them."
+    )
     temperature = one.judge.calibration.temperature
     raw = (one(files).probabilities.log() * temperature).softmax(1)
     torch.testing.assert_close(found.probabilities, raw, atol=1e-6, rtol=1e-6)
@@ -86,6 +93,21 @@ def test_an_ensemble_averages_logits_and_has_no_calibration(gone, new_images, tm
     for models in ([], [gone, gone], f"{gone}+{gone}"):
         with pytest.raises(InputError, match="names no network, or one twice"):
             mixmo.Predictor(models)
+
+
+def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(trained, another_seed, new_images):
+    """Without the dataset, from what calibrating each run has kept; where they held out others, the reason is given."""
+    _, two, one = trained
+    runs = [two, one, another_seed]
+    expected = evaluate_runs([two, one]).scaled["temperature"]
+    evaluate_runs([another_seed])
+    both = mixmo.Predictor([two.path, one.path])
+    found = both(sorted(new_images.iterdir()))
+    assert both.calibrated and both.judge.calibration.temperature == pytest.approx(expected)
+    assert found.sets.any(1).all() and both.uncalibrated == ""
+    others = mixmo.Predictor([run.path for run in runs[1:]])
+    assert not others.calibrated
+    assert f"{one.path} and {another_seed.path} held out different images for validation" in others.uncalibrated
 
 
 def test_nothing_is_said_of_members_that_are_not_known(gone, new_images, tmp_path):

@@ -5,8 +5,11 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 import mixmo
 from mixmo.errors import InputError
@@ -51,7 +54,37 @@ def test_several_runs_are_one_ensemble(trained):
     logits = torch.cat([predict(TrainedRun(run)).logits for run in (two, one)], 1)
     assert logits.shape[1] == 3 == len(result.metrics.members)
     expected = mixmo.evaluate(logits, predict(TrainedRun(one)).targets)
-    assert result.scaled == {} and result.flat() == pytest.approx(expected, nan_ok=True)
+    assert (result.flat() | result.scaled) == pytest.approx(expected | result.scaled, nan_ok=True)
+
+
+def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(trained):
+    """One temperature for the average of all members' logits, as SciPy finds it."""
+    _, *runs = trained
+    test, held_out = ([predict(TrainedRun(run), name) for run in runs] for name in ("test", "validation"))
+    logits = [torch.cat([each.logits for each in parts], 1).mean(1).double().numpy() for parts in (held_out, test)]
+    targets = held_out[0].targets.numpy()
+
+    def loss(log_temperature):
+        scaled = logits[0] / np.exp(log_temperature)
+        return -log_softmax(scaled, 1)[np.arange(len(targets)), targets].mean()
+
+    temperature = np.exp(minimize_scalar(loss, bounds=(-4.6, 4.6), method="bounded").x)
+    if (logits[0].argmax(1) == targets).all():
+        temperature = max(temperature, 1)
+    result = evaluate_runs(runs)
+    assert result.unscaled == "" and result.scaled["temperature"] == pytest.approx(temperature, rel=1e-3)
+    own = test[0].targets.numpy()
+    nll = -log_softmax(logits[1] / temperature, 1)[np.arange(len(own)), own].mean()
+    assert result.scaled["nll_scaled"] == pytest.approx(nll, rel=1e-3)
+
+
+def test_why_an_ensemble_is_not_calibrated_is_said(trained, another_seed):
+    _, two, _ = trained
+    result = evaluate_runs([two, another_seed])
+    assert result.scaled == {} and result.flat().get("temperature") is None
+    assert result.unscaled.startswith(
+        f"Not calibrated as an ensemble: {two.path} and {another_seed.path} held out different images for validation"
+    )
 
 
 def test_sections_and_flat_keys_agree(trained):

@@ -42,10 +42,8 @@ def run(words: list[str]) -> int:
     images, names = _images(chosen.images)
     how = (chosen.checkpoint, chosen.coverage, chosen.risk, chosen.precision, chosen.download, chosen.trust)
     predictor = Predictor(chosen.model, *how)
-    if not predictor.calibrated:
-        logger.warning(
-            "there is no calibration (a run with a validation set has one): confidence, set and ask stay empty."
-        )
+    if predictor.uncalibrated:
+        logger.warning("confidence, set and ask stay empty: %s", predictor.uncalibrated)
     out = None if chosen.out is None else Path(chosen.out)
     unreadable: dict[int, str] = {}
     if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):

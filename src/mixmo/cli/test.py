@@ -54,8 +54,9 @@ def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool)
     epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"
     by_class = class_metrics(predictions) if per_class else {}
     _print_tables(f"{shown}: {len(predictions.targets)} test images, {epochs}", result, by_class)
-    if text := advice(result.diagnosis, predictions.logits.shape[1]):
-        print(text)
+    for text in (advice(result.diagnosis, predictions.logits.shape[1]), result.unscaled):
+        if text:
+            print(printable(text))
     if len(runs) == 1:
         (run,) = runs
         print(f"metrics: {printable(str(write_results(run, result, options, by_class)))}")

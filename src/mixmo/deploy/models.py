@@ -17,12 +17,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mixmo.config.checking import checked
+from mixmo.config.hardware import PRECISIONS
 from mixmo.deploy.images import Form
 from mixmo.deploy.members import MEMBERS, load_members
 from mixmo.deploy.spec import Spec, checked_temperature, spec_of
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, reason
+from mixmo.evaluation.calibration import Calibration, pooled_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast
+from mixmo.evaluation.predictions import Predictions, kept_predictions
 from mixmo.files import check_regular
 from mixmo.names import printable
 from mixmo.network import MixMo
@@ -62,9 +65,9 @@ class RunModel:
     def __init__(
         self, run: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False
     ) -> None:
-        trained = TrainedRun(Run(run), checkpoint, download)
-        self.network, self.precision = trained.network, precision
-        self.spec = spec_of(trained)
+        self.trained = TrainedRun(Run(run), checkpoint, download)
+        self.network, self.precision = self.trained.network, precision
+        self.spec = spec_of(self.trained)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -240,21 +243,27 @@ def _as_logits(found: Sequence[Tensor], options: dict[str, Any]) -> Tensor:
 
 
 class Ensemble:
-    """Several networks of the same classes as one; without a calibration, since each was held out other images.
+    """Networks of the same classes as one.
 
     Args:
-        models: The networks.
+        models: One network or several.
+        names: Where they are, for the reason why there is no calibration.
+
+    Attributes:
+        calibration: That of the one network, or of all together, by validation images that they share; or ``None``.
+        uncalibrated: Why there is none; empty if there is one.
 
     Raises:
         InputError: if their classes differ.
     """
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[Model], names: Sequence[str]) -> None:
         self.models = models
         self.spec = models[0].spec
         for model in models[1:]:
             if model.spec.classes != self.spec.classes:
                 raise InputError("the networks of an ensemble have other classes; join those of the same data.")
+        self.calibration, self.uncalibrated = _calibrated(models, names)
 
     @cached_property
     def forms(self) -> list[Form]:
@@ -264,6 +273,37 @@ class Ensemble:
     def logits(self, images: dict[Form, Tensor]) -> Tensor:
         """Return the logits (B, M, K) of all members of all networks."""
         return torch.cat([model.logits(images[form_of(model.spec)]) for model in self.models], 1)
+
+
+def _calibrated(models: Sequence[Model], names: Sequence[str]) -> tuple[Calibration | None, str]:
+    """Return the calibration of networks together, or why there is none."""
+    if len(models) > 1:
+        try:
+            parts = [_on_validation(model, name) for model, name in zip(models, names, strict=True)]
+            return pooled_calibration(parts, names), ""
+        except InputError as error:
+            return None, str(error)
+    (model,), (name,) = models, names
+    if model.spec.calibration is not None:
+        return model.spec.calibration, ""
+    if isinstance(model, RunModel) and model.trained.settings.data.validation:
+        return None, f"{name} has not been calibrated yet; `mixmo test {name}` does so."
+    if isinstance(model, OnnxModel) and model.options.get("int8"):
+        return None, f"{name} has 8-bit weights, for which the calibration of the network in float32 does not hold."
+    return None, f"{name} has no calibration; one of a run with validation images (data.validation) has."
+
+
+def _on_validation(model: Model, name: str) -> Predictions:
+    """Return what a run predicted for its validation images when it was calibrated."""
+    if not isinstance(model, RunModel):
+        raise InputError(f"{name} is an exported network, which keeps no predictions on validation images; join runs.")
+    run = model.trained
+    if not run.settings.data.validation:
+        raise InputError(f"{name} held out no images for validation (data.validation is 0).")
+    for precision in dict.fromkeys((model.precision, *PRECISIONS)):
+        if (found := kept_predictions(run, "validation", precision)) is not None:
+            return found
+    raise InputError(f"{name} keeps no predictions on its validation images; `mixmo test {name}` makes them.")
 
 
 def open_model(

@@ -33,6 +33,8 @@ class Predictor:
 
     Attributes:
         classes: The K class names.
+        calibrated: Whether there is a calibration; without one, confidence, set and ask stay empty.
+        uncalibrated: Why there is none; empty if there is one.
 
     Raises:
         MissingError: if there is no such network.
@@ -57,12 +59,12 @@ class Predictor:
         paths = _paths(models)
         if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
             raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
-        self.ensemble = Ensemble([open_model(path, checkpoint, precision, download, trust) for path in paths])
-        spec = self.ensemble.spec
-        calibration = spec.calibration if len(paths) == 1 else None
-        self.classes, self.calibrated = spec.classes, calibration is not None
-        self.judge = Judge(spec.classes, calibration, coverage, risk)
-        self.judge(torch.zeros(1, 1, len(spec.classes)), [""])  # refuses a share that is none
+        models_open = [open_model(path, checkpoint, precision, download, trust) for path in paths]
+        self.ensemble = Ensemble(models_open, [printable(str(path)) for path in paths])
+        self.classes, calibration = self.ensemble.spec.classes, self.ensemble.calibration
+        self.calibrated, self.uncalibrated = calibration is not None, self.ensemble.uncalibrated
+        self.judge = Judge(self.classes, calibration, coverage, risk)
+        self.judge(torch.zeros(1, 1, len(self.classes)), [""])  # refuses a share that is none
 
     def __call__(self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Answers:
         """Return the answers about images.

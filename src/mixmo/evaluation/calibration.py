@@ -5,6 +5,7 @@ It is kept in the run's folder, so that whoever uses the network needs neither t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from mixmo.config.settings import Settings
 from mixmo.data.local import DOWNLOAD
+from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import predict
+from mixmo.evaluation.predictions import Predictions, joined, predict
 from mixmo.kept import keep_tensors, read_tensors
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import conformity, set_threshold
@@ -100,6 +102,54 @@ def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False
     note = {"checkpoint": run.digest, "temperature": calibration.temperature}
     keep_tensors(_file(run), tensors, note)
     return calibration
+
+
+def calibrate_ensemble(runs: Sequence[TrainedRun], precision: str = "32-true", refresh: bool = False) -> Calibration:
+    """Return the calibration of several runs as one ensemble, by the validation images that all of them held out.
+
+    Args:
+        runs: The runs.
+        precision: Of the predictions.
+        refresh: Predict again, whatever is kept.
+
+    Raises:
+        InputError: saying why there is none.
+    """
+    names = [str(run.run.path) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        if not run.settings.data.validation:
+            raise InputError(f"{name} held out no images for validation (data.validation is 0).")
+    return pooled_calibration([predict(run, "validation", precision, refresh) for run in runs], names)
+
+
+def pooled_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Calibration:
+    """Return the calibration of the average of all members' logits on validation images that networks share.
+
+    Args:
+        parts: What each network predicts for its validation images.
+        names: The networks', for the error.
+
+    Raises:
+        InputError: if they are not known to be the same: one network may have learnt from what another held out.
+
+    Example:
+        >>> import torch
+        >>> logits, targets = torch.tensor([[[4.0, 0.0]]] * 4), torch.tensor([0, 0, 0, 1])
+        >>> one, two = (Predictions(scale * logits, targets, ["a", "b"], images="x") for scale in (1, 3))
+        >>> round(pooled_calibration([one, two], ["one", "two"]).temperature, 2)   # 8 / T = log 3
+        7.28
+    """
+    first = parts[0]
+    for part, name in zip(parts, names, strict=True):
+        if not part.images:
+            raise InputError(f"{name} keeps predictions of an earlier version; see `mixmo test {name} --refresh`.")
+        if not part.are_of(first) or part.classes != first.classes:
+            raise InputError(
+                f"{names[0]} and {name} held out different images for validation, so that one has learnt from what the "
+                "other is judged by; train them with one data.split_seed, or give the dataset a val folder."
+            )
+    found = joined(parts, names)
+    return calibration_of(mean_logits(found.logits), found.targets)
 
 
 def calibrate_run(run: Run, settings: Settings) -> None:

@@ -78,14 +78,33 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
     """
     one_of(precision, PRECISIONS, "precision")
     about, images = run.depends_on(dataset), run.fingerprint(dataset, times=False)
-    file = run.run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
+    file = _file(run, dataset, precision)
     if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
         tensors, note = known
         return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], images)
     found = replace(_computed(run, dataset, precision), images=images)
-    note = {"about": about, "classes": found.classes, "epochs": found.epochs}
+    note = {"about": about, "classes": found.classes, "epochs": found.epochs, "images": images}
     keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
+
+
+def kept_predictions(run: TrainedRun, dataset: str, precision: str = "32-true") -> Predictions | None:
+    """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone.
+
+    Args:
+        run: The run.
+        dataset: As for :func:`predict`.
+        precision: As for :func:`predict`.
+    """
+    known = read_tensors(_file(run, dataset, precision))
+    if known is None or known[1]["about"]["checkpoint"] != run.digest:
+        return None
+    tensors, note = known
+    return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], note.get("images", ""))
+
+
+def _file(run: TrainedRun, dataset: str, precision: str) -> Path:
+    return run.run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
 
 
 def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:

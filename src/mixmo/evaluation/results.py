@@ -9,7 +9,7 @@ from typing import Any
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.errors import InputError, one_of
-from mixmo.evaluation.calibration import Calibration, calibrate
+from mixmo.evaluation.calibration import Calibration, calibrate, calibrate_ensemble
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import TrainedRun
@@ -95,8 +95,9 @@ class EvaluationResult:
         predictions: On the test set.
         metrics: Of the ensemble and of each member.
         scaled: ``temperature``, fitted on the validation set, and of the logit average on the test set after it
-            ``nll_scaled``, ``ece_scaled``, and coverage and size of conformal sets; empty without a validation set, and
-            for several runs.
+            ``nll_scaled``, ``ece_scaled``, and coverage and size of conformal sets; empty without a validation set that
+            all runs share.
+        unscaled: Why several runs have none of these; empty if they have.
         ood: By the name of the out-of-distribution dataset.
         corruptions: On corrupted test images; ``None`` where that was not asked for.
         diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
@@ -105,6 +106,7 @@ class EvaluationResult:
     predictions: Predictions
     metrics: EnsembleMetrics
     scaled: dict[str, float] = field(default_factory=dict)
+    unscaled: str = ""
     ood: dict[str, OODResult] = field(default_factory=dict)
     corruptions: CorruptionResult | None = None
     diagnosis: Diagnosis | None = None
@@ -155,7 +157,7 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
     test = predictions("test")
     others = {dataset: predictions(dataset) for dataset in options.ood}
     metrics = measure(test.logits, test.targets)
-    calibration = calibrate(runs[0], options.precision, options.refresh) if len(runs) == 1 else None
+    calibration, unscaled = _calibrated(runs, options)
     scaled = scaled_metrics(test, calibration) if calibration else {}
     ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
     corruptions = None
@@ -163,7 +165,17 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
         folder = None if options.corruptions == GENERATED else options.corruptions
         corruptions = evaluate_corruptions(runs, test.targets, options.precision, folder, options.refresh)
     diagnosis = diagnose(runs[0], test.epochs, options.refresh) if len(runs) == 1 else None
-    return EvaluationResult(test, metrics, scaled, ood, corruptions, diagnosis)
+    return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis)
+
+
+def _calibrated(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[Calibration | None, str]:
+    """Return the calibration, or why several runs have none together."""
+    if len(runs) == 1:
+        return calibrate(runs[0], options.precision, options.refresh), ""
+    try:
+        return calibrate_ensemble(runs, options.precision, options.refresh), ""
+    except InputError as error:
+        return None, f"Not calibrated as an ensemble: {error}"
 
 
 def evaluate_predictions(file: str | Path) -> EvaluationResult:

@@ -140,6 +140,7 @@ def comparison_page(
     )
     if any(len(group.entries) > 1 for group in groups):
         notes.append("Plots, images and advice are of the first seed.")
+    notes += [f"{name}: {entry.result.unscaled}" for name, entry in firsts.items() if entry.result.unscaled]
     sections = [
         *_differences(groups),
         confidence_section(parts, parts),
