@@ -14,7 +14,7 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.evaluation import inference
+from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.results import evaluate_predictions
@@ -181,3 +181,33 @@ def test_several_runs_are_shown_and_not_written(trained, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "two + one: 12 test images" in out and "test.json" not in out
     assert not any((run.path / "test.json").exists() for run in copies)
+
+
+def test_a_later_call_keeps_what_an_earlier_one_found_of_the_same_checkpoint(trained, tmp_path, monkeypatch):
+    """In test.json and on the page; newer figures replace those of the same key, another checkpoint all of them."""
+    folder, run, _ = trained
+    run, name = moved(run, folder, tmp_path), f"folder:{folder}/other"
+    monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
+    assert main(["test", str(run.path), "--corruptions", "--per_class"]) == 0
+    first = json.loads((run.path / "test.json").read_text())
+    assert main(["test", str(run.path), "--ood", name]) == 0
+    both = json.loads((run.path / "test.json").read_text())
+    assert {key: both[key] for key in first} == first and f"ood/{name}/energy/auroc" in both
+    assert main(["test", str(run.path)]) == 0
+    assert json.loads((run.path / "test.json").read_text()) == both
+    page = (run.path / "report.html").read_text()
+    assert "<h2>Corruptions</h2>" in page and "<h2>Out-of-distribution images</h2>" in page
+    write_images(tmp_path / "other" / "test", classes=("x", "y"), size=20, seed=7)
+    assert main(["test", str(run.path), "--ood", f"folder:{tmp_path}/other"]) == 0
+    assert len(json.loads((run.path / "test.json").read_text())) == len(both) + 12
+    changed = both | {"corruption/nll": -1.0, "corruptions": both["corruptions"] | {"source": "older"}, "nll": -1.0}
+    (run.path / "test.json").write_text(json.dumps(changed))
+    assert main(["test", str(run.path), "--corruptions"]) == 0
+    assert json.loads((run.path / "test.json").read_text()) == both
+    for damage in ({"about": both["about"] | {"digest": "0"}}, {"corruptions": [], "per_class": 3}):
+        (run.path / "test.json").write_text(json.dumps(both | damage))
+        assert main(["test", str(run.path)]) == 0
+        assert (
+            not {"corruptions", "per_class", f"ood/{name}/energy/auroc"}
+            & json.loads((run.path / "test.json").read_text()).keys()
+        )

@@ -10,8 +10,8 @@ from conftest import write_images
 from safetensors.torch import save_file
 
 from mixmo.config.plan import make_plan
-from mixmo.config.recipes import catalogue, load_recipe, method_of
-from mixmo.evaluation.results import evaluate_run
+from mixmo.config.recipes import catalogue, load_recipe, method_name
+from mixmo.evaluation.results_file import evaluate_run
 from mixmo.masks import KINDS
 from mixmo.runs import Run
 from mixmo.sweeps.grid import load_sweep
@@ -140,8 +140,8 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
 
 
 def test_methods_have_their_usual_names():
-    assert {method_of(recipe) for recipe in catalogue().values()} == {
-        "single", "single + mixup", "single + CutMix", "MIMO", "Linear-MixMo", "Cut-MixMo",
+    assert {method_name(recipe) for recipe in catalogue().values()} == {
+        "single network", "single network + mixup", "single network + CutMix", "MIMO", "Linear-MixMo", "Cut-MixMo",
         "Linear-MixMo + CutMix", "Cut-MixMo + CutMix",
     }  # fmt: skip
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,8 @@ from mixmo.errors import InputError
 from mixmo.evaluation import inference
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
-from mixmo.evaluation.results import (
-    EvaluationOptions,
-    class_metrics,
-    evaluate_run,
-    evaluate_runs,
-    write_results,
-)
+from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_runs
+from mixmo.evaluation.results_file import evaluate_run, write_results
 from mixmo.metrics import fit_temperature
 from mixmo.metrics.ood import SCORES
 from mixmo.runs import Run
@@ -118,8 +114,8 @@ def test_metrics_of_classes_average_to_those_of_all(trained):
 def test_test_json_has_metrics_and_conventions(trained):
     _, run, _ = trained
     options = EvaluationOptions(precision="bf16-mixed")
-    result = evaluate_runs([run], options)
-    file = write_results(run, result, options, {"cat": {"nll": math.nan}})
+    result = replace(evaluate_runs([run], options), per_class={"cat": {"nll": math.nan}})
+    file = write_results(run, result, options)
     content = json.loads(file.read_text())
     assert file == run.path / "test.json"
     flat = {key: None if math.isnan(value) else value for key, value in result.flat().items()}

@@ -22,7 +22,8 @@ from mixmo.evaluation.comparison import Entry, Group
 from mixmo.evaluation.evaluate import measure
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
-from mixmo.evaluation.results import EvaluationResult, evaluate_run
+from mixmo.evaluation.results import EvaluationResult
+from mixmo.evaluation.results_file import evaluate_run
 from mixmo.reporting import charts, pictures
 from mixmo.reporting import comparison_page as comparison
 from mixmo.reporting.comparison_lead import lead_sentence

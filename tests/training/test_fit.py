@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing import event_accumulator
 import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
-from mixmo.evaluation.results import EvaluationOptions, evaluate_run
+from mixmo.evaluation.results import EvaluationOptions
+from mixmo.evaluation.results_file import evaluate_run
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixmo.config.plan import parse
-from mixmo.config.recipes import NOTES, catalogue, method_of
+from mixmo.config.recipes import NOTES, catalogue, method_name
 
 ABOUT = "List the shipped recipes."
 
@@ -29,7 +29,7 @@ def run(words: list[str]) -> None:
             name,
             recipe["data"]["name"],
             recipe["model"]["backbone"],
-            method_of(recipe),
+            method_name(recipe),
             str(recipe["data"].get("batch_repetition", 1)),
             *(str(recipe.get(key, "")) for key in NOTES),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -18,8 +19,8 @@ from mixmo.evaluation.results import (
     class_metrics,
     evaluate_predictions,
     evaluate_runs,
-    write_results,
 )
+from mixmo.evaluation.results_file import with_earlier, write_results
 from mixmo.names import printable
 from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
@@ -50,31 +51,32 @@ def run(words: list[str]) -> None:
 def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool) -> None:
     """Print tables and, for one run, write ``test.json`` and ``report.html`` into its folder."""
     result = evaluate_runs(runs, options)
+    result = replace(result, per_class=class_metrics(result.predictions) if per_class else {})
     shown, predictions = " + ".join(run.path.name for run in runs), result.predictions
     epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"
-    by_class = class_metrics(predictions) if per_class else {}
-    _print_tables(f"{shown}: {len(predictions.targets)} test images, {epochs}", result, by_class)
+    _print_tables(f"{shown}: {len(predictions.targets)} test images, {epochs}", result)
     for text in (advice(result.diagnosis, predictions.logits.shape[1]), result.unscaled):
         if text:
             print(printable(text))
     if len(runs) == 1:
         (run,) = runs
-        print(f"metrics: {printable(str(write_results(run, result, options, by_class)))}")
+        result = with_earlier(run, result, options)
+        print(f"metrics: {printable(str(write_results(run, result, options)))}")
         print(f"report: {printable(str(write_report(run, result, options.download)))}")
 
 
 def _test_file(file: Path, per_class: bool) -> None:
     result = evaluate_predictions(file)
-    by_class = class_metrics(result.predictions) if per_class else {}
-    _print_tables(f"{file.name}: {len(result.predictions.targets)} images", result, by_class)
+    result = replace(result, per_class=class_metrics(result.predictions) if per_class else {})
+    _print_tables(f"{file.name}: {len(result.predictions.targets)} images", result)
 
 
-def _print_tables(title: str, result: EvaluationResult, by_class: dict[str, dict[str, float]]) -> None:
+def _print_tables(title: str, result: EvaluationResult) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     tables = [metrics_table(result.metrics, title, result.diagnosis), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
-    if by_class:
-        tables.append(class_table(by_class))
+    if result.per_class:
+        tables.append(class_table(result.per_class))
     for table in tables:
         console.print(table.rich())

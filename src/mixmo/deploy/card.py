@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 
+from mixmo.config.recipes import method_name
 from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import Interval, image_intervals
@@ -14,7 +15,7 @@ from mixmo.evaluation.predictions import Predictions
 from mixmo.kept import read_tensors
 from mixmo.names import markdown
 from mixmo.reporting.glossary import METRICS
-from mixmo.reporting.headline import backbone_name, method_name
+from mixmo.reporting.headline import backbone_name
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "temperature", "set_coverage_95", "set_size_95")
 MOST_CLASSES = 50
@@ -45,7 +46,7 @@ library_name: mixmo
 tags: [image-classification, mixmo, timm]
 ---
 
-# {method} on {backbone}
+# {method[:1].upper()}{method[1:]} on {backbone}
 
 An image classifier of {len(spec.classes)} classes: {names}{more}. It sees {height}×{width} pixels. {kind} Trained with
 mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).

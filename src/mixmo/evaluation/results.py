@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.errors import InputError, one_of
@@ -22,20 +21,6 @@ from mixmo.runs import CHECKPOINTS, Run
 
 GENERATED = "generated"
 """The value of ``corruptions`` that generates them from the test images; any other is a folder."""
-
-CONVENTIONS = {
-    "accuracy": "share, 0 to 1",
-    "nll": "nats",
-    "brier": "summed over classes; brier_per_class is divided by K, as in the paper's code",
-    "ece": "15 equal bins, lo < confidence <= hi, top label",
-    "misclassification_auroc": "right predictions are the positive class, confidence is the score",
-    "d_re": "errors of exactly one of two members / errors of both, mean over pairs",
-    "two_fold": "each half of the test set scaled by the temperature of the other",
-    "scaled": "scaled by the temperature fitted on the validation set",
-    "ood": "the other dataset is the positive class",
-    "corruption": "mean over all kinds and severities; each is in `corruptions`",
-}
-"""What ``test.json`` says of its own metrics."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +86,7 @@ class EvaluationResult:
         ood: By the name of the out-of-distribution dataset.
         corruptions: On corrupted test images; ``None`` where that was not asked for.
         diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
+        per_class: Metrics of each class by its name (:func:`class_metrics`); empty where that was not asked for.
     """
 
     predictions: Predictions
@@ -110,6 +96,7 @@ class EvaluationResult:
     ood: dict[str, OODResult] = field(default_factory=dict)
     corruptions: CorruptionResult | None = None
     diagnosis: Diagnosis | None = None
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
@@ -193,65 +180,6 @@ def evaluate_predictions(file: str | Path) -> EvaluationResult:
         return EvaluationResult(found, measure(found.logits, found.targets))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-
-
-def evaluate_run(run: Run, options: EvaluationOptions | None = None) -> dict[str, float]:
-    """Evaluate one run on its test set and write ``test.json`` into its folder.
-
-    Args:
-        run: The run.
-        options: How; ``None`` takes the defaults.
-
-    Returns:
-        The metrics, by the keys of ``test.json``.
-
-    Raises:
-        MissingError: as :func:`evaluate_runs`.
-        InputError: as :func:`evaluate_runs`, or if ``test.json`` cannot be written.
-    """
-    options = options or EvaluationOptions()
-    result = evaluate_runs([run], options)
-    write_results(run, result, options)
-    return result.flat()
-
-
-def write_results(
-    run: Run,
-    result: EvaluationResult,
-    options: EvaluationOptions,
-    per_class: Mapping[str, Mapping[str, float]] | None = None,
-) -> Path:
-    """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null.
-
-    Args:
-        run: The run.
-        result: Its evaluation.
-        options: How it was evaluated.
-        per_class: Metrics of each class (:func:`class_metrics`).
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
-    content: dict[str, Any] = dict(result.flat())
-    if result.corruptions is not None:
-        content["corruptions"] = {"source": result.corruptions.source, "kinds": result.corruptions.kinds}
-    if per_class:
-        content["per_class"] = per_class
-    content["about"] = {
-        "run": str(run.path),
-        "dataset": run.settings().data.name,
-        "images": len(result.predictions.targets),
-        "training_images": run.training_images(),
-        "checkpoint": options.checkpoint,
-        "digest": run.digest(options.checkpoint),
-        "epochs": result.predictions.epochs,
-        "precision": options.precision,
-        "conventions": CONVENTIONS,
-    }
-    return run.write_json("test.json", content)
 
 
 def scaled_metrics(test: Predictions, calibration: Calibration) -> dict[str, float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from mixmo.config.recipes import method_name
 from mixmo.errors import reason
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
@@ -21,7 +21,6 @@ from mixmo.runs import Run
 logger = logging.getLogger("mixmo")
 
 FAMILIES = {"wide_resnet": "WideResNet-", "preact_resnet": "PreActResNet-", "resnet": "ResNet-"}
-PIXELS = {"mixup": "MixUp", "cutmix": "CutMix"}
 
 
 def backbone_name(name: str) -> str:
@@ -36,27 +35,6 @@ def backbone_name(name: str) -> str:
         return name
     family, depth, width = found.groups()
     return f"{FAMILIES[family]}{depth}{f'-{width}' if width else ''}"
-
-
-def method_name(config: Mapping[str, Any]) -> str:
-    """Return what was trained, in words.
-
-    Args:
-        config: A run's configuration.
-
-    Example:
-        >>> pixels = {"kind": "cutmix"}
-        >>> method_name({"model": {"num_members": 2}, "mixer": {"kind": "cut"}, "pixels": pixels})
-        'Cut-MixMo with CutMix and 2 members'
-        >>> method_name({"model": {"num_members": 1}, "mixer": {"kind": "cut"}, "pixels": {"kind": None}})
-        'A single network'
-    """
-    members, kind, pixels = config["model"]["num_members"], str(config["mixer"]["kind"]), config["pixels"]["kind"]
-    extra = PIXELS.get(str(pixels), "")
-    if members == 1:
-        return f"A single network{f' with {extra}' if extra else ''}"
-    method = "MIMO" if kind == "mimo" else f"{kind[:1].upper()}{kind[1:]}-MixMo"
-    return f"{method} with {f'{extra} and ' if extra else ''}{members} members"
 
 
 def lead_sentence(run: Run, found: EvaluationResult, ranges: Mapping[str, Interval], download: bool = False) -> str:
@@ -74,8 +52,10 @@ def lead_sentence(run: Run, found: EvaluationResult, ranges: Mapping[str, Interv
     backbone = backbone_name(str(config["model"]["backbone"]))
     count = run.training_images()
     trained = "" if count is None else f", trained on {count} images,"
+    members, method = config["model"]["num_members"], method_name(config)
+    what = f"A {method}" if members == 1 else f"{method} with {members} members"
     sentences = [
-        f"{method_name(config)} on {backbone}{trained} classifies {accuracy.number(metrics['accuracy'])} % "
+        f"{what} on {backbone}{trained} classifies {accuracy.number(metrics['accuracy'])} % "
         f"{interval_text} of {len(found.predictions.targets)} test images correctly; "
         f"{_confidence(found)}{_costs(run, download)}.",
         _reference(found),

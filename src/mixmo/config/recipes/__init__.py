@@ -125,16 +125,21 @@ def merge(below: Recipe, above: Recipe) -> Recipe:
     return merged
 
 
-def method_of(recipe: Mapping[str, Any]) -> str:
-    """Return the method's usual name: single, MIMO, Linear-MixMo, Cut-MixMo, with + CutMix or + mixup.
+def method_name(settings: Mapping[str, Any]) -> str:
+    """Return the usual name of the method that a recipe or a run's configuration trains.
+
+    Args:
+        settings: Sections ``model``, ``mixer`` and ``pixels``, complete or not.
 
     Example:
-        >>> method_of(load_recipe("cifar10-wrn28x10-linear-cutmix"))
+        >>> method_name(load_recipe("cifar10-wrn28x10-linear-cutmix"))
         'Linear-MixMo + CutMix'
+        >>> method_name({"model": {"num_members": 1}}), method_name({"mixer": {"kind": {"cut": 0.5, "cow": 0.5}}})
+        ('single network', 'Cut/Cow-MixMo')
     """
-    names = {"mimo": "MIMO", "linear": "Linear-MixMo", "cut": "Cut-MixMo", "cutmix": "CutMix"}
-    kind = recipe.get("mixer", {}).get("kind", "cut")
-    pixels = recipe.get("pixels", {}).get("kind", "none")
-    kind = kind if isinstance(kind, str) else "/".join(kind)
-    base = "single" if recipe["model"].get("num_members", 2) == 1 else names.get(kind, f"{kind} MixMo")
-    return base if pixels == "none" else f"{base} + {names.get(pixels, pixels)}"
+    kind = settings.get("mixer", {}).get("kind", "cut")
+    pixels = settings.get("pixels", {}).get("kind", "none")
+    kinds = "/".join(f"{each[:1].upper()}{each[1:]}" for each in ([kind] if isinstance(kind, str) else kind))
+    several = "MIMO" if kind == "mimo" else f"{kinds}-MixMo"
+    method = "single network" if settings.get("model", {}).get("num_members", 2) == 1 else several
+    return method if pixels == "none" else f"{method} + {'CutMix' if pixels == 'cutmix' else pixels}"

@@ -1,0 +1,148 @@
+"""``test.json``: the metrics of a run's checkpoint; a later call keeps what an earlier one with other options found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.predictions import kept_predictions
+from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_runs
+from mixmo.evaluation.robustness import CorruptionResult
+from mixmo.metrics.ood import DETECTION, SCORES
+from mixmo.runs import Run
+
+CONVENTIONS = {
+    "accuracy": "share, 0 to 1",
+    "nll": "nats",
+    "brier": "summed over classes; brier_per_class is divided by K, as in the paper's code",
+    "ece": "15 equal bins, lo < confidence <= hi, top label",
+    "misclassification_auroc": "right predictions are the positive class, confidence is the score",
+    "d_re": "errors of exactly one of two members / errors of both, mean over pairs",
+    "two_fold": "each half of the test set scaled by the temperature of the other",
+    "scaled": "scaled by the temperature fitted on the validation set",
+    "ood": "the other dataset is the positive class",
+    "corruption": "mean over all kinds and severities; each is in `corruptions`",
+}
+"""What ``test.json`` says of its own metrics."""
+
+
+def evaluate_run(run: Run, options: EvaluationOptions | None = None) -> dict[str, float]:
+    """Evaluate one run on its test set and write ``test.json`` into its folder.
+
+    Args:
+        run: The run.
+        options: How; ``None`` takes the defaults.
+
+    Returns:
+        The metrics, by the keys of ``test.json``, those of earlier calls included (:func:`with_earlier`).
+
+    Raises:
+        MissingError: as :func:`mixmo.evaluation.results.evaluate_runs`.
+        InputError: as :func:`mixmo.evaluation.results.evaluate_runs`, or if ``test.json`` cannot be written.
+    """
+    options = options or EvaluationOptions()
+    result = with_earlier(run, evaluate_runs([run], options), options)
+    write_results(run, result, options)
+    return result.flat()
+
+
+def write_results(run: Run, result: EvaluationResult, options: EvaluationOptions) -> Path:
+    """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null.
+
+    Args:
+        run: The run.
+        result: Its evaluation.
+        options: How it was evaluated.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    content: dict[str, Any] = dict(result.flat())
+    if result.corruptions is not None:
+        content["corruptions"] = {"source": result.corruptions.source, "kinds": result.corruptions.kinds}
+    if result.per_class:
+        content["per_class"] = result.per_class
+    content["about"] = {
+        "run": str(run.path),
+        "dataset": run.settings().data.name,
+        "images": len(result.predictions.targets),
+        "test_images": result.predictions.images,
+        "training_images": run.training_images(),
+        "checkpoint": options.checkpoint,
+        "digest": run.digest(options.checkpoint),
+        "epochs": result.predictions.epochs,
+        "precision": options.precision,
+        "conventions": CONVENTIONS,
+    }
+    return run.write_json("test.json", content)
+
+
+def with_earlier(run: Run, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
+    """Return a run's evaluation with what ``test.json`` knows besides: corruptions, OOD datasets, metrics of classes.
+
+    Only what an earlier call found of the same checkpoint in the same precision on the same test images is taken; what
+    is evaluated now replaces it. A file that is missing or damaged adds nothing.
+
+    Args:
+        run: The run.
+        result: Its evaluation.
+        options: How it was evaluated.
+    """
+    try:
+        known: Mapping[str, Any] = run.read_json("test.json")
+        about = known["about"]
+        own = {"digest": run.digest(options.checkpoint), "precision": options.precision,
+               "test_images": result.predictions.images}  # fmt: skip
+        if any(about[key] != value for key, value in own.items()):
+            return result
+        corruptions = result.corruptions or _corruptions(known.get("corruptions"))
+        ood = _ood(known, run, options) | result.ood
+        per_class = result.per_class or _per_class(known.get("per_class", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return result
+    return replace(result, corruptions=corruptions, ood=ood, per_class=per_class)
+
+
+def _corruptions(known: Mapping[str, Any] | None) -> CorruptionResult | None:
+    if known is None:
+        return None
+    kinds = {
+        str(kind): {int(severity): _numbers(cell) for severity, cell in cells.items()}
+        for kind, cells in known["kinds"].items()
+    }
+    return CorruptionResult(kinds, str(known["source"]))
+
+
+def _ood(known: Mapping[str, Any], run: Run, options: EvaluationOptions) -> dict[str, OODResult]:
+    """Return what is known of other datasets whose predictions are kept."""
+    ends = [f"/{score}/{key}" for score in SCORES for key in DETECTION]
+    names = dict.fromkeys(key.removeprefix("ood/").removesuffix(ends[0]) for key in known if key.endswith(ends[0]))
+    found = {}
+    for name in names:
+        metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in DETECTION} for score in SCORES}
+        kept = kept_predictions(TrainedRun(run, options.checkpoint), name, options.precision)
+        if kept is not None:
+            found[name] = OODResult(kept, metrics)
+    return found
+
+
+def _per_class(known: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {str(name): _numbers(metrics) for name, metrics in known.items()}
+
+
+def _numbers(known: Mapping[str, Any]) -> dict[str, float]:
+    return {str(key): _number(value) for key, value in known.items()}
+
+
+def _number(value: Any) -> float:
+    """Return a number of ``test.json``, in which null is what is not defined."""
+    if value is None:
+        return math.nan
+    return value if isinstance(value, int) else float(value)
