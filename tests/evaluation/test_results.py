@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 import mixmo
 from mixmo.errors import InputError
 from mixmo.evaluation import inference
+from mixmo.evaluation.calibration import pooled_calibration
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import predict
+from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_runs
 from mixmo.evaluation.results_file import evaluate_run, write_results
 from mixmo.metrics import fit_temperature
@@ -53,25 +54,45 @@ def test_several_runs_are_one_ensemble(trained):
     assert (result.flat() | result.scaled) == pytest.approx(expected | result.scaled, nan_ok=True)
 
 
-def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(trained):
-    """One temperature for the average of all members' logits, as SciPy finds it."""
-    _, *runs = trained
-    test, held_out = ([predict(TrainedRun(run), name) for run in runs] for name in ("test", "validation"))
-    logits = [torch.cat([each.logits for each in parts], 1).mean(1).double().numpy() for parts in (held_out, test)]
-    targets = held_out[0].targets.numpy()
+def likeliest_temperature(logits, targets):
+    """Return that of logits (N, K) by SciPy, between the documented bounds."""
 
     def loss(log_temperature):
-        scaled = logits[0] / np.exp(log_temperature)
-        return -log_softmax(scaled, 1)[np.arange(len(targets)), targets].mean()
+        return -log_softmax(logits / np.exp(log_temperature), 1)[np.arange(len(targets)), targets].mean()
 
-    temperature = np.exp(minimize_scalar(loss, bounds=(-4.6, 4.6), method="bounded").x)
-    if (logits[0].argmax(1) == targets).all():
-        temperature = max(temperature, 1)
+    return np.exp(minimize_scalar(loss, bounds=np.log([0.01, 100]), method="bounded", options={"xatol": 1e-8}).x)
+
+
+def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(trained):
+    """One temperature for the average of all members' logits."""
+    _, *runs = trained
+    test, held_out = ([predict(TrainedRun(run), name) for run in runs] for name in ("test", "validation"))
+    logits, own = (torch.cat([each.logits for each in parts], 1).mean(1).double().numpy() for parts in (held_out, test))
+    temperature = likeliest_temperature(logits, held_out[0].targets.numpy())
     result = evaluate_runs(runs)
     assert result.unscaled == "" and result.scaled["temperature"] == pytest.approx(temperature, rel=1e-3)
-    own = test[0].targets.numpy()
-    nll = -log_softmax(logits[1] / temperature, 1)[np.arange(len(own)), own].mean()
+    targets = test[0].targets.numpy()
+    nll = -log_softmax(own / temperature, 1)[np.arange(len(targets)), targets].mean()
     assert result.scaled["nll_scaled"] == pytest.approx(nll, rel=1e-3)
+
+
+def test_the_temperature_of_several_networks_is_that_of_their_members_average():
+    """Networks of more members count for more, as in the ensemble's own answers."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 300)
+    logits = [2 * rng.normal(size=(300, members, 4)) + 3 * np.eye(4)[targets][:, None] for members in (3, 1)]
+    parts = [Predictions(torch.from_numpy(each), torch.from_numpy(targets), list("abcd"), 1, "x") for each in logits]
+    found = pooled_calibration(parts, ["a", "b"])
+    average = np.concatenate(logits, 1).mean(1)
+    expected = likeliest_temperature(average, targets)
+    assert found.temperature == pytest.approx(expected, rel=1e-5) and 0.02 < expected < 50
+    assert found.confidence.numpy() == pytest.approx(softmax(average / expected, 1).max(1), rel=1e-4)
+    assert abs(likeliest_temperature(logits[0].mean(1), targets) / expected - 1) > 0.01
+    for other in (replace(parts[1], images="y"), replace(parts[1], targets=parts[1].targets.flip(0))):
+        with pytest.raises(InputError, match="a and b held out different images for validation"):
+            pooled_calibration([parts[0], other], ["a", "b"])
+    with pytest.raises(InputError, match="b keeps predictions of an earlier version"):
+        pooled_calibration([parts[0], replace(parts[1], images="")], ["a", "b"])
 
 
 def test_why_an_ensemble_is_not_calibrated_is_said(trained, another_seed):

@@ -24,7 +24,7 @@ from mixmo.evaluation.results_file import with_earlier, write_results
 from mixmo.names import printable
 from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
-from mixmo.reporting.tables import class_table, corruption_table, metrics_table, ood_tables
+from mixmo.reporting.tables import calibration_sentence, class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import Run
 
 ABOUT = "Evaluate runs, or another program's predictions, on the test set."
@@ -54,8 +54,10 @@ def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool)
     result = replace(result, per_class=class_metrics(result.predictions) if per_class else {})
     shown, predictions = " + ".join(run.path.name for run in runs), result.predictions
     epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"
+    epochs = epochs if len(runs) == 1 else f"{options.checkpoint} checkpoints"  # each has an epoch of its own
     _print_tables(f"{shown}: {len(predictions.targets)} test images, {epochs}", result)
-    for text in (advice(result.diagnosis, predictions.logits.shape[1]), result.unscaled):
+    verdict = advice(result.diagnosis, predictions.logits.shape[1])
+    for text in (calibration_sentence(result.scaled), result.unscaled, verdict):
         if text:
             print(printable(text))
     if len(runs) == 1:
@@ -73,7 +75,7 @@ def _test_file(file: Path, per_class: bool) -> None:
 
 def _print_tables(title: str, result: EvaluationResult) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    tables = [metrics_table(result.metrics, title, result.diagnosis), *ood_tables(result.ood)]
+    tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
     if result.per_class:

@@ -67,12 +67,13 @@ def _curve(axis: Axes, rows: History, key: str, factor: float = 1.0, **style: An
     axis.plot([row["epoch"] for row in rows], values, marker="." if len(rows) < 30 else "", **style)
 
 
-def reliability(samples: Samples, title: str) -> Figure:
+def reliability(samples: Samples, title: str, start: float | None = None) -> Figure:
     """Draw accuracy against confidence in 15 bins, with 95 % intervals, and below it the share of images.
 
     Args:
         samples: What is known of the predictions.
         title: Above it.
+        start: Where the axes start, a share; ``None`` shows what there is.
     """
     gaps, counts = (values.numpy() for values in bin_gaps(samples.confidence, samples.right, BINS))
     hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)
@@ -82,7 +83,8 @@ def reliability(samples: Samples, title: str) -> Figure:
     low, high = wilson(hits[filled], counts[filled])
     figure = Figure(figsize=(SIZE[0], 3.6))
     axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    start = max(0.0, math.floor(10 * min(confidence.min(), accuracy.min())) / 10)
+    if start is None:
+        start = max(0.0, math.floor(10 * min(confidence.min(), accuracy.min())) / 10)
     axis.plot([100 * start, 100], [100 * start, 100], color=INK, linestyle="--", linewidth=1, alpha=0.6)
     errors = 100 * np.clip(np.stack([accuracy - low, high - accuracy]), 0, None)
     axis.errorbar(100 * confidence, 100 * accuracy, errors, fmt="o-", color=BLUE, markersize=5, elinewidth=1)

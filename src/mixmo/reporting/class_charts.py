@@ -10,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from mixmo.evaluation.intervals import wilson
 from mixmo.evaluation.predictions import Predictions
@@ -17,7 +18,7 @@ from mixmo.names import label, printable
 from mixmo.reporting.charts import SIZE, finished, new_axes
 from mixmo.reporting.svg import BLUE, INK, RED
 
-NAME = 22
+NAME = 32
 """Characters of a name beside an axis."""
 
 Array = npt.NDArray[np.float64]
@@ -121,6 +122,7 @@ def differences(parts: Mapping[str, Difference], heading: str, better: bool | No
     axis.axvline(0, color=INK, linewidth=1, alpha=0.6)
     axis.set_yticks(range(len(parts)), [_short(name) for name in parts])
     axis.set_ylim(len(parts) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
     return finished(figure)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mixmo.evaluation.comparison import Group
 from mixmo.evaluation.intervals import UNKNOWN, image_intervals
-from mixmo.reporting.comparison_tables import differences, p_text, p_value
+from mixmo.reporting.comparison_tables import differences
 from mixmo.reporting.glossary import METRICS
 
 ACCURACY = METRICS["accuracy"].brief
@@ -48,11 +48,9 @@ def _accuracy(group: Group) -> str:
 
 def _against(group: Group, first: Group) -> str:
     gain, low, high = differences(group, first)["accuracy"]
-    p = p_value(group, first)
-    test = "" if math.isnan(p) else f", McNemar's p {p_text(p) if p < 1e-16 else f'= {p_text(p)}'}"
     interval = ACCURACY.interval(low, high, sign=True) or "without an interval"
     more = f"{ACCURACY.number(gain, sign=True)} points {interval}"
-    return f"{group.name} {_accuracy(group)}, {more}{test}{_doubt(low, high)}"
+    return f"{group.name} {_accuracy(group)}, {more}{_doubt(low, high)}"
 
 
 def _nll(group: Group, first: Group) -> str:
@@ -61,7 +59,7 @@ def _nll(group: Group, first: Group) -> str:
         return ""
     change = f"{metric.number(gain, sign=True)} {metric.interval(low, high, sign=True)}"
     return (
-        f"The NLL of {group.name} is {metric.number(group.mean('nll'))}, {change} against {first.name}"
+        f"The NLL (log loss) of {group.name} is {metric.number(group.mean('nll'))}, {change} against {first.name}"
         f"{_doubt(low, high)}."
     )
 

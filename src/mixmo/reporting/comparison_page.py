@@ -156,7 +156,7 @@ def comparison_page(
     meaning = pages.part("fold", "What the columns mean", [pages.part("glossary", metrics)])
     return pages.render(
         "answer.html",
-        title=f"Comparison of {', '.join(firsts)}",
+        title=f"Comparison of {' and '.join(firsts) if len(firsts) < 3 else f'{len(firsts)} networks'}",
         lead=lead_sentence(groups, chosen),
         answer=[*answer, *(pages.part("sentence", note) for note in notes), meaning],
         sections=sections,
@@ -208,12 +208,10 @@ def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples], download:
 
 def _curves(groups: Sequence[Group]) -> list[Section]:
     known, parts = {}, []
-    runs = _runs(groups)
-    distinct = len({run.path.name for run in runs}) == len(runs)
-    for run in runs:
+    for run in _runs(groups):
         try:
             if rows := read_history(run):
-                known[run.path.name if distinct else str(run.path)] = rows
+                known[_run_name(run, groups)] = rows
         except InputError as error:
             parts.append(missing_sentence(error))
     plots = []
@@ -222,8 +220,19 @@ def _curves(groups: Sequence[Group]) -> list[Section]:
     validated = {name: (rows, "val_accuracy") for name, rows in known.items() if "val_accuracy" in rows[-1]}
     if validated:
         plots.append(pages.chart(lambda: charts.accuracy_curves(validated), "Accuracy on validation data by epoch"))
-    text = "Losses of networks with several members are those of mixtures."
+    text = (
+        "Losses of networks with several members are those of mixtures; with a batch repetition of b, an epoch shows "
+        "each image b times."
+    )
     return [Section("Learning curves", text, plots, parts)] if plots or parts else []
+
+
+def _run_name(run: Run, groups: Sequence[Group]) -> str:
+    """Return what a run is called: by the group that it is alone in, where there is one, else by its folder."""
+    for group in groups:
+        if [str(each.path) for entry in group.entries for each in entry.runs] == [str(run.path)]:
+            return group.name
+    return str(run.path)
 
 
 def _corruptions(firsts: Mapping[str, Entry]) -> list[Section]:

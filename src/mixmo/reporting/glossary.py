@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 DIRECTIONS = {True: "Higher is better.", False: "Lower is better.", None: ""}
+SIZES = ("M", "ms", "min")
+"""Units of what spans orders of magnitude, so that a fixed number of digits would round small ones away."""
 ARROWS = {True: "↑", False: "↓", None: ""}
 
 
@@ -70,9 +72,11 @@ class Metric:
         return replace(self, digits=max(1, self.digits - 1))
 
     def number(self, value: float, sign: bool = False) -> str:
-        """Return a value as text without its unit; a dash if it is not defined.
+        """Return a value as text without its unit, costs with two significant digits or more; a dash if not defined.
 
         Example:
+            >>> METRICS["images"].number(6480), METRICS["images"].number(64_000_000)
+            ('0.0065', '64.00')
             >>> [METRICS["ece"].number(value) for value in (0.5, -0.011, math.nan)]
             ['50.00', '−1.10', '–']
         """
@@ -80,7 +84,10 @@ class Metric:
             return "–"
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
-        text = f"{value * self.factor:{'+' if sign else ''}.{self.digits}f}"
+        shown, digits = value * self.factor, self.digits
+        if self.unit in SIZES and abs(shown) > 1e-6:
+            digits = max(digits, 1 - math.floor(math.log10(abs(shown))))
+        text = f"{shown:{'+' if sign else ''}.{digits}f}"
         return text.replace("-", "−")
 
     def text(self, value: float) -> str:

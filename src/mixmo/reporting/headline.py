@@ -67,6 +67,8 @@ def _confidence(found: EvaluationResult) -> str:
     samples = found.predictions.average()
     gap = 100 * float(samples.confidence.mean() - samples.right.mean())
     ece = METRICS["ece"].brief.text(found.metrics.average["ece"])
+    if found.scaled:
+        ece += f"; {METRICS['ece'].brief.text(found.scaled['ece_scaled'])} after calibration, as mixmo predict gives it"
     if abs(gap) < 0.05:
         return f"its mean confidence equals its accuracy (ECE {ece})"
     return f"its mean confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy (ECE {ece})"

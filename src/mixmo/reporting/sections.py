@@ -58,17 +58,19 @@ def confidence_section(shown: Mapping[str, Samples], parts: Mapping[str, Samples
         shown: What is known of the predictions that get a reliability diagram, by the name of the network.
         parts: The same of those that get a curve.
     """
-    plots = []
+    plots, start = [], 0.0 if len(shown) > 1 else None  # side by side they have the same axes
     for name, samples in shown.items():
-        caption = (
-            f"Reliability diagram of {name}: on the dashed line confidence equals accuracy; below it is overconfident"
-        )
+        caption = f"Reliability diagram of {name}"
         means = f"Mean confidence {100 * samples.confidence.mean():.1f} %, accuracy {100 * samples.right.mean():.1f} %."
-        plots.append(pages.chart(partial(charts.reliability, samples, name), caption, f"{caption}. {means}"))
+        plots.append(pages.chart(partial(charts.reliability, samples, name, start), caption, f"{caption}. {means}"))
     errors = "; ".join(f"{name} {100 - 100 * samples.right.mean():.1f} %" for name, samples in parts.items())
     caption = "Risk–coverage curves: how often predictions are wrong if the least confident ones are left out"
     curves = pages.chart(lambda: charts.risk_coverage(parts), caption, f"{caption}. At full coverage: {errors}.")
-    return Section("Confidence", "Can the confidence be trusted?", [*plots, curves])
+    text = (
+        "Can the confidence be trusted? On the dashed line of a reliability diagram confidence equals accuracy; below "
+        "it is overconfident."
+    )
+    return Section("Confidence", text, [*plots, curves])
 
 
 def class_section(found: Predictions, samples: Samples) -> Section:

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
-from mixmo.evaluation.diagnosis import Diagnosis
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
@@ -96,13 +95,12 @@ class TextTable:
         ]
 
 
-def metrics_table(metrics: EnsembleMetrics, title: str, diagnosis: Diagnosis | None = None) -> TextTable:
+def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
     """Return the scores of the ensemble and every member, or of the one network.
 
     Args:
         metrics: Those of :func:`mixmo.evaluation.evaluate.measure`.
         title: Above it.
-        diagnosis: What stands below it of a run's members, beside their diversity.
 
     Example:
         >>> import torch
@@ -110,17 +108,36 @@ def metrics_table(metrics: EnsembleMetrics, title: str, diagnosis: Diagnosis | N
         >>> len(metrics_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
         4
     """
-    rows, notes = {"single network": metrics.average}, []
+    rows, note = {"single network": metrics.average}, ""
     if metrics.diversity:
         averages = metrics.average, metrics.probability_average
         rows = dict(zip(("ensemble, logit average", "ensemble, probability average"), averages, strict=True))
         rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
-        d_re, disagreement = (metrics.diversity[key] for key in ("d_re", "disagreement"))
-        notes = [f"d_re {d_re:.3f}", f"disagreement {100 * disagreement:.2f} %"]
-    found = diagnosis.flat() if diagnosis else {}
-    notes += [f"{METRICS[key].name.lower()} {METRICS[key].text(value)}" for key, value in found.items()]
+        share = METRICS["disagreement"].text(metrics.diversity["disagreement"])
+        note = f"Two members predict different classes for {share} of the images."
     cells = [metrics_row(name, values) for name, values in rows.items()]
-    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, ", ".join(notes))
+    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
+
+
+def calibration_sentence(scaled: Mapping[str, float]) -> str:
+    """Return what validation images make of the confidence, as ``mixmo predict`` gives it; nothing without them.
+
+    Args:
+        scaled: That of :class:`mixmo.evaluation.results.EvaluationResult`.
+
+    Example:
+        >>> known = {"temperature": 1.5, "ece_scaled": 0.012, "nll_scaled": 0.2}
+        >>> calibration_sentence(known | {"set_coverage_95": 0.96, "set_size_95": 1.25})
+        'Calibrated on validation images (temperature 1.500): ECE 1.20 %, NLL 0.2000; sets of 1.25 classes ...'
+    """
+    if not scaled:
+        return ""
+    return (
+        f"Calibrated on validation images (temperature {scaled['temperature']:.3f}): "
+        f"ECE {METRICS['ece'].text(scaled['ece_scaled'])}, NLL {METRICS['nll'].text(scaled['nll_scaled'])}; "
+        f"sets of {scaled['set_size_95']:.2f} classes on average hold the true class of "
+        f"{METRICS['set_coverage_95'].text(scaled['set_coverage_95'])} of the test images (95 % are promised)."
+    )
 
 
 def metrics_row(name: str, metrics: Mapping[str, float]) -> list[str]:
