@@ -95,6 +95,7 @@ def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     for key, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4), ("ece", 100, 2), ("temperature", 1, 4)):
         assert f"| {found[key] * factor:.{digits}f} |" in card, key
     assert re.search(r"\| Accuracy ↑ \| [\d.]+ \| \[[\d.]+, [\d.]+\] \|", card)
+    assert re.search(r"\| ECE ↓ \| [\d.]+ \|  \|", card) and "logits (B, K)" in card
     assert "12 test images" in card and "cat, dog, emu" in card and "16×16" in card and "20 validation images" in card
     shutil.copytree(evaluated, tmp_path / "run")
     assert "net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)" in card

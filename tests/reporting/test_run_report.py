@@ -15,12 +15,15 @@ from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.data import module
 from mixmo.evaluation.costs import network_size
+from mixmo.evaluation.evaluate import measure
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.reporting import charts, headline
 from mixmo.reporting.advice import advice
 from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK
+from mixmo.reporting.headline import cards
 from mixmo.reporting.run_report import networks, run_page
 from mixmo.runs import Run
 from mixmo.training.fit import fit
@@ -153,6 +156,15 @@ def test_awkward_names_of_classes_and_runs(trained, tmp_path):
     page = (run.path / "report.html").read_text()
     assert "<h1>Run $r^{$ &lt;script&gt;&amp;</h1>" in page
     assert "could not be drawn" not in page and "<script" not in page
+
+
+def test_cards_have_intervals_where_these_cover():
+    logits = 3 * torch.eye(3)[(torch.arange(60) + (torch.arange(60) < 24)) % 3][:, None]
+    found = Predictions(logits, torch.arange(60) % 3, list("abc"))
+    made = cards(measure(logits, found.targets).average, image_intervals(found))
+    shown = {each["heading"]: each["interval"] for each in made}
+    assert {heading for heading, interval in shown.items() if interval} == {"Accuracy ↑", "NLL ↓", "Brier score ↓"}
+    assert "ECE ↓" in shown and shown["Accuracy ↑"] == "[47.4, 71.4]"
 
 
 def test_networks_of_a_report():

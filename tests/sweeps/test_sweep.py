@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import signal
 
 import numpy as np
@@ -51,6 +52,10 @@ def test_a_sweep_compares_what_it_has_trained(write, tmp_path, capsys):
     assert "4 finished" in shown and "which alone may choose: alpha-" in shown and "n = 2" in shown
     page = (tmp_path / "runs/some/comparison/comparison.html").read_text()
     assert "alpha-1" in page and "alpha-4" in page
+    (winner,) = set(re.findall(r"which alone may choose: (\S+),", page + shown))
+    (lead,) = re.findall('<p class="lead">(.*?)</p>', page)
+    assert lead.startswith(f"{winner}, the best on validation data, classifies ") and lead.count("the best") == 1
+    assert "Student&#39;s over seeds" in page and "over test images)" not in page
 
 
 def test_a_trial_is_what_fit_trains(write, tmp_path):

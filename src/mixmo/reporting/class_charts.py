@@ -115,7 +115,7 @@ def differences(parts: Mapping[str, Difference], heading: str, better: bool | No
     """
     figure, axis = new_axes(heading, "difference, 95 % interval", (SIZE[0] - 1, 0.32 * len(parts) + 0.75))
     for place, (value, low, high) in enumerate(parts.values()):
-        color = INK if better is None else BLUE if (value > 0) == better else RED
+        color = INK if better is None or not value else BLUE if (value > 0) == better else RED
         face = "none" if low <= 0 <= high else color
         axis.plot([low, high], [place, place], "-", color=color, linewidth=1.6)
         axis.plot([value], [place], "o", color=color, markerfacecolor=face, markersize=6)
