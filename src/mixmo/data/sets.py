@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.decoding import hush
 from mixmo.data.orders import Batches, EpochOrder
 from mixmo.data.reading import decode_all, readable
 from mixmo.data.sources import Source, decode

@@ -63,7 +63,7 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
     ``probability_average/…`` those of the average of the probabilities, ``member_0/…`` those of each member.
 
     Args:
-        logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble; tensors or NumPy arrays.
+        logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble; tensors or arrays.
         targets: (N,) class numbers, of any type of integers.
 
     Returns:
