@@ -20,7 +20,9 @@ __all__ = [
     "MixedBatch",
     "Mixer",
     "Predictor",
+    "Run",
     "evaluate",
+    "fit",
     "from_pretrained",
     "fuse",
     "load",
@@ -39,11 +41,14 @@ if TYPE_CHECKING:
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
     from mixmo.fusing import fuse
+    from mixmo.library import Run, fit
     from mixmo.loading import load
 else:  # hidden from type checkers, for which every attribute would exist
     _HOMES = {
         "Predictor": "mixmo.deploy.predictor",
+        "Run": "mixmo.library",
         "evaluate": "mixmo.evaluation.evaluate",
+        "fit": "mixmo.library",
         "from_pretrained": "mixmo.deploy.hub",
         "fuse": "mixmo.fusing",
         "load": "mixmo.loading",

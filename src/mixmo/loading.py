@@ -7,24 +7,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from mixmo.checkpoints import finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.data_settings import LARGEST_SIDE
 from mixmo.errors import InputError
+from mixmo.models.copying import copied
 from mixmo.names import timm_scheme
 from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.seeding import DrawingFrom
 
+MODULE = "module "
+"""What the name of a backbone begins with that a program gave as a module."""
 
-def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> MixMo:
+
+def load(
+    run: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None
+) -> MixMo:
     """Return a trained network, ready for inference, from a run's folder.
 
     Args:
         run: The run's folder.
         checkpoint: ``last``, or ``best`` on the validation set.
         download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be fetched from there.
+        model: The backbone of a run that was trained with a module of your own; its weights do not matter.
 
     Returns:
         The network on the CPU, in evaluation mode; with averaged weights (EMA), their network.
@@ -36,7 +44,7 @@ def load(run: str | Path, checkpoint: str = "last", download: bool = False) -> M
     Example:
         >>> net = load("runs/quickstart")  # doctest: +SKIP
     """
-    return load_checkpoint(Run(run), checkpoint, download).net
+    return load_checkpoint(Run(run), checkpoint, download, model).net
 
 
 class Loaded(NamedTuple):
@@ -55,13 +63,16 @@ class Loaded(NamedTuple):
     size: tuple[int, int] | None
 
 
-def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> Loaded:
+def load_checkpoint(
+    run: Run, which: str = "last", download: bool = False, module: nn.Module | None = None
+) -> Loaded:
     """Return a run's network, and what else its checkpoint knows; the dataset may be gone.
 
     Args:
         run: The run.
         which: ``last``, or ``best`` on the validation set.
         download: As for :func:`load`.
+        module: As for :func:`load`.
 
     Raises:
         MissingError: as :func:`load`.
@@ -70,19 +81,29 @@ def load_checkpoint(run: Run, which: str = "last", download: bool = False) -> Lo
     file = run.checkpoint_file(which)
     content, settings = read_sealed(file), run.settings(which)
     model = settings.model
+    if module is None and model.backbone.startswith(MODULE):
+        raise InputError(
+            f"{run.path} was trained with a {model.backbone} of a program's own; give it: mixmo.load({str(run.path)!r}, "
+            "model=…), with the same sizes."
+        )
     check_download(
         model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
     )
     try:
         with DrawingFrom(torch.Generator()):
-            net = MixMo(
-                model.backbone,
-                model.num_members,
-                num_classes=content["num_classes"],
-                in_chans=settings.data.channels,
-                mix_at=model.mix_at,
-                **(model.options | {"pretrained": False, "checkpoint_path": ""}),
-            )
+            if isinstance(module, MixMo):
+                net = copied(module)
+            elif module is not None:
+                net = MixMo(module, model.num_members, num_classes=content["num_classes"], mix_at=model.mix_at)
+            else:
+                net = MixMo(
+                    model.backbone,
+                    model.num_members,
+                    num_classes=content["num_classes"],
+                    in_chans=settings.data.channels,
+                    mix_at=model.mix_at,
+                    **(model.options | {"pretrained": False, "checkpoint_path": ""}),
+                )
         net.load_state_dict(weights_of(content))
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         why = str(error).strip().splitlines()[-1].strip()

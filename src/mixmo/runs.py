@@ -41,7 +41,7 @@ from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
-MAY_CHANGE = FREE | {"data.name", "trainer.max_epochs"}
+MAY_CHANGE = FREE | {"data.name", "trainer.max_epochs", "trainer.patience"}
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
 
 log = logging.getLogger("mixmo")

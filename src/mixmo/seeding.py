@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixmo.errors import InputError
 
 Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate", "subset",
-                 "test"]  # fmt: skip
+                 "test", "copy"]  # fmt: skip
 STREAMS: dict[Stream, int] = {
     "step": 0, "order": 1, "split": 2, "init": 3, "global": 4, "read": 5, "corruption": 6, "statistics": 7,
-    "estimate": 8, "subset": 9, "test": 10,
+    "estimate": 8, "subset": 9, "test": 10, "copy": 11,
 }  # fmt: skip
 """The number of each stream; a new one takes the next, since other numbers are other draws."""
 

@@ -10,7 +10,7 @@ from mixmo.pairing import check_input_repetition, check_repetition
 
 LARGEST_SIDE = 8192
 LARGEST_BATCH = 2**20
-PREPARATION = ("channels", "image_size", "crop_size", "interpolation", "mean", "std", "window")
+PREPARATION = ("channels", "image_size", "crop_size", "interpolation", "mean", "std", "window", "own_transforms")
 """Settings that say what an image looks like to the network; checkpoints and exports keep them."""
 MOST_WORKERS = 256
 
@@ -59,6 +59,8 @@ class DataSettings:
         workers: Processes that decode streamed images.
         shuffle_shards: Tar shards or Parquet row groups that are shown at a time, their images mixed.
         on_error: Stop at images that cannot be read (raise), or continue without them (skip).
+        own_transforms: Whether a program gave a Dataset whose transforms prepare images for the network; it is found out,
+            not set.
         eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
     """
 
@@ -93,6 +95,7 @@ class DataSettings:
     workers: int = 2
     shuffle_shards: int = 16
     on_error: Literal["raise", "skip"] = "raise"
+    own_transforms: bool = False
     eval_batch_size: int | None = None
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixmo.batch_mixing import WHOLE, BatchMixer, MixedBatch
+from mixmo.batch_mixing import WHOLE, BatchMixer, ImageSource, MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.policies import Policy
 from mixmo.data.sets import DistinctBatch
@@ -78,7 +78,12 @@ class Augmentation:
         return pixels.masked_fill_(black[..., None], 0)
 
     def center(self, images: Tensor, index: Tensor) -> Tensor:
-        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border."""
+        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border.
+
+        Floating-point images (N, C, h, w), which a Dataset has prepared, are what they are.
+        """
+        if images.is_floating_point():
+            return images[index]
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
         top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
         pixels = images[index, top : top + rows, left : left + columns]
@@ -134,6 +139,36 @@ class AugmentedImages:
         return copies.view(last - first, members, *copies.shape[1:])
 
 
+class PreparedCopies:
+    """The images of one step as a source of copies that a Dataset has prepared, c of each image.
+
+    Args:
+        batch: Its images are (U * c, C, h, w), floating point.
+    """
+
+    def __init__(self, batch: DistinctBatch) -> None:
+        self.images, self.labels, self.chosen = batch
+        self.count = len(self.images) // len(self.chosen)
+
+    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, h, w): no copy stands twice, where there are as many as places.
+
+        In each member's column of the pairs every image stands b times; these are its first b copies, the next member's
+        the next b.
+        """
+        order = pairs.argsort(dim=0, stable=True)
+        repetition, members = len(pairs) // len(self.chosen), pairs.shape[1]
+        occurrence = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(pairs) % repetition
+        number = torch.empty_like(pairs).scatter_(0, order, occurrence)
+        number += repetition * torch.arange(members, device=pairs.device)
+        return self.images[(pairs * self.count + number % self.count)[part]]
+
+    def copies(self, places: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, h, w) of the images at these places, their copies in turn."""
+        number = torch.arange(places.numel(), device=places.device).view_as(places) % self.count
+        return self.images[(places * self.count + number)[part]]
+
+
 @dataclass
 class BatchMaker:
     """Makes the mixtures of a step from its distinct images.
@@ -160,5 +195,9 @@ class BatchMaker:
         part: slice = WHOLE,
     ) -> MixedBatch:
         """Draw one step, and make a part of its mixtures (:meth:`BatchMixer.mix`)."""
-        source = AugmentedImages(batch, self.augment, generator, self.settings.repeat)
+        source: ImageSource = (
+            PreparedCopies(batch)
+            if batch.images.is_floating_point()
+            else AugmentedImages(batch, self.augment, generator, self.settings.repeat)
+        )
         return self.mixer.mix(source, generator, progress, mask_progress, part)

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mixmo.data.folders import FileImages
+from mixmo.data.given import GIVEN
 from mixmo.data.local import DOWNLOAD, KINDS, Reading, local_splits, open_local
 from mixmo.data.shards import are_labels
 from mixmo.data.sources import ArrayImages, Source, check_look_alike, hashed
@@ -57,6 +58,11 @@ def open_source(
         source = _open_digits(split)
     elif colon and kind in KINDS:
         source = open_local(kind, path, split, Reading(on_error, download, option))
+    elif name == GIVEN:
+        raise MissingError(
+            "the images were given by a program, as a Dataset or arrays; give them again: mixmo.fit(…, resume=True), or "
+            "mixmo.Run(…).test(…)."
+        )
     elif name.partition("/")[0] in ("torch", "hfds"):
         source = _open_timm(name, split, root, download, option, on_error)
     else:

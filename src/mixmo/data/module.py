@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ from sklearn.model_selection import train_test_split
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source, splits_of
+from mixmo.data.given import DatasetImages
 from mixmo.data.local import DOWNLOAD
 from mixmo.data.reading import first_size, readable
-from mixmo.data.sets import ImageSet, image_set
+from mixmo.data.sets import ImageSet, PreparedImages, image_set
 from mixmo.data.sources import Source, decode, notice, some_of
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
@@ -48,6 +49,8 @@ class DataModule:
         check: Decode streamed training images once, in threads, so that those that cannot be read are known before
             training.
         option: What allows downloads in the command at hand, for errors.
+        given: Sources in place of the dataset that the settings name: ``train``, and ``validation`` and ``test`` where
+            there are such (:func:`mixmo.data.given.open_given`).
 
     Raises:
         MissingError: from what needs it, if the dataset is missing.
@@ -59,8 +62,15 @@ class DataModule:
         (1293, 144, (8, 8, 1))
     """
 
-    def __init__(self, settings: DataSettings, seed: int, check: bool = False, option: str = DOWNLOAD) -> None:
-        self.settings, self.seed, self.check, self.option = settings, seed, check, option
+    def __init__(
+        self,
+        settings: DataSettings,
+        seed: int,
+        check: bool = False,
+        option: str = DOWNLOAD,
+        given: Mapping[str, Source] | None = None,
+    ) -> None:
+        self.settings, self.seed, self.check, self.option, self.given = settings, seed, check, option, given
         self._others: dict[str, Source] = {}
 
     @property
@@ -74,7 +84,10 @@ class DataModule:
         side = self.settings.image_size
         if side is not None:
             return side, side
-        return first_size(self._train_source if self._has_train else self._test_source, self.settings)
+        source = self._train_source if self._has_train else self._test_source
+        if isinstance(source.images, DatasetImages) and source.images.prepared:
+            return PreparedImages(source, self.settings).size
+        return first_size(source, self.settings)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -121,14 +134,16 @@ class DataModule:
 
     def require(self) -> DataModule:
         """Return itself if everything that training needs is there; the test set is listed and not decoded."""
-        _ = self._train_source, self._test_source  # they raise where they are missing, or classes do not fit
+        _ = self._train_source, self._has_test and self._test_source  # they raise where classes do not fit
         _ = self.train, self.validation
         return self
 
     def split_rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield the name of each image, its class, and what it is for, in the order of the splits."""
         parts = {"train": self._parts.train, "validation": self._parts.validation, "unused": self._parts.unused}
-        for split, source in (parts | {"test": self._test_source}).items():
+        if self._has_test:
+            parts["test"] = self._test_source
+        for split, source in parts.items():
             for index, label in enumerate(source.labels if source is not None else ()):
                 yield source.name(index), self.classes[label], split  # type: ignore[union-attr]
 
@@ -175,8 +190,17 @@ class DataModule:
             notice(f"no {split} image of {missing} can be read.")
         return images
 
+    @property
+    def _has_test(self) -> bool:
+        """Whether there is a test set; only a program that gives images can leave it out."""
+        return self.given is None or "test" in self.given
+
     def _open(self, split: str, name: str | None = None) -> Source:
         own = self.settings
+        if name is None and self.given is not None:
+            if split not in self.given:
+                raise MissingError(f"no {split} images were given.")
+            return self.given[split]
         return open_source(name or own.name, split, own.root, own.download, own.on_error, self.option)
 
     def _other_source(self, name: str) -> Source:
@@ -190,7 +214,7 @@ class DataModule:
 
     @cached_property
     def _splits(self) -> set[str]:
-        return self._splits_of(self.settings.name)
+        return self._splits_of(self.settings.name) if self.given is None else set(self.given)
 
     @cached_property
     def drawn(self) -> dict[str, Source] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
-from mixmo.seeding import Stream, generator_for
+from mixmo.seeding import Stream, generator_for, seed_for
 
 CHUNK = 2**16
 """Numbers that become Python's at once: a list of millions would take ten times their memory."""
@@ -106,3 +106,46 @@ class Batches(BatchSampler):
         (number, parts), share = self.part, self.batch_size // self.part[1]
         for batch in islice(super().__iter__(), start if self.order.epoch == epoch else 0, len(self)):
             yield batch[number * share : (number + 1) * share] if parts > 1 else batch
+
+
+class CopyBatches(Batches):
+    """Batches in which every index stands as often as copies of its image are wanted, each with a seed of its own.
+
+    The seed is a function of (seed, stream, epoch, index, copy): a run that is resumed, or has other workers, is shown
+    the same copies.
+
+    Args:
+        order: The indices.
+        size: Distinct indices in a batch.
+        copies: c, copies of each.
+        limit: As for :class:`Batches`.
+        start: Likewise.
+        part: Likewise.
+
+    Example:
+        >>> batch = next(iter(CopyBatches(EpochOrder(4, seed=0), size=2, copies=3)))
+        >>> len(batch), len({index for index, _ in batch}), len({seed for _, seed in batch})
+        (6, 2, 6)
+    """
+
+    def __init__(
+        self,
+        order: EpochOrder,
+        size: int,
+        copies: int,
+        limit: int | None = None,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        super().__init__(order, size, limit, start, part)
+        self.copies = copies
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+        order = self.order
+        own = seed_for(order.seed, 0, order.stream)
+        for batch in super().__iter__():
+            yield [
+                (index, seed_for(own, (order.epoch * order.size + index) * self.copies + copy, "copy"))
+                for index in batch
+                for copy in range(self.copies)
+            ]

@@ -130,7 +130,8 @@ def _read(
         return None
 
     found: dict[int, str] = {}
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+    # Pillow decodes without holding the interpreter's lock; a Dataset of somebody's own may bear one thread only.
+    with ThreadPoolExecutor(1 if getattr(source.images, "one_by_one", False) else None) as pool:
         for start in range(0, len(source), BLOCK):
             block = range(start, min(start + BLOCK, len(source)))
             found.update((i, text) for i, text in zip(block, pool.map(one, block), strict=True) if text)

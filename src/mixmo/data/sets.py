@@ -1,7 +1,7 @@
 """Sets of images and their loaders: decoded on the device where they fit, streamed by workers where not.
 
-A loader yields :class:`DistinctBatch`: the U = B / b distinct images of a step, without augmentation, as
-uint8. :mod:`mixmo.data.batches` makes the B mixtures from it on the device.
+A loader yields :class:`DistinctBatch`: the U = B / b distinct images of a step, without augmentation, as uint8, or
+copies of them that a user's Dataset has prepared. :mod:`mixmo.data.batches` makes the B mixtures from it on the device.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.orders import Batches, EpochOrder
+from mixmo.data.decoding import image_pixels
+from mixmo.data.given import DatasetImages, as_pixels, seeded
+from mixmo.data.orders import Batches, CopyBatches, EpochOrder
 from mixmo.data.reading import decode_all, readable
 from mixmo.data.sources import Source, decode
 from mixmo.data.workers import PREFETCHED, begin_worker, check_room
@@ -31,7 +34,8 @@ class DistinctBatch(NamedTuple):
     """The distinct images of one step.
 
     Attributes:
-        images: (N, H, W, C) uint8: the whole set where it is in memory, the batch where it is streamed.
+        images: (N, H, W, C) uint8: the whole set where it is in memory, the batch where it is streamed; or c copies of
+            each image of the batch, one after another, (U * c, C, h, w) floating point, where a Dataset prepares them.
             Partners for mixing in pixels are drawn from these.
         labels: (N,) class numbers.
         chosen: (U,) positions of the step's distinct images in ``images``.
@@ -94,13 +98,67 @@ class StreamedImages(Dataset[DistinctBatch]):
         return self
 
 
-ImageSet = InMemoryImages | StreamedImages
+class PreparedImages(Dataset[DistinctBatch]):
+    """Images as a user's Dataset prepares them; every copy is asked for on its own.
+
+    Floating-point images are what the network takes; PIL images and uint8 are normalised, (x / 255 - mean) / std.
+
+    Args:
+        source: Images of a Dataset.
+        settings: ``channels``, ``mean`` and ``std``.
+    """
+
+    def __init__(self, source: Source, settings: DataSettings) -> None:
+        assert isinstance(source.images, DatasetImages)
+        self.source, self.images, self.channels = source, source.images, settings.channels
+        self.labels, self.shards = source.labels, None
+        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (settings.mean, settings.std))
+        _, height, width = self._copy(0, 0).shape
+        self.size = (int(height), int(width))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, wanted: list[int] | list[tuple[int, int]]) -> DistinctBatch:
+        """Return a copy for each index or (index, seed); copies of one image stand one after another."""
+        pairs = [each if isinstance(each, tuple) else (each, 0) for each in wanted]
+        copies = torch.stack([self._copy(*pair) for pair in pairs])
+        distinct = [index for number, (index, _) in enumerate(pairs) if not number or pairs[number - 1][0] != index]
+        return DistinctBatch(copies, torch.from_numpy(self.labels[distinct]), torch.arange(len(distinct)))
+
+    def to(self, device: torch.device) -> PreparedImages:
+        """Return itself: batches travel one by one."""
+        return self
+
+    def _copy(self, index: int, seed: int) -> Tensor:
+        """Return an image (C, h, w) as the network takes it, its transforms' draws from a seed."""
+        number = self.source.number(index)
+        with seeded(seed):
+            image = self.images.sample(number).image
+        if isinstance(image, np.ndarray | Tensor) and torch.as_tensor(image).is_floating_point():
+            found = torch.as_tensor(image).float()
+        else:
+            image = image if isinstance(image, bytes | Image.Image) else Image.fromarray(as_pixels(image, "an image"))
+            pixels = torch.from_numpy(image_pixels(image, self.channels)).permute(2, 0, 1)
+            found = (pixels.float() / 255 - self.mean) / self.std
+        wanted = (self.channels, *getattr(self, "size", found.shape[1:]))
+        if found.shape != wanted:
+            raise InputError(
+                f"{self.images.name(number)} has shape {tuple(found.shape)}, but the first one has {wanted}; have the "
+                "Dataset's transforms bring all to one size."
+            )
+        return found
+
+
+ImageSet = InMemoryImages | StreamedImages | PreparedImages
 
 
 def image_set(
     source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None, check: bool = False
 ) -> ImageSet:
     """Return the set, decoded if it is kept in memory; images are scaled to the size if one is set, or if asked for."""
+    if isinstance(source.images, DatasetImages) and source.images.prepared:
+        return PreparedImages(source, settings)
     scaled = settings.image_size is not None if scaled is None else scaled
     in_memory = settings.in_memory
     if in_memory is None:
@@ -125,6 +183,7 @@ def train_loader(
     batches: int | None = None,
     start: int = 0,
     part: tuple[int, int] = (0, 1),
+    copies: int = 1,
 ) -> DataLoader[Any]:
     """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
 
@@ -141,10 +200,14 @@ def train_loader(
         batches: How many batches to yield; ``None`` is the whole epoch, and workers stay for the next one.
         start: How many batches of the first epoch were shown before.
         part: The number of a rank, and of ranks: which share of a batch is decoded here, where it is streamed.
+        copies: How many copies of each image a Dataset that prepares them is asked for.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     order = EpochOrder(len(images), seed, epoch, stream, images.shards, settings.shuffle_shards)
-    shown = Batches(order, distinct, batches, start, part if isinstance(images, StreamedImages) else (0, 1))
+    if isinstance(images, PreparedImages):
+        shown: Batches = CopyBatches(order, distinct, copies, batches, start, part)
+    else:
+        shown = Batches(order, distinct, batches, start, part if isinstance(images, StreamedImages) else (0, 1))
     return _loader(images, shown, settings, device, seed, persistent=batches is None)
 
 
@@ -192,7 +255,7 @@ def _loader(
     seed: int,
     persistent: bool = True,
 ) -> DataLoader[Any]:
-    streamed = isinstance(images, StreamedImages)
+    streamed = not isinstance(images, InMemoryImages)
     workers = settings.workers if streamed else 0
     return DataLoader(
         images.to(device),

@@ -71,11 +71,11 @@ class Source:
 
     def read(self, index: int) -> Image.Image | bytes:
         """Return the i-th image, or the content of its file."""
-        return self.images.read(self._number(index))
+        return self.images.read(self.number(index))
 
     def name(self, index: int) -> str:
         """Return what the i-th image is called."""
-        return printable(self.images.name(self._number(index)))
+        return printable(self.images.name(self.number(index)))
 
     def shards(self) -> np.ndarray | None:
         """Return the shard (N,) that each image lies in; ``None`` where any is read at any time."""
@@ -134,7 +134,8 @@ class Source:
     def _numbers(self) -> np.ndarray:
         return np.arange(len(self.labels)) if self.numbers is None else self.numbers
 
-    def _number(self, index: int) -> int:
+    def number(self, index: int) -> int:
+        """Return the number that the i-th image has where the images are."""
         return int(index if self.numbers is None else self.numbers[index])
 
 

@@ -52,22 +52,17 @@ class RunModel:
     """A run's network, its members' logits apart.
 
     Args:
-        run: The run's folder; its dataset may be gone.
-        checkpoint: ``last`` or ``best``.
+        trained: The run; its dataset may be gone.
         precision: ``32-true`` or ``bf16-mixed``.
-        download: Whether what the network is built from may be downloaded.
 
     Raises:
         MissingError: if there is no such run or checkpoint.
         InputError: if it is damaged, or does not say the size of its images.
     """
 
-    def __init__(
-        self, run: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False
-    ) -> None:
-        self.trained = TrainedRun(Run(run), checkpoint, download)
-        self.network, self.precision = self.trained.network, precision
-        self.spec = spec_of(self.trained)
+    def __init__(self, trained: TrainedRun, precision: str = "32-true") -> None:
+        self.trained, self.network, self.precision = trained, trained.network, precision
+        self.spec = spec_of(trained)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -337,4 +332,4 @@ def open_model(
         return PlainModel(*load_members(where))
     if (where / SPEC).is_file():
         return TimmModel(where)
-    return RunModel(where, checkpoint, precision, download)
+    return RunModel(TrainedRun(Run(where), checkpoint, download), precision)

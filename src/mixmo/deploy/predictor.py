@@ -14,8 +14,9 @@ from torch import Tensor
 from mixmo.config.hardware import PRECISIONS
 from mixmo.deploy.answers import Answers, Judge
 from mixmo.deploy.images import AnyImage, decoded
-from mixmo.deploy.models import Ensemble, open_model
+from mixmo.deploy.models import Ensemble, Model, RunModel, open_model
 from mixmo.errors import InputError, one_of
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.names import printable
 
 
@@ -23,7 +24,7 @@ class Predictor:
     """Predicts with a run, several as one ensemble, or an exported network; the dataset may be gone.
 
     Args:
-        models: A run's folder, an exported folder or file, or several; ``A+B`` is several, too.
+        models: A run, its folder, an exported folder or file, or several; ``A+B`` is several, too.
         checkpoint: ``last``, or ``best`` on the validation set, of a run.
         coverage: Share of the images whose true class the conformal sets hold.
         risk: Share of the answers that may be wrong where nobody is asked.
@@ -47,7 +48,7 @@ class Predictor:
 
     def __init__(
         self,
-        models: str | Path | Sequence[str | Path],
+        models: str | Path | TrainedRun | Sequence[str | Path],
         checkpoint: str = "last",
         coverage: float = 0.95,
         risk: float = 0.05,
@@ -56,11 +57,14 @@ class Predictor:
         trust: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
-        paths = _paths(models)
-        if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
-            raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
-        models_open = [open_model(path, checkpoint, precision, download, trust) for path in paths]
-        self.ensemble = Ensemble(models_open, [printable(str(path)) for path in paths])
+        if isinstance(models, TrainedRun):
+            names, opened = [str(models.run.path)], [RunModel(models, precision)]
+        else:
+            names = _paths(models)
+            if not names or len({Path(path).resolve() for path in names}) < len(names):
+                raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
+            opened = [open_model(path, checkpoint, precision, download, trust) for path in names]
+        self.ensemble = Ensemble(opened, [printable(str(name)) for name in names])
         self.classes, calibration = self.ensemble.spec.classes, self.ensemble.calibration
         self.calibrated, self.uncalibrated = calibration is not None, self.ensemble.uncalibrated
         self.judge = Judge(self.classes, calibration, coverage, risk)
@@ -72,7 +76,8 @@ class Predictor:
         Args:
             images: One or several: paths, the contents of image files, Pillow images, arrays (H, W) or (H, W, C),
                 tensors (H, W) or (C, H, W); arrays and tensors are uint8, or floats from 0 to 1. A batch is an array
-                (N, H, W, C) or a tensor (N, C, H, W).
+                (N, H, W, C) or a tensor (N, C, H, W). Of a network that was trained on what a Dataset prepared, floating
+                point (C, H, W) as that gives them.
             batch_size: Images in a batch.
             workers: Processes that decode; 0 decodes in this one.
 
@@ -102,6 +107,12 @@ class Predictor:
         Raises:
             InputError: if the network answers with numbers that are not finite.
         """
+        if self.ensemble.spec.data.own_transforms:
+            for start in range(0, len(images), batch_size):
+                numbers = list(range(start, min(start + batch_size, len(images))))
+                prepared = torch.stack([_prepared(images[number], number) for number in numbers])
+                yield numbers, self.ensemble.logits(prepared), {}
+            return
         for batch in decoded(images, self.ensemble.forms, batch_size, workers):
             logits = self.ensemble.logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
             if len(bad := (~logits.isfinite()).flatten(1).any(1).nonzero()):
@@ -123,6 +134,16 @@ def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
                 "which know its classes and how images are prepared. A network itself answers tensors: net(images)."
             )
     return paths if isinstance(models, list | tuple) else [*_divided(str(models))]
+
+
+def _prepared(image: AnyImage, number: int) -> Tensor:
+    """Return an image as a Dataset has prepared it."""
+    if isinstance(image, np.ndarray | Tensor) and (found := torch.as_tensor(image)).is_floating_point():
+        return found.float()
+    raise InputError(
+        f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on what a Dataset's own "
+        "transforms gave: floating-point tensors (C, H, W); give such."
+    )
 
 
 def _divided(models: str) -> list[str]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixmo.config.settings import Settings
 from mixmo.data.local import DOWNLOAD
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, joined, predict
@@ -152,15 +153,20 @@ def pooled_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Ca
     return calibration_of(mean_logits(found.logits), found.targets)
 
 
-def calibrate_run(run: Run, settings: Settings) -> None:
+def calibrate_run(
+    run: Run, settings: Settings, data: DataModule | None = None, module: nn.Module | None = None
+) -> None:
     """Keep the calibration of each of a run's checkpoints, so that whoever predicts needs no dataset.
 
     Args:
         run: The run's folder.
         settings: Its settings; where they hold out no images for validation, nothing is kept.
+        data: Its images, where a program gave them.
+        module: Its backbone, where a program gave it.
     """
     for checkpoint in CHECKPOINTS if settings.data.validation else ():
-        calibrate(TrainedRun(run, checkpoint, settings.model.download or settings.data.download, DOWNLOAD))
+        allowed = settings.model.download or settings.data.download
+        calibrate(TrainedRun(run, checkpoint, allowed, DOWNLOAD, data, module))
 
 
 def kept_calibration(run: TrainedRun) -> Calibration | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixmo import __version__
 from mixmo.config.data_settings import DataSettings
@@ -58,6 +58,8 @@ class TrainedRun:
         checkpoint: ``last`` or ``best``.
         download: Whether the network's backbone and datasets may be downloaded, whatever the run's folder says.
         option: What allows that in the command at hand, for errors.
+        data: Images that a program gives, in place of those that the run's settings name.
+        module: Its backbone, where that was a program's own module.
 
     Attributes:
         settings: The run's settings, those of its network as the checkpoint has them; what they leave open follows from
@@ -70,11 +72,20 @@ class TrainedRun:
         InputError: if its configuration is damaged.
     """
 
-    def __init__(self, run: Run, checkpoint: str = "last", download: bool = False, option: str = "--download") -> None:
-        self.run, self.checkpoint, self.download = run, checkpoint, download
+    def __init__(
+        self,
+        run: Run,
+        checkpoint: str = "last",
+        download: bool = False,
+        option: str = "--download",
+        data: DataModule | None = None,
+        module: nn.Module | None = None,
+    ) -> None:
+        self.run, self.checkpoint, self.download, self.module = run, checkpoint, download, module
         plan = make_plan(run.trained_config(checkpoint))
         self.settings, self.device = plan.settings, training_device(plan.trainer["accelerator"])
-        self.data = DataModule(replace(self.settings.data, download=download), self.settings.seed, option=option)
+        own = replace(self.settings.data, download=download)
+        self.data = data or DataModule(own, self.settings.seed, option=option)
 
     def tell_of_changes(self) -> None:
         """Warn where ``config.yaml`` is no longer what the network was trained with."""
@@ -95,7 +106,7 @@ class TrainedRun:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        loaded = load_checkpoint(self.run, self.checkpoint, self.download)
+        loaded = load_checkpoint(self.run, self.checkpoint, self.download, self.module)
         net = loaded.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = Augmentation(self.settings.data)
         return Network(net, self.settings.data, augment, self.device, loaded.epochs, loaded.classes, loaded.size)

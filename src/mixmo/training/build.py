@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixmo.batch_mixing import BatchMixer
@@ -23,13 +24,16 @@ from mixmo.training.objectives import find_objective
 from mixmo.training.starting import started
 
 
-def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> MixMo:
+def build_network(
+    settings: Settings, data: DataModule, drawn: bool = False, module: nn.Module | None = None
+) -> MixMo:
     """Return the network of the settings, its weights drawn from the seed, tried on a mixture of that size.
 
     Args:
         settings: The run's.
         data: Its images, for their classes and size.
         drawn: Draw all weights, also where members start from another run.
+        module: The backbone, where a program gives one in place of a name; a MixMo is trained itself.
 
     Raises:
         MissingError: if there is no run to start from.
@@ -38,7 +42,11 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
     """
     own = settings.model
     with DrawingFrom(generator_for(settings.seed, 0, "init")):
-        if own.start is not None and not drawn:
+        if isinstance(module, MixMo):
+            net = module
+        elif module is not None:
+            net = MixMo(module, own.num_members, len(data.classes), mix_at=own.mix_at)
+        elif own.start is not None and not drawn:
             net = started(settings, own.start, data)
         else:
             net = MixMo(
@@ -49,6 +57,11 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False) -> 
                 mix_at=own.mix_at,
                 **own.options,
             )
+    if net.num_classes != len(data.classes) or net.in_chans != settings.data.channels:
+        raise InputError(
+            f"the network takes {net.in_chans} channels and tells {net.num_classes} classes apart, but the images have "
+            f"{settings.data.channels} and {len(data.classes)}; build it for these."
+        )
     height, width = _crop(settings, data)
     try:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from mixmo.runs import Run
 from mixmo.training import ranks
 from mixmo.training.step import Training
 from mixmo.training.stopping import StopSignals
+
+log = logging.getLogger("mixmo")
 
 
 class SealedIO(CheckpointIO):
@@ -45,13 +48,19 @@ class Checkpoints(Checkpoint):
         validated: Whether there is a validation set to score by.
         every_steps: Steps from one to the next within an epoch; ``None`` for no such limit.
         every_minutes: Likewise minutes.
+        patience: Epochs without a better score after which the training ends; ``None`` for no such end.
     """
 
     def __init__(
-        self, run: Run, validated: bool, every_steps: int | None = None, every_minutes: float | None = None
+        self,
+        run: Run,
+        validated: bool,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        patience: int | None = None,
     ) -> None:
         self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
-        self.every_steps, self.every_minutes = every_steps, every_minutes
+        self.every_steps, self.every_minutes, self.patience = every_steps, every_minutes, patience
         self.best_score, self.best_epoch = float("-inf"), -1
         self.signals, self.written, self.noted = StopSignals(run.path), time.monotonic(), False
 
@@ -70,8 +79,9 @@ class Checkpoints(Checkpoint):
         self.best_epoch = int(state_dict.get("best_epoch", -1))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals."""
+        """Listen to signals; a run that ended early, and is resumed, ends again."""
         self.signals.listen()
+        self._end_early(trainer, trainer.current_epoch - 1)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,6 +103,7 @@ class Checkpoints(Checkpoint):
         if improved:
             self.best_score, self.best_epoch = score, trainer.current_epoch
         self._keep(trainer, improved)
+        self._end_early(trainer, trainer.current_epoch)
         stopped, _ = self.signals.agree(False, 0)
         if stopped and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self.signals.stop(f"epoch {trainer.current_epoch + 1}")
@@ -104,6 +115,16 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """End what a signal began."""
         self.signals.rest()
+
+    def _end_early(self, trainer: L.Trainer, epoch: int) -> None:
+        """Ask the trainer to end where the score has not been beaten for too long."""
+        if self.patience is None or self.best_epoch < 0 or epoch - self.best_epoch < self.patience:
+            return
+        trainer.should_stop = True
+        log.info(
+            "ended after epoch %d of %s: none since epoch %d had a better accuracy on validation images than its %.1f %%",
+            epoch + 1, trainer.max_epochs, self.best_epoch + 1, 100 * self.best_score,
+        )  # fmt: skip
 
     def _due(self, step: int) -> bool:
         if self.every_steps and step % self.every_steps == 0:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.hardware import training_device
@@ -22,6 +23,7 @@ from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
+from mixmo.network import MixMo
 from mixmo.runs import Run, versions
 from mixmo.training.build import build_maker, build_network, find_conditions
 from mixmo.training.loaders import Loaders
@@ -37,8 +39,14 @@ log = logging.getLogger("mixmo")
 
 
 def fit(
-    plan: Plan, run: Run, resume: bool = False, callbacks: Sequence[Callback] = (), accept_changes: bool = False
-) -> None:
+    plan: Plan,
+    run: Run,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    accept_changes: bool = False,
+    data: DataModule | None = None,
+    module: nn.Module | None = None,
+) -> MixMo:
     """Train a network and keep everything in the run's folder.
 
     All that can be checked is checked before the folder is made and training starts. Global random generators, warning
@@ -50,6 +58,11 @@ def fit(
         resume: Resume from the last checkpoint, if there is one.
         callbacks: Lightning callbacks beside mixmo's own; their state is not kept.
         accept_changes: Resume with settings that have changed since the run began.
+        data: Images that a program gives, in place of those that the plan names.
+        module: A backbone that a program gives, in place of the one that the plan names.
+
+    Returns:
+        The trained network, or its moving average where there is one.
 
     Raises:
         MissingError: if the dataset is missing.
@@ -63,7 +76,7 @@ def fit(
             run.check_free()
         if resume and not accept_changes:
             run.check_unchanged(plan)
-        prepared = _prepare(plan, run, drawn=resume and run.has_checkpoint())
+        prepared = _prepare(plan, run, resume and run.has_checkpoint(), data, module)
         conditions = find_conditions(plan, prepared.training.net, prepared.loaders.data)
         if resume and not accept_changes:
             run.check_unchanged(plan, conditions)
@@ -74,15 +87,18 @@ def fit(
             if first and not resume:
                 _begin(plan, run, prepared.loaders.data, conditions)
             train(plan, run, prepared, checkpoint, callbacks)
+    return prepared.training.average or prepared.training.net
 
 
-def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
+def _prepare(plan: Plan, run: Run, drawn: bool, data: DataModule | None, module: nn.Module | None) -> Prepared:
     """Open the data and build the network and its training; refuse what does not fit.
 
     Args:
         plan: What to train.
         run: Where.
         drawn: Whether a checkpoint's weights will take the place of those the members start from.
+        data: Images that are given.
+        module: A backbone that is given.
     """
     settings = plan.settings
     device = training_device(plan.trainer["accelerator"])
@@ -93,9 +109,14 @@ def _prepare(plan: Plan, run: Run, drawn: bool) -> Prepared:
         )
     _check_fetching(settings, drawn)
     _check_parts(plan, device)
-    data = DataModule(settings.data, settings.seed, check=True).require()
-    net = build_network(settings, data, drawn)
-    loaders = Loaders(data, settings.data, settings.seed)
+    data = (data or DataModule(settings.data, settings.seed, check=True)).require()
+    if plan.trainer["patience"] and data.validation is None:
+        raise InputError(
+            f"trainer.patience is {plan.trainer['patience']}, but there are no validation images to judge by; set "
+            "data.validation to a share, or give a validation set."
+        )
+    net = build_network(settings, data, drawn, module)
+    loaders = Loaders(data, settings.data, settings.seed, net.num_members)
     loaders.check_shared_memory(*world(plan.trainer["devices"], plan.trainer["num_nodes"]))
     inference = {
         "classes": data.classes, "size": list(data.size), "versions": versions(), "data": settings.data.preparation,

@@ -22,13 +22,15 @@ class Loaders(L.LightningDataModule):
         data: The run's data.
         settings: Its settings.
         seed: The run's seed.
+        num_members: M.
 
     Attributes:
         begun: The epoch and the batch within it that training begins with.
     """
 
-    def __init__(self, data: DataModule, settings: DataSettings, seed: int) -> None:
+    def __init__(self, data: DataModule, settings: DataSettings, seed: int, num_members: int) -> None:
         super().__init__()
+        self.copies = settings.batch_repetition * num_members if settings.repeat == "index" else 1
         self.data, self.settings, self.seed = data, settings, seed
         self.images, self.begun = data.train, (0, 0)
 
@@ -53,7 +55,9 @@ class Loaders(L.LightningDataModule):
         device = self._device()
         self.images = self.images.to(device)
         epoch, start = self.begun
-        return train_loader(self.images, self.settings, self.seed, device, epoch, start=start, part=ranks.part())
+        return train_loader(
+            self.images, self.settings, self.seed, device, epoch, start=start, part=ranks.part(), copies=self.copies
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the loader of this rank's validation images, if there are any."""
@@ -65,8 +69,9 @@ class Loaders(L.LightningDataModule):
         """Yield global batches of an epoch's training images, in an order of their own, on the device."""
         device = self._device()
         loader = train_loader(
-            self.images, self.settings, self.seed, device, epoch, "statistics", batches, part=ranks.part()
-        )
+            self.images, self.settings, self.seed, device, epoch, "statistics", batches, part=ranks.part(),
+            copies=self.copies,
+        )  # fmt: skip
         for batch in loader:
             yield ranks.gather(DistinctBatch(*(part.to(device) for part in batch)))
 

@@ -31,7 +31,7 @@ from mixmo.training.step import Training
 from mixmo.training.watch import RankWatch
 
 OURS = {"devices", "num_nodes", "strategy", "accumulate", "on_nonfinite", "checkpoint_every_steps",
-        "checkpoint_every_minutes", "enable_progress_bar"}  # fmt: skip
+        "checkpoint_every_minutes", "enable_progress_bar", "patience"}  # fmt: skip
 """Settings of the section ``trainer`` that Lightning's trainer does not take, or not as they stand."""
 
 
@@ -67,9 +67,12 @@ def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, cal
     """
     training, loaders, loggers = prepared
     options = plan.trainer
-    bar = options["enable_progress_bar"] and sys.stdout.isatty() and is_first()
+    shown = sys.stdout.isatty() or "ipykernel" in sys.modules  # in a notebook, too
+    bar = options["enable_progress_bar"] and shown and is_first()
     validated = loaders.data.validation is not None
-    kept = Checkpoints(run, validated, options["checkpoint_every_steps"], options["checkpoint_every_minutes"])
+    kept = Checkpoints(
+        run, validated, options["checkpoint_every_steps"], options["checkpoint_every_minutes"], options["patience"]
+    )
     trainer = L.Trainer(
         **{key: value for key, value in options.items() if key not in OURS},
         **_devices(plan),

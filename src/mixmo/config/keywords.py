@@ -1,0 +1,148 @@
+"""The settings of a run as keywords of :func:`mixmo.fit`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, TypedDict
+
+from mixmo.config.checking import checked
+from mixmo.config.plan import known_settings
+from mixmo.errors import one_of
+
+ARGUMENTS = ("model", "train", "val", "test", "num_members", "epochs", "out", "resume", "progress", "callbacks")
+"""Arguments that :func:`mixmo.fit` has beside the settings."""
+
+OWN = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
+       "trainer.enable_progress_bar"}  # fmt: skip
+"""Settings that follow from these arguments."""
+
+
+@cache
+def keywords() -> Mapping[str, str]:
+    """Return the dotted name of the setting behind every keyword.
+
+    A keyword is the last part of the setting's name; where two sections have the same, or :func:`mixmo.fit` has an
+    argument of that name, with the section before it.
+
+    Example:
+        >>> keywords()["lr"], keywords()["mixer_alpha"]
+        ('optimizer.lr', 'mixer.alpha')
+    """
+    names = [name for name in known_settings() if name not in OWN]
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    found = {}
+    for name in names:
+        section, _, last = name.rpartition(".")
+        found[last if counts[last] == 1 and last not in ARGUMENTS else f"{section}_{last}"] = name
+    return found
+
+
+def as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords as the sections of a recipe.
+
+    Args:
+        settings: Values by keyword.
+
+    Raises:
+        InputError: for a keyword that is not known, with what is near it, or a value of another type.
+
+    Example:
+        >>> as_recipe({"lr": 0.1, "mixer_alpha": 2})
+        {'optimizer': {'lr': 0.1}, 'mixer': {'alpha': 2.0}}
+    """
+    recipe: dict[str, Any] = {}
+    for keyword, value in settings.items():
+        name = keywords()[one_of(keyword, keywords(), "setting", "mixmo.fit's FitSettings")]
+        section, _, last = name.rpartition(".")
+        place = recipe.setdefault(section, {}) if section else recipe
+        place[last] = checked(value, known_settings()[name], keyword)
+    return recipe
+
+
+class FitSettings(TypedDict, total=False):
+    """Every setting that :func:`mixmo.fit` takes as a keyword; :mod:`mixmo.config.settings` says what each means."""
+
+    seed: int
+    model_options: dict[str, Any]
+    mix_at: str | None
+    compile: bool | None
+    start: str | None
+    fresh_heads: bool | None
+    start_noise: float
+    model_download: bool
+    mixer_kind: dict[str, float] | str
+    mixer_alpha: float
+    mixer_probability: float
+    mixer_root: float
+    draw_per: Literal["batch", "sample"]
+    mixer_progress: Literal["steps", "epochs"]
+    pixels_kind: Literal["none", "mixup", "cutmix"]
+    pixels_alpha: float
+    pixels_probability: float
+    data_root: str
+    data_download: bool
+    batch_size: int
+    batch_repetition: int
+    input_repetition: float
+    input_repetition_end: float | None
+    repeat: Literal["index", "pixels"]
+    data_test: float
+    validation: float
+    images_per_class: int | None
+    split_seed: int | None
+    channels: Literal[1, 3, 4]
+    window: list[float] | None
+    image_size: int | None
+    interpolation: Literal["bicubic", "bilinear"]
+    crop_size: int | None
+    augmentation: Literal["crop", "photo"]
+    padding: int
+    padding_mode: Literal["zeros", "reflect"]
+    scale: list[float]
+    color_jitter: float
+    flip: bool
+    policy: Literal["none", "trivialaugment", "randaugment"]
+    erasing: float
+    mean: list[float]
+    std: list[float]
+    in_memory: bool | None
+    workers: int
+    shuffle_shards: int
+    on_error: Literal["raise", "skip"]
+    eval_batch_size: int | None
+    objective_name: str
+    label_smoothing: float
+    optimizer_name: str
+    base_lr: float
+    lr: float | None
+    weight_decay: float
+    momentum: float
+    decay_all: bool
+    layer_decay: float | None
+    ema_decay: float
+    sam_radius: float
+    optimizer_options: dict[str, Any]
+    schedule_kind: Literal["multistep", "cosine"]
+    warmup_epochs: float
+    warmup_steps: int | None
+    milestones: list[float]
+    gamma: float
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]]
+    allow_imports: list[str]
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    precision: Literal["32-true", "bf16-mixed"] | None
+    devices: int | None
+    num_nodes: int | None
+    strategy: Literal["auto", "ddp", "fsdp"]
+    sync_batchnorm: bool
+    limit_train_batches: int | float | None
+    accumulate: int
+    on_nonfinite: Literal["stop", "skip"]
+    patience: int | None
+    checkpoint_every_steps: int | None
+    checkpoint_every_minutes: float | None
+    gradient_clip_val: float | None
+    deterministic: bool
+    profiler: Literal["simple", "advanced"] | None

@@ -1,0 +1,322 @@
+"""Images that a program gives: a Dataset, a pair of arrays or tensors, a dataset of the Hugging Face library."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+
+from mixmo.data.sources import ArrayImages, Source, hashed, notice
+from mixmo.errors import InputError
+
+GIVEN = "given"
+"""The name of a dataset that a program gave; only a program can give it again."""
+
+ASKED = 8
+"""Images that are asked for to learn what a Dataset gives, spread over it."""
+
+IMAGE_KEYS = ("image", "img", "pixel_values")
+LABEL_KEYS = ("label", "labels", "fine_label")
+
+
+class Sample(NamedTuple):
+    """What a Dataset gives for an index.
+
+    Attributes:
+        image: A PIL image, the content of an image file, or an array or tensor.
+        label: Its class number or name.
+    """
+
+    image: Any
+    label: Any
+
+
+@dataclass
+class DatasetImages:
+    """The images of a map-style Dataset, as sources have them.
+
+    Args:
+        dataset: What is asked for ``dataset[index]``.
+        title: What one is called, before its number.
+        prepared: Whether the network takes images as the Dataset gives them, each copy asked for on its own.
+    """
+
+    dataset: Any
+    title: str
+    prepared: bool = False
+
+    one_by_one = True
+    """A Dataset of somebody's own may not bear to be asked from several threads."""
+
+    def read(self, index: int) -> Image.Image | bytes:
+        """Return an image."""
+        found = self.sample(index).image
+        return found if isinstance(found, bytes | Image.Image) else Image.fromarray(as_pixels(found, self.name(index)))
+
+    def sample(self, index: int) -> Sample:
+        """Return what the Dataset gives for an index.
+
+        Raises:
+            InputError: if it is no pair of an image and a label.
+        """
+        found = self.dataset[index]
+        if isinstance(found, Mapping):
+            keys = [[key for key in known if key in found] for known in (IMAGE_KEYS, LABEL_KEYS)]
+            if all(keys):
+                image = found[keys[0][0]]
+                return Sample(image["bytes"] if _is_content(image) else image, found[keys[1][0]])
+            given = f"a mapping with the keys {', '.join(map(str, found))}"
+        elif isinstance(found, tuple | list) and len(found) == 2:
+            return Sample(*found)
+        else:
+            given = f"{len(found)} things" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+        raise InputError(f"{self.name(index)} of the Dataset is {given}; it has to be a pair (image, label).")
+
+    def name(self, index: int) -> str:
+        """Return its title and number."""
+        return f"{self.title} {index}"
+
+    def fingerprint(self, times: bool) -> str:
+        """Return a hash of how many images there are, and of some of them."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hashed([str(len(self.dataset)), *(_content(self, index, 0) for index in _spread(len(self.dataset)))])
+
+
+def open_given(given: Any, split: str) -> Source:
+    """Return images that a program gives, as a source; labels are read, images are not, but for a few.
+
+    Args:
+        given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, uint8
+            images (N, H, W), (N, H, W, C) or (N, C, H, W) and N labels; a dataset of the Hugging Face library with an
+            image and a label; or a DataLoader, whose dataset is taken.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        InputError: if it is none of these, is empty, or gives other things than images and labels.
+
+    Example:
+        >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
+        >>> source.classes, source.read(2).size
+        (['0', '1'], (8, 8))
+    """
+    where = f"{split} image"
+    if isinstance(given, DataLoader):
+        notice(f"a DataLoader was given for {split}; its dataset is taken, and batches are drawn from it anew.")
+        given = given.dataset
+    if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
+        return _open_arrays(*given, where)
+    if isinstance(given, IterableDataset) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+        raise InputError(
+            f"{split} is a {type(given).__name__}; give a map-style Dataset, with __getitem__ and __len__, a pair of "
+            "arrays (images, labels), or the name of a dataset."
+        )
+    if not len(given):
+        raise InputError(f"{split} is empty: its Dataset has no images.")
+    images = DatasetImages(_undecoded(given), where)
+    samples = {index: images.sample(index) for index in _spread(len(given))}
+    for index, sample in samples.items():
+        _check_image(sample.image, images.name(index))
+    images.prepared = _is_float(samples[0].image) or _is_random(images, samples)
+    labels, names = _numbered(_labels(images, samples), _class_names(given), split)
+    return Source(labels, names, images)
+
+
+def _open_arrays(images: Any, labels: Any, where: str) -> Source:
+    if _is_float(images) and len(images.shape) == 4:
+        return open_given(TensorDataset(torch.as_tensor(images), torch.as_tensor(labels)), where.split()[0])
+    pixels = np.stack([as_pixels(each, f"{where} {number}") for number, each in enumerate(images)]) if len(images) else ()
+    if len(pixels) != len(labels) or not len(pixels):
+        raise InputError(f"there are {len(pixels)} {where}s and {len(labels)} labels; give as many, one or more.")
+    values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
+    numbers, names = _numbered(values, None, where.split()[0])
+    return Source(numbers, names, ArrayImages(pixels, where))
+
+
+def as_pixels(image: Any, name: str) -> np.ndarray:
+    """Return (H, W) or (H, W, C) uint8 of an array or tensor, whose channels may come first.
+
+    Args:
+        image: uint8, (H, W), (H, W, C) or (C, H, W), C = 1, 3 or 4.
+        name: What it is called, for the error.
+
+    Example:
+        >>> as_pixels(torch.zeros(3, 8, 6, dtype=torch.uint8), "an image").shape
+        (8, 6, 3)
+    """
+    pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
+    if pixels.dtype == np.uint8 and pixels.ndim in (2, 3):
+        if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.ndim == 2 or pixels.shape[2] in (1, 3, 4):
+            return np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    raise InputError(
+        f"{name} has shape {pixels.shape} and type {pixels.dtype}; images are PIL images, uint8 of shape (H, W), "
+        "(H, W, C) or (C, H, W) with C = 1, 3 or 4, or floats (C, H, W) as the network takes them."
+    )
+
+
+def gives_floats(source: Source) -> bool:
+    """Return whether a source's images are floating point, which the network takes as they are."""
+    return isinstance(source.images, DatasetImages) and _is_float(source.images.sample(0).image)
+
+
+def channels_of(source: Source) -> int:
+    """Return C of a source's first image: 1, 3 or 4."""
+    images = source.images
+    if isinstance(images, DatasetImages) and _is_float(found := images.sample(0).image):
+        return int(found.shape[0])
+    image = source.read(0)
+    if isinstance(image, bytes):
+        return 3
+    return {"L": 1, "1": 1, "I;16": 1, "I": 1, "F": 1}.get(image.mode, 3)
+
+
+def _check_image(image: Any, name: str) -> None:
+    """Refuse what is no image."""
+    if isinstance(image, bytes | Image.Image):
+        return
+    if not isinstance(image, np.ndarray | Tensor):
+        raise InputError(
+            f"{name} of the Dataset is a {type(image).__name__}; it has to be a PIL image, an array or a tensor."
+        )
+    if not _is_float(image):
+        as_pixels(image, name)
+    elif image.ndim != 3 or image.shape[0] not in (1, 3, 4) or not np.isfinite(np.asarray(image)).all():
+        raise InputError(
+            f"{name} has shape {tuple(image.shape)} and type {image.dtype}, with values from {float(image.min()):.3g} "
+            f"to {float(image.max()):.3g}; floating-point images are finite and (C, H, W) with C = 1, 3 or 4."
+        )
+
+
+def _is_float(image: Any) -> bool:
+    if isinstance(image, Tensor):
+        return image.is_floating_point()
+    return isinstance(image, np.ndarray) and image.dtype.kind == "f"
+
+
+def _is_content(image: Any) -> bool:
+    """Return whether an image is as the Hugging Face library gives one that it has not decoded."""
+    return isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes)
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Return a dataset of the Hugging Face library with images as files, which are decoded by our rules; others as is."""
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
+        return dataset
+    for key in IMAGE_KEYS:
+        if type(feature := features.get(key)).__name__ == "Image":
+            return dataset.cast_column(key, type(feature)(decode=False))
+    return dataset
+
+
+def _spread(count: int) -> list[int]:
+    """Return up to ``ASKED`` indices, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, ASKED)})
+
+
+def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
+    """Return whether a Dataset gives another image when it is asked again."""
+    return any(_content(images, index, seed) != _content(images, index, 0) for index in samples for seed in (1, 2))
+
+
+def _content(images: DatasetImages, index: int, seed: int) -> bytes:
+    with seeded(seed):
+        image = images.sample(index).image
+    return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed what transforms draw from, the global generators of torch, NumPy and Python; they go on as before then."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
+
+
+def _labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
+    """Return all labels: as the Dataset lists them where it does, else as it gives them one by one."""
+    known, count = _listed(images.dataset), len(images.dataset)
+    if known is not None and len(known) == count:
+        values = known.tolist() if isinstance(known, np.ndarray | Tensor) else list(known)
+        if all(values[index] == _plain(sample.label) for index, sample in samples.items()):
+            return values
+    if count > 10_000:
+        notice(f"asking for all {count} samples once, for their labels; an attribute `targets` would save that.")
+    return [_plain(images.sample(index).label) for index in range(count)]
+
+
+def _listed(dataset: Any) -> Any:
+    """Return the labels that a Dataset lists; ``None`` where it does not."""
+    if isinstance(dataset, Subset):
+        inner = _listed(dataset.dataset)
+        return None if inner is None else [_plain(inner[index]) for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_listed(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [_plain(each) for part in parts for each in part]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1]
+    if names := getattr(dataset, "column_names", None):
+        return next((dataset[key] for key in LABEL_KEYS if key in names), None)
+    return next((found for key in ("targets", "labels") if (found := getattr(dataset, key, None)) is not None), None)
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    """Return the names of the classes, where a Dataset has them."""
+    if isinstance(dataset, Subset):
+        return _class_names(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return _class_names(dataset.datasets[0])
+    features = getattr(dataset, "features", None)
+    if isinstance(features, Mapping):
+        return next((list(features[key].names) for key in LABEL_KEYS if hasattr(features.get(key), "names")), None)
+    found = getattr(dataset, "classes", None)
+    return list(found) if isinstance(found, Sequence) and all(isinstance(each, str) for each in found) else None
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as a value of Python's."""
+    return label.item() if isinstance(label, np.generic | np.ndarray | Tensor) and label.ndim == 0 else label
+
+
+def _numbered(labels: Sequence[Any], names: Sequence[str] | None, split: str) -> tuple[np.ndarray, list[str]]:
+    """Return class numbers (N,) and the names of the classes."""
+    kinds = {type(label) for label in labels}
+    if kinds == {str}:
+        names = sorted(set(labels)) if names is None else list(names)
+        if unknown := sorted(set(labels) - set(names)):
+            raise InputError(f"{split} has labels {unknown[:3]!r}, which its `classes` do not name.")
+        return np.array([names.index(label) for label in labels], dtype=np.int64), list(names)
+    if kinds != {int}:
+        index, wrong = next((i, label) for i, label in enumerate(labels) if type(label) is not int)
+        raise InputError(
+            f"{split} image {index} has the label {wrong!r}, a {type(wrong).__name__}; labels are class numbers, "
+            "integers from 0, or names."
+        )
+    numbers = np.array(labels, dtype=np.int64)
+    count = int(numbers.max()) + 1 if names is None else len(names)
+    if numbers.min() < 0 or numbers.max() >= count:
+        index = int(np.flatnonzero((numbers < 0) | (numbers >= count))[0])
+        raise InputError(
+            f"{split} image {index} has the label {numbers[index]}; class numbers lie between 0 and {count - 1}."
+        )
+    return numbers, [str(number) for number in range(count)] if names is None else list(names)

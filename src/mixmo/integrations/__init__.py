@@ -1,0 +1,1 @@
+"""MixMo in trainers that people have: Lightning's, timm's."""

@@ -1,0 +1,105 @@
+"""MixMo in Lightning's Trainer: a LightningModule for loaders of (images, labels)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mixmo.batch_mixing import BatchMixer
+from mixmo.network import MixMo
+from mixmo.seeding import seed_for
+
+
+class MixMoModule(L.LightningModule):
+    """Trains a network on mixtures of a loader's batches, and validates the ensemble on images as they are.
+
+    Every draw of a step is a function of (seed, step): a training that Lightning resumes goes on alike, as far as its
+    loader does. ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … are logged, and
+    ``train_loss``; likewise ``test_…``.
+
+    Args:
+        net: The network.
+        mixer: Makes the mixtures and their loss.
+        optimizer: Makes the optimiser of the network's parameters, such as ``partial(torch.optim.SGD, lr=0.1)``.
+        scheduler: Makes a scheduler of the optimiser, which steps after each batch; ``None`` keeps the rate.
+        seed: Of the draws, beside Lightning's own.
+
+    Example:
+        >>> from functools import partial
+        >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
+        >>> optimizer = partial(torch.optim.SGD, lr=0.1)
+        >>> module = MixMoModule(net, BatchMixer(net, "cut", batch_repetition=2), optimizer=optimizer)
+        >>> L.Trainer(max_epochs=1).fit(module, loader)  # doctest: +SKIP
+        >>> module(torch.zeros(4, 3, 32, 32)).shape
+        torch.Size([4, 10])
+    """
+
+    def __init__(
+        self,
+        net: MixMo,
+        mixer: BatchMixer,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net, self.mixer, self.seed = net, mixer, seed
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the ensemble's logits (B, K) of images (B, C, H, W)."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its scheduler."""
+        optimizer = self.make_optimizer(self.net.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of the mixtures of a batch of images (U, C, H, W) and labels (U,)."""
+        images, labels = batch
+        number = self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
+        generator = torch.Generator(images.device).manual_seed(seed_for(self.seed, number) + self.global_rank)
+        mixed = self.mixer(images, labels, self.progress(), generator)
+        loss = mixed.loss(self.net(mixed.inputs, mixed.masks))
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixed.inputs))
+        return loss
+
+    def progress(self) -> float:
+        """Return the share of the training that is done; 0 where Lightning does not know how long it is."""
+        steps = self.trainer.estimated_stepping_batches
+        return min(1.0, self.global_step / steps) if 0 < steps < float("inf") else 0.0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score the ensemble and each member on images."""
+        self._score(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score the ensemble and each member on images."""
+        self._score(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the members' logits (B, M, K) of images, with or without labels."""
+        return self.net.members(batch[0] if isinstance(batch, tuple | list) else batch)
+
+    def _score(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        images, labels = batch
+        members = self.net.members(images)
+        average = members.mean(1)
+        found = {"accuracy": (average.argmax(1) == labels).float().mean(), "nll": cross_entropy(average, labels)}
+        for number, logits in enumerate(members.unbind(1)):
+            found[f"member_{number}_accuracy"] = (logits.argmax(1) == labels).float().mean()
+        own = {f"{split}_{key}": value for key, value in found.items()}
+        self.log_dict(own, batch_size=len(images), prog_bar=True, sync_dist=True)

@@ -1,0 +1,297 @@
+"""Training in one call, and what is done with a trained run: the functions behind the command line."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from mixmo.config.keywords import FitSettings, as_recipe
+from mixmo.config.plan import make_plan
+from mixmo.config.settings import Settings
+from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
+from mixmo.data.module import DataModule
+from mixmo.data.sets import PreparedImages
+from mixmo.data.sources import Source
+from mixmo.deploy.answers import Answers
+from mixmo.deploy.export import Exported, ExportOptions, export
+from mixmo.deploy.images import AnyImage
+from mixmo.deploy.predictor import Predictor
+from mixmo.errors import InputError
+from mixmo.evaluation.calibration import calibrate_run
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.records import read_history
+from mixmo.evaluation.results import EvaluationOptions, evaluate_trained, write_results
+from mixmo.loading import MODULE
+from mixmo.network import MixMo
+from mixmo.reporting.run_report import write_report
+from mixmo.runs import Run as RunFolder
+from mixmo.training.fit import fit as train_run
+
+
+def fit(
+    model: str | nn.Module,
+    train: Any,
+    val: Any = None,
+    test: Any = None,
+    *,
+    num_members: int = 2,
+    epochs: int,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    **settings: Unpack[FitSettings],
+) -> Run:
+    """Train an image classifier as an ensemble of M members that costs one network.
+
+    Images are a map-style Dataset of (image, label), a pair of arrays or tensors (images, labels), a dataset of the
+    Hugging Face library, or a LightningDataModule's. PIL images and uint8 are kept on the device where they fit, and
+    augmented there (``flip``, ``padding`` …). A Dataset whose own transforms are random, or give floating-point images,
+    is asked again for each copy, and the network takes what it gives. Labels are class numbers from 0, or names.
+
+    Args:
+        model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`.
+        train: Training images, or the name of a dataset as recipes have it (``folder:photos``, ``torch/cifar100`` …),
+            which has its own validation and test images.
+        val: Validation images; ``None`` holds out a share of the training images (``validation``, 0.1 by default).
+        test: Test images, for :meth:`Run.test`; they choose nothing.
+        num_members: M; 1 is the ordinary network.
+        epochs: How often each image is shown, times ``batch_repetition``.
+        out: The run's folder; ``None`` keeps it in a temporary one, for as long as the :class:`Run` lives.
+        resume: Resume the run that is in the folder, if there is one, exactly where it was.
+        progress: Whether a bar is shown, in a terminal or a notebook, or a line for each epoch elsewhere.
+        callbacks: Lightning callbacks.
+        **settings: Every other setting by name, such as ``lr``, ``batch_size`` or ``mixer_kind``
+            (:class:`~mixmo.config.keywords.FitSettings` lists them).
+
+    Returns:
+        The run: its network, its test, its predictions.
+
+    Raises:
+        InputError: in one sentence, before training starts, if something given does not fit.
+        TrainingError: if the loss is not finite.
+
+    Example:
+        >>> images, labels = torch.randint(256, (40, 8, 8, 1), dtype=torch.uint8), torch.arange(40) % 2
+        >>> run = fit("wide_resnet10_1", (images, labels), epochs=1, batch_size=8, lr=0.1, progress=False)
+        >>> run.network(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 2])
+    """
+    recipe = as_recipe(settings)
+    name, sources = _opened(train, val, test)
+    own = recipe.setdefault("data", {})
+    own["name"] = name
+    if sources is not None:
+        _follow(own, sources)
+    backbone = model if isinstance(model, str) else f"{MODULE}{type(model).__name__}"
+    if isinstance(model, MixMo):
+        num_members = model.num_members
+    recipe.setdefault("model", {}).update(backbone=backbone, num_members=num_members)
+    recipe.setdefault("trainer", {}).update(max_epochs=epochs, enable_progress_bar=progress)
+    module = None if isinstance(model, str) else model
+    temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
+    folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
+    resumed = resume and folder.config_file.is_file()
+    plan = make_plan(recipe)
+    data = None if sources is None else DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
+    with _shown(progress):
+        train_run(plan, folder, resumed, callbacks, data=data, module=module)
+        calibrate_run(folder, plan.settings, data, module)
+    run = Run(folder.path, model=module)
+    run._data, run._temporary = data, temporary
+    return run
+
+
+class Run:
+    """A trained run: a folder, and what can be done with the network in it.
+
+    Args:
+        path: The run's folder.
+        checkpoint: ``last``, or ``best`` on the validation set.
+        model: The backbone of a run that was trained with a module of your own.
+        download: Whether what the run is built from, and datasets, may be downloaded.
+
+    Raises:
+        MissingError: if there is no such run.
+
+    Example:
+        >>> run = Run("runs/photos")  # doctest: +SKIP
+        >>> run.test()["accuracy"], run.predict("cat.jpg").labels  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, path: str | Path, checkpoint: str = "last", model: nn.Module | None = None, download: bool = False
+    ) -> None:
+        self.folder, self.checkpoint, self.model, self.download = RunFolder(path).require(), checkpoint, model, download
+        self._data: DataModule | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    @cached_property
+    def network(self) -> MixMo:
+        """The trained network, on the device that suits it, in evaluation mode; with EMA, the average's."""
+        return self._trained().network.net
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """A row for each epoch, as ``metrics.csv`` has it; ``pandas.DataFrame(run.metrics)`` makes a table of it."""
+        return read_history(self.folder)
+
+    @property
+    def report(self) -> Path:
+        """The page ``report.html``, which :meth:`test` writes."""
+        file = self.path / "report.html"
+        if not file.is_file():
+            self.test()
+        return file
+
+    def test(self, images: Any = None, **options: Any) -> dict[str, float]:
+        """Evaluate the network; write ``test.json`` and ``report.html`` into the run's folder.
+
+        Args:
+            images: Test images, as :func:`fit` takes them; ``None`` takes those that the run was given or names.
+            **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions``, ``precision`` …
+
+        Returns:
+            The metrics, by the keys of ``test.json``.
+
+        Raises:
+            InputError: if there are no test images, or their classes are others.
+        """
+        if images is not None:
+            self._give("test", open_given(images, "test"))
+        chosen = EvaluationOptions(**{"checkpoint": self.checkpoint, "download": self.download} | options)
+        result = evaluate_trained([self._trained()], chosen)
+        write_results(self.folder, result, chosen)
+        write_report(self.folder, result, self.download)
+        return result.flat()
+
+    def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> Answers:
+        """Return classes, calibrated confidence and uncertainty of images.
+
+        Args:
+            images: One or several: paths, PIL images, arrays, tensors; of a run whose Dataset prepared its images,
+                floating-point tensors (N, C, H, W) as that gives them.
+            **options: Of :class:`~mixmo.Predictor`: ``coverage``, ``risk`` ….
+
+        Raises:
+            InputError: if one cannot be read; it is named.
+        """
+        predictor = Predictor(self._trained(), **options)
+        return predictor(images)
+
+    def export(
+        self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any
+    ) -> Exported:
+        """Write the network as a file or folder that other programs open (:func:`mixmo.deploy.export.export`).
+
+        Args:
+            format: ``timm``, ``safetensors``, ``onnx`` or ``torch-export``.
+            out: Where; ``None`` is in the run's folder.
+            overwrite: Whether a file is replaced that is no export of mixmo's.
+            **options: Of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
+        """
+        place = None if out is None else Path(out)
+        return export(self._trained(), format, place, ExportOptions(**options), overwrite)
+
+    def _trained(self) -> TrainedRun:
+        return TrainedRun(self.folder, self.checkpoint, self.download, "download=True", self._data, self.model)
+
+    def _give(self, split: str, source: Source) -> None:
+        """Take images that a program gives, numbered by the network's classes."""
+        trained = self._trained()
+        classes = trained.network.classes
+        source = source.with_classes(classes, f"the {split} set")
+        known = dict(self._data.given or {}) if self._data is not None else {}
+        settings = trained.settings
+        self._data = DataModule(settings.data, settings.seed, given=known | {split: source})
+
+
+def _opened(train: Any, val: Any, test: Any) -> tuple[str, dict[str, Source] | None]:
+    """Return the name of the dataset, and the sources that a program gives in place of it."""
+    if isinstance(train, str):
+        if val is not None or test is not None:
+            raise InputError(f"train is {train!r}, a dataset by name, which has its own val and test; leave them out.")
+        return train, None
+    if isinstance(train, LightningDataModule):
+        if val is not None or test is not None:
+            raise InputError("train is a LightningDataModule, which has its own val and test; leave them out.")
+        train, val, test = _of_module(train)
+    given = {"train": train, "validation": val, "test": test}
+    for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if given[one] is not None and given[one] is given[other]:
+            raise InputError(f"{one} is the same object as {other}; give images that are not among those.")
+    sources = {split: open_given(each, split) for split, each in given.items() if each is not None}
+    if len(sources["train"].classes) < 2:
+        raise InputError(f"train has one class only ({sources['train'].classes[0]}); a classifier needs two or more.")
+    floats = {split: gives_floats(source) for split, source in sources.items()}
+    if len(set(floats.values())) > 1:
+        raise InputError(
+            f"{' and '.join(split for split, is_float in floats.items() if is_float)} images are floating point, the "
+            "others are not; give all of them in one form."
+        )
+    return GIVEN, sources
+
+
+def _of_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
+    """Return the training, validation and test datasets of a LightningDataModule."""
+    module.prepare_data()
+    module.setup("fit")
+    found = [module.train_dataloader()]
+    for name, stage in (("val_dataloader", "fit"), ("test_dataloader", "test")):
+        overridden = getattr(type(module), name) is not getattr(LightningDataModule, name)
+        if overridden and stage == "test":
+            module.setup("test")
+        found.append(getattr(module, name)() if overridden else None)
+    return tuple(getattr(loader, "dataset", loader) for loader in found)  # type: ignore[return-value]
+
+
+def _follow(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
+    """Set what follows from images that are given: their channels, and whether a Dataset prepares them."""
+    train = sources["train"]
+    own.setdefault("channels", channels_of(train))
+    prepared = any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values())
+    if not prepared:
+        return
+    own["own_transforms"] = True
+    for source in sources.values():  # a validation set without random transforms goes the same way
+        if isinstance(source.images, DatasetImages):
+            source.images.prepared = True
+    if gives_floats(train):
+        own.setdefault("mean", [0.0])
+        own.setdefault("std", [1.0])
+
+
+@contextmanager
+def _shown(progress: bool) -> Iterator[None]:
+    """Have what training logs go to the standard error, unless the program logs by itself, or wants nothing."""
+    log = logging.getLogger("mixmo")
+    if not progress or log.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
