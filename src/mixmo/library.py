@@ -8,19 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
+from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, as_recipe
 from mixmo.config.plan import make_plan
-from mixmo.config.settings import Settings
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
 from mixmo.data.module import DataModule
-from mixmo.data.sets import PreparedImages
 from mixmo.data.sources import Source
 from mixmo.deploy.answers import Answers
 from mixmo.deploy.export import Exported, ExportOptions, export
@@ -93,9 +91,10 @@ def fit(
     own["name"] = name
     if sources is not None:
         _follow(own, sources)
-    backbone = model if isinstance(model, str) else f"{MODULE}{type(model).__name__}"
     if isinstance(model, MixMo):
         num_members = model.num_members
+    own_module = model.backbone if isinstance(model, MixMo) else model
+    backbone = own_module if isinstance(own_module, str) else f"{MODULE}{type(own_module).__name__}"
     recipe.setdefault("model", {}).update(backbone=backbone, num_members=num_members)
     recipe.setdefault("trainer", {}).update(max_epochs=epochs, enable_progress_bar=progress)
     module = None if isinstance(model, str) else model
@@ -167,7 +166,7 @@ class Run:
 
         Args:
             images: Test images, as :func:`fit` takes them; ``None`` takes those that the run was given or names.
-            **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions``, ``precision`` …
+            **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` ….
 
         Returns:
             The metrics, by the keys of ``test.json``.
@@ -177,7 +176,8 @@ class Run:
         """
         if images is not None:
             self._give("test", open_given(images, "test"))
-        chosen = EvaluationOptions(**{"checkpoint": self.checkpoint, "download": self.download} | options)
+        known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
+        chosen = EvaluationOptions(**known | options)
         result = evaluate_trained([self._trained()], chosen)
         write_results(self.folder, result, chosen)
         write_report(self.folder, result, self.download)
@@ -197,9 +197,7 @@ class Run:
         predictor = Predictor(self._trained(), **options)
         return predictor(images)
 
-    def export(
-        self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any
-    ) -> Exported:
+    def export(self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any) -> Exported:
         """Write the network as a file or folder that other programs open (:func:`mixmo.deploy.export.export`).
 
         Args:

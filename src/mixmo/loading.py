@@ -23,9 +23,7 @@ MODULE = "module "
 """What the name of a backbone begins with that a program gave as a module."""
 
 
-def load(
-    run: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None
-) -> MixMo:
+def load(run: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:
     """Return a trained network, ready for inference, from a run's folder.
 
     Args:
@@ -63,9 +61,7 @@ class Loaded(NamedTuple):
     size: tuple[int, int] | None
 
 
-def load_checkpoint(
-    run: Run, which: str = "last", download: bool = False, module: nn.Module | None = None
-) -> Loaded:
+def load_checkpoint(run: Run, which: str = "last", download: bool = False, module: nn.Module | None = None) -> Loaded:
     """Return a run's network, and what else its checkpoint knows; the dataset may be gone.
 
     Args:
@@ -83,8 +79,8 @@ def load_checkpoint(
     model = settings.model
     if module is None and model.backbone.startswith(MODULE):
         raise InputError(
-            f"{run.path} was trained with a {model.backbone} of a program's own; give it: mixmo.load({str(run.path)!r}, "
-            "model=…), with the same sizes."
+            f"{run.path} was trained with a {model.backbone} of a program's own; give it: mixmo.load(…, model=…), of "
+            "the same sizes."
         )
     check_download(
         model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"

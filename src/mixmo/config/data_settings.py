@@ -59,8 +59,7 @@ class DataSettings:
         workers: Processes that decode streamed images.
         shuffle_shards: Tar shards or Parquet row groups that are shown at a time, their images mixed.
         on_error: Stop at images that cannot be read (raise), or continue without them (skip).
-        own_transforms: Whether a program gave a Dataset whose transforms prepare images for the network; it is found out,
-            not set.
+        own_transforms: Whether a program's Dataset prepares images by transforms of its own; found out, not set.
         eval_batch_size: Images in one evaluation batch; null takes the training batch, on a GPU four times that.
     """
 

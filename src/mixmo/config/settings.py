@@ -246,7 +246,7 @@ class TrainerSettings:
         on_nonfinite: What a loss or gradient that is not finite does: stop the run, or skip the step, which is counted
             and costs a wait for the device at each step.
         patience: Epochs without a better accuracy on the validation set after which training ends; null trains on. The
-            schedule is still that of max_epochs.
+            schedule is that of max_epochs all the same.
         checkpoint_every_steps: Steps from a checkpoint to the next within an epoch; null keeps none by steps.
         checkpoint_every_minutes: Likewise by minutes. Each epoch ends with one in any case.
         gradient_clip_val: Largest norm of the gradient; null does not clip.
@@ -276,7 +276,14 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         if (self.max_epochs or 0) < 1:
             raise InputError(f"trainer.max_epochs is {self.max_epochs}; it is 1 or more.")
-        for key in ("devices", "num_nodes", "accumulate", "patience", "checkpoint_every_steps", "checkpoint_every_minutes"):
+        for key in (
+            "devices",
+            "num_nodes",
+            "accumulate",
+            "patience",
+            "checkpoint_every_steps",
+            "checkpoint_every_minutes",
+        ):
             if (value := getattr(self, key)) is not None and not value > 0:
                 raise InputError(f"trainer.{key} is {value}; it is positive.")
         limit = self.limit_train_batches

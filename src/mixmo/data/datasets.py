@@ -60,8 +60,8 @@ def open_source(
         source = open_local(kind, path, split, Reading(on_error, download, option))
     elif name == GIVEN:
         raise MissingError(
-            "the images were given by a program, as a Dataset or arrays; give them again: mixmo.fit(…, resume=True), or "
-            "mixmo.Run(…).test(…)."
+            "the images were given by a program, as a Dataset or arrays; give them again: mixmo.fit(…, resume=True), "
+            "or mixmo.Run(…).test(…)."
         )
     elif name.partition("/")[0] in ("torch", "hfds"):
         source = _open_timm(name, split, root, download, option, on_error)

@@ -62,13 +62,18 @@ class DatasetImages:
         found = self.sample(index).image
         return found if isinstance(found, bytes | Image.Image) else Image.fromarray(as_pixels(found, self.name(index)))
 
-    def sample(self, index: int) -> Sample:
+    def sample(self, index: int, seed: int = 0) -> Sample:
         """Return what the Dataset gives for an index.
+
+        Args:
+            index: The index.
+            seed: Of what its transforms draw from the global generators.
 
         Raises:
             InputError: if it is no pair of an image and a label.
         """
-        found = self.dataset[index]
+        with seeded(seed):
+            found = self.dataset[index]
         if isinstance(found, Mapping):
             keys = [[key for key in known if key in found] for known in (IMAGE_KEYS, LABEL_KEYS)]
             if all(keys):
@@ -98,9 +103,9 @@ def open_given(given: Any, split: str) -> Source:
     """Return images that a program gives, as a source; labels are read, images are not, but for a few.
 
     Args:
-        given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, uint8
-            images (N, H, W), (N, H, W, C) or (N, C, H, W) and N labels; a dataset of the Hugging Face library with an
-            image and a label; or a DataLoader, whose dataset is taken.
+        given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
+            uint8 images (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with an image
+            and a label; or a DataLoader, whose dataset is taken.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
@@ -116,7 +121,7 @@ def open_given(given: Any, split: str) -> Source:
         notice(f"a DataLoader was given for {split}; its dataset is taken, and batches are drawn from it anew.")
         given = given.dataset
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
-        return _open_arrays(*given, where)
+        return _open_arrays(given[0], given[1], where)
     if isinstance(given, IterableDataset) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         raise InputError(
             f"{split} is a {type(given).__name__}; give a map-style Dataset, with __getitem__ and __len__, a pair of "
@@ -129,6 +134,12 @@ def open_given(given: Any, split: str) -> Source:
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
     images.prepared = _is_float(samples[0].image) or _is_random(images, samples)
+    for index, sample in samples.items() if images.prepared else ():
+        if np.shape(sample.image) != np.shape(samples[0].image):
+            raise InputError(
+                f"{images.name(index)} has shape {np.shape(sample.image)}, but the first one "
+                f"{np.shape(samples[0].image)}; have the Dataset's transforms bring all to one size."
+            )
     labels, names = _numbered(_labels(images, samples), _class_names(given), split)
     return Source(labels, names, images)
 
@@ -136,9 +147,9 @@ def open_given(given: Any, split: str) -> Source:
 def _open_arrays(images: Any, labels: Any, where: str) -> Source:
     if _is_float(images) and len(images.shape) == 4:
         return open_given(TensorDataset(torch.as_tensor(images), torch.as_tensor(labels)), where.split()[0])
-    pixels = np.stack([as_pixels(each, f"{where} {number}") for number, each in enumerate(images)]) if len(images) else ()
-    if len(pixels) != len(labels) or not len(pixels):
-        raise InputError(f"there are {len(pixels)} {where}s and {len(labels)} labels; give as many, one or more.")
+    if len(images) != len(labels) or not len(images):
+        raise InputError(f"there are {len(images)} {where}s and {len(labels)} labels; give as many, one or more.")
+    pixels = np.stack([as_pixels(each, f"{where} {number}") for number, each in enumerate(images)])
     values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
     numbers, names = _numbered(values, None, where.split()[0])
     return Source(numbers, names, ArrayImages(pixels, where))
@@ -212,13 +223,13 @@ def _is_content(image: Any) -> bool:
 
 
 def _undecoded(dataset: Any) -> Any:
-    """Return a dataset of the Hugging Face library with images as files, which are decoded by our rules; others as is."""
+    """Return a dataset of the Hugging Face library with its images as files, which our rules decode; others as is."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
         return dataset
     for key in IMAGE_KEYS:
-        if type(feature := features.get(key)).__name__ == "Image":
-            return dataset.cast_column(key, type(feature)(decode=False))
+        if (kind := type(features.get(key))).__name__ == "Image":
+            return dataset.cast_column(key, kind(decode=False))  # type: ignore[misc]
     return dataset
 
 
@@ -233,8 +244,7 @@ def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
 
 
 def _content(images: DatasetImages, index: int, seed: int) -> bytes:
-    with seeded(seed):
-        image = images.sample(index).image
+    image = images.sample(index, seed).image
     return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source, splits_of
@@ -85,7 +87,7 @@ class DataModule:
         if side is not None:
             return side, side
         source = self._train_source if self._has_train else self._test_source
-        if isinstance(source.images, DatasetImages) and source.images.prepared:
+        if self._prepared:
             return PreparedImages(source, self.settings).size
         return first_size(source, self.settings)
 
@@ -127,8 +129,28 @@ class DataModule:
         del self._others[name]  # compressed tar files stay in memory with it once they are read
         return image_set(source, self.settings, self.size, scaled=True), source.classes
 
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return test images as :meth:`mixmo.data.batches.Augmentation.center` takes them."""
+        if self._prepared:
+            return self.test.__getitems__(list(indices)).images
+        return torch.from_numpy(np.stack([self.image(index) for index in indices]))
+
+    @property
+    def _prepared(self) -> bool:
+        """Whether a Dataset prepares the images by transforms of its own."""
+        source = self._train_source if self._has_train else self._test_source
+        return isinstance(source.images, DatasetImages) and source.images.prepared
+
     def image(self, index: int) -> np.ndarray:
-        """Return a test image (H, W, C) as it is decoded for the network, uint8."""
+        """Return a test image (H, W, C) as it is decoded for the network, uint8.
+
+        One that a Dataset has prepared is shown from its least to its largest value.
+        """
+        if self._prepared:
+            (pixels,) = self.batch([index]).permute(0, 2, 3, 1)
+            least, most = pixels.min(), pixels.max()
+            shown: np.ndarray = ((pixels - least) / (most - least).clamp(min=1e-6) * 255).round().byte().numpy()
+            return shown
         own, size = self.settings, None if self.settings.image_size is None else self.size
         return decode(self._readable_test_source, index, size, own.channels, own.interpolation, own.window)
 

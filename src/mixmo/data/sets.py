@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import image_pixels
-from mixmo.data.given import DatasetImages, as_pixels, seeded
+from mixmo.data.given import DatasetImages, as_pixels
 from mixmo.data.orders import Batches, CopyBatches, EpochOrder
 from mixmo.data.reading import decode_all, readable
 from mixmo.data.sources import Source, decode
@@ -133,8 +133,7 @@ class PreparedImages(Dataset[DistinctBatch]):
     def _copy(self, index: int, seed: int) -> Tensor:
         """Return an image (C, h, w) as the network takes it, its transforms' draws from a seed."""
         number = self.source.number(index)
-        with seeded(seed):
-            image = self.images.sample(number).image
+        image = self.images.sample(number, seed).image
         if isinstance(image, np.ndarray | Tensor) and torch.as_tensor(image).is_floating_point():
             found = torch.as_tensor(image).float()
         else:
@@ -227,7 +226,9 @@ def evaluation_loader(
     return _loader(images, batches, settings, device, seed=0)
 
 
-def check_shared_memory(images: ImageSet, settings: DataSettings, batch: int, processes: int = 1) -> None:
+def check_shared_memory(
+    images: ImageSet, settings: DataSettings, batch: int, processes: int = 1, copies: int = 1
+) -> None:
     """Refuse batches that workers cannot hand over, before any of them starts.
 
     Args:
@@ -235,6 +236,7 @@ def check_shared_memory(images: ImageSet, settings: DataSettings, batch: int, pr
         settings: The recipe's ``data`` section.
         batch: Images in a batch.
         processes: Processes on this machine that read such batches.
+        copies: How many copies of each image a Dataset that prepares them is asked for.
 
     Raises:
         InputError: if the shared memory is too small.
@@ -242,8 +244,9 @@ def check_shared_memory(images: ImageSet, settings: DataSettings, batch: int, pr
     Example:
         >>> check_shared_memory(InMemoryImages(torch.zeros(8, 2, 2, 1), torch.zeros(8)), DataSettings(name="x"), 4)
     """
-    if isinstance(images, StreamedImages) and settings.workers:
-        size = min(batch, len(images)) * math.prod(images.size) * settings.channels
+    if not isinstance(images, InMemoryImages) and settings.workers:
+        values = min(batch, len(images)) * math.prod(images.size) * settings.channels
+        size = 4 * copies * values if isinstance(images, PreparedImages) else values
         check_room(size, math.ceil(len(images) / batch), settings.workers, processes)
 
 

@@ -76,8 +76,8 @@ class Predictor:
         Args:
             images: One or several: paths, the contents of image files, Pillow images, arrays (H, W) or (H, W, C),
                 tensors (H, W) or (C, H, W); arrays and tensors are uint8, or floats from 0 to 1. A batch is an array
-                (N, H, W, C) or a tensor (N, C, H, W). Of a network that was trained on what a Dataset prepared, floating
-                point (C, H, W) as that gives them.
+                (N, H, W, C) or a tensor (N, C, H, W). Of a network that was trained on what a Dataset prepared,
+                floating point (C, H, W) as that gives them.
             batch_size: Images in a batch.
             workers: Processes that decode; 0 decodes in this one.
 
@@ -111,7 +111,7 @@ class Predictor:
             for start in range(0, len(images), batch_size):
                 numbers = list(range(start, min(start + batch_size, len(images))))
                 prepared = torch.stack([_prepared(images[number], number) for number in numbers])
-                yield numbers, self.ensemble.logits(prepared), {}
+                yield numbers, self.ensemble.logits(dict.fromkeys(self.ensemble.forms, prepared)), {}
             return
         for batch in decoded(images, self.ensemble.forms, batch_size, workers):
             logits = self.ensemble.logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
@@ -141,8 +141,8 @@ def _prepared(image: AnyImage, number: int) -> Tensor:
     if isinstance(image, np.ndarray | Tensor) and (found := torch.as_tensor(image)).is_floating_point():
         return found.float()
     raise InputError(
-        f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on what a Dataset's own "
-        "transforms gave: floating-point tensors (C, H, W); give such."
+        f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on what a Dataset's "
+        "own transforms gave: floating-point tensors (C, H, W); give such."
     )
 
 

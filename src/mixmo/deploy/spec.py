@@ -103,7 +103,9 @@ class Spec:
             if not classes:
                 raise InputError("it names no classes")
             hints = get_type_hints(DataSettings)
-            known = {"window": None, "own_transforms": False} | content["data"]  # descriptions of earlier versions have none
+            known = {"window": None, "own_transforms": False} | content[
+                "data"
+            ]  # descriptions of earlier versions have none
             if wrong := known.keys() ^ set(KEPT):
                 raise InputError(f"its data has or lacks a key {min(wrong)!r}")
             data = DataSettings(**{key: checked(value, hints[key], f"data.{key}") for key, value in known.items()})

@@ -78,7 +78,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
     if known is None or known["about"] != about:
         count = len(run.images("test")[0])
         chosen = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
-        images = torch.from_numpy(np.stack([run.data.image(index) for index in chosen.tolist()]))
+        images = run.data.batch(chosen.tolist())
         known = {"about": about, "separation": asdict(separation(run.network, images))}
         keep_json(file, known)
     return Diagnosis(_train_accuracy(run, epoch), _is_harder(run), Separation(**known["separation"]))

@@ -129,6 +129,11 @@ class TrainedRun:
                 network was trained on.
         """
         if dataset not in ("test", "validation"):
+            if self.settings.data.own_transforms:
+                raise InputError(
+                    f"{dataset!r} would not be prepared as the images of {self.run.path} are, by a Dataset's own "
+                    "transforms."
+                )
             return self.data.other(dataset)
         self._check_drawn(dataset)
         images = self.data.test if dataset == "test" else self.data.validation

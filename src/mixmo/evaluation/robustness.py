@@ -240,6 +240,11 @@ def _kept(file: Path, about: dict[str, object]) -> tuple[CorruptionResult, bool]
 def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path | None) -> Corruptions:
     first = runs[0].settings.data
     for run in runs:
+        if run.settings.data.own_transforms:
+            raise InputError(
+                f"the images of {run.run.path} are prepared by a Dataset's own transforms; corrupt them there, "
+                "and test it."
+            )
         for key in ("image_size", "channels"):
             if (own := getattr(run.settings.data, key)) != (wanted := getattr(first, key)):
                 raise InputError(

@@ -70,7 +70,9 @@ class MixMoModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the mixtures of a batch of images (U, C, H, W) and labels (U,)."""
         images, labels = batch
-        number = self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
+        number = (
+            self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
+        )
         generator = torch.Generator(images.device).manual_seed(seed_for(self.seed, number) + self.global_rank)
         mixed = self.mixer(images, labels, self.progress(), generator)
         loss = mixed.loss(self.net(mixed.inputs, mixed.masks))

@@ -24,9 +24,7 @@ from mixmo.training.objectives import find_objective
 from mixmo.training.starting import started
 
 
-def build_network(
-    settings: Settings, data: DataModule, drawn: bool = False, module: nn.Module | None = None
-) -> MixMo:
+def build_network(settings: Settings, data: DataModule, drawn: bool = False, module: nn.Module | None = None) -> MixMo:
     """Return the network of the settings, its weights drawn from the seed, tried on a mixture of that size.
 
     Args:

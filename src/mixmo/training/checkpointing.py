@@ -122,7 +122,7 @@ class Checkpoints(Checkpoint):
             return
         trainer.should_stop = True
         log.info(
-            "ended after epoch %d of %s: none since epoch %d had a better accuracy on validation images than its %.1f %%",
+            "ended after epoch %d of %s: none since epoch %d had a better accuracy on validation images than %.1f %%",
             epoch + 1, trainer.max_epochs, self.best_epoch + 1, 100 * self.best_score,
         )  # fmt: skip
 

@@ -46,7 +46,7 @@ class Loaders(L.LightningDataModule):
         """
         own = self.settings
         distinct = own.batch_size // own.batch_repetition // (devices * nodes)
-        check_shared_memory(self.data.train, own, distinct, devices)
+        check_shared_memory(self.data.train, own, distinct, devices, self.copies)
         if self.data.validation is not None:
             check_shared_memory(self.data.validation, own, own.evaluation_size, devices)
 
