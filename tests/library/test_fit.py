@@ -101,7 +101,7 @@ def test_a_dataset_of_ones_own_is_the_same_run_with_workers_and_when_resumed(dig
     assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
     assert (np.random.get_state()[1] == state[2]).all()  # noqa: NPY002
     assert equal(weights(whole), weights(resumed))
-    assert whole.network.num_classes == 10 and whole.predict(test[0][0][None]).classes == Own.classes
+    assert whole.network.num_classes == 10 and whole.predict(test[0][0][None]).classes == list(Own.classes)
     assert whole.test()["accuracy"] == pytest.approx(
         (whole.network(torch.stack([image for image, _ in test])).argmax(1).numpy() == test.labels).mean()
     )

@@ -104,8 +104,8 @@ def open_given(given: Any, split: str) -> Source:
 
     Args:
         given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
-            uint8 images (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with an image
-            and a label; or a DataLoader, whose dataset is taken.
+            uint8 images (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with images
+            and labels; or a DataLoader, whose dataset is taken.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
