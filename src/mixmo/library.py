@@ -28,7 +28,8 @@ from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
-from mixmo.evaluation.results import EvaluationOptions, evaluate_trained, write_results
+from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
+from mixmo.evaluation.results_file import with_earlier, write_results
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_report import write_report
@@ -178,9 +179,10 @@ class Run:
             self._give("test", open_given(images, "test"))
         known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**known | options)
-        result = evaluate_trained([self._trained()], chosen)
+        trained = TrainedRun(self.folder, chosen.checkpoint, chosen.download, "download=True", self._data, self.model)
+        result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
-        write_report(self.folder, result, self.download)
+        write_report(trained, result)
         return result.flat()
 
     def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> Answers:

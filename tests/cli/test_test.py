@@ -41,7 +41,7 @@ def test_downloads_have_to_be_asked_for(trained, tmp_path, command, monkeypatch)
     monkeypatch.chdir(tmp_path)
     honest, allowed = inference.load_checkpoint, []
 
-    def counted(run, which="last", download=False):
+    def counted(run, which="last", download=False, module=None):
         allowed.append(download)
         return honest(run, which)
 

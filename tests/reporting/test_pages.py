@@ -10,6 +10,7 @@ from conftest import write_images
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.run_report import write_report
@@ -37,7 +38,10 @@ def pages(trained, tmp_path_factory):
     folder, two, one = trained
     out = tmp_path_factory.mktemp("pages")
     options = EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions="generated")
-    made = {"two": write_report(two, evaluate_runs([two], options)), "one": write_report(one, evaluate_runs([one]))}
+    made = {
+        "two": write_report(TrainedRun(two), evaluate_runs([two], options)),
+        "one": write_report(TrainedRun(one), evaluate_runs([one])),
+    }
     generator = torch.Generator().manual_seed(0)
     targets = evaluate_runs([one]).predictions.targets
     logits = torch.randn(len(targets), 3, generator=generator)
@@ -82,7 +86,7 @@ def test_many_classes_with_long_names(tmp_path, chromium):
     words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
     run = Run(tmp_path / "many")
     fit(make_plan(load_recipe("digits-cut"), words), run)
-    page = write_report(run, evaluate_runs([run]))
+    page = write_report(TrainedRun(run), evaluate_runs([run]))
     for width in (1280, 400):
         assert "Most confused pairs" in check(chromium, page, width)
     text = page.read_text()

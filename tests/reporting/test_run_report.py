@@ -65,7 +65,7 @@ def test_the_first_sentence_says_what_how_good_how_sure_at_what_cost_and_against
         (one, rf"A single network {on} an image\. The most frequent class alone would reach 33\.3 %\."),
     ):
         result = evaluate_runs([run])
-        (lead,) = re.findall('<p class="lead">(.*?)</p>', run_page(run, result))
+        (lead,) = re.findall('<p class="lead">(.*?)</p>', run_page(TrainedRun(run), result))
         assert re.fullmatch(wanted, lead)
         found = re.search(r"classifies ([\d.]+) % \[([\d.]+), ([\d.]+)\] of 12 test images correctly", lead)
         value, low, high = map(float, found.groups())
@@ -87,14 +87,14 @@ def test_costs_that_cannot_be_counted_cost_half_a_sentence(trained, monkeypatch,
         raise RuntimeError("no network")
 
     monkeypatch.setattr(headline, "network_size", fail)
-    page = run_page(two, evaluate_runs([two]))
+    page = run_page(TrainedRun(two), evaluate_runs([two]))
     assert "MACs" not in re.findall('<p class="lead">(.*?)</p>', page)[0] and "costs of" in caplog.text
 
 
 def test_nothing_stands_twice(trained):
     """Every metric of the average has one row under all metrics, with its meaning."""
     _, two, _ = trained
-    page = run_page(two, evaluate_runs([two]))
+    page = run_page(TrainedRun(two), evaluate_runs([two]))
     below = page.split("All metrics")[1]
     for key in (*PER_NETWORK, *DIVERSITY):
         row = re.escape(str(escape(METRICS[key].heading)))
@@ -116,8 +116,8 @@ def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, capsys):
     assert json.loads((two.path / "test.json").read_text())["about"]["images"] == 12
 
 
-def test_a_page_opens_the_test_set_once(trained, monkeypatch):
-    """Beside evaluation; both rows of images, mistakes and disagreements, are of one DataModule."""
+def test_the_test_set_is_opened_once(trained, monkeypatch):
+    """Metrics, costs and both rows of images, mistakes and disagreements, are of one DataModule."""
     _, two, _ = trained
     honest, opened = module.open_source, []
 
@@ -127,7 +127,7 @@ def test_a_page_opens_the_test_set_once(trained, monkeypatch):
 
     monkeypatch.setattr(module, "open_source", counted)
     assert main(["test", str(two.path)]) == 0
-    assert opened.count("test") == 2
+    assert opened.count("test") == 1
 
 
 def test_metrics_are_written_before_the_page(trained, monkeypatch):

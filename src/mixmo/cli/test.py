@@ -13,12 +13,13 @@ from rich.console import Console
 from mixmo.cli.options import EVALUATION, add_evaluation, add_flag, evaluation_options
 from mixmo.config.plan import parse
 from mixmo.errors import InputError
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import (
     EvaluationOptions,
     EvaluationResult,
     class_metrics,
     evaluate_predictions,
-    evaluate_runs,
+    evaluate_trained,
 )
 from mixmo.evaluation.results_file import with_earlier, write_results
 from mixmo.names import printable
@@ -50,7 +51,8 @@ def run(words: list[str]) -> None:
 
 def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool) -> None:
     """Print tables and, for one run, write ``test.json`` and ``report.html`` into its folder."""
-    result = evaluate_runs(runs, options)
+    trained = [TrainedRun(run, options.checkpoint, options.download) for run in runs]
+    result = evaluate_trained(trained, options)
     result = replace(result, per_class=class_metrics(result.predictions) if per_class else {})
     shown, predictions = " + ".join(run.path.name for run in runs), result.predictions
     epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"
@@ -62,9 +64,9 @@ def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool)
             print(printable(text))
     if len(runs) == 1:
         (run,) = runs
-        result = with_earlier(run, result, options)
+        result = with_earlier(trained[0], result, options)
         print(f"metrics: {printable(str(write_results(run, result, options)))}")
-        print(f"report: {printable(str(write_report(run, result, options.download)))}")
+        print(f"report: {printable(str(write_report(trained[0], result)))}")
 
 
 def _test_file(file: Path, per_class: bool) -> None:

@@ -58,7 +58,8 @@ class Predictor:
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
         if isinstance(models, TrainedRun):
-            names, opened = [str(models.run.path)], [RunModel(models, precision)]
+            names: list[str | Path] = [models.run.path]
+            opened: list[Model] = [RunModel(models, precision)]
         else:
             names = _paths(models)
             if not names or len({Path(path).resolve() for path in names}) < len(names):

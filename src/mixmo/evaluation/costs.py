@@ -79,7 +79,7 @@ def network_size(run: TrainedRun) -> dict[str, float]:
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
     """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
-    net = load_checkpoint(run.run, run.checkpoint, run.download).net
+    net = load_checkpoint(run.run, run.checkpoint, run.download, run.module).net
     return net, torch.randn(BATCH, net.in_chans, *_input_size(run))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import kept_predictions
-from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_runs
+from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_trained
 from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.ood import DETECTION, SCORES
 from mixmo.runs import Run
@@ -45,7 +45,8 @@ def evaluate_run(run: Run, options: EvaluationOptions | None = None) -> dict[str
         InputError: as :func:`mixmo.evaluation.results.evaluate_runs`, or if ``test.json`` cannot be written.
     """
     options = options or EvaluationOptions()
-    result = with_earlier(run, evaluate_runs([run], options), options)
+    trained = TrainedRun(run, options.checkpoint, options.download)
+    result = with_earlier(trained, evaluate_trained([trained], options), options)
     write_results(run, result, options)
     return result.flat()
 
@@ -84,17 +85,18 @@ def write_results(run: Run, result: EvaluationResult, options: EvaluationOptions
     return run.write_json("test.json", content)
 
 
-def with_earlier(run: Run, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
+def with_earlier(trained: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
     """Return a run's evaluation with what ``test.json`` knows besides: corruptions, OOD datasets, metrics of classes.
 
     Only what an earlier call found of the same checkpoint in the same precision on the same test images is taken; what
     is evaluated now replaces it. A file that is missing or damaged adds nothing.
 
     Args:
-        run: The run.
+        trained: The run.
         result: Its evaluation.
         options: How it was evaluated.
     """
+    run = trained.run
     try:
         known: Mapping[str, Any] = run.read_json("test.json")
         about = known["about"]
@@ -103,7 +105,7 @@ def with_earlier(run: Run, result: EvaluationResult, options: EvaluationOptions)
         if any(about[key] != value for key, value in own.items()):
             return result
         corruptions = result.corruptions or _corruptions(known.get("corruptions"))
-        ood = _ood(known, run, options) | result.ood
+        ood = _ood(known, trained, options) | result.ood
         per_class = result.per_class or _per_class(known.get("per_class", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return result
@@ -120,14 +122,14 @@ def _corruptions(known: Mapping[str, Any] | None) -> CorruptionResult | None:
     return CorruptionResult(kinds, str(known["source"]))
 
 
-def _ood(known: Mapping[str, Any], run: Run, options: EvaluationOptions) -> dict[str, OODResult]:
+def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptions) -> dict[str, OODResult]:
     """Return what is known of other datasets whose predictions are kept."""
     ends = [f"/{score}/{key}" for score in SCORES for key in DETECTION]
     names = dict.fromkeys(key.removeprefix("ood/").removesuffix(ends[0]) for key in known if key.endswith(ends[0]))
     found = {}
     for name in names:
         metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in DETECTION} for score in SCORES}
-        kept = kept_predictions(TrainedRun(run, options.checkpoint), name, options.precision)
+        kept = kept_predictions(trained, name, options.precision)
         if kept is not None:
             found[name] = OODResult(kept, metrics)
     return found

@@ -16,7 +16,6 @@ from mixmo.evaluation.intervals import UNKNOWN, Interval
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import printable
 from mixmo.reporting.glossary import MAIN, MAIN_DIVERSITY, METRICS
-from mixmo.runs import Run
 
 logger = logging.getLogger("mixmo")
 
@@ -37,27 +36,27 @@ def backbone_name(name: str) -> str:
     return f"{FAMILIES[family]}{depth}{f'-{width}' if width else ''}"
 
 
-def lead_sentence(run: Run, found: EvaluationResult, ranges: Mapping[str, Interval], download: bool = False) -> str:
+def lead_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:
     """Return what was trained, how good it is, how sure that is, at what cost and against what.
 
     Args:
-        run: The run.
+        trained: The run.
         found: Its evaluation.
         ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
-        download: Whether the network may be asked for what the run is built from.
     """
+    run = trained.run
     config, metrics = run.trained_config(), found.metrics.average
     accuracy = METRICS["accuracy"].brief
     interval_text = accuracy.interval(*ranges["accuracy"])
     backbone = backbone_name(str(config["model"]["backbone"]))
     count = run.training_images()
-    trained = "" if count is None else f", trained on {count} images,"
+    learnt = "" if count is None else f", trained on {count} images,"
     members, method = config["model"]["num_members"], method_name(config)
     what = f"A {method}" if members == 1 else f"{method} with {members} members"
     sentences = [
-        f"{what} on {backbone}{trained} classifies {accuracy.number(metrics['accuracy'])} % "
+        f"{what} on {backbone}{learnt} classifies {accuracy.number(metrics['accuracy'])} % "
         f"{interval_text} of {len(found.predictions.targets)} test images correctly; "
-        f"{_confidence(found)}{_costs(run, download)}.",
+        f"{_confidence(found)}{_costs(trained)}.",
         _reference(found),
     ]
     return " ".join(sentences)
@@ -74,15 +73,15 @@ def _confidence(found: EvaluationResult) -> str:
     return f"its mean confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy (ECE {ece})"
 
 
-def _costs(run: Run, download: bool) -> str:
+def _costs(trained: TrainedRun) -> str:
     """Return the costs as the end of a sentence; nothing, and a warning, if they cannot be counted."""
     try:
-        found = network_size(TrainedRun(run, download=download))
+        found = network_size(trained)
     except Exception as error:  # a page without its costs is better than none
-        logger.warning("%s", printable(f"The costs of {run.path} could not be counted: {reason(error)}."))
+        logger.warning("%s", printable(f"The costs of {trained.run.path} could not be counted: {reason(error)}."))
         return ""
     parameters, macs = (METRICS[key].text(found[key]) for key in ("parameters", "macs"))
-    one = ", as one network" if run.trained_config()["model"]["num_members"] > 1 else ""
+    one = ", as one network" if trained.settings.model.num_members > 1 else ""
     return f"; it costs {parameters} parameters and {macs} MACs an image{one}"
 
 

@@ -40,35 +40,33 @@ LINES = 6
 """Members up to which each has a line of its own in plots."""
 
 
-def write_report(run: Run, result: EvaluationResult, download: bool = False) -> Path:
+def write_report(trained: TrainedRun, result: EvaluationResult) -> Path:
     """Write ``report.html`` into a run's folder and return its path.
 
     Args:
-        run: The run.
+        trained: The run.
         result: Its evaluation.
-        download: Whether the network may be asked for images that it shows.
 
     Raises:
         InputError: if it cannot be written.
     """
-    return write_text(run.path / "report.html", run_page(run, result, download))
+    return write_text(trained.run.path / "report.html", run_page(trained, result))
 
 
-def run_page(run: Run, result: EvaluationResult, download: bool = False) -> str:
+def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
     """Return the page of a run.
 
     Args:
-        run: The run.
+        trained: The run.
         result: Its evaluation.
-        download: Whether the network may be asked for images that it shows.
     """
-    ranges = image_intervals(result.predictions)
+    run, ranges = trained.run, image_intervals(result.predictions)
     parts = networks(result.predictions)
     whole = next(iter(parts.items()))
     sections = [
         confidence_section(dict([whole]), parts),
         class_section(result.predictions, whole[1]),
-        _images(TrainedRun(run, download=download).data, result.predictions, parts),
+        _images(trained.data, result.predictions, parts),
         *_curves(run),
         *_corruptions(result, parts),
         *_ood(result),
@@ -77,7 +75,7 @@ def run_page(run: Run, result: EvaluationResult, download: bool = False) -> str:
     return pages.render(
         "answer.html",
         title=f"Run {run.path.name}",
-        lead=lead_sentence(run, result, ranges, download),
+        lead=lead_sentence(trained, result, ranges),
         answer=[
             pages.part("cards", cards({**result.metrics.average, **result.metrics.diversity}, ranges)),
             pages.part(
