@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import mixmo
+from mixmo.config.keywords import keywords
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own-loop.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -34,7 +35,20 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert with_timm["config"]["mean"] == (0.5, 0.5, 0.5) and len(with_timm["optimizer"].param_groups) > 20
     assert with_timm["top1"] <= with_timm["top5"]
     trainer = with_lightning["trainer"]
-    assert trainer.global_step == 10 and torch.isfinite(trainer.callback_metrics["val_loss"])
+    assert trainer.global_step == 10 and torch.isfinite(trainer.callback_metrics["val_nll"])
+
+
+def test_the_page_of_fit_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "fit.md").read_text(encoding="utf-8")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/fit.md", "exec"), names)
+    assert names["file"].is_file() and len(names["answers"]) == 3
+    torch.testing.assert_close(names["logits"].cpu(), names["net"](names["images"][:3].float() / 127.5 - 1))
+    assert {"accuracy", "nll_scaled"} <= names["figures"].keys() and (tmp_path / "runs/mine/report.html").is_file()
+    named = re.findall(r"`(\w+)(?:=[^`]*)?`", page[page.index("## Settings") : page.index("`out=None`")])
+    assert len(set(named) & set(keywords())) > 12
 
 
 def test_settings_of_the_table_are_arguments():
