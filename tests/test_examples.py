@@ -1,4 +1,4 @@
-"""Examples in trainers that people have: each is run, shorter than it stands there, to an accuracy that shows it learns."""
+"""Examples in trainers that people have: each is run, shorter than it stands, to an accuracy that shows it learns."""
 
 import re
 import subprocess

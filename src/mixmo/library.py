@@ -1,4 +1,4 @@
-"""Training in one call, and what is done with a trained run: the functions behind the command line."""
+"""Training in one call, and what can be done with a trained run."""
 
 from __future__ import annotations
 
