@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from filelock import FileLock
 
-from mixmo.files import EARLIER, LOCK, assembling
+from mixmo.assembling import EARLIER, LOCK, assembling
 
 
 def make(path):

@@ -19,6 +19,7 @@ from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.errors import InputError
 from mixmo.runs import Run
+from mixmo.training.changes import find_changes
 from mixmo.training.fit import fit
 
 
@@ -175,7 +176,7 @@ def test_settings_that_changed_are_all_shown_and_may_be_accepted(run, capsys):
     assert epoch_of(run.checkpoint_folder / "last.ckpt") == 3
     changes = {"data.flip": [False, True], "optimizer.base_lr": [0.1, 0.2], "trainer.max_epochs": [3, 4]}
     assert run.about()["changes"] == [{"after_epoch": 3, "after_step": 12, "settings": changes}]
-    assert run.changes(make_plan(run.resumed_config())) == {}
+    assert find_changes(run, make_plan(run.resumed_config())) == {}
 
 
 def test_only_the_best_checkpoint_is_left(run):

@@ -15,34 +15,27 @@ import json
 import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from filelock import FileLock, Timeout
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs
 from mixmo.checkpoints import load as read_sealed
-from mixmo.config.checking import flattened
 from mixmo.config.data_settings import PREPARATION
-from mixmo.config.imports import PERMISSIONS, without_permission
-from mixmo.config.plan import Plan, known_settings, make_plan
-from mixmo.config.settings import FREE, NETWORK, Settings
+from mixmo.config.imports import without_permission
+from mixmo.config.plan import make_plan
+from mixmo.config.settings import NETWORK, Settings
+from mixmo.environment import environment
 from mixmo.errors import InputError, MissingError, one_of
-from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing, yaml_text
-from mixmo.launching import command
+from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
 from mixmo.names import timm_scheme
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
-MAY_CHANGE = FREE | {"data.name", "trainer.max_epochs", "trainer.patience"}
-"""Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
 
 log = logging.getLogger("mixmo")
 
@@ -194,7 +187,7 @@ class Run:
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings, open ones as they followed from the machine where the run began: it resumes alike."""
-        return _filled(self.config(), self.resolved())
+        return filled(self.config(), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings that followed from the machine where the run began; nothing if that is not known."""
@@ -244,76 +237,7 @@ class Run:
 
     def conditions(self) -> dict[str, Any]:
         """Return what the run's results depend on beside its settings, as ``environment.json`` has it."""
-        return dict(_section(self.about(), "conditions"))
-
-    def changes(self, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
-        """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
-
-        Args:
-            plan: What the run is to be resumed with.
-            conditions: What results depend on beside; of these too.
-        """
-        known, about = known_settings(), self.about()
-        began, resolved = (dict(_section(about, key)) for key in ("settings", "resolved"))
-        try:
-            first = dict(flattened(_filled(began, resolved), known)) | self.conditions()
-        except InputError:  # of another version, or damaged
-            return {}
-        now = dict(flattened(_filled(yaml.safe_load(plan.yaml), plan.resolved), known)) | dict(conditions or {})
-        return {
-            name: (first[name], value) for name, value in now.items()
-            if name in first and name not in PERMISSIONS and first[name] != value
-        }  # fmt: skip
-
-    def check_unchanged(self, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
-        """Refuse to resume with other settings than the run began with; those that change no result may differ.
-
-        Args:
-            plan: What the run is to be resumed with.
-            conditions: What results depend on beside.
-
-        Raises:
-            InputError: naming every setting that differs.
-        """
-        changes = {name: both for name, both in self.changes(plan, conditions).items() if name not in MAY_CHANGE}
-        if not changes:
-            return
-        shown = "; ".join(f"{name} is {now!r}, and was {before!r}" for name, (before, now) in changes.items())
-        raise InputError(
-            f"settings of {self.path} have changed since it began: {shown}. Change them back, start a new run with "
-            f"`mixmo fit {self.config_file} --run FOLDER`, or resume it with them by --accept_changes."
-        )
-
-    def record_changes(self, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
-        """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here.
-
-        Args:
-            plan: What it is resumed with.
-            conditions: What results depend on beside.
-            epochs: Epochs finished so far.
-            step: Steps done so far.
-        """
-        if not (changes := self.changes(plan, conditions)):
-            return
-        shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
-        log.info("%s from step %d (epoch %d) on.", shown, step, epochs + 1)
-        about = self.about()
-        done = {"after_epoch": epochs, "after_step": step, "settings": changes}
-        settings = {"settings": yaml.safe_load(plan.yaml), "resolved": plan.resolved, "conditions": dict(conditions)}
-        self.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), done]})
-        self._set({name: now for name, (_, now) in changes.items()}, plan.resolved)
-
-    def _set(self, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-        """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
-        config, known = read_yaml(self.config_file, "configuration"), known_settings()
-        own, free = dict(flattened(config, known)), {name for name, _ in flattened(resolved, known)}
-        wrong = {name: now for name, now in values.items() if name in known and own.get(name) != now}
-        wrong = {name: now for name, now in wrong.items() if own.get(name) is not None or name not in free}
-        for name, now in wrong.items():
-            section, _, key = name.rpartition(".")
-            (config.setdefault(section, {}) if section else config)[key] = now
-        if wrong:
-            write_text(self.config_file, yaml_text(config))
+        return dict(section_of(self.about(), "conditions"))
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
@@ -434,13 +358,18 @@ def _of_network(file: Path, size: int, time: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sections of settings, those left open as they are resolved elsewhere."""
-    filled = dict(config)
+def filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections of settings, those left open as they are resolved elsewhere.
+
+    Example:
+        >>> filled({"trainer": {"precision": None}}, {"trainer": {"precision": "32-true"}})
+        {'trainer': {'precision': '32-true'}}
+    """
+    found = dict(config)
     for section, values in resolved.items():
-        own = filled.get(section) or {}
-        filled[section] = own | {key: value for key, value in values.items() if own.get(key) is None}
-    return filled
+        own = found.get(section) or {}
+        found[section] = own | {key: value for key, value in values.items() if own.get(key) is None}
+    return found
 
 
 def _left_by_a_start(path: Path) -> bool:
@@ -458,43 +387,11 @@ def _with_null(content: Any) -> Any:
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, hardware, the time and the command, for whoever wants to repeat the run."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": command(),
-        "python": platform.python_version(),
-        "packages": versions(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+def section_of(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a section of a file, empty where it is missing or of another kind.
 
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on; ``None`` for one that is not installed."""
-    found: dict[str, str | None] = {}
-    for name in ("mixmo", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-
-
-def _section(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a section of a file, empty where it is missing or of another kind."""
+    Example:
+        >>> section_of({"data": [1]}, "data")
+        {}
+    """
     return found if isinstance(found := about.get(key), Mapping) else {}

@@ -15,6 +15,7 @@ from mixmo.config.plan import make_plan
 from mixmo.errors import InputError, StoppedError
 from mixmo.runs import Run
 from mixmo.training import step
+from mixmo.training.changes import find_changes
 from mixmo.training.fit import fit
 
 COSINE = ("--schedule.kind=cosine", "--schedule.warmup_steps=0", "--optimizer.lr=0.1")
@@ -56,20 +57,20 @@ def cosine(steps, total):
 
 
 def test_a_run_made_longer_follows_the_schedule_of_its_new_length(images, tmp_path, monkeypatch, caplog):
-    told, sample, repeated, pair = [], mixmo.Mixer.sample, [], mixmo.data.batches.pair
+    told, sample, repeated, pair = [], mixmo.Mixer.sample, [], mixmo.batch_mixing.pair
 
     def noted(self, size, shape, generator=None, progress=0.0, device=None):
         told.append(progress)
         return sample(self, size, shape, generator, progress, device)
 
-    def paired(count, members, repetition, rho, generator):
+    def paired(count, members, repetition, rho, *rest):
         repeated.append(rho)
-        return pair(count, members, repetition, rho, generator)
+        return pair(count, members, repetition, rho, *rest)
 
     caplog.set_level("INFO", "mixmo")
     run = begun(images, tmp_path, "--data.input_repetition=0.8", "--data.input_repetition_end=0.0")
     monkeypatch.setattr(mixmo.Mixer, "sample", noted)
-    monkeypatch.setattr(mixmo.data.batches, "pair", paired)
+    monkeypatch.setattr(mixmo.batch_mixing, "pair", paired)
     assert resume(run, "--trainer.max_epochs=4").rates() == pytest.approx(cosine(range(8, 16), 16))
     assert told[-8:] == pytest.approx([step / 16 for step in range(8, 16)])
     assert repeated[-8:] == pytest.approx([0.8 * (1 - step / 16) for step in range(8, 16)])
@@ -182,7 +183,7 @@ def test_another_precision_is_the_one_that_is_trained(images, tmp_path):
     other = "bf16-mixed" if run.about()["resolved"]["trainer"]["precision"] == "32-true" else "32-true"
     run.config_file.write_text(text.replace("precision: null", f"precision: {other}"))
     plan = make_plan(run.resumed_config())
-    assert plan.trainer["precision"] == other and run.changes(plan).keys() == {"trainer.precision"}
+    assert plan.trainer["precision"] == other and find_changes(run, plan).keys() == {"trainer.precision"}
 
 
 def test_a_setting_that_is_deleted_has_changed(images, tmp_path):
@@ -196,9 +197,9 @@ STREAMED = ("--data.in_memory=false", "--data.image_size=8", "--data.workers=0")
 
 
 def test_partners_come_from_the_whole_set_in_memory_and_from_the_batch_where_streamed(images, tmp_path, monkeypatch):
-    seen, mix = [], mixmo.data.batches.shared_targets
+    seen, mix = [], mixmo.batch_mixing.shared_targets
     monkeypatch.setattr(
-        mixmo.data.batches,
+        mixmo.batch_mixing,
         "shared_targets",
         lambda own, theirs, *rest: seen.append((own, theirs)) or mix(own, theirs, *rest),
     )

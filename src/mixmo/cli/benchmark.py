@@ -17,10 +17,10 @@ from rich.table import Table
 from mixmo.cli.options import add_overwrite
 from mixmo.config.hardware import default_precision
 from mixmo.config.plan import parse
+from mixmo.environment import environment
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
 from mixmo.files import check_place, is_marked, make_folder, write_text
 from mixmo.names import printable
-from mixmo.runs import environment
 
 ABOUT = "Measure what MixMo costs on this machine, and what the fast settings buy."
 

@@ -12,6 +12,7 @@ from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
 from mixmo.names import printable
 from mixmo.runs import Run
+from mixmo.training.changes import check_unchanged
 from mixmo.training.fit import fit
 
 ACCEPT = "accept_changes"
@@ -43,7 +44,7 @@ def run(words: list[str]) -> None:
     first = is_first()
     finished = resume and run.finished_epochs() == plan.trainer["max_epochs"]
     if finished and overrides and not accept:
-        run.check_unchanged(plan)
+        check_unchanged(run, plan)
     try:
         if not finished:
             fit(plan, run, resume, accept_changes=accept)

@@ -19,10 +19,10 @@ import torch
 import mixmo
 from mixmo.data.decoding import quiet
 from mixmo.data.workers import lost_worker
+from mixmo.environment import environment
 from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
 from mixmo.launching import is_first
 from mixmo.names import message, printable
-from mixmo.runs import environment
 
 USAGE = """\
 usage: mixmo COMMAND …

@@ -14,13 +14,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mixmo.assembling import assembling, restore
 from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
 from mixmo.deploy.onnx_files import write_int8, write_onnx
 from mixmo.deploy.spec import Spec, spec_of, write_description
 from mixmo.digests import DIGEST, OUTSIDE, SPEC, append_digest, is_whole_export, placeholder, write_digest
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import assembling, check_place, make_folder, restore
+from mixmo.files import check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.models.copying import copied
 from mixmo.network import MixMo, create_backbone

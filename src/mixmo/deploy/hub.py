@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 
+from mixmo.assembling import assembling
 from mixmo.deploy.card import model_card
 from mixmo.deploy.export import export
 from mixmo.deploy.members import CONFIG, MEMBERS, load_members
@@ -16,7 +17,7 @@ from mixmo.deploy.spec import spec_of, write_description
 from mixmo.digests import SPEC
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import assembling, make_folder, write_bytes, write_text, yaml_text
+from mixmo.files import make_folder, write_bytes, write_text, yaml_text
 from mixmo.fusing import can_fuse
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo

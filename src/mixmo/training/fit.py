@@ -19,13 +19,15 @@ from mixmo.config.plan import Plan
 from mixmo.config.settings import NETWORK, Settings
 from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
+from mixmo.environment import versions
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.network import MixMo
-from mixmo.runs import Run, versions
+from mixmo.runs import Run
 from mixmo.training.build import build_maker, build_network, find_conditions
+from mixmo.training.changes import check_unchanged, record_changes
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_resumable, finished_batches
@@ -75,11 +77,11 @@ def fit(
         if first and not resume:
             run.check_free()
         if resume and not accept_changes:
-            run.check_unchanged(plan)
+            check_unchanged(run, plan)
         prepared = _prepare(plan, run, resume and run.has_checkpoint(), data, module)
         conditions = find_conditions(plan, prepared.training.net, prepared.loaders.data)
         if resume and not accept_changes:
-            run.check_unchanged(plan, conditions)
+            check_unchanged(run, plan, conditions)
         with run.locked() if first else nullcontext():
             if first:
                 run.remove_partial_files()
@@ -247,7 +249,7 @@ def _resumed_checkpoint(
         prepared.loaders.begun = epochs, (finished_batches(content) or 0) if "unfinished" in content else 0
     if first:
         run.cut_metrics(epochs)
-        run.record_changes(plan, conditions, epochs, step)
+        record_changes(run, plan, conditions, epochs, step)
     if found is None:
         return None
     if first and file.name != LAST:
