@@ -86,7 +86,7 @@ def test_flags_among_settings(pictures, capsys):
     assert (
         main(["fit", "digits-cut", f"--data.name=folder:{pictures}", *words, "--trainer.max_epochs=1", "--run=a"]) == 0
     )
-    assert Run("a").config()["data"]["download"] is True and Run("a").config()["model"]["compile"] is False
+    assert Run("a").config()["data"]["flip"] is True and Run("a").config()["model"]["compile"] is False
     config = Run("a").config_file
     config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2").replace("alpha: 2", "alpha: 1"))
     for refused in ([], ["--accept_changes=false"], ["--accept_changes", "No"], ["--accept_changes=ja"]):

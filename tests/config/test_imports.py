@@ -16,8 +16,8 @@ from mixmo.runs import Run
 CODE = """
 from pathlib import Path
 
+from mixmo import mixed_cross_entropy
 from mixmo.masks.splits import vertical
-from mixmo.training.objectives import mixed_cross_entropy
 
 Path("imported").touch()
 number = 5
@@ -32,7 +32,7 @@ def quarter(ratios, shape, generator=None, roles=None):
 
 
 def twice(logits, batch):
-    return 2 * mixed_cross_entropy(logits, batch)
+    return 2 * mixed_cross_entropy(logits, batch.targets, batch.weights)
 
 
 def pair(logits, batch):

@@ -24,21 +24,25 @@ class Spoilt(Callback):
     def on_train_batch_start(self, trainer, *_):
         self.now = trainer.global_step
 
+    def on_train_batch_end(self, *_):
+        self.now = -1
+
     def setup(self, trainer, training, stage):
-        make, objective = training.maker, training.objective
+        mixer = training.maker.mixer
+        mix = mixer.mix
 
         def made(*arguments, **options):
-            mixed = make(*arguments, **options)
+            mixed = mix(*arguments, **options)
             spoil = self.what == "images" and self.now in self.steps
             return mixed._replace(inputs=mixed.inputs * float("inf")) if spoil else mixed
 
         def noted(logits, mixed):
-            loss = objective(logits, mixed)
+            loss = mixmo.mixed_cross_entropy(logits, mixed.targets, mixed.weights)
             if self.now not in self.steps:
                 self.seen.append((loss.item(), (logits.argmax(2) == mixed.targets).float().mean(0).tolist()))
             return loss
 
-        training.maker, training.objective = made, noted
+        mixer.mix, mixer.objective = made, noted
 
     def on_before_zero_grad(self, trainer, training, optimizer):
         if self.what == "gradient" and trainer.global_step in self.steps:

@@ -12,11 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import mixmo
-from mixmo import checkpoints
+from mixmo import batch_mixing, checkpoints
 from mixmo.config.hardware import PRECISIONS, default_precision
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.data import batches
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.evaluation.benchmark import peak_memory
@@ -107,11 +106,11 @@ def test_input_repetition_follows_the_steps(pictures, tmp_path, monkeypatch, end
     """rho goes linearly from 0.5 to its end, whatever p follows."""
     drawn = []
 
-    def noted(count, members, repetition, rho, generator):
+    def noted(count, members, repetition, rho, *rest):
         drawn.append(rho)
-        return pair(count, members, repetition, rho, generator)
+        return pair(count, members, repetition, rho, *rest)
 
-    monkeypatch.setattr(batches, "pair", noted)
+    monkeypatch.setattr(batch_mixing, "pair", noted)
     words = ["--data.input_repetition=0.5", f"--mixer.progress={progress}", "--data.batch_repetition=2"]
     words += [f"--data.input_repetition_end={'null' if end is None else end}"]
     fit(short_plan(pictures, *words), Run(tmp_path / "run"))
@@ -273,7 +272,8 @@ def test_the_names_of_torch_that_are_not_public_are_there():
     for file in Path(mixmo.__file__).parent.rglob("*.py"):
         found |= set(re.findall(r"torch(?:\.\w+)*\._\w+|kineto_results", file.read_text()))
     errors = {"torch._inductor", "torch._dynamo"}  # the modules of errors of compiling, by name
-    assert found == errors | {"torch._sample_dirichlet", "torch.cpu._is_avx512_bf16_supported", "kineto_results"}
+    mode = "torch.utils._python_dispatch"  # how torch documents to intercept operations; tests/test_seeding.py
+    assert found == errors | {"torch._sample_dirichlet", "torch.cpu._is_avx512_bf16_supported", "kineto_results", mode}
 
 
 @pytest.mark.gpu

@@ -85,7 +85,7 @@ def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool) -
 
     Example:
         >>> [round(end, 1) for end in seeds_interval([3.0, 10.0, 16.0], [0.0, 1.0, 0.0], paired=True)]
-        [-7.2, 25.8]
+        [-6.8, 25.5]
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are alike
