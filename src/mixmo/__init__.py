@@ -1,17 +1,12 @@
 """mixmo: train an image classifier as an ensemble that costs one network.
 
-Importing the package loads the method, which needs torch and timm. The other public names, which need more, are
-imported when they are first used.
+Importing the package loads the network, and registers the paper's backbones with timm; the other public names are
+imported when they are first used. The command line, which often needs no network, imports nothing beforehand.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from mixmo import masks
-from mixmo.batch_mixing import BatchMixer, MixedBatch
-from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
-from mixmo.network import MixMo
-from mixmo.pairing import pair
 
 __all__ = [
     "BatchMixer",
@@ -36,6 +31,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mixmo import masks
+    from mixmo.batch_mixing import BatchMixer, MixedBatch
     from mixmo.deploy.hub import from_pretrained, push_to_hub
     from mixmo.deploy.predictor import Predictor
     from mixmo.deploy.reference import load_reference_checkpoint
@@ -43,8 +40,16 @@ if TYPE_CHECKING:
     from mixmo.fusing import fuse
     from mixmo.library import Run, fit
     from mixmo.loading import load
+    from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
+    from mixmo.network import MixMo
+    from mixmo.pairing import pair
 else:  # hidden from type checkers, for which every attribute would exist
     _HOMES = {
+        "BatchMixer": "mixmo.batch_mixing",
+        "Mix": "mixmo.mixing",
+        "MixMo": "mixmo.network",
+        "MixedBatch": "mixmo.batch_mixing",
+        "Mixer": "mixmo.mixing",
         "Predictor": "mixmo.deploy.predictor",
         "Run": "mixmo.library",
         "evaluate": "mixmo.evaluation.evaluate",
@@ -53,11 +58,16 @@ else:  # hidden from type checkers, for which every attribute would exist
         "fuse": "mixmo.fusing",
         "load": "mixmo.loading",
         "load_reference_checkpoint": "mixmo.deploy.reference",
+        "loss_weights": "mixmo.mixing",
+        "mixed_cross_entropy": "mixmo.mixing",
+        "pair": "mixmo.pairing",
         "push_to_hub": "mixmo.deploy.hub",
     }
 
     def __getattr__(name: str) -> Any:
         """Import a public name when it is first used (PEP 562)."""
+        if name == "masks":
+            return import_module("mixmo.masks")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(import_module(_HOMES[name]), name)
@@ -66,3 +76,7 @@ else:  # hidden from type checkers, for which every attribute would exist
     def __dir__() -> list[str]:
         """Return every name, imported or not."""
         return sorted({*globals(), *__all__})
+
+
+if "mixmo_command" not in sys.modules:
+    import_module("mixmo.batch_mixing")

@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 import yaml
 
 from mixmo.errors import InputError, MissingError, reason
@@ -48,6 +47,8 @@ def read_checkpoint(path: str | Path, kinds: Sequence[type] = ()) -> dict[str, A
         Traceback (most recent call last):
         mixmo.errors.MissingError: there is no checkpoint at nowhere.ckpt.
     """
+    import torch  # which commands that read settings only do without
+
     if not Path(path).is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     try:

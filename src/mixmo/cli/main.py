@@ -10,16 +10,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 
-import torch
-
 import mixmo
-from mixmo.data.decoding import quiet
-from mixmo.data.workers import lost_worker
-from mixmo.environment import environment
+from mixmo.data.quiet import quiet
 from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
 from mixmo.launching import is_first
 from mixmo.names import message, printable
@@ -52,15 +48,18 @@ SHOWN = "mixmo.cli"
 PATIENCE = 5
 """Seconds that ranks leave to the first, to say what is wrong with their common input."""
 
+FULL = "the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size."
+
 STOPPED = 130
 """The exit code of what was stopped, as shells report an interrupt."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, loaded: Callable[[], None] | None = None) -> int:
     """Run one command; say in one sentence on standard error what is wrong.
 
     Args:
         arguments: The command line without the program's name; ``None`` takes it from ``sys``.
+        loaded: Called once the modules of the command are imported.
 
     Returns:
         0; 1 where some images could not be read, or for a defect, whose traceback is kept in a file; 2 for bad input;
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(words)
+        code = _run(words, loaded)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed the pipe, as head does
         with suppress(OSError, ValueError):  # so that Python's last flush finds a file
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
     """Run one command, or print what is asked of the program itself; return the exit code."""
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
@@ -91,10 +90,13 @@ def _run(words: list[str]) -> int:
         print(f"mixmo {mixmo.__version__}")
         return 0
     first = is_first()
-    with notices(), quiet():
+    with notices():
         try:
             command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
-            return command.run(words[1:]) or 0
+            if loaded is not None:
+                loaded()
+            with quiet():
+                return command.run(words[1:]) or 0
         except InputError as error:
             if not first:  # mostly all ranks say the same: the launcher ends this one when the first has said it
                 time.sleep(PATIENCE)
@@ -103,8 +105,8 @@ def _run(words: list[str]) -> int:
             return _say(str(error), error.code) if first else error.code
         except KeyboardInterrupt:
             return _say("stopped.", STOPPED)
-        except (MemoryError, torch.OutOfMemoryError):
-            return _say("the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size.", 2)
+        except MemoryError:
+            return _say(FULL, 2)
         except BrokenPipeError:
             raise
         except SystemExit as end:  # argparse's own way to end after --help
@@ -112,11 +114,13 @@ def _run(words: list[str]) -> int:
                 raise
             return 0
         except OSError as error:
-            if lost := lost_worker(error):
+            if lost := _lost_worker(error):
                 return _say(lost, 2)
             return _say(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
         except Exception as error:
-            if lost := lost_worker(error):
+            if type(error).__name__ == "OutOfMemoryError":  # torch's
+                return _say(FULL, 2)
+            if lost := _lost_worker(error):
                 return _say(lost, 2)
             return _say(f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_kept()}.", 1)
 
@@ -126,8 +130,16 @@ def _say(text: str, code: int) -> int:
     return code
 
 
+def _lost_worker(error: Exception) -> str | None:
+    from mixmo.data.workers import lost_worker
+
+    return lost_worker(error)
+
+
 def _kept() -> str:
     """Return the name of a file that has the traceback of the exception at hand."""
+    from mixmo.environment import environment
+
     with tempfile.NamedTemporaryFile("w", prefix="mixmo-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(f"{json.dumps(environment(), indent=1)}\n{traceback.format_exc()}")
     return file.name

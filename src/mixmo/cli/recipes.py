@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from mixmo.config.plan import parse
 from mixmo.config.recipes import NOTES, catalogue, method_name
+from mixmo.errors import InputError
 
 ABOUT = "List the shipped recipes."
 
 
 def run(words: list[str]) -> None:
     """``mixmo recipes``."""
-    parser = ArgumentParser(prog="mixmo recipes", exit_on_error=False, description=ABOUT)
-    parse(parser, words)
+    if {"-h", "--help"} & set(words):
+        print(f"usage: mixmo recipes\n\n{ABOUT}")
+        return
+    if words:
+        raise InputError(f"unrecognized arguments: {' '.join(words)}; recipes takes none.")
     table = Table(
         title="Shipped recipes",
         caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch",

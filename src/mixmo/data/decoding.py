@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -250,26 +248,3 @@ def say_once(about: str, text: Callable[[], str]) -> None:
     if about not in _SAID:
         _SAID.add(about)
         logging.getLogger("mixmo").warning(printable(text()))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leave out what Pillow warns of and logs about single images.
-
-    Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
-    change them. In a user's process they are the user's.
-    """
-    pillow = logging.getLogger("PIL")
-    level = pillow.level
-    try:
-        with warnings.catch_warnings():
-            hush()
-            yield
-    finally:
-        pillow.setLevel(level)
-
-
-def hush(worker: int = 0) -> None:
-    """Have Pillow say nothing from now on, in a worker process."""
-    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"PIL\b")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch.multiprocessing import reductions
 
-from mixmo.data.decoding import hush
+from mixmo.data.quiet import hush
 from mixmo.errors import InputError, reason
 
 SHARED = Path("/dev/shm")

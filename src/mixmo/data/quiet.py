@@ -1,0 +1,31 @@
+"""What Pillow says of single images is left out where that is nobody else's to decide."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Pillow warns of and logs about single images.
+
+    Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
+    change them. In a user's process they are the user's.
+    """
+    pillow = logging.getLogger("PIL")
+    level = pillow.level
+    try:
+        with warnings.catch_warnings():
+            hush()
+            yield
+    finally:
+        pillow.setLevel(level)
+
+
+def hush(worker: int = 0) -> None:
+    """Have Pillow say nothing from now on, in a worker process."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"PIL\b")
