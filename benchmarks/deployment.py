@@ -33,7 +33,7 @@ BATCH = 64
 
 def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str, int]]:
     """Return the network in every form, and the bytes of those that are files."""
-    whole = RunModel(run.run.path)
+    whole = RunModel(run)
     forms: dict[str, Model] = {"members apart": whole, "fused": PlainModel(fuse(whole.network.net).eval(), whole.spec)}
     sizes: dict[str, int] = {}
     for name, format, options in (
@@ -102,7 +102,7 @@ def in_every_form(
 @torch.no_grad()
 def in_one_pass(run: TrainedRun, images: Tensor, labels: Tensor, rounds: int) -> Rows:
     """Return times, accuracy and NLL of one image in each pass, and of M."""
-    model = RunModel(run.run.path)
+    model = RunModel(run)
     net, prepared = model.network.net.eval(), torch.cat([model.spec.prepared(part) for part in images.split(BATCH)])
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "1": lambda part: net(part),

@@ -9,12 +9,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORTER = {
-    "with_lightning.py": ("EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 6, 2", r"'val_accuracy': ([\d.]+)", 0.85),
-    "with_timm.py": ("EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 6, 2", r"weights: ([\d.]+) %", 85),
+    "with_lightning.py": ("EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 3, 2", r"'val_accuracy': ([\d.]+)", 0.5),
+    "with_timm.py": ("EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 3, 2", r"weights: ([\d.]+) %", 50),
     "with_transformers.py": (
-        "EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 6, 2", r"'eval_accuracy': '?([\d.]+)", 0.85,
+        "EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 3, 2", r"'eval_accuracy': '?([\d.]+)", 0.5,
     ),
-    "own_dataset.py": ("epochs=40", "epochs=8", r"accuracy ([\d.]+)", 0.8),
+    "own_dataset.py": ("epochs=40", "epochs=4", r"accuracy ([\d.]+)", 0.4),
 }  # fmt: skip
 
 

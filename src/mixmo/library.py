@@ -81,6 +81,7 @@ def fit(
         TrainingError: if the loss is not finite.
 
     Example:
+        >>> import torch
         >>> images, labels = torch.randint(256, (40, 8, 8, 1), dtype=torch.uint8), torch.arange(40) % 2
         >>> run = fit("wide_resnet10_1", (images, labels), epochs=1, batch_size=8, lr=0.1, progress=False)
         >>> run.network(torch.zeros(1, 1, 8, 8)).shape

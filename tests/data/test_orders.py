@@ -126,6 +126,7 @@ def test_seeds_stay_what_they_are():
         "estimate": 249911909,
         "subset": 561736766,
         "test": 532052848,
+        "copy": 744562354,
     }
 
 

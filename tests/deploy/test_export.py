@@ -196,7 +196,7 @@ def test_an_export_whose_place_cannot_be_taken_leaves_the_earlier_one(gone, tmp_
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails_once_in_place)
-    monkeypatch.setattr("mixmo.files._exchange", lambda *places: False)  # as on systems that do it in two steps
+    monkeypatch.setattr("mixmo.assembling._exchange", lambda *places: False)  # as on systems that do it in two steps
     assert main(["export", str(gone), "--format=timm", "--out", str(out)]) == 2
     assert "No space left" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.iterdir()} == files
