@@ -108,44 +108,32 @@ class Batches(BatchSampler):
             yield batch[number * share : (number + 1) * share] if parts > 1 else batch
 
 
-class CopyBatches(Batches):
+class CopyBatches(BatchSampler):
     """Batches in which every index stands as often as copies of its image are wanted, each with a seed of its own.
 
     The seed is a function of (seed, stream, epoch, index, copy): a run that is resumed, or has other workers, is shown
     the same copies.
 
     Args:
-        order: The indices.
-        size: Distinct indices in a batch.
+        batches: Batches of distinct indices.
         copies: c, copies of each.
-        limit: As for :class:`Batches`.
-        start: Likewise.
-        part: Likewise.
 
     Example:
-        >>> batch = next(iter(CopyBatches(EpochOrder(4, seed=0), size=2, copies=3)))
+        >>> batch = next(iter(CopyBatches(Batches(EpochOrder(4, seed=0), 2), copies=3)))
         >>> len(batch), len({index for index, _ in batch}), len({seed for _, seed in batch})
         (6, 2, 6)
     """
 
-    def __init__(
-        self,
-        order: EpochOrder,
-        size: int,
-        copies: int,
-        limit: int | None = None,
-        start: int = 0,
-        part: tuple[int, int] = (0, 1),
-    ) -> None:
-        super().__init__(order, size, limit, start, part)
-        self.copies = copies
+    def __init__(self, batches: Batches, copies: int) -> None:
+        super().__init__(batches.order, batches.batch_size, drop_last=True)
+        self.batches, self.copies = batches, copies
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
-        order = self.order
+        order, copies = self.batches.order, range(self.copies)
         own = seed_for(order.seed, 0, order.stream)
-        for batch in super().__iter__():
-            yield [
-                (index, seed_for(own, (order.epoch * order.size + index) * self.copies + copy, "copy"))
-                for index in batch
-                for copy in range(self.copies)
-            ]
+        for batch in self.batches:
+            first = {index: (order.epoch * order.size + index) * self.copies for index in batch}
+            yield [(index, seed_for(own, first[index] + copy, "copy")) for index in batch for copy in copies]

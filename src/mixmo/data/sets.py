@@ -203,10 +203,10 @@ def train_loader(
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     order = EpochOrder(len(images), seed, epoch, stream, images.shards, settings.shuffle_shards)
+    shared = not isinstance(images, InMemoryImages)
+    shown = Batches(order, distinct, batches, start, part if shared else (0, 1))
     if isinstance(images, PreparedImages):
-        shown: Batches = CopyBatches(order, distinct, copies, batches, start, part)
-    else:
-        shown = Batches(order, distinct, batches, start, part if isinstance(images, StreamedImages) else (0, 1))
+        return _loader(images, CopyBatches(shown, copies), settings, device, seed, persistent=batches is None)
     return _loader(images, shown, settings, device, seed, persistent=batches is None)
 
 
