@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixmo.data import decoding
-from mixmo.data.decoding import FORMATS, image_pixels, quiet, starts_like_image, to_size
+from mixmo.data.decoding import FORMATS, image_pixels, starts_like_image, to_size
+from mixmo.data.quiet import quiet
 from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError
 
