@@ -23,6 +23,8 @@ OWN = {
     "sweep": ["out", "ray", "address", "cpus", "gpus", "key"],
 }
 """Options of commands that take settings; ``--key value`` stands for any of them."""
+NONE = {"recipes"}
+"""Commands without options."""
 
 
 def commands(text):
@@ -38,7 +40,8 @@ def options():
     found = {command: {*names, *known_settings()} for command, names in OWN.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArgumentParser, "parse_args", lambda self, words: known.append(self) or _stop())
-        for command in set(COMMANDS) - {*OWN}:
+        found |= {command: set() for command in NONE}
+        for command in set(COMMANDS) - {*OWN} - NONE:
             known = []
             assert main([command]) == 2
             found[command] = {name[2:] for name in known[0]._option_string_actions if name.startswith("--")}
