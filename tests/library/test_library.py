@@ -172,6 +172,17 @@ def test_a_datamodule_brings_its_splits(digits):
     assert run.metrics[-1]["val_accuracy"] == pytest.approx(run.test()["accuracy"])
 
 
+def test_a_dataset_of_the_hugging_face_library_is_the_same_run_as_its_arrays(digits):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    images, labels = digits["train"][0][:40], digits["train"][1][:40] % 2
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
+    content = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
+    options = FAST | {"epochs": 1, "channels": 1}
+    found = mixmo.fit(NET, datasets.Dataset.from_dict(content, features), **options)
+    assert equal(weights(found), weights(mixmo.fit(NET, (images, labels), **options)))
+    assert found.predict(list(images[:2])).classes == ["even", "odd"]
+
+
 def test_a_module_of_ones_own_is_trained_and_loaded(digits, tmp_path):
     class Tiny(nn.Module):
         def __init__(self):
