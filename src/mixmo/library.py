@@ -148,7 +148,7 @@ class Run:
     @cached_property
     def network(self) -> MixMo:
         """The trained network, on the device that suits it, in evaluation mode; with EMA, the average's."""
-        return self._trained().network.net
+        return self._trained.network.net
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -180,7 +180,8 @@ class Run:
             self._give("test", open_given(images, "test"))
         known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**known | options)
-        trained = TrainedRun(self.folder, chosen.checkpoint, chosen.download, "download=True", self._data, self.model)
+        own = (chosen.checkpoint, chosen.download) == (self.checkpoint, self.download)
+        trained = self._trained if own else self._open(chosen.checkpoint, chosen.download)
         result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
         write_report(trained, result)
@@ -197,7 +198,7 @@ class Run:
         Raises:
             InputError: if one cannot be read; it is named.
         """
-        predictor = Predictor(self._trained(), **options)
+        predictor = Predictor(self._trained, **options)
         return predictor(images)
 
     def export(self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any) -> Exported:
@@ -210,19 +211,25 @@ class Run:
             **options: Of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
         """
         place = None if out is None else Path(out)
-        return export(self._trained(), format, place, ExportOptions(**options), overwrite)
+        return export(self._trained, format, place, ExportOptions(**options), overwrite)
 
+    @cached_property
     def _trained(self) -> TrainedRun:
-        return TrainedRun(self.folder, self.checkpoint, self.download, "download=True", self._data, self.model)
+        """The run, open: its network is loaded once."""
+        return self._open(self.checkpoint, self.download)
+
+    def _open(self, checkpoint: str, download: bool) -> TrainedRun:
+        return TrainedRun(self.folder, checkpoint, download, "download=True", self._data, self.model)
 
     def _give(self, split: str, source: Source) -> None:
         """Take images that a program gives, numbered by the network's classes."""
-        trained = self._trained()
+        trained = self._trained
         classes = trained.network.classes
         source = source.with_classes(classes, f"the {split} set")
         known = dict(self._data.given or {}) if self._data is not None else {}
         settings = trained.settings
         self._data = DataModule(settings.data, settings.seed, given=known | {split: source})
+        del self._trained  # which is open with the images of before
 
 
 def _opened(train: Any, val: Any, test: Any) -> tuple[str, dict[str, Source] | None]:

@@ -24,7 +24,6 @@ from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
-from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.training.build import build_maker, build_network, find_conditions
 from mixmo.training.changes import check_unchanged, record_changes
@@ -48,7 +47,7 @@ def fit(
     accept_changes: bool = False,
     data: DataModule | None = None,
     module: nn.Module | None = None,
-) -> MixMo:
+) -> None:
     """Train a network and keep everything in the run's folder.
 
     All that can be checked is checked before the folder is made and training starts. Global random generators, warning
@@ -62,9 +61,6 @@ def fit(
         accept_changes: Resume with settings that have changed since the run began.
         data: Images that a program gives, in place of those that the plan names.
         module: A backbone that a program gives, in place of the one that the plan names.
-
-    Returns:
-        The trained network, or its moving average where there is one.
 
     Raises:
         MissingError: if the dataset is missing.
@@ -89,7 +85,6 @@ def fit(
             if first and not resume:
                 _begin(plan, run, prepared.loaders.data, conditions)
             train(plan, run, prepared, checkpoint, callbacks)
-    return prepared.training.average or prepared.training.net
 
 
 def _prepare(plan: Plan, run: Run, drawn: bool, data: DataModule | None, module: nn.Module | None) -> Prepared:
