@@ -8,8 +8,9 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from mixmo.cli.main import COMMANDS, main
-from mixmo.config.plan import known_settings, make_plan
+from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.sweeps.grid import load_sweep
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -113,8 +113,8 @@ class BatchMixer:
             the epochs by b.
         input_repetition: rho, share of mixtures whose members all see one image; two numbers are rho at the start and
             at the end of training, linear in between.
-        pixels: ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, which mixes each input with another
-            image of the batch; targets are then what stays visible of each.
+        pixels: ``none``, ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, which mixes each input
+            with another image of the batch; targets are then what stays visible of each.
         label_smoothing: ε of the paper's loss.
         loss: A loss of your own, a function of logits (B, M, K) and the :class:`MixedBatch`.
         draw_per: ``batch``, the published rule, or ``sample``.
@@ -143,12 +143,12 @@ class BatchMixer:
         root: float = 3.0,
         batch_repetition: int = 1,
         input_repetition: float | tuple[float, float] = 0.0,
-        pixels: str | PixelMixer | None = None,
+        pixels: Literal["none", "mixup", "cutmix"] | PixelMixer | None = None,
         label_smoothing: float = 0.0,
         loss: Objective | None = None,
-        draw_per: str = "batch",
+        draw_per: Literal["batch", "sample"] = "batch",
     ) -> None:
-        self.mixer = Mixer(mask, net.num_members, alpha, probability, draw_per)
+        self.mixer = Mixer(mask, net.num_members, alpha, probability, draw_per, root)
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1.")
         if loss is not None and label_smoothing:
@@ -159,10 +159,10 @@ class BatchMixer:
         for share in (start, end):
             check_input_repetition(share, net.num_members)
         check_repetition(batch_repetition, batch_repetition)
-        loss_weights(torch.ones(1, 1), root)  # refuses a root that is not positive
-        self.net, self.root, self.batch_repetition, self.objective = net, root, batch_repetition, loss
+        self.net, self.batch_repetition, self.objective = net, batch_repetition, loss
         self.input_repetition = (start, end)
-        self.pixels = PixelMixer(pixels) if isinstance(pixels, str) else pixels
+        mixer = PixelMixer(pixels) if isinstance(pixels, str) else pixels
+        self.pixels = None if mixer is None or mixer.kind == "none" else mixer
 
     def __call__(
         self, images: Tensor, labels: Tensor, progress: float = 0.0, generator: torch.Generator | None = None
@@ -208,7 +208,7 @@ class BatchMixer:
         shape = self.net.encoder_shape(inputs.shape[-2], inputs.shape[-1])
         progress = progress if mask_progress is None else mask_progress
         masks, ratios = self.mixer.sample(len(pairs), shape, generator, progress, labels.device)
-        masks, weights = masks[part], loss_weights(ratios[part], self.root)
+        masks, weights = masks[part], loss_weights(ratios[part], self.mixer.root)
         shared = (pairs == pairs[:, :1]).all(1)[part]
         if self.pixels is not None:
             partner = torch.randint(len(labels), pairs.shape, generator=generator, device=labels.device)

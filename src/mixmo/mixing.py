@@ -16,17 +16,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from mixmo.errors import InputError, one_of
 from mixmo.masks import CONSTANT, KINDS, FeatureShape, MaskFunction
 from mixmo.masks.constant import linear
 from mixmo.seeding import drawing_device
+from mixmo.validation import Count, FromElsewhere, Number, Share, check_value, settings_class
 
 NOTHING = torch.iinfo(torch.int64).min
 """A class number to ignore that no dataset has: torch's own choice, -100, would hide a wrong target."""
@@ -48,21 +49,21 @@ class Mix(NamedTuple):
     ratios: Tensor
 
 
-@dataclass(frozen=True)
+def _check_kind(kind: Any) -> Any:
+    if isinstance(kind, Mapping):
+        return {name: check_value(share, Number, f"mixer.kind.{name}") for name, share in kind.items()}
+    if isinstance(kind, str) or callable(kind):
+        return kind
+    raise ValueError("it must be the name of a mask, a function, or a mapping of such to probabilities")
+
+
+@settings_class("mixer", frozen=True)
 class Mixer:
-    """Draws masks and ratios for a whole batch (section 3.2 of the paper).
+    """Draws masks and ratios for a whole batch (section 3.2 of the paper), and says how members are weighed.
 
     Per sample kappa ~ Dirichlet(alpha, …, alpha). A kind with a shape (``cut``) is used with probability p, otherwise
     ``linear``; whether, and which member gets the rectangle, is drawn once per batch, or for each sample. The ratios
-    of a mask are its realised means.
-
-    Args:
-        kind: A name in ``mixmo.masks.KINDS``, a function of your own as :mod:`mixmo.masks` describes it, or several of
-            them with probabilities that sum to one, among which is drawn as well: ``{"cut": 0.5, "cow": 0.5}``.
-        num_members: M, the number of members; with M = 1 every mask is one everywhere.
-        alpha: Concentration of the Dirichlet; the larger, the closer to 1/M. 0 means exactly 1/M.
-        probability: p, the probability of a kind that is not constant, in [0, 1].
-        draw_per: ``batch``, the published rule, or ``sample``.
+    of a mask are its realised means. It is the section ``mixer`` of a run's settings, too.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -76,25 +77,32 @@ class Mixer:
         True
     """
 
-    kind: Kind | Mapping[Kind, float] = "cut"
-    num_members: int = 2
-    alpha: float = 2.0
-    probability: float = 0.5
-    draw_per: str = "batch"
+    kind: Annotated[Any, BeforeValidator(_check_kind)] = "cut"
+    """A mask of the catalogue (``mixmo.masks.KINDS``: mimo, linear, cut, cow, voronoi, …), a function of your own (in
+    Python as :mod:`mixmo.masks` describes it, in a recipe package.module:function of a module in allow_imports), or
+    several of them with probabilities that sum to one, among which is drawn as well: ``{"cut": 0.5, "cow": 0.5}``.
+    """
+    num_members: Annotated[Count, FromElsewhere()] = 2
+    """M, the number of members; with M = 1 every mask is one everywhere."""
+    alpha: Annotated[Number, Field(ge=0, le=1e6)] = 2.0
+    """Concentration of the Dirichlet ratios; the larger, the closer to 1/M. 0 means exactly 1/M."""
+    probability: Share = 0.5
+    """p, the share of batches with a mask that is not constant."""
+    draw_per: Literal["batch", "sample"] = "batch"
+    """Draw whether, and who gets which part, for each batch (published) or for each sample."""
+    root: Annotated[Number, Field(ge=0.01, le=1e6)] = 3.0
+    """r of the loss weights (:func:`loss_weights`)."""
+    progress: Literal["steps", "epochs"] = "steps"
+    """What p follows at the end of training: the share of steps done, or of epochs counted from 1 (published; the
+    whole last epoch then has p = 0).
+    """
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
-            if not callable(kind):
-                one_of(kind, KINDS, "mixer kind")
+            if isinstance(kind, str) and ":" not in kind:
+                one_of(kind, KINDS, "mixer.kind")
         if not abs(sum(self.kinds.values()) - 1) < 1e-6 or min(self.kinds.values()) < 0:
-            raise InputError(f"mixer kinds are {dict(self.kinds)}; their probabilities are 0 or more and sum to 1.")
-        if self.num_members < 1:
-            raise InputError(f"num_members is {self.num_members}; a network has at least 1 member.")
-        if not 0 <= self.alpha < float("inf"):
-            raise InputError(f"mixer alpha is {self.alpha}; the concentration is 0 or a positive number.")
-        if not 0 <= self.probability <= 1:
-            raise InputError(f"mixer probability is {self.probability}; it lies between 0 and 1.")
-        one_of(self.draw_per, ("batch", "sample"), "mixer draw_per")
+            raise InputError(f"mixer.kind is {dict(self.kinds)}; its probabilities are 0 or more and sum to 1.")
 
     @property
     def kinds(self) -> Mapping[Kind, float]:

@@ -6,29 +6,27 @@ What counts as label is what stays *visible* of each image after the members are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from mixmo.errors import InputError, one_of
 from mixmo.masks import KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.seeding import drawing_device
+from mixmo.validation import Number, Share, settings_class
 
 PIXEL_KINDS = {"mixup": "linear", "cutmix": "cut"}
 """The pixel kinds by the mask of ``mixmo.masks`` that each uses for its two images."""
 
 
-@dataclass(frozen=True)
+@settings_class("pixels", frozen=True)
 class PixelMixer:
     """Draws pixel masks: what an input keeps of the indexed image; its partner gets the rest.
 
-    Args:
-        kind: ``mixup`` (one ratio everywhere) or ``cutmix`` (the partner gets a rectangle).
-        alpha: Concentration of Beta(alpha, alpha); 1 (uniform) in the paper.
-        probability: Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper.
+    It is the section ``pixels`` of a run's settings, too.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -40,16 +38,12 @@ class PixelMixer:
         (torch.Size([8, 2, 1, 32, 32]), [0.0, 1.0])
     """
 
-    kind: str = "cutmix"
-    alpha: float = 1.0
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        one_of(self.kind, PIXEL_KINDS, "pixel mixing kind")
-        if not 0 < self.alpha < float("inf"):
-            raise InputError(f"pixels alpha is {self.alpha}; the concentration of the Beta is a positive number.")
-        if not 0 <= self.probability <= 1:
-            raise InputError(f"pixels probability is {self.probability}; it lies between 0 and 1.")
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    """``mixup`` (one ratio everywhere), ``cutmix`` (the partner gets a rectangle), or ``none``."""
+    alpha: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
+    """Concentration of Beta(alpha, alpha); 1 (uniform) in the paper."""
+    probability: Share = 0.5
+    """Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper."""
 
     def sample(
         self,
@@ -73,6 +67,8 @@ class PixelMixer:
         """
         count = batch_size * num_members
         device = drawing_device(generator, device)
+        if self.kind == "none":
+            return torch.ones(batch_size, num_members, 1, *size, device=device)
         shape: FeatureShape = (1, *size)
         ratios = Mixer("linear", 2, self.alpha).sample(count, (1, 1, 1), generator, device=device).ratios
         masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)

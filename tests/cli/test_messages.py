@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixmo.cli.main import main, notices
-from mixmo.config.plan import known_settings, make_plan
+from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.names import message
 

@@ -1,15 +1,25 @@
 """Options of every command: none is abbreviated, and flags are true or false wherever they stand."""
 
+import shutil
+import subprocess
+from dataclasses import asdict
+from importlib import import_module
+
 import pytest
-from jsonargparse import ArgumentParser
 
 from mixmo.cli.main import COMMANDS, main
-from mixmo.config.plan import known_settings, pairs
+from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.runs import Run
+from mixmo.validation import fields_of, hints_of
 
-RECIPE_FIRST = {"fit": ["digits-cut"], "preview": ["digits-cut"], "sweep": ["own.yaml"]}
-OWN = {"fit": ["run", "accept_changes"], "preview": ["out"], "sweep": ["out", "ray", "address", "cpus", "gpus"]}
+WORDS = {
+    "fit": ["digits-cut"], "preview": ["digits-cut"], "sweep": ["own.yaml"], "test": ["a"], "compare": ["a"],
+    "predict": ["a", "b"], "export": ["a", "--format=onnx"], "completion": ["bash"],
+}  # fmt: skip
+"""What each command needs beside options."""
+
+DESCRIBED = {name: import_module(f"mixmo.cli.{name}").COMMAND for name in COMMANDS if name != "recipes"}
 
 
 @pytest.fixture(autouse=True)
@@ -18,65 +28,87 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text("extends: digits-cut\nsweep: {seeds: [0]}\n")
 
 
-@pytest.fixture
-def parser_of(monkeypatch):
-    """Returns the parser of a command that has one, as the command builds it, and what it made of its words."""
-    seen = []
-    honest = ArgumentParser.parse_args
-
-    def watched(self, words):
-        seen.append((self, honest(self, words)))
-        raise InputError("seen.")
-
-    monkeypatch.setattr(ArgumentParser, "parse_args", watched)
-
-    def parsed(command, *words):
-        seen.clear()
-        main([command, *RECIPE_FIRST.get(command, []), *words])
-        return seen[0] if seen else (None, None)
-
-    return parsed
+def options_of(command):
+    """Return the annotation of every option that has a name."""
+    own = DESCRIBED[command]
+    found = {name: hint for each in own.options for name, hint in hints_of(each).items()}
+    alone = [name for name, field in fields_of(own.options[0]).items() if "StandsAlone" in str(field.metadata)]
+    found |= known_settings() if own.takes_settings else {}
+    return {name: hint for name, hint in found.items() if name not in alone}
 
 
-POSITIONAL = {"test": ["a"], "compare": ["a"], "predict": ["a", "b"], "export": ["a", "--format=onnx"]}
-
-
-def options_of(command, parser_of):
-    if command in RECIPE_FIRST:
-        return [f"--{name}" for name in [*known_settings(), *OWN[command]]]
-    parser, _ = parser_of(command, *POSITIONAL.get(command, []))
-    return [name for name in parser._option_string_actions if name.startswith("--")]
-
-
-@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"recipes"}))  # which has none
-def test_no_option_is_abbreviated(command, parser_of, monkeypatch, capsys):
-    known = options_of(command, parser_of)
-    monkeypatch.undo()
+@pytest.mark.parametrize("command", DESCRIBED)
+def test_no_option_is_abbreviated(command, capsys):
+    known = options_of(command)
     shortened = {name[:-cut] for name in known for cut in (1, 4)} - {*known}
-    for number, name in enumerate(sorted(name for name in shortened if len(name) > 4 and not name.endswith("."))):
-        if command in RECIPE_FIRST and number % 20:  # the whole command takes a tenth of a second
-            with pytest.raises(InputError, match="unknown setting '"):
-                pairs([f"{name}=1"], dict.fromkeys((each.removeprefix("--") for each in known), str))
-            continue
-        for words in ([name], [f"{name}=1"]):
-            assert main([command, *RECIPE_FIRST.get(command, POSITIONAL.get(command, [])), *words]) == 2, name
-            assert f"mixmo: unknown {'setting' if command in RECIPE_FIRST else 'option'} '" in capsys.readouterr().err
+    for name in sorted(name for name in shortened if len(name) > 2 and not name.endswith(".")):
+        for words in ([f"--{name}"], [f"--{name}=1"]):
+            with pytest.raises(InputError, match=f"unknown option '{name}'"):
+                DESCRIBED[command].read([*WORDS.get(command, []), *words])
+    assert main([command, *WORDS.get(command, []), "--zzz"]) == 2
+    assert "unknown option 'zzz'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"fit", "preview", "recipes"}))
-def test_flags_are_true_bare_and_take_a_value_that_is_never_ignored(command, parser_of, monkeypatch, capsys):
-    positional = POSITIONAL.get(command, [])
-    parser, _ = parser_of(command, *positional)
-    actions = [action for action in parser._actions if action.const is True or isinstance(action.default, bool)]
-    for name in [action.option_strings[0] for action in actions]:
-        key = name.removeprefix("--")
-        spellings = {True: ([name], [name, "TRUE"], [f"{name}=yes"]), False: ([f"{name}=False"], [name, "no"])}
+@pytest.mark.parametrize("command", DESCRIBED)
+def test_flags_are_true_bare_and_take_a_value_that_is_never_ignored(command):
+    flags = [name for name, hint in options_of(command).items() if hint in (bool, bool | None)]
+    assert flags or command == "completion"
+    for name in flags:
+        spellings = {True: ([f"--{name}"], [f"--{name}", "TRUE"], [f"--{name}=yes"])}
+        spellings[False] = ([f"--{name}=False"], [f"--{name}", "no"])
         for value, cases in spellings.items():
             for words in cases:
-                assert parser_of(command, *words, *positional)[1][key] is value, words
-        assert parser_of(command, f"{name}=maybe", *positional) == (None, None)
-        assert "'maybe'; it is true or false" in capsys.readouterr().err
-    assert actions
+                chosen, settings = DESCRIBED[command].read([*words, *WORDS.get(command, [])])
+                found = {key: own for each in chosen for key, own in asdict(each).items()} | settings
+                assert found[name] is value, words
+        if name not in known_settings():
+            with pytest.raises(InputError, match=f"{name} is 'maybe'; it must be true or false"):
+                DESCRIBED[command].read([f"--{name}=maybe", *WORDS.get(command, [])])
+
+
+def test_all_that_is_wrong_is_said_at_once(capsys):
+    assert main(["fit", "digits-cut", "--data.batch_siz=3", "--sed", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'data.batch_size'" in said and "did you mean 'seed'" in said
+    assert main(["fit", "digits-cut", "--data.batch_size=0", "--data.flip=maybe", "--mixer.kind=cutt"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mixmo: 3 settings are wrong") and said.count("\n") == 1
+    assert all(name in said for name in ("data.batch_size is 0", "data.flip is 'maybe'", "did you mean 'cut'"))
+
+
+def test_what_is_missing_is_named(capsys):
+    for words, said in {
+        ("fit",): "fit needs recipe", ("predict", "a"): "predict needs images", ("export", "a"): "needs --format",
+        ("sweep",): "sweep needs file", ("preview", "--seed"): "--seed needs a value", ("compare",): "needs networks",
+        ("export", "a", "b", "--format=onnx"): "'b' is not understood",
+    }.items():  # fmt: skip
+        assert main(list(words)) == 2
+        assert said in capsys.readouterr().err, words
+
+
+@pytest.mark.parametrize("command", DESCRIBED)
+def test_help_names_every_option_with_its_meaning(command, capsys):
+    assert main(["help", command]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name in options_of(command):
+        assert f"--{name}" in said
+    assert main([command, "--help"]) == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_completes_commands_and_options(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = (
+        capsys.readouterr().out
+        + """
+    complete_words() {
+        COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=(); _shtab_mixmo; echo "${COMPREPLY[@]}"
+    }
+    complete_words mixmo pre; complete_words mixmo fit --trainer.acc; complete_words mixmo predict --tr
+    """
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["predict", "preview", "--trainer.accelerator", "--trainer.accumulate", "--trust"]
 
 
 def test_flags_among_settings(pictures, capsys):
@@ -92,7 +124,7 @@ def test_flags_among_settings(pictures, capsys):
     for refused in ([], ["--accept_changes=false"], ["--accept_changes", "No"], ["--accept_changes=ja"]):
         assert main(["fit", "a", *refused]) == 2
         said = capsys.readouterr().err
-        assert ("'ja'; it is true or false" if "ja" in str(refused) else "--accept_changes") in said
+        assert ("'ja'; it must be true or false" if "ja" in str(refused) else "--accept_changes") in said
     assert main(["fit", "a", "--accept_changes", "True"]) == 0
     assert main(["fit", "digits-cut", "--accept_changes"]) == 2
     assert "is for a run's folder" in capsys.readouterr().err
@@ -101,6 +133,6 @@ def test_flags_among_settings(pictures, capsys):
 def test_an_unknown_option_is_answered_as_one(capsys):
     for command in ("fit", "preview", "sweep"):
         for words in (["--quiet", "--seed=1"], ["--quiet"], ["--zzz", "1"]):
-            assert main([command, *RECIPE_FIRST[command], *words]) == 2
-            assert f"unknown setting '{words[0][2:]}'; " in (error := capsys.readouterr().err)
+            assert main([command, *WORDS[command], *words]) == 2
+            assert f"unknown option '{words[0][2:]}'; " in (error := capsys.readouterr().err)
         assert f"none has a similar name; `mixmo {command} --help` lists them." in error

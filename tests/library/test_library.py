@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 import mixmo
 from mixmo import checkpoints
 from mixmo.config.keywords import ARGUMENTS, OWN, FitSettings, keywords
-from mixmo.config.plan import known_settings
+from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, MissingError
 
 FAST = {"batch_size": 16, "lr": 0.1, "num_members": 2, "epochs": 2, "progress": False}

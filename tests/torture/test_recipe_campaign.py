@@ -9,12 +9,12 @@ import yaml
 from conftest import write_images
 
 from mixmo.cli.main import main
-from mixmo.config.checking import checked
-from mixmo.config.plan import known_settings
 from mixmo.config.recipes import load_recipe
+from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.sweeps.grid import load_sweep
 from mixmo.training import fit as fitting
+from mixmo.validation import check_value
 
 COUNT, SWEEPS = 2500, 1300
 ATTACK = {"class_path": "os.system", "init_args": {"command": "touch attacked"}}
@@ -34,7 +34,7 @@ def value_for(name, rng, share=0.7):
 
 def fits(value, hint):
     try:
-        checked(value, hint, "")
+        check_value(value, hint, "")
     except InputError:
         return False
     return True

@@ -10,32 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from mixmo.cli.options import add_overwrite
+from mixmo.cli.options import Command
 from mixmo.config.hardware import default_precision
-from mixmo.config.plan import parse
 from mixmo.environment import environment
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
 from mixmo.files import check_place, is_marked, make_folder, write_text
 from mixmo.names import printable
+from mixmo.validation import Boolean, settings_class
 
-ABOUT = "Measure what MixMo costs on this machine, and what the fast settings buy."
+
+@settings_class()
+class Options:
+    """Where measurements are kept."""
+
+    save: str | None = None
+    """Keep the measurements in a JSON file."""
+    overwrite: Boolean = False
+    """Replace a file that mixmo did not write."""
+
+
+COMMAND = Command(
+    "benchmark", "Measure what MixMo costs on this machine, and what the fast settings buy.", (Options, Benchmark)
+)
 
 
 def run(words: list[str]) -> None:
     """``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
-    parser = ArgumentParser(prog="mixmo benchmark", exit_on_error=False, description=ABOUT)
-    parser.add_class_arguments(Benchmark, as_group=False)
-    parser.add_argument("--save", type=str | None, default=None, help="keep the measurements in a JSON file")
-    add_overwrite(parser)
-    chosen = parse(parser, words)
-    save, overwrite = chosen.pop("save"), chosen.pop("overwrite")
-    if save is not None:
-        check_place(Path(save), is_marked(Path(save)), overwrite)
-    measure(Benchmark(**vars(chosen)), save)
+    (own, case), _ = COMMAND.read(words)
+    if own.save is not None:
+        check_place(Path(own.save), is_marked(Path(own.save)), own.overwrite)
+    measure(case, own.save)
 
 
 def measure(case: Benchmark, save: str | None = None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.cli.options import take_flag
-from mixmo.config.plan import make_plan, print_help
+from mixmo.cli.options import Command, Word
+from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.calibration import calibrate_run
@@ -14,41 +14,48 @@ from mixmo.names import printable
 from mixmo.runs import Run
 from mixmo.training.changes import check_unchanged
 from mixmo.training.fit import fit
+from mixmo.validation import Boolean, settings_class
 
-ACCEPT = "accept_changes"
-"""The option that resumes a run with settings that have changed."""
+
+@settings_class()
+class Options:
+    """What is trained, and where."""
+
+    recipe: Word[str]
+    """A recipe's name (`mixmo recipes` lists them), a YAML file, or the folder of a run that is resumed."""
+    run: str | None = None
+    """The run's folder; runs/NAME of the recipe by default."""
+    accept_changes: Boolean = False
+    """Resume a run with settings that have changed."""
+
+
+COMMAND = Command("fit", "Train a recipe, or resume a run.", (Options,), True)
 
 
 def run(words: list[str]) -> None:
-    """``mixmo fit RECIPE [--key value …]`` or ``mixmo fit RUN``."""
-    if {"-h", "--help"} & set(words):
-        print_help("fit")
-        return
-    if not words or words[0].startswith("-"):
-        raise InputError("fit needs a recipe's name, a YAML file or a run's folder; `mixmo recipes` lists the recipes.")
-    target = words[0]
-    accept, overrides = take_flag(ACCEPT, words[1:], "fit")
+    """``mixmo fit RECIPE [--name value …]`` or ``mixmo fit RUN``."""
+    (own,), settings = COMMAND.read(words)
+    target = own.recipe
     if resume := Path(target).is_dir():
-        run = Run(target).require()
-        plan = make_plan(run.resumed_config(), overrides)
-        if plan.folder:
+        if own.run:
             raise InputError(
                 f"{target} is a run's folder; --run is for new runs, as of `mixmo fit {target}/config.yaml`."
             )
+        run = Run(target).require()
+        plan = make_plan(run.resumed_config(), settings)
     else:
         recipe = load_recipe(target)
-        if accept:
-            raise InputError(f"--{ACCEPT} is for a run's folder, which is resumed; {target} is a recipe.")
-        plan = make_plan(recipe, overrides)
-        run = Run(plan.folder or f"runs/{Path(target).stem}")
-    first = is_first()
+        if own.accept_changes:
+            raise InputError(f"--accept_changes is for a run's folder, which is resumed; {target} is a recipe.")
+        plan = make_plan(recipe, settings)
+        run = Run(own.run or f"runs/{Path(target).stem}")
     finished = resume and run.finished_epochs() == plan.trainer["max_epochs"]
-    if finished and overrides and not accept:
+    if finished and settings and not own.accept_changes:
         check_unchanged(run, plan)
     try:
         if not finished:
-            fit(plan, run, resume, accept_changes=accept)
-        if not first:
+            fit(plan, run, resume, accept_changes=own.accept_changes)
+        if not is_first():
             return
         calibrate_run(run, plan.settings)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other

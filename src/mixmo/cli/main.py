@@ -1,4 +1,4 @@
-"""The command line: one noun each, typed and checked by jsonargparse."""
+"""The command line: one noun each, a thin shell around the library."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ usage: mixmo COMMAND …
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
+  completion bash|zsh|tcsh                              a script that completes commands and options
   help COMMAND                                          the options of a command
   --version                                             the version
 
 `mixmo help COMMAND` and `mixmo COMMAND --help` say more."""
 
 
-COMMANDS = ("fit", "sweep", "test", "compare", "predict", "export", "recipes", "preview", "benchmark")
+COMMANDS = (
+    "fit", "sweep", "test", "compare", "predict", "export", "recipes", "preview", "benchmark", "completion",
+)  # fmt: skip
 
 SHOWN = "mixmo.cli"
 """The name of the log's handlers."""

@@ -1,53 +1,114 @@
-"""Options that commands share."""
+"""Commands: the classes that describe their options, read from words, shown as help and completed by a shell."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
+from pydantic.fields import FieldInfo
 
-from mixmo.config.plan import FOLDERS, known_settings, pairs, parsed
-from mixmo.evaluation.results import GENERATED, EvaluationOptions
+from mixmo.config.settings import Settings
+from mixmo.config.words import is_list, read_words
+from mixmo.errors import InputError
+from mixmo.validation import fields_of, hints_of
 
-EVALUATION = ("checkpoint", "precision", "ood", "corruptions", "refresh", "download")
-"""How runs are evaluated, by ``test`` and ``compare`` alike."""
-
-
-def add_flag(parser: ArgumentParser, name: str, help: str) -> None:
-    """Add an option that is false unless it is given, bare or with a value."""
-    parser.add_argument(name, nargs="?", const=True, type=bool, default=False, help=help)
+T = TypeVar("T")
 
 
-def add_evaluation(parser: ArgumentParser) -> None:
-    """Add the options of :data:`EVALUATION`."""
-    parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
-    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
-    parser.add_argument("--ood", nargs="+", type=str, default=[], help="out-of-distribution datasets")
-    parser.add_argument(
-        "--corruptions", nargs="?", const=GENERATED, type=str | None, default=None, metavar="FOLDER",
-        help="corrupt the test images in 19 ways; with a folder, read CIFAR-10-C's or CIFAR-100-C's files",
-    )  # fmt: skip
-    add_flag(parser, "--refresh", help="predict again, whatever is kept of an earlier call")
-    add_flag(parser, "--download", help="allow downloads of datasets and networks")
+class StandsAlone:
+    """Marks what has no name on the command line, but stands in its place: a run, images."""
 
 
-def add_overwrite(parser: ArgumentParser) -> None:
-    """Add the option that files of others are replaced."""
-    add_flag(parser, "--overwrite", help="replace files that mixmo did not write there")
+Word = Annotated[T, StandsAlone()]
 
 
-def take_flag(name: str, words: Sequence[str], command: str) -> tuple[bool, list[str]]:
-    """Return whether flag ``name`` is set among a plan's words, and the other words, in one form.
+class Command(NamedTuple):
+    """A command: what it is for, and the classes whose fields are its options.
 
-    Example:
-        >>> take_flag("overwrite", ["--seed", "1", "--overwrite"], "preview")
-        (True, ['--seed=1'])
+    Attributes:
+        name: As in ``mixmo NAME``.
+        about: One sentence.
+        options: Classes of settings (:mod:`mixmo.validation`); of the first, the words that stand alone.
+        takes_settings: Whether every setting of a run is an option, too.
     """
-    given = pairs(words, {**known_settings(), FOLDERS[command][0]: str, name: bool}, command)
-    flags = [parsed(text, bool, name) for each, text in given if each == name]
-    return any(flags[-1:]), [f"--{each}={text}" for each, text in given if each != name]
+
+    name: str
+    about: str
+    options: tuple[type, ...]
+    takes_settings: bool = False
+
+    def read(self, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+        """Return an instance of each class of options, and the settings that were given, by their dotted names.
+
+        Prints the help, and ends, where it is asked for.
+
+        Raises:
+            InputError: for an unknown option, a missing word, or values that do not fit.
+        """
+        if {"-h", "--help"} & set(words):
+            self.parser().print_help()
+            raise SystemExit(0)
+        own = [hints_of(each) for each in self.options]
+        known = {key: hint for hints in own for key, hint in hints.items()}
+        known |= hints_of(Settings) if self.takes_settings else {}
+        alone = [name for name, field in fields_of(self.options[0]).items() if _stands_alone(field)]
+        named = {key: hint for key, hint in known.items() if key not in alone}
+        given, values = read_words(words, named, self.name)
+        values |= self._assign(alone, given)
+        chosen = []
+        for kind, hints in zip(self.options, own, strict=True):
+            if missing := next((key for key in hints if key not in values and fields_of(kind)[key].is_required()), ""):
+                raise InputError(f"{self.name} needs {'' if missing in alone else '--'}{self._describe(missing)}")
+            chosen.append(kind(**{key: values.pop(key) for key in hints if key in values}))
+        return chosen, values
+
+    def parser(self) -> ArgumentParser:
+        """Return a parser of all options, for the help and for completion by a shell."""
+        parser = ArgumentParser(prog=f"mixmo {self.name}", exit_on_error=False, description=self.about)
+        for kind in self.options:
+            for name, field in fields_of(kind).items():
+                _add(parser, name, field, hints_of(kind)[name])
+        if self.takes_settings:
+            for section in dataclasses.fields(Settings):  # type: ignore[arg-type]
+                inside = {name: field for name, field in fields_of(Settings).items()
+                          if name.partition(".")[0] == section.name}  # fmt: skip
+                group = parser.add_argument_group(section.name)
+                for name, field in inside.items():
+                    _add(group, name, field, hints_of(Settings)[name])
+        return parser
+
+    def _assign(self, names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
+        """Return words that stand alone by their names; a list takes all that are left."""
+        values: dict[str, Any] = {}
+        rest = list(given)
+        for name in names:
+            if not rest:
+                break
+            if is_list(hints_of(self.options[0])[name]):
+                return {**values, name: rest}
+            values[name] = rest.pop(0)
+        if rest:
+            raise InputError(f"{rest[0]!r} is not understood; `mixmo {self.name} --help` lists the options.")
+        return values
+
+    def _describe(self, name: str) -> str:
+        field = next(fields_of(kind)[name] for kind in self.options if name in fields_of(kind))
+        text = (field.description or "").rstrip(".")
+        return f"{name}: {text}." if text else f"{name}."
 
 
-def evaluation_options(chosen: Namespace) -> EvaluationOptions:
-    """Return the options that were chosen."""
-    return EvaluationOptions(**{name: chosen[name] for name in EVALUATION})
+def _stands_alone(field: FieldInfo) -> bool:
+    return any(isinstance(each, StandsAlone) for each in field.metadata)
+
+
+def _add(parser: Any, name: str, field: FieldInfo, hint: Any) -> None:
+    """Add an option to a parser."""
+    text = " ".join((field.description or "").replace("``", "").split()).replace("%", "%%")
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if _stands_alone(field):
+        many = "*" if not field.is_required() else "+" if is_list(hint) else None
+        parser.add_argument(name, help=text, **({"nargs": many} if many else {}))
+    else:
+        parser.add_argument(f"--{name}", type=hint, default=default, help=text)

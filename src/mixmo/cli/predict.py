@@ -7,21 +7,22 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from jsonargparse import ArgumentParser
+from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from mixmo.cli.options import add_flag, add_overwrite
-from mixmo.config.data_settings import LARGEST_BATCH, MOST_WORKERS
-from mixmo.config.plan import parse
+from mixmo.cli.options import Command, Word
+from mixmo.config.data_settings import MOST_WORKERS, BatchSize
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
 from mixmo.deploy.writing import writing_rows
 from mixmo.errors import InputError
 from mixmo.names import message, printable
+from mixmo.validation import Boolean, Integer, Number, settings_class
 
 logger = logging.getLogger("mixmo")
 
@@ -30,15 +31,43 @@ Batch = tuple[list[int], Tensor, dict[int, str]]
 SHOWN = 20
 """Unreadable files that are named."""
 
-ABOUT = "Predict classes, calibrated confidence and uncertainty of new images."
+
+@settings_class()
+class Options:
+    """Which network predicts, of which images, and what is written."""
+
+    model: Word[str]
+    """A run's folder, an exported folder or file; RUN+RUN is one ensemble."""
+    images: Word[list[str]]
+    """Image files and folders; - reads an image, or names of images, a line each, from standard input."""
+    out: str | None = None
+    """A .csv, .jsonl or .parquet file."""
+    overwrite: Boolean = False
+    """Replace a file that mixmo did not write."""
+    coverage: Number = 0.95
+    """How often sets hold the true class."""
+    risk: Number = 0.05
+    """Share of wrong answers where nobody is asked."""
+    batch_size: BatchSize = 64
+    """Images in a batch."""
+    workers: Annotated[Integer, Field(ge=0, le=MOST_WORKERS)] = 0
+    """Processes that decode images."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last checkpoint, or the best on the validation set."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """bf16-mixed is faster where the device has units for it."""
+    download: Boolean = False
+    """Allow downloads of what a network is built from."""
+    trust: Boolean = False
+    """Open a .pt2 file, which can run code of its maker's."""
+
+
+COMMAND = Command("predict", "Predict classes, calibrated confidence and uncertainty of new images.", (Options,))
 
 
 def run(words: list[str]) -> int:
     """``mixmo predict RUN IMAGES…|FOLDER|- [--out FILE]``; 1 if some files cannot be read."""
-    chosen = parse(_parser(), words)
-    for key, least, most in (("batch_size", 1, LARGEST_BATCH), ("workers", 0, MOST_WORKERS)):
-        if not least <= chosen[key] <= most:
-            raise InputError(f"--{key} is {chosen[key]}; it lies between {least} and {most}.")
+    (chosen,), _ = COMMAND.read(words)
     images, names = _images(chosen.images)
     how = (chosen.checkpoint, chosen.coverage, chosen.risk, chosen.precision, chosen.download, chosen.trust)
     predictor = Predictor(chosen.model, *how)
@@ -58,26 +87,6 @@ def run(words: list[str]) -> int:
     if out is not None:
         print(f"written: {printable(str(out))}, {len(images) - len(unreadable)} images")
     return _said(unreadable, names)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="mixmo predict", exit_on_error=False, description=ABOUT)
-    parser.add_argument("model", type=str, help="a run's folder, an exported folder or file; RUN+RUN is one ensemble")
-    parser.add_argument(
-        "images", nargs="+", type=str,
-        help="image files and folders; - reads an image, or names of images, a line each, from standard input",
-    )  # fmt: skip
-    parser.add_argument("--out", type=str | None, default=None, help="a .csv, .jsonl or .parquet file")
-    add_overwrite(parser)
-    parser.add_argument("--coverage", type=float, default=0.95, help="how often sets hold the true class")
-    parser.add_argument("--risk", type=float, default=0.05, help="share of wrong answers where nobody is asked")
-    parser.add_argument("--batch_size", type=int, default=64, help="images in a batch")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
-    parser.add_argument("--checkpoint", type=str, default="last", help="last, or best on the validation set")
-    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
-    add_flag(parser, "--download", help="allow downloads of what a network is built from")
-    add_flag(parser, "--trust", help="open a .pt2 file, which can run code of its maker's")
-    return parser
 
 
 def _with_bar(batches: Iterable[Batch], images: int) -> Iterator[Batch]:

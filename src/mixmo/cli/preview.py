@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.cli.options import take_flag
-from mixmo.config.plan import make_plan, print_help
+from mixmo.cli.options import Command, Word
+from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.errors import InputError
 from mixmo.names import printable
 from mixmo.reporting.preview import preview
+from mixmo.validation import Boolean, settings_class
+
+
+@settings_class()
+class Options:
+    """What is drawn, and where."""
+
+    recipe: Word[str]
+    """A recipe's name, which `mixmo recipes` lists, or a YAML file."""
+    out: str | None = None
+    """The folder to write into; preview/NAME of the recipe by default."""
+    overwrite: Boolean = False
+    """Replace files that mixmo did not write there."""
+
+
+COMMAND = Command(
+    "preview", "Draw what a network sees in training with a recipe, and every kind of mask.", (Options,), True
+)
 
 
 def run(words: list[str]) -> None:
-    """``mixmo preview RECIPE [--key value …] [--out FOLDER] [--overwrite]``."""
-    if {"-h", "--help"} & set(words):
-        print_help("preview")
-        return
-    if not words or words[0].startswith("-"):
-        raise InputError("preview needs a recipe's name or a YAML file; `mixmo recipes` lists the recipes.")
-    overwrite, settings = take_flag("overwrite", words[1:], "preview")
-    plan = make_plan(load_recipe(words[0]), settings, "preview")
-    name = Path(words[0]).stem
-    for file in preview(plan, name, Path(plan.folder or f"preview/{name}"), overwrite):
+    """``mixmo preview RECIPE [--name value …] [--out FOLDER] [--overwrite]``."""
+    (own,), settings = COMMAND.read(words)
+    plan, name = make_plan(load_recipe(own.recipe), settings), Path(own.recipe).stem
+    for file in preview(plan, name, Path(own.out or f"preview/{name}"), own.overwrite):
         print(printable(str(file)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Annotated
 
-from jsonargparse import ArgumentParser
+from pydantic import Field
 
 from mixmo.cli.compare import show
-from mixmo.config.plan import known_settings, pairs, parse
+from mixmo.cli.options import Command, Word
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import message, printable
@@ -17,25 +18,39 @@ from mixmo.sweeps.grid import Sweep, load_sweep
 from mixmo.sweeps.on_ray import Resources
 from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.run import compared, run_sweep
+from mixmo.validation import Boolean, Count, Number, settings_class
 
-OWN = {"out": str, "ray": bool | None, "address": str, "cpus": int, "gpus": float}
-"""Options of the command; all others are settings of every trial."""
 
-ABOUT = "Train many runs from one file (a grid, random search, seeds), and compare them."
+@settings_class()
+class Options:
+    """Which trials are trained, where and on what."""
+
+    file: Word[str]
+    """A YAML file: a recipe with a section `sweep`; docs/sweeps.md shows one."""
+    out: str | None = None
+    """The folder of the trials; runs/NAME by default."""
+    ray: Boolean | None = None
+    """Train on Ray; by default where it is installed."""
+    address: str | None = None
+    """Of a Ray cluster, auto to look for one."""
+    cpus: Count | None = None
+    """Cores of each trial."""
+    gpus: Annotated[Number, Field(ge=0)] | None = None
+    """GPUs of each trial, 0.5 for two on one."""
+
+
+COMMAND = Command(
+    "sweep", "Train many runs from one file (a grid, random search, seeds), and compare them.", (Options,), True
+)
 
 
 def run(words: list[str]) -> int:
-    """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--key value …]``; 1 if some trials failed."""
-    if {"-h", "--help"} & set(words):
-        _parser().print_help()
-        return 0
-    if not words or words[0].startswith("-"):
-        raise InputError("sweep needs a YAML file, a recipe with a section `sweep`; docs/sweeps.md shows one.")
-    file, given = Path(words[0]), pairs(words[1:], {**known_settings(), "run": str, **OWN}, "sweep")
-    if empty := [name for name, text in given if name in OWN and not text]:
+    """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--name value …]``; 1 if some trials failed."""
+    (chosen,), settings = COMMAND.read(words)
+    file = Path(chosen.file)
+    if empty := [name for name in ("out", "address") if getattr(chosen, name) == ""]:
         raise InputError(f"--{empty[0]} names nothing.")
-    chosen = parse(_parser(), [f"--{name}={text}" for name, text in given if name in OWN])
-    sweep = load_sweep(file, [f"--{name}={text}" for name, text in given if name not in OWN])
+    sweep = load_sweep(file, settings)
     folder = Path(chosen.out or f"runs/{file.stem}")
     try:
         progress = run_sweep(sweep, folder, chosen.ray, chosen.address, Resources(chosen.cpus, chosen.gpus))
@@ -62,16 +77,3 @@ def _compare(sweep: Sweep, folder: Path, progress: Progress) -> None:
     options = EvaluationOptions(download=asked.data.download or asked.model.download)
     compare(groups, folder / "comparison", options, show, note, chosen=chosen)
     print(f"written: {printable(str(folder / 'comparison' / 'comparison.html'))}")
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="mixmo sweep FILE", exit_on_error=False, description=ABOUT)
-    parser.add_argument("--out", type=str | None, default=None, help="the folder of the trials; runs/NAME by default")
-    parser.add_argument(
-        "--ray", nargs="?", const=True, type=bool | None, default=None,
-        help="train on Ray; by default where it is installed",
-    )  # fmt: skip
-    parser.add_argument("--address", type=str | None, default=None, help="of a Ray cluster, auto to look for one")
-    parser.add_argument("--cpus", type=int | None, default=None, help="cores of each trial")
-    parser.add_argument("--gpus", type=float | None, default=None, help="GPUs of each trial, 0.5 for two on one")
-    return parser

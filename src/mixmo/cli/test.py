@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from mixmo.cli.options import EVALUATION, add_evaluation, add_flag, evaluation_options
-from mixmo.config.plan import parse
+from mixmo.cli.options import Command, Word
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import (
@@ -27,26 +25,38 @@ from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
 from mixmo.reporting.tables import calibration_sentence, class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import Run
+from mixmo.validation import Boolean, settings_class
 
-ABOUT = "Evaluate runs, or another program's predictions, on the test set."
+
+@settings_class()
+class Options:
+    """What is evaluated."""
+
+    runs: Word[list[str]] = field(default_factory=list)
+    """Runs' folders; several are evaluated as one ensemble."""
+    predictions: str | None = None
+    """An .npz file in place of runs."""
+    per_class: Boolean = False
+    """Evaluate each class as well."""
+
+
+COMMAND = Command(
+    "test", "Evaluate runs, or another program's predictions, on the test set.", (Options, EvaluationOptions)
+)
 
 
 def run(words: list[str]) -> None:
     """``mixmo test RUN… [--ood DATASET …] [--per_class] …`` or ``mixmo test --predictions FILE``."""
-    parser = ArgumentParser(prog="mixmo test", exit_on_error=False, description=ABOUT)
-    parser.add_argument("runs", nargs="*", type=str, help="runs' folders; several are evaluated as one ensemble")
-    parser.add_argument("--predictions", type=str | None, default=None, help="an .npz file in place of runs")
-    add_evaluation(parser)
-    add_flag(parser, "--per_class", help="evaluate each class as well")
-    chosen = parse(parser, words)
-    if bool(chosen.runs) == (chosen.predictions is not None):
+    (own, options), _ = COMMAND.read(words)
+    if bool(own.runs) == (own.predictions is not None):
         raise InputError("test needs a run's folder, or several, or --predictions with a file.")
-    if chosen.predictions is not None:
-        if given := [name for name in EVALUATION if chosen[name] != parser.get_default(name)]:
+    if own.predictions is not None:
+        default = asdict(EvaluationOptions())
+        if given := [name for name, value in asdict(options).items() if value != default[name]]:
             raise InputError(f"--{given[0]} needs a run; --predictions evaluates what its file holds.")
-        _test_file(Path(chosen.predictions), chosen.per_class)
+        _test_file(Path(own.predictions), own.per_class)
     else:
-        _test_runs([Run(path) for path in chosen.runs], evaluation_options(chosen), chosen.per_class)
+        _test_runs([Run(path) for path in own.runs], options, own.per_class)
 
 
 def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypedDict
 
-from mixmo.config.checking import checked
-from mixmo.config.plan import known_settings
-from mixmo.errors import one_of
+from mixmo.config.settings import known_settings
+from mixmo.errors import InputError
+from mixmo.validation import join_sentences, unknown_setting
 
 ARGUMENTS = ("model", "train", "val", "test", "num_members", "epochs", "out", "resume", "progress", "callbacks")
 """Arguments that :func:`mixmo.fit` has beside the settings."""
@@ -46,18 +46,20 @@ def as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: Values by keyword.
 
     Raises:
-        InputError: for a keyword that is not known, with what is near it, or a value of another type.
+        InputError: naming every keyword that is not known, with what is near it.
 
     Example:
         >>> as_recipe({"lr": 0.1, "mixer_alpha": 2})
-        {'optimizer': {'lr': 0.1}, 'mixer': {'alpha': 2.0}}
+        {'optimizer': {'lr': 0.1}, 'mixer': {'alpha': 2}}
     """
+    known = keywords()
+    if unknown := [unknown_setting(keyword, list(known)) for keyword in settings if keyword not in known]:
+        raise InputError(join_sentences(unknown))
     recipe: dict[str, Any] = {}
     for keyword, value in settings.items():
-        name = keywords()[one_of(keyword, keywords(), "setting", "mixmo.fit's FitSettings")]
-        section, _, last = name.rpartition(".")
+        section, _, last = known[keyword].rpartition(".")
         place = recipe.setdefault(section, {}) if section else recipe
-        place[last] = checked(value, known_settings()[name], keyword)
+        place[last] = value
     return recipe
 
 

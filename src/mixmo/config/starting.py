@@ -25,7 +25,7 @@ def is_run(start: str) -> bool:
     return start != PRETRAINED and not os.path.isfile(start)
 
 
-def followed(values: Mapping[str, Any]) -> dict[str, Any]:
+def inherit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that follow from ``model.start`` where a recipe does not set them.
 
     From a run follow its backbone and how it prepares images. From pretrained weights follow what timm says of the
@@ -39,7 +39,7 @@ def followed(values: Mapping[str, Any]) -> dict[str, Any]:
         InputError: if it is not known how images were prepared for weights on the Hub.
 
     Example:
-        >>> found = followed({"model.start": "pretrained", "model.backbone": "resnet18"})
+        >>> found = inherit_settings({"model.start": "pretrained", "model.backbone": "resnet18"})
         >>> found["data.mean"], found["data.crop_size"], found["data.image_size"]
         ([0.485, 0.456, 0.406], 224, 235)
     """

@@ -7,11 +7,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import timm
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mixmo.assembling import assembling, restore
@@ -26,6 +27,7 @@ from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.models.copying import copied
 from mixmo.network import MixMo, create_backbone
 from mixmo.seeding import DrawingFrom
+from mixmo.validation import Boolean, Integer, settings_class
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
 """The formats, and what they are called in a run's folder."""
@@ -39,32 +41,22 @@ TOLERANCE = 1e-3
 """Largest difference of log-probabilities, as a share of the largest, to the network that was trained."""
 
 
-@dataclass(frozen=True)
+@settings_class(frozen=True)
 class ExportOptions:
-    """What a file computes.
+    """What a file computes."""
 
-    Args:
-        normalize: Whether it takes pixels from 0 to 255 in place of normalised ones.
-        softmax: Whether it gives probabilities in place of logits.
-        temperature: Whether logits are divided by the temperature of the validation set.
-        members: Whether the members' probabilities (B, M, K) and their mutual information (B,) are further outputs.
-        int8: Whether weights and activations are 8-bit integers (ONNX).
-        opset: Of ONNX.
-
-    Raises:
-        InputError: if the opset is none.
-    """
-
-    normalize: bool = False
-    softmax: bool = False
-    temperature: bool = False
-    members: bool = False
-    int8: bool = False
-    opset: int = 18
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.opset <= 100:
-            raise InputError(f"--opset is {self.opset}; it is a version of ONNX's operators, such as 18.")
+    normalize: Boolean = False
+    """Take pixels from 0 to 255 in place of normalised ones."""
+    softmax: Boolean = False
+    """Give probabilities in place of logits."""
+    temperature: Boolean = False
+    """Divide logits by the validation set's temperature."""
+    members: Boolean = False
+    """Give the members' probabilities (B, M, K) and their mutual information (B,) too."""
+    int8: Boolean = False
+    """Compute in 8-bit integers, and say what accuracy they cost (onnx)."""
+    opset: Annotated[Integer, Field(ge=1, le=100)] = 18
+    """Version of ONNX's operators."""
 
     def check(self, format: str) -> None:
         """Refuse what a format has no room for."""

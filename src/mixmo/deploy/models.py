@@ -16,7 +16,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mixmo.config.checking import checked
 from mixmo.config.hardware import PRECISIONS
 from mixmo.deploy.images import Form
 from mixmo.deploy.members import MEMBERS, load_members
@@ -31,6 +30,7 @@ from mixmo.names import printable
 from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.seeding import DrawingFrom
+from mixmo.validation import check_value
 
 
 class Model(Protocol):
@@ -208,7 +208,7 @@ def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
 def _options(text: str, file: Path) -> dict[str, Any]:
     """Return what an exported file computes (``ExportOptions``), and its temperature."""
     try:
-        options: dict[str, Any] = checked(json.loads(text), dict[str, Any], "it")
+        options: dict[str, Any] = check_value(json.loads(text), dict[str, Any], "it")
         if options.get("temperature") is not None:
             options["temperature"] = checked_temperature(options["temperature"])
     except (ValueError, RecursionError, InputError) as error:

@@ -11,7 +11,6 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from mixmo.config.checking import checked
 from mixmo.config.data_settings import LARGEST_SIDE, PREPARATION, DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
@@ -19,6 +18,7 @@ from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import Calibration, kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
+from mixmo.validation import check_value
 
 KEPT = tuple(key for key in PREPARATION if key != "image_size")
 """Settings that say how an image is prepared, beside its size."""
@@ -96,10 +96,10 @@ class Spec:
                 raise InputError(f"it has a key {min(strange)!r}")
             if DIGEST in content and not checked_digest:
                 raise InputError("the digest that it names is missing")
-            size = tuple(checked(content["size"], list[int], "size"))
+            size = tuple(check_value(content["size"], list[int], "size"))
             if len(size) != 2 or not all(0 < side <= LARGEST_SIDE for side in size):
                 raise InputError(f"size is {size}; it is a height and a width from 1 to {LARGEST_SIDE}")
-            classes = checked(content["classes"], list[str], "classes")
+            classes = check_value(content["classes"], list[str], "classes")
             if not classes:
                 raise InputError("it names no classes")
             hints = get_type_hints(DataSettings)
@@ -108,7 +108,7 @@ class Spec:
             ]  # descriptions of earlier versions have none
             if wrong := known.keys() ^ set(KEPT):
                 raise InputError(f"its data has or lacks a key {min(wrong)!r}")
-            data = DataSettings(**{key: checked(value, hints[key], f"data.{key}") for key, value in known.items()})
+            data = DataSettings(**{key: check_value(value, hints[key], f"data.{key}") for key, value in known.items()})
             own = content.get("calibration")
             return cls(classes, (size[0], size[1]), data, None if own is None else _calibration(own))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
@@ -125,8 +125,8 @@ def write_description(folder: Path, spec: Spec) -> None:
 
 def _calibration(own: Any) -> Calibration:
     """Return the calibration of a description; refuse what is none."""
-    columns = {key: checked(own[key], list[float], f"calibration.{key}") for key in ("confidence", "likely")}
-    correct = checked(own["correct"], list[bool], "calibration.correct")
+    columns = {key: check_value(own[key], list[float], f"calibration.{key}") for key in ("confidence", "likely")}
+    correct = check_value(own["correct"], list[bool], "calibration.correct")
     if not len(correct) == len(columns["confidence"]) == len(columns["likely"]) > 0:
         raise InputError("its calibration has columns of other lengths, or none")
     if not all(0 <= value <= 1 for values in columns.values() for value in values):
@@ -145,7 +145,7 @@ def checked_temperature(value: Any) -> float:
         >>> checked_temperature(2)
         2.0
     """
-    temperature: float = checked(value, float, "temperature")
+    temperature: float = check_value(value, float, "temperature")
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature is {temperature}; it is a positive number")
     return temperature

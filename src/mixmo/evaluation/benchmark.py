@@ -13,72 +13,65 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from mixmo.batch_mixing import BatchMixer, MixedBatch
-from mixmo.config.data_settings import DataSettings
-from mixmo.config.hardware import PRECISIONS, default_precision, evaluation_factor, training_device
+from mixmo.config.data_settings import BatchSize, DataSettings, Side
+from mixmo.config.hardware import default_precision, evaluation_factor, training_device
+from mixmo.config.settings import MOST_MEMBERS
 from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
-from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
 from mixmo.mixing import loss_weights
 from mixmo.network import MixMo, create_backbone
 from mixmo.training.optimizers import build_optimizer
+from mixmo.validation import Boolean, Count, Integer, settings_class
 
 Rows = dict[str, dict[str, float]]
 Call = Callable[[], object]
 Builder = Callable[[], Call]
 
 
-@dataclass(frozen=True)
+@settings_class(frozen=True)
 class Benchmark:
     """What is measured.
-
-    Args:
-        backbone: A timm model name.
-        batch_size: B.
-        num_members: M.
-        batch_repetition: b.
-        image_size: Side of the square images.
-        num_classes: K.
-        mix_at: Module behind which features are mixed; null is behind the stem.
-        accelerator: auto, cpu or gpu.
-        precision: 32-true or bf16-mixed; null takes what the device does best.
-        compile: Measure compiled networks too.
-        rounds: Turns each candidate gets.
 
     Raises:
         InputError: if a value is out of its range.
     """
 
     backbone: str = "wide_resnet16_4"
-    batch_size: int = 64
-    num_members: int = 2
-    batch_repetition: int = 1
-    image_size: int = 32
-    num_classes: int = 100
+    """A timm model name."""
+    batch_size: BatchSize = 64
+    """B, the mixtures of a step."""
+    num_members: Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)] = 2
+    """M."""
+    batch_repetition: Count = 1
+    """b, how often an image stands in a batch."""
+    image_size: Side = 32
+    """Side of the square images."""
+    num_classes: Count = 100
+    """K."""
     mix_at: str | None = None
-    accelerator: str = "auto"
-    precision: str | None = None
-    compile: bool = False
-    rounds: int = 10
+    """Module behind which features are mixed; null is behind the stem."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """Where to measure."""
+    precision: Literal["32-true", "bf16-mixed"] | None = None
+    """null takes what the device does best."""
+    compile: Boolean = False
+    """Measure compiled networks too."""
+    rounds: Count = 10
+    """Turns each candidate gets."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise InputError(f"rounds is {self.rounds}; each candidate needs at least 1 turn.")
-        if self.num_members < 1:
-            raise InputError(f"num_members is {self.num_members}; a network has at least 1 member.")
-        if self.precision is not None:
-            one_of(self.precision, PRECISIONS, "precision")
-        self.data  # noqa: B018  (checks batch size and repetition)
+        self.data  # noqa: B018  (checks that the repetition divides the batch)
 
     @property
     def device(self) -> torch.device:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixmo.config.checking import flattened
-from mixmo.config.plan import known_settings
-from mixmo.config.settings import FREE
+from mixmo.config.plan import flatten
+from mixmo.config.settings import known_settings, neutral_settings
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
@@ -142,12 +141,12 @@ def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
         twice = next(seed for seed in seeds if seeds.count(seed) > 1)
         same = [str(run.path) for run, seed in zip(runs, seeds, strict=True) if seed == twice]
         raise InputError(f"{' and '.join(same[:2])} have the same seed {twice}: one run, counted twice; remove one.")
-    first = runs[0].conditions() | dict(flattened(runs[0].trained_config(), known))
+    first = runs[0].conditions() | dict(flatten(runs[0].trained_config()))
     for run in runs[1:]:
-        own = run.conditions() | dict(flattened(run.trained_config(), known))
+        own = run.conditions() | dict(flatten(run.trained_config()))
         for key in {**first, **own}:
             told = key in known or (key in first and key in own)  # earlier versions kept no conditions
-            if key not in FREE | {"seed"} and told and own.get(key) != first.get(key):
+            if key not in neutral_settings() | {"seed"} and told and own.get(key) != first.get(key):
                 raise InputError(
                     f"{folder} holds no seeds of one method: {key} is {first.get(key)!r} in {runs[0].path} but "
                     f"{own.get(key)!r} in {run.path}; compare such runs by naming them one by one."

@@ -15,7 +15,7 @@ from mixmo import __version__
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
-from mixmo.config.settings import FREE
+from mixmo.config.settings import neutral_settings
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet
@@ -114,7 +114,8 @@ class TrainedRun:
     @property
     def data_settings(self) -> dict[str, Any]:
         """What predictions depend on of the ``data`` section; where images are decoded in memory changes none."""
-        return {key: value for key, value in asdict(self.settings.data).items() if f"data.{key}" not in FREE}
+        free = neutral_settings()
+        return {key: value for key, value in asdict(self.settings.data).items() if f"data.{key}" not in free}
 
     def images(self, dataset: str) -> tuple[ImageSet, list[str]]:
         """Return the images of a dataset and the names of its classes; each is opened and decoded once.

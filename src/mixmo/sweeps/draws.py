@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mixmo.config.checking import checked
 from mixmo.errors import InputError
+from mixmo.validation import Number, check_value
 
 
 def draw(spec: Any, hint: Any, generator: np.random.Generator, name: str) -> Any:
@@ -35,8 +35,8 @@ def draw(spec: Any, hint: Any, generator: np.random.Generator, name: str) -> Any
         raise InputError(
             f"{name} is {spec!r}; it is a list of values, or {{low: …, high: …}} with or without log: true."
         )
-    low, high = (checked(spec[end], float, f"{name}.{end}") for end in ("low", "high"))
-    logarithmic = checked(spec.get("log", False), bool, f"{name}.log")
+    low, high = (check_value(spec[end], Number, f"{name}.{end}") for end in ("low", "high"))
+    logarithmic = check_value(spec.get("log", False), bool, f"{name}.log")
     if not -math.inf < low < high < math.inf or (logarithmic and low <= 0):
         raise InputError(f"{name} goes from {low:g} to {high:g}; low is less than high{', and above 0' * logarithmic}.")
     whole = "float" not in str(hint) and all(isinstance(spec[end], int) for end in ("low", "high"))

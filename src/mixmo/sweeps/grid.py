@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixmo.config.plan import Plan, known_settings, make_plan, pairs
+from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import SWEEP, Recipe, combined, merge
+from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, one_of
 from mixmo.files import read_yaml
 from mixmo.sweeps.draws import draw
-from mixmo.sweeps.settings import Asha, SweepSettings, read_asha, read_settings
+from mixmo.sweeps.settings import Asha, SweepSettings, read_settings
 
 LONGEST_NAME = 120
 """Of a configuration, in characters; a longer one ends with a digest of the whole."""
@@ -54,7 +55,7 @@ class Trial:
         seed: Its seed.
         choices: The label of its value on every axis.
         recipe: Its settings but for those of the command line.
-        words: Those of the command line, the seed among them.
+        overrides: Those of the command line, the seed among them.
         plan: What follows from both on this machine.
     """
 
@@ -62,7 +63,7 @@ class Trial:
     seed: int
     choices: dict[str, str]
     recipe: Recipe
-    words: list[str]
+    overrides: dict[str, Any]
     plan: Plan
 
     @property
@@ -106,12 +107,12 @@ class Sweep:
         return self.trials[len(self.race) :]
 
 
-def load_sweep(file: Path, words: Sequence[str] = ()) -> Sweep:
+def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     r"""Return the trials of a sweep's file, every one of them checked.
 
     Args:
         file: A recipe with a section ``sweep`` (:class:`SweepSettings`).
-        words: ``--key value`` overrides of every trial.
+        overrides: Values of every trial, by their dotted names.
 
     Raises:
         MissingError: if there is no such file.
@@ -130,22 +131,18 @@ def load_sweep(file: Path, words: Sequence[str] = ()) -> Sweep:
     if not isinstance(section, Mapping) or not section:
         raise InputError(f"{file} has no section `{SWEEP}`, which says what to vary; docs/sweeps.md shows one.")
     settings = read_settings(section)
-    for name, _ in pairs(words, {**known_settings(), "run": str}, "sweep"):
-        if name in ("seed", "run"):
-            raise InputError(
-                f"--{name} is not for a sweep: it takes sweep.seeds from {file}, and --out for the folder."
-            )
-    trials = list(_trials(content, settings, list(words), file))
+    if "seed" in (overrides or {}):
+        raise InputError(f"--seed is not for a sweep; it takes sweep.seeds from {file}.")
+    trials = list(_trials(content, settings, dict(overrides or {}), file))
     _check_distinct(trials)
-    asha = None if settings.asha is None else read_asha(settings.asha)
-    _check_comparable(settings, asha, trials)
-    return Sweep(trials, asha, bool(settings.random))
+    _check_comparable(settings, settings.asha, trials)
+    return Sweep(trials, settings.asha, bool(settings.random))
 
 
-def _trials(base: Recipe, settings: SweepSettings, words: list[str], file: Path) -> Iterator[Trial]:
+def _trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any], file: Path) -> Iterator[Trial]:
     configurations = _configurations(settings, file.stem)
     for seed in settings.seeds or (None,):
-        own = words if seed is None else [*words, f"--seed={seed}"]
+        own = overrides if seed is None else {**overrides, "seed": seed}
         for name, choices in configurations:
             try:
                 recipe = combined([base, *(choice.settings for choice in choices)], str(file))

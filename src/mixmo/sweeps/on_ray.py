@@ -222,7 +222,7 @@ def _share(resources: Resources) -> tuple[int, float]:
 def _work(trial: Trial, folder: Path, cpus: int) -> dict[str, Any]:
     """Return what a process on another machine has to know of a trial: plain values."""
     return {
-        "key": trial.key, "recipe": trial.recipe, "words": trial.words, "epochs": trial.epochs, "cpus": cpus,
+        "key": trial.key, "recipe": trial.recipe, "overrides": trial.overrides, "epochs": trial.epochs, "cpus": cpus,
         "place": os.getcwd(), "folder": str(folder), "command": sys.argv,
     }  # fmt: skip
 
@@ -268,7 +268,7 @@ def _train(config: dict[str, Any]) -> None:
         sys.argv = work["command"]  # which the run's folder names as the one that made it
         torch.set_num_threads(work["cpus"])
         folder = Path(work["folder"]) / work["key"]
-        train_trial(work["recipe"], work["words"], folder, report, WAIT)
+        train_trial(work["recipe"], work["overrides"], folder, report, WAIT)
     except Exception as error:
         tune.report({"failed": failure(error)})
     else:

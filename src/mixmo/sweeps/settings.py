@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
-from mixmo.config.checking import checked, hints
-from mixmo.config.recipes import SWEEP
-from mixmo.errors import InputError, one_of
+from pydantic import Field
+
+from mixmo.errors import InputError
+from mixmo.validation import Count, Integer, Number, settings_class
 
 
-@dataclass
+@settings_class("sweep.asha")
 class Asha:
     """When trials are stopped early, by the accuracy on validation data: asynchronous successive halving (ASHA).
 
@@ -23,11 +24,11 @@ class Asha:
         reduction: r.
     """
 
-    grace_epochs: int = 1
-    reduction: float = 3.0
+    grace_epochs: Count = 1
+    reduction: Annotated[Number, Field(ge=2, lt=1000)] = 3.0
 
 
-@dataclass
+@settings_class("sweep")
 class SweepSettings:
     """The section ``sweep`` of a sweep's file.
 
@@ -45,10 +46,10 @@ class SweepSettings:
 
     grid: dict[str, Any] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
-    samples: int = 10
-    draw_seed: int = 0
-    seeds: list[int] | None = None
-    asha: dict[str, Any] | None = None
+    samples: Count = 10
+    draw_seed: Annotated[Integer, Field(ge=0)] = 0
+    seeds: list[Annotated[Integer, Field(ge=0)]] | None = None
+    asha: Asha | None = None
 
 
 def read_settings(section: Mapping[str, Any]) -> SweepSettings:
@@ -64,46 +65,9 @@ def read_settings(section: Mapping[str, Any]) -> SweepSettings:
         >>> read_settings({"grid": {"mixer.alpha": [1, 2]}, "seeds": [0, 1]}).samples
         10
     """
-    for name in ("grid", "random", "asha"):
-        if not isinstance(section.get(name, {}), Mapping):
-            raise InputError(f"sweep.{name} is {section[name]!r}; it is a mapping of names to values.")
-    settings = SweepSettings(**_checked(section, SweepSettings, SWEEP))
-    for name, least in (("samples", 1), ("draw_seed", 0)):
-        if getattr(settings, name) < least:
-            raise InputError(f"sweep.{name} is {getattr(settings, name)}; it is {least} or more.")
+    settings = SweepSettings(**{str(name): value for name, value in section.items()})
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
     if not (settings.grid or settings.random or settings.seeds):
         raise InputError("sweep names no grid, no random settings and no seeds: there is nothing to vary.")
     return settings
-
-
-def read_asha(values: Mapping[str, Any]) -> Asha:
-    """Return the part ``asha`` of that section, checked by itself.
-
-    Args:
-        values: As YAML has it.
-
-    Raises:
-        InputError: for a name or a value that is not understood.
-
-    Example:
-        >>> read_asha({"reduction": 4})
-        Asha(grace_epochs=1, reduction=4.0)
-    """
-    asha = Asha(**_checked(values, Asha, f"{SWEEP}.asha"))
-    if asha.grace_epochs < 1 or not 2 <= asha.reduction < 1000:
-        raise InputError(
-            f"sweep.asha has grace_epochs {asha.grace_epochs} and reduction {asha.reduction:g}; they are 1 or more, "
-            "and 2 or more."
-        )
-    return asha
-
-
-def _checked(values: Mapping[str, Any], section: type, name: str) -> dict[str, Any]:
-    """Return values by a dataclass's names and annotations."""
-    known = hints(section)
-    return {
-        key: checked(value, known[one_of(key, known, f"setting of {name}")], f"{name}.{key}")
-        for key, value in values.items()
-    }

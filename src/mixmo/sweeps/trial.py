@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Checkpoint
 
-from mixmo.config.checking import flattened
 from mixmo.config.imports import PERMISSION
-from mixmo.config.plan import Plan, known_settings, make_plan
+from mixmo.config.plan import Plan, flatten, make_plan
 from mixmo.config.recipes import Recipe, merge
-from mixmo.config.settings import FREE
+from mixmo.config.settings import neutral_settings
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.records import read_history
@@ -23,7 +23,7 @@ from mixmo.training.fit import fit
 
 Row = dict[str, float]
 """An epoch's row of ``metrics.csv``."""
-QUIET = ("--trainer.enable_progress_bar=false",)
+QUIET = {"trainer.enable_progress_bar": False}
 Report = Callable[[Row], bool]
 """Takes an epoch's row, and returns whether the trial goes on."""
 
@@ -47,12 +47,12 @@ class Reports(Checkpoint):
             trainer.should_stop = True
 
 
-def train_trial(recipe: Recipe, words: Sequence[str], folder: Path, report: Report, wait: float = 0) -> bool:
+def train_trial(recipe: Recipe, overrides: Mapping[str, Any], folder: Path, report: Report, wait: float = 0) -> bool:
     """Train a trial from where it is; its folder is then as ``mixmo fit`` leaves it.
 
     Args:
         recipe: Its settings.
-        words: ``--key value`` overrides.
+        overrides: Values by their dotted names.
         folder: The run's folder, new or begun.
         report: Takes the row of each epoch, those that were trained earlier included.
         wait: How long another process may keep the folder, in seconds: one on a machine that was lost, say.
@@ -65,7 +65,7 @@ def train_trial(recipe: Recipe, words: Sequence[str], folder: Path, report: Repo
     """
     run = Run(folder)
     begun = run.config_file.is_file()
-    plan = make_plan(merge(recipe, run.resolved()) if begun else recipe, [*words, *QUIET])
+    plan = make_plan(merge(recipe, run.resolved()) if begun else recipe, {**overrides, **QUIET})
     epochs = int(plan.trainer["max_epochs"])
     with run.locked(wait) if wait else nullcontext():
         done = run.finished_epochs()
@@ -88,8 +88,8 @@ def check_same(plan: Plan, run: Run) -> None:
     Raises:
         InputError: naming the first setting that differs.
     """
-    known, free = known_settings(), FREE | {PERMISSION}
-    wanted, found = (dict(flattened(each, known)) for each in (yaml.safe_load(plan.yaml), run.config()))
+    free = neutral_settings() | {PERMISSION}
+    wanted, found = (dict(flatten(each)) for each in (yaml.safe_load(plan.yaml), run.config()))
     for name in wanted:
         if name not in free and wanted[name] != found.get(name):
             raise InputError(

@@ -40,7 +40,7 @@ def _train(trial: Trial, folder: Path, progress: Progress) -> None:
 
     progress.set(trial.key, "training")
     try:
-        if train_trial(trial.recipe, trial.words, folder / trial.key, report):
+        if train_trial(trial.recipe, trial.overrides, folder / trial.key, report):
             progress.set(trial.key, "finished")
     except (KeyboardInterrupt, SystemExit, StoppedError):
         raise

@@ -17,7 +17,6 @@ from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
 from mixmo.launching import world
 from mixmo.network import MixMo
-from mixmo.pixel_mixing import PixelMixer
 from mixmo.seeding import DrawingFrom, generator_for
 from mixmo.training.masks import find_masks
 from mixmo.training.objectives import find_objective
@@ -80,21 +79,21 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
     Raises:
         InputError: if a mask cannot share a map of that size among that many members, or the crop is too large.
     """
-    own, pixels, allowed, images = settings.mixer, settings.pixels, settings.allow_imports, settings.data
-    shape, members = net.encoder_shape(*_crop(settings, data)), net.num_members
-    mixed = None if pixels.kind == "none" else PixelMixer(pixels.kind, pixels.alpha, pixels.probability)
+    allowed, images, members = settings.allow_imports, settings.data, net.num_members
+    shape = net.encoder_shape(*_crop(settings, data))
+    own, soft = settings.mixer, settings.pixels.kind != "none"
     mixer = BatchMixer(
         net,
         find_masks(own.kind, allowed, members, shape),
         alpha=own.alpha,
         probability=own.probability,
         root=own.root,
+        draw_per=own.draw_per,
         batch_repetition=images.batch_repetition,
         input_repetition=(images.input_repetition_at(0), images.input_repetition_at(1)),
-        pixels=mixed,
+        pixels=settings.pixels,
         label_smoothing=settings.objective.label_smoothing,
-        loss=find_objective(settings.objective, allowed, members, net.num_classes, soft=mixed is not None),
-        draw_per=own.draw_per,
+        loss=find_objective(settings.objective, allowed, members, net.num_classes, soft),
     )
     mixer.mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
     return BatchMaker(images, mixer)

@@ -8,15 +8,14 @@ from typing import Any
 
 import yaml
 
-from mixmo.config.checking import flattened
 from mixmo.config.imports import PERMISSIONS
-from mixmo.config.plan import Plan, known_settings
-from mixmo.config.settings import FREE
+from mixmo.config.plan import Plan, flatten
+from mixmo.config.settings import known_settings, neutral_settings
 from mixmo.errors import InputError
 from mixmo.files import read_yaml, write_text, yaml_text
 from mixmo.runs import Run, filled, section_of
 
-MAY_CHANGE = FREE | {"data.name", "trainer.max_epochs", "trainer.patience"}
+MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
 
 log = logging.getLogger("mixmo")
@@ -30,13 +29,10 @@ def find_changes(run: Run, plan: Plan, conditions: Mapping[str, Any] | None = No
         plan: What the run is to be resumed with.
         conditions: What results depend on beside; of these too.
     """
-    known, about = known_settings(), run.about()
+    about = run.about()
     began, resolved = (dict(section_of(about, key)) for key in ("settings", "resolved"))
-    try:
-        first = dict(flattened(filled(began, resolved), known)) | run.conditions()
-    except InputError:  # of another version, or damaged
-        return {}
-    now = dict(flattened(filled(yaml.safe_load(plan.yaml), plan.resolved), known)) | dict(conditions or {})
+    first = dict(flatten(filled(began, resolved))) | run.conditions()
+    now = dict(flatten(filled(yaml.safe_load(plan.yaml), plan.resolved))) | dict(conditions or {})
     return {
         name: (first[name], value) for name, value in now.items()
         if name in first and name not in PERMISSIONS and first[name] != value
@@ -88,7 +84,7 @@ def record_changes(run: Run, plan: Plan, conditions: Mapping[str, Any], epochs: 
 def _set(run: Run, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
     config, known = read_yaml(run.config_file, "configuration"), known_settings()
-    own, free = dict(flattened(config, known)), {name for name, _ in flattened(resolved, known)}
+    own, free = dict(flatten(config)), {name for name, _ in flatten(resolved)}
     wrong = {name: now for name, now in values.items() if name in known and own.get(name) != now}
     wrong = {name: now for name, now in wrong.items() if own.get(name) is not None or name not in free}
     for name, now in wrong.items():

@@ -1,0 +1,44 @@
+"""``mixmo completion``: a script by which a shell completes commands and options."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from mixmo.cli.options import Command, Word
+from mixmo.errors import InputError
+from mixmo.validation import settings_class
+
+
+@settings_class()
+class Options:
+    """For which shell."""
+
+    shell: Word[Literal["bash", "zsh", "tcsh"]]
+    """bash, zsh or tcsh."""
+
+
+COMMAND = Command(
+    "completion",
+    'Print a script that completes commands and options: `eval "$(mixmo completion bash)"` in ~/.bashrc, say.',
+    (Options,),
+)
+
+
+def run(words: list[str]) -> None:
+    """``mixmo completion bash|zsh|tcsh``."""
+    from mixmo.cli.main import COMMANDS
+
+    (own,), _ = COMMAND.read(words)
+    try:
+        import shtab
+    except ImportError:
+        raise InputError("completion needs shtab: pip install 'mixmo[completion]'.") from None
+    parser = ArgumentParser(prog="mixmo")
+    inside = parser.add_subcommands(required=False)
+    for name in COMMANDS:
+        if (command := getattr(import_module(f"mixmo.cli.{name}"), "COMMAND", None)) is not None:
+            inside.add_subcommand(name, command.parser())
+    print(shtab.complete(parser, own.shell))
