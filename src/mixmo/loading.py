@@ -92,7 +92,7 @@ def rebuild(
             f"{where} is of a network around a {header.backbone} of a program's own; give it: mixmo.load(…, model=…), "
             "of the same sizes."
         )
-    built = {"num_classes": len(header.classes), "in_chans": header.data.channels}
+    built: dict[str, Any] = {"num_classes": len(header.classes), "in_chans": header.data.channels}
     options = header.options | {"pretrained": False, "checkpoint_path": ""}
     try:
         with DrawingFrom(torch.Generator()):

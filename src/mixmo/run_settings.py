@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from mixmo.config.plan import make_plan
-
-SMALLEST = {"trainer": {"max_epochs": 1}}
-"""A recipe that sets nothing but what has no default."""
 
 
 def section_of(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -46,7 +44,7 @@ def without_unknown(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         >>> without_unknown({"seed": 1, "optimizer": {"lr": 0.1, "warp": 9}, "data": {"fold": 2}})
         ({'seed': 1, 'optimizer': {'lr': 0.1}, 'data': {'fold': 2}}, ['optimizer.warp'])
     """
-    known, kept, unknown = yaml.safe_load(make_plan(SMALLEST).yaml), dict[str, Any](), list[str]()
+    known, kept, unknown = _known(), dict[str, Any](), list[str]()
     for section, values in config.items():
         if section not in known:
             unknown.append(section)
@@ -56,3 +54,10 @@ def without_unknown(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         else:
             kept[section] = values
     return kept, unknown
+
+
+@functools.cache
+def _known() -> dict[str, Any]:
+    """Return every setting that this version knows, by section."""
+    known: dict[str, Any] = yaml.safe_load(make_plan({"trainer": {"max_epochs": 1}}).yaml)
+    return known

@@ -116,7 +116,8 @@ def _prepare(plan: Plan, run: Run, drawn: bool, data: DataModule | None, module:
     loaders.check_shared_memory(*world(plan.trainer["devices"], plan.trainer["num_nodes"]))
     training = Training(
         net, build_maker(settings, net, data), settings, len(data.train), loaders.samples,
-        header=describe(settings, data), accumulate=plan.trainer["accumulate"], skip=plan.trainer["on_nonfinite"] == "skip",
+        header=describe(settings, data),
+        accumulate=plan.trainer["accumulate"], skip=plan.trainer["on_nonfinite"] == "skip",
     )  # fmt: skip
     _try_optimizer(settings)
     _tell_of_short_runs(plan, training)
