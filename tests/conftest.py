@@ -295,8 +295,7 @@ def moved(run, folder, to):
 def describe_otherwise(run, **model):
     """Have a run's last checkpoint describe another network than it holds."""
     content = checkpoints.load(run.checkpoint_file())
-    inference = content["inference"] | {"model": content["inference"]["model"] | model}
-    checkpoints.save(run.checkpoint_file(), content | {"inference": inference})
+    checkpoints.save(run.checkpoint_file(), content | {"header": content["header"] | model})
 
 
 @pytest.fixture(scope="session")

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from mixmo import masks
     from mixmo.batch_mixing import BatchMixer, MixedBatch
     from mixmo.deploy.hub import from_pretrained, push_to_hub
+    from mixmo.deploy.load import load
     from mixmo.deploy.predictor import Predictor
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
     from mixmo.fusing import fuse
     from mixmo.library import Run, fit
-    from mixmo.loading import load
     from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
     from mixmo.network import MixMo
     from mixmo.pairing import pair
@@ -56,7 +56,7 @@ else:  # hidden from type checkers, for which every attribute would exist
         "fit": "mixmo.library",
         "from_pretrained": "mixmo.deploy.hub",
         "fuse": "mixmo.fusing",
-        "load": "mixmo.loading",
+        "load": "mixmo.deploy.load",
         "load_reference_checkpoint": "mixmo.deploy.reference",
         "loss_weights": "mixmo.mixing",
         "mixed_cross_entropy": "mixmo.mixing",

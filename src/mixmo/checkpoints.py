@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +18,15 @@ import torch
 
 from mixmo.errors import InputError, MissingError
 from mixmo.files import PARTIAL, read_checkpoint, replacing, sync_folder, writing
+from mixmo.header import Header, header_of_earlier
 
 MARK = b"sha256:"
 SEAL = len(MARK) + 64
 """Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
 
-KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "num_classes",
-        "inference", "unfinished")  # fmt: skip
-"""What is taken of a checkpoint."""
+KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "header",
+        "num_classes", "inference", "unfinished")  # fmt: skip
+"""What is taken of a checkpoint; earlier versions wrote ``num_classes`` and ``inference`` in place of a header."""
 
 STATE = "Checkpoints"
 """The one callback whose state is taken as well: :class:`mixmo.training.checkpointing.Checkpoints`."""
@@ -111,6 +113,33 @@ def load(path: Path) -> dict[str, Any]:
     own = callbacks.get(STATE) if isinstance(callbacks, dict) else None
     kept["callbacks"] = {STATE: _numbers(own)} if isinstance(own, dict) else {}
     return kept
+
+
+def read_header(path: Path, config: Callable[[], Mapping[str, Any]]) -> Header:
+    """Return what a checkpoint says of its network; the file is read once while it stays as it is.
+
+    Args:
+        path: The file.
+        config: Returns the configuration of its training, which is asked for where an earlier version wrote the file.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is damaged, or of a newer format.
+    """
+    status = path.stat()
+    content = _described(path, status.st_size, status.st_mtime_ns)
+    if "header" in content:
+        return Header.from_dict(content["header"], str(path))
+    known = dict(found) if isinstance(found := content.get("inference"), Mapping) else {}
+    if "classes" not in known and isinstance(count := content.get("num_classes"), int):
+        known["classes"] = [str(number) for number in range(count)]
+    return Header.from_dict(header_of_earlier(known, config(), str(path)), str(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _described(path: Path, size: int, time: int) -> dict[str, Any]:
+    content = load(path)
+    return {key: content[key] for key in ("header", "inference", "num_classes") if key in content}
 
 
 def finished_epochs(content: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""A run's trained network, and what its checkpoint knows of the images it takes."""
+"""Networks rebuilt from what a file says of them, and its tensors; of a run, those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixmo.checkpoints import finished_epochs
 from mixmo.checkpoints import load as read_sealed
-from mixmo.config.data_settings import LARGEST_SIDE
-from mixmo.errors import InputError
+from mixmo.errors import InputError, reason
+from mixmo.header import Header
 from mixmo.models.copying import copied
 from mixmo.names import timm_scheme
-from mixmo.network import MixMo
+from mixmo.network import MixMo, create_backbone
 from mixmo.runs import Run
 from mixmo.seeding import DrawingFrom
 
@@ -23,100 +23,93 @@ MODULE = "module "
 """What the name of a backbone begins with that a program gave as a module."""
 
 
-def load(run: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:
-    """Return a trained network, ready for inference, from a run's folder.
-
-    Args:
-        run: The run's folder.
-        checkpoint: ``last``, or ``best`` on the validation set.
-        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be fetched from there.
-        model: The backbone of a run that was trained with a module of your own; its weights do not matter.
-
-    Returns:
-        The network on the CPU, in evaluation mode; with averaged weights (EMA), their network.
-
-    Raises:
-        MissingError: if there is no such run or checkpoint.
-        InputError: if the checkpoint is damaged or of another network, or it takes a download.
-
-    Example:
-        >>> net = load("runs/quickstart")  # doctest: +SKIP
-    """
-    return load_checkpoint(Run(run), checkpoint, download, model).net
-
-
 class Loaded(NamedTuple):
     """What a checkpoint knows.
 
     Attributes:
         net: The network, on the CPU, in evaluation mode.
+        header: What the checkpoint says of it.
         epochs: Epochs it was trained for.
-        classes: The K class names; their numbers, where the checkpoint is of an earlier version.
-        size: (H, W) of the images that its input is cropped from; ``None`` in checkpoints of an earlier version.
     """
 
     net: MixMo
+    header: Header
     epochs: int
-    classes: list[str]
-    size: tuple[int, int] | None
 
 
 def load_checkpoint(run: Run, which: str = "last", download: bool = False, module: nn.Module | None = None) -> Loaded:
-    """Return a run's network, and what else its checkpoint knows; the dataset may be gone.
+    """Return a run's network, and what else its checkpoint knows; its configuration and dataset may be gone.
 
     Args:
         run: The run.
         which: ``last``, or ``best`` on the validation set.
-        download: As for :func:`load`.
-        module: As for :func:`load`.
+        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be fetched from there.
+        module: The backbone of a run that was trained with a program's own module; its weights do not matter.
 
     Raises:
-        MissingError: as :func:`load`.
-        InputError: as :func:`load`.
+        MissingError: if there is no such run or checkpoint.
+        InputError: if the checkpoint is damaged, of a newer format or of another network, or it takes a download.
     """
     file = run.checkpoint_file(which)
-    content, settings = read_sealed(file), run.settings(which)
-    model = settings.model
-    if module is None and model.backbone.startswith(MODULE):
-        raise InputError(
-            f"{run.path} was trained with a {model.backbone} of a program's own; give it: mixmo.load(…, model=…), of "
-            "the same sizes."
-        )
+    header, content = run.header(which), read_sealed(file)
     check_download(
-        model.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
+        header.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
     )
+    return Loaded(rebuild(header, weights_of(content), file, module), header, finished_epochs(content))
+
+
+def rebuild(
+    header: Header, weights: Mapping[str, Tensor], where: Path, module: nn.Module | None = None, fused: bool = False
+) -> MixMo:
+    """Return the network of a header and its tensors.
+
+    Args:
+        header: What the network is.
+        weights: Its tensors by name.
+        where: The file that they stand in, for errors.
+        module: The backbone where that was a program's own module, or a :class:`~mixmo.MixMo` around it.
+        fused: Whether the tensors are of the plain backbone that members were fused into, which is one member.
+
+    Returns:
+        The network on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: if they do not fit, or the backbone is not given.
+
+    Example:
+        >>> from mixmo.header import Preparation
+        >>> data = Preparation(channels=3, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=None)
+        >>> header = Header(["a", "b"], (8, 8), data, "wide_resnet10_1", num_members=2)
+        >>> weights = MixMo("wide_resnet10_1", 2, num_classes=2).state_dict()
+        >>> rebuild(header, weights, Path("a.safetensors")).num_members
+        2
+        >>> rebuild(header, {}, Path("a.safetensors"))
+        Traceback (most recent call last):
+        mixmo.errors.InputError: a.safetensors does not hold the network that it describes: Missing key(s) ...
+    """
+    if module is None and header.backbone.startswith(MODULE):
+        raise InputError(
+            f"{where} is of a network around a {header.backbone} of a program's own; give it: mixmo.load(…, model=…), "
+            "of the same sizes."
+        )
+    built: dict[str, Any] = {"num_classes": len(header.classes), "in_chans": header.data.channels}
+    options = header.options | {"pretrained": False, "checkpoint_path": ""}
     try:
         with DrawingFrom(torch.Generator()):
+            if fused:
+                plain = create_backbone(header.backbone, **built, **options) if module is None else copied(module)
+                plain.load_state_dict(weights)
+                return MixMo(plain, 1, len(header.classes)).eval()
             if isinstance(module, MixMo):
                 net = copied(module)
             elif module is not None:
-                net = MixMo(module, model.num_members, num_classes=content["num_classes"], mix_at=model.mix_at)
+                net = MixMo(module, header.num_members, len(header.classes), mix_at=header.mix_at)
             else:
-                net = MixMo(
-                    model.backbone,
-                    model.num_members,
-                    num_classes=content["num_classes"],
-                    in_chans=settings.data.channels,
-                    mix_at=model.mix_at,
-                    **(model.options | {"pretrained": False, "checkpoint_path": ""}),
-                )
-        net.load_state_dict(weights_of(content))
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        why = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{file} does not hold the network that it describes, or {run.config_file}: {why}") from error
-    return Loaded(net.eval(), finished_epochs(content), *_inference(file, content.get("inference"), net.num_classes))
-
-
-def _inference(file: Path, known: Any, num_classes: int) -> tuple[list[str], tuple[int, int] | None]:
-    """Return the class names and the size of images that a checkpoint names."""
-    if not known:
-        return [str(number) for number in range(num_classes)], None
-    names, size = (known.get(key) if isinstance(known, dict) else None for key in ("classes", "size"))
-    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(each, str) for each in names):
-        raise InputError(f"{file} is damaged: its class names cannot be.")
-    if not isinstance(size, list) or len(size) != 2 or not all(side in range(1, LARGEST_SIDE + 1) for side in size):
-        raise InputError(f"{file} is damaged: its size of images cannot be.")
-    return names, (int(size[0]), int(size[1]))
+                net = MixMo(header.backbone, header.num_members, mix_at=header.mix_at, **built, **options)
+        net.load_state_dict(weights)
+    except Exception as error:  # whatever a damaged header or damaged weights come to
+        raise InputError(f"{where} does not hold the network that it describes: {reason(error)}.") from error
+    return net.eval()
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

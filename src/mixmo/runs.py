@@ -9,7 +9,6 @@ the metrics of ``mixmo test``.
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import logging
@@ -23,16 +22,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs
+from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs, read_header
 from mixmo.checkpoints import load as read_sealed
-from mixmo.config.data_settings import PREPARATION
 from mixmo.config.imports import without_permission
 from mixmo.config.plan import make_plan
-from mixmo.config.settings import NETWORK, Settings
+from mixmo.config.settings import Settings
 from mixmo.environment import environment
 from mixmo.errors import InputError, MissingError, one_of
 from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
-from mixmo.names import timm_scheme
+from mixmo.header import Header
+from mixmo.run_settings import filled, section_of, without_unknown
 
 CHECKPOINTS = ("last", "best")
 LOCK = ".lock"
@@ -56,6 +55,7 @@ class Run:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.csv"
         self.checkpoint_folder = self.path / "checkpoints"
+        self.told: list[str] = []
 
     def check_free(self) -> None:
         """Refuse a folder that is in use; what a start that was cut short left may be used again.
@@ -130,60 +130,95 @@ class Run:
         """Return itself if the folder holds a run.
 
         Raises:
-            MissingError: if there is no such folder, or no ``config.yaml`` in it.
+            MissingError: if there is no such folder, or neither ``config.yaml`` nor a checkpoint in it.
         """
         if not self.path.is_dir():
             raise MissingError(f"there is no run folder {self.path}.")
         for folder in (self.checkpoint_folder, self.path / "predictions"):
             if folder.is_symlink():
                 raise InputError(f"{folder} is a link; a run's folder holds its own files, put them there.")
-        if not self.config_file.is_file():
+        if not any(file.is_file() for file in (self.config_file, *map(self.checkpoint_folder.joinpath, (LAST, BEST)))):
             started = any(_left_by_a_start(each) for each in self.path.iterdir())
             hint = f" Its start was cut short; start it again with --run {self.path}." if started else ""
             raise MissingError(f"{self.path} is no run's folder: it has no config.yaml.{hint}")
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the run's settings as they were asked for, without imports and downloads that its author allowed."""
-        return without_permission(read_yaml(self.require().config_file, "configuration"))
+        """Return the run's settings as they were asked for, without imports and downloads that its author allowed.
 
-    def trained_config(self, which: str = "last") -> dict[str, Any]:
-        """Return the run's settings with those of a checkpoint's network, which say what it is and how it sees images.
+        Raises:
+            MissingError: if there is no such run, or it has lost them; its network is still to be had.
+            InputError: if they are no valid YAML.
+        """
+        if not self.require().config_file.is_file():
+            raise MissingError(f"{self.config_file} is missing, which says how {self.path} was trained, and on what.")
+        return without_permission(read_yaml(self.config_file, "configuration"))
 
-        These do not change with ``config.yaml``. A checkpoint of an earlier version does not hold them, nor does one
-        that is not there yet; the configuration has them then, as it has the place of a backbone that may have moved.
+    def header(self, which: str = "last") -> Header:
+        """Return what a checkpoint says of its network; the configuration is asked for one of an earlier version only.
 
         Args:
             which: The checkpoint, ``last`` or ``best``.
 
         Raises:
-            MissingError: if there is no such run.
-            InputError: if the checkpoint is damaged.
+            MissingError: if there is no such run or checkpoint.
+            InputError: if it is damaged, or of a newer format.
         """
-        config, file = self.config(), self.checkpoint_folder / f"{which}.ckpt"
-        if not file.is_file():
-            return config
-        status = file.stat()
-        for section, known in _of_network(file, status.st_size, status.st_mtime_ns).items():
-            if isinstance(own := config.get(section) or {}, dict):
-                moved = {"backbone"} if timm_scheme(str(known.get("backbone"))) else set()
-                config[section] = own | {key: value for key, value in known.items() if key not in moved & own.keys()}
+        return read_header(self.checkpoint_file(which), lambda: self.config() if self.config_file.is_file() else {})
+
+    def trained_config(self, which: str = "last") -> dict[str, Any]:
+        """Return the run's settings with those of a checkpoint's network, which its header decides.
+
+        Args:
+            which: The checkpoint, ``last`` or ``best``; the configuration alone where it is not there yet.
+
+        Raises:
+            MissingError: if there is no such run, or it has lost its configuration.
+            InputError: if the configuration or the checkpoint is damaged.
+        """
+        config = self.config()
+        if (self.checkpoint_folder / f"{which}.ckpt").is_file():
+            for section, known in self.header(which).sections().items():
+                if isinstance(own := config.get(section) or {}, dict):
+                    config[section] = own | known
         return config
 
     def differences(self, which: str = "last") -> list[str]:
-        """Return, in a few words each, where ``config.yaml`` is not as :meth:`trained_config` has it."""
-        trained, config = self.trained_config(which), self.config()
+        """Return, in a few words each, where ``config.yaml`` is not as :meth:`header` has it; none if it is lost."""
+        try:
+            config = self.config()
+        except InputError:
+            return []
         return [
-            f"{section}.{key} is {value!r} there, and {trained[section][key]!r} in the network"
-            for section in ("model", "data")
-            if isinstance(config.get(section), dict)
-            for key, value in config[section].items()
-            if trained[section][key] != value
+            f"{section}.{key} is {value!r} there, and {known[key]!r} in the network"
+            for section, known in self.header(which).sections().items()
+            for key, value in section_of(config, section).items()
+            if key in known and known[key] != value
         ]
 
     def settings(self, which: str = "last") -> Settings:
-        """Return the typed settings of :meth:`trained_config`; what they leave open follows from this machine."""
-        return make_plan(self.trained_config(which)).settings
+        """Return the typed settings of :meth:`trained_config`; what they leave open follows from this machine.
+
+        What this version does not know of how the network was trained is left out, and the log says so; of what it was
+        trained on, all has to be known.
+
+        Raises:
+            MissingError: if there is no such run, or it has lost its configuration.
+            InputError: if a setting is of the wrong type or range, or one of ``data`` is not known.
+        """
+        config, unknown = without_unknown(self.trained_config(which))
+        if unknown != self.told:
+            self.told = unknown
+            log.warning("%s sets %s, which this version of mixmo does not know.", self.config_file, ", ".join(unknown))
+        return make_plan(config).settings
+
+    def accelerator(self) -> str:
+        """Return what the run was asked to compute on, for who predicts on the same machine; ``auto`` if not known."""
+        try:
+            found = section_of(self.config(), "trainer").get("accelerator")
+        except InputError:
+            return "auto"
+        return found if isinstance(found, str) else "auto"
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings, open ones as they followed from the machine where the run began: it resumes alike."""
@@ -339,39 +374,6 @@ class Run:
         raise InputError(f"{self.metrics_file} is damaged: each row has an epoch and numbers; move it away.")
 
 
-@functools.lru_cache(maxsize=256)
-def _of_network(file: Path, size: int, time: int) -> dict[str, dict[str, Any]]:
-    """Return the settings of its network that a checkpoint holds, by section, read once while the file stays as it is.
-
-    Raises:
-        InputError: if it is damaged, or of a later version.
-    """
-    content = read_sealed(file).get("inference")
-    inference: dict[str, Any] = content if isinstance(content, dict) else {}
-    found = {}
-    for section, keys in (("model", NETWORK), ("data", PREPARATION)):
-        if not isinstance(own := inference.get(section, {}), dict):
-            raise InputError(f"{file} is damaged: its settings of the {section} are none.")
-        if strange := own.keys() - set(keys):
-            raise InputError(f"{file} is of a later version of mixmo: it sets {section}.{min(strange)}; update mixmo.")
-        found[section] = own
-    return found
-
-
-def filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sections of settings, those left open as they are resolved elsewhere.
-
-    Example:
-        >>> filled({"trainer": {"precision": None}}, {"trainer": {"precision": "32-true"}})
-        {'trainer': {'precision': '32-true'}}
-    """
-    found = dict(config)
-    for section, values in resolved.items():
-        own = found.get(section) or {}
-        found[section] = own | {key: value for key, value in values.items() if own.get(key) is None}
-    return found
-
-
 def _left_by_a_start(path: Path) -> bool:
     """Return whether a file or folder is one that a run's start makes before its configuration."""
     if path.name == "checkpoints" and path.is_dir():
@@ -385,13 +387,3 @@ def _with_null(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_with_null(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
-
-
-def section_of(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a section of a file, empty where it is missing or of another kind.
-
-    Example:
-        >>> section_of({"data": [1]}, "data")
-        {}
-    """
-    return found if isinstance(found := about.get(key), Mapping) else {}

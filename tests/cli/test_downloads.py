@@ -132,14 +132,12 @@ def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, 
 def test_a_shared_folder_fetches_no_weights(trained, tmp_path, asked):
     requests, _ = asked
     folder = save_pretrained(trained[1].path, tmp_path / "shared")
-    content = yaml.safe_load((folder / "config.yaml").read_text())
-    assert "download" not in content["data"]
-    content["model"]["options"] = {"pretrained_cfg_overlay": {"hf_hub_id": "someone/x"}}
-    content["model"]["backbone"] = "resnet10t"
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=r"config\.yaml is damaged: it does not have the digest"):
-        mixmo.Predictor(folder)
+    assert "download" not in yaml.safe_load((folder / "config.yaml").read_text())["data"]
     spec = json.loads((folder / "mixmo.json").read_text())  # without digests, as another program may write it
+    spec |= {"backbone": "resnet10t", "options": {"pretrained_cfg_overlay": {"hf_hub_id": "someone/x"}}}
+    (folder / "mixmo.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"mixmo\.json is damaged: its content does not have the digest"):
+        mixmo.Predictor(folder)
     (folder / "mixmo.json").write_text(json.dumps({k: v for k, v in spec.items() if k not in ("sha256", "files")}))
     with pytest.raises(InputError, match="does not hold the network"):
         mixmo.Predictor(folder)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 import mixmo
 from mixmo.cli.main import main
-from mixmo.config.data_settings import DataSettings
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
@@ -28,9 +27,11 @@ from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.header import Preparation
 from mixmo.runs import Run
 
 GRAPHS = ["onnx", "torch-export"]
+HOW = Preparation(channels=3, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=None)
 
 
 @pytest.fixture(autouse=True)
@@ -233,7 +234,7 @@ def test_a_pt2_file_runs_no_code_unless_it_is_trusted(gone, tmp_path, capsys):
 def test_damaged_descriptions_are_one_sentence(data):
     shares, right = torch.tensor([0.9, 0.8], dtype=torch.float64), torch.tensor([True, False])
     calibration = Calibration(1.5, shares, right, shares)
-    content = json.loads(Spec(["cat", "dog"], (8, 8), DataSettings(), calibration).to_json())
+    content = json.loads(Spec(["cat", "dog"], (8, 8), HOW, calibration=calibration).to_json())
     places = [(content, key) for key in content] + [(content[key], one) for key in ("data", "calibration")
                                                     for one in content[key]]  # fmt: skip
     where, key = data.draw(st.sampled_from(places))
@@ -249,7 +250,7 @@ def test_damaged_descriptions_are_one_sentence(data):
 
 def test_descriptions_keep_every_digit():
     likely = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spec = Spec(["a", "b"], (8, 8), DataSettings(), Calibration(1 / 3, likely, likely > 0.5, likely))
+    spec = Spec(["a", "b"], (8, 8), HOW, calibration=Calibration(1 / 3, likely, likely > 0.5, likely))
     again = Spec.from_json(spec.to_json()).calibration
     assert again.temperature == 1 / 3 and torch.equal(again.likely, likely) and torch.equal(again.confidence, likely)
 
@@ -312,7 +313,7 @@ def test_files_say_what_they_are(gone, tmp_path):
     from safetensors import safe_open
 
     with safe_open(tmp_path / "model.safetensors", "pt") as content:
-        assert content.metadata()["backbone"] == "wide_resnet10_1"
+        assert json.loads(content.metadata()["mixmo.json"])["backbone"] == "wide_resnet10_1"
 
 
 def test_an_export_leaves_the_runs_network_on_its_device(gone, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibration_of
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import evaluate_runs
+from mixmo.header import Preparation
 from mixmo.runs import Run
 
 
@@ -227,8 +228,8 @@ def test_who_is_asked_and_what_is_in_the_sets():
 
 def test_descriptions_are_read_again_and_checked():
     calibration = calibration_of(torch.randn(30, 2), torch.randint(2, (30,)))
-    data = DataSettings(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear")
-    spec = Spec(["a", "ü"], (8, 9), data, calibration)
+    data = Preparation(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear", channels=3)
+    spec = Spec(["a", "ü"], (8, 9), data, calibration=calibration)
     again = Spec.from_json(spec.to_json())
     assert (again.classes, again.size, again.data, again.input_size) == (spec.classes, (8, 9), data, (6, 6))
     for coverage in (0.5, 0.9):

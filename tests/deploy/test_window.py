@@ -12,6 +12,7 @@ from mixmo.deploy.hub import save_pretrained
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.results import evaluate_runs
+from mixmo.header import Preparation
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
@@ -45,7 +46,7 @@ def test_classes_within_one_grey_level_are_told_apart(tones):
 
 
 def test_descriptions_of_earlier_versions_have_no_window():
-    spec = Spec(["cat", "dog"], (8, 8), DataSettings(window=[0.0, 4095.0]), None)
+    spec = Spec(["cat", "dog"], (8, 8), Preparation.of(DataSettings(window=[0.0, 4095.0])))
     assert Spec.from_json(spec.to_json()).data.window == [0.0, 4095.0]
     earlier = spec.to_json().replace(', "window": [0.0, 4095.0]', "")
     assert "window" not in earlier and Spec.from_json(earlier).data.window is None

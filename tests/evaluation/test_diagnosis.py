@@ -42,7 +42,7 @@ def network(stems, heads, pooled=True):
         for encoder, head, weights, outputs in zip(net.encoders, net.heads, stems, heads, strict=True):
             encoder.weight.copy_(weights.view_as(encoder.weight))
             head.weight.copy_(outputs.view_as(head.weight))
-    return Network(net, PLAIN, Augmentation(PLAIN), CPU, 1, [], None)
+    return Network(net, Augmentation(PLAIN), CPU, 1, [])
 
 
 def images(count=5, seed=0):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import moved, write_images
 
+from mixmo import runs
 from mixmo.data import module as data_module
 from mixmo.errors import InputError
 from mixmo.evaluation import inference, robustness
@@ -28,7 +29,7 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
 
-    count(inference, "make_plan")
+    count(runs, "make_plan")
     count(inference, "load_checkpoint")
     count(data_module, "open_source", lambda dataset, split, *_: f"{Path(dataset).name} {split}")
     count(data_module, "image_set", lambda source, *_: len(source))

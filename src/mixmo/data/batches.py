@@ -13,9 +13,52 @@ from mixmo.batch_mixing import WHOLE, BatchMixer, ImageSource, MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.policies import Policy
 from mixmo.data.sets import DistinctBatch
+from mixmo.header import Preparation
 
 
-class Augmentation:
+class CenterCrop:
+    """The middle of images, then (x / 255 - mean) / std: what a trained network sees.
+
+    Args:
+        how: A network's, or the ``data`` section of a recipe: ``crop_size``, ``mean``, ``std``.
+
+    Example:
+        >>> how = Preparation(channels=1, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=2)
+        >>> CenterCrop(how).center(torch.zeros(1, 4, 4, 1, dtype=torch.uint8), torch.tensor([0])).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def __init__(self, how: Preparation | DataSettings) -> None:
+        self.crop_size = how.crop_size
+        mean, std = torch.tensor(how.mean), torch.tensor(how.std)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def center(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border.
+
+        Floating-point images (N, C, h, w), which a Dataset has prepared, are what they are.
+        """
+        if images.is_floating_point():
+            return images[index]
+        (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
+        top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
+        pixels = images[index, top : top + rows, left : left + columns]
+        if rows > height or columns > width:
+            above, before = max(0, (rows - height) // 2), max(0, (columns - width) // 2)
+            below, behind = max(0, rows - height) - above, max(0, columns - width) - before
+            pixels = pad(pixels, (0, 0, before, behind, above, below))
+        return self._normalise(pixels)
+
+    def _crop(self, images: Tensor) -> tuple[int, int]:
+        return (images.shape[1], images.shape[2]) if self.crop_size is None else (self.crop_size, self.crop_size)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        if self.scale.device != pixels.device:  # once: the host waits for it
+            self.scale, self.shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
+        return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
+
+
+class Augmentation(CenterCrop):
     """Random crops, mirroring and a policy, then (x / 255 - mean) / std; whole batch at once.
 
     Args:
@@ -29,10 +72,8 @@ class Augmentation:
     """
 
     def __init__(self, settings: DataSettings) -> None:
-        self.crop_size, self.padding, self.flip = settings.crop_size, settings.padding, settings.flip
-        self.settings = settings
-        mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
-        self.scale, self.shift = 1 / (255 * std), -mean / std
+        super().__init__(settings)
+        self.padding, self.flip, self.settings = settings.padding, settings.flip, settings
 
     @cached_property
     def policy(self) -> Policy | None:
@@ -77,32 +118,8 @@ class Augmentation:
         pixels = images.view(-1, images.shape[3]).index_select(0, place.flatten()).view(*place.shape, -1)
         return pixels.masked_fill_(black[..., None], 0)
 
-    def center(self, images: Tensor, index: Tensor) -> Tensor:
-        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border.
-
-        Floating-point images (N, C, h, w), which a Dataset has prepared, are what they are.
-        """
-        if images.is_floating_point():
-            return images[index]
-        (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
-        top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
-        pixels = images[index, top : top + rows, left : left + columns]
-        if rows > height or columns > width:
-            above, before = max(0, (rows - height) // 2), max(0, (columns - width) // 2)
-            below, behind = max(0, rows - height) - above, max(0, columns - width) - before
-            pixels = pad(pixels, (0, 0, before, behind, above, below))
-        return self._normalise(pixels)
-
-    def _crop(self, images: Tensor) -> tuple[int, int]:
-        return (images.shape[1], images.shape[2]) if self.crop_size is None else (self.crop_size, self.crop_size)
-
     def _start(self, uniform: Tensor, room: int) -> Tensor:
         return (uniform * (room + 2 * self.padding + 1)).long() - self.padding
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        if self.scale.device != pixels.device:  # once: the host waits for it
-            self.scale, self.shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
-        return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
 
 
 def _reflect(places: Tensor, size: int) -> Tensor:

@@ -31,12 +31,13 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
         fused: Whether the network was fused.
         name: What it is called on the Hub, ``user/name``.
     """
-    config = run.run.trained_config(run.checkpoint)
-    method, backbone = method_name(config), backbone_name(str(config["model"]["backbone"]))
+    known = run.run.config_file.is_file()
+    method = method_name(run.run.trained_config(run.checkpoint)) if known else "a network"
+    backbone = backbone_name(spec.backbone)
     names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
     more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
     height, width = spec.input_size
-    members = config["model"]["num_members"]
+    members = spec.num_members
     kind = (
         "A single network." if members == 1 else f"{members} subnetworks in one backbone, averaged at the cost of one."
     )
@@ -64,7 +65,7 @@ net = mixmo.from_pretrained("{name or FOLDER}")
 # net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
 answers = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: classes, confidence, uncertainty
 ```
-{_plainly(fused, str(config["model"]["backbone"]), name)}
+{_plainly(fused, spec.backbone, name)}
 ## Limits
 
 The figures hold for images like those of the test set. Of other images the confidence says little; look at the

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixmo.assembling import assembling, restore
+from mixmo.deploy.members import load_weights
 from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
 from mixmo.deploy.onnx_files import write_int8, write_onnx
 from mixmo.deploy.spec import Spec, spec_of, write_description
@@ -25,8 +26,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.models.copying import copied
-from mixmo.network import MixMo, create_backbone
-from mixmo.seeding import DrawingFrom
+from mixmo.network import MixMo
 from mixmo.validation import Boolean, Integer, settings_class
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
@@ -164,7 +164,7 @@ def export(
     make_folder(out.parent)
     with assembling(out) as made:
         if format in ("timm", "safetensors"):
-            opened = _write_weights(made, format, plain, spec, run)
+            opened = _write_weights(made, format, plain, spec)
         else:
             opened = _write_graph(made, format, Deployed(plain, spec, options).eval(), spec, options)
         difference, accuracy = _difference(opened, net, spec, TOLERANCE), None
@@ -172,7 +172,7 @@ def export(
             accuracy = write_int8(made, run)
             difference = _difference(OnnxModel(made), net, spec, math.inf)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
-    return Exported(out, difference, size, accuracy, _unknown_to_timm(plain, run) if format == "timm" else None)
+    return Exported(out, difference, size, accuracy, _unknown_to_timm(plain, spec) if format == "timm" else None)
 
 
 def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: ExportOptions) -> Model:
@@ -196,20 +196,16 @@ def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: Ex
     return ExportedModel(file)
 
 
-def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: TrainedRun) -> Model:
+def _write_weights(path: Path, format: str, plain: Any, spec: Spec) -> Model:
     """Write weights, for timm with what it asks for beside them, and return the network as it is read again."""
-    model, channels = run.settings.model, spec.data.channels
-    arguments = model.options | ({} if channels == 3 else {"in_chans": channels})
+    channels = spec.data.channels
     weights = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
     if format == "safetensors":
         placed = placeholder()
-        notes = {"backbone": model.backbone, "options": json.dumps(arguments), SPEC: spec.to_json(**{DIGEST: placed})}
+        notes = {SPEC: spec.to_json(**{DIGEST: placed})}
         path.write_bytes(safetensors.torch.save(weights, notes))  # save_file would hide it from other users
         write_digest(path, placed)
-        with DrawingFrom(torch.Generator()):
-            again = create_backbone(model.backbone, num_classes=len(spec.classes), **arguments)
-        again.load_state_dict(safetensors.torch.load_file(path))
-        return PlainModel(again.eval(), spec)
+        return PlainModel(*load_weights(path, download=True))  # the run's network was built here
     path.mkdir()
     (height, _), (mean, std) = (
         spec.input_size,
@@ -219,11 +215,11 @@ def _write_weights(path: Path, format: str, plain: Any, spec: Spec, run: Trained
     prepared = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
                 "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
     content = {
-        "architecture": _architecture(plain, model.backbone),
+        "architecture": _architecture(plain, spec.backbone),
         "num_classes": len(spec.classes),
         "num_features": plain.num_features,
         "label_names": spec.classes,
-        "model_args": arguments,
+        "model_args": spec.options | ({} if channels == 3 else {"in_chans": channels}),
         "pretrained_cfg": known | prepared | {"num_classes": len(spec.classes)},
     }
     (path / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
@@ -265,8 +261,8 @@ def _check_free(out: Path, format: str, overwrite: bool) -> None:
     check_place(out, ours, overwrite, folder=True)
 
 
-def _unknown_to_timm(plain: Any, run: TrainedRun) -> str | None:
+def _unknown_to_timm(plain: Any, spec: Spec) -> str | None:
     """Return what timm calls a backbone that it knows from mixmo only."""
-    name = _architecture(plain, run.settings.model.backbone)
+    name = _architecture(plain, spec.backbone)
     known = timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("mixmo.")
     return None if known else name

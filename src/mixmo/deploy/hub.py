@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
             made.mkdir()
         weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         write_bytes(made / MEMBERS, safetensors.torch.save(weights))
-        config = _without_paths(trained.run.trained_config(checkpoint))
-        write_text(made / CONFIG, yaml_text(config))
-        write_description(made, spec)
+        if trained.run.config_file.is_file():
+            write_text(made / CONFIG, yaml_text(_without_paths(trained.run.trained_config(checkpoint))))
+        write_description(made, replace(spec, backbone=_without_path(spec.backbone)))
         write_text(made / "README.md", model_card(trained, spec, fused, name))
     return out
 
@@ -66,9 +67,14 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     for section, key in (("data", "name"), ("data", "root"), ("model", "start"), ("model", "backbone")):
         text = shared.get(section, {}).get(key)
         if isinstance(text, str) and not text.startswith(("torch/", "hfds/")) and timm_scheme(text) != "hf-hub":
-            kind, colon, path = text.rpartition(":")
-            shared[section][key] = f"{kind}{colon}{Path(path).name}"
+            shared[section][key] = _without_path(text)
     return shared
+
+
+def _without_path(text: str) -> str:
+    """Return a name, of a path its last part."""
+    kind, colon, path = text.rpartition(":")
+    return text if timm_scheme(text) == "hf-hub" else f"{kind}{colon}{Path(path).name}"
 
 
 def push_to_hub(run: str | Path, repository: str, private: bool = False, **options: Any) -> str:

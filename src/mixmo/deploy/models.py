@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.deploy.images import Form
-from mixmo.deploy.members import MEMBERS, load_members
+from mixmo.deploy.members import MEMBERS, load_members, load_weights
 from mixmo.deploy.spec import Spec, checked_temperature, spec_of
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, reason
@@ -30,7 +30,6 @@ from mixmo.names import printable
 from mixmo.network import MixMo
 from mixmo.runs import Run
 from mixmo.seeding import DrawingFrom
-from mixmo.validation import check_value
 
 
 class Model(Protocol):
@@ -208,7 +207,9 @@ def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
 def _options(text: str, file: Path) -> dict[str, Any]:
     """Return what an exported file computes (``ExportOptions``), and its temperature."""
     try:
-        options: dict[str, Any] = check_value(json.loads(text), dict[str, Any], "it")
+        options = json.loads(text)
+        if not isinstance(options, dict):
+            raise InputError("it is no mapping")
         if options.get("temperature") is not None:
             options["temperature"] = checked_temperature(options["temperature"])
     except (ValueError, RecursionError, InputError) as error:
@@ -281,11 +282,19 @@ def _calibrated(models: Sequence[Model], names: Sequence[str]) -> tuple[Calibrat
     (model,), (name,) = models, names
     if model.spec.calibration is not None:
         return model.spec.calibration, ""
-    if isinstance(model, RunModel) and model.trained.settings.data.validation:
+    if isinstance(model, RunModel) and _held_out(model.trained):
         return None, f"{name} has not been calibrated yet; `mixmo test {name}` does so."
     if isinstance(model, OnnxModel) and model.options.get("int8"):
         return None, f"{name} has 8-bit weights, for which the calibration of the network in float32 does not hold."
     return None, f"{name} has no calibration; one of a run with validation images (data.validation) has."
+
+
+def _held_out(run: TrainedRun) -> bool:
+    """Return whether a run held out images for validation, as far as its configuration can be read."""
+    try:
+        return bool(run.settings.data.validation)
+    except InputError:
+        return False
 
 
 def _on_validation(model: Model, name: str) -> Predictions:
@@ -293,7 +302,7 @@ def _on_validation(model: Model, name: str) -> Predictions:
     if not isinstance(model, RunModel):
         raise InputError(f"{name} is an exported network, which keeps no predictions on validation images; join runs.")
     run = model.trained
-    if not run.settings.data.validation:
+    if not _held_out(run):
         raise InputError(f"{name} held out no images for validation (data.validation is 0).")
     for precision in dict.fromkeys((model.precision, *PRECISIONS)):
         if (found := kept_predictions(run, "validation", precision)) is not None:
@@ -304,7 +313,7 @@ def _on_validation(model: Model, name: str) -> Predictions:
 def open_model(
     path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False, trust: bool = False
 ) -> Model:
-    """Return the network of a run's folder, an exported folder, an ``.onnx`` or a ``.pt2`` file.
+    """Return the network of a run's folder, an exported folder, or an ``.onnx``, ``.pt2`` or ``.safetensors`` file.
 
     Args:
         path: Where it is.
@@ -319,9 +328,13 @@ def open_model(
     """
     where = Path(path)
     if where.is_file():
-        kinds: dict[str, Any] = {".onnx": OnnxModel, ".pt2": ExportedModel}
+        kinds: dict[str, Any] = {
+            ".onnx": OnnxModel, ".pt2": ExportedModel, ".safetensors": lambda file: PlainModel(*load_weights(file)),
+        }  # fmt: skip
         if where.suffix not in kinds:
-            raise InputError(f"{printable(str(path))} is no network: it is a run's folder, an .onnx or a .pt2 file.")
+            raise InputError(
+                f"{printable(str(path))} is no network: it is a run's folder, an .onnx, .pt2 or .safetensors file."
+            )
         if where.suffix == ".pt2" and not trust:
             raise InputError(
                 f"{printable(str(path))} can run code of its maker's when torch opens it; if you trust whoever made "

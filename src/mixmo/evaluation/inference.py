@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mixmo import __version__
-from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import training_device
-from mixmo.config.plan import make_plan
-from mixmo.config.settings import neutral_settings
-from mixmo.data.batches import Augmentation
+from mixmo.config.settings import Settings, neutral_settings
+from mixmo.data.batches import CenterCrop
 from mixmo.data.module import DataModule
 from mixmo.data.sets import DistinctBatch, ImageSet
 from mixmo.errors import InputError
+from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
 from mixmo.runs import Run
@@ -27,31 +26,28 @@ from mixmo.runs import Run
 log = logging.getLogger("mixmo")
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A trained network, and what prepares images for it.
 
     Attributes:
         net: In evaluation mode, on the device.
-        settings: The run's ``data`` section.
         augment: Its center crop and normalisation.
         device: Where to run it.
         epochs: Epochs it was trained for.
         classes: The K class names.
-        size: (H, W) that images are brought to; ``None`` where a checkpoint of an earlier version does not say it.
     """
 
     net: MixMo
-    settings: DataSettings
-    augment: Augmentation
+    augment: CenterCrop
     device: torch.device
     epochs: int
     classes: list[str]
-    size: tuple[int, int] | None
 
 
 class TrainedRun:
-    """A run to evaluate. Its configuration is parsed once; network and images are loaded once, when they are needed.
+    """A run to predict with or to evaluate; its network, settings and images are opened once, when they are needed.
+
+    The network is what the checkpoint's header says; only the images it was trained and tested on are the settings'.
 
     Args:
         run: The run.
@@ -62,14 +58,11 @@ class TrainedRun:
         module: Its backbone, where that was a program's own module.
 
     Attributes:
-        settings: The run's settings, those of its network as the checkpoint has them; what they leave open follows from
-            this machine.
-        device: The device that suits the run on this machine.
-        data: The run's images.
+        header: What the checkpoint says of the network.
+        device: The device that suits the run on this machine: that of ``trainer.accelerator``, where it can be read.
 
     Raises:
         MissingError: if there is no such run.
-        InputError: if its configuration is damaged.
     """
 
     def __init__(
@@ -81,11 +74,29 @@ class TrainedRun:
         data: DataModule | None = None,
         module: nn.Module | None = None,
     ) -> None:
-        self.run, self.checkpoint, self.download, self.module = run, checkpoint, download, module
-        plan = make_plan(run.trained_config(checkpoint))
-        self.settings, self.device = plan.settings, training_device(plan.trainer["accelerator"])
-        own = replace(self.settings.data, download=download)
-        self.data = data or DataModule(own, self.settings.seed, option=option)
+        self.run, self.checkpoint, self.download, self.module = run.require(), checkpoint, download, module
+        self.option, self.given, self.device = option, data, training_device(run.accelerator())
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The run's settings, those of its network as the header has them; open ones follow from this machine.
+
+        Raises:
+            MissingError: if the run has lost its configuration.
+            InputError: if that is damaged.
+        """
+        return self.run.settings(self.checkpoint)
+
+    @cached_property
+    def data(self) -> DataModule:
+        """The run's images."""
+        own = replace(self.settings.data, download=self.download)
+        return self.given or DataModule(own, self.settings.seed, option=self.option)
+
+    @property
+    def header(self) -> Header:
+        """What the checkpoint says of the network."""
+        return self.run.header(self.checkpoint)
 
     def tell_of_changes(self) -> None:
         """Warn where ``config.yaml`` is no longer what the network was trained with."""
@@ -108,8 +119,7 @@ class TrainedRun:
         """
         loaded = load_checkpoint(self.run, self.checkpoint, self.download, self.module)
         net = loaded.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        augment = Augmentation(self.settings.data)
-        return Network(net, self.settings.data, augment, self.device, loaded.epochs, loaded.classes, loaded.size)
+        return Network(net, CenterCrop(self.header.data), self.device, loaded.epochs, self.header.classes)
 
     @property
     def data_settings(self) -> dict[str, Any]:
@@ -202,7 +212,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @torch.inference_mode()
 def predict_logits(
-    net: torch.nn.Module, batches: Iterable[DistinctBatch], augment: Augmentation, device: torch.device
+    net: torch.nn.Module, batches: Iterable[DistinctBatch], augment: CenterCrop, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return logits (N, M, K) and targets (N,) on the CPU for batches of images, in order.
 

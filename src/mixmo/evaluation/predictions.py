@@ -109,8 +109,8 @@ def _file(run: TrainedRun, dataset: str, precision: str) -> Path:
 
 def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
     network, (images, classes) = run.network, run.images(dataset)
-    check_shared_memory(images, network.settings, network.settings.evaluation_size)
-    batches = evaluation_loader(images, network.settings, network.device)
+    check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
+    batches = evaluation_loader(images, run.settings.data, network.device)
     with autocast(network.device, precision):
         logits, targets = predict_logits(network.net, batches, network.augment, network.device)
     return Predictions(logits, targets, classes, network.epochs)

@@ -21,7 +21,7 @@ from mixmo.data.sets import evaluation_loader
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.arrays import open_npy
 from mixmo.evaluation.evaluate import basic_metrics
-from mixmo.evaluation.inference import Network, TrainedRun, autocast
+from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.kept import keep_json, read_json
 from mixmo.metrics.chunks import mean_logits
 from mixmo.names import printable
@@ -192,11 +192,11 @@ def evaluate_corruptions(
     if whole:
         return known
     corruptions, kinds = _corruptions(runs, targets, folder), known.kinds
-    networks, keeping = [run.network for run in runs], True
+    keeping = True
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
-        kinds[kind] = {severity: _measured(networks, corruptions, kind, severity, precision) for severity in SEVERITIES}
+        kinds[kind] = {severity: _measured(runs, corruptions, kind, severity, precision) for severity in SEVERITIES}
         shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in kinds[kind].values())
         logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), shown)
         whole = len(kinds) == len(corruptions.kinds)
@@ -253,11 +253,11 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
     return GeneratedCorruptions(runs[0]) if folder is None else PublishedCorruptions(Path(folder), targets, first)
 
 
-def _logits(network: Network, images: Tensor, precision: str) -> Tensor:
+def _logits(run: TrainedRun, images: Tensor, precision: str) -> Tensor:
     """Return logits (B, M, K) on the CPU, computed in batches of the size that suits the network's device."""
-    found = []
+    found, network = [], run.network
     with autocast(network.device, precision):
-        for part in images.to(network.device).split(network.settings.evaluation_size):
+        for part in images.to(network.device).split(run.settings.data.evaluation_size):
             everything = torch.arange(len(part), device=network.device)
             found.append(network.net.members(network.augment.center(part, everything)).float().cpu())
     return torch.cat(found)
@@ -265,11 +265,11 @@ def _logits(network: Network, images: Tensor, precision: str) -> Tensor:
 
 @torch.inference_mode()
 def _measured(
-    networks: Sequence[Network], corruptions: Corruptions, kind: str, severity: int, precision: str
+    runs: Sequence[TrainedRun], corruptions: Corruptions, kind: str, severity: int, precision: str
 ) -> dict[str, float]:
     parts, labels = [], []
     for images, own in corruptions.batches(kind, severity):
-        parts.append(torch.cat([_logits(network, images, precision) for network in networks], 1))
+        parts.append(torch.cat([_logits(run, images, precision) for run in runs], 1))
         labels.append(own.cpu())
     logits, targets = torch.cat(parts), torch.cat(labels)
     metrics = basic_metrics(mean_logits(logits), targets)

@@ -15,6 +15,7 @@ from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
 from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
+from mixmo.header import Header, Preparation
 from mixmo.launching import world
 from mixmo.network import MixMo
 from mixmo.seeding import DrawingFrom, generator_for
@@ -71,6 +72,25 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False, mod
             "to a size it takes, or --model.options.img_size if it has such an option."
         ) from error
     return net.train()
+
+
+def describe(settings: Settings, data: DataModule) -> Header:
+    """Return what checkpoints say of a run's network beside its weights.
+
+    Args:
+        settings: The run's.
+        data: Its images.
+    """
+    own, (height, width) = settings.model, data.size
+    return Header(
+        classes=list(data.classes),
+        size=(height, width),
+        data=Preparation.of(settings.data),
+        backbone=own.backbone,
+        options=own.options,
+        num_members=own.num_members,
+        mix_at=own.mix_at,
+    )
 
 
 def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:

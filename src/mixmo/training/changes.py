@@ -13,7 +13,8 @@ from mixmo.config.plan import Plan, flatten
 from mixmo.config.settings import known_settings, neutral_settings
 from mixmo.errors import InputError
 from mixmo.files import read_yaml, write_text, yaml_text
-from mixmo.runs import Run, filled, section_of
+from mixmo.run_settings import filled, section_of
+from mixmo.runs import Run
 
 MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""

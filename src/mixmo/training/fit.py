@@ -16,16 +16,15 @@ from torch import nn
 from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
-from mixmo.config.settings import NETWORK, Settings
+from mixmo.config.settings import Settings
 from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
-from mixmo.environment import versions
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import Run
-from mixmo.training.build import build_maker, build_network, find_conditions
+from mixmo.training.build import build_maker, build_network, describe, find_conditions
 from mixmo.training.changes import check_unchanged, record_changes
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
@@ -115,12 +114,9 @@ def _prepare(plan: Plan, run: Run, drawn: bool, data: DataModule | None, module:
     net = build_network(settings, data, drawn, module)
     loaders = Loaders(data, settings.data, settings.seed, net.num_members)
     loaders.check_shared_memory(*world(plan.trainer["devices"], plan.trainer["num_nodes"]))
-    inference = {
-        "classes": data.classes, "size": list(data.size), "versions": versions(), "data": settings.data.preparation,
-        "model": {key: getattr(settings.model, key) for key in NETWORK},
-    }  # fmt: skip
     training = Training(
-        net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, inference=inference,
+        net, build_maker(settings, net, data), settings, len(data.train), loaders.samples,
+        header=describe(settings, data),
         accumulate=plan.trainer["accumulate"], skip=plan.trainer["on_nonfinite"] == "skip",
     )  # fmt: skip
     _try_optimizer(settings)

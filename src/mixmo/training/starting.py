@@ -23,6 +23,7 @@ from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_checkpoint
 from mixmo.fusing import fuse
+from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo, create_backbone
 from mixmo.runs import Run
@@ -81,7 +82,7 @@ def _plain(settings: Settings, start: str) -> Any:
         if not Path(start).is_dir():
             raise MissingError(f"model.start {start} is neither {PRETRAINED!r} nor a file or a run's folder.")
         run = Run(Path(start))
-        _check_run(settings, start, run.settings())
+        _check_run(settings, start, run.header())
         return fuse(load_checkpoint(run, download=own.download).net)
     weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
@@ -162,11 +163,11 @@ def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: 
     backbone.load_state_dict(dict(weights), strict=False)
 
 
-def _check_run(settings: Settings, start: str, theirs: Settings) -> None:
+def _check_run(settings: Settings, start: str, theirs: Header) -> None:
     """Refuse a run to start from that does not fit."""
     pairs = {
-        "model.backbone": (theirs.model.backbone, settings.model.backbone),
-        "model.options": (theirs.model.options, settings.model.options),
+        "model.backbone": (theirs.backbone, settings.model.backbone),
+        "model.options": (theirs.options, settings.model.options),
         **{
             f"data.{key}": (getattr(theirs.data, key), getattr(settings.data, key))
             for key in ("channels", "window", "mean", "std")

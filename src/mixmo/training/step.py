@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
+from mixmo.header import Header
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 from mixmo.training import ranks
@@ -41,7 +42,7 @@ class Training(L.LightningModule):
         sample_batches: Returns, of an epoch's training images, so many batches, from which the batch-norm statistics
             of averaged weights are estimated.
         log_every: Steps between two looks at the loss; in between the host never waits for the device.
-        inference: What inference needs beside weights and settings, for the checkpoints: plain values.
+        header: What checkpoints say of the network beside its weights.
         accumulate: Parts of a batch (of this rank's share of it) that are computed one after another.
         skip: Skip steps whose loss or gradient is not finite, in place of ending the run.
 
@@ -61,7 +62,7 @@ class Training(L.LightningModule):
         num_images: int,
         sample_batches: Callable[[int, int], Iterable[DistinctBatch]],
         log_every: int = 50,
-        inference: Mapping[str, Any] | None = None,
+        header: Header | None = None,
         accumulate: int = 1,
         skip: bool = False,
     ) -> None:
@@ -69,7 +70,7 @@ class Training(L.LightningModule):
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
         self.sample_batches, self._estimated_at = sample_batches, -1
-        self.inference = dict(inference or {})
+        self.header = header
         self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.generator: torch.Generator | None = None
@@ -337,9 +338,9 @@ class Training(L.LightningModule):
         return logits[: len(index)].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what inference needs beside the weights, and the sums of an epoch that is not finished."""
-        checkpoint["num_classes"] = self.net.num_classes
-        checkpoint["inference"] = self.inference
+        """Keep the header beside the weights, and the sums of an epoch that is not finished."""
+        if self.header is not None:
+            checkpoint["header"] = self.header.to_dict()
         if finished_epochs(checkpoint) == checkpoint["epoch"]:
             checkpoint["unfinished"] = self.sums.state()
 

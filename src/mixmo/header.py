@@ -1,0 +1,199 @@
+"""What a saved network says of itself, beside its tensors: in checkpoints, in exported files and folders, on the Hub.
+
+A network is rebuilt from its header and its tensors, whatever it was trained with: settings of training may come and go
+without making weights unreadable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self
+
+from mixmo.errors import InputError
+
+FORMAT = 1
+"""The number of the header's format. It grows when a header says what earlier versions would not understand."""
+
+LARGEST_SIDE = 8192
+MOST_MEMBERS = 100
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Text = InstanceOf[str]  # names of files need not be valid Unicode
+Side = Annotated[int, Strict(), Field(ge=1, le=LARGEST_SIDE)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Preparation:
+    """How an image is prepared for a network.
+
+    Attributes:
+        channels: 3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are.
+        interpolation: How images are scaled.
+        mean: Subtracted from each channel, in [0, 1].
+        std: Divides each channel, in [0, 1].
+        crop_size: Side of the crop in the middle that the network sees; ``None`` is the whole image.
+        image_size: Side that images were asked to be brought to; ``None`` took them as they were, all of one size.
+        window: Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255.
+        own_transforms: Whether a program's Dataset prepared images by transforms of its own.
+
+    Example:
+        >>> Preparation(channels=3, interpolation="bicubic", mean=[0.5, 0.5], std=[0.5], crop_size=None)
+        Traceback (most recent call last):
+        pydantic_core._pydantic_core.ValidationError: ...
+          Value error, data.mean has 2 values for 3 channels [...
+    """
+
+    channels: Literal[1, 3, 4]
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: list[Number]
+    std: list[Annotated[Number, Field(ge=1e-6)]]
+    crop_size: Side | None
+    image_size: Side | None = None
+    window: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    own_transforms: Flag = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("mean", "std"):
+            if (count := len(getattr(self, key))) not in (1, self.channels):
+                raise ValueError(f"data.{key} has {count} values for {self.channels} channels")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"data.window is {self.window}; its first value is the lower")
+        return self
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        """Return what the ``data`` section of a run's settings says of it."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+
+
+@dataclass(frozen=True, config=STRICT)
+class Header:
+    """What a saved network says of itself.
+
+    Attributes:
+        classes: The K class names.
+        size: (H, W) that images are brought to: scaled until they cover it, then cropped in their middle.
+        data: How they are prepared.
+        backbone: timm's name of the backbone, or ``module NAME`` of a program's own; empty where an earlier version's
+            export does not say it.
+        options: More keywords of the timm model.
+        num_members: M that were trained. A fused network is the average of as many.
+        mix_at: Module behind which features are mixed; ``None`` is behind the stem.
+
+    Example:
+        >>> data = Preparation(channels=1, interpolation="bicubic", mean=[0.5], std=[0.25], crop_size=None)
+        >>> header = Header(["cat", "dog"], (8, 8), data, "wide_resnet10_1", num_members=2)
+        >>> Header.from_dict(header.to_dict()) == header
+        True
+        >>> Header.from_dict(header.to_dict() | {"format": 99}, "a.ckpt")
+        Traceback (most recent call last):
+        mixmo.errors.InputError: a.ckpt is of format 99, but this version of mixmo reads formats up to 1: update mixmo.
+    """
+
+    classes: Annotated[list[Text], Field(min_length=1)]
+    size: tuple[Side, Side]
+    data: Preparation
+    backbone: Text = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    num_members: Annotated[int, Strict(), Field(ge=1, le=MOST_MEMBERS)] = 1
+    mix_at: Text | None = None
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(h, w) of what the network sees."""
+        crop = self.data.crop_size
+        return self.size if crop is None else (crop, crop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        own = {each.name: getattr(self, each.name) for each in fields(Header)}
+        return {"format": FORMAT} | own | {"size": list(self.size), "data": asdict(self.data)}
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "the header") -> Self:
+        """Return what :meth:`to_dict` wrote.
+
+        Args:
+            content: Plain values.
+            where: The file that they stand in, for errors.
+
+        Raises:
+            InputError: if they are of a newer format, or damaged.
+        """
+        if not isinstance(content, Mapping):
+            raise InputError(f"{where} is damaged, or none of mixmo's: its header is no mapping.")
+        found = content.get("format")
+        if type(found) is not int or found < 1:
+            raise InputError(f"{where} is damaged, or none of mixmo's: its header has the format {found!r}.")
+        if found > FORMAT:
+            raise InputError(
+                f"{where} is of format {found}, but this version of mixmo reads formats up to {FORMAT}: update mixmo."
+            )
+        try:
+            own = {key: value for key, value in content.items() if key != "format"}
+            return TypeAdapter(cls).validate_python(own)
+        except ValidationError as error:
+            raise InputError(f"{where} is damaged, or none of mixmo's: {said(error)}.") from error
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""
+        own = {key: getattr(self, key) for key in ("backbone", "num_members", "options", "mix_at")}
+        return {"model": own, "data": asdict(self.data)}
+
+
+def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where: str = "it") -> dict[str, Any]:
+    """Return a header's content for a network that an earlier version saved, which kept none.
+
+    Args:
+        known: What stands beside its tensors: ``classes``, ``size``, and parts of ``model`` and ``data``.
+        config: The configuration of its training, for what does not.
+        where: The file, for errors.
+
+    Raises:
+        InputError: if neither says the size of its images.
+
+    Example:
+        >>> config = {"model": {"num_members": 3}, "data": {"image_size": 8}}
+        >>> content = header_of_earlier({"classes": ["a", "b"]}, config)
+        >>> content["num_members"], content["size"]
+        (3, [8, 8])
+    """
+    found: dict[str, Any] = {"format": FORMAT, "classes": known.get("classes")}
+    parts: dict[str, dict[str, Any]] = {}
+    for section, keys in (
+        ("model", ("backbone", "num_members", "options", "mix_at")),
+        ("data", tuple(each.name for each in fields(Preparation))),
+    ):
+        own: dict[str, Any] = {}
+        for each in (config.get(section), known.get(section)):
+            own |= each if isinstance(each, Mapping) else {}
+        parts[section] = {key: own[key] for key in keys if key in own}
+    side = parts["data"].get("image_size")
+    if not known.get("size") and side is None:
+        raise InputError(
+            f"{where} is of an earlier version, whose files do not say the size of their images; set data.image_size "
+            "in the config.yaml beside it."
+        )
+    return found | {"size": known.get("size") or [side, side]} | parts["model"] | {"data": parts["data"]}
+
+
+def said(error: ValidationError) -> str:
+    """Return the first thing that a check by pydantic found, in a few words."""
+    first = error.errors(include_url=False)[0]
+    place, text = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"it lacks {place}"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"it has a key {place!r}"
+    if first["type"] == "value_error":
+        return text
+    value = repr(first["input"])
+    return f"{place or 'it'} is {value if len(value) <= 60 else f'{value[:57]}…'}; {text[:1].lower()}{text[1:]}"

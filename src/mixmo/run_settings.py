@@ -1,0 +1,54 @@
+"""The settings in a run's folder, of this version or of another: sections, what is open in them, what is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixmo.config.settings import known_settings
+
+
+def section_of(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a section of a file, empty where it is missing or of another kind.
+
+    Example:
+        >>> section_of({"data": [1]}, "data")
+        {}
+    """
+    return found if isinstance(found := about.get(key), Mapping) else {}
+
+
+def filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections of settings, those left open as they are resolved elsewhere.
+
+    Example:
+        >>> filled({"trainer": {"precision": None}}, {"trainer": {"precision": "32-true"}})
+        {'trainer': {'precision': '32-true'}}
+    """
+    found = dict(config)
+    for section, values in resolved.items():
+        own = found.get(section) or {}
+        found[section] = own | {key: value for key, value in values.items() if own.get(key) is None}
+    return found
+
+
+def without_unknown(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return settings without those of training that this version does not know, and the names of these.
+
+    Settings of ``data`` stay: images that are taken or drawn otherwise are other images.
+
+    Example:
+        >>> without_unknown({"seed": 1, "optimizer": {"lr": 0.1, "warp": 9}, "data": {"fold": 2}})
+        ({'seed': 1, 'optimizer': {'lr': 0.1}, 'data': {'fold': 2}}, ['optimizer.warp'])
+    """
+    known, kept, unknown = known_settings(), dict[str, Any](), list[str]()
+    sections = {name.partition(".")[0] for name in known}
+    for section, values in config.items():
+        if section not in sections:
+            unknown.append(section)
+        elif section != "data" and section not in known and isinstance(values, Mapping):
+            kept[section] = {key: value for key, value in values.items() if f"{section}.{key}" in known}
+            unknown += [f"{section}.{key}" for key in values if key not in kept[section]]
+        else:
+            kept[section] = values
+    return kept, unknown

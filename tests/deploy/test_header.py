@@ -1,0 +1,249 @@
+"""A saved network is rebuilt from what it says of itself and its tensors, whatever it was trained with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import mixmo
+from mixmo import checkpoints
+from mixmo.cli.main import main
+from mixmo.deploy.export import FORMATS, export
+from mixmo.deploy.hub import save_pretrained
+from mixmo.deploy.models import open_model
+from mixmo.errors import InputError, MissingError
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.header import FORMAT, Header
+from mixmo.runs import Run
+
+EARLIER = Path(__file__).parent / "earlier"
+"""What the version before headers wrote: a run of two members on digits, its weights fused, and shared."""
+
+
+@pytest.fixture
+def run(gone, tmp_path):
+    """A copy of a run whose dataset is gone."""
+    shutil.copytree(gone, tmp_path / "run", ignore=shutil.ignore_patterns("predictions", "*.html"))
+    return Run(tmp_path / "run")
+
+
+def unreadable(run):
+    """Have a run's configuration set what this version does not know, everywhere."""
+    config = yaml.safe_load(run.config_file.read_text())
+    for section in ("model", "optimizer", "trainer", "data"):
+        config[section]["warp"] = 9
+    run.config_file.write_text(yaml.safe_dump(config | {"hyperdrive": {"on": True}}))
+
+
+def missing(run):
+    run.config_file.unlink()
+
+
+def damaged(run):
+    run.config_file.write_text("{")
+
+
+def answers(path, files):
+    found = mixmo.Predictor(path, trust=True)(files)
+    return found.probabilities
+
+
+def with_header(run, header):
+    content = checkpoints.load(run.checkpoint_file())
+    checkpoints.save(run.checkpoint_file(), content | {"header": header})
+
+
+@pytest.mark.parametrize("spoilt", [unreadable, missing, damaged])
+def test_loading_needs_no_configuration(run, new_images, tmp_path, spoilt, capsys):
+    files = sorted(new_images.iterdir())
+    expected, state = answers(run.path, files), mixmo.load(run.path).state_dict()
+    spoilt(run)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in mixmo.load(run.path).state_dict().items())
+    assert torch.equal(answers(run.path, files), expected)
+    opened = mixmo.Run(run.path)
+    assert torch.equal(opened.predict(files).probabilities, expected) and opened.network.num_members == 2
+    assert main(["predict", str(run.path), str(files[0])]) == 0
+    for format in ("timm", "safetensors"):
+        assert main(["export", str(run.path), "--format", format, "--out", str(tmp_path / FORMATS[format])]) == 0
+        assert opened.export(format).difference < 1e-4
+        torch.testing.assert_close(answers(tmp_path / FORMATS[format], files), expected, atol=1e-5, rtol=1e-4)
+    if spoilt is not damaged:  # whose text cannot be shared without its paths
+        shared = save_pretrained(run.path, tmp_path / "shared")
+        assert torch.equal(answers(shared, files), expected)
+
+
+def test_evaluation_leaves_out_unknown_settings_of_training_and_says_so(trained, tmp_path, capsys):
+    _, two, _ = trained
+    shutil.copytree(two.path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    config = yaml.safe_load(run.config_file.read_text())
+    config["optimizer"]["warp"] = 9
+    run.config_file.write_text(yaml.safe_dump(config))
+    assert main(["test", str(run.path)]) == 0
+    assert capsys.readouterr().err.count("sets optimizer.warp, which this version of mixmo does not know") == 1
+    config["data"]["fold"] = 1
+    run.config_file.write_text(yaml.safe_dump(config))
+    assert main(["test", str(run.path)]) == 2
+    assert "data.fold" in capsys.readouterr().err
+    run.config_file.unlink()
+    assert main(["test", str(run.path)]) == 2
+    assert "config.yaml is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_export_carries_the_header(gone, tmp_path, format):
+    if format in ("onnx", "torch-export"):
+        pytest.importorskip("onnxruntime")
+    run = TrainedRun(Run(gone))
+    out = export(run, format, tmp_path / FORMATS[format]).path
+    spec = open_model(out, trust=True).spec
+    assert Header.from_dict(spec.to_dict()) == run.header and spec.calibration is not None
+    images = torch.randn(2, 3, 12, 12)
+    if format in ("timm", "safetensors"):
+        net = mixmo.load(out)
+        assert net.num_members == 1 and not net.training
+        with torch.no_grad():
+            torch.testing.assert_close(net(images), mixmo.load(gone)(images), atol=1e-5, rtol=1e-4)
+            assert torch.equal(mixmo.fuse(net)(images), net(images))
+    else:
+        with pytest.raises(InputError, match=r"is a graph; mixmo\.Predictor predicts with it"):
+            mixmo.load(out)
+
+
+def test_shared_folders_are_loaded_by_their_header(gone, tmp_path):
+    folder = save_pretrained(gone, tmp_path / "shared")
+    (folder / "config.yaml").write_text("hyperdrive: {}")
+    net, expected = mixmo.load(folder), mixmo.load(gone).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in net.state_dict().items())
+    with pytest.raises(InputError, match=r"members\.safetensors does not say .* load the folder"):
+        mixmo.load(folder / "members.safetensors")
+    spec = json.loads((folder / "mixmo.json").read_text())
+    assert spec["format"] == FORMAT and spec["num_members"] == 2
+    with pytest.raises(MissingError, match=r"take hf-hub:me/photos"):
+        mixmo.load("me/photos")
+
+
+def test_a_newer_format_is_refused(run, tmp_path):
+    newer = r"is of format 2, but this version of mixmo reads formats up to 1: update mixmo\."
+    export(TrainedRun(run), "safetensors", tmp_path / "a.safetensors")
+    folder = save_pretrained(run.path, tmp_path / "shared")
+    with_header(run, run.header().to_dict() | {"format": FORMAT + 1, "warp": 9})
+    for call in (mixmo.load, mixmo.Predictor):
+        with pytest.raises(InputError, match=rf"last\.ckpt {newer}"):
+            call(run.path)
+    spec = json.loads((folder / "mixmo.json").read_text())
+    spec = {key: value for key, value in spec.items() if key not in ("files", "sha256")} | {"format": FORMAT + 1}
+    (folder / "mixmo.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=rf"mixmo\.json {newer}"):
+        mixmo.load(folder)
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"mixmo.json": json.dumps(spec)})
+    with pytest.raises(InputError, match=rf"b\.safetensors {newer}"):
+        mixmo.load(tmp_path / "b.safetensors")
+
+
+DAMAGED = {
+    "format": [None, 0, "1", True],
+    "classes": [[], ["a", 2, "c"], "abc", None],
+    "size": [[8], [8, -8], [8, 8.5], None],
+    "data": [None, {}, {"channels": 2}, {"mean": [1, 2]}, {"std": [0]}, {"window": [1]}, {"sharpness": 1}],
+    "backbone": ["wide_resnet10_2", "nothing", 3],
+    "options": [None, {"no_such_option": 1}, {"num_classes": 5}],
+    "num_members": [0, 3, "2", 101],
+    "mix_at": [3, "stages.0"],
+    "warp": [9],
+}
+
+
+@pytest.mark.parametrize("key", DAMAGED)
+def test_a_damaged_header_is_one_sentence(run, key):
+    header = run.header().to_dict()
+    for value in DAMAGED[key]:
+        changed = value if not (key == "data" and value) else header["data"] | value
+        with_header(run, header | {key: changed})
+        with pytest.raises(InputError, match=r"last\.ckpt (is damaged, or none|does not hold the network)") as found:
+            mixmo.load(run.path)
+        assert "\n" not in str(found.value) and str(found.value).endswith(".")
+    if key not in ("mix_at", "options", "backbone", "num_members", "warp"):
+        with_header(run, {name: value for name, value in header.items() if name != key})
+        with pytest.raises(InputError, match=r"last\.ckpt is damaged"):
+            mixmo.load(run.path)
+
+
+def test_classes_whose_names_are_no_unicode_are_kept(run):
+    header = run.header().to_dict() | {"classes": ["cat", "caf\udce9", "emu"]}
+    with_header(run, header)
+    assert run.header().classes[1] == "caf\udce9" and mixmo.load(run.path).num_classes == 3
+
+
+def earlier_logits(net):
+    with torch.no_grad():
+        return net.members(torch.linspace(-1, 1, 512).view(2, 1, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["run", "shared", "model.safetensors", "timm"])
+def test_what_earlier_versions_saved_is_loaded(tmp_path, name):
+    expected = torch.tensor(json.loads((EARLIER / "logits.json").read_text()))
+    path = EARLIER / name
+    if name == "timm":
+        path = tmp_path / "timm"
+        shutil.copytree(EARLIER / "shared", path, ignore=shutil.ignore_patterns("members.safetensors", "config.yaml"))
+    found = earlier_logits(mixmo.load(path))
+    expected = expected if found.shape[1] == 2 else expected.mean(1, keepdim=True)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    predicted = mixmo.Predictor(path)(torch.zeros(16, 16, dtype=torch.uint8))
+    assert predicted.classes == [str(digit) for digit in range(10)] and predicted.sets is not None
+
+
+def test_an_earlier_run_is_resumed_and_then_has_a_header(tmp_path):
+    shutil.copytree(EARLIER / "run", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    shutil.copy(run.checkpoint_file(), run.checkpoint_folder / "best.ckpt")
+    content = checkpoints.load(run.checkpoint_file())
+    assert "header" not in content and content["epoch"] == 1
+    header = run.header()
+    assert main(["fit", str(run.path), "--trainer.max_epochs=3"]) == 0
+    content = checkpoints.load(run.checkpoint_file())
+    assert content["epoch"] == 2 and content["header"] == header.to_dict() and "inference" not in content
+    missing(run)
+    assert mixmo.load(run.path).num_members == 2
+
+
+def test_an_earlier_run_without_its_configuration_is_loaded_too(tmp_path):
+    """Its checkpoint holds the settings of the network already, if none of the training."""
+    shutil.copytree(EARLIER / "run", tmp_path / "run")
+    expected = earlier_logits(mixmo.load(tmp_path / "run"))
+    missing(Run(tmp_path / "run"))
+    assert torch.equal(earlier_logits(mixmo.load(tmp_path / "run")), expected)
+
+
+def test_descriptions_of_earlier_graphs_are_read(gone, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    out = export(TrainedRun(Run(gone)), "onnx", tmp_path / "a.onnx").path
+    model = onnx.load(out)
+    notes = {each.key: each.value for each in model.metadata_props}
+    spec = {key: value for key, value in json.loads(notes["mixmo.json"]).items()
+            if key in ("classes", "size", "data", "calibration")}  # fmt: skip
+    spec["data"] = {key: value for key, value in spec["data"].items() if key not in ("image_size", "own_transforms")}
+    onnx.helper.set_model_props(model, notes | {"mixmo.json": json.dumps(spec)})
+    onnx.save(model, tmp_path / "b.onnx")
+    image = torch.zeros(10, 10, 3, dtype=torch.uint8).numpy()
+    expected, found = (mixmo.Predictor(tmp_path / name)(image).probabilities for name in ("a.onnx", "b.onnx"))
+    assert torch.equal(found, expected)
+
+
+def test_weights_say_what_they_are(gone, tmp_path):
+    out = export(TrainedRun(Run(gone)), "safetensors", tmp_path / "a.safetensors").path
+    with safe_open(out, "pt") as content:
+        notes = content.metadata()
+    assert json.loads(notes["mixmo.json"])["backbone"] == "wide_resnet10_1"
+    save_file(load_file(out), tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=r"b\.safetensors does not say what network its tensors are of"):
+        mixmo.load(tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"c\.safetensors cannot be read as safetensors"):
+        mixmo.load(tmp_path / "c.safetensors")
