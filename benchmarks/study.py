@@ -143,7 +143,11 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
         "size": settings.data.image_size,
         "backbone": settings.model.backbone,
         "input_repetition": settings.data.input_repetition,
-        **({"lr": settings.optimizer.base_lr, "weight_decay": settings.optimizer.weight_decay} if row.avoided else {}),
+        **(
+            {"base_lr": settings.optimizer.base_lr, "weight_decay": settings.optimizer.weight_decay}
+            if row.avoided
+            else {}
+        ),
         **{
             key: "" if math.isnan(value) else f"{value:.6g}"
             for key, value in metrics_of(found, settings.data.validation > 0).items()

@@ -121,9 +121,9 @@ def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
         assert choice["trial"] == min(scores, key=scores.get) and row["trials"] == choice["trials"] == "2"
         assert float(choice[tuning.SCORE]) == pytest.approx(min(scores.values()), rel=1e-5)
         settings = yaml.safe_load(choice["settings"])
-        assert float(row["lr"]) == settings.get("optimizer.base_lr", 0.1) and rates[choice["trial"]] in (
+        assert float(row["base_lr"]) == settings.get("optimizer.base_lr", 0.1) and rates[choice["trial"]] in (
             None,
-            float(row["lr"]),
+            float(row["base_lr"]),
         )
         assert 1597 < int(row["test_images"]) < 1697  # 10 × 10 that train and as many that chose, some of them the same
     contents = [file.read_text().splitlines() for file in files]
