@@ -12,22 +12,21 @@ them gets; ``start``, the method whose network it starts from (``model.start``),
 ``EvaluationOptions`` takes beyond the defaults, of the study or of a task; corruptions and out-of-distribution
 datasets have columns of their own.
 
+``tuning`` says how the settings of each method are chosen before its rows are made (:mod:`tuning`). Such rows name what
+was chosen, and are tested on none of the images that chose.
+
 A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
 the same images. Rows that the file has are not made again, and a run that was stopped is resumed: a study can be
-stopped at any time. Nothing is selected: rows are of the last epoch.
+stopped at any time. Rows are of the last epoch.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
 import math
 import multiprocessing
 import os
 import statistics
-import threading
-import time
 from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -36,10 +35,12 @@ from typing import Any
 
 import torch
 import yaml
+from study_plans import append, folder_of, plans_of, read_rows, stop_with
+from tuning import choose, tuned
 
 from mixmo import __version__
-from mixmo.config.plan import Plan, make_plan
-from mixmo.config.recipes import combined
+from mixmo.config.plan import Plan
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
@@ -49,19 +50,15 @@ from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evalua
 from mixmo.runs import Run
 from mixmo.training.fit import fit
 
-OTHER_SEED = 1000
-"""Between the seeds of the networks of one ensemble."""
 METRICS = (
-    "accuracy", "nll", "brier", "ece", "nll_two_fold", "d_re", "disagreement", "selectivity", "separate_units",
-    "train_accuracy",
+    "accuracy", "nll", "brier", "ece", "nll_two_fold", "ece_two_fold", "d_re", "disagreement", "selectivity",
+    "separate_units", "train_accuracy",
 )  # fmt: skip
 VALIDATED = ("nll_scaled", "ece_scaled", "set_coverage_95", "set_size_95")
 """Where there is a validation set, of single networks."""
 CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
 OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
 """By the largest probability, over the out-of-distribution datasets."""
-OWN_KEYS = ("passes", "networks", "methods", "start", "other_seed", "evaluate")
-Rows = list[dict[str, str]]
 KEYS = ("task", "method", "seed")
 
 
@@ -74,12 +71,14 @@ class Row:
         plans: Of the networks.
         starts: Of those that they start from.
         options: How the row is evaluated.
+        avoided: The plan whose training images chose settings, and are left out of the test images.
     """
 
     about: dict[str, Any]
     plans: list[Plan]
     starts: list[Plan]
     options: EvaluationOptions
+    avoided: Plan | None = None
 
     def folders(self, scratch: Path) -> list[Path]:
         """Return where its networks are trained."""
@@ -104,35 +103,13 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
                     folder = str(folder_of(starts[0], scratch))
                 plans = list(plans_of([common, on_task, own], seed, names, folder))
                 about = {"task": task, "method": method, "seed": seed, "passes": on_task["passes"]}
+                avoided = None
+                if tuning := study.get("tuning"):
+                    avoided = next(plans_of([common, on_task, own], tuning["seed"], names, folder))
+                    about |= {"trials": tuning["trials"]}
                 evaluate = study.get("evaluate", {}) | on_task.get("evaluate", {})
                 ood = [names.get(name, name) for name in evaluate.get("ood", [])]
-                yield Row(about, plans, starts, EvaluationOptions(**evaluate | {"ood": ood}))
-
-
-def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], start: str = "") -> Iterator[Plan]:
-    """Yield the plan of each network of a method on a task."""
-    own = [{key: value for key, value in part.items() if key not in OWN_KEYS} for part in parts]
-    resolved = combined(own, "the study")
-    _, on_task, by_method = parts
-    repetition = resolved["data"].get("batch_repetition", 1)
-    epochs = on_task["passes"] * by_method.get("passes", 1) / repetition
-    if epochs != int(epochs):
-        raise InputError(f"{on_task['passes']} passes are no whole number of epochs at b = {repetition}.")
-    name = resolved["data"]["name"]
-    first = int(by_method.get("other_seed", False))
-    for number in range(by_method.get("networks", 1)):
-        words = {
-            "seed": seed + OTHER_SEED * (first + number),
-            "data.split_seed": seed,
-            "data.name": names.get(name, name),
-            "trainer.max_epochs": int(epochs),
-        } | ({"model.start": start} if start else {})
-        yield make_plan(resolved, [f"--{key}={value}" for key, value in words.items()])
-
-
-def folder_of(plan: Plan, scratch: Path) -> Path:
-    """Return where a network is trained: plans that are equal share it."""
-    return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
+                yield Row(about, plans, starts, EvaluationOptions(**evaluate | {"ood": ood}), avoided)
 
 
 def can_start(plan: Plan, missing: Container[Path]) -> bool:
@@ -148,20 +125,14 @@ def train(plan: Plan, folder: Path) -> None:
     predict(TrainedRun(run))
 
 
-def stop_with(parent: int) -> None:
-    """End this process when its parent is gone, killed say: nobody would write the row."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
     trained = [TrainedRun(Run(folder)) for folder in row.folders(scratch)]
+    if row.avoided is not None:
+        images = DataModule(row.avoided.settings.data, row.avoided.settings.seed).source("train")
+        seen = {images.name(index) for index in range(len(images))}
+        for each in trained:
+            each.data.leave_out(seen)
     found = evaluate_trained(trained, row.options)
     starts = [Run(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
@@ -172,6 +143,11 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
         "size": settings.data.image_size,
         "backbone": settings.model.backbone,
         "input_repetition": settings.data.input_repetition,
+        **(
+            {"base_lr": settings.optimizer.base_lr, "weight_decay": settings.optimizer.weight_decay}
+            if row.avoided
+            else {}
+        ),
         **{
             key: "" if math.isnan(value) else f"{value:.6g}"
             for key, value in metrics_of(found, settings.data.validation > 0).items()
@@ -200,26 +176,6 @@ def metrics_of(found: EvaluationResult, validated: bool) -> dict[str, float]:
         scores = [result.metrics["max_probability"] for result in found.ood.values()]
         known |= {key: statistics.fmean(each[name] for each in scores) for key, name in OOD.items()}
     return known
-
-
-def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file, with a header if it is new."""
-    known = read_rows(file)
-    if known and list(known[0]) != list(row):
-        raise InputError(f"{file} has other columns than {', '.join(row)}; name another file.")
-    with file.open("a", newline="") as content:
-        writer = csv.DictWriter(content, list(row))
-        if not known:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def read_rows(file: Path) -> Rows:
-    """Return the rows of a CSV file; none if there is no such file."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as content:
-        return list(csv.DictReader(content))
 
 
 def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
@@ -271,10 +227,26 @@ def main() -> None:
         study, out = yaml.safe_load(file.read_text()), given.out / f"{file.stem}.csv"
         study["seeds"] = given.seeds or study["seeds"]
         study["tasks"] = {name: study["tasks"][name] for name in given.tasks or study["tasks"]}
-        done = {tuple(row[key] for key in KEYS) for row in read_rows(out)}
-        rows = rows_of(study, given.scratch, names)
-        waiting = [row for row in rows if tuple(str(row.about[key]) for key in KEYS) not in done]
-        make_rows(waiting, out, given.scratch, given.jobs)
+        for part in parts_of(study, file.stem, given, names) if "tuning" in study else [study]:
+            done = {tuple(row[key] for key in KEYS) for row in read_rows(out)}
+            rows = rows_of(part, given.scratch, names)
+            waiting = [row for row in rows if tuple(str(row.about[key]) for key in KEYS) not in done]
+            make_rows(waiting, out, given.scratch, given.jobs)
+
+
+def parts_of(
+    study: Mapping[str, Any], name: str, given: argparse.Namespace, names: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield a study of each method on each task, with the settings chosen for it: first results come early."""
+    for task, on_task in study["tasks"].items():
+        for method in on_task.get("methods", study["methods"]):
+            own = study["methods"][method]
+            if "start" in own:
+                raise InputError(f"{method} starts from another method's network; such methods are not tuned.")
+            parts = [study.get("settings", {}), on_task, own]
+            chosen = choose(study["tuning"], parts, (task, method), given.out / name, given.scratch, given.jobs, names)
+            alone = {**on_task, "methods": [method]}
+            yield {**study, "tasks": {task: alone}, "methods": {method: tuned(own, chosen)}}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from scipy.stats import t as student
-from study import Rows, read_rows
+from study_plans import Rows, read_rows
 
 SHOWN = {
     "accuracy": ("top-1 %", 100, 1),
@@ -35,6 +35,7 @@ SHOWN = {
     "nll_two_fold": ("NLL, scaled", 1, 3),
     "brier": ("Brier", 1, 3),
     "ece": ("ECE %", 100, 1),
+    "ece_two_fold": ("ECE, scaled, %", 100, 1),
     "set_coverage_95": ("coverage of 95 % sets, %", 100, 1),
     "set_size_95": ("their size", 1, 2),
     "corrupted_accuracy": ("corrupted top-1 %", 100, 1),
@@ -45,6 +46,9 @@ SHOWN = {
 }
 """Metrics, where rows have them: heading, factor, digits."""
 COMPARED = ("accuracy", "nll")
+"""With other methods."""
+COMPARED_TUNED = (*COMPARED, "nll_two_fold")
+"""Where methods are tuned: they were chosen by a scaled NLL."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -107,8 +111,9 @@ def table(rows: Rows, task: str, against: Sequence[str]) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
     known = [other for other in against if other in methods]
     shown = {metric: form for metric, form in SHOWN.items() if metric in rows[0]}
+    compared = COMPARED_TUNED if "trials" in rows[0] else COMPARED
     header = ["", "n", *(heading for heading, *_ in shown.values()), "MACs, M"]
-    header += [f"{SHOWN[metric][0]} against {other}" for other in known for metric in COMPARED]
+    header += [f"{SHOWN[metric][0]} against {other}" for other in known for metric in compared]
     lines = [header, ["---"] * len(header)]
     for method in methods:
         own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
@@ -119,7 +124,7 @@ def table(rows: Rows, task: str, against: Sequence[str]) -> str:
             cells.append(number(statistics.fmean(values), factor, digits) + spread if values else "")
         cells.append(f"{float(own[0]['macs']) / 1e6:.1f}")
         for other in known:
-            for metric in COMPARED:
+            for metric in compared:
                 cells.append("" if other == method else _difference_text(rows, task, method, other, metric))
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

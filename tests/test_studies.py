@@ -20,7 +20,7 @@ from test_package import run
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
-study, study_tables = (importlib.import_module(name) for name in ("study", "study_tables"))
+study, study_tables, tuning = (importlib.import_module(name) for name in ("study", "study_tables", "tuning"))
 
 STUDY = """
 seeds: [3]
@@ -83,6 +83,77 @@ methods:
         assert all(0 <= share <= 1 for share in shares) and float(row["corrupted_nll"]) > 0
 
 
+TUNED = """
+seeds: [3]
+settings: {extends: [digits], model: {backbone: wide_resnet10_1}, data: {validation: 0.0, images_per_class: 10}}
+tuning:
+  trials: 2
+  seed: 1
+  folds: 2
+  space: {optimizer.base_lr: {low: 0.01, high: 0.1}}
+  members: {data.input_repetition: [0.25, 0.75]}
+tasks: {few: {passes: 2}}
+methods:
+  cut: {extends: [cut, b2], data: {input_repetition: 0.5}}
+  two halves: {extends: [single], networks: 2, passes: 0.5}
+"""
+
+
+def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
+    """The settings of rows are those of the trial with the least score, and no trial is made twice."""
+    (tmp_path / "study.yaml").write_text(TUNED)
+    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=1"]
+    run(*words, cwd=tmp_path)
+    files = [tmp_path / f"rows/study{kind}.csv" for kind in ("", ".trials", ".chosen")]
+    rows, trials, chosen = map(study.read_rows, files)
+    assert sorted((row["method"], row["trial"], row["fold"]) for row in trials) == [
+        (method, trial, fold) for method in ("cut", "two halves") for trial in "01" for fold in "01"
+    ]
+    assert {(row["training_images"], row["validation_images"]) for row in trials} == {("50", "50")}  # of 10 × 10
+    assert len(rows) == len(chosen) == 2
+    rates = {row["trial"]: yaml.safe_load(row["settings"]).get("optimizer.base_lr") for row in trials}
+    for row, choice in zip(rows, chosen, strict=True):
+        scores = {
+            trial: np.mean([float(row[tuning.SCORE]) for row in trials if (row["method"], row["trial"]) == key])
+            for trial in "01"
+            for key in [(choice["method"], trial)]
+        }
+        assert choice["trial"] == min(scores, key=scores.get) and row["trials"] == choice["trials"] == "2"
+        assert float(choice[tuning.SCORE]) == pytest.approx(min(scores.values()), rel=1e-5)
+        settings = yaml.safe_load(choice["settings"])
+        assert float(row["base_lr"]) == settings.get("optimizer.base_lr", 0.1) and rates[choice["trial"]] in (
+            None,
+            float(row["base_lr"]),
+        )
+        assert 1597 < int(row["test_images"]) < 1697  # 10 × 10 that train and as many that chose, some of them the same
+    contents = [file.read_text().splitlines() for file in files]
+    files[0].write_text("\n".join(contents[0][:-1]) + "\n")
+    files[1].write_text("\n".join(contents[1][:-1]) + "\n")  # stopped before the last of each
+    assert run(*words, cwd=tmp_path).count("1 rows to make, of 2 networks") == 1
+    assert [file.read_text().splitlines() for file in files] == contents
+
+
+def test_trials_see_none_of_the_test_images():
+    """A fold's images are the training images of the seed, each held out once; all methods draw the same values."""
+    content = yaml.safe_load(TUNED)
+    parts = [content["settings"], content["tasks"]["few"], content["methods"]["two halves"]]
+    plan = next(study.plans_of(parts, 1, {}))
+    whole = tuning.DataModule(plan.settings.data, plan.settings.seed)
+    names = {kind: [whole.source(kind).name(i) for i in range(len(whole.source(kind)))] for kind in ("train", "test")}
+    held_out = []
+    for fold in range(2):
+        _, data = tuning.fold_of(plan, fold, 2)
+        one, other = ([data.source(kind).name(i) for i in range(50)] for kind in ("train", "test"))
+        assert len(data.train) == len(data.test) == 50 and sorted(one + other) == sorted(names["train"])
+        assert not set(one + other) & set(names["test"])
+        held_out += other
+    assert sorted(held_out) == sorted(names["train"])
+    single, several = (tuning.draw_trials(content["tuning"] | {"trials": 8}, members) for members in (False, True))
+    assert len(single) == len(several) == 8 and single[0] == several[0] == {}
+    for one, other in zip(single[1:], several[1:], strict=True):
+        assert one == {"optimizer.base_lr": other["optimizer.base_lr"]} and 0.01 <= one["optimizer.base_lr"] <= 0.1
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_studies_are_of_equal_compute(file, tmp_path):
     """A row's networks see the task's passes, all told, or twice where that is said; a step of SAM counts twice."""
@@ -104,7 +175,8 @@ def test_studies_are_of_equal_compute(file, tmp_path):
 
 
 def test_examples_in_the_tables():
-    assert doctest.testmod(study_tables).attempted >= 2 and not doctest.testmod(study_tables).failed
+    for module, least in ((study_tables, 2), (tuning, 3)):
+        assert doctest.testmod(module).attempted >= least and not doctest.testmod(module).failed
 
 
 def rows_of(values, other):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -159,6 +159,24 @@ class DataModule:
         _ = self._train_source, self._has_test and self._test_source  # they raise where classes do not fit
         _ = self.train, self.validation
         return self
+
+    def source(self, split: str) -> Source:
+        """Return the images of a split as ``given`` takes them; nothing is decoded.
+
+        Args:
+            split: ``train``, less what is held out of it, or ``test``.
+        """
+        return self._parts.train if split == "train" else self._test_source
+
+    def leave_out(self, names: Container[str]) -> None:
+        """Leave images out of the test set, such as those by which settings were chosen.
+
+        Args:
+            names: What they are called (:meth:`mixmo.data.sources.Source.name`).
+        """
+        source = self._test_source
+        kept = [index for index in range(len(source)) if source.name(index) not in names]
+        self._test_source = source.subset(np.array(kept, dtype=np.int64))
 
     def split_rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield the name of each image, its class, and what it is for, in the order of the splits."""

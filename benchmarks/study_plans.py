@@ -1,0 +1,79 @@
+"""What studies and their tuning share: the plans of networks, their folders, and rows in CSV files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mixmo import __version__
+from mixmo.config.plan import Plan, make_plan
+from mixmo.config.recipes import combined
+from mixmo.errors import InputError
+
+OTHER_SEED = 1000
+"""Between the seeds of the networks of one ensemble."""
+OWN_KEYS = ("passes", "networks", "methods", "start", "other_seed", "evaluate")
+Rows = list[dict[str, str]]
+
+
+def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], start: str = "") -> Iterator[Plan]:
+    """Yield the plan of each network of a method on a task."""
+    own = [{key: value for key, value in part.items() if key not in OWN_KEYS} for part in parts]
+    resolved = combined(own, "the study")
+    _, on_task, by_method = parts
+    repetition = resolved["data"].get("batch_repetition", 1)
+    epochs = on_task["passes"] * by_method.get("passes", 1) / repetition
+    if epochs != int(epochs):
+        raise InputError(f"{on_task['passes']} passes are no whole number of epochs at b = {repetition}.")
+    name = resolved["data"]["name"]
+    first = int(by_method.get("other_seed", False))
+    for number in range(by_method.get("networks", 1)):
+        words = {
+            "seed": seed + OTHER_SEED * (first + number),
+            "data.split_seed": seed,
+            "data.name": names.get(name, name),
+            "trainer.max_epochs": int(epochs),
+        } | ({"model.start": start} if start else {})
+        yield make_plan(resolved, [f"--{key}={value}" for key, value in words.items()])
+
+
+def folder_of(plan: Plan, scratch: Path) -> Path:
+    """Return where a network is trained: plans that are equal share it."""
+    return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
+
+
+def stop_with(parent: int) -> None:
+    """End this process when its parent is gone, killed say: nobody would write the row."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, with a header if it is new."""
+    known = read_rows(file)
+    if known and list(known[0]) != list(row):
+        raise InputError(f"{file} has other columns than {', '.join(row)}; name another file.")
+    with file.open("a", newline="") as content:
+        writer = csv.DictWriter(content, list(row))
+        if not known:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_rows(file: Path) -> Rows:
+    """Return the rows of a CSV file; none if there is no such file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as content:
+        return list(csv.DictReader(content))

@@ -1,0 +1,202 @@
+"""Choose the settings of a study's methods, each from as many trials, by cross-validation within the training images.
+
+``tuning`` in a study:
+
+    tuning:
+      trials: 6      # of every method on every task; the first is the study's own settings
+      seed: 0        # of the draws, and of the training images that choose (data.split_seed)
+      folds: 2       # each training image is validated once
+      space: {optimizer.base_lr: {low: 0.03, high: 0.3}, data.padding: [0, 2]}   # log-uniform, or one of a list
+      members: {data.input_repetition: [0.0, 0.5]}                               # of methods with members only
+
+All methods draw the same values. A trial trains on all folds but one, for as many passes as the task has, and predicts
+that one; test images are never opened. The trial is chosen whose NLL at the best temperature is the least on average
+over the folds: accuracies of so few images are often equal, a plain NLL would choose by a confidence that temperature
+scaling puts right, and this is what is claimed of the test images. The temperature is fitted on the same fold, one
+number for all its images: halves of it hold too few errors. No choice is made by seed: the chosen settings train on all
+training images of every seed, and the images that chose are left out of all test sets.
+
+``STUDY.trials.csv`` has a row for each trial and fold, ``STUDY.chosen.csv`` one for each task and method.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sklearn.model_selection import StratifiedKFold
+from study_plans import Rows, append, folder_of, plans_of, read_rows, stop_with
+
+from mixmo.config.plan import Plan, make_plan
+from mixmo.data.given import GIVEN
+from mixmo.data.module import DataModule
+from mixmo.evaluation.evaluate import basic_metrics
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.predictions import joined, predict
+from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.temperature import fit_temperature
+from mixmo.runs import Run
+from mixmo.training.fit import fit
+
+SCORE = "validation_nll_scaled"
+Settings = dict[str, Any]
+"""By their dotted names."""
+
+
+def draw_trials(tuning: Mapping[str, Any], with_members: bool) -> list[Settings]:
+    """Return the settings of each trial; those of the first are the study's own.
+
+    Args:
+        tuning: The study's section.
+        with_members: Whether the method takes the settings of ``members``; they are drawn in any case.
+
+    Example:
+        >>> tuning = {"trials": 3, "seed": 0, "space": {"a": {"low": 0.1, "high": 1}}, "members": {"b": [1, 2]}}
+        >>> [[*trial] for trial in draw_trials(tuning, True)]
+        [[], ['a', 'b'], ['a', 'b']]
+        >>> [trial["a"] for trial in draw_trials(tuning, False)[1:]]   # the same for all methods
+        [0.433, 0.11]
+    """
+    generator = np.random.default_rng(tuning["seed"])
+    space, members = tuning["space"], tuning.get("members", {})
+    trials = [Settings()]
+    for _ in range(tuning["trials"] - 1):
+        drawn = {key: _draw(generator, values) for key, values in (space | members).items()}
+        trials.append({key: value for key, value in drawn.items() if with_members or key in space})
+    return trials
+
+
+def _draw(generator: np.random.Generator, values: Sequence[Any] | Mapping[str, float]) -> Any:
+    place = generator.random()
+    if isinstance(values, Mapping):
+        return float(f"{values['low'] * (values['high'] / values['low']) ** place:.3g}")
+    return values[int(place * len(values))]
+
+
+def tuned(method: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return a method with other settings.
+
+    Example:
+        >>> tuned({"data": {"padding": 2}}, {"data.flip": True, "optimizer.base_lr": 0.1})
+        {'data': {'padding': 2, 'flip': True}, 'optimizer': {'base_lr': 0.1}}
+    """
+    found = copy.deepcopy(dict(method))
+    for name, value in settings.items():
+        section, key = name.split(".")
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def fold_of(plan: Plan, fold: int, folds: int) -> tuple[Plan, DataModule]:
+    """Return a plan and its images in a fold: what it trains on, and as its test images those held out of them.
+
+    Args:
+        plan: Of a network on all training images.
+        fold: From 0.
+        folds: Their number.
+    """
+    source = DataModule(plan.settings.data, plan.settings.seed).source("train")
+    cut = StratifiedKFold(folds, shuffle=True, random_state=plan.settings.data.split_seed)
+    rest, held_out = list(cut.split(np.zeros(len(source)), source.labels))[fold]
+    recipe = yaml.safe_load(plan.yaml)
+    recipe["data"] |= {"name": GIVEN, "images_per_class": None, "validation": 0.0}
+    own = make_plan(recipe)
+    given = {"train": source.subset(rest), "test": source.subset(held_out)}
+    return own, DataModule(own.settings.data, own.settings.seed, check=True, given=given)
+
+
+def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[str, str]:
+    """Return metrics of the average of networks on a fold that they do not train on.
+
+    Args:
+        plans: Of the networks.
+        fold: From 0.
+        folds: Their number.
+        scratch: Where networks are kept.
+    """
+    predictions = []
+    for plan in plans:
+        own, data = fold_of(plan, fold, folds)
+        name = hashlib.sha256(f"{folder_of(plan, scratch).name} {fold} of {folds}".encode()).hexdigest()[:16]
+        run = Run(scratch / name)
+        fit(own, run, resume=run.config_file.is_file(), data=data)
+        predictions.append(predict(TrainedRun(run, data=data)))
+    found = joined(predictions, [str(plan.settings.seed) for plan in plans])
+    average = mean_logits(found.logits)
+    plain = basic_metrics(average, found.targets)
+    scaled = basic_metrics(average / fit_temperature(average, found.targets), found.targets)
+    values = {"accuracy": plain["accuracy"], "nll": plain["nll"], "nll_scaled": scaled["nll"]}
+    about = {"training_images": len(data.train), "validation_images": len(found.targets)}
+    return {key: str(value) for key, value in about.items()} | {
+        f"validation_{key}": f"{value:.6g}" for key, value in values.items()
+    }
+
+
+def choose(
+    tuning: Mapping[str, Any], parts: list[dict[str, Any]], keys: tuple[str, str], out: Path, scratch: Path,
+    jobs: int, names: Mapping[str, str],
+) -> Settings:  # fmt: skip
+    """Return the settings of a method on a task, after the trials that its files lack.
+
+    Args:
+        tuning: The study's section.
+        parts: The study's settings, the task and the method.
+        keys: The names of task and method.
+        out: The study's CSV file without its ending.
+        scratch: Where networks are kept.
+        jobs: Networks trained at a time.
+        names: Other names of datasets.
+    """
+    files = {kind: out.with_name(f"{out.name}.{kind}.csv") for kind in ("trials", "chosen")}
+    about = dict(zip(("task", "method"), keys, strict=True))
+    common, on_task, method = parts
+    members = next(plans_of(parts, tuning["seed"], names)).settings.model.num_members
+    trials = draw_trials(tuning, members > 1)
+    done = {(int(row["trial"]), int(row["fold"])) for row in rows_like(read_rows(files["trials"]), about)}
+    waiting = [place for place in np.ndindex(len(trials), tuning["folds"]) if place not in done]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
+        running = {}
+        for trial, fold in waiting:
+            plans = list(plans_of([common, on_task, tuned(method, trials[trial])], tuning["seed"], names))
+            running[pool.submit(validate, plans, fold, tuning["folds"], scratch)] = trial, fold
+        for future in as_completed(running):
+            trial, fold = running[future]
+            row = {"trial": trial, "fold": fold, "settings": json.dumps(trials[trial])}
+            append(files["trials"], about | row | future.result())
+    rows = rows_like(read_rows(files["trials"]), about)
+    score, best = best_trial(rows)
+    if not rows_like(read_rows(files["chosen"]), about):
+        row = {"trial": best, "settings": json.dumps(trials[best]), "trials": len(trials), SCORE: f"{score:.6g}"}
+        append(files["chosen"], about | row)
+        print(f"Chosen: {about | row}", flush=True)
+    return trials[best]
+
+
+def rows_like(rows: Rows, about: Mapping[str, str]) -> Rows:
+    """Return the rows that have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in about.items())]
+
+
+def best_trial(rows: Rows) -> tuple[float, int]:
+    """Return the least mean score over folds, and the trial that has it.
+
+    Example:
+        >>> best_trial([{"trial": trial, SCORE: score} for trial, score in (("0", "2"), ("0", "4"), ("1", "2.5"))])
+        (2.5, 1)
+    """
+    scores = {
+        int(row["trial"]): statistics.fmean(float(each[SCORE]) for each in rows if each["trial"] == row["trial"])
+        for row in rows
+    }
+    return min((score, trial) for trial, score in scores.items())
