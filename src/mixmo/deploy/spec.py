@@ -112,6 +112,8 @@ class Spec(Header):
         if "format" not in own:
             if strange := own.keys() - {"classes", "size", "data", "calibration"}:
                 raise InputError(f"{where} is damaged, or none of mixmo's: it has a key {min(strange)!r}.")
+            if lacking := {"classes", "size", "data"} - own.keys():
+                raise InputError(f"{where} is damaged, or none of mixmo's: it lacks {min(lacking)}.")
             config = earlier.pop("config", {})
             own = own | header_of_earlier({**earlier, **own}, config, where)
         return cls.from_dict(own, where)
