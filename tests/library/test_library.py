@@ -208,6 +208,28 @@ def test_a_module_of_ones_own_is_trained_and_loaded(digits, tmp_path):
         mixmo.fit(net(), (digits["train"][0], digits["train"][1] % 2), **FAST)
 
 
+class Ending(nn.Module):
+    """A network that ends in what it is given."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.first, self.last, self.end = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 10), end
+
+    def forward(self, images):
+        return self.end(self.last(self.first(images).relu().mean((2, 3))))
+
+
+@pytest.mark.parametrize("num_members", [1, 2])
+def test_a_module_that_ends_in_a_softmax_is_refused(num_members, digits, tmp_path):
+    for end, name in {nn.Softmax(1): "softmax", nn.LogSoftmax(1): "log_softmax"}.items():
+        net = mixmo.MixMo(Ending(end), num_members, stem="first", head="last")
+        with pytest.raises(InputError, match=f"ends in a {name} of its own"):
+            mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST)
+        assert not (tmp_path / "run").exists()
+    net = mixmo.MixMo(Ending(nn.Identity()), num_members, stem="first", head="last")
+    mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST)
+
+
 def test_nothing_is_left_without_a_folder(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = mixmo.fit(NET, (digits["train"][0][:40], digits["train"][1][:40] % 2), **FAST)

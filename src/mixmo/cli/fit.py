@@ -7,6 +7,7 @@ from pathlib import Path
 from mixmo.cli.options import Command, Word
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
@@ -53,11 +54,12 @@ def run(words: list[str]) -> None:
     if finished and settings and not own.accept_changes:
         check_unchanged(run, plan)
     try:
+        data = DataModule(plan.settings.data, plan.settings.seed, check=True)
         if not finished:
-            fit(plan, run, resume, accept_changes=own.accept_changes)
+            fit(plan, run, resume, accept_changes=own.accept_changes, data=data)
         if not is_first():
             return
-        calibrate_run(run, plan.settings)
+        calibrate_run(run, plan.settings, data)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
     path = printable(str(run.path))

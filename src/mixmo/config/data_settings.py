@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mixmo.errors import InputError
+from mixmo.header import LARGEST_SIDE
 from mixmo.pairing import check_input_repetition, check_repetition
 from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Share, settings_class
 
-LARGEST_SIDE = 8192
 LARGEST_BATCH = 2**20
 PREPARATION = ("channels", "image_size", "crop_size", "interpolation", "mean", "std", "window", "own_transforms")
 """Settings that say what an image looks like to the network; checkpoints and exports keep them."""

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.errors import InputError
+from mixmo.header import MOST_MEMBERS
 from mixmo.mixing import Mixer
 from mixmo.pixel_mixing import PixelMixer
 from mixmo.validation import (
@@ -31,7 +32,6 @@ from mixmo.validation import (
     settings_class,
 )
 
-MOST_MEMBERS = 100
 RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "stem", "head", "trained", "fresh_heads",
             "noise", "self", "name", "options"}  # fmt: skip
 """Arguments of a network that follow from the data, or have settings of their own."""

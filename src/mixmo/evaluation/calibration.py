@@ -161,12 +161,15 @@ def calibrate_run(
     Args:
         run: The run's folder.
         settings: Its settings; where they hold out no images for validation, nothing is kept.
-        data: Its images, where a program gave them.
+        data: Its images, where they are open, or a program gave them.
         module: Its backbone, where a program gave it.
     """
     for checkpoint in CHECKPOINTS if settings.data.validation else ():
         allowed = settings.model.download or settings.data.download
-        calibrate(TrainedRun(run, checkpoint, allowed, DOWNLOAD, data, module))
+        trained = TrainedRun(run, checkpoint, allowed, DOWNLOAD, data, module)
+        if not run.differences(checkpoint):  # else the network has settings of its own
+            trained.settings = settings
+        calibrate(trained)
 
 
 def kept_calibration(run: TrainedRun) -> Calibration | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixmo.batch_mixing import BatchMixer
@@ -63,7 +63,7 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False, mod
     height, width = _crop(settings, data)
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, net.num_members, net.in_chans, height, width))
+            outputs = net.eval()(torch.zeros(1, net.num_members, net.in_chans, height, width))
     except InputError:
         raise
     except (RuntimeError, AssertionError, IndexError, ValueError) as error:
@@ -71,7 +71,18 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False, mod
             f"backbone {own.backbone!r} cannot take images of {height}×{width}: {reason(error)}. Set --data.image_size "
             "to a size it takes, or --model.options.img_size if it has such an option."
         ) from error
+    _refuse_probabilities(outputs)
     return net.train()
+
+
+def _refuse_probabilities(outputs: Tensor) -> None:
+    """Refuse a network that ends in a softmax of its own, or the logarithm of one: the loss takes logits."""
+    for name, sums in {"softmax": outputs.sum((1, 2)), "log_softmax": outputs.exp().sum((1, 2))}.items():
+        if outputs.shape[1:].numel() > 1 and bool(((sums - 1).abs() < 1e-4).all()):
+            raise InputError(
+                f"the network ends in a {name} of its own: its outputs are no logits, which the loss makes "
+                "probabilities of; leave it out of the module."
+            )
 
 
 def describe(settings: Settings, data: DataModule) -> Header:

@@ -1,0 +1,71 @@
+"""Count what one command passes through: files and functions of the package, and how often it does a thing again.
+
+    python benchmarks/walk.py
+
+Trains one batch of ``digits-cut`` and predicts one image, each by the command line, and prints for each how many files
+and functions of the package were entered and how often the configuration was parsed, a dataset opened, a set of
+images decoded, and a network built.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import mixmo
+from mixmo.cli.main import main
+
+ROOT = str(Path(mixmo.__file__).parent)
+AGAIN = {
+    "configuration parsed": ("config/plan.py", "make_plan"),
+    "dataset opened": ("data/datasets.py", "open_source"),
+    "images decoded": ("data/reading.py", "decode_all"),
+    "network built": ("network.py", "__init__"),
+    "checkpoint read": ("checkpoints.py", "load"),
+}
+"""What a command should do once, by the function that does it."""
+
+
+def walk(call: Callable[[], Any]) -> tuple[set[str], Counter[tuple[str, str]]]:
+    """Return the package's files that a call enters, and how often it enters each function."""
+    entered: Counter[tuple[str, str]] = Counter()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and (file := frame.f_code.co_filename).startswith(ROOT):
+            entered[os.path.relpath(file, ROOT), frame.f_code.co_qualname if sys.version_info >= (3, 11) else ""] += 1
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    for key in [key for key in entered if key[1].startswith("<module>")]:  # an import
+        del entered[key]
+    return {file for file, _ in entered}, entered
+
+
+def main_walk() -> None:
+    """Walk through both commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, image = f"{folder}/run", f"{folder}/a.png"
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+        words = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--data.workers=0"]
+        for command in (["fit", "digits-cut", "--run", run, *words], ["predict", run, image]):
+            files, entered = walk(lambda command=command: main(command))
+            print(f"\nmixmo {command[0]}: {len(files)} files, {len(entered)} functions")
+            for what, (file, name) in AGAIN.items():
+                times = sum(count for (own, function), count in entered.items()
+                            if own == file and function.split(".")[-1] == name)  # fmt: skip
+                print(f"  {what}: {times}")
+
+
+if __name__ == "__main__":
+    main_walk()
