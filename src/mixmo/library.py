@@ -180,8 +180,7 @@ class Run:
             self._give("test", open_given(images, "test"))
         known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**known | options)
-        own = (chosen.checkpoint, chosen.download) == (self.checkpoint, self.download)
-        trained = self._trained if own else self._open(chosen.checkpoint, chosen.download)
+        trained = self.opened(chosen.checkpoint, chosen.download)
         result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
         write_report(trained, result)
@@ -212,6 +211,18 @@ class Run:
         """
         place = None if out is None else Path(out)
         return export(self._trained, format, place, ExportOptions(**options), overwrite)
+
+    def opened(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
+        """Return the run with its images, its module and a checkpoint, as evaluation takes it.
+
+        Args:
+            checkpoint: ``last`` or ``best``; ``None`` is the run's own.
+            download: Likewise, whether downloads are allowed.
+        """
+        checkpoint = self.checkpoint if checkpoint is None else checkpoint
+        download = self.download if download is None else download
+        own = (checkpoint, download) == (self.checkpoint, self.download)
+        return self._trained if own else self._open(checkpoint, download)
 
     @cached_property
     def _trained(self) -> TrainedRun:
