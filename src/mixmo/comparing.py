@@ -55,6 +55,11 @@ class Comparison:
         return [group.name for group in self.groups]
 
     @property
+    def images(self) -> int:
+        """N, the images of the test set."""
+        return len(self.groups[0].entries[0].result.predictions.targets)
+
+    @property
     def table(self) -> list[dict[str, str | float]]:
         """A row for each network, of seeds one for each: ``group``, ``run``, the keys of ``test.json``, and costs.
 
