@@ -31,6 +31,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
 from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
 from mixmo.evaluation.results_file import with_earlier, write_results
+from mixmo.launching import is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_report import write_report
@@ -114,9 +115,11 @@ def fit(
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(combined)
     data = None if sources is None else DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
+    first = is_first()
     with _shown(progress):
         train_run(plan, folder, resumed, callbacks, data=data, module=module)
-        calibrate_run(folder, plan.settings, data, module)
+        if first:
+            calibrate_run(folder, plan.settings, data, module)
     run = Run(folder.path, model=module)
     run._data, run._temporary = data, temporary
     return run
