@@ -1,10 +1,12 @@
 """Train one MixMo network and single networks on 20 digits of each class; say which is better, and how sure that is.
 
 Run it by ``make quickstart``, or ``python examples/quickstart.py``. It takes about two and a half minutes on two cores.
+Settings by keywords of ``mixmo.fit`` may follow: ``python examples/quickstart.py epochs=10 seed=3``.
 """
 
 from __future__ import annotations
 
+import ast
 import multiprocessing
 import os
 import sys
@@ -17,15 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from mixmo.cli.main import notices
-from mixmo.config.plan import make_plan
-from mixmo.config.recipes import load_recipe
-from mixmo.reporting.comparison_lead import lead_sentence
-from mixmo.reporting.comparison_page import compare
-from mixmo.reporting.comparison_tables import groups_table
-from mixmo.reporting.glossary import METRICS
-from mixmo.runs import Run
-from mixmo.training.fit import fit
+import mixmo
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "macs", "images")
 CORES = os.cpu_count() or 1
@@ -54,40 +48,44 @@ def free_folder(name: str) -> Path:
     return next(path for path in (Path("runs") / each for each in names) if not path.exists())
 
 
-def train(recipe: str, overrides: list[str], folder: Path) -> None:
+def settings_of(words: list[str]) -> dict[str, Any]:
+    """Return the settings of words ``KEYWORD=VALUE``; a value is one of Python's, or a text."""
+    found = {}
+    for word in words:
+        keyword, _, text = word.removeprefix("--").partition("=")
+        try:
+            found[keyword] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[keyword] = text
+    return found
+
+
+def train(recipe: str, settings: dict[str, Any], folder: Path) -> None:
     """Train a recipe in a folder."""
     torch.set_num_threads(max(1, CORES // 4))
-    fit(make_plan(load_recipe(recipe), overrides), Run(folder), callbacks=[Progress(folder.name)])
+    mixmo.fit(recipe=recipe, out=folder, progress=False, callbacks=[Progress(folder.name)], **settings)
     print(f"{folder.name}: trained", flush=True)
 
 
-def main(overrides: list[str]) -> None:
+def main(settings: dict[str, Any]) -> None:
     """Train the networks, a few at a time, then show their metrics and costs in one table."""
     recipes = ["quickstart-single", "quickstart-single-cutmix", "quickstart"]
-    single, cutmix, mixmo = folders = [free_folder(recipe) for recipe in recipes]
+    single, cutmix, several = folders = [free_folder(recipe) for recipe in recipes]
     second, out = free_folder("quickstart-single-seed-1"), free_folder("quickstart-comparison")
-    jobs = [(recipe, overrides, folder) for recipe, folder in zip(recipes, folders, strict=True)]
-    jobs.append(("quickstart-single", [*overrides, "--seed=1"], second))
+    jobs = [(recipe, settings, folder) for recipe, folder in zip(recipes, folders, strict=True)]
+    jobs.append(("quickstart-single", settings | {"seed": 1}, second))
     print("Training four networks on 20 digits of each class; their folders are in runs.", flush=True)
     with ProcessPoolExecutor(min(4, CORES), multiprocessing.get_context("spawn")) as pool:
         for job in [pool.submit(train, *job) for job in jobs]:
             job.result()
-    groups = compare(
-        [
-            f"single network={single}", f"single network + CutMix={cutmix}", f"Cut-MixMo={mixmo}",
-            f"two single networks={single}+{second}",
-        ],
-        out,
-    )  # fmt: skip
-    single_group, _, mixmo_group, _ = groups
-    images = len(groups[0].entries[0].result.predictions.targets)
-    table = groups_table(groups, {key: METRICS[key] for key in SHOWN}, f"20 digits of each class, {images} test images")
+    networks = {"single network": single, "single network + CutMix": cutmix, "Cut-MixMo": several}
+    found = mixmo.compare(networks | {"two single networks": [single, second]}, out=out)
+    title = f"20 digits of each class, {found.images} test images"
     print()
-    Console(width=None if sys.stdout.isatty() else 120).print(table.rich())
-    print(f"\n{lead_sentence([single_group, mixmo_group])}")
-    print(f"\nThe whole comparison: {out}/comparison.html. The trained network: {mixmo}")
+    Console(width=None if sys.stdout.isatty() else 120).print(found.show(*SHOWN, title=title))
+    print(f"\n{found.only('single network', 'Cut-MixMo').sentence}")
+    print(f"\nThe whole comparison: {out}/comparison.html. The trained network: {several}")
 
 
 if __name__ == "__main__":
-    with notices():
-        main(sys.argv[1:])
+    main(settings_of(sys.argv[1:]))

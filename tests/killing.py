@@ -1,13 +1,18 @@
 """Killing training processes, and comparing what runs leave behind."""
 
 import os
+import random
 import signal
 import time
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import Dataset
 
+import mixmo
 from mixmo.config.plan import make_plan
+from mixmo.files import PARTIAL
 from mixmo.training.fit import fit
 
 TIMES = {"seconds", "images_per_second"}
@@ -60,6 +65,32 @@ def go_on(run, plan):
         fit(plan, run)
 
 
+class Moved(Dataset):
+    """Images of a program's own, moved at random by all three of the global generators."""
+
+    def __init__(self, count, size=8, moved=True):
+        self.images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(count))
+        self.targets, self.moved = [index % 3 for index in range(count)], moved
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        if self.moved:
+            image = image.roll((random.randint(-1, 1), int(torch.randint(-1, 2, ()))), (1, 2))
+            image = image + 0.1 * float(np.random.rand())  # noqa: NPY002
+        return image, self.targets[index]
+
+
+def fit_own(folder, model="wide_resnet10_1", size=8, **settings):
+    """Start a run of :class:`Moved` by ``mixmo.fit``, or go on with it, as a program would."""
+    own = {"num_members": 2, "epochs": 4, "batch_size": 8, "batch_repetition": 2, "lr": 0.05, "workers": 0}
+    own |= {"checkpoint_every_steps": 2, "input_repetition": 0.5, "progress": False}
+    data = {"train": Moved(48, size), "val": Moved(21, size, moved=False)}
+    mixmo.fit(model, **data, out=folder, resume=True, **own | settings)
+
+
 def flat(value, name=""):
     if isinstance(value, dict | list | tuple):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value):
@@ -87,7 +118,9 @@ def rows(run):
 
 
 def files(run):
-    return {str(file.relative_to(run.path)) for file in run.path.rglob("*")}
+    """Return the files of a run, but for what evaluation left half written, which may stay for an hour."""
+    found = {str(file.relative_to(run.path)) for file in run.path.rglob("*")}
+    return {name for name in found if not (name.startswith("predictions/") and name.endswith(PARTIAL))}
 
 
 def same(one, other):

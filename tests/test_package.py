@@ -65,8 +65,8 @@ def test_versions_agree():
 
 def test_the_quickstart_ends_with_its_table(tmp_path):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)  # what is there already is left alone
-    words = [ROOT / "examples" / "quickstart.py", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
-    out = run(*words, "--model.backbone=wide_resnet10_1", cwd=tmp_path)
+    words = [ROOT / "examples" / "quickstart.py", "epochs=1", "limit_train_batches=2", "model=wide_resnet10_1"]
+    out = run(*words, cwd=tmp_path)
     table = out[out.index("20 digits of each class, 1597 test images") :]
     macs = {}
     for row in ("single network", "single network + CutMix", "Cut-MixMo", "two single networks"):

@@ -16,6 +16,7 @@ __all__ = [
     "Mixer",
     "Predictor",
     "Run",
+    "compare",
     "evaluate",
     "fit",
     "from_pretrained",
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mixmo import masks
     from mixmo.batch_mixing import BatchMixer, MixedBatch
+    from mixmo.comparing import compare
     from mixmo.deploy.hub import from_pretrained, push_to_hub
     from mixmo.deploy.load import load
     from mixmo.deploy.predictor import Predictor
@@ -52,6 +54,7 @@ else:  # hidden from type checkers, for which every attribute would exist
         "Mixer": "mixmo.mixing",
         "Predictor": "mixmo.deploy.predictor",
         "Run": "mixmo.library",
+        "compare": "mixmo.comparing",
         "evaluate": "mixmo.evaluation.evaluate",
         "fit": "mixmo.library",
         "from_pretrained": "mixmo.deploy.hub",

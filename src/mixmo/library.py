@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, as_recipe
 from mixmo.config.plan import make_plan
+from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
@@ -30,6 +31,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
 from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
 from mixmo.evaluation.results_file import with_earlier, write_results
+from mixmo.launching import is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_report import write_report
@@ -38,13 +40,14 @@ from mixmo.training.fit import fit as train_run
 
 
 def fit(
-    model: str | nn.Module,
-    train: Any,
+    model: str | nn.Module | None = None,
+    train: Any = None,
     val: Any = None,
     test: Any = None,
     *,
-    num_members: int = 2,
-    epochs: int,
+    num_members: int | None = None,
+    epochs: int | None = None,
+    recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -59,13 +62,16 @@ def fit(
     is asked again for each copy, and the network takes what it gives. Labels are class numbers from 0, or names.
 
     Args:
-        model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`.
+        model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`; ``None``
+            takes the recipe's, and so do ``train``, ``num_members`` and ``epochs``.
         train: Training images, or the name of a dataset as recipes have it (``folder:photos``, ``torch/cifar100`` …),
             which has its own validation and test images.
         val: Validation images; ``None`` holds out a share of the training images (``validation``, 0.1 by default).
         test: Test images, for :meth:`Run.test`; they choose nothing.
-        num_members: M; 1 is the ordinary network.
+        num_members: M, 2 without a recipe; 1 is the ordinary network.
         epochs: How often each image is shown, times ``batch_repetition``.
+        recipe: The name of a shipped recipe, or a YAML file: its settings hold where no argument or keyword says
+            otherwise. With images of your own it keeps all that does not depend on its dataset.
         out: The run's folder; ``None`` keeps it in a temporary one, for as long as the :class:`Run` lives.
         resume: Resume the run that is in the folder, if there is one, exactly where it was.
         progress: Whether a bar is shown, in a terminal or a notebook, or a line for each epoch elsewhere.
@@ -86,28 +92,34 @@ def fit(
         >>> run = fit("wide_resnet10_1", (images, labels), epochs=1, batch_size=8, lr=0.1, progress=False)
         >>> run.network(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 2])
+        >>> fit(recipe="digits-cut", epochs=1, limit_train_batches=1, progress=False).network.num_members
+        2
     """
-    recipe = as_recipe(settings)
+    if recipe is None:
+        _check_given(model, train, epochs)
+        num_members = 2 if num_members is None else num_members
+    own = as_recipe(settings)
+    own.setdefault("trainer", {})["enable_progress_bar"] = progress
+    if epochs is not None:
+        own["trainer"]["max_epochs"] = epochs
+    _name_model(own.setdefault("model", {}), model, num_members)
     name, sources = _opened(train, val, test)
-    own = recipe.setdefault("data", {})
-    own["name"] = name
+    if name is not None:
+        own.setdefault("data", {})["name"] = name
     if sources is not None:
-        _follow(own, sources)
-    if isinstance(model, MixMo):
-        num_members = model.num_members
-    own_module = model.backbone if isinstance(model, MixMo) else model
-    backbone = own_module if isinstance(own_module, str) else f"{MODULE}{type(own_module).__name__}"
-    recipe.setdefault("model", {}).update(backbone=backbone, num_members=num_members)
-    recipe.setdefault("trainer", {}).update(max_epochs=epochs, enable_progress_bar=progress)
-    module = None if isinstance(model, str) else model
+        _follow(own["data"], sources)
+    combined = own if recipe is None else _over(_without_images(load_recipe(recipe), sources), own)
+    module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
-    plan = make_plan(recipe)
+    plan = make_plan(combined)
     data = None if sources is None else DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
+    first = is_first()
     with _shown(progress):
         train_run(plan, folder, resumed, callbacks, data=data, module=module)
-        calibrate_run(folder, plan.settings, data, module)
+        if first:
+            calibrate_run(folder, plan.settings, data, module)
     run = Run(folder.path, model=module)
     run._data, run._temporary = data, temporary
     return run
@@ -180,8 +192,7 @@ class Run:
             self._give("test", open_given(images, "test"))
         known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**known | options)
-        own = (chosen.checkpoint, chosen.download) == (self.checkpoint, self.download)
-        trained = self._trained if own else self._open(chosen.checkpoint, chosen.download)
+        trained = self.opened(chosen.checkpoint, chosen.download)
         result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
         write_report(trained, result)
@@ -213,6 +224,18 @@ class Run:
         place = None if out is None else Path(out)
         return export(self._trained, format, place, ExportOptions(**options), overwrite)
 
+    def opened(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
+        """Return the run with its images, its module and a checkpoint, as evaluation takes it.
+
+        Args:
+            checkpoint: ``last`` or ``best``; ``None`` is the run's own.
+            download: Likewise, whether downloads are allowed.
+        """
+        checkpoint = self.checkpoint if checkpoint is None else checkpoint
+        download = self.download if download is None else download
+        own = (checkpoint, download) == (self.checkpoint, self.download)
+        return self._trained if own else self._open(checkpoint, download)
+
     @cached_property
     def _trained(self) -> TrainedRun:
         """The run, open: its network is loaded once."""
@@ -232,8 +255,51 @@ class Run:
         del self._trained  # which is open with the images of before
 
 
-def _opened(train: Any, val: Any, test: Any) -> tuple[str, dict[str, Source] | None]:
-    """Return the name of the dataset, and the sources that a program gives in place of it."""
+def _check_given(model: Any, train: Any, epochs: int | None) -> None:
+    """Refuse a call that leaves out what only a recipe could say."""
+    given = {"model": model, "train": train, "epochs": epochs}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise InputError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; give them, or recipe=…."
+        )
+
+
+def _name_model(own: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:
+    """Set what the settings say of a model that is given."""
+    members = model.num_members if isinstance(model, MixMo) else num_members
+    if members is not None:
+        own["num_members"] = members
+    if model is not None:
+        module = model.backbone if isinstance(model, MixMo) else model
+        own["backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
+
+
+def _over(recipe: Recipe, own: Recipe) -> Recipe:
+    """Return a recipe with other settings in place of its own; what is no section is left for the check of all."""
+    found = dict(recipe)
+    for section, values in own.items():
+        below = found.get(section)
+        if below is None or not isinstance(values, dict):
+            found[section] = values
+        elif isinstance(below, dict):
+            found[section] = below | values
+    return found
+
+
+def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Recipe:
+    """Return a recipe without what it says of its own images, where others are given."""
+    if sources is None or not isinstance(recipe.get("data"), dict):
+        return recipe
+    dropped = {"images_per_class", "own_transforms"} | ({"validation"} if "validation" in sources else set())
+    return recipe | {"data": {key: value for key, value in recipe["data"].items() if key not in dropped}}
+
+
+def _opened(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
+    """Return the name of the dataset, if one is named, and the sources that a program gives in place of it."""
+    if train is None:
+        if val is not None or test is not None:
+            raise InputError("val or test is given without train; give train as well.")
+        return None, None
     if isinstance(train, str):
         if val is not None or test is not None:
             raise InputError(f"train is {train!r}, a dataset by name, which has its own val and test; leave them out.")
@@ -279,6 +345,8 @@ def _follow(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
     if not prepared:
         return
     own["own_transforms"] = True
+    own.setdefault("image_size", None)  # also with a recipe, whose size is that of its own images
+    own.setdefault("crop_size", None)
     for source in sources.values():  # a validation set without random transforms goes the same way
         if isinstance(source.images, DatasetImages):
             source.images.prepared = True

@@ -2,11 +2,14 @@
 
 import logging
 import random
+import time
+from functools import partial
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from killing import differences, fit_own, in_a_process_of_its_own
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -18,6 +21,7 @@ from mixmo import checkpoints
 from mixmo.config.keywords import ARGUMENTS, OWN, FitSettings, keywords
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, MissingError
+from mixmo.runs import Run as RunFolder
 
 FAST = {"batch_size": 16, "lr": 0.1, "num_members": 2, "epochs": 2, "progress": False}
 NET = "wide_resnet10_1"
@@ -108,6 +112,18 @@ def test_a_dataset_of_ones_own_is_the_same_run_with_workers_and_when_resumed(dig
     other = Own(digits["train"][0][::-1].copy(), digits["train"][1])
     with pytest.raises(InputError, match="training data has changed"):
         mixmo.fit(NET, other, test=test, out=tmp_path / "cut", resume=True, **options | {"epochs": 3})
+
+
+def test_a_killed_program_ends_as_an_undisturbed_one(tmp_path):
+    """Three times at random moments; thousands of times in the campaign of tests/torture."""
+    whole, run, rng, kills = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), random.Random(0), 0
+    start = time.monotonic()
+    in_a_process_of_its_own(partial(fit_own, whole.path))
+    length = time.monotonic() - start
+    while kills < 3:
+        kills += not in_a_process_of_its_own(partial(fit_own, run.path), rng.uniform(0.1, 0.7) * length)
+    in_a_process_of_its_own(partial(fit_own, run.path))
+    assert not differences(whole, run, ("last", "previous", "best"))
 
 
 def test_a_dataset_of_ones_own_is_asked_for_every_copy(digits, tmp_path):

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import plan_of, write_splits
-from killing import Ask, rows
+from killing import Ask, fit_own, rows
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -130,6 +130,18 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
         assert furthest(alone, run) < 1e-4
         for row, wanted in zip(figures(run), figures(alone), strict=True):
             assert row == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_programs_own_transforms_draw_alike_on_several_ranks(tmp_path):
+    """What a Dataset's transforms draw does not depend on the rank that asks for the image."""
+    alone, run, error = Run(tmp_path / "alone"), Run(tmp_path / "run"), tmp_path / "error"
+    own = {"model": "test_convnext", "size": 32, "precision": "32-true", "epochs": 2, "batch_size": 16}
+    fit_own(alone.path, **own)
+    codes = in_ranks(2, partial(fit_own, run.path, devices=2, **own), error)
+    assert codes == [0, 0], error.read_text()
+    assert furthest(alone, run) < 1e-4
+    for row, wanted in zip(figures(run), figures(alone), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
 
 
 FSDP = ["--trainer.strategy=fsdp", "--trainer.devices=2"]

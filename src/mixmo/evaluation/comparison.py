@@ -13,6 +13,7 @@ import numpy as np
 
 from mixmo.config.plan import flatten
 from mixmo.config.settings import known_settings, neutral_settings
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
@@ -34,6 +35,22 @@ class Seeds(NamedTuple):
     runs: list[Path]
 
 
+class Named(NamedTuple):
+    """What a program gives to compare, by a name.
+
+    Attributes:
+        name: What to call it; empty takes the name that it has without one.
+        what: A word of the command line, or runs as one ensemble: folders, or runs that are open already.
+    """
+
+    name: str
+    what: str | Sequence[Path | TrainedRun]
+
+
+Word = str | Seeds | Named
+"""What names one thing to compare."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A run, several as one ensemble, or another program's predictions.
@@ -43,12 +60,14 @@ class Entry:
         runs: The runs; none for a file.
         result: Its evaluation on the test set.
         costs: Those of :func:`mixmo.evaluation.costs.costs`, summed over the runs; empty for a file.
+        data: The images that a program gave; ``None`` where the first run's settings name them.
     """
 
     name: str
     runs: list[Run]
     result: EvaluationResult
     costs: dict[str, float]
+    data: DataModule | None = None
 
     def flat(self) -> dict[str, float]:
         """Return metrics and costs, by the keys of ``test.json`` and of :func:`mixmo.evaluation.costs.costs`."""
@@ -84,53 +103,86 @@ class Group:
         return float(np.std(self.values(key), ddof=1)) if len(self.entries) > 1 else math.nan
 
 
-def read_groups(words: Sequence[str | Seeds], options: EvaluationOptions) -> list[Group]:
-    """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_runs`).
+def read_groups(words: Sequence[Word], options: EvaluationOptions) -> list[Group]:
+    """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_trained`).
 
     Args:
         words: Each a run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are
             one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
-            Or :class:`Seeds`, whatever else their folder holds.
-        options: How runs are evaluated.
+            Or :class:`Seeds`, whatever else their folder holds, or :class:`Named`.
+        options: How runs are evaluated; one that is open already is so with the checkpoint that it was opened with.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
         InputError: if they were tested on different images, or a folder's runs differ in more than their seed.
     """
-    named = [_read(word) for word in words]
-    names = [name for name, _ in named]
-    names = [str(word) if names.count(name) > 1 else name for word, name in zip(words, names, strict=True)]
+    found = [_read(word) for word in words]
+    short = [each.name for each in found]
+    names = [each.place if short.count(each.name) > 1 else each.name for each in found]
     if len(set(names)) < len(names):
         raise InputError(f"{next(name for name in names if names.count(name) > 1)} is named twice.")
     groups = [
-        Group(name, [_entry(paths, options) for paths in entries])
-        for name, (_, entries) in zip(names, named, strict=True)
+        Group(name, [_entry(each, options) for each in read.entries]) for name, read in zip(names, found, strict=True)
     ]
     _check_alike(groups)
     return groups
 
 
-def _read(word: str | Seeds) -> tuple[str, list[list[Path]]]:
-    """Return the name of a group, and the paths of each of its entries."""
+class _Read(NamedTuple):
+    """What a word means.
+
+    Attributes:
+        name: Of the group.
+        place: A longer name, for where two groups have the same.
+        entries: The networks of each entry.
+    """
+
+    name: str
+    place: str
+    entries: Sequence[Sequence[Path | TrainedRun]]
+
+
+def _read(word: Word) -> _Read:
     if isinstance(word, Seeds):
         _check_seeds(word.name, [Run(path) for path in word.runs])
-        return word.name, [[path] for path in word.runs]
-    name, equals, rest = word.partition("=")
-    if not equals or Path(word).exists():
-        name, rest = "", word
-    paths = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split("+")]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError(f"{printable(rest)} names a run twice; an ensemble is of different runs.")
+        return _Read(word.name, str(word), [[path] for path in word.runs])
+    if isinstance(word, str):
+        name, equals, rest = word.partition("=")
+        given = bool(equals) and not Path(word).exists()
+        return _of_word(rest, name, word) if given else _of_word(word, "", word)
+    if isinstance(word.what, str):
+        found = _read(word.what)
+        return found._replace(name=word.name, place=word.name) if word.name else found
+    places = [_place(each) for each in word.what]
+    _check_different(" and ".join(map(str, places)), word.what)
+    joined = " + ".join(map(str, places))
+    return _Read(word.name or " + ".join(place.name for place in places), word.name or joined, [word.what])
+
+
+def _of_word(word: str, name: str, place: str) -> _Read:
+    """Return what a word without a name before it means."""
+    paths = [Path(word)] if Path(word).exists() else [Path(part) for part in word.split("+")]
+    _check_different(word, paths)
     name = name or " + ".join(path.name for path in paths)
     if len(paths) > 1 or paths[0].is_file() or (paths[0] / "config.yaml").is_file():
-        return name, [paths]
+        return _Read(name, place, [paths])
     if not paths[0].is_dir():
         raise MissingError(f"there is no run folder {paths[0]}, nor a file of predictions.")
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
         raise MissingError(f"{paths[0]} is no run's folder and holds none.")
     _check_seeds(str(paths[0]), [Run(path) for (path,) in seeds])
-    return name, seeds
+    return _Read(name, place, seeds)
+
+
+def _place(each: Path | TrainedRun) -> Path:
+    return each.run.path if isinstance(each, TrainedRun) else each
+
+
+def _check_different(name: str, members: Sequence[Path | TrainedRun]) -> None:
+    """Refuse an ensemble of a run and itself."""
+    if len({_place(each).resolve() for each in members}) < len(members):
+        raise InputError(f"{printable(name)} names a run twice; an ensemble is of different runs.")
 
 
 def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
@@ -153,16 +205,21 @@ def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
                 )
 
 
-def _entry(paths: Sequence[Path], options: EvaluationOptions) -> Entry:
-    name = " + ".join(map(str, paths))
-    if paths[0].is_file():
-        if len(paths) > 1:
+def _entry(members: Sequence[Path | TrainedRun], options: EvaluationOptions) -> Entry:
+    name = " + ".join(str(_place(each)) for each in members)
+    if files := [each for each in members if isinstance(each, Path) and each.is_file()]:
+        if len(members) > 1:
             raise InputError(f"{name} cannot be one ensemble; only runs can.")
-        return Entry(name, [], evaluate_predictions(paths[0]), {})
-    runs = [TrainedRun(Run(path), options.checkpoint, options.download) for path in paths]
+        return Entry(name, [], evaluate_predictions(files[0]), {})
+    runs = [
+        each if isinstance(each, TrainedRun) else TrainedRun(Run(each), options.checkpoint, options.download)
+        for each in members
+    ]
     result = evaluate_trained(runs, options)
-    each = [costs(run) for run in runs]
-    return Entry(name, [run.run for run in runs], result, {key: sum(cost[key] for cost in each) for key in each[0]})
+    each_costs = [costs(run) for run in runs]
+    total = {key: sum(cost[key] for cost in each_costs) for key in each_costs[0]}
+    data = runs[0].data if runs[0].data.given is not None else None
+    return Entry(name, [run.run for run in runs], result, total, data)
 
 
 def _check_alike(groups: Sequence[Group]) -> None:

@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 
 from mixmo.errors import InputError
-from mixmo.evaluation.comparison import Entry, Group, Seeds, read_groups
+from mixmo.evaluation.comparison import Entry, Group, Named, Seeds, read_groups
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
@@ -57,11 +57,13 @@ SETTINGS = {
     "trainer.max_epochs": "Epochs", "trainer.precision": "Precision",
 }  # fmt: skip
 """What tells most of a run."""
+PAGE = "comparison.html"
+"""The page's file in the folder of a comparison."""
 
 
 def compare(
-    words: Sequence[str | Path | Seeds],
-    out: Path,
+    words: Sequence[str | Path | Seeds | Named],
+    out: Path | None,
     options: EvaluationOptions | None = None,
     show: Callable[[TextTable], None] = lambda table: None,
     note: str = "",
@@ -71,11 +73,12 @@ def compare(
     """Compare networks on their common test set.
 
     Shows the metrics (mean ± standard deviation over seeds) and the paired differences to the first
-    group, and then writes ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
+    group, and then writes ``comparison.csv``, ``comparison.md`` and ``comparison.html``. :func:`mixmo.compare` and the
+    command are this function.
 
     Args:
         words: What :func:`mixmo.evaluation.comparison.read_groups` takes.
-        out: Where to write; made if it is missing.
+        out: Where to write; made if it is missing. ``None`` writes nothing.
         options: How runs are evaluated; ``None`` takes the defaults.
         show: What to do with each table before anything is written.
         note: A sentence of the caller's, below the tables of the page.
@@ -87,21 +90,28 @@ def compare(
         InputError: if they were tested on different images, nothing can be written into ``out``, or other
             files stand there.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose a folder to write into with --out.")
-    for file in ("comparison.csv", "comparison.md", "comparison.html"):
-        check_place(out / file, is_marked(out / file), overwrite)
-    named = [word if isinstance(word, Seeds) else str(word) for word in words]
+    if out is not None:
+        _check_out(out, overwrite)
+    named = [word if isinstance(word, Seeds | Named) else str(word) for word in words]
     options = options or EvaluationOptions()
     groups = read_groups(named, options)
     tables = comparison_tables(groups)
     for table in tables:
         show(table)
-    make_folder(out)
-    write_text(out / "comparison.csv", as_csv(groups))
-    write_text(out / "comparison.md", "\n\n".join([MARKDOWN_MARK, *(table.markdown() for table in tables)]) + "\n")
-    write_text(out / "comparison.html", comparison_page(groups, tables, note, chosen, options.download))
+    if out is not None:
+        make_folder(out)
+        write_text(out / "comparison.csv", as_csv(groups))
+        write_text(out / "comparison.md", "\n\n".join([MARKDOWN_MARK, *(table.markdown() for table in tables)]) + "\n")
+        write_text(out / PAGE, comparison_page(groups, tables, note, chosen, options.download))
     return groups
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written into, before anything is computed."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose a folder to write into with --out.")
+    for file in ("comparison.csv", "comparison.md", PAGE):
+        check_place(out / file, is_marked(out / file), overwrite)
 
 
 def comparison_tables(groups: Sequence[Group]) -> list[TextTable]:
@@ -195,7 +205,7 @@ def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples], download:
     known = next((entry for entry in firsts.values() if entry.runs), None)
     if known is None:
         return []
-    data = TrainedRun(known.runs[0], download=download).data
+    data = TrainedRun(known.runs[0], download=download, data=known.data).data
     shown = known.result.predictions  # files may lack names of classes
     found = [mistakes(name, data, shown, samples, IMAGES // 2) for name, samples in parts.items()]
     if len(firsts) > 1:

@@ -173,17 +173,31 @@ def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:
     return best.name
 
 
-def as_csv(groups: Sequence[Group]) -> str:
-    """Return every metric of every entry, and where its corruptions come from, as comma-separated values."""
-    keys = list(dict.fromkeys(key for group in groups for entry in group.entries for key in entry.flat()))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["group", "run", *map(csv_cell, keys), "corruptions"])
+def table_rows(groups: Sequence[Group]) -> list[dict[str, str | float]]:
+    """Return every metric and cost of every entry that is known, and where its corruptions come from, a row for each.
+
+    Its keys are ``group``, ``run``, those of :meth:`mixmo.evaluation.comparison.Entry.flat`, and ``corruptions``.
+    """
+    rows = list[dict[str, str | float]]()
     for group in groups:
         for entry in group.entries:
             corrupted = entry.result.corruptions
             source = "" if corrupted is None else corrupted.source
-            known = entry.flat()
-            metrics = [known.get(key, "") for key in keys]
-            writer.writerow([csv_cell(group.name), csv_cell(entry.name), *metrics, csv_cell(source)])
+            rows.append({"group": group.name, "run": entry.name, **entry.flat(), "corruptions": source})
+    return rows
+
+
+def row_keys(rows: Sequence[Mapping[str, str | float]]) -> list[str]:
+    """Return the keys of all rows of :func:`table_rows`, in their order."""
+    return [*dict.fromkeys(key for row in rows for key in row if key != "corruptions"), "corruptions"]
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """Return :func:`table_rows` as comma-separated values."""
+    rows, buffer = table_rows(groups), io.StringIO()
+    keys, writer = row_keys(rows), csv.writer(buffer, lineterminator="\n")
+    writer.writerow([csv_cell(key) for key in keys])
+    for row in rows:
+        cells = [row.get(key, "") for key in keys]
+        writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in cells])
     return buffer.getvalue()

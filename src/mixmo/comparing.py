@@ -1,0 +1,195 @@
+"""Comparison in one call: runs, ensembles of them, seeds and other programs' predictions on one test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mixmo.errors import InputError, one_of
+from mixmo.evaluation.comparison import Group, Named
+from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.results import EvaluationOptions
+from mixmo.library import Run
+from mixmo.reporting.class_charts import Difference
+from mixmo.reporting.comparison_lead import lead_sentence
+from mixmo.reporting.comparison_page import PAGE, comparison_tables
+from mixmo.reporting.comparison_page import compare as compare_words
+from mixmo.reporting.comparison_tables import differences, groups_table, row_keys, table_rows
+from mixmo.reporting.glossary import METRICS
+from mixmo.reporting.tables import TextTable
+from mixmo.runs import Run as RunFolder
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Networks side by side on their common test set.
+
+    Attributes:
+        groups: What was compared, in order.
+        folder: Where it was written; ``None`` if it was not.
+
+    Example:
+        >>> comparison = compare("runs/a", "runs/b")  # doctest: +SKIP
+        >>> pandas.DataFrame(comparison.table)  # doctest: +SKIP
+    """
+
+    groups: Sequence[Group]
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(map(repr, self.names))})"
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.sentence, *(table.markdown() for table in self.tables)])
+
+    _repr_markdown_ = __str__  # in a notebook
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each network."""
+        return [group.name for group in self.groups]
+
+    @property
+    def images(self) -> int:
+        """N, the images of the test set."""
+        return len(self.groups[0].entries[0].result.predictions.targets)
+
+    @property
+    def table(self) -> list[dict[str, str | float]]:
+        """A row for each network, of seeds one for each: ``group``, ``run``, the keys of ``test.json``, and costs.
+
+        What is not known is NaN. ``comparison.csv`` has the same rows; ``pandas.DataFrame(comparison.table)``.
+        """
+        rows = table_rows(self.groups)
+        keys = row_keys(rows)
+        return [{key: row.get(key, math.nan) for key in keys} for row in rows]
+
+    @property
+    def sentence(self) -> str:
+        """How good the first network is, by how much the others differ from it, and how sure that is."""
+        return lead_sentence(self.groups)
+
+    @property
+    def differences(self) -> dict[str, dict[str, Difference]]:
+        """By name and metric: each network's value less the first one's, and the ends of its 95 % interval.
+
+        Intervals are paired: over test images, or of several seeds on both sides over the seeds; NaN where there is
+        none (:func:`mixmo.evaluation.comparison.intervals_between`).
+        """
+        return {group.name: differences(group, self.groups[0]) for group in self.groups[1:]}
+
+    @property
+    def tables(self) -> list[TextTable]:
+        """The tables of metrics, differences and costs, as ``mixmo compare`` prints them."""
+        return comparison_tables(self.groups)
+
+    @property
+    def page(self) -> Path | None:
+        """The page ``comparison.html``; ``None`` if nothing was written."""
+        return None if self.folder is None else self.folder / PAGE
+
+    def only(self, *names: str) -> Comparison:
+        """Return the comparison of some of the networks, in this order; what was written stays as it is.
+
+        Raises:
+            InputError: for a name that is none of :attr:`names`.
+        """
+        known = {group.name: group for group in self.groups}
+        return Comparison([known[one_of(name, known, "network")] for name in names])
+
+    def show(self, *keys: str, title: str = "") -> Table:
+        """Return a table for :class:`rich.console.Console` of some metrics or costs, means over seeds.
+
+        Args:
+            *keys: By the keys of ``test.json``, and those of costs: ``macs``, ``parameters``, ``images`` ….
+            title: Above the table.
+
+        Raises:
+            InputError: for a key that is not known.
+        """
+        columns = {key: METRICS[one_of(key, METRICS, "metric")] for key in keys}
+        return groups_table(self.groups, columns, title).rich()
+
+
+def compare(
+    *networks: Any,
+    out: str | Path | None = None,
+    names: Sequence[str] = (),
+    overwrite: bool = False,
+    **options: Any,
+) -> Comparison:
+    """Compare networks on their common test set: metrics, costs, and differences to the first with 95 % intervals.
+
+    Each network is a :class:`mixmo.Run`, also one that was trained on a Dataset or a module of your own; the path of a
+    run, of a folder of runs that differ by their seed, or of another program's predictions (``.npz``); ``"NAME=PATH"``
+    and ``"PATH+PATH"`` as on the command line; a list or tuple of runs and paths, which is one ensemble of all their
+    members; or a mapping of names to any of these.
+
+    Args:
+        *networks: One or more.
+        out: A folder for ``comparison.html``, ``comparison.csv`` and ``comparison.md``; ``None`` writes nothing.
+        names: What to call them, one name for each; else they are called by their folders.
+        overwrite: Whether files in ``out`` are replaced that are no earlier comparison.
+        **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` …; a Run's own
+            ``checkpoint`` and ``download`` hold where these are left out.
+
+    Returns:
+        Tables, intervals and the sentence that the page begins with.
+
+    Raises:
+        MissingError: if a folder or file is missing, or a run's images are.
+        InputError: if something given is none of these, or networks were tested on different images.
+
+    Example:
+        >>> import torch
+        >>> from mixmo.library import fit
+        >>> images, labels = torch.randint(256, (60, 8, 8, 1), dtype=torch.uint8), torch.arange(60) % 2
+        >>> data = {"train": (images[:40], labels[:40]), "test": (images[40:], labels[40:])}
+        >>> own = {"epochs": 1, "batch_size": 8, "lr": 0.1, "progress": False}
+        >>> one, two = (fit("wide_resnet10_1", **data, num_members=members, **own) for members in (1, 2))
+        >>> found = compare({"one": one, "two": two, "both": [one, two]})
+        >>> [row["group"] for row in found.table], sorted(found.differences["two"])[0]
+        (['one', 'two', 'both'], 'accuracy')
+    """
+    given = [each for network in networks for each in _named(network)]
+    if not given:
+        raise InputError("there is nothing to compare; give runs, or their paths.")
+    if names:
+        if isinstance(names, str) or len(names) != len(given):
+            raise InputError(f"names is {names!r}; it has a name for each of the {len(given)} networks.")
+        given = [(str(name), what) for name, (_, what) in zip(names, given, strict=True)]
+    words = [_word(name, what, options) for name, what in given]
+    folder = None if out is None else Path(out)
+    return Comparison(compare_words(words, folder, EvaluationOptions(**options), overwrite=overwrite), folder)
+
+
+def _named(network: Any) -> list[tuple[str, Any]]:
+    """Return what a mapping names, or one thing without a name."""
+    return [(str(name), what) for name, what in network.items()] if isinstance(network, Mapping) else [("", network)]
+
+
+def _word(name: str, what: Any, options: Mapping[str, Any]) -> str | Named:
+    """Return what is given as the comparison takes it."""
+    if isinstance(what, str | Path):
+        return Named(name, str(what)) if name else str(what)
+    members = list(what) if isinstance(what, list | tuple) else [what]
+    if not members:
+        raise InputError(f"an ensemble{f' {name}' if name else ''} has no runs.")
+    return Named(name, [_member(each, options) for each in members])
+
+
+def _member(each: Any, options: Mapping[str, Any]) -> TrainedRun:
+    checkpoint, download = options.get("checkpoint"), options.get("download")
+    if isinstance(each, Run):
+        return each.opened(checkpoint, download)
+    if isinstance(each, str | Path):
+        return TrainedRun(RunFolder(each), checkpoint or "last", bool(download), "download=True")
+    raise InputError(
+        f"{type(each).__name__} is nothing to compare; give a mixmo.Run, the path of one, or a list of these, which is "
+        "one ensemble."
+    )
