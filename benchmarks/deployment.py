@@ -25,7 +25,7 @@ from mixmo.deploy.predictor import Predictor
 from mixmo.evaluation.benchmark import interleaved, summary
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.network import create_backbone
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 Rows = dict[str, dict[str, float]]
 BATCH = 64
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="a folder of image files, to time mixmo predict")
     parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")
     given = parser.parse_args()
-    run = TrainedRun(Run(given.run))
+    run = TrainedRun(RunFolder(given.run))
     images, labels = test_set(run)
     with tempfile.TemporaryDirectory() as folder:
         forms, sizes = forms_of(run, Path(folder))

@@ -39,7 +39,7 @@ from mixmo.config.recipes import load_recipe
 from mixmo.deploy.reference import network_from_reference
 from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summary
 from mixmo.mixing import mixed_cross_entropy
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "wrn10-1_m2.npz"
@@ -212,7 +212,7 @@ class Deadline(Callback):
 def train(given: argparse.Namespace, deadline: float) -> None:
     """Train the recipe until the next epoch would not end before the deadline, and evaluate it."""
     data = [f"--data.name={given.data}"] if given.data else []
-    run = Run(given.out / "run")
+    run = RunFolder(given.out / "run")
     fit(make_plan(load_recipe(given.recipe), [*data, *given.overrides]), run, callbacks=[Deadline(deadline)])
     command(["test", str(run.path), "--precision=bf16-mixed"])
 

@@ -47,7 +47,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.records import read_history
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_trained
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 METRICS = (
@@ -120,21 +120,21 @@ def can_start(plan: Plan, missing: Container[Path]) -> bool:
 
 def train(plan: Plan, folder: Path) -> None:
     """Train a network and keep its predictions; go on where it was stopped."""
-    run = Run(folder)
+    run = RunFolder(folder)
     fit(plan, run, resume=run.config_file.is_file())
     predict(TrainedRun(run))
 
 
 def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
-    trained = [TrainedRun(Run(folder)) for folder in row.folders(scratch)]
+    trained = [TrainedRun(RunFolder(folder)) for folder in row.folders(scratch)]
     if row.avoided is not None:
         images = DataModule(row.avoided.settings.data, row.avoided.settings.seed).source("train")
         seen = {images.name(index) for index in range(len(images))}
         for each in trained:
             each.data.leave_out(seen)
     found = evaluate_trained(trained, row.options)
-    starts = [Run(folder_of(plan, scratch)) for plan in row.starts]
+    starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
     settings, hardware = row.plans[0].settings, trained[0].run.about()
     return row.about | {

@@ -45,7 +45,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import joined, predict
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.temperature import fit_temperature
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 SCORE = "validation_nll_scaled"
@@ -128,7 +128,7 @@ def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[st
     for plan in plans:
         own, data = fold_of(plan, fold, folds)
         name = hashlib.sha256(f"{folder_of(plan, scratch).name} {fold} of {folds}".encode()).hexdigest()[:16]
-        run = Run(scratch / name)
+        run = RunFolder(scratch / name)
         fit(own, run, resume=run.config_file.is_file(), data=data)
         predictions.append(predict(TrainedRun(run, data=data)))
     found = joined(predictions, [str(plan.settings.seed) for plan in plans])

@@ -30,7 +30,7 @@ from mixmo.data.module import DataModule
 from mixmo.deploy.predictor import Predictor
 from mixmo.evaluation import predictions
 from mixmo.network import MixMo
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 torch.set_num_threads(1)
@@ -173,7 +173,7 @@ def trained(tmp_path_factory):
     write_images(folder / "other" / "test", classes=("x", "y"), size=20, seed=2)
     runs = []
     for name, members in (("two", 2), ("one", 1)):
-        run = Run(folder / name)
+        run = RunFolder(folder / name)
         fit(plan_of(folder / "data", "--trainer.max_epochs=2", f"--model.num_members={members}"), run)
         runs.append(run)
     return folder, *runs
@@ -287,7 +287,7 @@ def moved(run, folder, to):
     shutil.copytree(folder / "data", to / "data")
     evaluated = shutil.ignore_patterns("predictions", "calibration-*", "test.json", "*.html")
     shutil.copytree(run.path, to / run.path.name, ignore=evaluated)
-    copy = Run(to / run.path.name)
+    copy = RunFolder(to / run.path.name)
     copy.config_file.write_text(copy.config_file.read_text().replace(f"{folder}/data", f"{to}/data"))
     return copy
 
@@ -302,7 +302,7 @@ def describe_otherwise(run, **model):
 def another_seed(trained):
     """The run of two members with another seed."""
     folder, two, _ = trained
-    run = Run(folder / "another")
+    run = RunFolder(folder / "another")
     fit(make_plan(two.config() | {"seed": 1}), run)
     return run
 

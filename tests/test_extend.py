@@ -9,7 +9,7 @@ import pytest
 
 from mixmo import corruptions
 from mixmo.cli.main import main
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, observed, clean
     for words in commands:
         assert main(words + (SHRUNK if words[0] != "test" else [])) == 0, capsys.readouterr().err
     assert len(observed.shaped) >= 2 and all(observed.shaped)  # stripes differ from place to place
-    config = Run("runs/own").config_file.read_text()
+    config = RunFolder("runs/own").config_file.read_text()
     assert "mypackage.masks:stripes" in config and "mypackage.losses:focal" in config
 
 

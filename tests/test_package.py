@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from mixmo.cli.main import main
 from mixmo.evaluation.results import evaluate_predictions
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--trainer.max_epochs=1", "--data.batch_size=8", "--trainer.limit_train_batches=2"]
@@ -78,7 +78,7 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
     )
     assert "runs/quickstart-comparison/comparison.html" in table and "network: runs/quickstart-2\n" in table
     assert (tmp_path / "runs" / "quickstart-comparison" / "comparison.html").is_file()
-    assert len(Run(tmp_path / "runs" / "quickstart-2").read_metrics()) == 1
+    assert len(RunFolder(tmp_path / "runs" / "quickstart-2").read_metrics()) == 1
     assert not list((tmp_path / "runs" / "quickstart").iterdir())
 
 

@@ -18,7 +18,7 @@ from mixmo import checkpoints
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.changes import find_changes
 from mixmo.training.fit import fit
 
@@ -36,7 +36,7 @@ def longer(run, epochs):
 
 @pytest.fixture(scope="module")
 def trained_once(pictures, tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("runs") / "run")
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "run")
     fit(three_epochs(pictures), run)
     return run
 
@@ -45,7 +45,7 @@ def trained_once(pictures, tmp_path_factory):
 def run(trained_once, tmp_path):
     """A copy of a run of three epochs, in another place."""
     shutil.copytree(trained_once.path, tmp_path / "moved")
-    return Run(tmp_path / "moved")
+    return RunFolder(tmp_path / "moved")
 
 
 def epoch_of(file):
@@ -99,7 +99,7 @@ def test_checkpoints_that_are_gone_are_named(run, caplog):
 
 
 def test_a_run_without_a_finished_epoch_starts_again_and_says_so(pictures, tmp_path, caplog):
-    run, plan = Run(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
+    run, plan = RunFolder(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
     run.create(plan.yaml)
     fit(plan, run, resume=True)
     assert "has no checkpoint yet; it starts from the beginning" in caplog.text
@@ -253,7 +253,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(run, monkeypatc
 @pytest.mark.parametrize("point", range(1, 13))
 def test_death_at_any_point_of_writing_loses_nothing(trained_once, pictures, tmp_path, point):
     """A run that dies at the n-th change of its folder ends, gone on with, as one that did not."""
-    run, plan, count = Run(tmp_path / "run"), three_epochs(pictures), [0]
+    run, plan, count = RunFolder(tmp_path / "run"), three_epochs(pictures), [0]
     originals = {name: getattr(os, name) for name in ("replace", "link")}
 
     class Death(BaseException):
@@ -286,7 +286,7 @@ def test_death_at_any_point_of_writing_loses_nothing(trained_once, pictures, tmp
 
 
 def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
-    run, plan = Run(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
+    run, plan = RunFolder(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
     run.checkpoint_folder.mkdir(parents=True)
     (run.path / "environment.json").write_text("{")
     for name in ("config.yaml", "split.csv", "environment.json"):
@@ -299,14 +299,14 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"holds other things \(a\.jpg\)"):
-        fit(plan, Run(tmp_path / "photos"))
+        fit(plan, RunFolder(tmp_path / "photos"))
 
 
 def test_two_processes_never_train_in_one_folder(run):
     code = f"""
 import sys
-from mixmo.runs import Run
-with Run({str(run.path)!r}).locked():
+from mixmo.runs import RunFolder
+with RunFolder({str(run.path)!r}).locked():
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -323,7 +323,7 @@ with Run({str(run.path)!r}).locked():
 
 def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "data")
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(three_epochs(tmp_path / "data"), run)
     for file in (tmp_path / "data" / "train").rglob("*.png"):
         os.utime(file, (1, 1))  # a copy is the same data
@@ -335,7 +335,7 @@ def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path
 
 def test_what_followed_from_the_machine_is_kept_for_this_run_alone(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "bf16-mixed")
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(three_epochs(pictures, "--trainer.precision=null", "--trainer.max_epochs=1"), run)
     monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "32-true")
     assert run.about()["resolved"]["trainer"]["precision"] == "bf16-mixed"
@@ -357,7 +357,7 @@ def test_training_and_loading_leave_the_process_as_it_was(pictures, tmp_path):
         return *numbers, filters, level, torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
 
     before = state()
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(three_epochs(pictures, "--trainer.max_epochs=1", "--trainer.deterministic=true"), run)
     mixmo.load(run.path)
     assert [a == b for a, b in zip(before, state(), strict=True)] == [True] * len(before)
@@ -375,7 +375,7 @@ def test_a_described_backbone_is_not_fetched_unasked(run, monkeypatch):
     with pytest.raises(InputError, match=r"'hf-hub:somebody/network' of the run .* fetched from the network; allow it"):
         mixmo.load(run.path)
     with pytest.raises(InputError, match=r"allow it with --model\.download true"):
-        fit(make_plan(run.config()), Run(run.path.parent / "new"))
+        fit(make_plan(run.config()), RunFolder(run.path.parent / "new"))
     with pytest.raises(InputError, match="the network was reached"):
         mixmo.load(run.path, download=True)
 

@@ -22,7 +22,7 @@ from mixmo.reporting.comparison_page import compare as compare_words
 from mixmo.reporting.comparison_tables import differences, groups_table, row_keys, table_rows
 from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.tables import TextTable
-from mixmo.runs import Run as RunFolder
+from mixmo.runs import RunFolder
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,7 +16,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, as_recipe
-from mixmo.config.plan import make_plan
+from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
 from mixmo.data.module import DataModule
@@ -35,7 +35,8 @@ from mixmo.launching import is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_report import write_report
-from mixmo.runs import Run as RunFolder
+from mixmo.runs import RunFolder
+from mixmo.training.changes import check_unchanged
 from mixmo.training.fit import fit as train_run
 
 
@@ -114,15 +115,45 @@ def fit(
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(combined)
-    data = None if sources is None else DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
-    first = is_first()
+    data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
     with _shown(progress):
-        train_run(plan, folder, resumed, callbacks, data=data, module=module)
-        if first:
-            calibrate_run(folder, plan.settings, data, module)
+        train_plan(plan, folder, resumed, data, callbacks, module)
     run = Run(folder.path, model=module)
-    run._data, run._temporary = data, temporary
+    run._data, run._temporary = None if sources is None else data, temporary
     return run
+
+
+def train_plan(
+    plan: Plan,
+    folder: RunFolder,
+    resume: bool = False,
+    data: DataModule | None = None,
+    callbacks: Sequence[Callback] = (),
+    module: nn.Module | None = None,
+    accept_changes: bool = False,
+) -> None:
+    """Train what a plan asks for, and keep the calibration of its checkpoints; its images are opened once.
+
+    Args:
+        plan: What to train (:func:`mixmo.config.plan.make_plan`).
+        folder: The run's folder.
+        resume: Resume the run in it; one that is finished is only calibrated.
+        data: Its images, where they are open.
+        callbacks: Lightning callbacks.
+        module: Its backbone, where a program gives it.
+        accept_changes: Resume with settings that have changed.
+
+    Raises:
+        InputError: as :func:`mixmo.training.fit.fit`.
+    """
+    data = data or DataModule(plan.settings.data, plan.settings.seed, check=True)
+    first = is_first()
+    if not resume or folder.finished_epochs() != plan.trainer["max_epochs"]:
+        train_run(plan, folder, resume, callbacks, accept_changes, data, module)
+    elif not accept_changes:
+        check_unchanged(folder, plan)
+    if first:
+        calibrate_run(folder, plan.settings, data, module)
 
 
 class Run:

@@ -16,7 +16,7 @@ from mixmo.header import Header
 from mixmo.models.copying import copied
 from mixmo.names import timm_scheme
 from mixmo.network import MixMo, create_backbone
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.seeding import DrawingFrom
 
 MODULE = "module "
@@ -37,7 +37,9 @@ class Loaded(NamedTuple):
     epochs: int
 
 
-def load_checkpoint(run: Run, which: str = "last", download: bool = False, module: nn.Module | None = None) -> Loaded:
+def load_checkpoint(
+    run: RunFolder, which: str = "last", download: bool = False, module: nn.Module | None = None
+) -> Loaded:
     """Return a run's network, and what else its checkpoint knows; its configuration and dataset may be gone.
 
     Args:

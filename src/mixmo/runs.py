@@ -39,14 +39,14 @@ LOCK = ".lock"
 log = logging.getLogger("mixmo")
 
 
-class Run:
+class RunFolder:
     """A run's folder.
 
     Args:
         path: The folder.
 
     Example:
-        >>> Run("runs/quickstart").config_file.as_posix()
+        >>> RunFolder("runs/quickstart").config_file.as_posix()
         'runs/quickstart/config.yaml'
     """
 
@@ -126,7 +126,7 @@ class Run:
                 if of_training or time.time() - file.stat().st_mtime > 3600:
                     file.unlink()
 
-    def require(self) -> Run:
+    def require(self) -> RunFolder:
         """Return itself if the folder holds a run.
 
         Raises:

@@ -17,7 +17,7 @@ from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
 from mixmo.evaluation.comparison import Seeds
 from mixmo.reporting.comparison_page import compare
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def asked(monkeypatch):
 def changed(run, to, **data):
     """Return a copy of a run that asks for another dataset, and allows all downloads in every file that it has."""
     shutil.copytree(run.path, to / run.path.name, ignore=shutil.ignore_patterns("predictions", "test.json", "*.html"))
-    copy = Run(to / run.path.name)
+    copy = RunFolder(to / run.path.name)
     content = yaml.safe_load(copy.config_file.read_text())
     content["data"] |= {"download": True} | data
     content["model"]["download"] = True

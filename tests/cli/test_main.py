@@ -15,7 +15,7 @@ from conftest import write_images
 
 import mixmo
 from mixmo.cli.main import COMMANDS, PATIENCE, main, notices
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
 FAST += ["--trainer.max_epochs=1"]
@@ -28,7 +28,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def test_the_whole_way(pictures, capsys):
     assert main(["fit", "digits-cut", f"--data.name=folder:{pictures}", *FAST, "--data.validation=0.25"]) == 0
-    assert Run("runs/digits-cut").config_file.is_file()
+    assert RunFolder("runs/digits-cut").config_file.is_file()
     assert "mixmo test runs/digits-cut" in capsys.readouterr().out
     assert main(["test", "runs/digits-cut"]) == 0
     out = capsys.readouterr().out
@@ -37,7 +37,9 @@ def test_the_whole_way(pictures, capsys):
     assert main(["fit", "runs/digits-cut"]) == 0
     assert "is finished" in capsys.readouterr().out
     assert main(["fit", "runs/digits-cut/config.yaml", "--run", "runs/second"]) == 0
-    one, other = (torch.load(Run(r).checkpoint_file(), weights_only=True) for r in ("runs/digits-cut", "runs/second"))
+    one, other = (
+        torch.load(RunFolder(r).checkpoint_file(), weights_only=True) for r in ("runs/digits-cut", "runs/second")
+    )
     assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
 
 

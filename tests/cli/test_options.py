@@ -10,7 +10,7 @@ import pytest
 from mixmo.cli.main import COMMANDS, main
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.validation import fields_of, hints_of
 
 WORDS = {
@@ -118,8 +118,8 @@ def test_flags_among_settings(pictures, capsys):
     assert (
         main(["fit", "digits-cut", f"--data.name=folder:{pictures}", *words, "--trainer.max_epochs=1", "--run=a"]) == 0
     )
-    assert Run("a").config()["data"]["flip"] is True and Run("a").config()["model"]["compile"] is False
-    config = Run("a").config_file
+    assert RunFolder("a").config()["data"]["flip"] is True and RunFolder("a").config()["model"]["compile"] is False
+    config = RunFolder("a").config_file
     config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 2").replace("alpha: 2", "alpha: 1"))
     for refused in ([], ["--accept_changes=false"], ["--accept_changes", "No"], ["--accept_changes=ja"]):
         assert main(["fit", "a", *refused]) == 2

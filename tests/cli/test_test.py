@@ -19,7 +19,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.results import evaluate_predictions
 from mixmo.metrics.ood import ood_scores
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 
@@ -147,7 +147,7 @@ def test_bad_arguments_are_one_sentence(trained, tmp_path, capsys):
     _, run, _ = trained
     write_images(tmp_path / "data" / "train")
     write_images(tmp_path / "data" / "test", count=2)
-    other = Run(tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
     words = [f"--data.name=folder:{tmp_path}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
     words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
     fit(make_plan(load_recipe("digits-cut"), words), other)

@@ -11,7 +11,7 @@ from mixmo.cli.main import main
 from mixmo.config.imports import resolve
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 CODE = """
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_the_objective_is_what_is_trained_on(folder):
     losses = []
     for name, objective in (("one", "mixed_cross_entropy"), ("two", "ownwork.parts:twice")):
         assert main(["fit", write(folder, objective={"name": objective}), ALLOWED, f"--run={name}"]) == 0
-        losses.append(float(Run(name).read_metrics()[0]["train_loss"]))
+        losses.append(float(RunFolder(name).read_metrics()[0]["train_loss"]))
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-4)
 
 

@@ -17,7 +17,7 @@ from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.files import read_yaml, write_text
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 BASE = load_recipe("digits-cut")
 
@@ -133,7 +133,7 @@ def test_nothing_in_a_recipe_is_run(text, tmp_path, monkeypatch, capsys):
     for content in (text, text.replace("os.system", "trap.call")):
         recipe = f"extends: digits-cut\n{content}\n"
         Path("own.yaml").write_text(recipe)
-        run = Run("shared")
+        run = RunFolder("shared")
         run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         run.config_file.write_text(recipe.replace("extends: digits-cut\n", "trainer: {max_epochs: 1}\n"))
         words = ["--data.name=folder:pictures", "--data.batch_size=8", "--trainer.max_epochs=1"]

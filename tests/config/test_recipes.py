@@ -13,7 +13,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe, method_name
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.masks import KINDS
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.sweeps.grid import load_sweep
 from mixmo.training.fit import fit
 
@@ -132,7 +132,7 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
         data += [f"--model.start={tmp_path}/weights.safetensors", "--data.crop_size=32"]
     shrunk += ["--mixer.probability=1", "--mixer.progress=steps"]  # so that a kind with a shape is drawn for sure
     plan = make_plan(recipe, [*data, *shrunk, f"--model.backbone={narrow}"])
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(plan, run)
     assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
     assert observed.types == {torch.bfloat16 if plan.trainer["precision"] == "bf16-mixed" else torch.float32}

@@ -19,7 +19,7 @@ from mixmo.data.datasets import open_source, splits_of
 from mixmo.data.module import DataModule
 from mixmo.data.sources import decode
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 CLASSES = {"cat": 10, "dog": 5, "emu": 3}
 
@@ -150,7 +150,7 @@ def test_a_run_writes_its_split_down_and_notices_a_change(photos, tmp_path, monk
     assert Counter(row["split"] for row in rows) == {"train": 10, "validation": 4, "test": 4}
     assert all(row["path"].startswith(str(photos)) and row["label"] in row["path"] for row in rows)
     assert main(["test", "run"]) == 0
-    assert Run("run").read_json("test.json")["about"]["images"] == 4
+    assert RunFolder("run").read_json("test.json")["about"]["images"] == 4
     tree(photos, "cat/new.png")
     capsys.readouterr()
     assert main(["test", "run"]) == 2

@@ -29,7 +29,7 @@ from mixmo.data.module import DataModule
 from mixmo.data.orders import EpochOrder
 from mixmo.data.sources import decode
 from mixmo.errors import InputError, MissingError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 pa = pytest.importorskip("pyarrow")
@@ -239,7 +239,7 @@ def test_ranks_and_workers_share_an_epoch_without_duplicates(tmp_path, kind, wor
 def test_a_run_on_shards_is_the_same_in_memory_and_streamed(tmp_path, kind):
     name = f"--data.name={written(kind, tmp_path / 'data', train=40)}"
     own = [name, "--data.image_size=8", "--trainer.max_epochs=2", "--data.shuffle_shards=3"]
-    runs = [Run(tmp_path / "streamed"), Run(tmp_path / "kept")]
+    runs = [RunFolder(tmp_path / "streamed"), RunFolder(tmp_path / "kept")]
     fit(plan_of("", *own, "--data.in_memory=false", "--data.workers=1"), runs[0])
     fit(plan_of("", *own, "--data.in_memory=true"), runs[1])
     assert differences(*runs) == []

@@ -77,7 +77,7 @@ def test_files_of_a_run_that_are_pipes_are_not_opened(trained, tmp_path):
     copy = moved(run, folder, tmp_path)
     (copy.path / "environment.json").unlink()
     os.mkfifo(copy.path / "environment.json")
-    script = f"from mixmo.runs import Run; print(Run({str(copy.path)!r}).about())"
+    script = f"from mixmo.runs import RunFolder; print(RunFolder({str(copy.path)!r}).about())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS)
     assert done.stdout.strip() == "{}", done.stderr
 

@@ -16,7 +16,7 @@ from mixmo.deploy.hub import save_pretrained
 from mixmo.digests import is_whole_export
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.starting import read_weights
 
 FORMS = [*FORMATS, "shared"]
@@ -27,7 +27,7 @@ def exported(gone, tmp_path_factory):
     """A run's network in every form, by form."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder, run = tmp_path_factory.mktemp("exported"), TrainedRun(Run(gone))
+    folder, run = tmp_path_factory.mktemp("exported"), TrainedRun(RunFolder(gone))
     umask = os.umask(0o027)
     try:
         found = {form: export(run, form, folder / name).path for form, name in FORMATS.items()}

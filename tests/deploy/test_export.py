@@ -28,7 +28,7 @@ from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.header import Preparation
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 GRAPHS = ["onnx", "torch-export"]
 HOW = Preparation(channels=3, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=None)
@@ -60,7 +60,7 @@ def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
 @pytest.mark.parametrize("members", [False, True])
 def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalize, softmax, members):
     """By hand, for any number of images; what else was asked for is undone where mixmo predicts with the file."""
-    run = TrainedRun(Run(gone))
+    run = TrainedRun(RunFolder(gone))
     options = ExportOptions(normalize=normalize, softmax=softmax, members=members, temperature=softmax)
     out = export(run, format, tmp_path / module.FORMATS[format], options).path
     model = open_model(out, trust=True)
@@ -130,7 +130,7 @@ def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):
     assert main(["export", "run", "--format=onnx", "--out=whole.onnx"]) == 0
     capsys.readouterr()
     assert main(["export", "run", "--format=onnx", "--int8", "--out=small.onnx"]) == 0
-    accuracy = 100 * Run("run").read_json("test.json")["accuracy"]
+    accuracy = 100 * RunFolder("run").read_json("test.json")["accuracy"]
     said = capsys.readouterr().out
     assert f"accuracy on the test set: {accuracy:.2f} % in float32, " in said
     changed = float(re.search(r"differ from the trained network's by ([\d.e-]+) at most", said)[1])
@@ -289,7 +289,7 @@ def test_a_failed_export_leaves_the_earlier_one(gone, tmp_path, monkeypatch, cap
 
 def test_networks_that_cannot_be_fused_say_why(gone, tmp_path, capsys):
     shutil.copytree(gone, tmp_path / "run")
-    describe_otherwise(Run(tmp_path / "run"), mix_at="stages.0")
+    describe_otherwise(RunFolder(tmp_path / "run"), mix_at="stages.0")
     assert main(["export", str(tmp_path / "run"), "--format=onnx"]) == 2
     assert "does not hold the network" in capsys.readouterr().err
 
@@ -306,7 +306,7 @@ def test_files_say_what_they_are(gone, tmp_path):
     """Read by anybody: the description stands in the metadata of each."""
     onnx = pytest.importorskip("onnx")
     for format, name in module.FORMATS.items():
-        export(TrainedRun(Run(gone)), format, tmp_path / name)
+        export(TrainedRun(RunFolder(gone)), format, tmp_path / name)
     notes = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert json.loads(notes["mixmo.json"])["classes"] == ["cat", "dog", "emu"]
     assert json.loads((tmp_path / "timm/mixmo.json").read_text())["size"] == [16, 16]
@@ -318,7 +318,7 @@ def test_files_say_what_they_are(gone, tmp_path):
 
 def test_an_export_leaves_the_runs_network_on_its_device(gone, tmp_path, monkeypatch):
     """What is moved to the CPU is a copy."""
-    run, moved = TrainedRun(Run(gone)), []
+    run, moved = TrainedRun(RunFolder(gone)), []
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: moved.append(self) or self)
     export(run, "safetensors", tmp_path / "a.safetensors")
     assert moved and all(each is not run.network.net for each in moved)
@@ -331,7 +331,7 @@ def test_timm_folders_that_need_mixmo_say_so(gone, tmp_path, capsys):
     assert main(["export", str(gone), "--format=onnx", f"--out={tmp_path}/a.onnx"]) == 0
     assert "import mixmo" not in capsys.readouterr().out
     known = timm.create_model("resnet18", num_classes=3)
-    assert module._unknown_to_timm(known, TrainedRun(Run(gone))) is None
+    assert module._unknown_to_timm(known, TrainedRun(RunFolder(gone))) is None
 
 
 def test_what_is_in_an_exports_place_stays_unless_it_is_an_export(gone, tmp_path, capsys):

@@ -19,7 +19,7 @@ from mixmo.deploy.models import open_model
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.header import FORMAT, Header
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 EARLIER = Path(__file__).parent / "earlier"
 """What the version before headers wrote: a run of two members on digits, its weights fused, and shared."""
@@ -29,7 +29,7 @@ EARLIER = Path(__file__).parent / "earlier"
 def run(gone, tmp_path):
     """A copy of a run whose dataset is gone."""
     shutil.copytree(gone, tmp_path / "run", ignore=shutil.ignore_patterns("predictions", "*.html"))
-    return Run(tmp_path / "run")
+    return RunFolder(tmp_path / "run")
 
 
 def unreadable(run):
@@ -80,7 +80,7 @@ def test_loading_needs_no_configuration(run, new_images, tmp_path, spoilt, capsy
 def test_evaluation_leaves_out_unknown_settings_of_training_and_says_so(trained, tmp_path, capsys):
     _, two, _ = trained
     shutil.copytree(two.path, tmp_path / "run")
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     config = yaml.safe_load(run.config_file.read_text())
     config["optimizer"]["warp"] = 9
     run.config_file.write_text(yaml.safe_dump(config))
@@ -99,7 +99,7 @@ def test_evaluation_leaves_out_unknown_settings_of_training_and_says_so(trained,
 def test_every_export_carries_the_header(gone, tmp_path, format):
     if format in ("onnx", "torch-export"):
         pytest.importorskip("onnxruntime")
-    run = TrainedRun(Run(gone))
+    run = TrainedRun(RunFolder(gone))
     out = export(run, format, tmp_path / FORMATS[format]).path
     spec = open_model(out, trust=True).spec
     assert Header.from_dict(spec.to_dict()) == run.header and spec.calibration is not None
@@ -201,7 +201,7 @@ def test_what_earlier_versions_saved_is_loaded(tmp_path, name):
 
 def test_an_earlier_run_is_resumed_and_then_has_a_header(tmp_path):
     shutil.copytree(EARLIER / "run", tmp_path / "run")
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     shutil.copy(run.checkpoint_file(), run.checkpoint_folder / "best.ckpt")
     content = checkpoints.load(run.checkpoint_file())
     assert "header" not in content and content["epoch"] == 1
@@ -217,13 +217,13 @@ def test_an_earlier_run_without_its_configuration_is_loaded_too(tmp_path):
     """Its checkpoint holds the settings of the network already, if none of the training."""
     shutil.copytree(EARLIER / "run", tmp_path / "run")
     expected = earlier_logits(mixmo.load(tmp_path / "run"))
-    missing(Run(tmp_path / "run"))
+    missing(RunFolder(tmp_path / "run"))
     assert torch.equal(earlier_logits(mixmo.load(tmp_path / "run")), expected)
 
 
 def test_descriptions_of_earlier_graphs_are_read(gone, tmp_path):
     onnx = pytest.importorskip("onnx")
-    out = export(TrainedRun(Run(gone)), "onnx", tmp_path / "a.onnx").path
+    out = export(TrainedRun(RunFolder(gone)), "onnx", tmp_path / "a.onnx").path
     model = onnx.load(out)
     notes = {each.key: each.value for each in model.metadata_props}
     spec = {key: value for key, value in json.loads(notes["mixmo.json"]).items()
@@ -237,7 +237,7 @@ def test_descriptions_of_earlier_graphs_are_read(gone, tmp_path):
 
 
 def test_weights_say_what_they_are(gone, tmp_path):
-    out = export(TrainedRun(Run(gone)), "safetensors", tmp_path / "a.safetensors").path
+    out = export(TrainedRun(RunFolder(gone)), "safetensors", tmp_path / "a.safetensors").path
     with safe_open(out, "pt") as content:
         notes = content.metadata()
     assert json.loads(notes["mixmo.json"])["backbone"] == "wide_resnet10_1"

@@ -14,7 +14,7 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_no_path_of_this_machine_is_shared(evaluated, tmp_path):
 def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     card = (save_pretrained(evaluated, tmp_path / "shared") / "README.md").read_text()
     assert card.startswith("---\npipeline_tag: image-classification\n")
-    found = Run(evaluated).read_json("test.json")
+    found = RunFolder(evaluated).read_json("test.json")
     for key, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4), ("ece", 100, 2), ("temperature", 1, 4)):
         assert f"| {found[key] * factor:.{digits}f} |" in card, key
     assert re.search(r"\| Accuracy ↑ \| [\d.]+ \| \[[\d.]+, [\d.]+\] \|", card)
@@ -104,7 +104,7 @@ def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
     named = save_pretrained(evaluated, tmp_path / "named", name="me/photos") / "README.md"
     assert 'mixmo.from_pretrained("me/photos")' in named.read_text()
     about = found["about"] | {"digest": "of another checkpoint"}
-    Run(tmp_path / "run").write_json("test.json", found | {"about": about})
+    RunFolder(tmp_path / "run").write_json("test.json", found | {"about": about})
     card = (save_pretrained(tmp_path / "run", tmp_path / "another") / "README.md").read_text()
     assert "was run on another checkpoint" in card and "| Accuracy" not in card
     (tmp_path / "run/test.json").unlink()

@@ -23,7 +23,7 @@ from mixmo.evaluation.calibration import calibration_of
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.header import Preparation
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 def test_answers_are_the_networks(gone, new_images):
@@ -114,7 +114,7 @@ def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(
 def test_nothing_is_said_of_members_that_are_not_known(gone, new_images, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    files, run = sorted(new_images.iterdir()), TrainedRun(Run(gone))
+    files, run = sorted(new_images.iterdir()), TrainedRun(RunFolder(gone))
     for name, members in (("mean", False), ("members", True)):
         export(run, "onnx", tmp_path / f"{name}.onnx", ExportOptions(members=members))
     expected = next(mixmo.Predictor(gone)(files).rows())
@@ -191,7 +191,7 @@ def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypat
 )
 def test_a_timm_folder_whose_description_does_not_fit_its_weights_is_refused(gone, tmp_path, where, message):
     """Also one without digests, as others may write: timm would draw another head, and answer by chance."""
-    folder = export(TrainedRun(Run(gone)), "timm", tmp_path / "timm").path
+    folder = export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm").path
     config, spec = (json.loads((folder / name).read_text()) for name in ("config.json", "mixmo.json"))
     (config[where] if where else config)["num_classes"], spec["classes"] = 4, list("abcd")
     (folder / "config.json").write_text(json.dumps(config))
@@ -253,7 +253,7 @@ def test_eight_threads_share_a_predictor(gone, new_images):
 
 def test_a_prediction_leaves_the_process_as_it_was(gone, new_images, tmp_path):
     """Also of an exported folder, whose network timm builds; nothing is drawn from torch's global generator."""
-    export(TrainedRun(Run(gone)), "timm", tmp_path / "timm")
+    export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm")
     before = shared_state()
     for path in (gone, tmp_path / "timm"):
         mixmo.Predictor(path)(sorted(new_images.iterdir()))

@@ -13,7 +13,7 @@ from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.header import Preparation
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 
@@ -28,7 +28,7 @@ def tones(tmp_path_factory):
                 values = (level + rng.integers(0, 6, (8, 8))).astype(np.uint16)
                 Image.fromarray(values).save(folder / split / name / f"{index}.png")
     words = ["--data.channels=1", "--data.window=[1400, 1600]", "--trainer.max_epochs=6", "--data.mean=[0.5]"]
-    run = Run(folder / "run")
+    run = RunFolder(folder / "run")
     fit(plan_of(folder, *words, "--data.std=[0.25]"), run)
     return folder, run
 

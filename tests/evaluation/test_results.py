@@ -22,7 +22,7 @@ from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_
 from mixmo.evaluation.results_file import evaluate_run, write_results
 from mixmo.metrics import fit_temperature
 from mixmo.metrics.ood import SCORES
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
@@ -165,6 +165,6 @@ def test_bad_options_are_refused():
 
 
 def test_what_is_not_defined_is_null_in_the_file(tmp_path):
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.write_json("test.json", {"a": math.nan, "b": 1.0, "c": {"d": [math.nan]}})
     assert json.loads((tmp_path / "test.json").read_text()) == {"a": None, "b": 1.0, "c": {"d": [None]}}

@@ -21,7 +21,7 @@ from mixmo import checkpoints
 from mixmo.config.keywords import ARGUMENTS, OWN, FitSettings, keywords
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, MissingError
-from mixmo.runs import Run as RunFolder
+from mixmo.runs import RunFolder
 
 FAST = {"batch_size": 16, "lr": 0.1, "num_members": 2, "epochs": 2, "progress": False}
 NET = "wide_resnet10_1"

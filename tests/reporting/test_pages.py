@@ -14,7 +14,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.run_report import write_report
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 WIDTHS = (1280, 768, 400)
@@ -84,7 +84,7 @@ def test_many_classes_with_long_names(tmp_path, chromium):
     write_images(tmp_path / "data" / "test", names, count=1, seed=1)
     words = [f"--data.name=folder:{tmp_path}/data", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
     words += ["--data.image_size=null", "--data.validation=0", "--trainer.max_epochs=1"]
-    run = Run(tmp_path / "many")
+    run = RunFolder(tmp_path / "many")
     fit(make_plan(load_recipe("digits-cut"), words), run)
     page = write_report(TrainedRun(run), evaluate_runs([run]))
     for width in (1280, 400):

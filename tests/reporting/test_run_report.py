@@ -25,7 +25,7 @@ from mixmo.reporting.advice import advice
 from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting.headline import cards
 from mixmo.reporting.run_report import networks, run_page
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 SECTIONS = ["Confidence", "Classes", "Images", "Learning curves"]
@@ -150,7 +150,7 @@ def test_awkward_names_of_classes_and_runs(trained, tmp_path):
     for split in ("train", "test"):
         for old, new in names.items():
             (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / new)
-    run = Run(tmp_path / "$r^{$ <script>&")
+    run = RunFolder(tmp_path / "$r^{$ <script>&")
     fit(make_plan(settings), run)
     assert main(["test", str(run.path), "--per_class=true"]) == 0
     page = (run.path / "report.html").read_text()

@@ -10,7 +10,7 @@ import yaml
 from killing import differences
 
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.sweeps import on_ray
 from mixmo.sweeps.grid import load_sweep
 from mixmo.sweeps.on_ray import Resources
@@ -55,7 +55,7 @@ def test_a_race_on_ray_stops_trials_and_keeps_what_they_reported(cluster, tmp_pa
     found = run_sweep(sweep, tmp_path / "ray", resources=ONE)
     assert handlers() == before
     for state in found.states.values():
-        run = Run(tmp_path / "ray" / state.trial.key)
+        run = RunFolder(tmp_path / "ray" / state.trial.key)
         assert run.finished_epochs() == len(run.read_metrics()) == max(state.rows)
     statuses = {state.trial.key: state.status for state in found.states.values()}
     assert statuses["lr-0.05/seed-0"] == "finished" and "stopped early" in statuses.values()
@@ -112,7 +112,7 @@ def test_trials_of_a_killed_machine_go_on_elsewhere(cluster, tmp_path):
     """Last, since the cluster has one worker less behind it: the results are those of trials in turn, bit for bit."""
     sweep = write(tmp_path, {"grid": {"mixer.alpha": [1, 4]}}, trainer={"max_epochs": 20})
     in_turn = run_sweep(sweep, tmp_path / "turns", ray=False, resources=ONE)
-    both = [Run(tmp_path / "ray" / trial.key) for trial in sweep.trials]
+    both = [RunFolder(tmp_path / "ray" / trial.key) for trial in sweep.trials]
     killed = []
 
     def kill():
@@ -129,7 +129,7 @@ def test_trials_of_a_killed_machine_go_on_elsewhere(cluster, tmp_path):
     assert not (tmp_path / "ray" / ".ray").exists()
     for trial in sweep.trials:
         assert spread.states[trial.key].status == "finished"
-        assert differences(Run(tmp_path / "turns" / trial.key), Run(tmp_path / "ray" / trial.key)) == []
+        assert differences(RunFolder(tmp_path / "turns" / trial.key), RunFolder(tmp_path / "ray" / trial.key)) == []
         times = {"seconds", "images_per_second"}
         rows = [
             [

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mixmo.cli.main import main
 from mixmo.errors import InputError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.sweeps import on_ray, run, trial
 from mixmo.sweeps.grid import load_sweep
 from mixmo.sweeps.halving import Halving
@@ -63,7 +63,7 @@ def test_a_trial_is_what_fit_trains(write, tmp_path):
     words = ["--mixer.alpha=4", "--seed=1", "--data.split_seed=0", "--data.images_per_class=10"]
     words += ["--data.validation=0.2", "--trainer.max_epochs=2", "--model.compile=false", "--run=alone"]
     assert main(["fit", "digits-cut", *words]) == 0
-    assert differences(Run("out/alpha-4/seed-1"), Run("alone")) == []
+    assert differences(RunFolder("out/alpha-4/seed-1"), RunFolder("alone")) == []
 
 
 def test_what_is_trained_is_not_trained_again(write, tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_stopped_sweep_goes_on_to_the_same(write, tmp_path, monkeypatch, capsy
     assert status(tmp_path / "broken") == {"alpha-1/seed-0": "finished", "alpha-4/seed-0": "stopped"}
     run_sweep(load_sweep(file), tmp_path / "broken", ray=False)
     for name in ("alpha-1", "alpha-4"):
-        assert differences(*(Run(tmp_path / folder / name / "seed-0") for folder in ("whole", "broken"))) == []
+        assert differences(*(RunFolder(tmp_path / folder / name / "seed-0") for folder in ("whole", "broken"))) == []
 
 
 def test_a_trial_that_fails_does_not_keep_the_others(write, tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_the_race_stops_what_validates_badly_and_seeds_follow_the_rest(write, tm
     assert found["lr-1e-06/seed-1"] == "left out" and not (tmp_path / "out/lr-1e-06/seed-1").exists()
     (seeds,) = compared(load_sweep(file), tmp_path / "out", progress)
     assert seeds.name == "lr-0.05" and [run.name for run in seeds.runs] == ["seed-0", "seed-1"]
-    stopped = Run(tmp_path / "out/lr-1e-06/seed-0")
+    stopped = RunFolder(tmp_path / "out/lr-1e-06/seed-0")
     epochs = stopped.finished_epochs()
     assert epochs == len(stopped.read_metrics()) and epochs in (2, 4), "what is reported is kept"
     (tmp_path / "out" / "lr-0.05" / "seed-1" / "checkpoints" / "last.ckpt").unlink()
@@ -141,7 +141,8 @@ def test_a_random_search_compares_the_best_on_validation_only(write, tmp_path, m
     sweep = load_sweep(file)
     progress = run_sweep(sweep, tmp_path / "out", ray=False)
     scores = {
-        name: float(Run(tmp_path / f"out/{name}/seed-0").read_metrics()[-1]["val_accuracy"]) for name in sweep.names
+        name: float(RunFolder(tmp_path / f"out/{name}/seed-0").read_metrics()[-1]["val_accuracy"])
+        for name in sweep.names
     }
     chosen = [seeds.name for seeds in compared(sweep, tmp_path / "out", progress)]
     assert chosen == sorted(scores, key=lambda name: -scores[name])[:2]
@@ -182,7 +183,7 @@ def test_seeds_that_the_file_lists_no_longer_are_not_compared(write, tmp_path, c
 
 def test_two_sweeps_on_one_folder(write, tmp_path, capsys):
     file = write({"seeds": [0]})
-    with Run(tmp_path / "out").locked():
+    with RunFolder(tmp_path / "out").locked():
         assert main(["sweep", str(file), "--out=out", "--ray=false"]) == 2
     assert "another process is training in out" in capsys.readouterr().err
     assert not (tmp_path / "out/trials.csv").exists()

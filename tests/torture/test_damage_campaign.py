@@ -13,7 +13,7 @@ from mixmo.deploy.export import FORMATS, export
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.starting import read_weights
 
 
@@ -56,7 +56,7 @@ def test_no_damage_of_an_export_changes_an_answer_unnoticed(gone, new_images, tm
     if form == "shared":
         save_pretrained(gone, exported)
     else:
-        export(TrainedRun(Run(gone)), form, exported)
+        export(TrainedRun(RunFolder(gone)), form, exported)
     files = sorted(new_images.iterdir())[:2]
 
     def answers(path):

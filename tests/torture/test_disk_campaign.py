@@ -12,7 +12,7 @@ from mixmo.deploy.hub import save_pretrained
 from mixmo.digests import is_whole_export
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 def mount(*words):
@@ -141,4 +141,4 @@ def test_read_only_disks(trained, disk, monkeypatch, capsys, command):
     error = capsys.readouterr().err
     assert "Read-only file system" in error and "Traceback" not in error
     assert contents(disk) == before
-    assert Run("run").finished_epochs() == 2
+    assert RunFolder("run").finished_epochs() == 2

@@ -18,7 +18,7 @@ from mixmo.deploy.members import load_members
 from mixmo.digests import is_whole_export
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import PARTIAL
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 KILLS = int(os.environ.get("EXPORT_KILLS", "12"))
 """For each format; half of them at a moment, half before one of the steps that change the folder."""
@@ -64,7 +64,7 @@ def modes(out):
 @pytest.mark.torture
 @pytest.mark.parametrize("format", [*FORMATS, "hub"])
 def test_killed_exports_lose_nothing(gone, tmp_path, format, capsys):
-    trained, rng, killed, wrong = TrainedRun(Run(gone)), random.Random(0), 0, []
+    trained, rng, killed, wrong = TrainedRun(RunFolder(gone)), random.Random(0), 0, []
     out, counted = tmp_path / "out" / FORMATS.get(format, format), tmp_path / "steps"
     _ = trained.network
     before, start = os.umask(0o027), time.monotonic()

@@ -7,7 +7,7 @@ from conftest import answers_of_threads, predictions_of_threads
 import mixmo
 from mixmo.deploy.export import FORMATS, export
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 @pytest.mark.torture
@@ -30,7 +30,7 @@ def test_eight_threads_share_a_network(name, capsys):
 @pytest.mark.parametrize("form", ["run", "timm", "onnx"])
 def test_eight_threads_ask_a_predictor_for_a_minute(gone, new_images, tmp_path, form, capsys):
     """Images of files, in batches of all sizes; now and then a thread opens the network anew."""
-    path = gone if form == "run" else export(TrainedRun(Run(gone)), form, tmp_path / FORMATS[form]).path
+    path = gone if form == "run" else export(TrainedRun(RunFolder(gone)), form, tmp_path / FORMATS[form]).path
     right, wrong, unchanged = predictions_of_threads(path, sorted(new_images.iterdir()), seconds=60)
     with capsys.disabled():
         print(

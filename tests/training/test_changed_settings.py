@@ -13,7 +13,7 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.errors import InputError, StoppedError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import step
 from mixmo.training.changes import find_changes
 from mixmo.training.fit import fit
@@ -41,7 +41,7 @@ def images(tmp_path_factory):
 
 def begun(images, folder, *words):
     """A run of two epochs, of four steps each."""
-    run = Run(folder / "run")
+    run = RunFolder(folder / "run")
     fit(plan_of(images, "--trainer.max_epochs=2", *COSINE, *words), run)
     return run
 
@@ -82,7 +82,7 @@ def test_a_run_made_longer_follows_the_schedule_of_its_new_length(images, tmp_pa
 
 
 def test_a_run_stopped_within_an_epoch_and_made_shorter_ends_at_rate_zero(images, tmp_path):
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     with pytest.raises(StoppedError):
         fit(plan_of(images, "--trainer.max_epochs=40", *COSINE), run, callbacks=[Ask(3)])
     assert resume(run, "--trainer.max_epochs=2").rates() == pytest.approx(cosine(range(3, 8), 8))
@@ -207,7 +207,7 @@ def test_partners_come_from_the_whole_set_in_memory_and_from_the_batch_where_str
     outside = {}
     for way in ("true", "false"):
         seen.clear()
-        fit(plan_of(images, *words, f"--data.in_memory={way}", "--data.workers=0"), Run(tmp_path / way))
+        fit(plan_of(images, *words, f"--data.in_memory={way}", "--data.workers=0"), RunFolder(tmp_path / way))
         outside[way] = sum(bool(set(theirs.flatten().tolist()) - set(own.flatten().tolist())) for own, theirs in seen)
     assert outside["true"] > 0 and outside["false"] == 0
 
@@ -230,7 +230,7 @@ def test_parts_of_a_batch_are_free_but_for_batch_norms(images, tmp_path, backbon
     own = ["--data.image_size=32", "--trainer.precision=32-true", f"--model.backbone={backbone}"]
     run = begun(images, tmp_path, *own)
     shutil.copytree(run.path, tmp_path / "other")
-    other = Run(tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
     words = ["--trainer.max_epochs=3", "--trainer.accumulate=2"]
     if not alike:
         with pytest.raises(InputError, match=r"parts of a batch for batch norms .* is 2, and was 1\. "):

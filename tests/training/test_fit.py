@@ -20,7 +20,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.results_file import evaluate_run
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
 from mixmo.training.step import TrainingError
@@ -64,7 +64,7 @@ def test_shaped_masks_are_drawn_until_the_last_twelfth_of_the_steps(whole, tmp_p
     """p is 1 until 11/12 of the steps are done, then 12 (1 - t): a share of about 23/24 of all batches."""
     folder, _ = whole
     words = ["--mixer.probability=1", "--data.batch_repetition=8", f"--trainer.max_epochs={epochs}"]
-    fit(plan_of(folder, *words), Run(tmp_path / "run"))
+    fit(plan_of(folder, *words), RunFolder(tmp_path / "run"))
     steps = 18 * epochs  # 18 images, U = 1
     certain = sum(12 * (1 - step / steps) >= 1 for step in range(steps))
     assert len(observed.shaped) == steps and certain >= 11 * steps // 12
@@ -86,7 +86,7 @@ def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
         "epochs": [epoch / 3 for epoch in (1, 2, 3) for _ in range(4)],
     }
     for way, progress in wanted.items():
-        fit(plan_of(folder, f"--mixer.progress={way}", "--trainer.max_epochs=3"), Run(tmp_path / way))
+        fit(plan_of(folder, f"--mixer.progress={way}", "--trainer.max_epochs=3"), RunFolder(tmp_path / way))
         assert told[-12:] == pytest.approx(progress)  # 4 steps an epoch
     for name, recipe in catalogue().items():
         published = name.startswith(("cifar10-", "cifar100-wrn", "tiny-"))
@@ -96,12 +96,12 @@ def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
 def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
     folder, _ = whole
     short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.ema_decay=0.99"]
-    fit(plan_of(folder, *short), Run(tmp_path / "short"))
+    fit(plan_of(folder, *short), RunFolder(tmp_path / "short"))
     assert "of 1 epochs the last has no shaped masks at all; take steps" in caplog.text
     assert "optimizer.ema_decay 0.99 averages over about 100 steps, more than a tenth of the run's 4" in caplog.text
     caplog.clear()
     long = ["--trainer.max_epochs=2", "--optimizer.ema_decay=0.5", "--data.batch_repetition=8"]
-    fit(plan_of(folder, *long), Run(tmp_path / "long"))
+    fit(plan_of(folder, *long), RunFolder(tmp_path / "long"))
     assert not caplog.text
 
 
@@ -123,7 +123,7 @@ def test_decay_reaches_every_parameter_or_only_weights():
 def whole(tmp_path_factory):
     """A run of four epochs, and its data."""
     folder = write_splits(tmp_path_factory.mktemp("data"))
-    run = Run(folder / "run")
+    run = RunFolder(folder / "run")
     fit(plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix"), run)
     return folder, run
 
@@ -147,7 +147,7 @@ def test_a_run_keeps_all_there_is_to_know(whole):
 
 def test_the_stored_settings_make_the_same_run(whole, tmp_path):
     _, run = whole
-    again = Run(tmp_path / "again")
+    again = RunFolder(tmp_path / "again")
     fit(make_plan(run.config()), again)
     assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
 
@@ -183,9 +183,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
     folder, run = whole
     plan = plan_of(folder, "--trainer.max_epochs=4", "--pixels.kind=cutmix", *options)
     if options:
-        run = Run(tmp_path / "whole")
+        run = RunFolder(tmp_path / "whole")
         fit(plan, run)
-    stopped = Run(tmp_path / "stopped")
+    stopped = RunFolder(tmp_path / "stopped")
 
     def stop_in_the_third_epoch(self, inputs, masks=None, step=[0]):  # noqa: B006
         step[0] += self.training and torch.is_grad_enabled()
@@ -215,7 +215,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_process_leaves_a_run_that_goes_on(whole, tmp_path, how):
     folder, _ = whole
-    run = Run(tmp_path / "stopped")
+    run = RunFolder(tmp_path / "stopped")
     words = ["fit", "digits-cut", f"--data.name=folder:{folder}", "--data.batch_size=8", "--data.padding=1"]
     words += ["--data.image_size=null", "--data.channels=3", "--trainer.max_epochs=400", f"--run={run.path}"]
     code = f"""
@@ -248,7 +248,7 @@ sys.exit(main({words}))
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(whole, tmp_path):
     folder, _ = whole
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     plan = plan_of(folder, "--trainer.max_epochs=3")
     forward = mixmo.MixMo.forward
 
@@ -268,7 +268,7 @@ def test_a_learning_rate_that_breaks_training_is_named(whole, tmp_path):
     folder, _ = whole
     plan = plan_of(folder, "--trainer.max_epochs=3", "--optimizer.lr=1e30", "--schedule.warmup_steps=0")
     with pytest.raises(TrainingError, match="learning rate"):
-        fit(plan, Run(tmp_path / "run"))
+        fit(plan, RunFolder(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_learning_rate_that_breaks_training_is_named(whole, tmp_path):
 )
 def test_settings_train_and_test(whole, tmp_path, overrides):
     folder, _ = whole
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(plan_of(folder, "--trainer.max_epochs=2", *overrides), run)
     figures = evaluate_run(run)
     stored = json.loads((run.path / "test.json").read_text())
@@ -322,7 +322,7 @@ def test_test_json_repeats_what_the_loaded_network_says(whole):
 
 def test_damaged_and_foreign_checkpoints_are_refused(whole, tmp_path):
     _, whole_run = whole
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.create(whole_run.config_file.read_text())
     file = run.checkpoint_folder / "last.ckpt"
     content = whole_run.checkpoint_file().read_bytes()
@@ -348,7 +348,7 @@ def test_what_is_missing_is_named(tmp_path, whole):
         mixmo.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
         mixmo.load(tmp_path)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.create(whole[1].config_file.read_text())
     with pytest.raises(FileNotFoundError, match="no last checkpoint"):
         mixmo.load(run.path)
@@ -366,7 +366,7 @@ def test_a_run_is_never_overwritten(whole):
 
 def test_images_that_do_not_fit_the_backbone_are_refused_before_the_run_exists(whole, tmp_path):
     folder, _ = whole
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     for overrides, message in {
         ("--model.backbone=vit_tiny_patch16_224",): "cannot take images of 8×8.*img_size",
         (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -82,7 +82,7 @@ def curve(name, folder):
     distinct = BATCH // recipe["data"]["batch_repetition"]
     write_stripes(folder / "stripes" / "train", STEPS // EPOCHS * distinct * 5 // 4)
     write_stripes(folder / "stripes" / "test", 4)
-    losses, run = Losses(), Run(folder / "run")
+    losses, run = Losses(), RunFolder(folder / "run")
     fit(make_plan(recipe), run, callbacks=[losses])
     return np.array(losses.values), np.array([float(row["val_nll"]) for row in run.read_metrics()])
 

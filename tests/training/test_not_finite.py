@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 import mixmo
 from mixmo import checkpoints
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 from mixmo.training.sums import EpochSums, TrainingError
 
@@ -63,7 +63,7 @@ def one_epoch(images, *words):
 @pytest.mark.parametrize("what", ["images", "gradient"])
 @pytest.mark.parametrize("own", [[], ["--optimizer.ema_decay=0.9"], ["--optimizer.sam_radius=0.05"]])
 def test_a_skipped_step_leaves_nothing_but_its_count(images, tmp_path, what, own):
-    run, spoilt = Run(tmp_path / "run"), Spoilt(what, {1, 4})
+    run, spoilt = RunFolder(tmp_path / "run"), Spoilt(what, {1, 4})
     if own and "sam" in own[0] and what == "gradient":
         pytest.skip("the hook is gone after the first of the two gradients")
     fit(one_epoch(images, "--trainer.on_nonfinite=skip", *own), run, callbacks=[spoilt])
@@ -107,7 +107,7 @@ def test_a_network_that_is_not_finite_is_not_kept(images, tmp_path, which, way):
                 tensors = net.buffers() if which == "statistic" else net.parameters()
                 next(tensors).data.fill_(float("inf"))
 
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     words = ["--trainer.max_epochs=2", "--optimizer.ema_decay=0.9", f"--trainer.on_nonfinite={way}"]
     with pytest.raises(TrainingError, match="not finite after step 10; the last checkpoint was written before"):
         fit(one_epoch(images, *words), run, callbacks=[Overflow()])
@@ -115,7 +115,7 @@ def test_a_network_that_is_not_finite_is_not_kept(images, tmp_path, which, way):
 
 
 def test_counts_are_written_in_full(tmp_path):
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.append_metrics(
         {"epoch": 1, "step": 1234567, "skipped_steps": 4800001.0, "lr": 0.123456789, "loss": float("nan")}
     )

@@ -22,7 +22,7 @@ from mixmo.errors import InputError, StoppedError
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import sharding, watch
 from mixmo.training.fit import fit
 
@@ -116,11 +116,11 @@ def furthest(one, other):
 
 @pytest.mark.parametrize(("way", "counts"), [(way, (2, 4) if way in ("cut", "in two parts") else (2,)) for way in WAYS])
 def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
-    alone = Run(tmp_path / "alone")
+    alone = RunFolder(tmp_path / "alone")
     fit(two_epochs(images, *WAYS[way]), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
     expected = torch.load(tmp_path / "alone.pt")
     for count in counts:
-        run, kept = Run(tmp_path / f"on-{count}"), tmp_path / f"on-{count}.pt"
+        run, kept = RunFolder(tmp_path / f"on-{count}"), tmp_path / f"on-{count}.pt"
         plan = two_epochs(images, f"--trainer.devices={count}", *WAYS[way])
         assert in_ranks(count, partial(fit, plan, run, callbacks=[FirstGradient(kept)])) == [0] * count
         found = torch.load(kept)
@@ -134,7 +134,7 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
 
 def test_a_programs_own_transforms_draw_alike_on_several_ranks(tmp_path):
     """What a Dataset's transforms draw does not depend on the rank that asks for the image."""
-    alone, run, error = Run(tmp_path / "alone"), Run(tmp_path / "run"), tmp_path / "error"
+    alone, run, error = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "run"), tmp_path / "error"
     own = {"model": "test_convnext", "size": 32, "precision": "32-true", "epochs": 2, "batch_size": 16}
     fit_own(alone.path, **own)
     codes = in_ranks(2, partial(fit_own, run.path, devices=2, **own), error)
@@ -151,7 +151,7 @@ FSDP = ["--trainer.strategy=fsdp", "--trainer.devices=2"]
 def test_sharded_weights_train_the_same_run(images, tmp_path, ways, monkeypatch):
     monkeypatch.setattr(sharding, "LEAST", 1000)  # the network is a small one
     words = [word for way in ways for word in WAYS[way]]
-    alone, run, kept = Run(tmp_path / "alone"), Run(tmp_path / "run"), tmp_path / "kept.pt"
+    alone, run, kept = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "run"), tmp_path / "kept.pt"
     fit(two_epochs(images, *words), alone, callbacks=[FirstGradient(tmp_path / "alone.pt")])
     plan = two_epochs(images, *FSDP, *words)
     assert in_ranks(2, partial(fit, plan, run, callbacks=[FirstSharded(kept)])) == [0, 0]
@@ -169,7 +169,7 @@ def test_sharded_weights_train_the_same_run(images, tmp_path, ways, monkeypatch)
 def test_a_run_resumes_with_and_without_sharding(images, tmp_path, optimizer):
     """Within the first epoch from one process to two that share the weights, and after it back to one."""
     words = [f"--optimizer.name={optimizer}", "--optimizer.lr=0.001", "--optimizer.ema_decay=0.9"]
-    unbroken, run, error = Run(tmp_path / "unbroken"), Run(tmp_path / "run"), tmp_path / "error"
+    unbroken, run, error = RunFolder(tmp_path / "unbroken"), RunFolder(tmp_path / "run"), tmp_path / "error"
     fit(two_epochs(images, *words), unbroken)
     with pytest.raises(StoppedError):
         fit(two_epochs(images, *words), run, callbacks=[Ask(4)])
@@ -183,7 +183,7 @@ def test_a_run_resumes_with_and_without_sharding(images, tmp_path, optimizer):
 
 
 def test_parts_of_a_batch_are_the_batch(images, tmp_path):
-    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     fit(two_epochs(images), whole)
     fit(two_epochs(images, "--trainer.accumulate=4"), parts)
     assert 0 <= furthest(whole, parts) < 1e-4
@@ -192,7 +192,7 @@ def test_parts_of_a_batch_are_the_batch(images, tmp_path):
 
 def test_batch_norms_of_ranks_hold_one_mean(images, tmp_path):
     """Validation on ranks with statistics of their own would score several networks."""
-    run, words = Run(tmp_path / "run"), ["--model.backbone=wide_resnet10_1", "--data.image_size=8"]
+    run, words = RunFolder(tmp_path / "run"), ["--model.backbone=wide_resnet10_1", "--data.image_size=8"]
     plan = two_epochs(images, "--trainer.devices=2", *words)
     assert in_ranks(2, partial(fit, plan, run)) == [0, 0]
     found = predict(TrainedRun(run), "validation")
@@ -202,7 +202,7 @@ def test_batch_norms_of_ranks_hold_one_mean(images, tmp_path):
 
 def test_a_run_resumes_on_other_numbers_of_ranks(images, tmp_path):
     """One rank is asked to stop, all stop at the same step; the run goes on on four ranks, and on one."""
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
     fit(two_epochs(images), whole)
     plan, error = two_epochs(images, "--trainer.devices=2"), tmp_path / "error"
     assert in_ranks(2, partial(fit, plan, run, callbacks=[Ask(4, rank=1)]), error) == [3, 3]
@@ -233,7 +233,7 @@ class Die(Callback):
 @pytest.mark.parametrize("error", [None, InputError("image a.png is damaged")])
 def test_a_rank_that_ends_stops_the_others_and_is_named(images, tmp_path, monkeypatch, error):
     monkeypatch.setattr(watch, "PATIENCE", 5.0)
-    run, said, start = Run(tmp_path / "run"), tmp_path / "said", time.monotonic()
+    run, said, start = RunFolder(tmp_path / "run"), tmp_path / "said", time.monotonic()
     plan = two_epochs(images, "--trainer.devices=3", "--data.batch_size=24")
     codes = in_ranks(3, partial(fit, plan, run, callbacks=[Die(error)]), said)
     assert time.monotonic() - start < 60
@@ -257,7 +257,7 @@ def test_the_command_line_starts_ranks(images, tmp_path, by):
     done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is trained; `mixmo test") == 1
-    assert len(Run(run).read_metrics()) == 1 and Run(run).finished_epochs() == 1
+    assert len(RunFolder(run).read_metrics()) == 1 and RunFolder(run).finished_epochs() == 1
 
 
 @pytest.mark.parametrize(
@@ -272,5 +272,5 @@ def test_the_command_line_starts_ranks(images, tmp_path, by):
 )
 def test_what_cannot_be_shared_is_refused_before_training(images, tmp_path, words, problem):
     with pytest.raises(InputError, match=problem):
-        fit(two_epochs(images, *words), Run(tmp_path / "run"))
+        fit(two_epochs(images, *words), RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 import mixmo
 from mixmo import checkpoints, mixed_cross_entropy
 from mixmo.errors import InputError, StoppedError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import stopping
 from mixmo.training.fit import fit
 from mixmo.training.sums import TrainingError
@@ -44,7 +44,7 @@ def three_epochs(images, *words):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_that_stops_at_any_step_ends_alike(images, tmp_path, way):
     plan = three_epochs(images, *WAYS[way])
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "stopped")
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     fit(plan, whole)
     steps = int(whole.read_metrics()[0]["step"])
     assert steps >= 4
@@ -62,7 +62,7 @@ def test_a_run_that_stops_at_any_step_ends_alike(images, tmp_path, way):
 
 
 def test_a_checkpoint_within_an_epoch_can_be_used(images, tmp_path):
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     with pytest.raises(StoppedError):
         fit(three_epochs(images, "--optimizer.ema_decay=0.9"), run, callbacks=[Ask(2)])
     net = mixmo.load(run.path)
@@ -86,14 +86,14 @@ def test_checkpoints_are_kept_when_due(images, tmp_path, monkeypatch, words, ste
         save(path, content)
 
     monkeypatch.setattr("mixmo.training.checkpointing.save", noted)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(three_epochs(images, "--trainer.max_epochs=2", *words), run)
     assert written == steps
     assert checkpoints.load(run.checkpoint_folder / "previous.ckpt")["global_step"] == steps[-2]
 
 
 def test_rows_are_appended_and_cut_back(tmp_path):
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.append_metrics({"epoch": 1, "loss": 0.5})
     before = run.metrics_file.stat().st_ino
     run.append_metrics({"epoch": 2, "loss": 0.25})
@@ -127,7 +127,7 @@ def test_handlers_of_signals_are_left_as_they_were(images, tmp_path, callbacks):
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     with suppress(ZeroDivisionError, StoppedError):
-        fit(three_epochs(images), Run(tmp_path / "run"), callbacks=callbacks)
+        fit(three_epochs(images), RunFolder(tmp_path / "run"), callbacks=callbacks)
     assert [signal.getsignal(number) for number in numbers] == before
 
 
@@ -139,7 +139,7 @@ def test_slurm_is_asked_to_start_the_job_again(images, tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     with pytest.raises(StoppedError, match="stopped by SIGUSR1 after step 2; SLURM starts it again"):
         fit(three_epochs(images), run, callbacks=[Ask(2, signal.SIGUSR1)])
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
@@ -148,12 +148,12 @@ def test_slurm_is_asked_to_start_the_job_again(images, tmp_path, monkeypatch):
 def test_killed_runs_end_as_unbroken_ones(images, tmp_path):
     """Twenty kills at random moments; `make torture` has a thousand."""
     plan = three_epochs(images, "--trainer.checkpoint_every_steps=2", "--trainer.max_epochs=5")
-    whole, start = Run(tmp_path / "whole"), time.monotonic()
+    whole, start = RunFolder(tmp_path / "whole"), time.monotonic()
     in_a_process_of_its_own(partial(go_on, whole, plan))
     length, rng, runs, killed = time.monotonic() - start, random.Random(0), 0, 0
     while killed < 20:
         runs += 1
-        run = Run(tmp_path / f"run-{runs}")
+        run = RunFolder(tmp_path / f"run-{runs}")
         while not in_a_process_of_its_own(partial(go_on, run, plan), rng.uniform(0.02, length)):
             killed += 1
         assert differences(whole, run) == []
@@ -177,7 +177,7 @@ class Broken(Callback):
 
 
 def test_a_step_that_is_not_finite_is_skipped_where_asked(images, tmp_path):
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(three_epochs(images, "--trainer.on_nonfinite=skip"), run, callbacks=[Broken({2, 6})])
     assert [row["skipped_steps"] for row in run.read_metrics()] == ["1", "1", "0"]
     assert all(float(row["train_loss"]) > 0 for row in run.read_metrics())
@@ -188,7 +188,7 @@ def test_a_step_that_is_not_finite_is_skipped_where_asked(images, tmp_path):
 def test_too_many_steps_in_a_row_are_not_skipped(images, tmp_path):
     plan = three_epochs(images, "--trainer.on_nonfinite=skip", "--trainer.max_epochs=30")
     with pytest.raises(TrainingError, match="not finite in 100 steps in a row"):
-        fit(plan, Run(tmp_path / "run"), callbacks=[Broken(range(1000))])
+        fit(plan, RunFolder(tmp_path / "run"), callbacks=[Broken(range(1000))])
 
 
 def test_a_gradient_that_is_not_finite_names_its_step(images, tmp_path):
@@ -198,7 +198,7 @@ def test_a_gradient_that_is_not_finite_names_its_step(images, tmp_path):
                 next(training.net.parameters()).register_hook(lambda gradient: gradient * float("inf"))
 
     with pytest.raises(TrainingError, match="not finite at step 3,"):
-        fit(three_epochs(images), Run(tmp_path / "run"), callbacks=[Spoil()])
+        fit(three_epochs(images), RunFolder(tmp_path / "run"), callbacks=[Spoil()])
 
 
 def test_a_memory_that_is_too_small_advises_parts_of_the_batch(images, tmp_path):
@@ -207,4 +207,4 @@ def test_a_memory_that_is_too_small_advises_parts_of_the_batch(images, tmp_path)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(InputError, match=r"too small for a batch of 14 .* by --trainer\.accumulate 2"):
-        fit(three_epochs(images), Run(tmp_path / "run"), callbacks=[Full()])
+        fit(three_epochs(images), RunFolder(tmp_path / "run"), callbacks=[Full()])

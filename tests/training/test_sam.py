@@ -11,7 +11,7 @@ from torch import nn
 import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.evaluation.costs import training_images
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import step
 from mixmo.training.fit import fit
 from mixmo.training.sam import perturbed
@@ -59,7 +59,7 @@ def pictures(tmp_path_factory):
 
 
 def trained(pictures, folder, radius, *overrides, callbacks=()):
-    own, run = ["--data.validation=0", "--trainer.max_epochs=3", f"--optimizer.sam_radius={radius}"], Run(folder)
+    own, run = ["--data.validation=0", "--trainer.max_epochs=3", f"--optimizer.sam_radius={radius}"], RunFolder(folder)
     fit(plan_of(pictures, *own, *overrides), run, callbacks=callbacks)
     return mixmo.load(folder).state_dict(), run.read_metrics()
 
@@ -88,13 +88,13 @@ def test_a_perturbed_loss_that_is_not_finite_stops_the_run(pictures, tmp_path, m
     monkeypatch.setattr(step, "perturbed", contextmanager(broken))
     with pytest.raises(TrainingError, match="not finite at step 0"):
         trained(pictures, tmp_path / "run", 0.05)
-    assert not Run(tmp_path / "run").has_checkpoint()
+    assert not RunFolder(tmp_path / "run").has_checkpoint()
 
 
 def test_a_step_counts_twice_as_cost(pictures, tmp_path):
     rows = {radius: trained(pictures, tmp_path / str(radius), radius)[1] for radius in (0.0, 0.05)}
     images = {
-        radius: training_images(Run(tmp_path / str(radius)).settings(), [{"step": float(own[-1]["step"])}])
+        radius: training_images(RunFolder(tmp_path / str(radius)).settings(), [{"step": float(own[-1]["step"])}])
         for radius, own in rows.items()
     }
     assert images[0.05] == 2 * images[0.0] > 0
@@ -105,6 +105,6 @@ def test_it_resumes_bit_for_bit(pictures, tmp_path):
     whole, _ = trained(pictures, tmp_path / "whole", 0.05, clipped)
     with pytest.raises(ZeroDivisionError):
         trained(pictures, tmp_path / "parts", 0.05, clipped, callbacks=[Stopping(epoch=2)])
-    run = Run(tmp_path / "parts")
+    run = RunFolder(tmp_path / "parts")
     fit(make_plan(run.config()), run, resume=True)
     assert all(torch.equal(value, whole[name]) for name, value in mixmo.load(run.path).state_dict().items())

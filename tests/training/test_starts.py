@@ -20,7 +20,7 @@ from mixmo.config.starting import followed
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.models.paper import WideResNet
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.build import build_network
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import build_optimizer
@@ -37,7 +37,7 @@ def single(tmp_path_factory):
     write_images(folder / "data" / "test", count=2, seed=1)
     write_images(folder / "four" / "train", classes="abcd", count=12)
     write_images(folder / "four" / "test", classes="abcd", count=2, seed=1)
-    run = Run(folder / "run")
+    run = RunFolder(folder / "run")
     fit(make_plan(load_recipe("digits-single"), [f"--data.name=folder:{folder}/data", *PLAIN]), run)
     return folder, run
 
@@ -89,7 +89,7 @@ def test_fresh_heads_are_drawn_apart(single):
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_other_again(single, tmp_path):
     plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1"))
-    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     fit(plan, whole)
     with pytest.raises(ZeroDivisionError):
         fit(plan, run, callbacks=[Stopping(epoch=0)])
@@ -104,7 +104,7 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
     start = tmp_path / "start"
     start.symlink_to(single[1].path)
     plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1", f"--model.start={start}"))
-    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     fit(plan, whole)
     with pytest.raises(ZeroDivisionError):
         fit(plan, run, callbacks=[Stopping(epoch=1)])

@@ -20,7 +20,7 @@ from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.evaluation.benchmark import peak_memory
 from mixmo.pairing import pair
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.step import Training
@@ -73,7 +73,7 @@ def test_the_host_waits_only_to_report(pictures, tmp_path, monkeypatch, pixels, 
 
     monkeypatch.setattr(Training, "training_step", counted)
     overrides = [f"--pixels.kind={pixels}", f"--mixer.kind={kind}", f"--model.num_members={members}"]
-    fit(short_plan(pictures, *overrides), Run(tmp_path / "run"))
+    fit(short_plan(pictures, *overrides), RunFolder(tmp_path / "run"))
     quiet = [found for reported, found in seen[1:] if not reported]  # the first step moves constants to the device
     assert len(quiet) >= 7 and not any(quiet), quiet
     assert all(found for reported, found in seen if reported)  # the counter does count
@@ -87,13 +87,13 @@ def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path,
         return compile_(function, backend="aot_eager", fullgraph=True, **options)
 
     compile_ = torch.compile
-    fit(short_plan(pictures, "--model.compile=false"), Run(tmp_path / "eager"))
+    fit(short_plan(pictures, "--model.compile=false"), RunFolder(tmp_path / "eager"))
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", whole_graphs)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        fit(short_plan(pictures, "--model.compile=true"), Run(tmp_path / "compiled"))
+        fit(short_plan(pictures, "--model.compile=true"), RunFolder(tmp_path / "compiled"))
     assert compiled == ["_logits_and_loss", "_validated"]
-    rows = [Run(tmp_path / name).read_metrics() for name in ("eager", "compiled")]
+    rows = [RunFolder(tmp_path / name).read_metrics() for name in ("eager", "compiled")]
     for key in ("train_loss", "val_nll", "val_accuracy"):
         eager, other = ([float(row[key]) for row in each] for each in rows)
         assert other == pytest.approx(eager, rel=1e-3), key
@@ -113,7 +113,7 @@ def test_input_repetition_follows_the_steps(pictures, tmp_path, monkeypatch, end
     monkeypatch.setattr(batch_mixing, "pair", noted)
     words = ["--data.input_repetition=0.5", f"--mixer.progress={progress}", "--data.batch_repetition=2"]
     words += [f"--data.input_repetition_end={'null' if end is None else end}"]
-    fit(short_plan(pictures, *words), Run(tmp_path / "run"))
+    fit(short_plan(pictures, *words), RunFolder(tmp_path / "run"))
     steps = 10
     assert drawn == pytest.approx([0.5 + (0 if end is None else end - 0.5) * step / steps for step in range(steps)])
 
@@ -160,7 +160,7 @@ def test_fused_updates_are_the_plain_ones(name):
 
 
 def test_the_average_of_the_weights_is_kept_and_tested(pictures, tmp_path):
-    plain, averaged = Run(tmp_path / "plain"), Run(tmp_path / "averaged")
+    plain, averaged = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "averaged")
     fit(short_plan(pictures), plain)
     fit(short_plan(pictures, "--optimizer.ema_decay=0.5"), averaged)
     one, other = (checkpoints.load(run.checkpoint_file())["state_dict"] for run in (plain, averaged))
@@ -180,7 +180,7 @@ def test_the_average_is_the_published_recursion(pictures, tmp_path, monkeypatch)
         original(self, *arguments)
 
     monkeypatch.setattr(Training, "on_train_batch_end", noted)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     fit(short_plan(pictures, "--optimizer.ema_decay=0.3"), run)
     expected = weights[0]
     for step, weight in enumerate(weights[1:], start=1):
@@ -208,13 +208,13 @@ def test_averaged_weights_have_batch_norm_statistics_of_their_own(pictures, tmp_
 
     done = []
     monkeypatch.setattr(Training, "estimate_statistics", noted)
-    fit(short_plan(pictures, "--optimizer.ema_decay=0.9"), Run(tmp_path / "run"))
+    fit(short_plan(pictures, "--optimizer.ema_decay=0.9"), RunFolder(tmp_path / "run"))
     assert done == [5, 5]  # once for each epoch, though validation and saving both ask for it
 
 
 def test_other_normalisations_follow_the_trained_network(pictures, tmp_path):
     """EvoNorm keeps running variances, but is no batch norm of torch's."""
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     options = ["--model.backbone=test_efficientnet", "--model.options={norm_layer: evonormb0}", "--data.image_size=32"]
     fit(short_plan(pictures, *options, "--optimizer.ema_decay=0.5", "--trainer.max_epochs=1"), run)
     state = checkpoints.load(run.checkpoint_file())["state_dict"]
@@ -227,7 +227,7 @@ def test_other_normalisations_follow_the_trained_network(pictures, tmp_path):
 @pytest.mark.parametrize("decay", [0.99, 0.999])
 def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, decay):
     """Digits, a quarter of the recipe: NLL on the test set at most 0.02 above the raw weights'."""
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     plan = make_plan(load_recipe("digits-cut"), [f"--optimizer.ema_decay={decay}", "--trainer.max_epochs=5"])
     fit(plan, run)
     state, net = checkpoints.load(run.checkpoint_file())["state_dict"], mixmo.load(run.path)

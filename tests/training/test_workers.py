@@ -21,7 +21,7 @@ from mixmo.cli.main import main
 from mixmo.data import sets, workers
 from mixmo.deploy import images
 from mixmo.errors import InputError, StoppedError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import stopping
 from mixmo.training.fit import fit
 
@@ -42,14 +42,14 @@ def room(monkeypatch, tmp_path):
 
 def test_batches_that_do_not_fit_into_shared_memory_are_refused_before_the_run_exists(room, pictures, tmp_path):
     """Of 18 images of 3·8·8 bytes, in batches of 8, workers hand over all three batches at a time."""
-    run, plan = Run(tmp_path / "run"), plan_of(pictures, *STREAMED, "--data.batch_repetition=1")
+    run, plan = RunFolder(tmp_path / "run"), plan_of(pictures, *STREAMED, "--data.batch_repetition=1")
     room(3 * 8 * 192 - 1)
     with pytest.raises(InputError, match=r"data.workers is 2: .* up to 3 batches of 1 MB .* take fewer workers"):
         fit(plan, run)
     assert not run.path.exists()
     fit(plan_of(pictures, *STREAMED, "--data.workers=0", "--trainer.max_epochs=1"), run)
     room(3 * 8 * 192)
-    fit(plan, Run(tmp_path / "fits"))
+    fit(plan, RunFolder(tmp_path / "fits"))
 
 
 def test_docker_s_default_is_too_small_for_two_workers_and_batches_of_39_megabytes(room):
@@ -86,7 +86,7 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_run(pictures, tmp_path, mon
     """The worker lives on otherwise, and the main process waits for a batch that never comes."""
     monkeypatch.setattr(sets, "DistinctBatch", lambda *parts: threading.Lock())  # which no process can hand over
     with pytest.raises(InputError, match=r"could not hand over its batch .* mostly for lack of shared memory"):
-        fit(plan_of(pictures, *STREAMED), Run(tmp_path / "run"))
+        fit(plan_of(pictures, *STREAMED), RunFolder(tmp_path / "run"))
 
 
 def test_so_do_images_to_predict(monkeypatch):
@@ -115,7 +115,7 @@ def test_a_run_that_waits_for_a_worker_can_be_stopped(pictures, tmp_path, monkey
 
     handler = signal.getsignal(signal.SIGALRM)
     with pytest.raises(StoppedError, match="stopped by SIGTERM after waiting for images in vain; `mixmo fit"):
-        fit(plan, Run(tmp_path / "run"), callbacks=[Asked()])
+        fit(plan, RunFolder(tmp_path / "run"), callbacks=[Asked()])
     assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 

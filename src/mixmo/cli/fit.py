@@ -7,14 +7,11 @@ from pathlib import Path
 from mixmo.cli.options import Command, Word
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.data.module import DataModule
 from mixmo.errors import InputError, StoppedError
-from mixmo.evaluation.calibration import calibrate_run
 from mixmo.launching import is_first
+from mixmo.library import train_plan
 from mixmo.names import printable
-from mixmo.runs import Run
-from mixmo.training.changes import check_unchanged
-from mixmo.training.fit import fit
+from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, settings_class
 
 
@@ -42,25 +39,20 @@ def run(words: list[str]) -> None:
             raise InputError(
                 f"{target} is a run's folder; --run is for new runs, as of `mixmo fit {target}/config.yaml`."
             )
-        run = Run(target).require()
+        run = RunFolder(target).require()
         plan = make_plan(run.resumed_config(), settings)
     else:
         recipe = load_recipe(target)
         if own.accept_changes:
             raise InputError(f"--accept_changes is for a run's folder, which is resumed; {target} is a recipe.")
         plan = make_plan(recipe, settings)
-        run = Run(own.run or f"runs/{Path(target).stem}")
+        run = RunFolder(own.run or f"runs/{Path(target).stem}")
     finished = resume and run.finished_epochs() == plan.trainer["max_epochs"]
-    if finished and settings and not own.accept_changes:
-        check_unchanged(run, plan)
+    first = is_first()
     try:
-        data = DataModule(plan.settings.data, plan.settings.seed, check=True)
-        if not finished:
-            fit(plan, run, resume, accept_changes=own.accept_changes, data=data)
-        if not is_first():
-            return
-        calibrate_run(run, plan.settings, data)
+        train_plan(plan, run, resume, accept_changes=own.accept_changes)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
-    path = printable(str(run.path))
-    print(f"{path} is {'finished' if finished else 'trained'}; `mixmo test {path}` evaluates it.")
+    if first:
+        path = printable(str(run.path))
+        print(f"{path} is {'finished' if finished else 'trained'}; `mixmo test {path}` evaluates it.")

@@ -24,7 +24,7 @@ from mixmo.names import printable
 from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
 from mixmo.reporting.tables import calibration_sentence, class_table, corruption_table, metrics_table, ood_tables
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, settings_class
 
 
@@ -56,10 +56,10 @@ def run(words: list[str]) -> None:
             raise InputError(f"--{given[0]} needs a run; --predictions evaluates what its file holds.")
         _test_file(Path(own.predictions), own.per_class)
     else:
-        _test_runs([Run(path) for path in own.runs], options, own.per_class)
+        _test_runs([RunFolder(path) for path in own.runs], options, own.per_class)
 
 
-def _test_runs(runs: Sequence[Run], options: EvaluationOptions, per_class: bool) -> None:
+def _test_runs(runs: Sequence[RunFolder], options: EvaluationOptions, per_class: bool) -> None:
     """Print tables and, for one run, write ``test.json`` and ``report.html`` into its folder."""
     trained = [TrainedRun(run, options.checkpoint, options.download) for run in runs]
     result = evaluate_trained(trained, options)

@@ -22,7 +22,7 @@ from mixmo.files import make_folder, write_bytes, write_text, yaml_text
 from mixmo.fusing import can_fuse
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last", name: str | None = None) -> Path:
@@ -41,7 +41,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         MissingError: if there is no such run.
         InputError: if the run is damaged, or the folder is in use or cannot be written.
     """
-    trained, out = TrainedRun(Run(run), checkpoint), Path(folder)
+    trained, out = TrainedRun(RunFolder(run), checkpoint), Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
     spec, net = spec_of(trained), trained.network.net

@@ -14,7 +14,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.loading import load_checkpoint
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 def load(name: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:
@@ -57,4 +57,4 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
         raise MissingError(
             f"there is no run folder {where}; if it is a name on the Hugging Face Hub, take hf-hub:{where}."
         )
-    return load_checkpoint(Run(where), checkpoint, download, model).net
+    return load_checkpoint(RunFolder(where), checkpoint, download, model).net

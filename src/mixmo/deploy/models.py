@@ -28,7 +28,7 @@ from mixmo.evaluation.predictions import Predictions, kept_predictions
 from mixmo.files import check_regular
 from mixmo.names import printable
 from mixmo.network import MixMo
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.seeding import DrawingFrom
 
 
@@ -345,4 +345,4 @@ def open_model(
         return PlainModel(*load_members(where))
     if (where / SPEC).is_file():
         return TimmModel(where)
-    return RunModel(TrainedRun(Run(where), checkpoint, download), precision)
+    return RunModel(TrainedRun(RunFolder(where), checkpoint, download), precision)

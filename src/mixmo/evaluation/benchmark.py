@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.config.data_settings import BatchSize, DataSettings, Side
 from mixmo.config.hardware import default_precision, evaluation_factor, training_device
-from mixmo.config.settings import MOST_MEMBERS
 from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
 from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
+from mixmo.header import MOST_MEMBERS
 from mixmo.mixing import loss_weights
 from mixmo.network import MixMo, create_backbone
 from mixmo.training.optimizers import build_optimizer

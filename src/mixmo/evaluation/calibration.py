@@ -22,7 +22,7 @@ from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import conformity, set_threshold
 from mixmo.metrics.selective import confidence_threshold
 from mixmo.metrics.temperature import fit_temperature
-from mixmo.runs import CHECKPOINTS, Run
+from mixmo.runs import CHECKPOINTS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def pooled_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Ca
 
 
 def calibrate_run(
-    run: Run, settings: Settings, data: DataModule | None = None, module: nn.Module | None = None
+    run: RunFolder, settings: Settings, data: DataModule | None = None, module: nn.Module | None = None
 ) -> None:
     """Keep the calibration of each of a run's checkpoints, so that whoever predicts needs no dataset.
 

@@ -20,7 +20,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import BIASED, UNKNOWN, Interval, difference_intervals, seeds_interval
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
 from mixmo.names import printable
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 
 class Seeds(NamedTuple):
@@ -64,7 +64,7 @@ class Entry:
     """
 
     name: str
-    runs: list[Run]
+    runs: list[RunFolder]
     result: EvaluationResult
     costs: dict[str, float]
     data: DataModule | None = None
@@ -144,7 +144,7 @@ class _Read(NamedTuple):
 
 def _read(word: Word) -> _Read:
     if isinstance(word, Seeds):
-        _check_seeds(word.name, [Run(path) for path in word.runs])
+        _check_seeds(word.name, [RunFolder(path) for path in word.runs])
         return _Read(word.name, str(word), [[path] for path in word.runs])
     if isinstance(word, str):
         name, equals, rest = word.partition("=")
@@ -171,7 +171,7 @@ def _of_word(word: str, name: str, place: str) -> _Read:
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
         raise MissingError(f"{paths[0]} is no run's folder and holds none.")
-    _check_seeds(str(paths[0]), [Run(path) for (path,) in seeds])
+    _check_seeds(str(paths[0]), [RunFolder(path) for (path,) in seeds])
     return _Read(name, place, seeds)
 
 
@@ -185,7 +185,7 @@ def _check_different(name: str, members: Sequence[Path | TrainedRun]) -> None:
         raise InputError(f"{printable(name)} names a run twice; an ensemble is of different runs.")
 
 
-def _check_seeds(folder: str, runs: Sequence[Run]) -> None:
+def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
     """Refuse to average runs that differ in more than their seed and where they were trained."""
     known = known_settings()
     seeds = [run.settings().seed for run in runs]
@@ -212,7 +212,7 @@ def _entry(members: Sequence[Path | TrainedRun], options: EvaluationOptions) -> 
             raise InputError(f"{name} cannot be one ensemble; only runs can.")
         return Entry(name, [], evaluate_predictions(files[0]), {})
     runs = [
-        each if isinstance(each, TrainedRun) else TrainedRun(Run(each), options.checkpoint, options.download)
+        each if isinstance(each, TrainedRun) else TrainedRun(RunFolder(each), options.checkpoint, options.download)
         for each in members
     ]
     result = evaluate_trained(runs, options)

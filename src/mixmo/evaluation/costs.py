@@ -16,7 +16,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 BATCH = 64
 """Images in the batch whose latency is measured."""
@@ -113,7 +113,7 @@ def _latency(net: MixMo, images: torch.Tensor) -> float:
     return 1e3 * statistics.median(taken[1:]) / len(images)
 
 
-def _history(run: Run) -> list[dict[str, float]]:
+def _history(run: RunFolder) -> list[dict[str, float]]:
     try:
         return read_history(run)
     except InputError:

@@ -21,7 +21,7 @@ from mixmo.errors import InputError
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 log = logging.getLogger("mixmo")
 
@@ -67,7 +67,7 @@ class TrainedRun:
 
     def __init__(
         self,
-        run: Run,
+        run: RunFolder,
         checkpoint: str = "last",
         download: bool = False,
         option: str = "--download",

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from mixmo.errors import InputError, reason
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 NEEDED = ("epoch", "step", "seconds")
 """Columns that every row of ``metrics.csv`` has."""
 
 
-def read_history(run: Run) -> list[dict[str, float]]:
+def read_history(run: RunFolder) -> list[dict[str, float]]:
     """Return the rows of ``metrics.csv`` as numbers, NaN where a cell is empty; none if there is no such file.
 
     Raises:
@@ -21,7 +21,7 @@ def read_history(run: Run) -> list[dict[str, float]]:
     return [_numbers(run, number, row) for number, row in enumerate(run.read_metrics(), 1)]
 
 
-def _numbers(run: Run, number: int, row: dict[str, str]) -> dict[str, float]:
+def _numbers(run: RunFolder, number: int, row: dict[str, str]) -> dict[str, float]:
     found = {}
     for key, text in row.items():
         try:
@@ -34,7 +34,7 @@ def _numbers(run: Run, number: int, row: dict[str, str]) -> dict[str, float]:
     return found
 
 
-def read_environment(run: Run) -> dict[str, Any]:
+def read_environment(run: RunFolder) -> dict[str, Any]:
     """Return ``environment.json``.
 
     Raises:

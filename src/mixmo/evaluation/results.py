@@ -17,7 +17,7 @@ from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import OutOfDistribution, PredictionSets
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import DETECTION, SCORES
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, settings_class
 
 GENERATED = "generated"
@@ -104,7 +104,7 @@ class EvaluationResult:
         return found
 
 
-def evaluate_runs(runs: Sequence[Run], options: EvaluationOptions | None = None) -> EvaluationResult:
+def evaluate_runs(runs: Sequence[RunFolder], options: EvaluationOptions | None = None) -> EvaluationResult:
     """Evaluate runs on their test set, as one ensemble of all their members. Nothing is printed.
 
     Args:
@@ -116,7 +116,7 @@ def evaluate_runs(runs: Sequence[Run], options: EvaluationOptions | None = None)
         InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
 
     Example:
-        >>> evaluate_runs([Run("runs/quickstart")]).metrics.average["nll"]  # doctest: +SKIP
+        >>> evaluate_runs([RunFolder("runs/quickstart")]).metrics.average["nll"]  # doctest: +SKIP
     """
     options = options or EvaluationOptions()
     return evaluate_trained([TrainedRun(run, options.checkpoint, options.download) for run in runs], options)

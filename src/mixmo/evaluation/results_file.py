@@ -13,7 +13,7 @@ from mixmo.evaluation.predictions import kept_predictions
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_trained
 from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.ood import DETECTION, SCORES
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 CONVENTIONS = {
     "accuracy": "share, 0 to 1",
@@ -30,7 +30,7 @@ CONVENTIONS = {
 """What ``test.json`` says of its own metrics."""
 
 
-def evaluate_run(run: Run, options: EvaluationOptions | None = None) -> dict[str, float]:
+def evaluate_run(run: RunFolder, options: EvaluationOptions | None = None) -> dict[str, float]:
     """Evaluate one run on its test set and write ``test.json`` into its folder.
 
     Args:
@@ -51,7 +51,7 @@ def evaluate_run(run: Run, options: EvaluationOptions | None = None) -> dict[str
     return result.flat()
 
 
-def write_results(run: Run, result: EvaluationResult, options: EvaluationOptions) -> Path:
+def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationOptions) -> Path:
     """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null.
 
     Args:

@@ -49,7 +49,7 @@ from mixmo.reporting.sections import (
     ood_section,
 )
 from mixmo.reporting.tables import TextTable, accuracies, ood_tables
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 SETTINGS = {
     "data.name": "Dataset", "model.backbone": "Backbone", "model.num_members": "Members", "mixer.kind": "Mask",
@@ -237,7 +237,7 @@ def _curves(groups: Sequence[Group]) -> list[Section]:
     return [Section("Learning curves", text, plots, parts)] if plots or parts else []
 
 
-def _run_name(run: Run, groups: Sequence[Group]) -> str:
+def _run_name(run: RunFolder, groups: Sequence[Group]) -> str:
     """Return what a run is called: by the group that it is alone in, where there is one, else by its folder."""
     for group in groups:
         if [str(each.path) for entry in group.entries for each in entry.runs] == [str(run.path)]:
@@ -336,12 +336,12 @@ def _reproduce(groups: Sequence[Group]) -> list[Markup]:
     return [*parts, *missing]
 
 
-def _runs(groups: Sequence[Group]) -> list[Run]:
+def _runs(groups: Sequence[Group]) -> list[RunFolder]:
     """Return the runs of all groups, each once."""
     return list({str(run.path): run for group in groups for entry in group.entries for run in entry.runs}.values())
 
 
-def _settings(runs: Sequence[Run]) -> Markup:
+def _settings(runs: Sequence[RunFolder]) -> Markup:
     rows = []
     for run in runs:
         config = run.trained_config()

@@ -34,7 +34,7 @@ from mixmo.reporting.sections import (
     ood_section,
 )
 from mixmo.reporting.tables import accuracies, corruption_table, ood_tables
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 LINES = 6
 """Members up to which each has a line of its own in plots."""
@@ -118,7 +118,7 @@ def _images(data: DataModule, tested: Predictions, parts: dict[str, Samples]) ->
     return Section("Images", parts=shown)
 
 
-def _curves(run: Run) -> list[Section]:
+def _curves(run: RunFolder) -> list[Section]:
     try:
         rows = read_history(run)
     except InputError as error:
@@ -198,7 +198,7 @@ def _metric_table(title: str, keys: Sequence[str], columns: Mapping[str, Mapping
     return pages.table([title, *columns], rows, notes=glossary_notes(keys))
 
 
-def _reproduce(run: Run, tested: Predictions) -> list[Markup]:
+def _reproduce(run: RunFolder, tested: Predictions) -> list[Markup]:
     about = f"Trained for {tested.epochs} epochs with seed {run.trained_config()['seed']}."
     parts = [pages.part("sentence", about)]
     try:

@@ -22,7 +22,7 @@ from rich.table import Table
 from mixmo.errors import InputError
 from mixmo.files import write_text
 from mixmo.names import csv_cell, printable
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.sweeps.grid import Sweep, Trial
 from mixmo.sweeps.halving import Halving
 from mixmo.sweeps.trial import Row
@@ -141,7 +141,7 @@ class Progress:
         self.set(key, "training")
         if self._goes_on(key, row):
             return True
-        Run(self.folder / key).write_json(MARK, {"epoch": int(row["epoch"])})
+        RunFolder(self.folder / key).write_json(MARK, {"epoch": int(row["epoch"])})
         self.set(key, "stopped early")
         return False
 
@@ -227,7 +227,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: for such a folder.
     """
-    if Run(folder).config_file.is_file():
+    if RunFolder(folder).config_file.is_file():
         raise InputError(f"{folder} is a run's folder; choose another one for the sweep with --out.")
     file = folder / FILE
     if file.is_file():
@@ -237,7 +237,7 @@ def check_folder(folder: Path) -> None:
             raise InputError(f"{file} is no table of a sweep's trials; choose another folder with --out.")
 
 
-def stopped_epoch(run: Run) -> int | None:
+def stopped_epoch(run: RunFolder) -> int | None:
     """Return the epoch after which a trial was stopped early; ``None`` if it was not."""
     try:
         epoch = run.read_json(MARK)["epoch"]

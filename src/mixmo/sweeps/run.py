@@ -8,7 +8,7 @@ from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.comparison import Seeds
 from mixmo.evaluation.records import read_history
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.sweeps.grid import Sweep, Trial
 from mixmo.sweeps.on_ray import Resources, installed, run_on_ray
 from mixmo.sweeps.progress import Progress, Status, check_folder, stopped_epoch
@@ -50,7 +50,7 @@ def run_sweep(
         raise InputError("Ray Tune is not installed; `pip install 'mixmo[ray]'` installs it.")
     check_folder(folder)
     for trial in sweep.trials:
-        if (run := Run(folder / trial.key)).config_file.is_file():
+        if (run := RunFolder(folder / trial.key)).config_file.is_file():
             check_same(trial.plan, run)
 
     def train(trials: list[Trial]) -> None:
@@ -60,7 +60,7 @@ def run_sweep(
         elif waiting:
             run_in_turn(waiting, folder, progress, resources.cpus)
 
-    with Run(folder).locked():
+    with RunFolder(folder).locked():
         progress = Progress(sweep, folder)
         for trial in sweep.trials:
             _note_ended(trial, folder, progress)
@@ -76,7 +76,7 @@ def run_sweep(
 
 def _note_ended(trial: Trial, folder: Path, progress: Progress) -> None:
     """Note what an earlier call has trained, to its end or not, stopped early, or left damaged."""
-    run = Run(folder / trial.key)
+    run = RunFolder(folder / trial.key)
     if not run.config_file.is_file():
         return
     try:

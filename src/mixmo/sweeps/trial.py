@@ -18,7 +18,7 @@ from mixmo.config.settings import neutral_settings
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.records import read_history
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 Row = dict[str, float]
@@ -38,7 +38,7 @@ class Reports(Checkpoint):
         report: Takes them.
     """
 
-    def __init__(self, run: Run, report: Report) -> None:
+    def __init__(self, run: RunFolder, report: Report) -> None:
         self.run, self.report = run, report
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,7 +63,7 @@ def train_trial(recipe: Recipe, overrides: Mapping[str, Any], folder: Path, repo
     Raises:
         InputError: what :func:`mixmo.training.fit.fit` raises.
     """
-    run = Run(folder)
+    run = RunFolder(folder)
     begun = run.config_file.is_file()
     plan = make_plan(merge(recipe, run.resolved()) if begun else recipe, {**overrides, **QUIET})
     epochs = int(plan.trainer["max_epochs"])
@@ -78,7 +78,7 @@ def train_trial(recipe: Recipe, overrides: Mapping[str, Any], folder: Path, repo
     return finished
 
 
-def check_same(plan: Plan, run: Run) -> None:
+def check_same(plan: Plan, run: RunFolder) -> None:
     """Refuse to take a run of other settings for a trial; those that depend on the machine may differ.
 
     Args:

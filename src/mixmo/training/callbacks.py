@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.step import Training
 
 log = logging.getLogger("mixmo")
@@ -22,7 +22,7 @@ BETWEEN_LINES = 2.0
 class EpochLog(Callback):
     """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and, not too often, logs a line."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.started = time.perf_counter()
         self.logged = -math.inf

@@ -14,7 +14,7 @@ from mixmo.config.settings import known_settings, neutral_settings
 from mixmo.errors import InputError
 from mixmo.files import read_yaml, write_text, yaml_text
 from mixmo.run_settings import filled, section_of
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
@@ -22,7 +22,7 @@ MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.p
 log = logging.getLogger("mixmo")
 
 
-def find_changes(run: Run, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
+def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
     """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
 
     Args:
@@ -40,7 +40,7 @@ def find_changes(run: Run, plan: Plan, conditions: Mapping[str, Any] | None = No
     }  # fmt: skip
 
 
-def check_unchanged(run: Run, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
+def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
     """Refuse to resume with other settings than the run began with; those that change no result may differ.
 
     Args:
@@ -61,7 +61,7 @@ def check_unchanged(run: Run, plan: Plan, conditions: Mapping[str, Any] | None =
     )
 
 
-def record_changes(run: Run, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
+def record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
     """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here.
 
     Args:
@@ -82,7 +82,7 @@ def record_changes(run: Run, plan: Plan, conditions: Mapping[str, Any], epochs: 
     _set(run, {name: now for name, (_, now) in changes.items()}, plan.resolved)
 
 
-def _set(run: Run, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+def _set(run: RunFolder, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
     config, known = read_yaml(run.config_file, "configuration"), known_settings()
     own, free = dict(flatten(config)), {name for name, _ in flatten(resolved)}

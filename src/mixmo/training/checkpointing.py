@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, STATE, duplicate, load, save
 from mixmo.files import make_folder
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import ranks
 from mixmo.training.step import Training
 from mixmo.training.stopping import StopSignals
@@ -53,7 +53,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(
         self,
-        run: Run,
+        run: RunFolder,
         validated: bool,
         every_steps: int | None = None,
         every_minutes: float | None = None,

@@ -23,7 +23,7 @@ from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.build import build_maker, build_network, describe, find_conditions
 from mixmo.training.changes import check_unchanged, record_changes
 from mixmo.training.loaders import Loaders
@@ -40,7 +40,7 @@ log = logging.getLogger("mixmo")
 
 def fit(
     plan: Plan,
-    run: Run,
+    run: RunFolder,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     accept_changes: bool = False,
@@ -86,7 +86,7 @@ def fit(
             train(plan, run, prepared, checkpoint, callbacks)
 
 
-def _prepare(plan: Plan, run: Run, drawn: bool, data: DataModule | None, module: nn.Module | None) -> Prepared:
+def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, module: nn.Module | None) -> Prepared:
     """Open the data and build the network and its training; refuse what does not fit.
 
     Args:
@@ -124,7 +124,7 @@ def _prepare(plan: Plan, run: Run, drawn: bool, data: DataModule | None, module:
     return Prepared(training, loaders, build_loggers(settings, run))
 
 
-def _begin(plan: Plan, run: Run, data: DataModule, conditions: Mapping[str, Any]) -> None:
+def _begin(plan: Plan, run: RunFolder, data: DataModule, conditions: Mapping[str, Any]) -> None:
     """Make the run's folder."""
     if data.draws("train"):
         run.write_split(data.split_rows())
@@ -216,7 +216,7 @@ def _about(data: DataModule) -> dict[str, Any]:
 
 
 def _resumed_checkpoint(
-    plan: Plan, run: Run, prepared: Prepared, conditions: Mapping[str, Any], first: bool
+    plan: Plan, run: RunFolder, prepared: Prepared, conditions: Mapping[str, Any], first: bool
 ) -> Path | None:
     """Return the checkpoint to resume from, if it fits the network and the data, and have the loaders begin there."""
     known, now = run.about().get("data"), _about(prepared.loaders.data)

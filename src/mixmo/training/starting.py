@@ -26,7 +26,7 @@ from mixmo.fusing import fuse
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo, create_backbone
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 
 log = logging.getLogger("mixmo")
 
@@ -81,7 +81,7 @@ def _plain(settings: Settings, start: str) -> Any:
     if is_run(start):
         if not Path(start).is_dir():
             raise MissingError(f"model.start {start} is neither {PRETRAINED!r} nor a file or a run's folder.")
-        run = Run(Path(start))
+        run = RunFolder(Path(start))
         _check_run(settings, start, run.header())
         return fuse(load_checkpoint(run, download=own.download).net)
     weights = read_weights(Path(start))
@@ -180,7 +180,7 @@ def _check_run(settings: Settings, start: str, theirs: Header) -> None:
             )
 
 
-def _runs_before(start: str) -> Iterator[Run]:
+def _runs_before(start: str) -> Iterator[RunFolder]:
     """Yield the run of a start, that which it started from, and so on."""
     before = list[Path]()
     while is_run(start) and (folder := Path(start).resolve()) not in before:
@@ -189,12 +189,12 @@ def _runs_before(start: str) -> Iterator[Run]:
                         start, before[-1])  # fmt: skip
             return
         before.append(folder)
-        run = Run(Path(start))
+        run = RunFolder(Path(start))
         yield run
         start = run.settings().model.start or PRETRAINED
 
 
-def _check_unseen(data: DataModule, run: Run) -> None:
+def _check_unseen(data: DataModule, run: RunFolder) -> None:
     """Refuse a run that learnt from images which are held out here for validation or testing.
 
     Its images are listed as it drew them, from the dataset as it is now, if that is the one it was trained on: by the

@@ -22,7 +22,7 @@ from mixmo.config.settings import Settings
 from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
@@ -49,7 +49,9 @@ class Prepared(NamedTuple):
     loggers: list[Logger]
 
 
-def train(plan: Plan, run: Run, prepared: Prepared, checkpoint: Path | None, callbacks: Sequence[Callback]) -> None:
+def train(
+    plan: Plan, run: RunFolder, prepared: Prepared, checkpoint: Path | None, callbacks: Sequence[Callback]
+) -> None:
     """Train, from a checkpoint if there is one.
 
     Args:
@@ -121,7 +123,7 @@ def _out_of_memory(plan: Plan) -> str:
     )
 
 
-def build_loggers(settings: Settings, run: Run) -> list[Logger]:
+def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
     """Return Lightning's loggers beside ``metrics.csv``."""
     made: list[Logger] = []
     try:

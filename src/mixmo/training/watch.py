@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch exports it by a star import
 
 from mixmo.errors import InputError, StoppedError
-from mixmo.runs import Run
+from mixmo.runs import RunFolder
 from mixmo.training import ranks
 
 EVERY = 0.1
@@ -33,7 +33,7 @@ class RankWatch(Callback):
         run: What is trained; said to whoever wants to resume it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self.run, self.over = run, threading.Event()
         self.store: Any = None
         self.names: list[str] = []
