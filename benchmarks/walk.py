@@ -47,8 +47,6 @@ def walk(call: Callable[[], Any]) -> tuple[set[str], Counter[tuple[str, str]]]:
         call()
     finally:
         sys.setprofile(None)
-    for key in [key for key in entered if key[1].startswith("<module>")]:  # an import
-        del entered[key]
     return {file for file, _ in entered}, entered
 
 
@@ -58,7 +56,9 @@ def main_walk() -> None:
         run, image = f"{folder}/run", f"{folder}/a.png"
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
         words = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--data.workers=0"]
-        for command in (["fit", "digits-cut", "--run", run, *words], ["predict", run, image]):
+        for command in (["fit", "digits-cut", *words, "--run"], ["predict", run, image, "--out"]):
+            main([*command, f"{folder}/first.csv" if command[0] == "predict" else run])  # imports what it needs
+            command.append(f"{folder}/{command[0]}-again.csv")
             files, entered = walk(lambda command=command: main(command))
             print(f"\nmixmo {command[0]}: {len(files)} files, {len(entered)} functions")
             for what, (file, name) in AGAIN.items():
