@@ -176,11 +176,11 @@ def test_kinds_are_drawn_with_their_probabilities(draw_per, generator):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "cuttt"}, "unknown mixer kind 'cuttt'; did you mean 'cut'"),
-        ({"kind": {"cut": 0.5, "coww": 0.5}}, "unknown mixer kind 'coww'; did you mean 'cow'"),
+        ({"kind": "cuttt"}, "unknown mixer.kind 'cuttt'; did you mean 'cut'"),
+        ({"kind": {"cut": 0.5, "coww": 0.5}}, "unknown mixer.kind 'coww'; did you mean 'cow'"),
         ({"kind": {"cut": 0.5, "cow": 0.6}}, "probabilities are 0 or more and sum to 1"),
         ({"kind": {"cut": 1.5, "cow": -0.5}}, "probabilities are 0 or more and sum to 1"),
-        ({"draw_per": "epoch"}, "unknown mixer draw_per 'epoch'"),
+        ({"draw_per": "epoch"}, "unknown mixer.draw_per 'epoch'"),
     ],
 )
 def test_bad_mixers_are_refused(arguments, message):

@@ -135,7 +135,7 @@ def test_alpha_zero_and_the_end_of_training_mix_equally(generator):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "cutt"}, "unknown mixer kind 'cutt'; did you mean 'cut'"),
+        ({"kind": "cutt"}, "unknown mixer.kind 'cutt'; did you mean 'cut'"),
         ({"num_members": 0}, "num_members is 0"),
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"alpha": float("nan")}, "alpha is nan"),

@@ -109,9 +109,9 @@ def test_nothing_overflows(tmp_path, chromium, width):
     ("words", "message"),
     [
         (["digits-cutt"], "did you mean 'digits-cut'"),
-        ([], "preview needs a recipe"),
-        (["digits-cut", "--mixer.kind=vornoi"], "unknown mixer kind 'vornoi'; did you mean 'voronoi'"),
-        (["digits-cut", "--run=x"], "unknown setting 'run'"),
+        ([], "preview needs recipe"),
+        (["digits-cut", "--mixer.kind=vornoi"], "unknown mixer.kind 'vornoi'; did you mean 'voronoi'"),
+        (["digits-cut", "--run=x"], "unknown option '--run'"),
         (["digits-cut", "--mixer.kind=grid", "--model.num_members=17"], "'grid' has 16 cells"),
     ],
 )

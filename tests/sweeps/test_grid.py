@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.config.settings import known_settings
+from mixmo.config.words import read_words
 from mixmo.errors import InputError, MissingError
 from mixmo.sweeps.draws import draw
 from mixmo.sweeps.grid import load_sweep
@@ -24,7 +26,7 @@ def sweep(tmp_path):
     def load(section, *words, **recipe):
         file = tmp_path / "some.yaml"
         file.write_text(yaml.safe_dump({"extends": "digits-cut", **recipe, "sweep": section}, sort_keys=False))
-        return load_sweep(file, words)
+        return load_sweep(file, read_words(words, known_settings(), "sweep")[1])
 
     return load
 
@@ -64,8 +66,8 @@ def test_own_settings_of_the_file_are_above_what_choices_extend(sweep):
 
 
 def test_values_are_called_as_yaml_writes_them(sweep):
-    grid = {"optimizer.decay_all": [True, False], "data.image_size": [None, 16], "mixer.kind": [{"cut": 1, "cow": 2}]}
-    assert sweep({"grid": grid}).names[0] == "decay_all-true_image_size-null_kind-cut-1-cow-2"
+    grid = {"optimizer.decay_all": [True, False], "data.image_size": [None, 16], "mixer.kind": [{"cut": 1, "cow": 0}]}
+    assert sweep({"grid": grid}).names[0] == "decay_all-true_image_size-null_kind-cut-1-cow-0"
 
 
 def test_axes_whose_names_end_alike_are_told_apart(sweep):
@@ -132,7 +134,7 @@ def test_integers_come_with_both_ends():
     ("section", "words", "problem"),
     [
         ({}, [], "has no section `sweep`"),
-        ({"grit": {}}, [], "unknown setting of sweep 'grit'; did you mean 'grid'"),
+        ({"grit": {}}, [], "unknown setting 'sweep.grit'; did you mean 'sweep.grid'"),
         ({"samples": 3}, [], "nothing to vary"),
         ({"grid": {"mixer.alpa": [1]}}, [], "unknown setting in sweep.grid 'mixer.alpa'; did you mean"),
         ({"grid": {"mixer.alpha": []}}, [], "sweep.grid.mixer.alpha is []"),
@@ -144,8 +146,8 @@ def test_integers_come_with_both_ends():
         ({"grid": {"method": {"a": None, "b": {}}}}, [], "two trials of the sweep are the same, a/seed-0 and b/seed-0"),
         ({"grid": {"mixer.alpha": [1, 2]}}, ["--mixer.alpha=3"], "an override of the command line"),
         ({"seeds": []}, [], "sweep.seeds is []"),
-        ({"grid": None}, [], "sweep.grid is None; it is a mapping of names to values"),
-        ({"grid": {"mixer.alpha": [1]}, "asha": True}, [], "sweep.asha is True; it is a mapping"),
+        ({"grid": None}, [], "sweep.grid is None; it must be a mapping"),
+        ({"grid": {"mixer.alpha": [1]}, "asha": True}, [], "sweep.asha is True; it must be a section of settings"),
         ({"grid": {"seed": [1, 2]}}, [], "list seeds in sweep.seeds"),
         ({"grid": {"method": {"comparison": None}}}, [], "is named comparison, as a file in its folder is"),
         ({"grid": {"mixer.alpha": [1]}, "random": {"mixer.alpha": [2]}}, [], "stands in both"),
@@ -155,7 +157,7 @@ def test_integers_come_with_both_ends():
         ({"grid": {"data.validation": [0.1, 0.2]}, "asha": {}}, [], "but data.validation differs among trials"),
         ({"seeds": [1, 1]}, [], "sweep.seeds is [1, 1]"),
         ({"seeds": [0]}, ["--seed=1"], "--seed is not for a sweep"),
-        ({"seeds": [0]}, ["--run=x"], "--run is not for a sweep"),
+        ({"seeds": [0]}, ["--run=x"], "unknown option '--run'"),
         ({"seeds": [0]}, ["--trainer.devices=2"], "each trial of a sweep takes one device"),
         ({"random": {"mixer.alpha": {"low": 1}}}, [], "sweep.random.mixer.alpha is {'low': 1}"),
         ({"random": {"mixer.alpha": {"low": 2, "high": 1}}}, [], "goes from 2 to 1"),
@@ -163,8 +165,8 @@ def test_integers_come_with_both_ends():
         ({"random": {"mixer.alpha": {"low": 1, "high": 2}}, "samples": 0}, [], "sweep.samples is 0"),
         ({"random": {"mixer.alpha": {"low": 1, "high": 2}}}, ["--data.validation=0"], "the test set never chooses"),
         ({"seeds": [0], "asha": {}}, ["--data.validation=0"], "the test set never chooses"),
-        ({"seeds": [0], "asha": {"reduction": 1}}, [], "sweep.asha has grace_epochs 1 and reduction 1"),
-        ({"seeds": [0], "asha": {"grace": 1}}, [], "unknown setting of sweep.asha 'grace'"),
+        ({"seeds": [0], "asha": {"reduction": 1}}, [], "sweep.asha.reduction is 1; it must be at least 2"),
+        ({"seeds": [0], "asha": {"grace": 1}}, [], "unknown setting 'sweep.asha.grace'"),
         ({"grid": {"trainer.max_epochs": [2, 3]}, "asha": {}}, [], "theirs are 2 and 3"),
     ],
 )

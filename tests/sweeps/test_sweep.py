@@ -200,11 +200,11 @@ def test_a_folder_of_something_else_is_refused(write, tmp_path, capsys, name, pr
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
-        ("--cpus=0", "--cpus is 0; it is 1 or more"),
-        ("--gpus=-1", "--gpus is -1; it is a part of one"),
+        ("--cpus=0", "cpus is 0; it must be at least 1"),
+        ("--gpus=-1", "gpus is -1; it must be at least 0"),
         ("--gpus=1.5", "--gpus is 1.5"),
         ("--out=", "--out names nothing"),
-        ("--adress=x", "unknown setting 'adress'"),
+        ("--adress=x", "unknown option '--adress'"),
         ("--address=x", "and --ray is false"),
     ],
 )

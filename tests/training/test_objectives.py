@@ -37,7 +37,7 @@ def test_the_loss_is_that_of_its_formula(batch, members, classes, smoothing, see
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label_smoothing": 1.0}, "objective.label_smoothing is 1.0; it is a share"),
+        ({"label_smoothing": 1.0}, "objective.label_smoothing is 1.0; it must be less than 1"),
         ({"name": "own:focal", "label_smoothing": 0.1}, "objective.label_smoothing belongs to mixed_cross_entropy"),
     ],
 )

@@ -267,7 +267,7 @@ def test_the_command_line_starts_ranks(images, tmp_path, by):
         (["--trainer.accumulate=5"], r"1 device\(s\) in 5 part\(s\) each cannot share evenly; take a multiple of 5"),
         (["--trainer.devices=16"], "has 8 distinct images .* 16 devices cannot decode evenly"),
         (["--trainer.sync_batchnorm=true"], "SyncBatchNorm needs GPUs"),
-        (["--trainer.devices=0"], "trainer.devices is 0; it is positive"),
+        (["--trainer.devices=0"], "trainer.devices is 0; it must be at least 1"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_training(images, tmp_path, words, problem):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -51,7 +51,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
         name, equals, text = word[2:].partition("=")
         owner = owner_of(name, known)
         if owner is None:
-            unknown.append(unknown_setting(name, known, "option", f"`mixmo {command} --help`"))
+            unknown.append(unknown_setting(f"--{name}", [f"--{each}" for each in known], "option", f"`mixmo {command} --help`"))
             if not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
             continue
@@ -89,14 +89,15 @@ def read_value(text: str, hint: Any) -> Any:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
         return text
-    kinds = get_args(hint)
+    kinds = _kinds(hint)
     other = value is None or isinstance(value, Mapping | list) or (bool in kinds and isinstance(value, bool))
-    return text if str in kinds and not other else value
+    wants_text = any(kind is str or isinstance(kind, str) for kind in kinds)
+    return text if wants_text and not other else value
 
 
 def _take(rest: list[str], hint: Any, name: str) -> str:
     """Take the value of an option from the words behind it."""
-    kinds = get_args(hint) or (hint,)
+    kinds = _kinds(hint)
     if bool in kinds and str not in kinds:  # a flag takes no word but yes or no
         return rest.pop(0) if rest and isinstance(read_value(rest[0], bool), bool) else "true"
     if bool in kinds and (not rest or rest[0].startswith("--")):
@@ -113,11 +114,18 @@ def _take_all(rest: list[str], hint: Any, name: str) -> Any:
         taken.append(rest.pop(0))
     if len(taken) == 1 and isinstance(value := read_value(taken[0], list[str]), list | None):
         return value
-    (kind,) = get_args(next(each for each in (hint, *get_args(hint)) if get_origin(each) is list))
+    (kind,) = get_args(next(each for each in _kinds(hint) if get_origin(each) is list))
     return [read_value(each, kind) for each in taken]
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the types of a union, and the choices of a ``Literal`` in it."""
+    if get_origin(hint) in (Union, UnionType, Literal):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    return [hint]
 
 
 def is_list(hint: Any) -> bool:
     """Return whether an annotation is of a list, and of no text."""
-    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return any(get_origin(each) is list for each in parts) and str not in parts
+    kinds = _kinds(hint)
+    return any(get_origin(kind) is list for kind in kinds) and str not in kinds
