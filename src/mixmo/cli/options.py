@@ -66,7 +66,10 @@ class Command(NamedTuple):
 
     def parser(self) -> ArgumentParser:
         """Return a parser of all options, for the help and for completion by a shell."""
-        parser = ArgumentParser(prog=f"mixmo {self.name}", exit_on_error=False, description=self.about)
+        first = fields_of(self.options[0]).items()
+        alone = [name.upper() + "…" * is_list(field.annotation) for name, field in first if _stands_alone(field)]
+        usage = " ".join(["mixmo", self.name, *alone, "[--name value …]"])
+        parser = ArgumentParser(prog=f"mixmo {self.name}", usage=usage, exit_on_error=False, description=self.about)
         for kind in self.options:
             for name, field in fields_of(kind).items():
                 _add(parser, name, field, hints_of(kind)[name])
