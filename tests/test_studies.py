@@ -63,7 +63,7 @@ def test_a_study_evaluates_on_other_images(tmp_path):
     (tmp_path / "study.yaml").write_text("""
 seeds: [0]
 settings: {extends: [digits], data: {name: torch/cifar10, channels: 3, batch_size: 4, validation: 0.0}}
-evaluate: {corruptions: generated}
+evaluate: {corruptions: true}
 tasks: {few: {passes: 4, evaluate: {ood: [torch/cifar100]}}}
 methods:
   started: {extends: [cut, b2], passes: 0.5, start: single, model: {start_noise: 1.0}}

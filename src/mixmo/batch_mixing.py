@@ -148,7 +148,7 @@ class BatchMixer:
         loss: Objective | None = None,
         draw_per: Literal["batch", "sample"] = "batch",
     ) -> None:
-        self.mixer = Mixer(mask, net.num_members, alpha, probability, draw_per, root)
+        self.mixer = Mixer(mask, net.num_members, alpha=alpha, probability=probability, draw_per=draw_per, root=root)
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1.")
         if loss is not None and label_smoothing:

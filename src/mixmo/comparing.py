@@ -100,6 +100,8 @@ class Comparison:
             InputError: for a name that is none of :attr:`names`.
         """
         known = {group.name: group for group in self.groups}
+        if not names:
+            raise InputError(f"only() names no network; there are {', '.join(known)}.")
         return Comparison([known[one_of(name, known, "network")] for name in names])
 
     def show(self, *keys: str, title: str = "") -> Table:
@@ -156,6 +158,7 @@ def compare(
         >>> [row["group"] for row in found.table], sorted(found.differences["two"])[0]
         (['one', 'two', 'both'], 'accuracy')
     """
+    names = names if isinstance(names, str) else list(names)
     given = [each for network in networks for each in _named(network)]
     if not given:
         raise InputError("there is nothing to compare; give runs, or their paths.")

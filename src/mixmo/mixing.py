@@ -51,8 +51,12 @@ class Mix(NamedTuple):
 
 def _check_kind(kind: Any) -> Any:
     if isinstance(kind, Mapping):
+        if not all(isinstance(name, str) or callable(name) for name in kind):
+            raise ValueError("it must be a mapping of masks' names, or functions, to probabilities")
         return {name: check_value(share, Number, f"mixer.kind.{name}") for name, share in kind.items()}
-    if isinstance(kind, str) or callable(kind):
+    if isinstance(kind, str):
+        return str.__str__(kind)
+    if callable(kind):
         return kind
     raise ValueError("it must be the name of a mask, a function, or a mapping of such to probabilities")
 
@@ -147,7 +151,7 @@ class Mixer:
         device: torch.device,
         progress: float,
     ) -> Mix:
-        ratios = self._sample_ratios(batch_size, generator, device)
+        ratios = sample_ratios(batch_size, self.num_members, self.alpha, generator, device)
         if self.num_members == 1:
             return Mix(linear(ratios, shape), ratios)
         per_sample = self.draw_per == "sample"
@@ -170,7 +174,7 @@ class Mixer:
         """Return masks of the kinds that ``uniform`` chooses."""
         drawn, below = [], 0.0
         for kind, probability in self.kinds.items():
-            function = KINDS[kind] if isinstance(kind, str) else kind
+            function = kind if callable(kind) else KINDS[kind if kind in KINDS else one_of(kind, KINDS, "mixer.kind")]
             drawn.append((below, function(ratios, shape, generator, roles)))
             below += probability
         chosen = drawn[0][1]
@@ -178,12 +182,16 @@ class Mixer:
             chosen = torch.where(uniform >= start, masks, chosen)
         return chosen
 
-    def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        size = (batch_size, self.num_members)
-        if self.alpha == 0 or self.num_members == 1:
-            return torch.full(size, 1 / self.num_members, device=device)
-        # torch.distributions.Dirichlet draws the same but takes no generator.
-        return torch._sample_dirichlet(torch.full(size, float(self.alpha), device=device), generator)
+
+def sample_ratios(
+    batch_size: int, num_members: int, alpha: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Return ratios (B, M) ~ Dirichlet(alpha, …, alpha); 1/M each for alpha = 0."""
+    size = (batch_size, num_members)
+    if alpha == 0 or num_members == 1:
+        return torch.full(size, 1 / num_members, device=device)
+    # torch.distributions.Dirichlet draws the same but takes no generator.
+    return torch._sample_dirichlet(torch.full(size, float(alpha), device=device), generator)
 
 
 def scheduled_probability(probability: float, progress: float) -> float:

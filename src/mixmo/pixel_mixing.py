@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mixmo.masks import KINDS, FeatureShape
-from mixmo.mixing import Mixer
+from mixmo.mixing import sample_ratios
 from mixmo.seeding import drawing_device
 from mixmo.validation import Number, Share, settings_class
 
@@ -70,7 +70,7 @@ class PixelMixer:
         if self.kind == "none":
             return torch.ones(batch_size, num_members, 1, *size, device=device)
         shape: FeatureShape = (1, *size)
-        ratios = Mixer("linear", 2, self.alpha).sample(count, (1, 1, 1), generator, device=device).ratios
+        ratios = sample_ratios(count, 2, self.alpha, generator, device)
         masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)
         mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
         keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's

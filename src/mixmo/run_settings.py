@@ -27,8 +27,8 @@ def filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, 
     """
     found = dict(config)
     for section, values in resolved.items():
-        own = found.get(section) or {}
-        found[section] = own | {key: value for key, value in values.items() if own.get(key) is None}
+        own = section_of(found, section)
+        found[section] = dict(own) | {key: value for key, value in values.items() if own.get(key) is None}
     return found
 
 

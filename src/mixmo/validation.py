@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
+import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
 
+import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import ArgsKwargs
 from typing_extensions import dataclass_transform
 
 from mixmo.errors import InputError, one_of
@@ -31,11 +34,11 @@ class ChangesNoResult:
 
 
 class FromElsewhere:
-    """Marks an argument that is no setting of its own, but follows from another."""
+    """Marks a field that is no setting of its own: recipes, options and keywords leave it out."""
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_ | bytes):
         raise ValueError("it must be a number")
     try:
         return float(value) if isinstance(value, str) else value
@@ -43,23 +46,60 @@ def _number(value: Any) -> Any:
         return value  # which will be refused
 
 
-def _plain(value: Any) -> Any:
+def take_integer(value: Any) -> Any:
+    """Return an integer of another library as Python's; refuse fractions, whole ones too."""
+    if isinstance(value, float):
+        raise ValueError("it must be an integer")
+    return value if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+
+
+def _boolean(value: Any) -> Any:
+    return bool(value) if isinstance(value, np.bool_) else value
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def take_list(value: Any) -> Any:
+    """Return a tuple or an array as a list."""
+    return list(value) if isinstance(value, tuple | np.ndarray) else value
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Return a value as YAML can write it; refuse what it cannot."""
+    if depth > DEEPEST:
+        raise ValueError("it must not be nested so deeply")
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(each, depth + 1) for each in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("it must have texts for names")
+        return {str.__str__(key): _plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("it must hold finite numbers")
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):  # of a subclass, what YAML knows
+            return kind.__str__(value) if kind is str else kind(value)
     raise ValueError("it must hold plain values: scalars, lists and mappings")
 
 
+DEEPEST = 50
+"""Levels of lists and mappings that an option may have."""
+
 Neutral = Annotated[T, ChangesNoResult()]
-Integer = Annotated[int, Strict()]
-Boolean = Annotated[bool, Strict()]
+Integer = Annotated[int, Strict(), BeforeValidator(take_integer)]
+Boolean = Annotated[bool, Strict(), BeforeValidator(_boolean)]
+Text = Annotated[str, BeforeValidator(_text)]
+"""A text, or a path."""
+Place = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
+"""A file or folder to write, which is never empty."""
 Number = Annotated[float, BeforeValidator(_number)]
 """A finite number; 1 becomes 1.0, and so does "1e-3", which YAML 1.1 reads as a text."""
+Numbers = Annotated[list[Number], Strict(), BeforeValidator(take_list)]
 Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[Integer, Field(ge=1)]
@@ -92,19 +132,31 @@ def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]
 
     def decorate(cls: type[T]) -> type[T]:
         made: Any = pydantic_dataclass(cls, config=CONFIG, frozen=frozen)
-        check = made.__init__
+        check, names = made.__init__, list(made.__pydantic_fields__)
 
         @functools.wraps(check)
         def initialize(self: Any, *values: Any, **named: Any) -> None:
+            if len(values) > len(names):
+                raise TypeError(f"{cls.__name__} takes {len(names)} arguments, and {len(values)} were given")
+            given = dict(zip(names, values, strict=False))
+            if twice := given.keys() & named.keys():
+                raise TypeError(f"{cls.__name__} got {min(twice)} twice")
             try:
-                check(self, *values, **named)
+                check(self, **given, **named)
             except ValidationError as error:
                 raise InputError(join_sentences(describe_errors(error, made, section))) from None
 
         made.__init__ = initialize
+        made.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n{_describe_fields(made)}"
         return made  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _describe_fields(section: Any) -> str:
+    """Return the meaning of every field, a line for each, as an ``Args`` section has them."""
+    fields = section.__pydantic_fields__.items()
+    return "\n".join(f"    {name}: {' '.join((field.description or '').split())}" for name, field in fields)
 
 
 def check_value(value: Any, hint: Any, name: str) -> Any:
@@ -123,7 +175,7 @@ def check_value(value: Any, hint: Any, name: str) -> Any:
     try:
         return _adapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
-        sentences = [_sentence(name + path, each) for path, each in _grouped(error, value)]
+        sentences = [_sentence(name + path, each) for path, each in _grouped(error)]
         raise InputError(join_sentences(sentences)) from None
 
 
@@ -176,11 +228,9 @@ def describe_errors(error: ValidationError, settings: type, section: str = "") -
         settings: Their class.
         section: The section that they are, if they are one.
     """
-    values = error.errors()[0]["input"] if len(error.errors()) == 1 else None
-    given = next((each["input"] for each in error.errors() if isinstance(each["input"], ArgsKwargs)), values)
     known, prefix = fields_of(settings), f"{section}." if section else ""
     found = []
-    for path, each in _grouped(error, given):
+    for path, each in _grouped(error, known):
         name = prefix + path.removeprefix(".")
         if each[0]["type"] == "unexpected_keyword_argument":
             found.append(unknown_setting(name, [prefix + own for own in known]))
@@ -195,27 +245,27 @@ def unknown_setting(name: str, known: Iterable[str], what: str = "setting", list
         one_of(name, known, what, listed)
     except InputError as error:
         return str(error)
-    return f"{name} is no {what} that can be set here."
+    return f"{name} is no {what} here."
 
 
-def _grouped(error: ValidationError, value: Any) -> Iterator[tuple[str, list[Any]]]:
+def _grouped(error: ValidationError, known: Iterable[str] = ("",)) -> Iterator[tuple[str, list[Any]]]:
     """Yield errors by the path of the value they are of; a union has one for each of its types."""
     found: dict[str, list[Any]] = {}
     for each in error.errors(include_url=False):
-        found.setdefault(_path(each["loc"]), []).append(each)
+        found.setdefault(_path(each["loc"], set(known)), []).append(each)
     for path, errors in found.items():
         if not any(other != path and other.startswith(path) and other[len(path)] in ".[" for other in found):
             yield path, errors
 
 
-def _path(location: Sequence[int | str]) -> str:
-    """Return where a value is, without the names that pydantic has for the types of a union."""
-    parts = [f"[{each}]" if isinstance(each, int) else f".{each}" for each in location if not _is_type(each)]
-    return "".join(parts)
-
-
-def _is_type(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in TYPES)
+def _path(location: Sequence[int | str], known: set[str]) -> str:
+    """Return where a value is; within a setting without the names that pydantic has for the types of a union."""
+    path, inside = "", "" in known
+    for part in location:
+        if not (inside and isinstance(part, str) and ("[" in part or part in TYPES)):
+            path += f"[{part}]" if isinstance(part, int) else f".{part}"
+        inside = inside or path[1:] in known
+    return path
 
 
 TYPES = {"int", "float", "str", "bool", "none", "constrained-int", "constrained-float", "constrained-str"}
@@ -228,14 +278,16 @@ def _sentence(name: str, errors: Sequence[Any]) -> str:
     if isinstance(cause, InputError):  # a whole sentence
         return str(cause)
     value, name = errors[0]["input"], name.removeprefix(".")
-    if errors[0]["type"] == "literal_error" and isinstance(value, str):
-        choices = errors[0]["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        return unknown_setting(value, [each.strip("'") for each in choices], name)
+    choices = re.findall(r"'([^']+)'", str((errors[0].get("ctx") or {}).get("expected", "")))
+    if errors[0]["type"] == "literal_error" and isinstance(value, str) and choices:
+        return unknown_setting(value, choices, name)
     wanted = dict.fromkeys(_wanted(each) for each in errors)
     return f"{name} is {_shown(value)}; it must {' or '.join(wanted)}."
 
 
 WORDS = {
+    r"String should have at least 1 character": "not be empty",
+    r"Keys should be strings": "have texts for names",
     r", unable to parse.*": "",
     r"a valid integer": "an integer",
     r"a valid boolean": "true or false",

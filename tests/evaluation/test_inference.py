@@ -11,7 +11,7 @@ from mixmo.data import module as data_module
 from mixmo.errors import InputError
 from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.results import GENERATED, EvaluationOptions, evaluate_runs
+from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 
 
 def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
@@ -35,14 +35,14 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     count(data_module, "image_set", lambda source, *_: len(source))
     monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
     other = f"folder:{folder}/other"
-    result = evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=GENERATED))
+    result = evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))
     assert list(result.ood) == [other] and list(result.corruptions.kinds) == ["fog"]
     decoded = [call for call in called if call.startswith("image_set")]
     assert sorted(decoded) == ["image_set 12", "image_set 16", "image_set 9"]  # test, other, validation
     assert [called.count(f"open_source data {split}") for split in ("train", "test")] == [1, 1]
     assert called.count("make_plan") == called.count("load_checkpoint") == 1
     called.clear()
-    evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=GENERATED))
+    evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))
     assert not [call for call in called if call.startswith(("image_set", "load_checkpoint"))]  # all is kept
 
 

@@ -336,7 +336,7 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
         mixmo.fit(NET, train, val=train, **FAST)
     with pytest.raises(InputError, match="validation images are floating point, the others"):
         mixmo.fit(NET, train, val=Own(*test), **FAST)
-    with pytest.raises(InputError, match="unknown setting 'learning_rate'"):
+    with pytest.raises(InputError, match="unknown keyword 'learning_rate'"):
         mixmo.fit(NET, train, learning_rate=0.1, **FAST)
     with pytest.raises(InputError, match="weight_decay is 'much'"):
         mixmo.fit(NET, train, weight_decay="much", **FAST)

@@ -81,7 +81,7 @@ def test_ones_own_images_take_the_recipes_hyperparameters():
         ({"recipe": "digits-cat"}, "unknown recipe 'digits-cat'"),
         ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
         ({"recipe": "digits-cut", "val": (IMAGES, LABELS)}, "val or test is given without train"),
-        ({"recipe": "digits-cut", "learning_rate": 1}, "unknown setting 'learning_rate'"),
+        ({"recipe": "digits-cut", "learning_rate": 1}, "unknown keyword 'learning_rate'"),
         ({"recipe": "digits-cut", "num_members": 0}, "num_members is 0"),
     ],
 )

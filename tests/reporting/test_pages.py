@@ -37,7 +37,7 @@ def pages(trained, tmp_path_factory):
     """The report of two members with everything on it, of one network, and a comparison of three entries."""
     folder, two, one = trained
     out = tmp_path_factory.mktemp("pages")
-    options = EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions="generated")
+    options = EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions=True)
     made = {
         "two": write_report(TrainedRun(two), evaluate_runs([two], options)),
         "one": write_report(TrainedRun(one), evaluate_runs([one])),
@@ -95,7 +95,7 @@ def test_many_classes_with_long_names(tmp_path, chromium):
 
 def test_every_metric_of_an_evaluation_has_a_name(trained):
     folder, two, _ = trained
-    found = evaluate_runs([two], EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions="generated"))
+    found = evaluate_runs([two], EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions=True))
     keys = {*found.metrics.average, *found.metrics.diversity, *found.metrics.members[0], *found.scaled}
     keys |= {f"corruption/{key}" for key in found.corruptions.means() if "/" not in key}
     assert keys <= set(METRICS)

@@ -19,14 +19,14 @@ from mixmo.environment import environment
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
 from mixmo.files import check_place, is_marked, make_folder, write_text
 from mixmo.names import printable
-from mixmo.validation import Boolean, settings_class
+from mixmo.validation import Boolean, Place, settings_class
 
 
 @settings_class()
 class Options:
     """Where measurements are kept."""
 
-    save: str | None = None
+    save: Place | None = None
     """Keep the measurements in a JSON file."""
     overwrite: Boolean = False
     """Replace a file that mixmo did not write."""

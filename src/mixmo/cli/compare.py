@@ -12,7 +12,7 @@ from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import printable
 from mixmo.reporting.comparison_page import compare
 from mixmo.reporting.tables import TextTable
-from mixmo.validation import Boolean, settings_class
+from mixmo.validation import Boolean, Place, settings_class
 
 
 @settings_class()
@@ -21,7 +21,7 @@ class Options:
 
     networks: Word[list[str]]
     """Runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before."""
-    out: str = "comparison"
+    out: Place = "comparison"
     """The folder to write into."""
     overwrite: Boolean = False
     """Replace files that mixmo did not write there."""

@@ -39,6 +39,6 @@ def run(words: list[str]) -> None:
     parser = ArgumentParser(prog="mixmo")
     inside = parser.add_subcommands(required=False)
     for name in COMMANDS:
-        if (command := getattr(import_module(f"mixmo.cli.{name}"), "COMMAND", None)) is not None:
-            inside.add_subcommand(name, command.parser())
+        command = getattr(import_module(f"mixmo.cli.{name}"), "COMMAND", None)
+        inside.add_subcommand(name, ArgumentParser() if command is None else command.parser())
     print(shtab.complete(parser, own.shell))

@@ -9,7 +9,7 @@ from mixmo.cli.options import Command, Word
 from mixmo.deploy.export import ExportOptions
 from mixmo.library import Run
 from mixmo.names import printable
-from mixmo.validation import Boolean, settings_class
+from mixmo.validation import Boolean, Place, settings_class
 
 
 @settings_class()
@@ -20,7 +20,7 @@ class Options:
     """The run's folder."""
     format: Literal["timm", "onnx", "torch-export", "safetensors"]
     """timm, onnx, torch-export or safetensors."""
-    out: str | None = None
+    out: Place | None = None
     """The file or folder; in the run's by default."""
     overwrite: Boolean = False
     """Replace files that mixmo did not write there."""

@@ -12,7 +12,7 @@ from mixmo.launching import is_first
 from mixmo.library import train_plan
 from mixmo.names import printable
 from mixmo.runs import RunFolder
-from mixmo.validation import Boolean, settings_class
+from mixmo.validation import Boolean, Place, settings_class
 
 
 @settings_class()
@@ -21,7 +21,7 @@ class Options:
 
     recipe: Word[str]
     """A recipe's name (`mixmo recipes` lists them), a YAML file, or the folder of a run that is resumed."""
-    run: str | None = None
+    run: Place | None = None
     """The run's folder; runs/NAME of the recipe by default."""
     accept_changes: Boolean = False
     """Resume a run with settings that have changed."""

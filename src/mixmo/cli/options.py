@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 from pydantic.fields import FieldInfo
@@ -114,4 +114,6 @@ def _add(parser: Any, name: str, field: FieldInfo, hint: Any) -> None:
         many = "*" if not field.is_required() else "+" if is_list(hint) else None
         parser.add_argument(name, help=text, **({"nargs": many} if many else {}))
     else:
-        parser.add_argument(f"--{name}", type=hint, default=default, help=text)
+        of_list = get_origin(hint) is list
+        takes: dict[str, Any] = {"nargs": "+", "type": get_args(hint)[0]} if of_list else {"type": hint}
+        parser.add_argument(f"--{name}", default=default, help=text, **takes)

@@ -22,7 +22,7 @@ from mixmo.deploy.predictor import Predictor
 from mixmo.deploy.writing import writing_rows
 from mixmo.errors import InputError
 from mixmo.names import message, printable
-from mixmo.validation import Boolean, Integer, Number, settings_class
+from mixmo.validation import Boolean, Integer, Number, Place, settings_class
 
 logger = logging.getLogger("mixmo")
 
@@ -40,7 +40,7 @@ class Options:
     """A run's folder, an exported folder or file; RUN+RUN is one ensemble."""
     images: Word[list[str]]
     """Image files and folders; - reads an image, or names of images, a line each, from standard input."""
-    out: str | None = None
+    out: Place | None = None
     """A .csv, .jsonl or .parquet file."""
     overwrite: Boolean = False
     """Replace a file that mixmo did not write."""

@@ -9,7 +9,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.names import printable
 from mixmo.reporting.preview import preview
-from mixmo.validation import Boolean, settings_class
+from mixmo.validation import Boolean, Place, settings_class
 
 
 @settings_class()
@@ -18,7 +18,7 @@ class Options:
 
     recipe: Word[str]
     """A recipe's name, which `mixmo recipes` lists, or a YAML file."""
-    out: str | None = None
+    out: Place | None = None
     """The folder to write into; preview/NAME of the recipe by default."""
     overwrite: Boolean = False
     """Replace files that mixmo did not write there."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mixmo.cli.compare import show
 from mixmo.cli.options import Command, Word
-from mixmo.errors import InputError, StoppedError
+from mixmo.errors import StoppedError
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import message, printable
 from mixmo.reporting.comparison_page import compare
@@ -18,7 +18,7 @@ from mixmo.sweeps.grid import Sweep, load_sweep
 from mixmo.sweeps.on_ray import Resources
 from mixmo.sweeps.progress import FILE, Progress
 from mixmo.sweeps.run import compared, run_sweep
-from mixmo.validation import Boolean, Count, Number, settings_class
+from mixmo.validation import Boolean, Count, Number, Place, settings_class
 
 
 @settings_class()
@@ -27,11 +27,11 @@ class Options:
 
     file: Word[str]
     """A YAML file: a recipe with a section `sweep`; docs/sweeps.md shows one."""
-    out: str | None = None
+    out: Place | None = None
     """The folder of the trials; runs/NAME by default."""
     ray: Boolean | None = None
     """Train on Ray; by default where it is installed."""
-    address: str | None = None
+    address: Place | None = None
     """Of a Ray cluster, auto to look for one."""
     cpus: Count | None = None
     """Cores of each trial."""
@@ -48,8 +48,6 @@ def run(words: list[str]) -> int:
     """``mixmo sweep FILE [--out FOLDER] [--address ADDRESS] [--name value …]``; 1 if some trials failed."""
     (chosen,), settings = COMMAND.read(words)
     file = Path(chosen.file)
-    if empty := [name for name in ("out", "address") if getattr(chosen, name) == ""]:
-        raise InputError(f"--{empty[0]} names nothing.")
     sweep = load_sweep(file, settings)
     folder = Path(chosen.out or f"runs/{file.stem}")
     try:

@@ -25,7 +25,7 @@ from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
 from mixmo.reporting.tables import calibration_sentence, class_table, corruption_table, metrics_table, ood_tables
 from mixmo.runs import RunFolder
-from mixmo.validation import Boolean, settings_class
+from mixmo.validation import Boolean, Place, settings_class
 
 
 @settings_class()
@@ -34,7 +34,7 @@ class Options:
 
     runs: Word[list[str]] = field(default_factory=list)
     """Runs' folders; several are evaluated as one ensemble."""
-    predictions: str | None = None
+    predictions: Place | None = None
     """An .npz file in place of runs."""
     per_class: Boolean = False
     """Evaluate each class as well."""

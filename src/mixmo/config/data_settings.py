@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mixmo.errors import InputError
 from mixmo.header import LARGEST_SIDE
 from mixmo.pairing import check_input_repetition, check_repetition
-from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Share, settings_class
+from mixmo.validation import (
+    Boolean,
+    Count,
+    Integer,
+    Neutral,
+    Number,
+    Numbers,
+    Share,
+    Text,
+    settings_class,
+    take_integer,
+    take_list,
+)
 
 LARGEST_BATCH = 2**20
-PREPARATION = ("channels", "image_size", "crop_size", "interpolation", "mean", "std", "window", "own_transforms")
-"""Settings that say what an image looks like to the network; checkpoints and exports keep them."""
 MOST_WORKERS = 256
 
 BatchSize = Annotated[Integer, Field(ge=1, le=LARGEST_BATCH)]
+Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], BeforeValidator(take_list)]
 Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
 
 
@@ -25,9 +36,9 @@ Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
 class DataSettings:
     """The images and how a batch is made of them."""
 
-    name: str = "torch/cifar100"
+    name: Text = "torch/cifar100"
     """digits, folder:PATH (a folder or a zip file), csv:PATH, webdataset:PATH, parquet:PATH, torch/cifar100, hfds/…."""
-    root: Neutral[str] = "data"
+    root: Neutral[Text] = "data"
     """Where timm's datasets lie."""
     download: Neutral[Boolean] = False
     """Whether a missing dataset may be downloaded."""
@@ -57,9 +68,9 @@ class DataSettings:
     """Seed of the draws above; null is the run's, so that runs of other seeds learn from other images, and 0 for the
     test images, so that they are tested on the same.
     """
-    channels: Literal[1, 3, 4] = 3
+    channels: Annotated[Literal[1, 3, 4], BeforeValidator(take_integer)] = 3
     """3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are."""
-    window: list[Number] | None = None
+    window: Numbers | None = None
     """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255, those beyond clipped; null
     takes the whole range of 16 bits.
     """
@@ -77,7 +88,7 @@ class DataSettings:
     """Pixels around the image, from which a crop is taken."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     """What those pixels are: zeros (black), as published, or reflect, the image mirrored at its border."""
-    scale: list[Number] = field(default_factory=lambda: [0.35, 1.0])
+    scale: Numbers = field(default_factory=lambda: [0.35, 1.0])
     """Shares of the image's area that the part for photo has, least and most."""
     color_jitter: Share = 0.4
     """How far photo changes brightness, contrast and saturation: by factors from 1 - it to 1 + it."""
@@ -87,9 +98,9 @@ class DataSettings:
     """none, trivialaugment, or randaugment (two operations of strength 10), by kornia."""
     erasing: Share = 0.0
     """Share of the images in which a rectangle is blackened, by kornia."""
-    mean: list[Number] = field(default_factory=lambda: [0.5])
+    mean: Numbers = field(default_factory=lambda: [0.5])
     """Subtracted from each channel, in [0, 1]."""
-    std: list[Annotated[Number, Field(ge=1e-6)]] = field(default_factory=lambda: [0.5])
+    std: Deviations = field(default_factory=lambda: [0.5])
     """Divides each channel, in [0, 1]."""
     in_memory: Neutral[Boolean | None] = None
     """Keep decoded images on the device; null decides by their size. Partners for pixels.kind are then drawn from
@@ -105,11 +116,6 @@ class DataSettings:
     """Whether a program's Dataset prepares images by transforms of its own; found out, not set."""
     eval_batch_size: Neutral[BatchSize | None] = None
     """Images in one evaluation batch; null takes the training batch, on a GPU four times that."""
-
-    @property
-    def preparation(self) -> dict[str, Any]:
-        """The settings of :data:`PREPARATION`."""
-        return {key: getattr(self, key) for key in PREPARATION}
 
     @property
     def evaluation_size(self) -> int:

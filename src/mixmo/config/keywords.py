@@ -11,7 +11,19 @@ from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.validation import join_sentences, unknown_setting
 
-ARGUMENTS = ("model", "train", "val", "test", "num_members", "epochs", "out", "resume", "progress", "callbacks")
+ARGUMENTS = (
+    "model",
+    "train",
+    "val",
+    "test",
+    "num_members",
+    "epochs",
+    "recipe",
+    "out",
+    "resume",
+    "progress",
+    "callbacks",
+)
 """Arguments that :func:`mixmo.fit` has beside the settings."""
 
 OWN = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
@@ -53,7 +65,8 @@ def as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
         {'optimizer': {'lr': 0.1}, 'mixer': {'alpha': 2}}
     """
     known = keywords()
-    if unknown := [unknown_setting(keyword, list(known)) for keyword in settings if keyword not in known]:
+    near, listed = [*known, *ARGUMENTS], "mixmo.config.keywords.FitSettings"
+    if unknown := [unknown_setting(each, near, "keyword", listed) for each in settings if each not in known]:
         raise InputError(join_sentences(unknown))
     recipe: dict[str, Any] = {}
     for keyword, value in settings.items():

@@ -53,12 +53,14 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
         if alone:
             raise InputError(f"{alone[0]!r} is not understood; settings are --name=value.")
     values = _override(recipe, overrides)
-    if "num_members" in dict(values.get("mixer") or {}):
+    if isinstance(own := values.get("mixer"), Mapping) and "num_members" in own:
         raise InputError("mixer.num_members is no setting; the number of members is model.num_members.")
-    settings = Settings(**values)
-    if settings.model.start is not None:
-        inherited = inherit_settings(dict(flatten(values)))
-        settings = Settings(**_override(values, inherited))
+    settings = Settings(**_override(values, inherit_settings(dict(flatten(values)))))
+    if any(callable(kind) for kind in settings.mixer.kinds):
+        raise InputError(
+            "mixer.kind is a function, which a run's configuration cannot hold; name it package.module:function, and "
+            "its module in allow_imports."
+        )
     if settings.trainer.max_epochs is None:
         raise InputError("trainer.max_epochs is not set; it says how many epochs to train, 1 or more.")
     text = yaml_text(values_of(settings))
@@ -89,10 +91,11 @@ def _override(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe with values set by their dotted names; single options of another library are added."""
     sections = {name.partition(".")[0] for name in known_settings() if "." in name}
     found = {str(name): copy.deepcopy(value) for name, value in recipe.items()}
+    dotted = {name: found.pop(name) for name in list(found) if "." in name and owner_of(name, known_settings())}
     for name in sections & found.keys():
         if isinstance(found[name], Mapping | None):  # an empty section of YAML is None
             found[name] = {str(key): value for key, value in (found[name] or {}).items()}
-    for name, value in values.items():
+    for name, value in {**dotted, **values}.items():
         owner = owner_of(name, known_settings()) or name
         path = [*owner.split("."), *filter(None, [name.removeprefix(owner).removeprefix(".")])]
         place: Any = found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -27,6 +27,7 @@ from mixmo.validation import (
     Number,
     Options,
     Positive,
+    Text,
     fields_of,
     hints_of,
     settings_class,
@@ -35,9 +36,6 @@ from mixmo.validation import (
 RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "stem", "head", "trained", "fresh_heads",
             "noise", "self", "name", "options"}  # fmt: skip
 """Arguments of a network that follow from the data, or have settings of their own."""
-
-NETWORK = ("backbone", "num_members", "options", "mix_at")
-"""Settings of the model that say what is computed, whatever the weights are; checkpoints have them."""
 
 
 @settings_class("model")
@@ -54,7 +52,7 @@ class ModelSettings:
     """Module behind which features are mixed, such as stages.0; null is behind the stem, as published."""
     compile: Neutral[Boolean | None] = None
     """Compile the network and the loss; null does so on a GPU."""
-    start: str | None = None
+    start: Text | None = None
     """What members start from, its stem / M as encoders and its head as heads: pretrained (timm's weights of the
     backbone), a file of weights (.safetensors, .pth), or a run's folder. Images are then prepared as they were
     there, unless data.mean, std, interpolation and the sizes are set.
@@ -229,6 +227,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.data.check_members(self.model.num_members)
+        self.mixer = replace(self.mixer, num_members=self.model.num_members)
 
 
 def values_of(settings: Settings) -> dict[str, Any]:

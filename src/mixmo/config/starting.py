@@ -6,16 +6,18 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import timm
 
-from mixmo.config.data_settings import PREPARATION
 from mixmo.errors import InputError
 from mixmo.files import read_yaml
+from mixmo.header import Preparation
 from mixmo.names import timm_scheme
 
+PREPARATION = tuple(each.name for each in fields(Preparation))
 PRETRAINED = "pretrained"
 """The start that is timm's own weights."""
 
@@ -55,7 +57,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     if not os.path.isfile(file):  # whoever builds the network says so
         return {}
     content = read_yaml(file, "configuration")
-    model, data = (content.get(section) or {} for section in ("model", "data"))
+    model, data = (own if isinstance(own := content.get(each), Mapping) else {} for each in ("model", "data"))
     found = {f"model.{key}": model[key] for key in ("backbone", "options") if key in model}
     return found | {f"data.{key}": data[key] for key in PREPARATION if key in data}
 
@@ -77,7 +79,8 @@ def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
     if known.get("interpolation") in ("bicubic", "bilinear"):
         found["data.interpolation"] = known["interpolation"]
     if "data.image_size" not in values:
-        crop = values.get("data.crop_size") or (known.get("input_size") or (3, 224, 224))[-1]
+        crop = values.get("data.crop_size")
+        crop = crop if isinstance(crop, int) and crop > 0 else (known.get("input_size") or (3, 224, 224))[-1]
         size = math.floor(crop / (known.get("crop_pct") or 1))
         found |= {"data.crop_size": crop, "data.image_size": size}
     return found

@@ -7,6 +7,7 @@ recipes have, and checked once together with the recipe; jsonargparse writes the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -46,18 +47,23 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
             alone += rest
             break
         if not word.startswith("--"):
+            if word.startswith("-") and len(word) > 1:
+                raise InputError(f"{word!r} is not understood; options are --name=value, and -- stands before files.")
             alone.append(word)
             continue
         name, equals, text = word[2:].partition("=")
         owner = owner_of(name, known)
         if owner is None:
-            unknown.append(unknown_setting(f"--{name}", [f"--{each}" for each in known], "option", f"`mixmo {command} --help`"))
+            unknown.append(
+                unknown_setting(f"--{name}", [f"--{each}" for each in known], "option", f"`mixmo {command} --help`")
+            )
             if not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
             continue
         hint = known[owner]
-        if is_list(hint) and not equals and owner == name:
-            values[name] = _take_all(rest, hint, name)
+        if is_list(hint) and owner == name:
+            values.pop(name, None)
+            values[name] = _read_list([text] if equals else _take_all(rest, name), hint)
             continue
         if not equals:
             text = _take(rest, hint, name)
@@ -83,14 +89,15 @@ def read_value(text: str, hint: Any) -> Any:
         >>> read_value("yes", bool), read_value("2024", str), read_value("null", str | None)
         (True, '2024', None)
     """
-    if hint is str:
+    if hint is str or not text:
         return text
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
         return text
     kinds = _kinds(hint)
-    other = value is None or isinstance(value, Mapping | list) or (bool in kinds and isinstance(value, bool))
+    origins = {get_origin(kind) or kind for kind in kinds}
+    other = value is None or any(isinstance(value, kind) for kind in (dict, list, bool) if kind in origins)
     wants_text = any(kind is str or isinstance(kind, str) for kind in kinds)
     return text if wants_text and not other else value
 
@@ -99,7 +106,7 @@ def _take(rest: list[str], hint: Any, name: str) -> str:
     """Take the value of an option from the words behind it."""
     kinds = _kinds(hint)
     if bool in kinds and str not in kinds:  # a flag takes no word but yes or no
-        return rest.pop(0) if rest and isinstance(read_value(rest[0], bool), bool) else "true"
+        return rest.pop(0) if rest and read_value(rest[0], bool) in (True, False, *{None} & {*kinds}) else "true"
     if bool in kinds and (not rest or rest[0].startswith("--")):
         return "true"
     if not rest or rest[0].startswith("--"):
@@ -107,15 +114,21 @@ def _take(rest: list[str], hint: Any, name: str) -> str:
     return rest.pop(0)
 
 
-def _take_all(rest: list[str], hint: Any, name: str) -> Any:
-    """Take the values of an option that is a list: several words, or one in YAML's form."""
-    taken = [_take(rest, hint, name)]
-    while rest and not rest[0].startswith("--"):
-        taken.append(rest.pop(0))
-    if len(taken) == 1 and isinstance(value := read_value(taken[0], list[str]), list | None):
+def _take_all(rest: list[str], name: str) -> list[str]:
+    """Take all words up to the next option."""
+    taken = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+    if not taken:
+        raise InputError(f"--{name} needs a value: --{name}=….")
+    del rest[: len(taken)]
+    return taken
+
+
+def _read_list(words: Sequence[str], hint: Any) -> Any:
+    """Return what the words of a list say: each a value, or one word that is a list in YAML's form."""
+    if len(words) == 1 and isinstance(value := read_value(words[0], list[str]), list | None):
         return value
     (kind,) = get_args(next(each for each in _kinds(hint) if get_origin(each) is list))
-    return [read_value(each, kind) for each in taken]
+    return [read_value(each, kind) for each in words]
 
 
 def _kinds(hint: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import nn
 
 from mixmo.assembling import assembling
 from mixmo.deploy.card import model_card
@@ -107,11 +108,13 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
             raise InputError(f"{repository!r} cannot be uploaded: {reason(error)}.") from error
 
 
-def from_pretrained(name: str | Path, **options: Any) -> MixMo:
+def from_pretrained(name: str | Path, download: bool = False, model: nn.Module | None = None, **options: Any) -> MixMo:
     """Return a network from the Hugging Face Hub, or from a folder of :func:`save_pretrained`.
 
     Args:
         name: ``user/name``, or the folder.
+        download: Whether a backbone that is only described elsewhere may be fetched from there.
+        model: The backbone of a network that was trained with a module of your own.
         **options: More keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
 
     Returns:
@@ -133,7 +136,7 @@ def from_pretrained(name: str | Path, **options: Any) -> MixMo:
             raise
         except Exception as error:  # whatever the network or the Hub says
             raise MissingError(f"there is no folder {name}, and the Hub says: {reason(error)}.") from error
-    return load_members(folder)[0]
+    return load_members(folder, download, model)[0]
 
 
 def _hub() -> Any:

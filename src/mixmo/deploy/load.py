@@ -10,11 +10,11 @@ from mixmo.deploy.hub import from_pretrained
 from mixmo.deploy.members import MEMBERS, load_members, load_weights
 from mixmo.deploy.models import TimmModel
 from mixmo.digests import SPEC
-from mixmo.errors import InputError, MissingError
+from mixmo.errors import InputError, MissingError, one_of
 from mixmo.loading import load_checkpoint
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
-from mixmo.runs import RunFolder
+from mixmo.runs import CHECKPOINTS, RunFolder
 
 
 def load(name: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:
@@ -39,12 +39,15 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
     Example:
         >>> net = load("runs/quickstart")  # doctest: +SKIP
     """
+    one_of(checkpoint, CHECKPOINTS, "checkpoint")
     where = Path(name)
     if timm_scheme(str(name)) == "hf-hub":
-        return from_pretrained(str(name).partition(":")[2])
+        return from_pretrained(str(name).partition(":")[2], download=download, model=model)
     if where.is_file():
         if where.suffix in (".onnx", ".pt2"):
             raise InputError(f"{printable(str(where))} is a graph; mixmo.Predictor predicts with it.")
+        if where.suffix == ".ckpt":
+            raise InputError(f"{printable(str(where))} is a checkpoint; give the folder of its run.")
         return load_weights(where, download, model)[0]
     if (where / MEMBERS).is_file():
         return load_members(where, download, model)[0]
@@ -53,7 +56,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
         return net.eval()
     if not where.exists() and len(where.parts) == 2 and not where.is_absolute():
         if download:
-            return from_pretrained(str(name))
+            return from_pretrained(str(name), download=True, model=model)
         raise MissingError(
             f"there is no run folder {where}; if it is a name on the Hugging Face Hub, take hf-hub:{where}."
         )

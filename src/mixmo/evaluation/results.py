@@ -18,10 +18,7 @@ from mixmo.metrics import OutOfDistribution, PredictionSets
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import DETECTION, SCORES
 from mixmo.runs import RunFolder
-from mixmo.validation import Boolean, settings_class
-
-GENERATED = "generated"
-"""Another word for ``corruptions=True``."""
+from mixmo.validation import Boolean, Text, settings_class
 
 
 @settings_class(frozen=True)
@@ -40,9 +37,9 @@ class EvaluationOptions:
     """The last checkpoint, or the best on the validation set."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """bf16-mixed is faster where the device has units for it."""
-    ood: list[str] = field(default_factory=list)
+    ood: list[Text] = field(default_factory=list)
     """Out-of-distribution datasets, whose images are of none of the classes."""
-    corruptions: Boolean | str | None = None
+    corruptions: Boolean | Text | None = None
     """Corrupt the test images in 19 ways; with a folder, read the files of CIFAR-10-C or CIFAR-100-C there."""
     refresh: Boolean = False
     """Predict again, whatever is kept of an earlier call."""
@@ -144,7 +141,7 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
     ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
     corruptions = None
     if options.corruptions:
-        folder = None if options.corruptions in (True, GENERATED) else str(options.corruptions)
+        folder = None if options.corruptions is True else str(options.corruptions)
         corruptions = evaluate_corruptions(runs, test.targets, options.precision, folder, options.refresh)
     diagnosis = diagnose(runs[0], test.epochs, options.refresh) if len(runs) == 1 else None
     return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis)
