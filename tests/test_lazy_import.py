@@ -23,7 +23,7 @@ def test_importing_the_package_loads_the_method_only():
     own = in_a_new_process("import sys, mixmo; print(*(name for name in sys.modules if name.startswith('mixmo.')))")
     rooms = {name.split(".")[1] for name in own}
     method = {"batch_mixing", "masks", "mixing", "models", "network", "pairing", "pixel_mixing", "stem"}
-    assert rooms == method | {"errors", "seeding"}
+    assert rooms == method | {"errors", "seeding", "validation"}
 
 
 def test_every_public_name_resolves():

@@ -23,7 +23,7 @@ from mixmo.cli.main import main
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
-from mixmo.deploy.spec import Spec
+from mixmo.deploy.spec import Spec, spec_of
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
@@ -154,7 +154,7 @@ def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):
         (["--format=timm", "--softmax"], "--softmax is for onnx and torch-export; timm holds weights"),
         (["--format=safetensors", "--members"], "--members is for onnx and torch-export; safetensors holds weights"),
         (["--format=torch-export", "--int8"], "--int8 is for onnx, by onnxruntime's quantiser"),
-        (["--format=onnx", "--opset=0"], "--opset is 0; it is a version of ONNX's operators"),
+        (["--format=onnx", "--opset=0"], "opset is 0; it must be at least 1"),
         (["--format=onnx", "--opset=7"], "opset 7"),
         (["--format=onnx", "--out=file/model.onnx"], "cannot be"),
         (["--format=timm", "--out=full"], "full exists already and is not recognisably mixmo's"),
@@ -331,7 +331,7 @@ def test_timm_folders_that_need_mixmo_say_so(gone, tmp_path, capsys):
     assert main(["export", str(gone), "--format=onnx", f"--out={tmp_path}/a.onnx"]) == 0
     assert "import mixmo" not in capsys.readouterr().out
     known = timm.create_model("resnet18", num_classes=3)
-    assert module._unknown_to_timm(known, TrainedRun(RunFolder(gone))) is None
+    assert module._unknown_to_timm(known, spec_of(TrainedRun(RunFolder(gone)))) is None
 
 
 def test_what_is_in_an_exports_place_stays_unless_it_is_an_export(gone, tmp_path, capsys):

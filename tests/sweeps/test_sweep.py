@@ -203,7 +203,7 @@ def test_a_folder_of_something_else_is_refused(write, tmp_path, capsys, name, pr
         ("--cpus=0", "cpus is 0; it must be at least 1"),
         ("--gpus=-1", "gpus is -1; it must be at least 0"),
         ("--gpus=1.5", "--gpus is 1.5"),
-        ("--out=", "--out names nothing"),
+        ("--out=", "out is ''; it must not be empty"),
         ("--adress=x", "unknown option '--adress'"),
         ("--address=x", "and --ray is false"),
     ],

@@ -16,7 +16,7 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.config.starting import followed
+from mixmo.config.starting import inherit_settings
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.models.paper import WideResNet
@@ -232,8 +232,8 @@ def test_how_images_were_prepared_for_weights_on_the_hub_has_to_be_said():
     """Nothing says it before they are fetched, and the default of another dataset would be silently wrong."""
     values = {"model.start": "pretrained", "model.backbone": "hf-hub:a/b"}
     with pytest.raises(InputError, match=r"hf-hub:a/b is not known before it is fetched: set data\.mean and data\.std"):
-        followed(values)
-    assert followed(values | {"data.mean": [0.5], "data.std": [0.5]}) == {}
+        inherit_settings(values)
+    assert inherit_settings(values | {"data.mean": [0.5], "data.std": [0.5]}) == {}
 
 
 def test_a_backbone_that_names_no_classifier_is_one_sentence(single, tmp_path, monkeypatch, capsys):

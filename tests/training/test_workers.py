@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from multiprocessing import active_children
 
 import numpy as np
@@ -16,7 +15,7 @@ from conftest import plan_of
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import _utils
 
-from mixmo.cli import fit as command
+from mixmo import library
 from mixmo.cli.main import main
 from mixmo.data import sets, workers
 from mixmo.deploy import images
@@ -72,7 +71,7 @@ class KillWorker(Callback):
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "fit", partial(fit, callbacks=[KillWorker()]))
+    monkeypatch.setattr(library, "train_run", lambda *given: fit(*given[:3], [KillWorker()], *given[4:]))
     words = ["--data.channels=3", "--data.batch_size=8", "--data.padding=1", *STREAMED, f"--run={tmp_path}/run"]
     began = time.monotonic()
     assert main(["fit", "digits-cut", f"--data.name=folder:{pictures}", *words]) == 2
