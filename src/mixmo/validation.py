@@ -48,9 +48,9 @@ def _number(value: Any) -> Any:
 
 def take_integer(value: Any) -> Any:
     """Return an integer of another library as Python's; refuse fractions, whole ones too."""
-    if isinstance(value, float):
+    if isinstance(value, bool | float):
         raise ValueError("it must be an integer")
-    return value if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+    return operator.index(value) if hasattr(value, "__index__") else value
 
 
 def _boolean(value: Any) -> Any:

@@ -54,21 +54,19 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
         name, equals, text = word[2:].partition("=")
         owner = owner_of(name, known)
         if owner is None:
-            unknown.append(
-                unknown_setting(f"--{name}", [f"--{each}" for each in known], "option", f"`mixmo {command} --help`")
-            )
+            near, listed = [f"--{each}" for each in known], f"`mixmo {command} --help`"
+            unknown.append(unknown_setting(f"--{name}", near, "option", listed))
             if not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
             continue
         hint = known[owner]
+        values.pop(name, None)  # so that values stand in the order of their words
         if is_list(hint) and owner == name:
-            values.pop(name, None)
             values[name] = _read_list([text] if equals else _take_all(rest, name), hint)
             continue
         if not equals:
             text = _take(rest, hint, name)
         value = read_value(text, hint if owner == name else Any)
-        values.pop(name, None)  # so that values stand in the order of their words
         values[name] = value
     if unknown:
         raise InputError(join_sentences(unknown))
@@ -105,8 +103,9 @@ def read_value(text: str, hint: Any) -> Any:
 def _take(rest: list[str], hint: Any, name: str) -> str:
     """Take the value of an option from the words behind it."""
     kinds = _kinds(hint)
-    if bool in kinds and str not in kinds:  # a flag takes no word but yes or no
-        return rest.pop(0) if rest and read_value(rest[0], bool) in (True, False, *{None} & {*kinds}) else "true"
+    if bool in kinds and str not in kinds:  # a flag takes no word but yes or no, or null
+        own = read_value(rest[0], bool) if rest else ""
+        return rest.pop(0) if isinstance(own, bool) or (own is None and type(None) in kinds) else "true"
     if bool in kinds and (not rest or rest[0].startswith("--")):
         return "true"
     if not rest or rest[0].startswith("--"):
