@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,21 @@ def load_members(folder: Path, download: bool = False, module: nn.Module | None 
         if not (folder / file).is_file():
             raise MissingError(f"{folder} is no network of mixmo's: it has no {file}.")
     text = (folder / SPEC).read_text("utf-8", "replace")
-    earlier = re.search(r'"format"\s*:', text) is None
+    earlier = _is_earlier(text)
     digest = check_files(folder, (MEMBERS, CONFIG) if earlier else (MEMBERS,))
     config = read_yaml(folder / CONFIG, "configuration") if earlier else {}
     spec = Spec.from_json(text, str(folder / SPEC), digest, config=config)
     check_download(spec.backbone, download, f"the folder {folder}", DOWNLOAD)
     return rebuild(spec, _read(folder / MEMBERS), folder / MEMBERS, module), spec
+
+
+def _is_earlier(description: str) -> bool:
+    """Return whether a description is whole and of an earlier version, which wrote no format."""
+    try:
+        content = json.loads(description)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "format" not in content
 
 
 def load_weights(file: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:

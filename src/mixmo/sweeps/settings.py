@@ -18,53 +18,40 @@ class Asha:
 
     A trial is looked at after g, g·r, g·r² … epochs, and stopped where it is not among the best 1/r of those that came
     as far before it (Li et al. 2020, arXiv 1810.05934).
-
-    Attributes:
-        grace_epochs: g.
-        reduction: r.
     """
 
     grace_epochs: Count = 1
+    """g."""
     reduction: Annotated[Number, Field(ge=2, lt=1000)] = 3.0
+    """r."""
 
 
 @settings_class("sweep")
 class SweepSettings:
-    """The section ``sweep`` of a sweep's file.
-
-    Attributes:
-        grid: By a setting's dotted name a list of values; or, by any other name, named choices of several settings at
-            a time, each as a recipe has them (``extends`` included). Every combination is tried.
-        random: By a setting's dotted name a list to choose from, or ``{low, high}`` to draw between, evenly or with
-            ``log: true`` evenly in the logarithm.
-        samples: How many random draws, for each point of the grid.
-        draw_seed: Of the draws: sample i is a function of it and i.
-        seeds: Of every configuration; the recipe's own by default. All see the same split of the images, which the
-            recipe's own seed draws unless ``data.split_seed`` is set.
-        asha: When to stop trials early; never by default.
-    """
+    """The section ``sweep`` of a sweep's file."""
 
     grid: dict[str, Any] = field(default_factory=dict)
+    """By a setting's dotted name a list of values; or, by any other name, named choices of several settings at a
+    time, each as a recipe has them (``extends`` included). Every combination is tried.
+    """
     random: dict[str, Any] = field(default_factory=dict)
+    """By a setting's dotted name a list to choose from, or ``{low, high}`` to draw between, evenly or with ``log:
+    true`` evenly in the logarithm.
+    """
     samples: Count = 10
+    """How many random draws, for each point of the grid."""
     draw_seed: Annotated[Integer, Field(ge=0)] = 0
+    """Of the draws: sample i is a function of it and i."""
     seeds: list[Annotated[Integer, Field(ge=0)]] | None = None
+    """Of every configuration; the recipe's own by default. All see the same split of the images, which the recipe's
+    own seed draws unless ``data.split_seed`` is set.
+    """
     asha: Asha | None = None
+    """When to stop trials early; never by default."""
 
 
 def read_settings(section: Mapping[str, Any]) -> SweepSettings:
-    """Return the section ``sweep`` of a file, checked by itself.
-
-    Args:
-        section: As YAML has it.
-
-    Raises:
-        InputError: for a name or a value that is not understood.
-
-    Example:
-        >>> read_settings({"grid": {"mixer.alpha": [1, 2]}, "seeds": [0, 1]}).samples
-        10
-    """
+    """Return the section ``sweep`` of a file, checked by itself."""
     settings = SweepSettings(**{str(name): value for name, value in section.items()})
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
