@@ -151,7 +151,7 @@ class Mixer:
         device: torch.device,
         progress: float,
     ) -> Mix:
-        ratios = sample_ratios(batch_size, self.num_members, self.alpha, generator, device)
+        ratios = self._sample_ratios(batch_size, generator, device)
         if self.num_members == 1:
             return Mix(linear(ratios, shape), ratios)
         per_sample = self.draw_per == "sample"
@@ -182,16 +182,12 @@ class Mixer:
             chosen = torch.where(uniform >= start, masks, chosen)
         return chosen
 
-
-def sample_ratios(
-    batch_size: int, num_members: int, alpha: float, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """Return ratios (B, M) ~ Dirichlet(alpha, …, alpha); 1/M each for alpha = 0."""
-    size = (batch_size, num_members)
-    if alpha == 0 or num_members == 1:
-        return torch.full(size, 1 / num_members, device=device)
-    # torch.distributions.Dirichlet draws the same but takes no generator.
-    return torch._sample_dirichlet(torch.full(size, float(alpha), device=device), generator)
+    def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        size = (batch_size, self.num_members)
+        if self.alpha == 0 or self.num_members == 1:
+            return torch.full(size, 1 / self.num_members, device=device)
+        # torch.distributions.Dirichlet draws the same but takes no generator.
+        return torch._sample_dirichlet(torch.full(size, float(self.alpha), device=device), generator)
 
 
 def scheduled_probability(probability: float, progress: float) -> float:

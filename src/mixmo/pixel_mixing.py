@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mixmo.masks import KINDS, FeatureShape
-from mixmo.mixing import sample_ratios
+from mixmo.mixing import Mixer
 from mixmo.seeding import drawing_device
 from mixmo.validation import Number, Share, settings_class
 
@@ -45,6 +45,10 @@ class PixelMixer:
     probability: Share = 0.5
     """Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper."""
 
+    def __post_init__(self) -> None:
+        # Made once: a compiler does not follow how a class of settings is made.
+        object.__setattr__(self, "_two", Mixer("linear", 2, self.alpha))
+
     def sample(
         self,
         batch_size: int,
@@ -70,7 +74,7 @@ class PixelMixer:
         if self.kind == "none":
             return torch.ones(batch_size, num_members, 1, *size, device=device)
         shape: FeatureShape = (1, *size)
-        ratios = sample_ratios(count, 2, self.alpha, generator, device)
+        ratios = self._two.sample(count, (1, 1, 1), generator, device=device).ratios  # type: ignore[attr-defined]
         masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)
         mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
         keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's
