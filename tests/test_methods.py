@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import write_images
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -93,7 +94,10 @@ def test_each_method_trains_at_equal_compute(name, single):
     macs = training.macs_of(trained.members, training.first_images(data, plan.settings, 1))
     own = training.macs_of(single.members, training.first_images(data, plan.settings, 1))
     costs = {"Asymmetric Duo": 1.27, "Packed-Ensembles": 1}.get(name, members)
-    assert macs == pytest.approx(costs * own, rel=0.03)
+    if name == "last-layer Laplace":  # and what its variances cost
+        assert macs > own
+    else:
+        assert macs == pytest.approx(costs * own, rel=0.03)
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -146,7 +150,10 @@ def test_methods_are_tuned_as_a_study_is(tmp_path, call):
     """By folds of the training images, which are then in no test set; validation images give conformal sets."""
     tuning = "tuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
     (tmp_path / "few.yaml").write_text(STUDY.replace("validation: 0.0", "validation: 0.1") + tuning)
-    printed = call("single", "flip TTA")
+    for folder in ("train", "test"):
+        write_images(tmp_path / "others" / folder, classes=("cat", "dog"), count=3)
+    others = f"folder:{tmp_path / 'others'}"
+    printed = call("single", "flip TTA", "--ood", "torch/fashion_mnist", "--data", f"torch/fashion_mnist={others}")
     assert "flip TTA is left out: training mirrors no images" in printed
     row, trials, chosen = (
         study_plans.read_rows(tmp_path / f"rows/few.methods{kind}.csv") for kind in ("", ".trials", ".chosen")
@@ -154,7 +161,7 @@ def test_methods_are_tuned_as_a_study_is(tmp_path, call):
     assert [(each["trial"], each["fold"]) for each in trials] == [(trial, fold) for trial in "01" for fold in "01"]
     assert {(each["training_images"], each["validation_images"]) for each in trials} == {("20", "20")}
     assert float(row[0]["base_lr"]) == yaml.safe_load(chosen[0]["settings"]).get("optimizer.base_lr", 0.1)
-    assert 1 <= float(row[0]["set_size_95"]) <= 10
+    assert 1 <= float(row[0]["set_size_95"]) <= 10 and 0 <= float(row[0]["ood_auroc"]) <= 1
 
 
 def test_rates_and_weights():
