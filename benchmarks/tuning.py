@@ -27,7 +27,7 @@ import json
 import multiprocessing
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import numpy as np
 import yaml
 from sklearn.model_selection import StratifiedKFold
 from study_plans import Rows, append, folder_of, plans_of, read_rows, stop_with
+from torch import Tensor
 
 from mixmo.config.plan import Plan, make_plan
 from mixmo.data.given import GIVEN
@@ -132,11 +133,21 @@ def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[st
         fit(own, run, resume=run.config_file.is_file(), data=data)
         predictions.append(predict(TrainedRun(run, data=data)))
     found = joined(predictions, [str(plan.settings.seed) for plan in plans])
-    average = mean_logits(found.logits)
-    plain = basic_metrics(average, found.targets)
-    scaled = basic_metrics(average / fit_temperature(average, found.targets), found.targets)
+    return scores_of(mean_logits(found.logits), found.targets, len(data.train))
+
+
+def scores_of(average: Tensor, targets: Tensor, training_images: int) -> dict[str, str]:
+    """Return what the file of trials says of a fold.
+
+    Args:
+        average: (N, K), the logits averaged over the members.
+        targets: (N,) class numbers.
+        training_images: Images that were trained on.
+    """
+    plain = basic_metrics(average, targets)
+    scaled = basic_metrics(average / fit_temperature(average, targets), targets)
     values = {"accuracy": plain["accuracy"], "nll": plain["nll"], "nll_scaled": scaled["nll"]}
-    about = {"training_images": len(data.train), "validation_images": len(found.targets)}
+    about = {"training_images": training_images, "validation_images": len(targets)}
     return {key: str(value) for key, value in about.items()} | {
         f"validation_{key}": f"{value:.6g}" for key, value in values.items()
     }
@@ -144,7 +155,7 @@ def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[st
 
 def choose(
     tuning: Mapping[str, Any], parts: list[dict[str, Any]], keys: tuple[str, str], out: Path, scratch: Path,
-    jobs: int, names: Mapping[str, str],
+    jobs: int, names: Mapping[str, str], trained: Callable[[list[Plan], int, int, Path], dict[str, str]] = validate,
 ) -> Settings:  # fmt: skip
     """Return the settings of a method on a task, after the trials that its files lack.
 
@@ -156,6 +167,7 @@ def choose(
         scratch: Where networks are kept.
         jobs: Networks trained at a time.
         names: Other names of datasets.
+        trained: Trains and validates a trial on a fold.
     """
     files = {kind: out.with_name(f"{out.name}.{kind}.csv") for kind in ("trials", "chosen")}
     about = dict(zip(("task", "method"), keys, strict=True))
@@ -169,7 +181,7 @@ def choose(
         running = {}
         for trial, fold in waiting:
             plans = list(plans_of([common, on_task, tuned(method, trials[trial])], tuning["seed"], names))
-            running[pool.submit(validate, plans, fold, tuning["folds"], scratch)] = trial, fold
+            running[pool.submit(trained, plans, fold, tuning["folds"], scratch)] = trial, fold
         for future in as_completed(running):
             trial, fold = running[future]
             row = {"trial": trial, "fold": fold, "settings": json.dumps(trials[trial])}

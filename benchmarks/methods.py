@@ -1,0 +1,270 @@
+"""Train what stands beside MixMo on a study's tasks: averages of weights, cheap ensembles, two networks of two sizes.
+
+    python benchmarks/methods.py benchmarks/studies/digits-tuned.yaml --out rows [--jobs 2] [--methods SWA single]
+
+Every method trains in one loop of plain PyTorch (:mod:`methods_training`), on the images, the augmentation, the batch,
+the precision and the number of passes that the study's tasks give to ``single``; so its rows stand beside those of
+``study.py`` of the same task and seed. Where the study has ``tuning``, the learning rate and the weight decay of each
+method are chosen from the same draws, by folds of the training images alone, and images that chose are left out of the
+test images (:mod:`tuning`).
+
+Rows are in ``STUDY.methods.csv``, trials in ``STUDY.methods.trials.csv``; what these have is not made again. A method
+that needs a package which is not installed, or does not fit the task, is skipped, and the reason printed.
+
+``accuracy``, ``nll``, ``ece`` and ``aurc`` of several members are those of the average of their logits,
+``nll_by_probabilities`` of the average of their probabilities. ``macs``, ``latency_ms_1`` and ``latency_ms_64`` (the
+milliseconds that a batch of so many images takes) are of all members' predictions. ``set_size_95`` takes validation
+images (``data.validation``). The two networks of a duo are weighted by the validation images, or without any, each half
+of the test images by the other, as for ``nll_two_fold``; weights have the mean 1, so that no temperature is in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from methods_training import METHODS, SkippedError, Trained, first_images, macs_of
+from scipy.optimize import minimize
+from study_plans import append, plans_of, read_rows, stop_with
+from torch import Tensor
+from tuning import choose, fold_of, scores_of, tuned
+
+from mixmo import __version__, evaluate
+from mixmo.config.hardware import training_device
+from mixmo.config.plan import Plan
+from mixmo.config.settings import Settings
+from mixmo.data.batches import Augmentation
+from mixmo.data.module import DataModule
+from mixmo.data.sets import ImageSet
+from mixmo.errors import MissingError
+from mixmo.evaluation.calibration import calibration_of
+from mixmo.evaluation.predictions import Predictions
+from mixmo.evaluation.results import ood_metrics, scaled_metrics
+from mixmo.metrics.chunks import mean_logits
+
+KEYS = ("task", "method", "seed")
+BASE = {"extends": ["single"]}
+"""What every method says in the place of a method of a study."""
+CHUNK = 256
+
+
+@torch.no_grad()
+def predict(trained: Trained, images: ImageSet, settings: Settings) -> Predictions:
+    """Return what members predict for a set of images."""
+    device = training_device(settings.trainer.accelerator)
+    augment, images = Augmentation(settings.data), images.to(device)
+    chunks = torch.arange(len(images), device=device).split(CHUNK)
+    logits = torch.cat([trained.members(augment.center(images.images, index)).float().cpu() for index in chunks])
+    return Predictions(logits, images.labels.cpu(), [str(number) for number in range(logits.shape[2])])
+
+
+def predict_all(trained: Trained, data: DataModule, settings: Settings, ood: Sequence[str]) -> dict[str, Predictions]:
+    """Return predictions of the test images, of the validation images if there are any, and of other datasets."""
+    sets = {"test": data.test}
+    if data.validation is not None:
+        sets["validation"] = data.validation
+    for name in ood:
+        try:
+            sets[name], _ = data.other(name)
+        except MissingError as error:
+            print(f"No out-of-distribution images: {error}", flush=True)
+    found = {name: predict(trained, images, settings) for name, images in sets.items()}
+    return weigh(found) if trained.weighted else found
+
+
+def weigh(found: dict[str, Predictions]) -> dict[str, Predictions]:
+    """Return predictions of two members, each by its weight: that of validation images, or of the other half."""
+    if "validation" in found:
+        weights = fit_weights(found["validation"].logits, found["validation"].targets)
+        return {name: replace(each, logits=each.logits * weights) for name, each in found.items()}
+    test = found["test"]
+    halves = [fit_weights(test.logits[1 - half :: 2], test.targets[1 - half :: 2]) for half in (0, 1)]
+    logits = test.logits.clone()
+    for half, weights in enumerate(halves):
+        logits[half::2] *= weights
+    mean = (halves[0] + halves[1]) / 2
+    others = {name: replace(each, logits=each.logits * mean) for name, each in found.items()}
+    return others | {"test": replace(test, logits=logits)}
+
+
+def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return weights (M, 1) of mean 1 by which the members' average has the least NLL at its best temperature.
+
+    Args:
+        logits: (N, M, K).
+        targets: (N,) class numbers.
+
+    Example:
+        >>> sure = torch.tensor([[2.0, 0.0], [0.0, 2.0]] * 4)
+        >>> logits = torch.stack([sure, torch.zeros(8, 2)], 1)
+        >>> fit_weights(logits, torch.tensor([0, 1, 0, 1, 0, 1, 1, 0]))[0].item() > 1
+        True
+    """
+    values, members = logits.double(), logits.shape[1]
+
+    def loss(scales: np.ndarray) -> tuple[float, np.ndarray]:
+        given = torch.tensor(scales, requires_grad=True)
+        nll = torch.nn.functional.cross_entropy(torch.einsum("nmk,m->nk", values, given), targets)
+        (gradient,) = torch.autograd.grad(nll, given)
+        return nll.item(), gradient.numpy()
+
+    with torch.enable_grad():
+        scales = minimize(loss, np.full(members, 1 / members), jac=True, bounds=[(0, 100)] * members).x
+    found = torch.tensor(scales if scales.any() else np.ones(members))
+    return (found / found.mean()).float()[:, None]
+
+
+@torch.no_grad()
+def latency(trained: Trained, images: Tensor) -> float:
+    """Return the milliseconds that a batch takes, the median of five passes after one that warms up."""
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        trained.members(images).cpu()  # which waits for a GPU
+        taken.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(taken[1:])
+
+
+def measure(trained: Trained, data: DataModule, settings: Settings, ood: Sequence[str]) -> dict[str, float]:
+    """Return the metrics and costs of a trained method; NaN for those that the task does not define."""
+    found = predict_all(trained, data, settings, ood)
+    test = found["test"]
+    flat = evaluate(test.logits, test.targets)
+    scores = [ood_metrics(test, found[name])["max_probability"]["auroc"] for name in ood if name in found]
+    sets = {}
+    if "validation" in found:
+        validation = found["validation"]
+        sets = scaled_metrics(test, calibration_of(mean_logits(validation.logits), validation.targets))
+    device = training_device(settings.trainer.accelerator)
+    images = first_images(data, settings, min(64, len(test.targets))).to(device)
+    return {
+        **{key: flat[key] for key in ("accuracy", "nll", "nll_two_fold", "ece", "aurc")},
+        "nll_by_probabilities": flat["probability_average/nll"],
+        "ood_auroc": statistics.fmean(scores) if scores else math.nan,
+        "set_size_95": sets.get("set_size_95", math.nan),
+        "members": test.logits.shape[1],
+        "parameters": trained.parameters,
+        "macs": macs_of(trained.members, images[:1]),
+        "latency_ms_1": latency(trained, images[:1]),
+        "latency_ms_64": latency(trained, images),
+        "images_seen": trained.images_seen,
+    }
+
+
+def make_row(about: Mapping[str, Any], plan: Plan, avoided: Plan | None, ood: Sequence[str]) -> dict[str, Any]:
+    """Return a row: train a method, and test it.
+
+    Args:
+        about: Task, method and seed.
+        plan: Of ``single`` on the task, with the method's learning rate and weight decay.
+        avoided: The plan whose training images chose settings, and are left out of the test images.
+        ood: Names of out-of-distribution datasets.
+    """
+    torch.set_num_threads(1)
+    settings = plan.settings
+    data = DataModule(settings.data, settings.seed, check=True)
+    if avoided is not None:
+        images = DataModule(avoided.settings.data, avoided.settings.seed).source("train")
+        data.leave_out({images.name(index) for index in range(len(images))})
+    start = time.perf_counter()
+    trained = METHODS[about["method"]](data, settings, settings.seed)
+    seconds = time.perf_counter() - start
+    values = measure(trained, data, settings, ood)
+    return {
+        **about,
+        "base_lr": settings.optimizer.base_lr,
+        "weight_decay": settings.optimizer.weight_decay,
+        **{key: "" if math.isnan(value) else f"{value:.10g}" for key, value in values.items()},
+        "test_images": len(data.test),
+        "seconds": f"{seconds:.1f}",
+        "precision": settings.trainer.precision,
+        "device": training_device(settings.trainer.accelerator).type,
+        "mixmo": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def validate_method(method: str, plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[str, str]:
+    """Return metrics of a method on a fold that it does not train on, as :func:`tuning.validate`; nothing is kept."""
+    torch.set_num_threads(1)
+    own, data = fold_of(plans[0], fold, folds)
+    trained = METHODS[method](data, own.settings, own.settings.seed)
+    found = predict_all(trained, data, own.settings, [])["test"]
+    return scores_of(mean_logits(found.logits), found.targets, len(data.train))
+
+
+def add_rows(study: Mapping[str, Any], keys: tuple[str, str], given: argparse.Namespace, out: Path) -> None:
+    """Append the rows that a method lacks on a task, after the trials that choose its settings.
+
+    Args:
+        study: The content of its file.
+        keys: The names of task and method.
+        given: The command line.
+        out: The file of rows without its ending.
+    """
+    (task, method), names = keys, dict(word.split("=", 1) for word in given.data)
+    file, parts = out.with_name(f"{out.name}.csv"), [study.get("settings", {}), study["tasks"][task], BASE]
+    done = {tuple(row[key] for key in KEYS) for row in read_rows(file)}
+    seeds = [seed for seed in given.seeds or study["seeds"] if (task, method, str(seed)) not in done]
+    if not seeds:
+        return
+    tuning, avoided, trials = study.get("tuning"), None, 1
+    if tuning:
+        avoided = next(plans_of(parts, tuning["seed"], names))
+        trials = given.trials or tuning["trials"]
+        trained = partial(validate_method, method)
+        if trials > 1:
+            tuning = {**tuning, "trials": trials}
+            parts[2] = tuned(BASE, choose(tuning, parts, keys, out, given.scratch, given.jobs, names, trained))
+    passes, context = study["tasks"][task]["passes"], multiprocessing.get_context("spawn")
+    ood = [names.get(name, name) for name in given.ood]
+    with ProcessPoolExecutor(given.jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
+        running = []
+        for seed in seeds:
+            about = {"task": task, "method": method, "seed": seed, "passes": passes, "trials": trials}
+            running.append(pool.submit(make_row, about, next(plans_of(parts, seed, names)), avoided, ood))
+        for future in as_completed(running):
+            append(file, row := future.result())
+            print({key: row[key] for key in (*KEYS, "accuracy", "nll", "nll_two_fold", "seconds")}, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--tasks", nargs="*", help="only these, of every study")
+    parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
+    parser.add_argument("--trials", type=int, help="in place of the study's; 1 takes the study's own settings")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="networks trained at a time, a thread each")
+    parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
+    parser.add_argument("--ood", nargs="*", default=[], help="out-of-distribution datasets: torch/fashion_mnist …")
+    given = parser.parse_args()
+    given.scratch = given.out  # where nothing is kept
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train
+    given.out.mkdir(parents=True, exist_ok=True)
+    for file in given.studies:
+        study = yaml.safe_load(file.read_text())
+        for task in given.tasks or study["tasks"]:
+            for method in given.methods:
+                try:
+                    add_rows(study, (task, method), given, given.out / f"{file.stem}.methods")
+                except SkippedError as reason:
+                    print(f"{task}: {method} is left out: {reason}.", flush=True)
+
+
+if __name__ == "__main__":
+    main()
