@@ -34,13 +34,13 @@ def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], s
     name = resolved["data"]["name"]
     first = int(by_method.get("other_seed", False))
     for number in range(by_method.get("networks", 1)):
-        words = {
+        values = {
             "seed": seed + OTHER_SEED * (first + number),
             "data.split_seed": seed,
             "data.name": names.get(name, name),
             "trainer.max_epochs": int(epochs),
         } | ({"model.start": start} if start else {})
-        yield make_plan(resolved, [f"--{key}={value}" for key, value in words.items()])
+        yield make_plan(resolved, values)
 
 
 def folder_of(plan: Plan, scratch: Path) -> Path:

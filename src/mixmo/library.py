@@ -16,7 +16,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, as_recipe
-from mixmo.config.plan import Plan, make_plan
+from mixmo.config.plan import Plan, flatten, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
 from mixmo.data.module import DataModule
@@ -109,12 +109,12 @@ def fit(
         own.setdefault("data", {})["name"] = name
     if sources is not None:
         _follow(own["data"], sources)
-    combined = own if recipe is None else _over(_without_images(load_recipe(recipe), sources), own)
+    below = {} if recipe is None else _without_images(load_recipe(recipe), sources)
     module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
-    plan = make_plan(combined)
+    plan = make_plan(below, dict(flatten(own)))
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
     with _shown(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)
@@ -131,7 +131,7 @@ def train_plan(
     callbacks: Sequence[Callback] = (),
     module: nn.Module | None = None,
     accept_changes: bool = False,
-) -> None:
+) -> bool:
     """Train what a plan asks for, and keep the calibration of its checkpoints; its images are opened once.
 
     Args:
@@ -143,17 +143,22 @@ def train_plan(
         module: Its backbone, where a program gives it.
         accept_changes: Resume with settings that have changed.
 
+    Returns:
+        Whether there was anything left to train.
+
     Raises:
         InputError: as :func:`mixmo.training.fit.fit`.
     """
     data = data or DataModule(plan.settings.data, plan.settings.seed, check=True)
     first = is_first()
-    if not resume or folder.finished_epochs() != plan.trainer["max_epochs"]:
+    unfinished = not resume or folder.finished_epochs() != plan.trainer["max_epochs"]
+    if unfinished:
         train_run(plan, folder, resume, callbacks, accept_changes, data, module)
     elif not accept_changes:
         check_unchanged(folder, plan)
     if first:
         calibrate_run(folder, plan.settings, data, module)
+    return unfinished
 
 
 class Run:
@@ -303,18 +308,6 @@ def _name_model(own: dict[str, Any], model: str | nn.Module | None, num_members:
     if model is not None:
         module = model.backbone if isinstance(model, MixMo) else model
         own["backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
-
-
-def _over(recipe: Recipe, own: Recipe) -> Recipe:
-    """Return a recipe with other settings in place of its own; what is no section is left for the check of all."""
-    found = dict(recipe)
-    for section, values in own.items():
-        below = found.get(section)
-        if below is None or not isinstance(values, dict):
-            found[section] = values
-        elif isinstance(below, dict):
-            found[section] = below | values
-    return found
 
 
 def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Recipe:

@@ -47,12 +47,11 @@ def run(words: list[str]) -> None:
             raise InputError(f"--accept_changes is for a run's folder, which is resumed; {target} is a recipe.")
         plan = make_plan(recipe, settings)
         run = RunFolder(own.run or f"runs/{Path(target).stem}")
-    finished = resume and run.finished_epochs() == plan.trainer["max_epochs"]
     first = is_first()
     try:
-        train_plan(plan, run, resume, accept_changes=own.accept_changes)
+        trained = train_plan(plan, run, resume, accept_changes=own.accept_changes)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
     if first:
         path = printable(str(run.path))
-        print(f"{path} is {'finished' if finished else 'trained'}; `mixmo test {path}` evaluates it.")
+        print(f"{path} is {'trained' if trained else 'finished'}; `mixmo test {path}` evaluates it.")

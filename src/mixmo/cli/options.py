@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
@@ -74,12 +74,11 @@ class Command(NamedTuple):
             for name, field in fields_of(kind).items():
                 _add(parser, name, field, hints_of(kind)[name])
         if self.takes_settings:
-            for section in dataclasses.fields(Settings):  # type: ignore[arg-type]
-                inside = {name: field for name, field in fields_of(Settings).items()
-                          if name.partition(".")[0] == section.name}  # fmt: skip
-                group = parser.add_argument_group(section.name)
-                for name, field in inside.items():
-                    _add(group, name, field, hints_of(Settings)[name])
+            settings = fields_of(Settings)
+            for section, names in itertools.groupby(settings, lambda name: name.partition(".")[0]):
+                group = parser.add_argument_group(section)
+                for name in names:
+                    _add(group, name, settings[name], hints_of(Settings)[name])
         return parser
 
     def _assign(self, names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:

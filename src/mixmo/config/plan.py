@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mixmo.config.hardware import default_compile, default_precision, evaluation_factor, training_device
 from mixmo.config.recipes import Recipe
-from mixmo.config.settings import Settings, TrainerSettings, known_settings, values_of
+from mixmo.config.settings import Settings, known_settings, values_of
 from mixmo.config.starting import inherit_settings
 from mixmo.config.words import owner_of, read_words
 from mixmo.errors import InputError
@@ -64,7 +64,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
     if settings.trainer.max_epochs is None:
         raise InputError("trainer.max_epochs is not set; it says how many epochs to train, 1 or more.")
     text = yaml_text(values_of(settings))
-    resolved = _resolve(settings, settings.trainer)
+    resolved = _resolve(settings)
     return Plan(settings, dataclasses.asdict(settings.trainer), text, resolved)
 
 
@@ -106,8 +106,9 @@ def _override(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _resolve(settings: Settings, trainer: TrainerSettings) -> dict[str, dict[str, Any]]:
+def _resolve(settings: Settings) -> dict[str, dict[str, Any]]:
     """Fill in what the settings leave open, and return it."""
+    trainer = settings.trainer
     device = training_device(trainer.accelerator)
     if trainer.precision is None:
         trainer.precision = default_precision(device)
