@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
@@ -33,7 +33,8 @@ from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_te
 from mixmo.header import Header
 from mixmo.run_settings import filled, section_of, without_unknown
 
-CHECKPOINTS = ("last", "best")
+Checkpoint = Literal["last", "best"]
+CHECKPOINTS: tuple[str, ...] = get_args(Checkpoint)
 LOCK = ".lock"
 
 log = logging.getLogger("mixmo")

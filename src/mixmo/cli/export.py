@@ -9,6 +9,7 @@ from mixmo.cli.options import Command, Word
 from mixmo.deploy.export import ExportOptions
 from mixmo.library import Run
 from mixmo.names import printable
+from mixmo.runs import Checkpoint
 from mixmo.validation import Boolean, Place, settings_class
 
 
@@ -24,7 +25,7 @@ class Options:
     """The file or folder; in the run's by default."""
     overwrite: Boolean = False
     """Replace files that mixmo did not write there."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
     download: Boolean = False
     """Allow downloads of datasets and networks."""

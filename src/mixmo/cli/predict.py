@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from rich.console import Console
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from mixmo.cli.options import Command, Word
 from mixmo.config.data_settings import MOST_WORKERS, BatchSize
+from mixmo.config.hardware import Precision
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
 from mixmo.deploy.writing import writing_rows
 from mixmo.errors import InputError
 from mixmo.names import message, printable
+from mixmo.runs import Checkpoint
 from mixmo.validation import Boolean, Integer, Number, Place, settings_class
 
 logger = logging.getLogger("mixmo")
@@ -52,9 +54,9 @@ class Options:
     """Images in a batch."""
     workers: Annotated[Integer, Field(ge=0, le=MOST_WORKERS)] = 0
     """Processes that decode images."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     """bf16-mixed is faster where the device has units for it."""
     download: Boolean = False
     """Allow downloads of what a network is built from."""

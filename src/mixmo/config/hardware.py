@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-PRECISIONS = ("32-true", "bf16-mixed")
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Precision = Literal["32-true", "bf16-mixed"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Lightning's names of what is offered: float32 throughout, or float32 weights with products in bfloat16."""
 
 
@@ -28,7 +30,7 @@ def training_device(accelerator: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
-def default_precision(device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+def default_precision(device: torch.device) -> Precision:
     """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
 
     Example:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypedDict
 
+from mixmo.config.hardware import Accelerator, Precision
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.validation import join_sentences, unknown_setting
@@ -146,8 +147,8 @@ class FitSettings(TypedDict, total=False):
     gamma: float
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]]
     allow_imports: list[str]
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    precision: Literal["32-true", "bf16-mixed"] | None
+    accelerator: Accelerator
+    precision: Precision | None
     devices: int | None
     num_nodes: int | None
     strategy: Literal["auto", "ddp", "fsdp"]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mixmo.config.data_settings import DataSettings
+from mixmo.config.hardware import Accelerator, Precision
 from mixmo.errors import InputError
 from mixmo.header import MOST_MEMBERS
 from mixmo.mixing import Mixer
@@ -154,9 +155,9 @@ class ScheduleSettings:
 class TrainerSettings:
     """What may be set of Lightning's trainer; the rest is ours, or would break that draws follow the step."""
 
-    accelerator: Neutral[Literal["auto", "cpu", "gpu", "cuda", "mps"]] = "auto"
+    accelerator: Neutral[Accelerator] = "auto"
     """auto, cpu, gpu, cuda or mps."""
-    precision: Literal["32-true", "bf16-mixed"] | None = None
+    precision: Precision | None = None
     """32-true or bf16-mixed; null takes what the device does best."""
     devices: Neutral[Count | None] = None
     """Devices of each node; null takes what torchrun was told, else one."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.config.data_settings import BatchSize, DataSettings, Side
-from mixmo.config.hardware import default_precision, evaluation_factor, training_device
+from mixmo.config.hardware import Accelerator, Precision, default_precision, evaluation_factor, training_device
 from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
 from mixmo.evaluation.inference import autocast
@@ -61,9 +61,9 @@ class Benchmark:
     """K."""
     mix_at: str | None = None
     """Module behind which features are mixed; null is behind the stem."""
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    accelerator: Accelerator = "auto"
     """Where to measure."""
-    precision: Literal["32-true", "bf16-mixed"] | None = None
+    precision: Precision | None = None
     """null takes what the device does best."""
     compile: Boolean = False
     """Measure compiled networks too."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from mixmo.config.hardware import Precision
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration, calibrate, calibrate_ensemble
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
@@ -17,7 +17,7 @@ from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import OutOfDistribution, PredictionSets
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import DETECTION, SCORES
-from mixmo.runs import RunFolder
+from mixmo.runs import Checkpoint, RunFolder
 from mixmo.validation import Boolean, Text, settings_class
 
 
@@ -33,9 +33,9 @@ class EvaluationOptions:
         '32-true'
     """
 
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     """bf16-mixed is faster where the device has units for it."""
     ood: list[Text] = field(default_factory=list)
     """Out-of-distribution datasets, whose images are of none of the classes."""
