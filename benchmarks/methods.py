@@ -11,11 +11,10 @@ test images (:mod:`tuning`).
 Rows are in ``STUDY.methods.csv``, trials in ``STUDY.methods.trials.csv``; what these have is not made again. A method
 that needs a package which is not installed, or does not fit the task, is skipped, and the reason printed.
 
-``accuracy``, ``nll``, ``ece`` and ``aurc`` of several members are those of the average of their logits,
-``nll_by_probabilities`` of the average of their probabilities. ``macs``, ``latency_ms_1`` and ``latency_ms_64`` (the
-milliseconds that a batch of so many images takes) are of all members' predictions. ``set_size_95`` takes validation
-images (``data.validation``). The two networks of a duo are weighted by the validation images, or without any, each half
-of the test images by the other, as for ``nll_two_fold``; weights have the mean 1, so that no temperature is in them.
+Columns are those of ``study.py``: metrics of several members are those of the average of their logits, ``macs`` are of
+all members' predictions. ``nll_by_probabilities`` is of the average of their probabilities. The two networks of a duo
+are weighted by the validation images, or without any, each half of the test images by the other, as for
+``nll_two_fold``; weights have the mean 1, so that no temperature is in them.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,7 +38,8 @@ import torch
 import yaml
 from methods_training import METHODS, SkippedError, Trained, first_images, macs_of
 from scipy.optimize import minimize
-from study_plans import append, plans_of, read_rows, stop_with
+from study_metrics import as_cells, set_size_two_fold
+from study_plans import append, digest_of, made, plans_of, read_rows, stop_with
 from torch import Tensor
 from tuning import choose, fold_of, scores_of, tuned
 
@@ -49,10 +50,9 @@ from mixmo.config.settings import Settings
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.data.sets import ImageSet
-from mixmo.errors import MissingError
-from mixmo.evaluation.calibration import calibration_of
+from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.results import ood_metrics, scaled_metrics
+from mixmo.evaluation.results import ood_metrics
 from mixmo.metrics.chunks import mean_logits
 
 KEYS = ("task", "method", "seed")
@@ -127,40 +127,22 @@ def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
     return (found / found.mean()).float()[:, None]
 
 
-@torch.no_grad()
-def latency(trained: Trained, images: Tensor) -> float:
-    """Return the milliseconds that a batch takes, the median of five passes after one that warms up."""
-    taken = []
-    for _ in range(6):
-        start = time.perf_counter()
-        trained.members(images).cpu()  # which waits for a GPU
-        taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken[1:])
-
-
 def measure(trained: Trained, data: DataModule, settings: Settings, ood: Sequence[str]) -> dict[str, float]:
     """Return the metrics and costs of a trained method; NaN for those that the task does not define."""
     found = predict_all(trained, data, settings, ood)
     test = found["test"]
     flat = evaluate(test.logits, test.targets)
     scores = [ood_metrics(test, found[name])["max_probability"]["auroc"] for name in ood if name in found]
-    sets = {}
-    if "validation" in found:
-        validation = found["validation"]
-        sets = scaled_metrics(test, calibration_of(mean_logits(validation.logits), validation.targets))
     device = training_device(settings.trainer.accelerator)
-    images = first_images(data, settings, min(64, len(test.targets))).to(device)
     return {
-        **{key: flat[key] for key in ("accuracy", "nll", "nll_two_fold", "ece", "aurc")},
+        **{key: flat[key] for key in ("accuracy", "nll", "brier", "ece", "aurc", "nll_two_fold", "ece_two_fold")},
         "nll_by_probabilities": flat["probability_average/nll"],
+        "set_size_95_two_fold": set_size_two_fold(test, 0.95),
         "ood_auroc": statistics.fmean(scores) if scores else math.nan,
-        "set_size_95": sets.get("set_size_95", math.nan),
         "members": test.logits.shape[1],
         "parameters": trained.parameters,
-        "macs": macs_of(trained.members, images[:1]),
-        "latency_ms_1": latency(trained, images[:1]),
-        "latency_ms_64": latency(trained, images),
-        "images_seen": trained.images_seen,
+        "macs": macs_of(trained.members, first_images(data, settings, 1).to(device)),
+        "images_in_training": trained.images_seen,
     }
 
 
@@ -187,7 +169,7 @@ def make_row(about: Mapping[str, Any], plan: Plan, avoided: Plan | None, ood: Se
         **about,
         "base_lr": settings.optimizer.base_lr,
         "weight_decay": settings.optimizer.weight_decay,
-        **{key: "" if math.isnan(value) else f"{value:.10g}" for key, value in values.items()},
+        **as_cells(values),
         "test_images": len(data.test),
         "seconds": f"{seconds:.1f}",
         "precision": settings.trainer.precision,
@@ -217,10 +199,7 @@ def add_rows(study: Mapping[str, Any], keys: tuple[str, str], given: argparse.Na
     """
     (task, method), names = keys, dict(word.split("=", 1) for word in given.data)
     file, parts = out.with_name(f"{out.name}.csv"), [study.get("settings", {}), study["tasks"][task], BASE]
-    done = {tuple(row[key] for key in KEYS) for row in read_rows(file)}
-    seeds = [seed for seed in given.seeds or study["seeds"] if (task, method, str(seed)) not in done]
-    if not seeds:
-        return
+    known = read_rows(file)
     tuning, avoided, trials = study.get("tuning"), None, 1
     if tuning:
         avoided = next(plans_of(parts, tuning["seed"], names))
@@ -229,15 +208,25 @@ def add_rows(study: Mapping[str, Any], keys: tuple[str, str], given: argparse.Na
         if trials > 1:
             tuning = {**tuning, "trials": trials}
             parts[2] = tuned(BASE, choose(tuning, parts, keys, out, given.scratch, given.jobs, names, trained))
-    passes, context = study["tasks"][task]["passes"], multiprocessing.get_context("spawn")
+    waiting = list[dict[str, Any]]()
+    for seed in given.seeds or study["seeds"]:
+        about = {"task": task, "method": method, "seed": seed, "passes": study["tasks"][task]["passes"]}
+        about |= {"digest": digest_of(parts, seed), "trials": trials}
+        if not made(known, about, KEYS, file):
+            waiting.append(about)
+    context = multiprocessing.get_context("spawn")
     ood = [names.get(name, name) for name in given.ood]
     with ProcessPoolExecutor(given.jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
-        running = []
-        for seed in seeds:
-            about = {"task": task, "method": method, "seed": seed, "passes": passes, "trials": trials}
-            running.append(pool.submit(make_row, about, next(plans_of(parts, seed, names)), avoided, ood))
+        running = {}
+        for about in waiting:
+            plan = next(plans_of(parts, about["seed"], names))
+            running[pool.submit(make_row, about, plan, avoided, ood)] = about
         for future in as_completed(running):
-            append(file, row := future.result())
+            try:
+                append(file, row := future.result(), KEYS)
+            except InputError as error:  # of logits that are not finite, say
+                print(f"No row for {', '.join(str(running[future][key]) for key in KEYS)}: {error}", flush=True)
+                continue
             print({key: row[key] for key in (*KEYS, "accuracy", "nll", "nll_two_fold", "seconds")}, flush=True)
 
 
@@ -267,4 +256,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

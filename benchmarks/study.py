@@ -1,7 +1,6 @@
 """Train every method of a study on every task with every seed; append a row of a CSV file for each.
 
-    python benchmarks/study.py benchmarks/studies/digits.yaml --out rows [--jobs 2] [--data torch/cifar10=folder:…]
-    python benchmarks/study.py benchmarks/studies/*.yaml --out rows      # everything, most of a day of two cores
+    python benchmarks/study.py benchmarks/studies/digits-tuned.yaml --out rows [--jobs 2] [--data NAME=folder:…]
 
 A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
 settings as a recipe does (``extends`` included). Beside them a task says ``passes``, how often training sees each image
@@ -23,10 +22,9 @@ stopped at any time. Rows are of the last epoch.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
-import statistics
+import sys
 from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -35,7 +33,8 @@ from typing import Any
 
 import torch
 import yaml
-from study_plans import append, folder_of, plans_of, read_rows, stop_with
+from study_metrics import as_cells, metrics_of
+from study_plans import append, digest_of, folder_of, made, plans_of, read_rows, stop_with
 from tuning import choose, tuned
 
 from mixmo import __version__
@@ -46,19 +45,11 @@ from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.records import read_history
-from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_trained
+from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
+from mixmo.training.sums import TrainingError
 
-METRICS = (
-    "accuracy", "nll", "brier", "ece", "nll_two_fold", "ece_two_fold", "d_re", "disagreement", "selectivity",
-    "separate_units", "train_accuracy",
-)  # fmt: skip
-VALIDATED = ("nll_scaled", "ece_scaled", "set_coverage_95", "set_size_95")
-"""Where there is a validation set, of single networks."""
-CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
-OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
-"""By the largest probability, over the out-of-distribution datasets."""
 KEYS = ("task", "method", "seed")
 
 
@@ -80,9 +71,9 @@ class Row:
     options: EvaluationOptions
     avoided: Plan | None = None
 
-    def folders(self, scratch: Path) -> list[Path]:
-        """Return where its networks are trained."""
-        return [folder_of(plan, scratch) for plan in self.plans]
+    def networks(self, scratch: Path) -> dict[Path, Plan]:
+        """Return the plans of all that is trained for it, by the folders where that is done."""
+        return {folder_of(plan, scratch): plan for plan in (*self.starts, *self.plans)}
 
 
 def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -> Iterator[Row]:
@@ -98,11 +89,14 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
         for task, on_task in study["tasks"].items():
             for method in on_task.get("methods", methods):
                 own, starts, folder = methods[method], list[Plan](), ""
+                parts = [common, on_task, own]
                 if "start" in own:
+                    parts.append(methods[own["start"]])
                     starts = list(plans_of([common, on_task, methods[own["start"]]], seed, names))
                     folder = str(folder_of(starts[0], scratch))
                 plans = list(plans_of([common, on_task, own], seed, names, folder))
                 about = {"task": task, "method": method, "seed": seed, "passes": on_task["passes"]}
+                about |= {"digest": digest_of(parts, seed)}
                 avoided = None
                 if tuning := study.get("tuning"):
                     avoided = next(plans_of([common, on_task, own], tuning["seed"], names, folder))
@@ -127,7 +121,7 @@ def train(plan: Plan, folder: Path) -> None:
 
 def finished(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
-    trained = [TrainedRun(RunFolder(folder)) for folder in row.folders(scratch)]
+    trained = [TrainedRun(RunFolder(folder_of(plan, scratch))) for plan in row.plans]
     if row.avoided is not None:
         images = DataModule(row.avoided.settings.data, row.avoided.settings.seed).source("train")
         seen = {images.name(index) for index in range(len(images))}
@@ -148,12 +142,9 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
             if row.avoided
             else {}
         ),
-        **{
-            key: "" if math.isnan(value) else f"{value:.6g}"
-            for key, value in metrics_of(found, settings.data.validation > 0).items()
-        },
+        **as_cells(metrics_of(found, settings.data.validation > 0)),
         "test_images": len(found.predictions.targets),
-        "macs": sum(network_size(each)["macs"] for each in trained),
+        **{key: sum(network_size(each)[key] for each in trained) for key in ("parameters", "macs")},
         "images_in_training": sum(training_images(settings, rows) for rows in histories),
         "seconds": round(sum(each["seconds"] for rows in histories for each in rows)),
         "precision": row.plans[0].trainer["precision"],
@@ -163,24 +154,12 @@ def finished(row: Row, scratch: Path) -> dict[str, Any]:
     }
 
 
-def metrics_of(found: EvaluationResult, validated: bool) -> dict[str, float]:
-    """Return the metrics that a row has, NaN for those that are not defined."""
-    flat = found.flat()
-    known = {key: flat.get(key, math.nan) for key in METRICS}
-    known["member_accuracy"] = statistics.fmean(each["accuracy"] for each in found.metrics.members)
-    if validated:
-        known |= {key: flat.get(key, math.nan) for key in VALIDATED}
-    if found.corruptions is not None:
-        known |= {key: flat[name] for key, name in CORRUPTED.items()}
-    if found.ood:
-        scores = [result.metrics["max_probability"] for result in found.ood.values()]
-        known |= {key: statistics.fmean(each[name] for each in scores) for key, name in OOD.items()}
-    return known
-
-
 def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
-    """Train what rows need; evaluate and append each row as soon as its networks are trained."""
-    networks = {folder_of(plan, scratch): plan for row in waiting for plan in (*row.starts, *row.plans)}
+    """Train what rows need; evaluate and append each row as soon as its networks are trained.
+
+    Rows of a network that diverges are left out.
+    """
+    networks = {folder: plan for row in waiting for folder, plan in row.networks(scratch).items()}
     print(f"{len(waiting)} rows to make, of {len(networks)} networks.", flush=True)
     context, missing = multiprocessing.get_context("spawn"), set(networks)
     training: dict[Future[None], Path] = {}
@@ -188,7 +167,7 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
     with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
         while waiting or training or evaluating:
             while len(training) + len(evaluating) < jobs:
-                if row := next((row for row in waiting if missing.isdisjoint(row.folders(scratch))), None):
+                if row := next((row for row in waiting if missing.isdisjoint(row.networks(scratch))), None):
                     waiting.remove(row)
                     evaluating.add(pool.submit(finished, row, scratch))
                 elif folder := next((each for each in networks if can_start(networks[each], missing)), None):
@@ -197,11 +176,20 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
                     break
             ended, _ = wait([*training, *evaluating], return_when=FIRST_COMPLETED)
             for future in ended & training.keys():
-                future.result()
-                missing.remove(training.pop(future))
+                folder = training.pop(future)
+                try:
+                    future.result()
+                    missing.remove(folder)
+                except TrainingError as error:
+                    lost = [row for row in waiting if folder in row.networks(scratch)]
+                    waiting = [row for row in waiting if folder not in row.networks(scratch)]
+                    needed = {each for row in waiting for each in row.networks(scratch)}
+                    networks = {each: plan for each, plan in networks.items() if each in needed}
+                    for row in lost:
+                        print(f"No row for {', '.join(str(row.about[key]) for key in KEYS)}: {error}", flush=True)
             for future in ended & evaluating:
                 evaluating.remove(future)
-                append(out, found := future.result())
+                append(out, found := future.result(), KEYS)
                 shown = {key: found[key] for key in (*KEYS, "accuracy", "nll", "brier", "ece", "seconds")}
                 print(f"{len(waiting) + len(evaluating)} to go: {shown}", flush=True)
 
@@ -216,7 +204,7 @@ def main() -> None:
     )
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
     parser.add_argument("--seeds", type=int, nargs="*", help="in place of the study's")
-    parser.add_argument("--tasks", nargs="*", help="only these, of every study")
+    parser.add_argument("--tasks", nargs="*", help="only these, of the studies that have them")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train
     torch.set_num_threads(1)
@@ -226,11 +214,10 @@ def main() -> None:
     for file in given.studies:
         study, out = yaml.safe_load(file.read_text()), given.out / f"{file.stem}.csv"
         study["seeds"] = given.seeds or study["seeds"]
-        study["tasks"] = {name: study["tasks"][name] for name in given.tasks or study["tasks"]}
+        study["tasks"] = {name: study["tasks"][name] for name in study["tasks"] if name in (given.tasks or [name])}
         for part in parts_of(study, file.stem, given, names) if "tuning" in study else [study]:
-            done = {tuple(row[key] for key in KEYS) for row in read_rows(out)}
-            rows = rows_of(part, given.scratch, names)
-            waiting = [row for row in rows if tuple(str(row.about[key]) for key in KEYS) not in done]
+            known = read_rows(out)
+            waiting = [row for row in rows_of(part, given.scratch, names) if not made(known, row.about, KEYS, out)]
             make_rows(waiting, out, given.scratch, given.jobs)
 
 
@@ -250,4 +237,7 @@ def parts_of(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from mixmo import __version__
 from mixmo.config.plan import Plan, make_plan
@@ -59,16 +62,70 @@ def stop_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file, with a header if it is new."""
-    known = read_rows(file)
-    if known and list(known[0]) != list(row):
-        raise InputError(f"{file} has other columns than {', '.join(row)}; name another file.")
-    with file.open("a", newline="") as content:
-        writer = csv.DictWriter(content, list(row))
-        if not known:
-            writer.writeheader()
-        writer.writerow(row)
+def digest_of(parts: Sequence[Mapping[str, Any]], *others: Any) -> str:
+    """Return what tells the settings of one row from those of another: a digest of what its study says of it.
+
+    Args:
+        parts: The study's settings, the task and the method. Which methods a task takes changes none of its rows.
+        others: What else decides the row.
+
+    Example:
+        >>> one, other = {"passes": 2, "methods": ["a"]}, {"methods": ["a", "b"], "passes": 2}
+        >>> digest_of([one]) == digest_of([other]) != digest_of([other], 1)
+        True
+    """
+    own = [{key: value for key, value in part.items() if key not in ("methods", "evaluate")} for part in parts]
+    return hashlib.sha256(json.dumps([own, others], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def made(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Path) -> bool:
+    """Return whether a file has a row.
+
+    Args:
+        rows: Of the file.
+        about: What is known of the row before; ``digest`` is that of its settings.
+        keys: The columns by which a row is known.
+        file: For the error.
+
+    Raises:
+        InputError: if the file has it with other settings: the study was edited since.
+    """
+    names = [str(about[key]) for key in keys]
+    found = [row for row in rows if [row[key] for key in keys] == names]
+    if found and found[0].get("digest") != about["digest"]:
+        raise InputError(
+            f"{file} has the row {', '.join(names)} with other settings than the study says now; undo the edit, take "
+            "another --out, or delete that row."
+        )
+    return bool(found)
+
+
+def append(file: Path, row: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Append a row to a CSV file, with a header if it is new, and return whether it had none of these keys.
+
+    Several processes, on several machines, may append to one file; the first to make a row is taken.
+
+    Args:
+        file: The file.
+        row: Its values by columns.
+        keys: The columns by which a row is known.
+
+    Raises:
+        InputError: if the file has other columns.
+    """
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        known = read_rows(file)
+        if known and list(known[0]) != list(row):
+            raise InputError(f"{file} has other columns than {', '.join(row)}; name another --out.")
+        if any(all(each[key] == str(row[key]) for key in keys) for each in known):
+            print(f"{file} has {', '.join(str(row[key]) for key in keys)} from elsewhere already.", flush=True)
+            return False
+        with file.open("a", newline="") as content:
+            writer = csv.DictWriter(content, list(row))
+            if not known:
+                writer.writeheader()
+            writer.writerow(row)
+    return True
 
 
 def read_rows(file: Path) -> Rows:

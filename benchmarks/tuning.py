@@ -16,7 +16,8 @@ scaling puts right, and this is what is claimed of the test images. The temperat
 number for all its images: halves of it hold too few errors. No choice is made by seed: the chosen settings train on all
 training images of every seed, and the images that chose are left out of all test sets.
 
-``STUDY.trials.csv`` has a row for each trial and fold, ``STUDY.chosen.csv`` one for each task and method.
+``STUDY.trials.csv`` has a row for each trial and fold, ``STUDY.chosen.csv`` one for each task and method. A trial that
+diverges has a row without scores, and is not chosen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -33,14 +35,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from sklearn.model_selection import StratifiedKFold
-from study_plans import Rows, append, folder_of, plans_of, read_rows, stop_with
+from study_metrics import as_cells
+from study_plans import Rows, append, digest_of, folder_of, made, plans_of, read_rows, stop_with
 from torch import Tensor
 
 from mixmo.config.plan import Plan, make_plan
 from mixmo.data.given import GIVEN
 from mixmo.data.module import DataModule
+from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import joined, predict
@@ -48,8 +53,11 @@ from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.temperature import fit_temperature
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
+from mixmo.training.sums import TrainingError
 
 SCORE = "validation_nll_scaled"
+TRIAL, CHOICE = ("task", "method", "trial", "fold"), ("task", "method")
+"""The columns by which rows are known."""
 Settings = dict[str, Any]
 """By their dotted names."""
 
@@ -105,8 +113,17 @@ def fold_of(plan: Plan, fold: int, folds: int) -> tuple[Plan, DataModule]:
         plan: Of a network on all training images.
         fold: From 0.
         folds: Their number.
+
+    Raises:
+        InputError: if there are too few images of a class to divide.
     """
     source = DataModule(plan.settings.data, plan.settings.seed).source("train")
+    counts = np.bincount(source.labels)
+    if not 2 <= folds <= counts[counts > 0].min():
+        raise InputError(
+            f"tuning.folds is {folds}, which leaves no images to validate on: the training images have "
+            f"{counts[counts > 0].min()} of the rarest class; take 2 folds or more, and no more than that."
+        )
     cut = StratifiedKFold(folds, shuffle=True, random_state=plan.settings.data.split_seed)
     rest, held_out = list(cut.split(np.zeros(len(source)), source.labels))[fold]
     recipe = yaml.safe_load(plan.yaml)
@@ -130,7 +147,11 @@ def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[st
         own, data = fold_of(plan, fold, folds)
         name = hashlib.sha256(f"{folder_of(plan, scratch).name} {fold} of {folds}".encode()).hexdigest()[:16]
         run = RunFolder(scratch / name)
-        fit(own, run, resume=run.config_file.is_file(), data=data)
+        try:
+            fit(own, run, resume=run.config_file.is_file(), data=data)
+        except TrainingError as error:
+            print(f"A trial diverged: {error}", flush=True)
+            return scores_of(torch.full((len(data.test), 1), math.nan), data.test.labels, len(data.train))
         predictions.append(predict(TrainedRun(run, data=data)))
     found = joined(predictions, [str(plan.settings.seed) for plan in plans])
     return scores_of(mean_logits(found.logits), found.targets, len(data.train))
@@ -140,17 +161,16 @@ def scores_of(average: Tensor, targets: Tensor, training_images: int) -> dict[st
     """Return what the file of trials says of a fold.
 
     Args:
-        average: (N, K), the logits averaged over the members.
+        average: (N, K), the logits averaged over the members; not finite, where training diverged.
         targets: (N,) class numbers.
         training_images: Images that were trained on.
     """
-    plain = basic_metrics(average, targets)
-    scaled = basic_metrics(average / fit_temperature(average, targets), targets)
-    values = {"accuracy": plain["accuracy"], "nll": plain["nll"], "nll_scaled": scaled["nll"]}
-    about = {"training_images": training_images, "validation_images": len(targets)}
-    return {key: str(value) for key, value in about.items()} | {
-        f"validation_{key}": f"{value:.6g}" for key, value in values.items()
-    }
+    values = dict.fromkeys(("accuracy", "nll", "nll_scaled"), math.nan)
+    if average.isfinite().all():
+        scaled = basic_metrics(average / fit_temperature(average, targets), targets)
+        values = basic_metrics(average, targets) | {"nll_scaled": scaled["nll"]}
+    about = {"training_images": str(training_images), "validation_images": str(len(targets))}
+    return about | as_cells({f"validation_{key}": values[key] for key in ("accuracy", "nll", "nll_scaled")})
 
 
 def choose(
@@ -170,45 +190,53 @@ def choose(
         trained: Trains and validates a trial on a fold.
     """
     files = {kind: out.with_name(f"{out.name}.{kind}.csv") for kind in ("trials", "chosen")}
-    about = dict(zip(("task", "method"), keys, strict=True))
+    about = dict(zip(CHOICE, keys, strict=True))
     common, on_task, method = parts
     members = next(plans_of(parts, tuning["seed"], names)).settings.model.num_members
-    trials = draw_trials(tuning, members > 1)
-    done = {(int(row["trial"]), int(row["fold"])) for row in rows_like(read_rows(files["trials"]), about)}
-    waiting = [place for place in np.ndindex(len(trials), tuning["folds"]) if place not in done]
+    drawn = draw_trials(tuning, members > 1)
+    trials = [[common, on_task, tuned(method, settings)] for settings in drawn]
+    digests = [digest_of(trial, tuning["seed"], tuning["folds"]) for trial in trials]
+    rows, waiting = read_rows(files["trials"]), list[dict[str, Any]]()
+    for trial, fold in np.ndindex(len(trials), tuning["folds"]):
+        place = {**about, "trial": trial, "fold": fold, "digest": digests[trial], "settings": json.dumps(drawn[trial])}
+        if not made(rows, place, TRIAL, files["trials"]):
+            waiting.append(place)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
         running = {}
-        for trial, fold in waiting:
-            plans = list(plans_of([common, on_task, tuned(method, trials[trial])], tuning["seed"], names))
-            running[pool.submit(trained, plans, fold, tuning["folds"], scratch)] = trial, fold
+        for place in waiting:
+            plans = list(plans_of(trials[place["trial"]], tuning["seed"], names))
+            running[pool.submit(trained, plans, place["fold"], tuning["folds"], scratch)] = place
         for future in as_completed(running):
-            trial, fold = running[future]
-            row = {"trial": trial, "fold": fold, "settings": json.dumps(trials[trial])}
-            append(files["trials"], about | row | future.result())
-    rows = rows_like(read_rows(files["trials"]), about)
-    score, best = best_trial(rows)
-    if not rows_like(read_rows(files["chosen"]), about):
-        row = {"trial": best, "settings": json.dumps(trials[best]), "trials": len(trials), SCORE: f"{score:.6g}"}
-        append(files["chosen"], about | row)
-        print(f"Chosen: {about | row}", flush=True)
-    return trials[best]
-
-
-def rows_like(rows: Rows, about: Mapping[str, str]) -> Rows:
-    """Return the rows that have these values."""
-    return [row for row in rows if all(row[key] == value for key, value in about.items())]
+            append(files["trials"], running[future] | future.result(), TRIAL)
+    known = [row for row in read_rows(files["trials"]) if (row["task"], row["method"]) == keys]
+    score, best = best_trial([row for row in known if row["digest"] in digests])
+    row = {"trial": best, "digest": digests[best], "settings": json.dumps(drawn[best]), "trials": len(trials)}
+    choice = about | row | {SCORE: f"{score:.6g}"}
+    if not made(read_rows(files["chosen"]), choice, CHOICE, files["chosen"]):
+        append(files["chosen"], choice, CHOICE)
+        print(f"Chosen: {choice}", flush=True)
+    return drawn[best]
 
 
 def best_trial(rows: Rows) -> tuple[float, int]:
     """Return the least mean score over folds, and the trial that has it.
 
+    Args:
+        rows: Of one method on one task; those of trials that diverged have no score.
+
+    Raises:
+        InputError: if all trials diverged.
+
     Example:
-        >>> best_trial([{"trial": trial, SCORE: score} for trial, score in (("0", "2"), ("0", "4"), ("1", "2.5"))])
+        >>> best_trial([{"trial": trial, SCORE: score} for trial, score in (("0", "2"), ("0", ""), ("1", "2.5"))])
         (2.5, 1)
     """
-    scores = {
-        int(row["trial"]): statistics.fmean(float(each[SCORE]) for each in rows if each["trial"] == row["trial"])
-        for row in rows
-    }
-    return min((score, trial) for trial, score in scores.items())
+    scores = dict[int, list[float]]()
+    for row in rows:
+        scores.setdefault(int(row["trial"]), []).append(float(row[SCORE] or math.nan))
+    means = [(statistics.fmean(values), trial) for trial, values in scores.items() if not any(map(math.isnan, values))]
+    if not means:
+        names = ", ".join(rows[0].get(key, "") for key in CHOICE)
+        raise InputError(f"All {len(scores)} trials of {names} diverged; lower the learning rates of tuning.space.")
+    return min(means)

@@ -138,8 +138,8 @@ def test_rows_are_made_once(tmp_path, call):
     call(*names)
     file = tmp_path / "rows" / "few.methods.csv"
     rows, content = study_plans.read_rows(file), file.read_text()
-    assert [row["method"] for row in rows] == list(names) and {row["images_seen"] for row in rows} == {"80"}
-    assert all({key for key, value in row.items() if not value} == {"ood_auroc", "set_size_95"} for row in rows)
+    assert [row["method"] for row in rows] == list(names) and {row["images_in_training"] for row in rows} == {"80"}
+    assert all({key for key, value in row.items() if not value} == {"ood_auroc"} for row in rows)
     file.write_text("".join(content.splitlines(True)[:-1]))  # stopped before the last row
     assert call(*names).count("'task'") == 1
     assert [row["method"] for row in study_plans.read_rows(file)] == list(names)
@@ -147,7 +147,7 @@ def test_rows_are_made_once(tmp_path, call):
 
 
 def test_methods_are_tuned_as_a_study_is(tmp_path, call):
-    """By folds of the training images, which are then in no test set; validation images give conformal sets."""
+    """By folds of the training images, which are then in no test set."""
     tuning = "tuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
     (tmp_path / "few.yaml").write_text(STUDY.replace("validation: 0.0", "validation: 0.1") + tuning)
     for folder in ("train", "test"):
@@ -161,7 +161,7 @@ def test_methods_are_tuned_as_a_study_is(tmp_path, call):
     assert [(each["trial"], each["fold"]) for each in trials] == [(trial, fold) for trial in "01" for fold in "01"]
     assert {(each["training_images"], each["validation_images"]) for each in trials} == {("20", "20")}
     assert float(row[0]["base_lr"]) == yaml.safe_load(chosen[0]["settings"]).get("optimizer.base_lr", 0.1)
-    assert 1 <= float(row[0]["set_size_95"]) <= 10 and 0 <= float(row[0]["ood_auroc"]) <= 1
+    assert 1 <= float(row[0]["set_size_95_two_fold"]) <= 10 and 0 <= float(row[0]["ood_auroc"]) <= 1
 
 
 def test_rates_and_weights():

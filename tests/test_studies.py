@@ -3,7 +3,10 @@
 import csv
 import doctest
 import importlib
+import multiprocessing
+import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -18,9 +21,13 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 from test_package import run
 
+from mixmo.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
-study, study_tables, tuning = (importlib.import_module(name) for name in ("study", "study_tables", "tuning"))
+study, study_metrics, study_plans, study_tables, tuning = (
+    importlib.import_module(name) for name in ("study", "study_metrics", "study_plans", "study_tables", "tuning")
+)
 
 STUDY = """
 seeds: [3]
@@ -126,11 +133,65 @@ def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
             float(row["base_lr"]),
         )
         assert 1597 < int(row["test_images"]) < 1697  # 10 × 10 that train and as many that chose, some of them the same
+    assert all(len(row["digest"]) == 12 and row["aurc"] and row["set_size_95_two_fold"] for row in rows)
     contents = [file.read_text().splitlines() for file in files]
+    (tmp_path / "study.yaml").write_text(TUNED.replace("passes: 2}", "passes: 4}"))
+    refused = subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.splitlines()[-1] == (
+        "error: rows/study.trials.csv has the row few, cut, 0, 0 with other settings than the study says now; undo the "
+        "edit, take another --out, or delete that row."
+    )
+    (tmp_path / "study.yaml").write_text(TUNED)
+    assert [file.read_text().splitlines() for file in files] == contents
     files[0].write_text("\n".join(contents[0][:-1]) + "\n")
     files[1].write_text("\n".join(contents[1][:-1]) + "\n")  # stopped before the last of each
     assert run(*words, cwd=tmp_path).count("1 rows to make, of 2 networks") == 1
     assert [file.read_text().splitlines() for file in files] == contents
+
+
+def test_trials_that_diverge_are_not_chosen(tmp_path):
+    """A learning rate that ends in infinity loses its trial alone; where all do, the study says so and rows stay."""
+    rates = "{optimizer.base_lr: [1.0e+30]}"
+    edited = TUNED.replace("{optimizer.base_lr: {low: 0.01, high: 0.1}}", rates).replace("passes: 2}", "passes: 10}")
+    content = yaml.safe_load(edited)
+    parts = [content["settings"], content["tasks"]["few"], content["methods"]["two halves"]]
+    call = (content["tuning"], parts, ("few", "two halves"), tmp_path / "rows", tmp_path / "scratch", 1, {})
+    assert tuning.choose(*call) == {}
+    rows = study.read_rows(tmp_path / "rows.trials.csv")
+    assert {row["trial"] for row in rows if row[tuning.SCORE] == ""} == {"1"} and len(rows) == 4
+    with pytest.raises(InputError, match=r"All 1 trials of few, two halves diverged"):
+        tuning.best_trial([row for row in rows if row["trial"] == "1"])
+
+
+def test_a_network_that_diverges_loses_its_rows_alone(tmp_path):
+    edited = STUDY.replace("cut: {extends: [cut, b2],", "cut: {extends: [cut, b2], optimizer: {base_lr: 1.0e+30},")
+    (tmp_path / "study.yaml").write_text(edited.replace("passes: 2", "passes: 10"))
+    printed = run(ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=1", "--tasks=few", cwd=tmp_path)
+    assert "No row for few, cut, 3: the loss or its gradient was not finite" in printed
+    methods = {row["method"] for row in study.read_rows(tmp_path / "rows/study.csv")}
+    assert methods == {"single", "two", "two halves"}
+
+
+def test_folds_leave_images_to_validate_on():
+    content = yaml.safe_load(TUNED)
+    parts = [content["settings"], content["tasks"]["few"], content["methods"]["two halves"]]
+    plan = next(study.plans_of(parts, 1, {}))
+    for folds in (1, 11):
+        with pytest.raises(InputError, match=f"tuning.folds is {folds}, .* have 10 of the rarest class"):
+            tuning.fold_of(plan, 0, folds)
+
+
+def test_many_processes_append_to_one_file(tmp_path):
+    """Each row once, whole, by whoever is first; other columns are refused, and what is there stays."""
+    file = tmp_path / "rows.csv"
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        rows = [{"seed": seed % 10, "nll": seed} for seed in range(40)]
+        done = list(pool.map(study_plans.append, [file] * 40, rows, [["seed"]] * 40))
+    assert sum(done) == 10 and sorted(int(row["seed"]) for row in study.read_rows(file)) == list(range(10))
+    content = file.read_text()
+    with pytest.raises(InputError, match="other columns than seed, ece; name another --out"):
+        study_plans.append(file, {"seed": 11, "ece": 0.0}, ["seed"])
+    assert file.read_text() == content
 
 
 def test_trials_see_none_of_the_test_images():
@@ -175,7 +236,7 @@ def test_studies_are_of_equal_compute(file, tmp_path):
 
 
 def test_examples_in_the_tables():
-    for module, least in ((study_tables, 2), (tuning, 3)):
+    for module, least in ((study_tables, 2), (tuning, 3), (study_metrics, 2), (study_plans, 1)):
         assert doctest.testmod(module).attempted >= least and not doctest.testmod(module).failed
 
 

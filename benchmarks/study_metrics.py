@@ -1,0 +1,75 @@
+"""The metrics that rows of a study have."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from mixmo.evaluation.calibration import calibration_of
+from mixmo.evaluation.predictions import Predictions
+from mixmo.evaluation.results import EvaluationResult
+from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.conformal import prediction_sets
+
+METRICS = (
+    "accuracy", "nll", "brier", "ece", "aurc", "nll_two_fold", "ece_two_fold", "d_re", "disagreement", "selectivity",
+    "separate_units", "train_accuracy",
+)  # fmt: skip
+VALIDATED = ("nll_scaled", "ece_scaled", "set_coverage_95", "set_size_95")
+"""Where there is a validation set, of single networks."""
+CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
+OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
+"""By the largest probability, over the out-of-distribution datasets."""
+
+
+def metrics_of(found: EvaluationResult, validated: bool) -> dict[str, float]:
+    """Return the metrics of an evaluation that a row has, NaN for those that are not defined.
+
+    Args:
+        found: The evaluation.
+        validated: Whether the network held out images for validation.
+    """
+    flat = found.flat()
+    known = {key: flat.get(key, math.nan) for key in METRICS}
+    known["set_size_95_two_fold"] = set_size_two_fold(found.predictions, 0.95)
+    known["member_accuracy"] = statistics.fmean(each["accuracy"] for each in found.metrics.members)
+    if validated:
+        known |= {key: flat.get(key, math.nan) for key in VALIDATED}
+    if found.corruptions is not None:
+        known |= {key: flat[name] for key, name in CORRUPTED.items()}
+    if found.ood:
+        scores = [result.metrics["max_probability"] for result in found.ood.values()]
+        known |= {key: statistics.fmean(each[name] for each in scores) for key, name in OOD.items()}
+    return known
+
+
+def set_size_two_fold(predictions: Predictions, coverage: float) -> float:
+    """Return the mean size of conformal sets of each half of the images, by temperature and threshold of the other.
+
+    Args:
+        predictions: Two or more; even and odd numbers are the halves.
+        coverage: The share of sets that hold the true class.
+
+    Example:
+        >>> import torch
+        >>> known = 4 * torch.eye(3)[torch.arange(60) % 3]
+        >>> set_size_two_fold(Predictions(known[:, None], torch.arange(60) % 3, ["a", "b", "c"]), 0.9)
+        1.0
+    """
+    average, targets, sizes = mean_logits(predictions.logits), predictions.targets, 0
+    for half in (0, 1):
+        other = calibration_of(average[1 - half :: 2], targets[1 - half :: 2])
+        sets = prediction_sets(other.probabilities(average[half::2]), other.set_threshold(coverage))
+        sizes += int(sets.sum())
+    return sizes / len(targets)
+
+
+def as_cells(values: Mapping[str, float]) -> dict[str, str]:
+    """Return numbers as a CSV file has them, nothing for NaN.
+
+    Example:
+        >>> as_cells({"nll": 0.12345678, "macs": 18126080.0, "d_re": math.nan})
+        {'nll': '0.123457', 'macs': '18126080', 'd_re': ''}
+    """
+    return {key: "" if math.isnan(value) else f"{value:.{10 if value > 1e5 else 6}g}" for key, value in values.items()}
