@@ -1,11 +1,12 @@
 """Tables and heat maps of a study's rows: means over seeds, and paired differences with 95 % intervals.
 
-    python benchmarks/study_tables.py benchmarks/results/cifar10.csv --against single "single + CutMix"
-    python benchmarks/study_tables.py rows.csv --picture map.svg --method "Cut-MixMo, rho 0.5" --against single
+    python benchmarks/study_tables.py rows/digits-tuned.csv rows/digits-tuned.methods.csv --against single
+    python benchmarks/study_tables.py rows.csv --picture map.svg --method Cut-MixMo --against single
     python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
 
-The last renews the tables below lines such as ``<!-- study digits.csv | 20 images, 400 passes | single -->`` or
-``<!-- diagnosis digits.csv; cifar10.csv | Cut-MixMo, rho 0.5 | single -->`` from the rows in ``benchmarks/results``.
+The last renews the tables below lines such as ``<!-- study digits-tuned.csv | 20 images, 320 passes | single -->`` from
+the rows in ``benchmarks/results``. ``brief`` in place of ``study`` leaves out all but a few columns, ``chosen`` has the
+settings that were chosen, ``diagnosis`` (of a method, in the place of the task) how well members fit.
 
 Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
 with n - 1 degrees of freedom over n seeds, so that it covers other draws of training images and weights.
@@ -14,6 +15,7 @@ with n - 1 degrees of freedom over n seeds, so that it covers other draws of tra
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import statistics
@@ -36,6 +38,8 @@ SHOWN = {
     "brier": ("Brier", 1, 3),
     "ece": ("ECE %", 100, 1),
     "ece_two_fold": ("ECE, scaled, %", 100, 1),
+    "aurc": ("AURC, ‰", 1000, 2),
+    "set_size_95_two_fold": ("size of 95 % sets", 1, 2),
     "set_coverage_95": ("coverage of 95 % sets, %", 100, 1),
     "set_size_95": ("their size", 1, 2),
     "corrupted_accuracy": ("corrupted top-1 %", 100, 1),
@@ -45,10 +49,19 @@ SHOWN = {
     "ood_fpr95": ("OOD FPR95 %", 100, 1),
 }
 """Metrics, where rows have them: heading, factor, digits."""
+COSTS = {
+    "parameters": ("parameters, M", 1e-6, 2),
+    "macs": ("MACs, M", 1e-6, 1),
+    "images_in_training": ("images in training, k", 1e-3, 0),
+}
+BRIEF = ("accuracy", "nll", "nll_two_fold", "macs")
 COMPARED = ("accuracy", "nll")
 """With other methods."""
 COMPARED_TUNED = (*COMPARED, "nll_two_fold")
 """Where methods are tuned: they were chosen by a scaled NLL."""
+CHOSEN = {"base_lr": "learning rate", "weight_decay": "weight decay", "input_repetition": "rho", "trials": "trials"}
+Latencies = dict[str, dict[str, dict[str, float]]]
+"""What ``latency.py`` keeps: a table of methods for each batch size."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -106,27 +119,52 @@ def number(value: float, factor: float, digits: int, sign: bool = False) -> str:
     return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", "−")
 
 
-def table(rows: Rows, task: str, against: Sequence[str]) -> str:
-    """Return the Markdown table of a task: a row for each method, differences to the methods named."""
-    methods = list(dict.fromkeys(row["method"] for row in rows if row["task"] == task))
+def table(
+    rows: Rows, task: str, against: Sequence[str], latencies: Latencies | None = None, brief: bool = False
+) -> str:
+    """Return the Markdown table of a task: a row for each method, differences to the methods named.
+
+    Args:
+        rows: Of one file or several.
+        task: Its name.
+        against: Methods; those that are not among the rows are left out.
+        latencies: Of the methods, against ``single``.
+        brief: Show :data:`BRIEF` alone.
+    """
+    rows = [row for row in rows if row["task"] == task]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     known = [other for other in against if other in methods]
-    shown = {metric: form for metric, form in SHOWN.items() if metric in rows[0]}
+    columns = SHOWN | {key: form for key, form in COSTS.items() if key == "macs" or "trials" in rows[0]}
+    shown = {key: columns[key] for key in (BRIEF if brief else columns) if any(row.get(key) for row in rows)}
     compared = COMPARED_TUNED if "trials" in rows[0] else COMPARED
-    header = ["", "n", *(heading for heading, *_ in shown.values()), "MACs, M"]
+    header = ["", "n", *(heading for heading, *_ in shown.values())]
+    header += [f"ms, {batch}, against single" for batch in latencies or ()]
     header += [f"{SHOWN[metric][0]} against {other}" for other in known for metric in compared]
     lines = [header, ["---"] * len(header)]
     for method in methods:
-        own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+        own = [row for row in rows if row["method"] == method]
         cells = [method, str(len(own))]
-        for metric, (_, factor, digits) in shown.items():
-            values = [float(row[metric]) for row in own if row[metric]]
-            spread = f" ± {number(statistics.stdev(values), factor, digits)}" if len(values) > 1 else ""
+        for key, (_, factor, digits) in shown.items():
+            values = [float(row[key]) for row in own if row.get(key)]
+            spreads = len(values) > 1 and key in SHOWN
+            spread = f" ± {number(statistics.stdev(values), factor, digits)}" if spreads else ""
             cells.append(number(statistics.fmean(values), factor, digits) + spread if values else "")
-        cells.append(f"{float(own[0]['macs']) / 1e6:.1f}")
+        for timed in (latencies or {}).values():
+            cells.append(f"{timed[method]['ratio']:.2f}" if method in timed else "")
         for other in known:
             for metric in compared:
                 cells.append("" if other == method else _difference_text(rows, task, method, other, metric))
         lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def chosen_table(rows: Rows, task: str) -> str:
+    """Return the Markdown table of the settings that were chosen for each method on a task."""
+    methods = {row["method"]: row for row in rows if row["task"] == task}
+    lines = [["", *CHOSEN.values()], ["---"] * (len(CHOSEN) + 1)]
+    for method, row in methods.items():
+        of_members = row if row.get("selectivity") else row | {"input_repetition": ""}
+        lines.append([method, *(of_members.get(key, "") for key in CHOSEN)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -158,8 +196,14 @@ def diagnosis_table(rows: Rows, method: str, other: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-MARK = re.compile(r"(<!-- (study|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)")
+MARK = re.compile(r"(<!-- (study|brief|chosen|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)")
 """A table in a page: files of rows, the task or the method it is of, the methods to compare with; ``; `` divides."""
+
+
+def latencies_of(file: Path) -> Latencies | None:
+    """Return the latencies kept beside a file of rows, if there are any."""
+    kept = file.with_suffix(".latency.json")
+    return json.loads(kept.read_text())["tables"] if kept.is_file() else None
 
 
 def renewed(text: str) -> str:
@@ -168,8 +212,11 @@ def renewed(text: str) -> str:
     def new(found: re.Match[str]) -> str:
         mark, kind, files, of, against, _ = found.groups()
         rows = [row for file in files.split("; ") for row in read_rows(RESULTS / file)]
-        if kind == "study":
-            return f"{mark}{table(rows, of, against.split('; '))}\n\n"
+        if kind == "chosen":
+            return f"{mark}{chosen_table(rows, of)}\n\n"
+        if kind in ("study", "brief"):
+            latencies = latencies_of(RESULTS / files.split("; ")[0]) if kind == "study" else None
+            return f"{mark}{table(rows, of, against.split('; '), latencies, kind == 'brief')}\n\n"
         named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]  # files may share names of tasks
         return f"{mark}{diagnosis_table(named, of, against)}\n\n"
 
@@ -221,22 +268,22 @@ def _cells(axis: Axes, rows: Rows, method: str, other: str, metric: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, nargs="?", help="the CSV file of study.py")
+    parser.add_argument("rows", type=Path, nargs="*", help="CSV files of study.py and methods.py")
     parser.add_argument("--against", nargs="*", default=["single"], metavar="METHOD")
-    parser.add_argument("--method", default="Cut-MixMo, rho 0.5", help="whose differences a picture shows")
+    parser.add_argument("--method", default="Cut-MixMo", help="whose differences a picture shows")
     parser.add_argument("--picture", type=Path, help="draw heat maps into this file in place of printing tables")
     parser.add_argument("--update", nargs="*", type=Path, metavar="PAGE", help="renew the tables of these pages")
     given = parser.parse_args()
     for page in given.update or ():
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
-    if given.rows is None:
+    if not given.rows:
         return
-    rows = read_rows(given.rows)
+    rows = [row for file in given.rows for row in read_rows(file)]
     if given.picture:
         heat_map(rows, given.method, given.against).savefig(given.picture, dpi=130)
         return
     for task in dict.fromkeys(row["task"] for row in rows):
-        print(f"{task}\n\n{table(rows, task, given.against)}\n")
+        print(f"{task}\n\n{table(rows, task, given.against, latencies_of(given.rows[0]))}\n")
 
 
 if __name__ == "__main__":
