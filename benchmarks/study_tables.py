@@ -1,7 +1,7 @@
-"""Tables and heat maps of a study's rows: means over seeds, and paired differences with 95 % intervals.
+"""Tables and pictures of a study's rows: means over seeds, and paired differences with 95 % intervals.
 
     python benchmarks/study_tables.py rows/digits-tuned.csv rows/digits-tuned.methods.csv --against single
-    python benchmarks/study_tables.py rows.csv --picture map.svg --method Cut-MixMo --against single
+    python benchmarks/study_tables.py rows/*-tuned.csv --picture differences.png --method Cut-MixMo --against single
     python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
 
 The last renews the tables below lines such as ``<!-- study digits-tuned.csv | 20 images, 320 passes | single -->`` from
@@ -23,10 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 from study_plans import Rows, read_rows
@@ -182,7 +178,8 @@ def _difference_text(rows: Rows, task: str, method: str, other: str, metric: str
 def diagnosis_table(rows: Rows, method: str, other: str) -> str:
     """Return the Markdown table of a method's diagnosis: a row for each task, sorted by training accuracy."""
     header = ["task", "training accuracy %", "selectivity %", "separate units %"]
-    header += [f"{SHOWN[metric][0]} against {other}" for metric in COMPARED]
+    compared = COMPARED_TUNED if "trials" in rows[0] else COMPARED
+    header += [f"{SHOWN[metric][0]} against {other}" for metric in compared]
     lines = []
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
@@ -190,7 +187,7 @@ def diagnosis_table(rows: Rows, method: str, other: str) -> str:
             statistics.fmean(float(row[key]) for row in own)
             for key in ("train_accuracy", "selectivity", "separate_units")
         ]
-        differences = [_difference_text(rows, task, method, other, metric) for metric in COMPARED]
+        differences = [_difference_text(rows, task, method, other, metric) for metric in compared]
         lines.append((means[0], [task, *(number(mean, 100, 1) for mean in means), *differences]))
     cells = [header, ["---"] * len(header), *(line for _, line in sorted(lines, key=lambda line: -line[0]))]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
@@ -223,47 +220,39 @@ def renewed(text: str) -> str:
     return MARK.sub(new, text)
 
 
-def heat_map(rows: Rows, method: str, against: Sequence[str]) -> Figure:
-    """Return a picture: a column for each other method, a row for each metric, differences over images and passes.
+PICTURED = {"accuracy": 100, "nll_two_fold": 1}
 
-    Green cells are better than the other method, purple ones worse; those whose interval excludes zero are bold.
+
+def draw_intervals(rows: Rows, method: str, against: Sequence[str]) -> Figure:
+    """Return a picture: how a method differs from others in top-1 and scaled NLL on each task, with its intervals.
+
+    Differences are filled whose interval excludes zero; to the right the method is better.
+
+    Args:
+        rows: Of one file or several; tasks are told apart by dataset and task.
+        method: The method.
+        against: The others; those that a task lacks are left out.
     """
-    few = [row for row in rows if row["images_per_class"]]
-    kinds = sorted({(row["backbone"], row["size"]) for row in few})
-    figure = Figure(figsize=(3.4 * len(against), 2.6 * len(COMPARED) * len(kinds)))
-    axes = figure.subplots(len(COMPARED) * len(kinds), len(against), squeeze=False)
-    for column, other in enumerate(against):
-        for place, ((backbone, size), metric) in enumerate((kind, metric) for kind in kinds for metric in COMPARED):
-            own = [row for row in few if (row["backbone"], row["size"]) == (backbone, size)]
-            _cells(axes[place][column], own, method, other, metric)
-            title = f"{SHOWN[metric][0]} against {other}\n{backbone}, {size} pixels"
-            axes[place][column].set_title(title, fontsize=8)
-    figure.suptitle(method, fontsize=10)
+    named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]
+    tasks = list(dict.fromkeys(row["task"] for row in named))
+    places = [(task, other) for task in tasks for other in against if difference(named, task, method, other, "nll")]
+    figure = Figure(figsize=(9, 1.1 + 0.3 * len(places)))
+    axes = figure.subplots(1, len(PICTURED), sharey=True)
+    for axis, (metric, factor) in zip(axes, PICTURED.items(), strict=True):
+        sign = factor if metric == "accuracy" else -factor
+        for place, (task, other) in enumerate(places):
+            found = difference(named, task, method, other, metric)
+            assert found is not None
+            color, face = ("#2b6cb0", None) if found.sure else ("#888888", "white")
+            half = 0 if math.isnan(found.half) else abs(sign) * found.half
+            axis.errorbar(sign * found.mean, place, xerr=half, fmt="o", color=color, mfc=face or color, capsize=3)
+        axis.axvline(0, color="#888888", linewidth=0.8)
+        axis.set_xlabel({"accuracy": "points of top-1 gained", "nll_two_fold": "scaled NLL saved"}[metric])
+    axes[0].set_yticks(range(len(places)), [f"{task}: against {other}" for task, other in places], fontsize=8)
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{method}: differences with 95 % intervals, paired by seed", fontsize=10)
     figure.tight_layout()
     return figure
-
-
-def _cells(axis: Axes, rows: Rows, method: str, other: str, metric: str) -> None:
-    tasks = {(int(row["images_per_class"]), int(row["passes"])): row["task"] for row in rows}
-    images, passes = (sorted({key[place] for key in tasks}) for place in (0, 1))
-    _, factor, digits = SHOWN[metric]
-    sign = 1 if metric == "accuracy" else -1
-    grid = np.full((len(images), len(passes)), np.nan)
-    for (count, length), task in tasks.items():
-        if (found := difference(rows, task, method, other, metric)) is None:
-            continue
-        place = images.index(count), passes.index(length)
-        grid[place] = sign * found.mean * factor
-        half = "" if math.isnan(found.half) else f"\n± {number(found.half, factor, digits)}"
-        text = f"{number(found.mean, factor, digits, sign=True)}{half}"
-        weight = "bold" if found.sure else "normal"
-        axis.text(place[1], place[0], text, ha="center", va="center", fontsize=8, weight=weight)
-    limit = max(1e-9, float(np.nanmax(np.abs(grid), initial=0)))
-    axis.imshow(grid, cmap=colormaps["PRGn"], norm=TwoSlopeNorm(0, -2 * limit, 2 * limit), aspect="auto")
-    axis.set_xticks(range(len(passes)), map(str, passes), fontsize=8)
-    axis.set_yticks(range(len(images)), map(str, images), fontsize=8)
-    axis.set_xlabel("passes over the images", fontsize=8)
-    axis.set_ylabel("images of a class", fontsize=8)
 
 
 def main() -> None:
@@ -271,7 +260,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path, nargs="*", help="CSV files of study.py and methods.py")
     parser.add_argument("--against", nargs="*", default=["single"], metavar="METHOD")
     parser.add_argument("--method", default="Cut-MixMo", help="whose differences a picture shows")
-    parser.add_argument("--picture", type=Path, help="draw heat maps into this file in place of printing tables")
+    parser.add_argument("--picture", type=Path, help="draw differences into this file in place of printing tables")
     parser.add_argument("--update", nargs="*", type=Path, metavar="PAGE", help="renew the tables of these pages")
     given = parser.parse_args()
     for page in given.update or ():
@@ -280,7 +269,7 @@ def main() -> None:
         return
     rows = [row for file in given.rows for row in read_rows(file)]
     if given.picture:
-        heat_map(rows, given.method, given.against).savefig(given.picture, dpi=130)
+        draw_intervals(rows, given.method, given.against).savefig(given.picture, dpi=130)
         return
     for task in dict.fromkeys(row["task"] for row in rows):
         print(f"{task}\n\n{table(rows, task, given.against, latencies_of(given.rows[0]))}\n")

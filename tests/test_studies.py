@@ -3,6 +3,7 @@
 import csv
 import doctest
 import importlib
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -271,7 +272,7 @@ def test_seeds_that_one_method_lacks_are_left_out():
 
 
 def test_tables_and_pictures_of_kept_rows(tmp_path):
-    files = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
+    files = [file for file in (ROOT / "benchmarks" / "results").glob("*.csv") if file.stem.count(".") == 0]
     assert files
     for file in files:
         rows = study.read_rows(file)
@@ -279,9 +280,35 @@ def test_tables_and_pictures_of_kept_rows(tmp_path):
         assert len(set(keys)) == len(keys) and all(row["torch"] and row["device"] for row in rows)
         tasks = dict.fromkeys(row["task"] for row in rows)
         assert all(study_tables.table(rows, task, ["single"]).count("\n") >= 2 for task in tasks)
-    rows = study.read_rows(ROOT / "benchmarks" / "results" / "cifar10.csv")
+    rows = study.read_rows(ROOT / "benchmarks" / "results" / "digits-tuned.csv")
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        study_tables.heat_map(rows, "Cut-MixMo, rho 0.5", ["single"]).savefig(tmp_path / "map.svg")
-    picture = (tmp_path / "map.svg").read_text()
-    found = study_tables.difference(rows, "100 images, 150 passes", "Cut-MixMo, rho 0.5", "single", "nll")
-    assert "NLL against single" in picture and study_tables.number(found.mean, 1, 3, sign=True) in picture
+        study_tables.draw_intervals(rows, "Cut-MixMo", ["single", "absent"]).savefig(tmp_path / "differences.svg")
+    picture = (tmp_path / "differences.svg").read_text()
+    assert "digits, 20 images, 320 passes: against single" in picture and "absent" not in picture
+
+
+def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
+    """A page's tables: all columns with latencies, a few of them, and the settings that were chosen."""
+    rows = [
+        row | {"task": "t", "passes": "2", "nll_two_fold": row["nll"], "macs": "2e6", "parameters": "1e6",
+               "trials": "6", "base_lr": "0.1", "weight_decay": "0.01", "selectivity": "1", "input_repetition": "0.5"}
+        for row in rows_of([0.25, 0.75], [0.5, 1.5])
+    ]  # fmt: skip
+    monkeypatch.setattr(study_tables, "RESULTS", tmp_path)
+    for row in rows:
+        study_plans.append(tmp_path / "few.csv", row, study.KEYS)
+    latencies = {"batch 1": {"new": {"ratio": 1.25}, "old": {"ratio": 1.0}}}
+    (tmp_path / "few.latency.json").write_text(json.dumps({"tables": latencies}))
+    marks = [f"<!-- {kind} few.csv | t | old -->" for kind in ("study", "brief", "chosen")]
+    tables = study_tables.renewed("\n\n".join(marks) + "\n\nend").split("<!--")[1:]
+    whole, brief, chosen = (
+        [dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], row)), strict=True))
+         for row in lines[2:]]
+        for table in tables for lines in [[line for line in table.splitlines() if line.startswith("|")]]
+    )  # fmt: skip
+    assert [row[""] for row in whole] == ["new", "old"]
+    assert whole[0]["parameters, M"] == "1.00" and whole[0]["ms, batch 1, against single"] == "1.25"
+    assert "parameters, M" not in brief[0] and brief[1]["MACs, M"] == "2.0"
+    assert whole[0]["NLL, scaled against old"] == brief[0]["NLL, scaled against old"] == "−0.500 [−3.677, +2.677]"
+    assert chosen == [{"": name, "learning rate": "0.1", "weight decay": "0.01", "rho": "0.5", "trials": "6"}
+                      for name in ("new", "old")]  # fmt: skip
