@@ -11,7 +11,7 @@ from mixmo.cli.main import COMMANDS
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
 from mixmo.config.settings import known_settings
-from mixmo.sweeps.grid import load_sweep
+from mixmo.sweeps import load_sweep
 from mixmo.validation import fields_of
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_yaml_on_pages_makes_a_plan(file, tmp_path):
         own = tmp_path / f"{number}.yaml"
         own.write_text(block)
         if re.search(r"^sweep:", block, re.MULTILINE):
-            assert load_sweep(own).trials
+            assert load_sweep(own)
         else:
             assert make_plan(load_recipe(own)).settings
 

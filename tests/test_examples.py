@@ -14,6 +14,7 @@ SHORTER = {
     "with_transformers.py": (
         "EPOCHS, REPETITION = 20, 2", "EPOCHS, REPETITION = 3, 2", r"'eval_accuracy': '?([\d.]+)", 0.5,
     ),
+    "with_ray.py": ("num_samples=6", "num_samples=2", r"on test images: ([\d.]+)", 0.12),
     "own_dataset.py": ("epochs=40", "epochs=4", r"accuracy ([\d.]+)", 0.4),
 }  # fmt: skip
 
@@ -23,6 +24,8 @@ def test_an_example_learns(name, tmp_path):
     if name == "with_transformers.py":
         pytest.importorskip("transformers", reason="transformers is not installed")
         pytest.importorskip("accelerate", reason="accelerate is not installed")
+    if name == "with_ray.py":
+        pytest.importorskip("ray.tune", reason="Ray Tune is not installed")
     old, new, pattern, least = SHORTER[name]
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     assert old in text and len(text.splitlines()) < 60

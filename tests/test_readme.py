@@ -68,7 +68,6 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     for line in commands:
         words = shlex.split(line.partition("#")[0])[1:]
         if words[0] in ("fit", "preview", "sweep"):
-            words += ["--ray=false"] if words[0] == "sweep" else []
             words += SHRUNK + ([] if "digits-cut" in line or "alpha.yaml" in line else ["--data.name=folder:pictures"])
         if words[0] == "benchmark":
             words += ["--backbone=wide_resnet10_1", "--batch_size=2", "--image_size=8", "--rounds=1"]

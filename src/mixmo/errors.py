@@ -18,6 +18,10 @@ class MissingError(InputError, FileNotFoundError):
     """A file, folder or dataset that is not there."""
 
 
+class InUseError(InputError):
+    """Another process trains in the folder."""
+
+
 class StoppedError(Exception):
     """Training was stopped from outside; the message says how to resume.
 

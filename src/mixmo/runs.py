@@ -28,7 +28,7 @@ from mixmo.config.imports import without_permission
 from mixmo.config.plan import make_plan
 from mixmo.config.settings import Settings
 from mixmo.environment import environment
-from mixmo.errors import InputError, MissingError, one_of
+from mixmo.errors import InputError, InUseError, MissingError, one_of
 from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
 from mixmo.header import Header
 from mixmo.run_settings import filled, section_of, without_unknown
@@ -94,22 +94,20 @@ class RunFolder:
         write_text(self.config_file, config)
 
     @contextmanager
-    def locked(self, wait: float = 0) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep other processes from training in this folder; the lock ends with the process that holds it.
 
-        Args:
-            wait: How long to wait for another process to end, in seconds.
-
         Raises:
-            InputError: if another process has it, or the folder cannot be written.
+            InUseError: if another process has it.
+            InputError: if the folder cannot be written.
         """
         make_folder(self.path)
-        lock = FileLock(self.path / LOCK, timeout=wait)
+        lock = FileLock(self.path / LOCK, timeout=0)
         with writing(self.path):
             try:
                 lock.acquire()
             except Timeout:
-                raise InputError(f"another process is training in {self.path}; wait for it, or stop it.") from None
+                raise InUseError(f"another process is training in {self.path}; wait for it, or stop it.") from None
         try:
             yield
         finally:

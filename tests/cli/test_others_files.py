@@ -6,8 +6,6 @@ import pytest
 from conftest import write_images
 
 from mixmo.cli.main import main
-from mixmo.errors import InputError
-from mixmo.sweeps import on_ray
 
 MINE = b"mine, and nobody else's"
 
@@ -67,18 +65,3 @@ def test_measurements_are_known_again(tmp_path, monkeypatch, capsys):
     place.write_text(json.dumps({"mine": 1}))
     assert main(["benchmark", "--save", str(place)]) == 2
     assert "exists already" in capsys.readouterr().err and json.loads(place.read_text()) == {"mine": 1}
-
-
-def test_a_sweep_removes_no_folder_of_others(tmp_path):
-    """One of its own that a killed sweep left goes."""
-    storage = tmp_path / on_ray.KEPT
-    storage.mkdir()
-    (storage / "mine").write_bytes(MINE)
-    with pytest.raises(InputError, match=r"\.ray exists already and is not recognisably mixmo's"):
-        on_ray._check_own(storage)
-    assert (storage / "mine").read_bytes() == MINE
-    (storage / "mine").unlink()
-    on_ray._check_own(storage)
-    (storage / "left").write_bytes(b"by a killed sweep")
-    on_ray._check_own(storage)
-    assert [each.name for each in storage.iterdir()] == [on_ray.OURS]

@@ -14,7 +14,7 @@ from mixmo.config.recipes import catalogue, load_recipe, method_name
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.masks import KINDS
 from mixmo.runs import RunFolder
-from mixmo.sweeps.grid import load_sweep
+from mixmo.sweeps import load_sweep
 from mixmo.training.fit import fit
 
 MULTIPLE = ["mimo", "linear", "cut", "linear-cutmix", "cut-cutmix"]
@@ -97,9 +97,9 @@ GRIDS = sorted((Path(__file__).parents[2] / "examples" / "grids").glob("*.yaml")
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_grids_are_of_equal_compute(file):
     sweep = load_sweep(file)
-    plans = [trial.plan for trial in sweep.trials]
+    plans = [trial.plan for trial in sweep]
     passes = {plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}
-    assert len(passes) == 1 and len(sweep.names) >= 3
+    assert len(passes) == 1 and len({trial.name for trial in sweep}) >= 3
     if file.stem == "kind":
         assert {plan.settings.mixer.kind for plan in plans} == set(KINDS)
 

@@ -25,7 +25,7 @@ usage: mixmo COMMAND …
 
   fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
   fit RUN                                               go on with a run that was stopped
-  sweep FILE [--out FOLDER] [--address ADDRESS]         many runs: a grid, random search and seeds, and their comparison
+  sweep FILE [--out FOLDER]                             every combination of a grid with every seed
   test RUN… [--ood DATASET …] [--corruptions]           metrics on the test set, of several runs as one ensemble
   test --predictions FILE.npz                           the same metrics for another program's predictions
   compare RUN RUN+RUN FILE.npz… [--out FOLDER]          side by side, with intervals; folders of seeds too

@@ -18,7 +18,7 @@ Recipe = dict[str, Any]
 NOTES = ("published", "source")
 """Keys of a catalogue entry that say what is known of it; they are no settings."""
 SWEEP = "sweep"
-"""The section of a file that says what to vary (:mod:`mixmo.sweeps.grid`); the rest of it is a recipe."""
+"""The section of a file that says what to vary (:mod:`mixmo.sweeps`); the rest of it is a recipe."""
 
 
 @cache

@@ -1,0 +1,370 @@
+"""Many runs from one file: every combination of a grid with every seed, trained one after the other and compared."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import logging
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from mixmo.config.plan import Plan, make_plan
+from mixmo.config.recipes import SWEEP, Recipe, combined, merge
+from mixmo.config.settings import known_settings
+from mixmo.errors import InputError, InUseError, StoppedError, one_of, reason, sentence
+from mixmo.evaluation.comparison import Seeds
+from mixmo.evaluation.records import read_history
+from mixmo.files import make_folder, read_yaml, write_text
+from mixmo.library import train_plan
+from mixmo.names import csv_cell
+from mixmo.runs import RunFolder
+from mixmo.training.changes import check_unchanged
+from mixmo.validation import Integer, settings_class
+
+FILE = "trials.csv"
+COLUMNS = ("trial", "seed", "status", "epochs", "val_accuracy", "train_loss", "seconds", "error")
+"""Of that file; behind the first stand those of the grid."""
+RESERVED = ("comparison", FILE)
+"""What else is in a sweep's folder."""
+MAX_NAME = 120
+"""Characters of a configuration's name; a longer one is cut and ends with a digest of the whole."""
+MAX_CONFIGURATIONS = 10_000
+
+log = logging.getLogger("mixmo")
+
+
+@settings_class("sweep")
+class SweepSettings:
+    """The section ``sweep`` of a sweep's file."""
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    """By a setting's dotted name a list of values; or, by any other name, named choices of several settings at a
+    time, each as a recipe has them (``extends`` included). Every combination is trained.
+    """
+    seeds: list[Annotated[Integer, Field(ge=0)]] | None = None
+    """Of every configuration; the recipe's own by default. All see the same split of the images, which the recipe's
+    own seed draws unless ``data.split_seed`` is set.
+    """
+
+
+class Choice(NamedTuple):
+    """One value of one axis of the grid.
+
+    Attributes:
+        axis: The axis.
+        label: What the value is called.
+        settings: What it sets, as a recipe has it.
+    """
+
+    axis: str
+    label: str
+    settings: Recipe
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of a sweep.
+
+    Attributes:
+        name: Of its configuration, which trials that differ by their seed share.
+        choices: The label of its value on every axis.
+        recipe: Its settings but for those of the command line.
+        overrides: Those of the command line, the seed among them.
+        plan: What follows from both on this machine.
+    """
+
+    name: str
+    choices: dict[str, str]
+    recipe: Recipe
+    overrides: dict[str, Any]
+    plan: Plan
+
+    @property
+    def key(self) -> str:
+        """The trial's folder within the sweep's."""
+        return f"{self.name}/seed-{self.plan.settings.seed}"
+
+
+def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[Trial]:
+    r"""Return the trials of a sweep's file, the first seed of every configuration first; all of them are checked.
+
+    Args:
+        file: A recipe with a section ``sweep`` (:class:`SweepSettings`).
+        overrides: Settings of every trial, by their dotted names.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: for anything that is not understood, naming it and the trial; or if two trials are the same.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> text = "extends: digits-cut\nsweep: {grid: {mixer.alpha: [1, 2]}, seeds: [0, 1]}"
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "alpha.yaml").write_text(text)
+        ...     [trial.key for trial in load_sweep(Path(folder) / "alpha.yaml")]
+        ['alpha-1/seed-0', 'alpha-2/seed-0', 'alpha-1/seed-1', 'alpha-2/seed-1']
+    """
+    content = read_yaml(file, "sweep file")
+    section = content.pop(SWEEP, None)
+    if not isinstance(section, Mapping) or not section:
+        raise InputError(f"{file} has no section `{SWEEP}`, which says what to vary; docs/sweeps.md shows one.")
+    if "seed" in (overrides or {}):
+        raise InputError(f"--seed is not for a sweep; it takes sweep.seeds from {file}.")
+    trials = list(_make_trials(content, _read_settings(section), dict(overrides or {}), file))
+    _check_distinct(trials)
+    return trials
+
+
+def _read_settings(section: Mapping[str, Any]) -> SweepSettings:
+    if searched := {"random", "samples", "asha"} & section.keys():
+        raise InputError(
+            f"sweep.{min(searched)} is no setting: a sweep trains every combination of sweep.grid. To search at random "
+            "or stop runs early, call mixmo.fit from Ray Tune, as examples/with_ray.py does."
+        )
+    settings = SweepSettings(**{str(name): value for name, value in section.items()})
+    if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
+        raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
+    if not (settings.grid or settings.seeds):
+        raise InputError("sweep names no grid and no seeds: there is nothing to vary.")
+    return settings
+
+
+def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any], file: Path) -> Iterator[Trial]:
+    configurations = _combine(settings.grid, file.stem)
+    for seed in settings.seeds or (None,):
+        own = overrides if seed is None else {**overrides, "seed": seed}
+        for name, choices in configurations:
+            try:
+                recipe = combined([base, *(choice.settings for choice in choices)], str(file))
+                recipe = merge({"data": {"split_seed": recipe.get("seed", 0)}}, recipe)  # one split for all seeds
+                plan = make_plan(recipe, own)
+            except InputError as error:
+                raise InputError(f"trial {name}: {error}") from error
+            for setting in ("devices", "num_nodes"):
+                if plan.trainer[setting] not in (None, 1):
+                    raise InputError(
+                        f"trial {name}: trainer.{setting} is {plan.trainer[setting]}, and each trial of a sweep takes "
+                        "one device; train on many with `mixmo fit`."
+                    )
+            yield Trial(name, {choice.axis: choice.label for choice in choices}, recipe, own, plan)
+
+
+def _combine(grid: Mapping[str, Any], stem: str) -> list[tuple[str, tuple[Choice, ...]]]:
+    """Return the name and the choices of every configuration."""
+    axes = [_read_axis(axis, values) for axis, values in grid.items()]
+    if (count := math.prod(map(len, axes))) > MAX_CONFIGURATIONS:
+        raise InputError(
+            f"the sweep asks for {count} configurations; {MAX_CONFIGURATIONS} are the most: name fewer values."
+        )
+    found = [(_name(choices) or stem, choices) for choices in itertools.product(*axes)]
+    for name, _ in found:
+        if name in RESERVED:
+            raise InputError(
+                f"a choice of the sweep is named {name}, as a file in its folder is; give it another name."
+            )
+    return found
+
+
+def _read_axis(axis: str, values: Any) -> list[Choice]:
+    """Return the values of an axis of the grid."""
+    if not isinstance(values, list | Mapping) or not values:
+        raise InputError(f"sweep.grid.{axis} is {values!r}; it lists values, or names choices of several settings.")
+    if isinstance(values, list):
+        _check_setting(axis)
+        return [_set(axis, value) for value in values]
+    for label, own in values.items():
+        if not isinstance(own, Mapping | None):
+            raise InputError(
+                f"sweep.grid.{axis}.{label} is {own!r}; it holds settings as a recipe does, or is a list for a setting."
+            )
+    return [Choice(axis, str(label), dict(own or {})) for label, own in values.items()]
+
+
+def _check_setting(name: str) -> None:
+    """Refuse the dotted name of a setting that there is not; options of other libraries are not known."""
+    if name == "seed":
+        raise InputError("sweep.grid names seed; list seeds in sweep.seeds, whose runs are averaged in the comparison.")
+    known = known_settings()
+    section, options, _ = name.partition(".options.")
+    if not (options and f"{section}.options" in known):
+        one_of(name, known, "setting in sweep.grid")
+
+
+def _set(name: str, value: Any) -> Choice:
+    settings = value
+    for part in reversed(name.split(".")):
+        settings = {part: settings}
+    return Choice(name, _label(value), settings)
+
+
+def _label(value: Any) -> str:
+    """Return what a value is called, as YAML writes it."""
+    if isinstance(value, Mapping):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, list):
+        return "-".join(map(_label, value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _name(choices: Sequence[Choice]) -> str:
+    """Return a configuration's name, which is also that of its folder.
+
+    A setting is called by the last part of its name where that tells it apart, named choices by their labels alone.
+    """
+    known, last = known_settings(), Counter(choice.axis.rpartition(".")[2] for choice in choices)
+    parts = []
+    for axis, label, _ in choices:
+        short = axis.rpartition(".")[2]
+        of_setting = axis in known or "." in axis
+        parts.append(f"{short if last[short] == 1 else axis}-{label}" if of_setting else label)
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip(".")
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _check_distinct(trials: Sequence[Trial]) -> None:
+    """Refuse two trials of one name, or of the same settings."""
+    keys, plans = dict[str, Trial](), dict[str, Trial]()
+    for trial in trials:
+        if trial.key in keys:
+            raise InputError(f"two trials are called {trial.key}: a value or a name is there twice.")
+        if (same := plans.get(trial.plan.yaml)) is not None:
+            raise InputError(
+                f"two trials of the sweep are the same, {same.key} and {trial.key}: an override of the command line "
+                "has taken the place of what differs, or nothing does."
+            )
+        keys[trial.key] = plans[trial.plan.yaml] = trial
+
+
+class SweepRunner:
+    """Trains the trials of a sweep in a folder.
+
+    Several processes, on several machines that see the folder, may train one sweep: each takes the next trial that no
+    other one trains.
+
+    Args:
+        trials: What to train (:func:`load_sweep`).
+        folder: Where, ``NAME/seed-S`` for each trial. Finished trials are not trained again, others are resumed.
+
+    Attributes:
+        errors: Why trials failed, by their keys.
+
+    Raises:
+        InputError: if a trial's folder holds a run of other settings, or the folder is not a sweep's.
+    """
+
+    def __init__(self, trials: Sequence[Trial], folder: Path) -> None:
+        self.trials, self.folder, self.errors = trials, folder, dict[str, str]()
+        _check_folder(folder)
+        self._plans = [self._plan(trial) for trial in trials]
+
+    def _plan(self, trial: Trial) -> Plan:
+        """Return what to train, with what followed from the machine where the run began."""
+        if not (run := self.run(trial)).config_file.is_file():
+            return trial.plan
+        plan = make_plan(merge(trial.recipe, run.resolved()), trial.overrides)
+        check_unchanged(run, plan)
+        return plan
+
+    def run(self, trial: Trial) -> RunFolder:
+        """Return a trial's folder."""
+        return RunFolder(self.folder / trial.key)
+
+    def train(self) -> None:
+        """Train what is not finished; a trial that fails does not keep the others from being trained.
+
+        ``trials.csv`` is written before and after each trial.
+
+        Raises:
+            StoppedError: if a signal asked to stop.
+        """
+        self.write()
+        for trial, plan in zip(self.trials, self._plans, strict=True):
+            run = self.run(trial)
+            try:
+                train_plan(plan, run, resume=run.config_file.is_file())
+            except InUseError:
+                log.info("%s is trained by another process", trial.key)
+            except StoppedError:
+                raise
+            except InputError as error:
+                self.errors[trial.key] = sentence(error)
+            except Exception as error:
+                self.errors[trial.key] = f"{type(error).__name__}: {reason(error)}."
+            self.write()
+
+    def _read_history(self, trial: Trial) -> list[dict[str, float]]:
+        """Return a trial's epochs; where they cannot be read, it has failed."""
+        try:
+            return read_history(self.run(trial))
+        except InputError as error:
+            self.errors.setdefault(trial.key, sentence(error))
+            return []
+
+    def status(self, trial: Trial) -> str:
+        """Return ``waiting``, ``begun``, ``finished`` or ``failed``."""
+        if trial.key in self.errors:
+            return "failed"
+        run = self.run(trial)
+        epochs = run.finished_epochs() if run.config_file.is_file() else -1
+        return "finished" if epochs >= trial.plan.trainer["max_epochs"] else "begun" if epochs >= 0 else "waiting"
+
+    def counts(self) -> str:
+        """Return how many trials there are of each status."""
+        found = Counter(self.status(trial) for trial in self.trials)
+        return ", ".join(f"{count} {status}" for status, count in found.items())
+
+    def write(self) -> None:
+        """Write ``trials.csv``: a row for each trial."""
+        make_folder(self.folder)
+        axes = list(dict.fromkeys(axis for trial in self.trials for axis in trial.choices))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        first, *rest = COLUMNS
+        writer.writerow([first, *axes, *rest])
+        for trial in self.trials:
+            rows = self._read_history(trial)
+            last = rows[-1] if rows else {}
+            seconds = sum(row["seconds"] for row in rows) if rows else math.nan
+            numbers = [last.get("val_accuracy", math.nan), last.get("train_loss", math.nan), seconds]
+            cells = [trial.key, *(trial.choices.get(axis, "") for axis in axes), str(trial.plan.settings.seed)]
+            cells += [self.status(trial), str(len(rows))]
+            cells += ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+            writer.writerow([csv_cell(cell) for cell in [*cells, self.errors.get(trial.key, "")]])
+        write_text(self.folder / FILE, text.getvalue())
+
+    def groups(self) -> list[Seeds]:
+        """Return the configurations of which every seed is finished, to compare them."""
+        unfinished = {trial.name for trial in self.trials if self.status(trial) != "finished"}
+        names = dict.fromkeys(trial.name for trial in self.trials if trial.name not in unfinished)
+        return [Seeds(name, [self.folder / each.key for each in self.trials if each.name == name]) for name in names]
+
+    def best(self, groups: Sequence[Seeds]) -> tuple[str, float]:
+        """Return the configuration of the highest mean accuracy on validation data; NaN where there is none."""
+        scores = {}
+        for group in groups:
+            histories = [read_history(RunFolder(folder)) for folder in group.runs]
+            scores[group.name] = statistics.fmean(rows[-1].get("val_accuracy", math.nan) for rows in histories)
+        best = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
+        return best, scores[best]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is something else than a sweep's: a run's, or one with another ``trials.csv``."""
+    if RunFolder(folder).config_file.is_file():
+        raise InputError(f"{folder} is a run's folder; choose another one for the sweep with --out.")
+    file = folder / FILE
+    if file.is_file():
+        with file.open("rb") as content:
+            columns = content.readline(2**16).decode("utf-8", "replace").strip().split(",")
+        if columns[0] != COLUMNS[0] or columns[1 - len(COLUMNS) :] != list(COLUMNS[1:]):
+            raise InputError(f"{file} is no table of a sweep's trials; choose another folder with --out.")

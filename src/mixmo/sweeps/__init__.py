@@ -1,1 +1,0 @@
-"""Sweeps: many runs from one file, one after the other or on Ray, and which of them to compare."""
