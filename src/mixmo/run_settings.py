@@ -7,6 +7,9 @@ from typing import Any
 
 from mixmo.config.settings import known_settings
 
+REMOVED = {"trainer.strategy": ("auto", "ddp", "fsdp")}
+"""Settings of earlier versions, and the values with which this version trains as those did."""
+
 
 def section_of(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return a section of a file, empty where it is missing or of another kind.
@@ -29,6 +32,22 @@ def filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, 
     for section, values in resolved.items():
         own = section_of(found, section)
         found[section] = dict(own) | {key: value for key, value in values.items() if own.get(key) is None}
+    return found
+
+
+def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those that earlier versions had, where this version does the same without them.
+
+    Example:
+        >>> without_removed({"seed": 1, "trainer": {"strategy": "auto", "devices": 2}})
+        {'seed': 1, 'trainer': {'devices': 2}}
+    """
+    found = dict(config)
+    for name, values in REMOVED.items():
+        section, key = name.split(".")
+        own = section_of(found, section)
+        if own.get(key) in values:
+            found[section] = {other: value for other, value in own.items() if other != key}
     return found
 
 

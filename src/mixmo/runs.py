@@ -31,7 +31,7 @@ from mixmo.environment import environment
 from mixmo.errors import InputError, InUseError, MissingError, one_of
 from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
 from mixmo.header import Header
-from mixmo.run_settings import filled, section_of, without_unknown
+from mixmo.run_settings import filled, section_of, without_removed, without_unknown
 
 Checkpoint = Literal["last", "best"]
 CHECKPOINTS: tuple[str, ...] = get_args(Checkpoint)
@@ -151,7 +151,7 @@ class RunFolder:
         """
         if not self.require().config_file.is_file():
             raise MissingError(f"{self.config_file} is missing, which says how {self.path} was trained, and on what.")
-        return without_permission(read_yaml(self.config_file, "configuration"))
+        return without_removed(without_permission(read_yaml(self.config_file, "configuration")))
 
     def header(self, which: str = "last") -> Header:
         """Return what a checkpoint says of its network; the configuration is asked for one of an earlier version only.
@@ -226,7 +226,7 @@ class RunFolder:
     def resolved(self) -> dict[str, Any]:
         """Return the settings that followed from the machine where the run began; nothing if that is not known."""
         resolved = self.about().get("resolved")
-        return without_permission(resolved) if isinstance(resolved, dict) else {}
+        return without_removed(without_permission(resolved)) if isinstance(resolved, dict) else {}
 
     def about(self) -> dict[str, Any]:
         """Return ``environment.json``; nothing if it is missing or damaged."""

@@ -151,7 +151,6 @@ class FitSettings(TypedDict, total=False):
     precision: Precision | None
     devices: int | None
     num_nodes: int | None
-    strategy: Literal["auto", "ddp", "fsdp"]
     sync_batchnorm: bool
     limit_train_batches: int | float | None
     accumulate: int

@@ -163,10 +163,6 @@ class TrainerSettings:
     """Devices of each node; null takes what torchrun was told, else one."""
     num_nodes: Neutral[Count | None] = None
     """Nodes; null likewise."""
-    strategy: Neutral[Literal["auto", "ddp", "fsdp"]] = "auto"
-    """How devices share the work: ddp (each holds the network), fsdp (each holds a part of it), or auto: ddp where
-    there are several.
-    """
     sync_batchnorm: Boolean = False
     """Whether batch norms see the global batch; otherwise each device's own part of it."""
     max_epochs: Count | None = None

@@ -24,7 +24,6 @@ from mixmo.seeding import seed_for
 from mixmo.training import ranks
 from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, warmup_steps
 from mixmo.training.sam import perturbed
-from mixmo.training.sharding import shard
 from mixmo.training.sums import EpochSums, TrainingError
 
 STATISTICS_BATCHES = 50
@@ -84,12 +83,6 @@ class Training(L.LightningModule):
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
         self._compiled_net = compiled(self._validated)
-
-    def configure_model(self) -> None:
-        """Share the weights among the devices, where that is asked for."""
-        for net in (self.net, self.average):
-            if net is not None and self._device_mesh is not None:
-                shard(net, self._device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; :meth:`optimizer_step` sets its learning rate."""

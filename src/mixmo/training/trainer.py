@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
@@ -23,14 +24,13 @@ from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
 from mixmo.runs import RunFolder
+from mixmo.training import ranks
 from mixmo.training.callbacks import EpochLog, ProgressBar
 from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
-from mixmo.training.sharding import ShardedStrategy
 from mixmo.training.step import Training
-from mixmo.training.watch import RankWatch
 
-OURS = {"devices", "num_nodes", "strategy", "accumulate", "on_nonfinite", "checkpoint_every_steps",
+OURS = {"devices", "num_nodes", "accumulate", "on_nonfinite", "checkpoint_every_steps",
         "checkpoint_every_minutes", "enable_progress_bar", "patience"}  # fmt: skip
 """Settings of the section ``trainer`` that Lightning's trainer does not take, or not as they stand."""
 
@@ -80,7 +80,7 @@ def train(
         **_devices(plan),
         enable_progress_bar=bar,
         plugins=[SealedIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
-        callbacks=[RankWatch(run), EpochLog(run), kept, *([ProgressBar(training)] if bar else []), *callbacks],
+        callbacks=[EpochLog(run), kept, *([ProgressBar(training)] if bar else []), *callbacks],
         logger=loggers,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -94,6 +94,11 @@ def train(
     except Exception as error:
         if lost := lost_worker(error):
             raise InputError(f"{lost} `mixmo fit {run.path}` resumes the run.") from error
+        if ranks.size() > 1 and re.search("closed by peer|reset by peer|gloo|NCCL", str(error)):
+            raise InputError(
+                "another process of the run died or stopped with an error, as its own output says; "
+                f"`mixmo fit {run.path}` resumes the run."
+            ) from error
         if "not enough memory" in str(error):
             raise InputError(_out_of_memory(plan)) from error
         if plan.settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
@@ -108,11 +113,8 @@ def _devices(plan: Plan) -> dict[str, Any]:
     devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
     if devices * nodes == 1:
         return {"devices": 1}
-    if plan.trainer["strategy"] == "fsdp":
-        strategy: Strategy = ShardedStrategy(devices * nodes)
-    else:  # batch norms' statistics are averaged where they are used: a network does not wait for them at each step
-        strategy = DDPStrategy(broadcast_buffers=False)
-    return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+    # Batch norms' statistics are averaged where they are used: a network does not wait for them at each step.
+    return {"devices": devices, "num_nodes": nodes, "strategy": DDPStrategy(broadcast_buffers=False)}
 
 
 def _out_of_memory(plan: Plan) -> str:
