@@ -22,7 +22,7 @@ from mixmo.deploy.export import FORMATS, ExportOptions, export
 from mixmo.deploy.images import files_below
 from mixmo.deploy.models import Model, OnnxModel, PlainModel, RunModel, open_model
 from mixmo.deploy.predictor import Predictor
-from mixmo.evaluation.benchmark import interleaved, summary
+from mixmo.evaluation.benchmark import summarise, time_in_turns
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.network import create_backbone
 from mixmo.runs import RunFolder
@@ -90,8 +90,8 @@ def in_every_form(
     for kind in (False, True):  # onnxruntime's threads go on spinning for a while, at the cost of who comes next
         calls = {name: lambda model=model: model.logits(shown) for name, model in every.items()
                  if isinstance(model, OnnxModel) == kind}  # fmt: skip
-        seconds |= interleaved(calls, rounds)
-    rows = {name: summary(taken, against=seconds["plain backbone"]) for name, taken in seconds.items()}
+        seconds |= time_in_turns(calls, rounds)
+    rows = {name: summarise(taken, against=seconds["plain backbone"]) for name, taken in seconds.items()}
     for name, model in forms.items():
         found = evaluate(torch.cat([model.logits(part) for part in images.split(BATCH)]), labels)
         rows[name] |= {"accuracy": found["accuracy"], "nll": found["nll"]}
@@ -108,8 +108,8 @@ def in_one_pass(run: TrainedRun, images: Tensor, labels: Tensor, rounds: int) ->
         "1": lambda part: net(part),
         str(net.num_members): net.multiplex,
     }
-    seconds = interleaved({name: lambda way=way: way(prepared[:BATCH]) for name, way in ways.items()}, rounds)
-    rows = {name: summary(taken, against=seconds["1"]) for name, taken in seconds.items()}
+    seconds = time_in_turns({name: lambda way=way: way(prepared[:BATCH]) for name, way in ways.items()}, rounds)
+    rows = {name: summarise(taken, against=seconds["1"]) for name, taken in seconds.items()}
     for name, way in ways.items():
         found = evaluate(torch.cat([way(part) for part in prepared.split(BATCH)])[:, None], labels)
         rows[name] |= {"accuracy": found["accuracy"], "nll": found["nll"]}

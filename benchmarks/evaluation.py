@@ -13,7 +13,7 @@ import torch
 from mixmo import evaluate
 from mixmo.cli.benchmark import report
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
-from mixmo.evaluation.benchmark import interleaved, peak_memory, summary
+from mixmo.evaluation.benchmark import peak_memory, summarise, time_in_turns
 from mixmo.metrics import OutOfDistribution
 
 MEMBERS = 2
@@ -37,8 +37,8 @@ def all_metrics(samples: int, classes: int, rounds: int) -> dict[str, float]:
 
         return everything
 
-    taken = interleaved({"": build()}, rounds, warmup=1)[""]
-    return {**summary(taken), "MiB": peak_memory(build, torch.device("cpu"))}
+    taken = time_in_turns({"": build()}, rounds, warmup=1)[""]
+    return {**summarise(taken), "MiB": peak_memory(build, torch.device("cpu"))}
 
 
 def corrupting(count: int, side: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -52,8 +52,8 @@ def corrupting(count: int, side: int, rounds: int) -> dict[str, dict[str, float]
 
     rows = {}
     for kind in KINDS:
-        taken = interleaved({kind: lambda kind=kind: every(kind)}, rounds, warmup=1)[kind]
-        rows[kind] = {"images/s": len(SEVERITIES) * count / (summary(taken)["ms"] / 1000)}
+        taken = time_in_turns({kind: lambda kind=kind: every(kind)}, rounds, warmup=1)[kind]
+        rows[kind] = {"images/s": len(SEVERITIES) * count / (summarise(taken)["ms"] / 1000)}
     return rows
 
 

@@ -37,7 +37,7 @@ from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.deploy.reference import network_from_reference
-from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summary
+from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summarise
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
@@ -108,9 +108,9 @@ def ceilings(device: torch.device, size: int) -> dict[str, Row]:
     """Measure copy bandwidth and bfloat16 matrix products on random data."""
     source = torch.randn(size * size * 8, device=device)
     target = torch.empty_like(source)
-    copy = summary(measure(lambda: target.copy_(source), device))
+    copy = summarise(measure(lambda: target.copy_(source), device))
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    product = summary(measure(lambda: a @ b, device))
+    product = summarise(measure(lambda: a @ b, device))
     return {
         "copy": copy | {"GB/s": 2 * source.numel() * 4 / copy["ms"] / 1e6},
         "bfloat16 matmul": product | {"TFLOP/s": 2 * size**3 / product["ms"] / 1e9},
@@ -176,7 +176,7 @@ def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float, d
         torch._dynamo.reset()
         try:
             step = TrainingStep(case, case.num_members, input_path=True, **options)
-            row = summary(measure(step, device, seconds=3.0))
+            row = summarise(measure(step, device, seconds=3.0))
         except torch.OutOfMemoryError:
             print(f"{name} at batch {case.batch_size} does not fit into memory")
             continue

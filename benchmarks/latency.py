@@ -27,7 +27,7 @@ from mixmo.cli.benchmark import report
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.data.module import DataModule
-from mixmo.evaluation.benchmark import interleaved, summary
+from mixmo.evaluation.benchmark import summarise, time_in_turns
 from mixmo.training.build import build_network
 
 BATCHES = (1, 64)
@@ -72,9 +72,9 @@ def main() -> None:
         for batch in BATCHES:
             images = first_images(data, plan.settings, batch).to(device)
             calls = {name: partial(predict, images) for name, predict in found.items()}
-            seconds = interleaved(calls, given.rounds, device)
+            seconds = time_in_turns(calls, given.rounds, device)
             tables[f"batch {batch}"] = {
-                name: summary(taken, against=seconds["single"]) for name, taken in seconds.items()
+                name: summarise(taken, against=seconds["single"]) for name, taken in seconds.items()
             }
     about = {"study": given.study.name, "backbone": plan.settings.model.backbone, "device": str(device)}
     report(tables, about | {"threads": torch.get_num_threads()}, given.save)

@@ -12,7 +12,7 @@ import torch
 
 from mixmo import Mixer
 from mixmo.cli.benchmark import report
-from mixmo.evaluation.benchmark import Benchmark, TrainingStep, interleaved, summary
+from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summarise, time_in_turns
 from mixmo.masks import KINDS
 
 
@@ -22,8 +22,8 @@ def drawing(given: argparse.Namespace) -> dict[str, dict[str, float]]:
     rows = {}
     for kind in KINDS:
         mixer = Mixer(kind, given.members, probability=1.0)
-        taken = interleaved({kind: lambda m=mixer: m.sample(given.batch, shape, generator)}, given.rounds)
-        rows[kind] = summary(taken[kind])
+        taken = time_in_turns({kind: lambda m=mixer: m.sample(given.batch, shape, generator)}, given.rounds)
+        rows[kind] = summarise(taken[kind])
     return rows
 
 
@@ -42,8 +42,8 @@ def stepping(given: argparse.Namespace) -> dict[str, dict[str, float]]:
 
         return run
 
-    seconds = interleaved({kind: with_kind(kind) for kind in KINDS}, given.rounds // 2)
-    return {kind: summary(taken, against=seconds["mimo"]) for kind, taken in seconds.items()}
+    seconds = time_in_turns({kind: with_kind(kind) for kind in KINDS}, given.rounds // 2)
+    return {kind: summarise(taken, against=seconds["mimo"]) for kind, taken in seconds.items()}
 
 
 def main() -> None:

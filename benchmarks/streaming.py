@@ -22,7 +22,7 @@ from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source
-from mixmo.data.sets import StreamedImages, train_loader
+from mixmo.data.sets import StreamedImages, build_train_loader
 
 SHARD = 10_000
 
@@ -71,7 +71,7 @@ def main() -> None:
             source = open_source(f"webdataset:{folder}", "train")
             print(f"listed the {which} time in {time.perf_counter() - start:.1f} s; {memory():.0f} MiB")
         settings = DataSettings(image_size=16, batch_size=256, workers=given.workers, in_memory=False)
-        loader = train_loader(StreamedImages(source, (16, 16), settings), settings, 0, torch.device("cpu"))
+        loader = build_train_loader(StreamedImages(source, (16, 16), settings), settings, 0, torch.device("cpu"))
         start, shown, seen = time.perf_counter(), 0, torch.zeros(1000, dtype=torch.int64)
         print("images,seconds,MiB")
         for number, batch in enumerate(loader, 1):

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
-from mixmo.evaluation.calibration import calibration_of
+from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.chunks import mean_logits
@@ -59,7 +59,7 @@ def set_size_two_fold(predictions: Predictions, coverage: float) -> float:
     """
     average, targets, sizes = mean_logits(predictions.logits), predictions.targets, 0
     for half in (0, 1):
-        other = calibration_of(average[1 - half :: 2], targets[1 - half :: 2])
+        other = fit_calibration(average[1 - half :: 2], targets[1 - half :: 2])
         sets = prediction_sets(other.probabilities(average[half::2]), other.set_threshold(coverage))
         sizes += int(sets.sum())
     return sizes / len(targets)

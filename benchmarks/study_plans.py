@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from mixmo import __version__
 from mixmo.config.plan import Plan, make_plan
-from mixmo.config.recipes import combined
+from mixmo.config.recipes import combine_bases
 from mixmo.errors import InputError
 
 OTHER_SEED = 1000
@@ -28,7 +28,7 @@ Rows = list[dict[str, str]]
 def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], start: str = "") -> Iterator[Plan]:
     """Yield the plan of each network of a method on a task."""
     own = [{key: value for key, value in part.items() if key not in OWN_KEYS} for part in parts]
-    resolved = combined(own, "the study")
+    resolved = combine_bases(own, "the study")
     _, on_task, by_method = parts
     repetition = resolved["data"].get("batch_repetition", 1)
     epochs = on_task["passes"] * by_method.get("passes", 1) / repetition

@@ -48,7 +48,7 @@ from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import joined, predict
+from mixmo.evaluation.predictions import join_predictions, predict
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.temperature import fit_temperature
 from mixmo.runs import RunFolder
@@ -153,7 +153,7 @@ def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[st
             print(f"A trial diverged: {error}", flush=True)
             return scores_of(torch.full((len(data.test), 1), math.nan), data.test.labels, len(data.train))
         predictions.append(predict(TrainedRun(run, data=data)))
-    found = joined(predictions, [str(plan.settings.seed) for plan in plans])
+    found = join_predictions(predictions, [str(plan.settings.seed) for plan in plans])
     return scores_of(mean_logits(found.logits), found.targets, len(data.train))
 
 

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from filelock import FileLock
 
-from mixmo.assembling import EARLIER, LOCK, assembling
+from mixmo.assembling import EARLIER, LOCK, assemble
 
 
 def make(path):
-    with assembling(path) as made:
+    with assemble(path) as made:
         made.mkdir()
         (made / "content").write_text("new")
 
@@ -35,7 +35,7 @@ def test_what_was_moved_away_comes_back(tmp_path):
     folder = hidden(tmp_path / "out", LOCK)
     (folder / EARLIER).mkdir()
     (folder / EARLIER / "content").write_text("old")
-    with pytest.raises(KeyError), assembling(tmp_path / "out"):
+    with pytest.raises(KeyError), assemble(tmp_path / "out"):
         raise KeyError
     assert (tmp_path / "out" / "content").read_text() == "old" and not folder.exists()
 

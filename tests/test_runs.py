@@ -306,7 +306,7 @@ def test_two_processes_never_train_in_one_folder(run):
     code = f"""
 import sys
 from mixmo.runs import RunFolder
-with RunFolder({str(run.path)!r}).locked():
+with RunFolder({str(run.path)!r}).lock():
     print("locked", flush=True)
     sys.stdin.read()
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mixmo.files import PARTIAL, sync_folder, writing
+from mixmo.files import PARTIAL, explain_write_errors, sync_folder
 
 LOCK, EARLIER = ".lock", "earlier"
 """What stands in a hidden folder next to the thing that is made there."""
@@ -23,7 +23,7 @@ AT_FDCWD, EXCHANGE = -100, 2
 
 
 @contextmanager
-def assembling(path: Path) -> Iterator[Path]:
+def assemble(path: Path) -> Iterator[Path]:
     """Give a hidden place to make a file or a folder in, which takes the place of another once the block ends.
 
     Until then what was there stays, and of a block that fails nothing is left. A killed process may leave a hidden
@@ -35,7 +35,7 @@ def assembling(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if it cannot be written.
     """
-    with writing(path):
+    with explain_write_errors(path):
         restore(path)
         hidden, lock = _hide(path)
         try:
@@ -71,7 +71,7 @@ def _remove(hidden: Path) -> None:
 
 
 def restore(path: Path) -> None:
-    """Remove what killed processes left of :func:`assembling` a path; bring back a folder that they had moved away."""
+    """Remove what killed processes left of :func:`assemble`; bring back a folder that they had moved away."""
     for hidden in path.parent.glob(f".{glob.escape(path.name)}.????????{PARTIAL}/"):
         with suppress(OSError, Timeout):  # else another process is at work
             if not (hidden / LOCK).is_file() and any(hidden.iterdir()):  # not made by us

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from mixmo.errors import InputError, MissingError
-from mixmo.files import PARTIAL, read_checkpoint, replacing, sync_folder, writing
+from mixmo.files import PARTIAL, explain_write_errors, read_checkpoint, replace_file, sync_folder
 from mixmo.header import Header, header_of_earlier
 
 MARK = b"sha256:"
@@ -44,7 +44,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         InputError: if it cannot be written; what was there before stays.
     """
-    with replacing(path) as file:
+    with replace_file(path) as file:
         writer = _Writer(file)
         try:
             torch.save(dict(content), writer)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def _parts(file: IO[bytes], size: int) -> Iterator[bytes]:
 def duplicate(source: Path, target: Path) -> None:
     """Have a file under a second name as well, replacing what has it; a link where the disk knows links."""
     partial = target.with_name(f".{target.name}.second{PARTIAL}")
-    with writing(target):
+    with explain_write_errors(target):
         try:
             partial.unlink(missing_ok=True)
             try:

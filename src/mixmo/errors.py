@@ -82,11 +82,11 @@ def reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def sentence(error: BaseException) -> str:
+def extract_message(error: BaseException) -> str:
     r"""Return what an error says; one raised in a worker process comes with a traceback, which is left out.
 
     Example:
-        >>> sentence(ValueError("Caught in worker 0.\nOriginal Traceback …\nValueError: image a.png is damaged"))
+        >>> extract_message(ValueError("Caught in worker 0.\nOriginal Traceback …\nValueError: image a.png is damaged"))
         'image a.png is damaged'
     """
     text = str(error)

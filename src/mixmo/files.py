@@ -184,7 +184,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all (:func:`replacing`); return ``path``.
+    """Write a file whole or not at all (:func:`replace_file`); return ``path``.
 
     Args:
         path: The file; replaced if it exists.
@@ -193,13 +193,13 @@ def write_bytes(path: Path, content: bytes) -> Path:
     Raises:
         InputError: if it cannot be written: a full or read-only disk, missing rights.
     """
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write(content)
     return path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a neighbour of a file for writing; it takes the file's place once it is whole and on the disk.
 
     Until then what was there before stays, and of a block that fails nothing is left.
@@ -213,12 +213,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder) / "a.txt") as file:
+        ...     with replace_file(Path(folder) / "a.txt") as file:
         ...         _ = file.write(b"whole")
         ...     [each.name for each in Path(folder).iterdir()]
         ['a.txt']
     """
-    with writing(path):
+    with explain_write_errors(path):
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         try:
             with partial.open("x+b") as file:
@@ -234,7 +234,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Say in one sentence that something cannot be written.
 
     Args:
@@ -244,7 +244,7 @@ def writing(path: Path) -> Iterator[None]:
         InputError: in place of an ``OSError``.
 
     Example:
-        >>> with writing(Path("a.txt")):
+        >>> with explain_write_errors(Path("a.txt")):
         ...     raise OSError(28, "No space left on device")
         Traceback (most recent call last):
         mixmo.errors.InputError: a.txt cannot be written: No space left on device.
@@ -263,7 +263,7 @@ def make_folder(path: Path) -> Path:
     Raises:
         InputError: if it cannot be made.
     """
-    with writing(path):
+    with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 

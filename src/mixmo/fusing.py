@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mixmo.errors import InputError, one_of
 from mixmo.models.convolutions import is_known, set_effective_weight
-from mixmo.models.copying import copied
+from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 from mixmo.stem import summed_weights
 
@@ -83,7 +83,7 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
     """
     one_of(average, ("logits", "probabilities"), "average")
     _check_parts(net)
-    plain = copied(net.backbone)
+    plain = copy_module(net.backbone)
     for name, stem in zip(net.stem_names, net.stems, strict=True):
         plain.set_submodule(name, _sum_of(stem.encoders))
     for name, classifier in zip(net.head_names, net.classifiers, strict=True):
@@ -137,7 +137,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
     """Refuse a fused network that answers a random image otherwise than the network it was made of."""
     weight = next(net.parameters())
     sizes = [image_size] if image_size else [net.image_size] if net.image_size else USUAL_SIZES
-    reference, candidate = copied(net).eval(), copied(plain).eval()
+    reference, candidate = copy_module(net).eval(), copy_module(plain).eval()
     for height, width in sizes:
         image = torch.randn(1, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
         image = image.to(weight.device, weight.dtype)
@@ -164,7 +164,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
 @torch.no_grad()
 def _sum_of(encoders: nn.ModuleList) -> nn.Module:
     """Return the one convolution that is the sum of the encoders."""
-    total = copied(encoders[0])
+    total = copy_module(encoders[0])
     if len(encoders) > 1:
         weight, bias = summed_weights(encoders)
         set_effective_weight(total, weight)
@@ -177,7 +177,7 @@ def _sum_of(encoders: nn.ModuleList) -> nn.Module:
 def _mean_of(heads: Iterable[nn.Module]) -> nn.Module:
     """Return one head whose logits are the mean of the heads'."""
     every = list(heads)
-    mean = copied(every[0])
+    mean = copy_module(every[0])
     for name, parameter in mean.named_parameters():
         parameter.copy_(torch.stack([head.get_parameter(name) for head in every]).mean(0))
     return mean
@@ -187,7 +187,7 @@ def _mean_of(heads: Iterable[nn.Module]) -> nn.Module:
 def _side_by_side(heads: Iterable[nn.Module]) -> nn.Module:
     """Return one head whose outputs are the heads', one after the other."""
     every = list(heads)
-    joined = copied(every[0])
+    joined = copy_module(every[0])
     for name, parameter in list(joined.named_parameters()):
         values = torch.cat([head.get_parameter(name) for head in every])
         setattr(joined, name, nn.Parameter(values, parameter.requires_grad))

@@ -141,7 +141,7 @@ class Header:
             own = {key: value for key, value in content.items() if key != "format"}
             return TypeAdapter(cls).validate_python(own)
         except ValidationError as error:
-            raise InputError(f"{where} is damaged, or none of mixmo's: {said(error)}.") from error
+            raise InputError(f"{where} is damaged, or none of mixmo's: {translate_error(error)}.") from error
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""
@@ -185,7 +185,7 @@ def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where
     return found | {"size": known.get("size") or [side, side]} | parts["model"] | {"data": parts["data"]}
 
 
-def said(error: ValidationError) -> str:
+def translate_error(error: ValidationError) -> str:
     """Return the first thing that a check by pydantic found, in a few words."""
     first = error.errors(include_url=False)[0]
     place, text = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")

@@ -104,11 +104,11 @@ def fit(
     if epochs is not None:
         own["trainer"]["max_epochs"] = epochs
     _name_model(own.setdefault("model", {}), model, num_members)
-    name, sources = _opened(train, val, test)
+    name, sources = _open_sources(train, val, test)
     if name is not None:
         own.setdefault("data", {})["name"] = name
     if sources is not None:
-        _follow(own["data"], sources)
+        _inherit_from_images(own["data"], sources)
     below = {} if recipe is None else _without_images(load_recipe(recipe), sources)
     module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
@@ -116,7 +116,7 @@ def fit(
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(below, dict(flatten(own)))
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
-    with _shown(progress):
+    with _show_log(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)
     run = Run(folder.path, model=module)
     run._data, run._temporary = None if sources is None else data, temporary
@@ -228,7 +228,7 @@ class Run:
             self._give("test", open_given(images, "test"))
         known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**known | options)
-        trained = self.opened(chosen.checkpoint, chosen.download)
+        trained = self.open_trained(chosen.checkpoint, chosen.download)
         result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
         write_report(trained, result)
@@ -260,7 +260,7 @@ class Run:
         place = None if out is None else Path(out)
         return export(self._trained, format, place, ExportOptions(**options), overwrite)
 
-    def opened(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
+    def open_trained(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
         """Return the run with its images, its module and a checkpoint, as evaluation takes it.
 
         Args:
@@ -318,7 +318,7 @@ def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Rec
     return recipe | {"data": {key: value for key, value in recipe["data"].items() if key not in dropped}}
 
 
-def _opened(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
+def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
     """Return the name of the dataset, if one is named, and the sources that a program gives in place of it."""
     if train is None:
         if val is not None or test is not None:
@@ -361,7 +361,7 @@ def _of_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
     return tuple(getattr(loader, "dataset", loader) for loader in found)  # type: ignore[return-value]
 
 
-def _follow(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
+def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
     """Set what follows from images that are given: their channels, and whether a Dataset prepares them."""
     train = sources["train"]
     own.setdefault("channels", channels_of(train))
@@ -380,7 +380,7 @@ def _follow(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
 
 
 @contextmanager
-def _shown(progress: bool) -> Iterator[None]:
+def _show_log(progress: bool) -> Iterator[None]:
     """Have what training logs go to the standard error, unless the program logs by itself, or wants nothing."""
     log = logging.getLogger("mixmo")
     if not progress or log.hasHandlers():

@@ -13,7 +13,7 @@ from mixmo.checkpoints import finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.errors import InputError, reason
 from mixmo.header import Header
-from mixmo.models.copying import copied
+from mixmo.models.copying import copy_module
 from mixmo.names import timm_scheme
 from mixmo.network import MixMo, create_backbone
 from mixmo.runs import RunFolder
@@ -99,11 +99,11 @@ def rebuild(
     try:
         with DrawingFrom(torch.Generator()):
             if fused:
-                plain = create_backbone(header.backbone, **built, **options) if module is None else copied(module)
+                plain = create_backbone(header.backbone, **built, **options) if module is None else copy_module(module)
                 plain.load_state_dict(weights)
                 return MixMo(plain, 1, len(header.classes)).eval()
             if isinstance(module, MixMo):
-                net = copied(module)
+                net = copy_module(module)
             elif module is not None:
                 net = MixMo(module, header.num_members, len(header.classes), mix_at=header.mix_at)
             else:

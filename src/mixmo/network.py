@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
-from mixmo.models.copying import copied
+from mixmo.models.copying import copy_module
 from mixmo.models.initialization import add_noise, parts_of_members, share_out
 from mixmo.models.splitting import split_at
-from mixmo.models.timm_helpers import DELEGATED, answered
-from mixmo.stem import MemberHeads, MixingStem, showing, try_mixture, with_masks
+from mixmo.models.timm_helpers import DELEGATED, delegate
+from mixmo.stem import MemberHeads, MixingStem, check_stem_input, try_mixture, with_masks
 
 
 class MixMo(nn.Module):
@@ -99,7 +99,7 @@ class MixMo(nn.Module):
                     f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
                 )
             try:
-                self.backbone = copied(backbone)
+                self.backbone = copy_module(backbone)
             except RuntimeError as error:  # tensors that are computed, as by torch's older weight_norm
                 raise InputError(f"the backbone cannot be copied: {reason(error)}.") from error
         if noise < 0 or (noise and not trained):
@@ -110,7 +110,7 @@ class MixMo(nn.Module):
         names = (_names(self.backbone, stem, "first_conv", "stem"), _names(self.backbone, head, "classifier", "head"))
         self.image_size = _image_size(self.backbone, options)
         known_classes = _settings(self.backbone).get("num_classes")
-        self.backbone, self.stem_names, self.head_names = _divided(self.backbone, names, mix_at)
+        self.backbone, self.stem_names, self.head_names = _cut_backbone(self.backbone, names, mix_at)
         stems = [_submodule(self.backbone, name, "stem") for name in self.stem_names]
         classifiers = [_submodule(self.backbone, name, "head") for name in self.head_names]
         self.in_chans = _input_channels(stems, self.stem_names)
@@ -140,7 +140,7 @@ class MixMo(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Return a part of the network, or what timm's helpers ask of a model, which the backbone answers."""
-        return answered(self.backbone, name) if name in DELEGATED else super().__getattr__(name)
+        return delegate(self.backbone, name) if name in DELEGATED else super().__getattr__(name)
 
     @property
     def stems(self) -> list[MixingStem]:
@@ -249,7 +249,7 @@ class MixMo(nn.Module):
         if torch.compiler.is_compiling():
             logits = self.backbone(folded)
         else:
-            with showing(folded) if self.num_members > 1 else nullcontext():
+            with check_stem_input(folded) if self.num_members > 1 else nullcontext():
                 logits = self.backbone(folded)
         return logits.unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
 
@@ -292,7 +292,9 @@ def _by_member(parts: list[nn.ModuleList]) -> nn.ModuleList:
     return parts[0] if len(parts) == 1 else nn.ModuleList(nn.ModuleList(own) for own in zip(*parts, strict=True))
 
 
-def _divided(backbone: nn.Module, names: tuple[Names, Names], mix_at: str | None) -> tuple[nn.Module, Names, Names]:
+def _cut_backbone(
+    backbone: nn.Module, names: tuple[Names, Names], mix_at: str | None
+) -> tuple[nn.Module, Names, Names]:
     """Return the backbone, cut where features are mixed, and the names of its stems and its heads."""
     if mix_at is None:
         return backbone, *names
@@ -304,7 +306,7 @@ def _fresh_parts(
 ) -> tuple[list[nn.Module], list[nn.Module]]:
     """Return stems and heads of a backbone that is built for them, without trained weights."""
     untrained = options | {"pretrained": False, "checkpoint_path": ""}
-    built, stems, heads = _divided(create_backbone(backbone, **untrained), names, mix_at)
+    built, stems, heads = _cut_backbone(create_backbone(backbone, **untrained), names, mix_at)
     return [built.get_submodule(name) for name in stems], [built.get_submodule(name) for name in heads]
 
 

@@ -11,53 +11,53 @@ REMOVED = {"trainer.strategy": ("auto", "ddp", "fsdp")}
 """Settings of earlier versions, and the values with which this version trains as those did."""
 
 
-def section_of(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def get_section(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return a section of a file, empty where it is missing or of another kind.
 
     Example:
-        >>> section_of({"data": [1]}, "data")
+        >>> get_section({"data": [1]}, "data")
         {}
     """
     return found if isinstance(found := about.get(key), Mapping) else {}
 
 
-def filled(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+def fill_open_settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return sections of settings, those left open as they are resolved elsewhere.
 
     Example:
-        >>> filled({"trainer": {"precision": None}}, {"trainer": {"precision": "32-true"}})
+        >>> fill_open_settings({"trainer": {"precision": None}}, {"trainer": {"precision": "32-true"}})
         {'trainer': {'precision': '32-true'}}
     """
     found = dict(config)
     for section, values in resolved.items():
-        own = section_of(found, section)
+        own = get_section(found, section)
         found[section] = dict(own) | {key: value for key, value in values.items() if own.get(key) is None}
     return found
 
 
-def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
+def drop_removed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings without those that earlier versions had, where this version does the same without them.
 
     Example:
-        >>> without_removed({"seed": 1, "trainer": {"strategy": "auto", "devices": 2}})
+        >>> drop_removed({"seed": 1, "trainer": {"strategy": "auto", "devices": 2}})
         {'seed': 1, 'trainer': {'devices': 2}}
     """
     found = dict(config)
     for name, values in REMOVED.items():
         section, key = name.split(".")
-        own = section_of(found, section)
+        own = get_section(found, section)
         if own.get(key) in values:
             found[section] = {other: value for other, value in own.items() if other != key}
     return found
 
 
-def without_unknown(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def drop_unknown(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return settings without those of training that this version does not know, and the names of these.
 
     Settings of ``data`` stay: images that are taken or drawn otherwise are other images.
 
     Example:
-        >>> without_unknown({"seed": 1, "optimizer": {"lr": 0.1, "warp": 9}, "data": {"fold": 2}})
+        >>> drop_unknown({"seed": 1, "optimizer": {"lr": 0.1, "warp": 9}, "data": {"fold": 2}})
         ({'seed': 1, 'optimizer': {'lr': 0.1}, 'data': {'fold': 2}}, ['optimizer.warp'])
     """
     known, kept, unknown = known_settings(), dict[str, Any](), list[str]()

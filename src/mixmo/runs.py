@@ -29,9 +29,9 @@ from mixmo.config.plan import make_plan
 from mixmo.config.settings import Settings
 from mixmo.environment import environment
 from mixmo.errors import InputError, InUseError, MissingError, one_of
-from mixmo.files import PARTIAL, check_regular, make_folder, read_yaml, write_text, writing
+from mixmo.files import PARTIAL, check_regular, explain_write_errors, make_folder, read_yaml, write_text
 from mixmo.header import Header
-from mixmo.run_settings import filled, section_of, without_removed, without_unknown
+from mixmo.run_settings import drop_removed, drop_unknown, fill_open_settings, get_section
 
 Checkpoint = Literal["last", "best"]
 CHECKPOINTS: tuple[str, ...] = get_args(Checkpoint)
@@ -94,7 +94,7 @@ class RunFolder:
         write_text(self.config_file, config)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other processes from training in this folder; the lock ends with the process that holds it.
 
         Raises:
@@ -103,7 +103,7 @@ class RunFolder:
         """
         make_folder(self.path)
         lock = FileLock(self.path / LOCK, timeout=0)
-        with writing(self.path):
+        with explain_write_errors(self.path):
             try:
                 lock.acquire()
             except Timeout:
@@ -151,7 +151,7 @@ class RunFolder:
         """
         if not self.require().config_file.is_file():
             raise MissingError(f"{self.config_file} is missing, which says how {self.path} was trained, and on what.")
-        return without_removed(without_permission(read_yaml(self.config_file, "configuration")))
+        return drop_removed(without_permission(read_yaml(self.config_file, "configuration")))
 
     def header(self, which: str = "last") -> Header:
         """Return what a checkpoint says of its network; the configuration is asked for one of an earlier version only.
@@ -191,7 +191,7 @@ class RunFolder:
         return [
             f"{section}.{key} is {value!r} there, and {known[key]!r} in the network"
             for section, known in self.header(which).sections().items()
-            for key, value in section_of(config, section).items()
+            for key, value in get_section(config, section).items()
             if key in known and known[key] != value
         ]
 
@@ -205,7 +205,7 @@ class RunFolder:
             MissingError: if there is no such run, or it has lost its configuration.
             InputError: if a setting is of the wrong type or range, or one of ``data`` is not known.
         """
-        config, unknown = without_unknown(self.trained_config(which))
+        config, unknown = drop_unknown(self.trained_config(which))
         if unknown != self.told:
             self.told = unknown
             log.warning("%s sets %s, which this version of mixmo does not know.", self.config_file, ", ".join(unknown))
@@ -214,19 +214,19 @@ class RunFolder:
     def accelerator(self) -> str:
         """Return what the run was asked to compute on, for who predicts on the same machine; ``auto`` if not known."""
         try:
-            found = section_of(self.config(), "trainer").get("accelerator")
+            found = get_section(self.config(), "trainer").get("accelerator")
         except InputError:
             return "auto"
         return found if isinstance(found, str) else "auto"
 
     def resumed_config(self) -> dict[str, Any]:
         """Return the settings, open ones as they followed from the machine where the run began: it resumes alike."""
-        return filled(self.config(), self.resolved())
+        return fill_open_settings(self.config(), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings that followed from the machine where the run began; nothing if that is not known."""
         resolved = self.about().get("resolved")
-        return without_removed(without_permission(resolved)) if isinstance(resolved, dict) else {}
+        return drop_removed(without_permission(resolved)) if isinstance(resolved, dict) else {}
 
     def about(self) -> dict[str, Any]:
         """Return ``environment.json``; nothing if it is missing or damaged."""
@@ -271,7 +271,7 @@ class RunFolder:
 
     def conditions(self) -> dict[str, Any]:
         """Return what the run's results depend on beside its settings, as ``environment.json`` has it."""
-        return dict(section_of(self.about(), "conditions"))
+        return dict(get_section(self.about(), "conditions"))
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
@@ -332,7 +332,7 @@ class RunFolder:
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add an epoch's row to the end of ``metrics.csv``, however long that is."""
         texts = {key: str(int(value)) if float(value).is_integer() else f"{value:.6g}" for key, value in row.items()}
-        with writing(self.metrics_file):
+        with explain_write_errors(self.metrics_file):
             try:
                 with self.metrics_file.open(encoding="utf-8") as file:
                     columns = file.readline().rstrip("\n").split(",")

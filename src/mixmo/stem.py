@@ -19,7 +19,7 @@ from torch.func import functional_call
 from mixmo.errors import InputError, reason
 from mixmo.mixing import mix_features
 from mixmo.models.convolutions import convolve, effective_weight, is_known
-from mixmo.models.copying import copied
+from mixmo.models.copying import copy_module
 
 
 class MixingStem(nn.Module):
@@ -43,7 +43,7 @@ class MixingStem(nn.Module):
         """
         if (height, width) in self.shapes:
             return self.shapes[height, width]
-        encoder = copied(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
+        encoder = copy_module(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
         try:
             output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
         except RuntimeError as error:
@@ -74,7 +74,7 @@ _shown = threading.local()
 
 
 @contextmanager
-def showing(x: Tensor) -> Iterator[None]:
+def check_stem_input(x: Tensor) -> Iterator[None]:
     """Refuse, within the block, a backbone that shows its stem anything but ``x``: masks are no pixels to change.
 
     Raises:
@@ -120,8 +120,8 @@ class _ReachedError(Exception):
 def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int] | None) -> None:
     """Show a backbone two equal mixtures, in evaluation and in training, and see that its stems get them unchanged.
 
-    A compiled network checks no call (:func:`showing`), so that this is done when it is built. The backbone runs up to
-    its stems only. Its buffers and modes and torch's generators are left as they were.
+    A compiled network checks no call (:func:`check_stem_input`), so that this is done when it is built. The backbone
+    runs up to its stems only. Its buffers and modes and torch's generators are left as they were.
 
     Args:
         backbone: The backbone, with its stems replaced.
@@ -138,13 +138,13 @@ def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[in
         for training in (False, True):
             for module, _ in modes:
                 module.training = training
-            any(_shows(backbone, stems, each) for each in sizes)  # the first that the backbone takes
+            any(_check_takes_mixtures(backbone, stems, each) for each in sizes)  # the first that the backbone takes
     finally:
         for module, before in modes:
             module.training = before
 
 
-def _shows(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int]) -> bool:
+def _check_takes_mixtures(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int]) -> bool:
     """Return whether a backbone takes mixtures of a size; refuse one that shows its stems anything else."""
     first, channels = next(stems[0].parameters()), len(stems[0].encoders) * stems[0].in_chans
     if first.is_meta:

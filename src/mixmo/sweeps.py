@@ -19,9 +19,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from mixmo.config.plan import Plan, make_plan
-from mixmo.config.recipes import SWEEP, Recipe, combined, merge
+from mixmo.config.recipes import SWEEP, Recipe, combine_bases, merge
 from mixmo.config.settings import known_settings
-from mixmo.errors import InputError, InUseError, StoppedError, one_of, reason, sentence
+from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
 from mixmo.evaluation.comparison import Seeds
 from mixmo.evaluation.records import read_history
 from mixmo.files import make_folder, read_yaml, write_text
@@ -145,7 +145,7 @@ def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any
         own = overrides if seed is None else {**overrides, "seed": seed}
         for name, choices in configurations:
             try:
-                recipe = combined([base, *(choice.settings for choice in choices)], str(file))
+                recipe = combine_bases([base, *(choice.settings for choice in choices)], str(file))
                 recipe = merge({"data": {"split_seed": recipe.get("seed", 0)}}, recipe)  # one split for all seeds
                 plan = make_plan(recipe, own)
             except InputError as error:
@@ -297,7 +297,7 @@ class SweepRunner:
             except StoppedError:
                 raise
             except InputError as error:
-                self.errors[trial.key] = sentence(error)
+                self.errors[trial.key] = extract_message(error)
             except Exception as error:
                 self.errors[trial.key] = f"{type(error).__name__}: {reason(error)}."
             self.write()
@@ -307,7 +307,7 @@ class SweepRunner:
         try:
             return read_history(self.run(trial))
         except InputError as error:
-            self.errors.setdefault(trial.key, sentence(error))
+            self.errors.setdefault(trial.key, extract_message(error))
             return []
 
     def status(self, trial: Trial) -> str:

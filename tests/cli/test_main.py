@@ -14,7 +14,7 @@ import torch
 from conftest import write_images
 
 import mixmo
-from mixmo.cli.main import COMMANDS, PATIENCE, main, notices
+from mixmo.cli.main import COMMANDS, PATIENCE, main, show_log
 from mixmo.runs import RunFolder
 
 FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
@@ -125,7 +125,7 @@ def test_what_is_no_defect_has_exit_codes_of_its_own(monkeypatch, capsys, raised
 def test_notices_are_shown_and_the_log_is_left_as_it_was(capsys):
     logger = logging.getLogger("mixmo")
     before = (logger.level, logger.propagate, list(logger.handlers))
-    with notices():
+    with show_log():
         logger.warning("two files were skipped.")
     assert capsys.readouterr().err == "mixmo: two files were skipped.\n"
     assert (logger.level, logger.propagate, list(logger.handlers)) == before

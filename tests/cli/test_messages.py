@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixmo.cli.main import main, notices
+from mixmo.cli.main import main, show_log
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
@@ -85,7 +85,7 @@ def test_what_a_long_message_keeps():
 
 
 def test_notices_cannot_steer_the_terminal(capsys):
-    with notices():
+    with show_log():
         logging.getLogger("mixmo").warning("class %s", "\x1b[2Ja\rb")
         logging.getLogger("mixmo").info("class %s", "\x1b[2J")
     shown = capsys.readouterr()

@@ -38,7 +38,7 @@ def test_edge_distance_is_scipys(share, seed):
 @given(top=st.integers(0, 255), seed=st.integers(0, 999))
 def test_equalising_is_opencvs(top, seed):
     layer = np.random.default_rng(seed).integers(0, top + 1, (16, 16), dtype=np.uint8)
-    found = relief.equalised(batch(layer))[0, 0].numpy()
+    found = relief.equalise(batch(layer))[0, 0].numpy()
     assert np.abs(found - cv2.equalizeHist(layer)).max() <= 1  # halves
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mixmo.data import decoding
 from mixmo.data.decoding import FORMATS, image_pixels, starts_like_image, to_size
-from mixmo.data.quiet import quiet
+from mixmo.data.quiet import ignore_image_warnings
 from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError
 
@@ -81,7 +81,7 @@ def test_orientation_is_applied(format, orientation):
 
 def test_damaged_exif_leaves_the_pixels():
     content = encoded(Image.fromarray(PIXELS), "PNG", exif=b"Exif\0\0MM\0*garbage")
-    with quiet():
+    with ignore_image_warnings():
         assert np.array_equal(decoded(content), PIXELS)
 
 
@@ -185,7 +185,10 @@ def test_large_images_are_refused_before_their_pixels_are_allocated(side):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tracemalloc.start()
-        with quiet(), pytest.raises(InputError, match=r"cannot be read: it is an image of more than 67 megapixels\.$"):
+        with (
+            ignore_image_warnings(),
+            pytest.raises(InputError, match=r"cannot be read: it is an image of more than 67 megapixels\.$"),
+        ):
             decoded(png(side, side, 1, 0, bytes(1000)))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -232,7 +235,7 @@ def test_pillow_says_nothing_beside(caplog, recwarn):
     place = content.index(struct.pack("<HHI", 277, 3, 1))  # samples for each pixel
     content[place + 8 : place + 10] = b"\xff\xff"
     level = logging.getLogger("PIL").level
-    with quiet(), pytest.raises(InputError):
+    with ignore_image_warnings(), pytest.raises(InputError):
         decoded(bytes(content))
     assert not caplog.records and not recwarn.list
     assert logging.getLogger("PIL").level == level
@@ -274,7 +277,7 @@ def test_random_bytes_are_one_sentence(content):
 
 def _image_or_sentence(content, channels):
     try:
-        with quiet():
+        with ignore_image_warnings():
             pixels = decoded(content, channels, (8, 8))
     except InputError as error:
         text = str(error)

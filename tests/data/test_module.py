@@ -15,7 +15,7 @@ from mixmo.data import module
 from mixmo.data.datasets import open_source
 from mixmo.data.folders import FileImages
 from mixmo.data.module import DataModule
-from mixmo.data.sets import InMemoryImages, evaluation_loader, train_loader
+from mixmo.data.sets import InMemoryImages, build_evaluation_loader, build_train_loader
 from mixmo.errors import InputError
 from mixmo.seeding import seed_for
 
@@ -29,7 +29,7 @@ def settings(folder, **changes):
 def test_streamed_images_are_the_in_memory_ones(image_folder):
     in_memory = data_of(settings(image_folder, image_size=8))
     streamed = data_of(settings(image_folder, image_size=8, in_memory=False, workers=2))
-    for kind in (train_loader,):
+    for kind in (build_train_loader,):
         pairs = zip(
             kind(in_memory.train, settings(image_folder), 0, CPU),
             kind(streamed.train, settings(image_folder, workers=2), 0, CPU),
@@ -43,7 +43,7 @@ def test_streamed_images_are_the_in_memory_ones(image_folder):
 def test_evaluation_shows_every_image_once_in_order(image_folder):
     data = data_of(settings(image_folder, eval_batch_size=5))
     seen = torch.cat(
-        [batch.chosen for batch in evaluation_loader(data.test, settings(image_folder, eval_batch_size=5), CPU)]
+        [batch.chosen for batch in build_evaluation_loader(data.test, settings(image_folder, eval_batch_size=5), CPU)]
     )
     assert seen.tolist() == list(range(12))
 
@@ -51,7 +51,7 @@ def test_evaluation_shows_every_image_once_in_order(image_folder):
 @pytest.mark.parametrize(("repetition", "steps"), [(1, 3), (2, 6), (4, 12), (8, 24)])
 def test_an_epoch_is_b_times_longer(image_folder, repetition, steps):
     own = settings(image_folder, batch_repetition=repetition)
-    loader = train_loader(data_of(own).train, own, 0, CPU)
+    loader = build_train_loader(data_of(own).train, own, 0, CPU)
     batches = list(loader)
     assert len(batches) == len(loader) == steps
     assert sorted(torch.cat([batch.chosen for batch in batches]).tolist()) == list(range(24))
@@ -62,7 +62,7 @@ def test_published_epoch_lengths():
     images = InMemoryImages(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.long))
     for repetition, steps in {1: 781, 2: 1562, 4: 3125}.items():
         own = DataSettings(batch_size=64, batch_repetition=repetition)
-        assert len(train_loader(images, own, 0, CPU)) == steps
+        assert len(build_train_loader(images, own, 0, CPU)) == steps
 
 
 def test_epochs_differ_and_seeds_repeat(image_folder):
@@ -70,7 +70,7 @@ def test_epochs_differ_and_seeds_repeat(image_folder):
     train = data_of(own).train
 
     def order(seed, epoch):
-        loader = train_loader(train, own, seed, CPU)
+        loader = build_train_loader(train, own, seed, CPU)
         loader.batch_sampler.sampler.set_epoch(epoch)
         return torch.cat([batch.chosen for batch in loader]).tolist()
 
@@ -182,7 +182,7 @@ def test_an_unreadable_image_is_named(image_folder, content, streamed):
         data_of(settings(image_folder, **streamed))
     own = settings(image_folder, batch_size=24, **STREAMED)
     with pytest.raises(InputError, match=r"emu/003\.png cannot be read"):
-        next(iter(train_loader(data_of(own, check=False).train, own, 0, CPU)))
+        next(iter(build_train_loader(data_of(own, check=False).train, own, 0, CPU)))
 
 
 @pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["in_memory", "streamed"])
@@ -211,9 +211,9 @@ def test_unreadable_images_are_skipped_where_that_is_asked_for(image_folder, cap
     assert (len(data.train), len(data.validation), len(data.test)) == (17, 5, 11)
     for count, name in (("1 of 18", first.name), ("1 of 6", second.name), ("1 of 12", "test/dog/001.png")):
         assert re.search(rf"left out {count} images, which cannot be read: \S*{name} \(it is damaged, or", caplog.text)
-    batches = list(evaluation_loader(data.test, own, CPU))
+    batches = list(build_evaluation_loader(data.test, own, CPU))
     assert torch.cat([batch.labels[batch.chosen] for batch in batches]).tolist() == [0] * 4 + [1] * 3 + [2] * 4
-    assert len(list(train_loader(data.train, own, 0, CPU))) == 2
+    assert len(list(build_train_loader(data.train, own, 0, CPU))) == 2
     seen = [data.image(index) for index in (4, 5)]  # numbered without the one left out
     expected = [np.asarray(Image.open(image_folder / "test" / "dog" / f"{i:03}.png")) for i in (0, 2)]
     assert all(np.array_equal(a, b) for a, b in zip(seen, expected, strict=True))
@@ -294,11 +294,11 @@ def test_training_decodes_no_test_image(image_folder, monkeypatch, streamed, kin
         monkeypatch.setattr("mixmo.data.archives.TarImages.read", None)
     own = settings(image_folder, **streamed)
     data = data_of(own)
-    list(train_loader(data.train, own, 0, CPU))
+    list(build_train_loader(data.train, own, 0, CPU))
     assert len(data.train) == 24
     monkeypatch.undo()
     with pytest.raises(InputError, match="cannot be read"):
-        next(iter(evaluation_loader(data.test, own, CPU)))
+        next(iter(build_evaluation_loader(data.test, own, CPU)))
 
 
 def test_the_test_set_is_decoded_once(image_folder):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.orders import EpochOrder
-from mixmo.data.sets import StreamedImages, train_loader
+from mixmo.data.sets import StreamedImages, build_train_loader
 from mixmo.seeding import STREAMS, Stream, generator_for, seed_for
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def order(seed, epoch, stream="order"):
 def test_spawned_workers_show_the_order(numbered):
     """As on macOS and Windows, and from Python 3.14 on by forkserver: what a worker needs is pickled."""
     numbered.workers = 1  # they start slowly
-    loader = train_loader(data_of(numbered).train, numbered, 3, CPU)
+    loader = build_train_loader(data_of(numbered).train, numbered, 3, CPU)
     loader.multiprocessing_context = "spawn"
     assert shown(loader) == order(3, 0)
 
@@ -52,7 +52,7 @@ def test_spawned_workers_show_the_order(numbered):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_begins_at_any_epoch(numbered, workers):
     numbered.workers = workers
-    loader = train_loader(data_of(numbered).train, numbered, 3, CPU, epoch=5)
+    loader = build_train_loader(data_of(numbered).train, numbered, 3, CPU, epoch=5)
     assert shown(loader) == order(3, 5)
     loader.batch_sampler.sampler.set_epoch(6)
     assert shown(loader) == order(3, 6)
@@ -85,7 +85,7 @@ def test_a_resumed_run_sees_the_epochs_that_are_left(numbered, tmp_path, workers
             max_epochs=epochs, accelerator="cpu", logger=False, use_distributed_sampler=False, num_sanity_val_steps=0,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        loader = train_loader(images, numbered, 1, CPU, epoch=first)
+        loader = build_train_loader(images, numbered, 1, CPU, epoch=first)
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
         trainer.save_checkpoint(tmp_path / "last.ckpt")
         return module.seen
@@ -97,18 +97,18 @@ def test_a_resumed_run_sees_the_epochs_that_are_left(numbered, tmp_path, workers
 def test_a_few_batches_of_another_stream(numbered, monkeypatch):
     """Workers read no more than they are asked for, and do not stay."""
     images = data_of(numbered).train
-    loader = train_loader(images, numbered, 1, CPU, epoch=2, stream="statistics", batches=2)
+    loader = build_train_loader(images, numbered, 1, CPU, epoch=2, stream="statistics", batches=2)
     assert len(loader) == 2 and not loader.persistent_workers
-    assert train_loader(images, numbered, 1, CPU).persistent_workers
+    assert build_train_loader(images, numbered, 1, CPU).persistent_workers
     assert shown(loader) == order(1, 2, "statistics")[:4] != order(1, 2)[:4]
-    assert len(train_loader(images, numbered, 1, CPU, batches=100)) == 6
+    assert len(build_train_loader(images, numbered, 1, CPU, batches=100)) == 6
     read = []
     real = StreamedImages.__getitems__
     monkeypatch.setattr(
         StreamedImages, "__getitems__", lambda self, indices: read.extend(indices) or real(self, indices)
     )
     numbered.workers = 0
-    list(train_loader(images, numbered, 1, CPU, batches=2))
+    list(build_train_loader(images, numbered, 1, CPU, batches=2))
     assert len(read) == 4
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import sets
-from mixmo.data.datasets import open_source, splits_of
+from mixmo.data.datasets import find_splits, open_source
 from mixmo.data.module import DataModule
 from mixmo.data.orders import EpochOrder
 from mixmo.data.sources import decode
@@ -81,7 +81,7 @@ def values_of(source):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_image_is_found_with_its_label(tmp_path, kind):
     name = written(kind, tmp_path / "data")
-    assert splits_of(name) == {"train", "test"}
+    assert find_splits(name) == {"train", "test"}
     source = open_source(name, "train")
     assert values_of(source) == list(range(23))
     assert source.labels.tolist() == [value % 3 for value in range(23)]
@@ -124,7 +124,7 @@ def test_listing_is_done_once(tmp_path, cache, monkeypatch):
     first = open_source(name, "train")
     kept = list((cache / "mixmo" / "shards").iterdir())
     assert len(kept) == 5
-    monkeypatch.setattr("mixmo.data.webdataset._listed", None)
+    monkeypatch.setattr("mixmo.data.webdataset._list_records", None)
     again = open_source(name, "train")
     assert again.fingerprint() == first.fingerprint() and values_of(again) == values_of(first)
     monkeypatch.undo()
@@ -224,14 +224,14 @@ def test_ranks_and_workers_share_an_epoch_without_duplicates(tmp_path, kind, wor
                             in_memory=False, validation=0, shuffle_shards=2)  # fmt: skip
     images = DataModule(settings, seed=0).train
     device = torch.device("cpu")
-    whole = [batch.images[:, 0, 0, 0].tolist() for batch in sets.train_loader(images, settings, 0, device)]
+    whole = [batch.images[:, 0, 0, 0].tolist() for batch in sets.build_train_loader(images, settings, 0, device)]
     assert len(whole) == 5 and len({value for batch in whole for value in batch}) == 20
     parts = [
-        [b.images[:, 0, 0, 0].tolist() for b in sets.train_loader(images, settings, 0, device, part=(rank, 2))]
+        [b.images[:, 0, 0, 0].tolist() for b in sets.build_train_loader(images, settings, 0, device, part=(rank, 2))]
         for rank in range(2)
     ]
     assert [one + other for one, other in zip(*parts, strict=True)] == whole
-    begun = sets.train_loader(images, settings, 0, device, start=3)
+    begun = sets.build_train_loader(images, settings, 0, device, start=3)
     assert [batch.images[:, 0, 0, 0].tolist() for batch in begun] == whole[3:]
 
 
@@ -256,12 +256,12 @@ def test_workers_may_be_started_in_any_way(tmp_path, kind, method):
 import multiprocessing, torch
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.module import DataModule
-from mixmo.data.sets import train_loader
+from mixmo.data.sets import build_train_loader
 if __name__ == "__main__":
     multiprocessing.set_start_method({method!r})
     settings = DataSettings(name={name!r}, batch_size=4, image_size=8, workers=2, in_memory=False, validation=0)
     images = DataModule(settings, seed=0).train
-    loader = train_loader(images, settings, 0, torch.device("cpu"))
+    loader = build_train_loader(images, settings, 0, torch.device("cpu"))
     print(sum(len(batch.labels) for batch in loader), loader.num_workers)
     del loader  # and its workers
 """
@@ -374,7 +374,7 @@ def test_workers_ask_file_systems_of_their_own(tmp_path):
         )
         data = DataModule(own, 0)
         assert decode(data.train.source, 0, None, 3)[0, 0, 0] == 0  # the main process has asked before
-        found = [batch for batch in sets.evaluation_loader(data.train, own, torch.device("cpu"))]
+        found = [batch for batch in sets.build_evaluation_loader(data.train, own, torch.device("cpu"))]
     finally:
         server.shutdown()
         server.server_close()

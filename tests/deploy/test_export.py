@@ -23,7 +23,7 @@ from mixmo.cli.main import main
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
-from mixmo.deploy.spec import Spec, spec_of
+from mixmo.deploy.spec import Spec, describe_run
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
@@ -86,7 +86,7 @@ def test_graphs_compute_what_was_asked_for(gone, tmp_path, format, normalize, so
     images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     again = model.logits(images).mean(1).log_softmax(1)
     with torch.no_grad():
-        direct = mixmo.load(gone)(model.spec.prepared(images)).log_softmax(1)
+        direct = mixmo.load(gone)(model.spec.prepare(images)).log_softmax(1)
     torch.testing.assert_close(again, direct, atol=1e-4, rtol=1e-4)
 
 
@@ -331,7 +331,7 @@ def test_timm_folders_that_need_mixmo_say_so(gone, tmp_path, capsys):
     assert main(["export", str(gone), "--format=onnx", f"--out={tmp_path}/a.onnx"]) == 0
     assert "import mixmo" not in capsys.readouterr().out
     known = timm.create_model("resnet18", num_classes=3)
-    assert module._unknown_to_timm(known, spec_of(TrainedRun(RunFolder(gone)))) is None
+    assert module._unknown_to_timm(known, describe_run(TrainedRun(RunFolder(gone)))) is None
 
 
 def test_what_is_in_an_exports_place_stays_unless_it_is_an_export(gone, tmp_path, capsys):

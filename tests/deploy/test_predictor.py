@@ -19,7 +19,7 @@ from mixmo.deploy.answers import Judge
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import calibration_of
+from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.header import Preparation
@@ -216,18 +216,18 @@ def test_who_is_asked_and_what_is_in_the_sets():
     torch.manual_seed(0)
     targets = torch.randint(3, (400,))
     logits = torch.nn.functional.one_hot(targets, 3) * 3 + torch.randn(400, 3)
-    judge = Judge(["a", "b", "c"], calibration_of(logits, targets), coverage=0.9, risk=0.05)
+    judge = Judge(["a", "b", "c"], fit_calibration(logits, targets), coverage=0.9, risk=0.05)
     fresh = torch.randint(3, (4000,))
     found = judge((torch.nn.functional.one_hot(fresh, 3) * 3 + torch.randn(4000, 3))[:, None], [""] * 4000)
     assert 0.85 < found.sets.gather(1, fresh[:, None]).double().mean() < 0.97
     wrong = found.labels != fresh
     assert wrong.double().mean() > wrong[~found.ask].double().mean() <= 0.05 and (~found.ask).double().mean() > 0.5
-    unsure = Judge(["a", "b", "c"], calibration_of(logits[:4], targets[:4]), risk=0.01)(logits[:, None], [""] * 400)
+    unsure = Judge(["a", "b", "c"], fit_calibration(logits[:4], targets[:4]), risk=0.01)(logits[:, None], [""] * 400)
     assert unsure.ask.all() and unsure.sets.all()
 
 
 def test_descriptions_are_read_again_and_checked():
-    calibration = calibration_of(torch.randn(30, 2), torch.randint(2, (30,)))
+    calibration = fit_calibration(torch.randn(30, 2), torch.randint(2, (30,)))
     data = Preparation(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear", channels=3)
     spec = Spec(["a", "ü"], (8, 9), data, calibration=calibration)
     again = Spec.from_json(spec.to_json())

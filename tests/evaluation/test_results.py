@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 import mixmo
 from mixmo.errors import InputError
 from mixmo.evaluation import inference
-from mixmo.evaluation.calibration import pooled_calibration
+from mixmo.evaluation.calibration import pool_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_runs
@@ -82,7 +82,7 @@ def test_the_temperature_of_several_networks_is_that_of_their_members_average():
     targets = rng.integers(0, 4, 300)
     logits = [2 * rng.normal(size=(300, members, 4)) + 3 * np.eye(4)[targets][:, None] for members in (3, 1)]
     parts = [Predictions(torch.from_numpy(each), torch.from_numpy(targets), list("abcd"), 1, "x") for each in logits]
-    found = pooled_calibration(parts, ["a", "b"])
+    found = pool_calibration(parts, ["a", "b"])
     average = np.concatenate(logits, 1).mean(1)
     expected = likeliest_temperature(average, targets)
     assert found.temperature == pytest.approx(expected, rel=1e-5) and 0.02 < expected < 50
@@ -90,9 +90,9 @@ def test_the_temperature_of_several_networks_is_that_of_their_members_average():
     assert abs(likeliest_temperature(logits[0].mean(1), targets) / expected - 1) > 0.01
     for other in (replace(parts[1], images="y"), replace(parts[1], targets=parts[1].targets.flip(0))):
         with pytest.raises(InputError, match="a and b held out different images for validation"):
-            pooled_calibration([parts[0], other], ["a", "b"])
+            pool_calibration([parts[0], other], ["a", "b"])
     with pytest.raises(InputError, match="b keeps predictions of an earlier version"):
-        pooled_calibration([parts[0], replace(parts[1], images="")], ["a", "b"])
+        pool_calibration([parts[0], replace(parts[1], images="")], ["a", "b"])
 
 
 def test_why_an_ensemble_is_not_calibrated_is_said(trained, another_seed):

@@ -17,7 +17,7 @@ from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.robustness import GeneratedCorruptions, evaluate_corruptions
-from mixmo.kept import keep_json
+from mixmo.cache import keep_json
 from mixmo.reporting.tables import corruption_table, severity_means
 from mixmo.seeding import generator_for
 
@@ -116,13 +116,13 @@ def test_replaced_pictures_are_corrupted_again(trained, few, tmp_path):
 @pytest.fixture
 def evaluated(monkeypatch):
     """The kinds of corruption for which a network predicted."""
-    honest, kinds = robustness._measured, []
+    honest, kinds = robustness._measure_one, []
 
     def counted(networks, corruptions, kind, *rest):
         kinds.append(kind)
         return honest(networks, corruptions, kind, *rest)
 
-    monkeypatch.setattr(robustness, "_measured", counted)
+    monkeypatch.setattr(robustness, "_measure_one", counted)
     return kinds
 
 

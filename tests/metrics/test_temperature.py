@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import fast, sample, softmax
 
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import calibration_of
+from mixmo.evaluation.calibration import fit_calibration
 from mixmo.metrics import fit_temperature
 from mixmo.metrics.temperature import two_fold
 
@@ -35,10 +35,10 @@ def test_temperature_of_few_levels(data, n, one_class):
 def test_validation_images_without_a_mistake_make_nobody_surer(scale):
     logits, targets = torch.eye(3) * scale, torch.arange(3)
     assert fit_temperature(logits, targets) < 0.1 or scale > 10
-    found = calibration_of(logits, targets)
+    found = fit_calibration(logits, targets)
     assert found.temperature == 1
     assert torch.allclose(found.confidence, logits.double().softmax(1).amax(1))
-    assert calibration_of(logits, targets.roll(1)).temperature > 50  # all wrong
+    assert fit_calibration(logits, targets.roll(1)).temperature > 50  # all wrong
 
 
 def test_a_temperature_that_changes_nothing_is_one():

@@ -14,7 +14,7 @@ from mixmo.batch_mixing import MixedBatch
 from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
 from mixmo.masks import KINDS
-from mixmo.reporting.preview import blended, colored, montage, shown_images, target_of
+from mixmo.reporting.preview import blend, color_masks, montage, shown_images, target_of
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_the_mixture_is_the_sum_of_masked_inputs():
     inputs = np.stack([np.full((4, 4, 3), 0.25), np.full((4, 4, 3), 0.75)])
     masks = torch.zeros(2, 1, 2, 2)
     masks[0, :, 0], masks[1, :, 1] = 1, 1  # on a map of half the size
-    assert blended(inputs, masks)[:, 0, 0].tolist() == [0.25, 0.25, 0.75, 0.75]
-    assert not np.array_equal(colored(masks)[0, 0], colored(masks)[1, 0])
+    assert blend(inputs, masks)[:, 0, 0].tolist() == [0.25, 0.25, 0.75, 0.75]
+    assert not np.array_equal(color_masks(masks)[0, 0], color_masks(masks)[1, 0])
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_stopped_sweep_is_resumed_to_the_same(write, tmp_path, monkeypatch, ca
 def test_processes_share_a_sweep(write, tmp_path):
     """A trial that another process trains is left to it."""
     file = write({"grid": {"mixer.alpha": [1, 4]}})
-    with RunFolder(tmp_path / "out/alpha-1/seed-0").locked():
+    with RunFolder(tmp_path / "out/alpha-1/seed-0").lock():
         train(load_sweep(file), tmp_path / "out")
         assert status(tmp_path / "out") == {"alpha-1/seed-0": "waiting", "alpha-4/seed-0": "finished"}
     runner = train(load_sweep(file), tmp_path / "out")

@@ -14,7 +14,7 @@ from mixmo.evaluation.costs import training_images
 from mixmo.runs import RunFolder
 from mixmo.training import step
 from mixmo.training.fit import fit
-from mixmo.training.sam import perturbed
+from mixmo.training.sam import perturb_weights
 from mixmo.training.step import TrainingError
 
 
@@ -29,7 +29,7 @@ def test_the_gradient_is_that_of_a_quadratic_at_the_worst_point():
         (0.5 * net.weight @ matrix @ net.weight).backward()
 
     backward()
-    with perturbed(net, radius):
+    with perturb_weights(net, radius):
         backward()
     gradient = matrix @ start
     expected = matrix @ (start + radius * gradient / gradient.norm())
@@ -43,7 +43,7 @@ def test_weights_and_statistics_come_back_also_after_an_error():
     before = copy.deepcopy(net.state_dict())
 
     def fail():
-        with perturbed(net, 1.0):
+        with perturb_weights(net, 1.0):
             assert not torch.equal(net[0].weight, before["0.weight"])
             net(torch.randn(5, 3))
             raise ZeroDivisionError
@@ -80,12 +80,12 @@ def test_a_perturbed_loss_that_is_not_finite_stops_the_run(pictures, tmp_path, m
     """Also at the last step of an epoch: no checkpoint holds weights after it."""
 
     def broken(net, radius):
-        with perturbed(net, radius):
+        with perturb_weights(net, radius):
             with torch.no_grad():
                 next(net.parameters()).mul_(float("nan"))
             yield
 
-    monkeypatch.setattr(step, "perturbed", contextmanager(broken))
+    monkeypatch.setattr(step, "perturb_weights", contextmanager(broken))
     with pytest.raises(TrainingError, match="not finite at step 0"):
         trained(pictures, tmp_path / "run", 0.05)
     assert not RunFolder(tmp_path / "run").has_checkpoint()

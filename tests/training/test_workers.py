@@ -91,7 +91,7 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_run(pictures, tmp_path, mon
 def test_so_do_images_to_predict(monkeypatch):
     monkeypatch.setattr(images, "Decoded", lambda *parts: threading.Lock())
     with pytest.raises(RuntimeError) as caught:
-        list(images.decoded([np.zeros((8, 8, 3), np.uint8)] * 4, [], 2, workers=1))
+        list(images.decode_image([np.zeros((8, 8, 3), np.uint8)] * 4, [], 2, workers=1))
     assert "could not hand over its batch" in str(workers.lost_worker(caught.value))
 
 

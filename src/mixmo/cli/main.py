@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 import mixmo
-from mixmo.data.quiet import quiet
-from mixmo.errors import InputError, StoppedError, one_of, reason, sentence
+from mixmo.data.quiet import ignore_image_warnings
+from mixmo.errors import InputError, StoppedError, extract_message, one_of, reason
 from mixmo.launching import is_first
 from mixmo.names import message, printable
 
@@ -93,23 +93,23 @@ def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
         print(f"mixmo {mixmo.__version__}")
         return 0
     first = is_first()
-    with notices():
+    with show_log():
         try:
             command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
             if loaded is not None:
                 loaded()
-            with quiet():
+            with ignore_image_warnings():
                 return command.run(words[1:]) or 0
         except InputError as error:
             if not first:  # mostly all ranks say the same: the launcher ends this one when the first has said it
                 time.sleep(PATIENCE)
-            return _say(sentence(error), 2)
+            return _print_error(extract_message(error), 2)
         except StoppedError as error:
-            return _say(str(error), error.code) if first else error.code
+            return _print_error(str(error), error.code) if first else error.code
         except KeyboardInterrupt:
-            return _say("stopped.", STOPPED)
+            return _print_error("stopped.", STOPPED)
         except MemoryError:
-            return _say(FULL, 2)
+            return _print_error(FULL, 2)
         except BrokenPipeError:
             raise
         except SystemExit as end:  # argparse's own way to end after --help
@@ -118,17 +118,19 @@ def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
             return 0
         except OSError as error:
             if lost := _lost_worker(error):
-                return _say(lost, 2)
-            return _say(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
+                return _print_error(lost, 2)
+            return _print_error(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's
-                return _say(FULL, 2)
+                return _print_error(FULL, 2)
             if lost := _lost_worker(error):
-                return _say(lost, 2)
-            return _say(f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_kept()}.", 1)
+                return _print_error(lost, 2)
+            return _print_error(
+                f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_save_traceback()}.", 1
+            )
 
 
-def _say(text: str, code: int) -> int:
+def _print_error(text: str, code: int) -> int:
     print(f"mixmo: {message(text)}", file=sys.stderr)
     return code
 
@@ -139,7 +141,7 @@ def _lost_worker(error: Exception) -> str | None:
     return lost_worker(error)
 
 
-def _kept() -> str:
+def _save_traceback() -> str:
     """Return the name of a file that has the traceback of the exception at hand."""
     from mixmo.environment import environment
 
@@ -156,7 +158,7 @@ class _Printable(logging.Formatter):
 
 
 @contextmanager
-def notices() -> Iterator[None]:
+def show_log() -> Iterator[None]:
     """Show mixmo's log, a line each: progress on standard output, warnings on standard error."""
     logger = logging.getLogger("mixmo")
     if any(handler.name == SHOWN for handler in logger.handlers):  # a command within a command

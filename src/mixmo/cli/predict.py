@@ -20,7 +20,7 @@ from mixmo.config.hardware import Precision
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
-from mixmo.deploy.writing import writing_rows
+from mixmo.deploy.writing import open_writer
 from mixmo.errors import InputError
 from mixmo.names import message, printable
 from mixmo.runs import Checkpoint
@@ -79,7 +79,7 @@ def run(words: list[str]) -> int:
     unreadable: dict[int, str] = {}
     if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):
         raise InputError(f"--out {printable(str(out))} is one of the images; choose another file.")
-    with writing_rows(out, chosen.overwrite) as write:
+    with open_writer(out, chosen.overwrite) as write:
         batches = predictor.stream(images, chosen.batch_size, chosen.workers)
         rows_shown = out is None and sys.stdout.isatty()  # a bar would run into them
         for numbers, logits, errors in batches if rows_shown else _with_bar(batches, len(images)):
@@ -88,7 +88,7 @@ def run(words: list[str]) -> int:
                 write(row)
     if out is not None:
         print(f"written: {printable(str(out))}, {len(images) - len(unreadable)} images")
-    return _said(unreadable, names)
+    return _report_unreadable(unreadable, names)
 
 
 def _with_bar(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
@@ -116,7 +116,7 @@ def _images(words: Sequence[str]) -> tuple[list[AnyImage], list[str]]:
     return list(files), files
 
 
-def _said(unreadable: dict[int, str], names: Sequence[str]) -> int:
+def _report_unreadable(unreadable: dict[int, str], names: Sequence[str]) -> int:
     """Name what cannot be read; return the exit code."""
     if not unreadable:
         return 0

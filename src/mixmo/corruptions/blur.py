@@ -57,16 +57,16 @@ def shuffled(down: Tensor, right: Tensor, reach: int) -> Tensor:
     count, height, width = down.shape
     place = torch.arange(height * width, device=down.device).view(height, width)
 
-    def visited(pixels: Tensor) -> Tensor:
+    def list_swaps(pixels: Tensor) -> Tensor:
         rows, columns = pixels // width, pixels % width
         inside = (rows > reach) & (rows <= height - reach) & (columns > reach) & (columns <= width - reach)
         return inside.flatten(-2)
 
     neighbour = (place + down * width + right).flatten(1)
     own = place.flatten().expand(count, -1)
-    neighbour = torch.where(visited(place), neighbour, own)
+    neighbour = torch.where(list_swaps(place), neighbour, own)
     settled = height * width  # from here on a number means: the original of this pixel less `settled`
-    later = (neighbour > own) & visited(neighbour.view(count, height, width))
+    later = (neighbour > own) & list_swaps(neighbour.view(count, height, width))
     origin = torch.where(later, neighbour, neighbour + settled)
     while bool((origin < settled).any()):
         origin = torch.where(origin < settled, origin.gather(1, origin % settled), origin)

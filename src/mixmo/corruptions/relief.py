@@ -24,7 +24,7 @@ def water_relief(drops: Tensor) -> Tensor:
         drops: (B, 1, H, W) grey levels 0 … 255; 0 between drops.
     """
     distance = convolve(edge_distance(edges(drops, 50, 150)), BOX).floor()
-    lit = convolve(equalised(distance), LIGHT).clamp(0, 255)
+    lit = convolve(equalise(distance), LIGHT).clamp(0, 255)
     return convolve(lit, BOX).round()
 
 
@@ -84,7 +84,7 @@ def edge_distance(edge: Tensor) -> Tensor:
     return squared.sqrt().clamp(max=FAR)
 
 
-def equalised(images: Tensor) -> Tensor:
+def equalise(images: Tensor) -> Tensor:
     """Return grey levels (B, 1, H, W) spread over 0 … 255, as OpenCV equalises histograms.
 
     A level becomes 255 * (n(≤ level) - n₀) / (N - n₀), with n₀ pixels at the darkest level; a level image stays.

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, why
-from mixmo.data.sources import Source, hashed, stamps, told
-from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
+from mixmo.data.decoding import MAX_BYTES, SIGNATURE, explain_error, starts_like_image
+from mixmo.data.sources import Source, hash_parts, log_progress, stamps
+from mixmo.data.trees import Entry, Kind, assign_labels, has_image_suffix, is_hidden, strip_top
 from mixmo.errors import InputError
 from mixmo.names import printable
 
@@ -83,7 +83,7 @@ class TarImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the archives' names, sizes and, if asked for, modification times, and of the members'."""
-        return hashed([*stamps(self.archives, times), *(f"{member.path} {member.size}" for member in self.members)])
+        return hash_parts([*stamps(self.archives, times), *(f"{member.path} {member.size}" for member in self.members)])
 
     def _compressed(self) -> dict[tuple[int, int], bytes]:
         """Return the contents of compressed archives; they are read once, even if that fails."""
@@ -101,14 +101,14 @@ class TarImages:
         wanted = {(member.archive, member.number): member for member in self.members if member.offset < 0}
         contents = {}
         for archive in sorted({archive for archive, _ in wanted}):
-            with opened_tar(self.archives[archive]) as tar:
+            with open_tar(self.archives[archive]) as tar:
                 missing = {number for which, number in wanted if which == archive}
                 for number, found in enumerate(tar):
                     if number not in missing:
                         continue
                     member = wanted[archive, number]
                     if (found.name, found.size) == (member.path, member.size):
-                        contents[archive, number] = content_of(tar, found, member.size)
+                        contents[archive, number] = read_member(tar, found, member.size)
                         missing.remove(number)
                 if missing:
                     raise tarfile.ReadError("it changed since it was listed")
@@ -129,21 +129,21 @@ def open_archives(archives: Sequence[Path], split: str) -> Source:
     members: list[Member] = []
     entries: list[Entry] = []
     for number, archive in enumerate(archives):
-        found = _listed(archive, number, members)
-        entries += without_top(found, {split, archive.name.partition(".")[0]})
+        found = _list_members(archive, number, members)
+        entries += strip_top(found, {split, archive.name.partition(".")[0]})
     where = str(archives[0]) if len(archives) == 1 else f"{archives[0].parent}/{split}-*.tar"
-    images, labels, classes = labelled(entries, printable(where))
+    images, labels, classes = assign_labels(entries, printable(where))
     chosen = [members[entry.place] for entry in images]
     return Source(labels, classes, TarImages([str(archive) for archive in archives], chosen))
 
 
-def _listed(archive: Path, number: int, members: list[Member]) -> list[Entry]:
+def _list_members(archive: Path, number: int, members: list[Member]) -> list[Entry]:
     """Return the entries of a tar file; append its members to ``members``, where the entries' places point."""
     entries: dict[tuple[str, ...], Entry] = {}
     total = sum(member.size for member in members if member.offset < 0)
-    with opened_tar(str(archive)) as tar:
+    with open_tar(str(archive)) as tar:
         plain = isinstance(tar.fileobj, io.BufferedReader)  # a decompressor otherwise
-        for place, found in enumerate(told(tar, str(archive))):
+        for place, found in enumerate(log_progress(tar, str(archive))):
             total += 0 if plain else found.size
             if total > MAX_TOTAL:
                 raise InputError(
@@ -152,7 +152,7 @@ def _listed(archive: Path, number: int, members: list[Member]) -> list[Entry]:
                 )
             # Only a name: "..", "." and a leading "/" lead nowhere.
             parts = tuple(part for part in posixpath.normpath("/" + found.name).split("/") if part)
-            if not parts or any(hidden(part) for part in parts) or (found.isdir() and len(parts) > 2):
+            if not parts or any(is_hidden(part) for part in parts) or (found.isdir() and len(parts) > 2):
                 continue
             kind = _kind(tar, found)
             if kind == "image" and found.size > MAX_BYTES:
@@ -172,12 +172,12 @@ def _kind(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Kind:
         return "folder"
     if not member.isreg() or member.issparse():
         return "other"
-    if has_image_suffix(member.name) or starts_like_image(content_of(tar, member, SIGNATURE)):
+    if has_image_suffix(member.name) or starts_like_image(read_member(tar, member, SIGNATURE)):
         return "image"
     return "other"
 
 
-def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
+def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
     """Return the first bytes of a member's content."""
     file = tar.extractfile(member)
     return b"" if file is None else file.read(size)
@@ -200,7 +200,7 @@ class _Checked(tarfile.TarInfo):
 
 
 @contextmanager
-def opened_tar(archive: str, mode: Literal["r", "r:"] = "r") -> Iterator[tarfile.TarFile]:
+def open_tar(archive: str, mode: Literal["r", "r:"] = "r") -> Iterator[tarfile.TarFile]:
     """Open a tar file, and make one sentence of whatever is wrong with it."""
     try:
         with tarfile.open(archive, mode, tarinfo=_Checked) as tar:
@@ -208,5 +208,5 @@ def opened_tar(archive: str, mode: Literal["r", "r:"] = "r") -> Iterator[tarfile
     except InputError:
         raise
     except Exception as error:  # each decompressor has errors of its own
-        text = why(error).replace("file could not be opened successfully", "it is damaged, or no tar file")
+        text = explain_error(error).replace("file could not be opened successfully", "it is damaged, or no tar file")
         raise InputError(f"{printable(archive)} cannot be read as a tar file: {text}.") from error

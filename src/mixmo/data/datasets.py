@@ -15,9 +15,9 @@ from sklearn.model_selection import train_test_split
 
 from mixmo.data.folders import FileImages
 from mixmo.data.given import GIVEN
-from mixmo.data.local import DOWNLOAD, KINDS, Reading, local_splits, open_local
+from mixmo.data.local import DOWNLOAD, KINDS, Reading, find_local_splits, open_local
 from mixmo.data.shards import are_labels
-from mixmo.data.sources import ArrayImages, Source, check_look_alike, hashed
+from mixmo.data.sources import ArrayImages, Source, check_look_alike, hash_parts
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.names import printable
 
@@ -81,7 +81,7 @@ def open_source(
     return source
 
 
-def splits_of(name: str, download: bool = False, option: str = DOWNLOAD) -> set[str]:
+def find_splits(name: str, download: bool = False, option: str = DOWNLOAD) -> set[str]:
     """Return which of ``train``, ``validation`` and ``test`` a dataset has; nothing where classes stand without splits.
 
     Args:
@@ -94,13 +94,13 @@ def splits_of(name: str, download: bool = False, option: str = DOWNLOAD) -> set[
         InputError: if it cannot be read.
 
     Example:
-        >>> sorted(splits_of("digits"))
+        >>> sorted(find_splits("digits"))
         ['test', 'train']
     """
     kind, colon, path = name.partition(":")
     if not colon or kind not in KINDS:
         return {"train", "test"}
-    return set(local_splits(kind, path, Reading(download=download, option=option)))
+    return set(find_local_splits(kind, path, Reading(download=download, option=option)))
 
 
 def _open_digits(split: str) -> Source:
@@ -143,7 +143,7 @@ class DatasetImages:
         """Return the hash of the pixels, or Hugging Face's fingerprint; empty where there is neither."""
         pixels = getattr(self.dataset, "data", None)
         if pixels is not None:
-            return hashed([np.asarray(pixels)])
+            return hash_parts([np.asarray(pixels)])
         return str(getattr(getattr(getattr(self.dataset, "reader", None), "dataset", None), "_fingerprint", ""))
 
 
@@ -163,7 +163,7 @@ def _open_timm(name: str, split: str, root: str, download: bool, option: str, on
         advice = "" if download else f"; allow it to be fetched with {option}{elsewhere}"
         raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
     try:
-        labels = _labels(dataset)
+        labels = _read_labels(dataset)
     except (TypeError, *known_errors) as error:
         raise InputError(f"dataset {name!r} has no class numbers in its {split} split: {reason(error)}.") from error
     classes = getattr(dataset, "classes", None) or _reader_classes(dataset)
@@ -192,7 +192,7 @@ def _check_there(name: str, root: str) -> None:
         raise FileNotFoundError(f"there is no folder {printable(folder)}")
 
 
-def _labels(dataset: Any) -> np.ndarray:
+def _read_labels(dataset: Any) -> np.ndarray:
     """Return the class numbers (N,), without decoding images where the dataset knows them."""
     labels: Sequence[Any] | None = getattr(dataset, "targets", None)
     if labels is None and hasattr(dataset, "reader"):

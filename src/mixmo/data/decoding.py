@@ -77,12 +77,12 @@ def image_pixels(
         >>> image_pixels(Image.new("LA", (4, 2)), 3).max()  # transparent black
         np.uint8(255)
     """
-    image = _opened(found) if isinstance(found, bytes) else found
+    image = _open_image(found) if isinstance(found, bytes) else found
     _check_size(image)
     _take_all_bands(image)
     image.load()
     whole_range = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    image = _upright(image)
+    image = _apply_orientation(image)
     if whole_range or (window and image.mode in ("I", "F")):
         image = _to_eight_bits(image, window, name)
     if channels == 4:
@@ -103,7 +103,7 @@ def image_pixels(
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 
-def _opened(content: bytes) -> Image.Image:
+def _open_image(content: bytes) -> Image.Image:
     if len(content) > MAX_BYTES:
         raise too_long(len(content))
     try:
@@ -130,7 +130,7 @@ def _check_size(image: Image.Image) -> None:
         raise InputError("it has no pixels")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_orientation(image: Image.Image) -> Image.Image:
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged EXIF, whatever Pillow makes of it; the pixels are all right
@@ -229,13 +229,13 @@ SIGNATURE = 16
 """Bytes that tell what a file is."""
 
 
-def why(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """Return why an image cannot be read, in a few words.
 
     Example:
-        >>> why(MemoryError())
+        >>> explain_error(MemoryError())
         'there is not enough memory for it'
-        >>> why(FileNotFoundError(2, "No such file or directory", "a.png"))
+        >>> explain_error(FileNotFoundError(2, "No such file or directory", "a.png"))
         'No such file or directory'
     """
     if isinstance(error, MemoryError):

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, too_long, why
-from mixmo.data.sources import Source, hashed, stamp, told
-from mixmo.data.trees import Entry, Kind, has_image_suffix, hidden, labelled, without_top
+from mixmo.data.decoding import MAX_BYTES, SIGNATURE, explain_error, starts_like_image, too_long
+from mixmo.data.sources import Source, hash_parts, log_progress, stamp
+from mixmo.data.trees import Entry, Kind, assign_labels, has_image_suffix, is_hidden, strip_top
 from mixmo.errors import InputError
 from mixmo.files import check_regular
 from mixmo.names import printable
@@ -45,7 +45,7 @@ class FileImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the files' paths below the folder, their sizes and, if asked for, modification times."""
-        return hashed(part for i, path in enumerate(self.paths) for part in (path, stamp(self.name(i), times)))
+        return hash_parts(part for i, path in enumerate(self.paths) for part in (path, stamp(self.name(i), times)))
 
 
 def open_class_folders(folder: Path) -> Source:
@@ -60,10 +60,10 @@ def open_class_folders(folder: Path) -> Source:
     """
     paths: list[str] = []
     entries = []
-    for path, kind in told(walk(str(folder)), str(folder)):
+    for path, kind in log_progress(walk(str(folder)), str(folder)):
         entries.append(Entry(tuple(path.split(os.sep)), kind, len(paths)))
         paths.append(path)
-    images, labels, classes = labelled(without_top(entries, {folder.name}), printable(str(folder)))
+    images, labels, classes = assign_labels(strip_top(entries, {folder.name}), printable(str(folder)))
     return Source(labels, classes, FileImages(str(folder), [paths[entry.place] for entry in images]))
 
 
@@ -77,7 +77,7 @@ def walk(root: str) -> Iterator[tuple[str, Kind]]:
             status = os.stat(here)
             found = list(os.scandir(here))
         except OSError as error:
-            raise InputError(f"folder {printable(here)} cannot be listed: {why(error)}.") from error
+            raise InputError(f"folder {printable(here)} cannot be listed: {explain_error(error)}.") from error
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             yield below, "other"
@@ -85,7 +85,7 @@ def walk(root: str) -> Iterator[tuple[str, Kind]]:
         if below:
             yield below, "folder"
         for entry in found:
-            if hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             path = os.path.join(below, entry.name)
             if (kind := _kind(entry)) == "folder":

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
-from mixmo.data.sources import ArrayImages, Source, hashed, notice
+from mixmo.data.sources import ArrayImages, Source, hash_parts, warn_once
 from mixmo.errors import InputError
 
 GIVEN = "given"
@@ -72,7 +72,7 @@ class DatasetImages:
         Raises:
             InputError: if it is no pair of an image and a label.
         """
-        with seeded(seed):
+        with seed_globals(seed):
             found = self.dataset[index]
         if isinstance(found, Mapping):
             keys = [[key for key in known if key in found] for known in (IMAGE_KEYS, LABEL_KEYS)]
@@ -96,7 +96,9 @@ class DatasetImages:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return hashed([str(len(self.dataset)), *(_content(self, index, 0) for index in _spread(len(self.dataset)))])
+        return hash_parts(
+            [str(len(self.dataset)), *(_content(self, index, 0) for index in _spread_indices(len(self.dataset)))]
+        )
 
 
 def open_given(given: Any, split: str) -> Source:
@@ -118,7 +120,7 @@ def open_given(given: Any, split: str) -> Source:
     """
     where = f"{split} image"
     if isinstance(given, DataLoader):
-        notice(f"a DataLoader was given for {split}; its dataset is taken, and batches are drawn from it anew.")
+        warn_once(f"a DataLoader was given for {split}; its dataset is taken, and batches are drawn from it anew.")
         given = given.dataset
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
         return _open_arrays(given[0], given[1], where)
@@ -129,8 +131,8 @@ def open_given(given: Any, split: str) -> Source:
         )
     if not len(given):
         raise InputError(f"{split} is empty: its Dataset has no images.")
-    images = DatasetImages(_undecoded(given), where)
-    samples = {index: images.sample(index) for index in _spread(len(given))}
+    images = DatasetImages(_without_decoding(given), where)
+    samples = {index: images.sample(index) for index in _spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
     images.prepared = _is_float(samples[0].image) or _is_random(images, samples)
@@ -140,7 +142,7 @@ def open_given(given: Any, split: str) -> Source:
                 f"{images.name(index)} has shape {np.shape(sample.image)}, but the first one "
                 f"{np.shape(samples[0].image)}; have the Dataset's transforms bring all to one size."
             )
-    labels, names = _numbered(_labels(images, samples), _class_names(given), split)
+    labels, names = _number_labels(_labels(images, samples), _class_names(given), split)
     return Source(labels, names, images)
 
 
@@ -151,7 +153,7 @@ def _open_arrays(images: Any, labels: Any, where: str) -> Source:
         raise InputError(f"there are {len(images)} {where}s and {len(labels)} labels; give as many, one or more.")
     pixels = np.stack([as_pixels(each, f"{where} {number}") for number, each in enumerate(images)])
     values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
-    numbers, names = _numbered(values, None, where.split()[0])
+    numbers, names = _number_labels(values, None, where.split()[0])
     return Source(numbers, names, ArrayImages(pixels, where))
 
 
@@ -222,7 +224,7 @@ def _is_content(image: Any) -> bool:
     return isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes)
 
 
-def _undecoded(dataset: Any) -> Any:
+def _without_decoding(dataset: Any) -> Any:
     """Return a dataset of the Hugging Face library with its images as files, which our rules decode; others as is."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
@@ -233,7 +235,7 @@ def _undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _spread(count: int) -> list[int]:
+def _spread_indices(count: int) -> list[int]:
     """Return up to ``ASKED`` indices, the first and the last among them."""
     return sorted({round(place) for place in np.linspace(0, count - 1, ASKED)})
 
@@ -249,7 +251,7 @@ def _content(images: DatasetImages, index: int, seed: int) -> bytes:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_globals(seed: int) -> Iterator[None]:
     """Seed what transforms draw from, the global generators of torch, NumPy and Python; they go on as before then."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
@@ -265,24 +267,24 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
     """Return all labels: as the Dataset lists them where it does, else as it gives them one by one."""
-    known, count = _listed(images.dataset), len(images.dataset)
+    known, count = _get_labels(images.dataset), len(images.dataset)
     if known is not None and len(known) == count:
         values = known.tolist() if isinstance(known, np.ndarray | Tensor) else list(known)
-        if all(values[index] == _plain(sample.label) for index, sample in samples.items()):
+        if all(values[index] == _as_python(sample.label) for index, sample in samples.items()):
             return values
     if count > 10_000:
-        notice(f"asking for all {count} samples once, for their labels; an attribute `targets` would save that.")
-    return [_plain(images.sample(index).label) for index in range(count)]
+        warn_once(f"asking for all {count} samples once, for their labels; an attribute `targets` would save that.")
+    return [_as_python(images.sample(index).label) for index in range(count)]
 
 
-def _listed(dataset: Any) -> Any:
+def _get_labels(dataset: Any) -> Any:
     """Return the labels that a Dataset lists; ``None`` where it does not."""
     if isinstance(dataset, Subset):
-        inner = _listed(dataset.dataset)
-        return None if inner is None else [_plain(inner[index]) for index in dataset.indices]
+        inner = _get_labels(dataset.dataset)
+        return None if inner is None else [_as_python(inner[index]) for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        parts = [_listed(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else [_plain(each) for part in parts for each in part]
+        parts = [_get_labels(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [_as_python(each) for part in parts for each in part]
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1]
     if names := getattr(dataset, "column_names", None):
@@ -303,12 +305,12 @@ def _class_names(dataset: Any) -> list[str] | None:
     return list(found) if isinstance(found, Sequence) and all(isinstance(each, str) for each in found) else None
 
 
-def _plain(label: Any) -> Any:
+def _as_python(label: Any) -> Any:
     """Return a label as a value of Python's."""
     return label.item() if isinstance(label, np.generic | np.ndarray | Tensor) and label.ndim == 0 else label
 
 
-def _numbered(labels: Sequence[Any], names: Sequence[str] | None, split: str) -> tuple[np.ndarray, list[str]]:
+def _number_labels(labels: Sequence[Any], names: Sequence[str] | None, split: str) -> tuple[np.ndarray, list[str]]:
     """Return class numbers (N,) and the names of the classes."""
     kinds = {type(label) for label in labels}
     if kinds == {str}:

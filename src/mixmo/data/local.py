@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixmo.data.archives import open_archives
-from mixmo.data.decoding import why
+from mixmo.data.decoding import explain_error
 from mixmo.data.folders import open_class_folders
 from mixmo.data.parquet import open_parquet, parquet_files
 from mixmo.data.shards import SPLITS, by_split
@@ -61,8 +61,8 @@ def open_local(kind: str, path: str, split: str, how: Reading) -> Source:
         MissingError: if it is missing or empty, or has no such split.
         InputError: if it cannot be read.
     """
-    found = _found(kind, path, how)
-    parts = _by_role(found)
+    found = _find_parts(kind, path, how)
+    parts = _assign_roles(found)
     if split == "all" and not parts:
         return found[""]()
     if split not in parts:
@@ -73,12 +73,12 @@ def open_local(kind: str, path: str, split: str, how: Reading) -> Source:
     return parts[split]()
 
 
-def local_splits(kind: str, path: str, how: Reading) -> Parts:
+def find_local_splits(kind: str, path: str, how: Reading) -> Parts:
     """Return the splits of one's own images; nothing where there are none."""
-    return _by_role(_found(kind, path, how))
+    return _assign_roles(_find_parts(kind, path, how))
 
 
-def _found(kind: str, path: str, how: Reading) -> Parts:
+def _find_parts(kind: str, path: str, how: Reading) -> Parts:
     """Return what is there by the names of splits; under an empty name what belongs to none."""
     if kind == "parquet":
         system, folder, files = parquet_files(os.path.expanduser(path), how.download, how.option)
@@ -87,15 +87,15 @@ def _found(kind: str, path: str, how: Reading) -> Parts:
         }
     place = Path(os.path.expanduser(path))
     if kind == "csv":
-        return _tables(place, how)
+        return _open_tables(place, how)
     if kind == "folder" and place.suffix.lower() == SUFFIX and place.is_file():
-        return _zipped(place)
+        return _open_zip(place)
     if not place.is_dir():
         raise MissingError(f"there is no dataset folder {printable(path)}.")
-    return _shards(place, how) if kind == "webdataset" else _folders(place)
+    return _open_shards(place, how) if kind == "webdataset" else _open_folders(place)
 
 
-def _tables(path: Path, how: Reading) -> Parts:
+def _open_tables(path: Path, how: Reading) -> Parts:
     table = read_table(path)
     if strange := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
@@ -105,7 +105,7 @@ def _tables(path: Path, how: Reading) -> Parts:
     return found or {"": partial(open_rows, path, [], how.on_error)}
 
 
-def _zipped(path: Path) -> Parts:
+def _open_zip(path: Path) -> Parts:
     entries, images = zip_entries(path)
     found: Parts = {"": partial(open_entries, entries, images, str(path))}
     for folder in SPLITS:
@@ -115,17 +115,17 @@ def _zipped(path: Path) -> Parts:
     return found
 
 
-def _folders(path: Path) -> Parts:
+def _open_folders(path: Path) -> Parts:
     found: Parts = {"": partial(open_class_folders, path)}
     for folder in SPLITS:
         if os.path.isdir(path / folder):
             found[folder] = partial(open_class_folders, path / folder)
-        elif archives := _archives(path, folder):
+        elif archives := _find_archives(path, folder):
             found[folder] = partial(open_archives, archives, folder)
     return found
 
 
-def _shards(path: Path, how: Reading) -> Parts:
+def _open_shards(path: Path, how: Reading) -> Parts:
     try:
         files = [
             file.relative_to(path).as_posix()
@@ -133,13 +133,13 @@ def _shards(path: Path, how: Reading) -> Parts:
             if re.search(f"{TAR}$", file.name) and file.is_file()
         ]
     except OSError as error:
-        raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
+        raise InputError(f"folder {printable(str(path))} cannot be listed: {explain_error(error)}.") from error
     if not files:
         raise MissingError(f"there are no tar shards in {printable(str(path))}.")
     return {split: partial(open_webdataset, path, own, how.on_error) for split, own in by_split(sorted(files)).items()}
 
 
-def _by_role(found: Parts) -> Parts:
+def _assign_roles(found: Parts) -> Parts:
     """Return splits by their roles: what is named val is the test set where no other is."""
     parts = {"train": found["train"]} if "train" in found else {}
     others = [name for name in TEST_FOLDERS if name in found]
@@ -150,10 +150,10 @@ def _by_role(found: Parts) -> Parts:
     return parts
 
 
-def _archives(path: Path, folder: str) -> list[Path]:
+def _find_archives(path: Path, folder: str) -> list[Path]:
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
-        raise InputError(f"folder {printable(str(path))} cannot be listed: {why(error)}.") from error
+        raise InputError(f"folder {printable(str(path))} cannot be listed: {explain_error(error)}.") from error
     found = [name for name in names if name.startswith(folder) and ARCHIVE.fullmatch(name.removeprefix(folder))]
     return [path / name for name in found if os.path.isfile(path / name)]

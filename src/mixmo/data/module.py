@@ -12,12 +12,12 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import open_source, splits_of
+from mixmo.data.datasets import find_splits, open_source
 from mixmo.data.given import DatasetImages
 from mixmo.data.local import DOWNLOAD
-from mixmo.data.reading import first_size, readable
-from mixmo.data.sets import ImageSet, PreparedImages, image_set
-from mixmo.data.sources import Source, decode, notice, some_of
+from mixmo.data.reading import find_readable, first_size
+from mixmo.data.sets import ImageSet, PreparedImages, build_image_set
+from mixmo.data.sources import Source, decode, list_some, warn_once
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 from mixmo.pairing import check_repetition
@@ -94,7 +94,7 @@ class DataModule:
     @cached_property
     def train(self) -> ImageSet:
         """Training images, less those held out for validation."""
-        images = image_set(self._parts.train, self.settings, self.size, check=self.check)
+        images = build_image_set(self._parts.train, self.settings, self.size, check=self.check)
         if missing := self._without_images(images):
             raise InputError(f"no training image of {missing} can be read; bring them back, or remove the class.")
         distinct = check_repetition(self.settings.batch_size, self.settings.batch_repetition)
@@ -112,12 +112,12 @@ class DataModule:
         held_out = self._parts.validation
         if held_out is None:
             return None
-        return self._noticed(image_set(held_out, self.settings, self.size, check=self.check), "validation")
+        return self._noticed(build_image_set(held_out, self.settings, self.size, check=self.check), "validation")
 
     @cached_property
     def test(self) -> ImageSet:
         """Test images, which never choose anything."""
-        return self._noticed(image_set(self._test_source, self.settings, self.size), "test")
+        return self._noticed(build_image_set(self._test_source, self.settings, self.size), "test")
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
         """Return the test images of another dataset, brought to the size of these, and the names of its classes.
@@ -127,7 +127,7 @@ class DataModule:
         """
         source = self._other_source(name)
         del self._others[name]  # compressed tar files stay in memory with it once they are read
-        return image_set(source, self.settings, self.size, scaled=True), source.classes
+        return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return test images as :meth:`mixmo.data.batches.Augmentation.center` takes them."""
@@ -227,7 +227,7 @@ class DataModule:
 
     def _noticed(self, images: ImageSet, split: str) -> ImageSet:
         if self.settings.on_error == "skip" and (missing := self._without_images(images)):
-            notice(f"no {split} image of {missing} can be read.")
+            warn_once(f"no {split} image of {missing} can be read.")
         return images
 
     @property
@@ -250,7 +250,7 @@ class DataModule:
         return self._others[name]
 
     def _splits_of(self, name: str) -> set[str]:
-        return splits_of(name, self.settings.download, self.option)
+        return find_splits(name, self.settings.download, self.option)
 
     @cached_property
     def _splits(self) -> set[str]:
@@ -298,7 +298,7 @@ class DataModule:
         if self.settings.on_error == "raise":
             return self._test_source
         size = None if self.settings.image_size is None else self.size
-        return readable(self._test_source, size, self.settings)  # the others' numbers depend on it
+        return find_readable(self._test_source, size, self.settings)  # the others' numbers depend on it
 
     @cached_property
     def _parts(self) -> Parts:
@@ -308,17 +308,17 @@ class DataModule:
             where = f"the validation set of {self.settings.name!r}"
             held_out = self._open("validation").with_classes(source.classes, where)
         elif self.settings.validation:
-            rest, chosen = self._held_out(source)
+            rest, chosen = self._split_validation(source)
             source, held_out = source.subset(rest), source.subset(chosen)
         if self.settings.images_per_class is None:
             return Parts(source, held_out, None)
-        chosen, unused = self._few(source, self.settings.images_per_class)
+        chosen, unused = self._draw_few(source, self.settings.images_per_class)
         return Parts(source.subset(chosen), held_out, source.subset(unused))
 
     def _split_seed(self, stream: Stream) -> int:
         return seed_for(self.settings.seed_of_split(self.seed), 0, stream)
 
-    def _held_out(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def _split_validation(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Return the places of what remains, and of what is held out for validation."""
         share, labels, seed = self.settings.validation, source.labels, self._split_seed("split")
         try:
@@ -333,16 +333,16 @@ class DataModule:
                     f"no class of {self.settings.name!r} has two images to train on, so that none can be held out for "
                     "validation; set --data.validation 0."
                 ) from None
-            notice(
+            warn_once(
                 f"{self.settings.name!r} has classes too small for an even validation share of {share}: "
                 f"{len(held_out)} of {len(labels)} images are held out, one or more of each class that has two."
             )
         if without := np.setdiff1d(labels, labels[held_out]).tolist():
-            classes = some_of([source.classes[number] for number in without])
-            notice(f"{self.settings.name!r} has too few images of {classes} to hold any of them out for validation.")
+            classes = list_some([source.classes[number] for number in without])
+            warn_once(f"{self.settings.name!r} has too few images of {classes} to hold any of them out for validation.")
         return np.sort(rest), np.sort(held_out)
 
-    def _few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the places of ``count`` images of each class, which hold those of any smaller count, and the rest."""
         order = np.random.default_rng(self._split_seed("subset")).permutation(len(source.labels))
         chosen = np.zeros(len(order), dtype=bool)

@@ -16,8 +16,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mixmo.data.shards import ShardedImages, assembled, missing_shards, settle, source_of
-from mixmo.data.sources import Source, hashed, notice
+from mixmo.data.shards import ShardedImages, build_source, missing_shards, number_labels, report_problems
+from mixmo.data.sources import Source, hash_parts, warn_once
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.names import printable
 
@@ -107,7 +107,7 @@ class ParquetImages(ShardedImages):
             if group not in self._kept:
                 file, number = self.groups[group]
                 with self.system.open(self.files[file], "rb") as content:
-                    table = _opened(content).read_row_group(number, columns=[self.column])
+                    table = _open_file(content).read_row_group(number, columns=[self.column])
                 self._kept[group] = table.column(self.column)
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
@@ -126,7 +126,7 @@ class ParquetImages(ShardedImages):
         for file in self.files:
             about = self.system.info(file)
             parts.append(f"{file.rpartition('/')[2]} {about.get('size')} {about.get('mtime') if times else ''}")
-        return hashed([*parts, self.starts])
+        return hash_parts([*parts, self.starts])
 
 
 def is_local(path: str) -> bool:
@@ -194,7 +194,7 @@ def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], 
     problems = [f"file {name} is missing" for name in missing_shards(files)]
     for file in sorted(files):
         try:
-            own, found = _listed(system, f"{folder}/{file}")
+            own, found = _read_labels(system, f"{folder}/{file}")
             columns = columns or own
             if own[:2] != columns[:2]:
                 raise InputError(
@@ -208,21 +208,21 @@ def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], 
         groups += [(len(paths), number) for number in range(len(found))]
         labels += found
         paths.append(f"{folder}/{file}")
-    settle(problems, folder, on_error)
+    report_problems(problems, folder, on_error)
     if columns is None:
         raise MissingError(f"{printable(folder)} has no Parquet file that can be read.")
-    numbers, classes, starts = assembled(labels, columns.classes, folder, on_error)
-    return source_of(ParquetImages(paths, system, groups, starts, columns.image), numbers, classes, folder)
+    numbers, classes, starts = number_labels(labels, columns.classes, folder, on_error)
+    return build_source(ParquetImages(paths, system, groups, starts, columns.image), numbers, classes, folder)
 
 
 class _ColumnsError(InputError):
     """A file without images or labels, which no other file mends."""
 
 
-def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.ndarray]]:
+def _read_labels(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.ndarray]]:
     """Return a file's columns, and the labels of each row group."""
     with system.open(file, "rb") as content:
-        opened = _opened(content)
+        opened = _open_file(content)
         columns = _columns(opened.schema_arrow, file)
         values = opened.read(columns=[columns.label]).column(columns.label).to_pylist()
         sizes = [opened.metadata.row_group(number).num_rows for number in range(opened.metadata.num_row_groups)]
@@ -232,7 +232,7 @@ def _listed(system: AbstractFileSystem, file: str) -> tuple[Columns, list[np.nda
     return columns, np.split(labels, np.cumsum(sizes)[:-1])
 
 
-def _opened(content: IO[bytes]) -> pq.ParquetFile:
+def _open_file(content: IO[bytes]) -> pq.ParquetFile:
     """Open a Parquet file; its pages are checked where they have checksums, which pyarrow leaves out otherwise."""
     import pyarrow.parquet as pq
 
@@ -256,7 +256,7 @@ def _columns(schema: pa.Schema, file: str) -> Columns:
                 f"named {' or '.join(usual)}."
             )
         if len(choices) > 1:
-            notice(f"of the columns {', '.join(map(printable, choices))} of {printable(file)} the first is taken.")
+            warn_once(f"of the columns {', '.join(map(printable, choices))} of {printable(file)} the first is taken.")
         found.append(choices[0])
     names = (features.get(found[1]) or {}).get("names")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)

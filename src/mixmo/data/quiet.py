@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def ignore_image_warnings() -> Iterator[None]:
     """Leave out what Pillow warns of and logs about single images.
 
     Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
@@ -19,13 +19,13 @@ def quiet() -> Iterator[None]:
     level = pillow.level
     try:
         with warnings.catch_warnings():
-            hush()
+            silence_pillow()
             yield
     finally:
         pillow.setLevel(level)
 
 
-def hush(worker: int = 0) -> None:
+def silence_pillow(worker: int = 0) -> None:
     """Have Pillow say nothing from now on, in a worker process."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"PIL\b")

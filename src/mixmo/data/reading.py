@@ -10,10 +10,10 @@ import numpy as np
 import PIL
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.decoding import why
-from mixmo.data.sources import Source, decode, hashed, logger
+from mixmo.data.decoding import explain_error
+from mixmo.data.sources import Source, decode, hash_parts, logger
 from mixmo.errors import InputError
-from mixmo.kept import cache_folder, keep_json, read_json
+from mixmo.cache import cache_folder, keep_json, read_json
 
 BLOCK = 1024
 """Images handed to the threads at once."""
@@ -33,13 +33,13 @@ def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
         try:
             height, width, _ = decode(source, index, None, settings.channels, window=settings.window).shape
         except InputError as error:
-            unreadable[index] = _why(error)
+            unreadable[index] = _strip_name(error)
         else:
             return height, width
-    raise _sentence(source, unreadable)
+    raise _unreadable_error(source, unreadable)
 
 
-def readable(source: Source, size: tuple[int, int] | None, settings: DataSettings) -> Source:
+def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSettings) -> Source:
     """Decode every image once, and return the source of those that can be read.
 
     That all can be read is kept in the user's cache, by names, sizes and modification times: a run that is resumed, or
@@ -63,7 +63,7 @@ def readable(source: Source, size: tuple[int, int] | None, settings: DataSetting
         content,
         numbers,
     ]
-    kept = cache_folder("readable") / f"{hashed(about)}.json"
+    kept = cache_folder("readable") / f"{hash_parts(about)}.json"
     known = read_json(kept) if content else None
     if known and known.get("images") == len(source):
         return source
@@ -125,7 +125,7 @@ def _read(
         try:
             pixels = decode(source, index, size, settings.channels, settings.interpolation, settings.window)
         except InputError as error:
-            return _why(error)
+            return _strip_name(error)
         keep(index, pixels)
         return None
 
@@ -138,32 +138,32 @@ def _read(
     return found
 
 
-def _why(error: InputError) -> str:
+def _strip_name(error: InputError) -> str:
     """Return why an image cannot be read, without its name."""
-    return why(error.__cause__ or error)
+    return explain_error(error.__cause__ or error)
 
 
 def _without(source: Source, unreadable: dict[int, str], on_error: str) -> Source:
     if not unreadable:
         return source
     if on_error == "raise" or len(unreadable) == len(source):
-        raise _sentence(source, unreadable)
-    count, shown = len(unreadable), _named(source, unreadable)
+        raise _unreadable_error(source, unreadable)
+    count, shown = len(unreadable), _list_unreadable(source, unreadable)
     logger.warning("left out %d of %d images, which cannot be read: %s", count, len(source), shown)
     return source.subset(np.delete(np.arange(len(source)), list(unreadable)))
 
 
-def _sentence(source: Source, unreadable: dict[int, str]) -> InputError:
+def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
     skip = ", or continue without it with --data.on_error skip" if len(unreadable) < len(source) else ""
     advice = f"fix or remove what is damaged{skip}"
     if len(unreadable) == 1:
         ((index, text),) = unreadable.items()
         return InputError(f"image {source.name(index)} cannot be read: {text}; {advice}.")
-    shown = _named(source, unreadable)
+    shown = _list_unreadable(source, unreadable)
     return InputError(f"{len(unreadable)} of {len(source)} images cannot be read: {shown}; {advice}.")
 
 
-def _named(source: Source, unreadable: dict[int, str]) -> str:
+def _list_unreadable(source: Source, unreadable: dict[int, str]) -> str:
     """Return the first unreadable images with the reasons, and how many more there are."""
     shown = ", ".join(f"{source.name(index)} ({text})" for index, text in list(unreadable.items())[:SHOWN])
     return f"{shown} and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else shown

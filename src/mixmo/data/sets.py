@@ -19,7 +19,7 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import image_pixels
 from mixmo.data.given import DatasetImages, as_pixels
 from mixmo.data.orders import Batches, CopyBatches, EpochOrder
-from mixmo.data.reading import decode_all, readable
+from mixmo.data.reading import decode_all, find_readable
 from mixmo.data.sources import Source, decode
 from mixmo.data.workers import PREFETCHED, begin_worker, check_room
 from mixmo.errors import InputError
@@ -152,7 +152,7 @@ class PreparedImages(Dataset[DistinctBatch]):
 ImageSet = InMemoryImages | StreamedImages | PreparedImages
 
 
-def image_set(
+def build_image_set(
     source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None, check: bool = False
 ) -> ImageSet:
     """Return the set, decoded if it is kept in memory; images are scaled to the size if one is set, or if asked for."""
@@ -168,11 +168,11 @@ def image_set(
     if not scaled:
         raise InputError("streamed images need one size: set --data.image_size.")
     if check or settings.on_error == "skip":
-        source = readable(source, size, settings)
+        source = find_readable(source, size, settings)
     return StreamedImages(source, size, settings)
 
 
-def train_loader(
+def build_train_loader(
     images: ImageSet,
     settings: DataSettings,
     seed: int,
@@ -210,7 +210,7 @@ def train_loader(
     return _loader(images, shown, settings, device, seed, persistent=batches is None)
 
 
-def evaluation_loader(
+def build_evaluation_loader(
     images: ImageSet, settings: DataSettings, device: torch.device, part: tuple[int, int] = (0, 1)
 ) -> DataLoader[Any]:
     """Return a loader that shows every image once, in order, in batches of ``settings.evaluation_size``.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mixmo.data.sources import Images, Source, logger, notice
+from mixmo.data.sources import Images, Source, logger, warn_once
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
@@ -63,7 +63,7 @@ def missing_shards(files: Sequence[str]) -> list[str]:
     return sorted(missing)
 
 
-def assembled(
+def number_labels(
     labels: Sequence[np.ndarray], names: Sequence[str] | None, where: str, on_error: str
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return the class numbers (N,) of all records, the class names, and where each shard's records begin (S + 1,).
@@ -122,11 +122,11 @@ def are_labels(
         text = f"{printable(where)}: {lost} of {int(np.sum(counts))} labels are {shown} (no label)"
         if on_error == "raise":
             raise InputError(f"{text}; label these images, or continue without them with --data.on_error skip.")
-        notice(f"{text}; these images are left out.")
+        warn_once(f"{text}; these images are left out.")
     return there
 
 
-def settle(problems: Sequence[str], where: str, on_error: str) -> None:
+def report_problems(problems: Sequence[str], where: str, on_error: str) -> None:
     """Stop at what is missing or damaged, or say what is left out.
 
     Args:
@@ -146,7 +146,7 @@ def settle(problems: Sequence[str], where: str, on_error: str) -> None:
     logger.warning("%s: left out %d shard(s) or record(s): %s", printable(where), len(problems), text)
 
 
-def source_of(images: Images, labels: np.ndarray, classes: list[str], where: str) -> Source:
+def build_source(images: Images, labels: np.ndarray, classes: list[str], where: str) -> Source:
     """Return the source of sharded images, without those whose class number is -1.
 
     Raises:

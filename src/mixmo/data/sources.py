@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from mixmo.data.decoding import image_pixels, to_size, why
+from mixmo.data.decoding import explain_error, image_pixels, to_size
 from mixmo.errors import InputError
 from mixmo.names import printable
 
@@ -111,11 +111,11 @@ class Source:
             near = next(((one, two) for one in strange for two in classes if one.casefold() == two.casefold()), None)
             hint = "" if near is None else f" ({' and '.join(map(printable, near))} differ in capitals)"
             raise InputError(
-                f"{where} has classes that the training set lacks, {some_of(strange)}{hint}; remove them, or add them "
-                "there."
+                f"{where} has classes that the training set lacks, {list_some(strange)}{hint}; remove them, or add "
+                "them there."
             )
         if missing := sorted(set(classes) - set(self.classes)):
-            notice(f"{where} has no images of {some_of(missing)}, which the training set has.")
+            warn_once(f"{where} has no images of {list_some(missing)}, which the training set has.")
         places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
         return Source(places[self.labels], classes, self.images, self.numbers)
 
@@ -129,7 +129,7 @@ class Source:
         """
         chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
         labels = self.labels.astype(np.int64).tobytes()
-        return hashed([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen])
+        return hash_parts([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen])
 
     def _numbers(self) -> np.ndarray:
         return np.arange(len(self.labels)) if self.numbers is None else self.numbers
@@ -139,11 +139,11 @@ class Source:
         return int(index if self.numbers is None else self.numbers[index])
 
 
-def hashed(parts: Iterable[str | bytes | np.ndarray]) -> str:
+def hash_parts(parts: Iterable[str | bytes | np.ndarray]) -> str:
     """Return the SHA-256 (hexadecimal) of a sequence of texts, bytes and arrays.
 
     Example:
-        >>> hashed(["ab", "c"]) == hashed(["a", "bc"])
+        >>> hash_parts(["ab", "c"]) == hash_parts(["a", "bc"])
         False
     """
     sha = hashlib.sha256()
@@ -198,7 +198,7 @@ class ArrayImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the pixels."""
-        return hashed([self.pixels])
+        return hash_parts([self.pixels])
 
 
 def decode(
@@ -234,10 +234,10 @@ def decode(
         pixels = image_pixels(source.read(index), channels, window, partial(source.name, index))
         return pixels if size is None else to_size(pixels, size, interpolation)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
-        raise InputError(f"image {source.name(index)} cannot be read: {why(error)}.") from error
+        raise InputError(f"image {source.name(index)} cannot be read: {explain_error(error)}.") from error
 
 
-def told(entries: Iterable[Item], where: str) -> Iterator[Item]:
+def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
     """Yield what a folder or an archive holds; log how far that is where it takes more than a few seconds.
 
     Args:
@@ -245,7 +245,7 @@ def told(entries: Iterable[Item], where: str) -> Iterator[Item]:
         where: Where.
 
     Example:
-        >>> list(told("ab", "here"))
+        >>> list(log_progress("ab", "here"))
         ['a', 'b']
     """
     due = time.monotonic() + PATIENCE
@@ -289,13 +289,13 @@ def _spelt(name: str) -> str:
     return f"{printable(name)} ({', '.join(filter(None, [form, spaces])) or 'without further spaces'})"
 
 
-def some_of(names: Sequence[str]) -> str:
+def list_some(names: Sequence[str]) -> str:
     """Return the first names in words."""
     shown = ", ".join(printable(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 @functools.cache
-def notice(text: str) -> None:
+def warn_once(text: str) -> None:
     """Log a warning, once in a process: datasets are opened several times."""
     logger.warning(text)

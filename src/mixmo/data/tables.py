@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixmo.data.decoding import why
+from mixmo.data.decoding import explain_error
 from mixmo.data.folders import FileImages
 from mixmo.data.shards import are_labels
 from mixmo.data.sources import Source
@@ -48,7 +48,9 @@ def read_table(file: Path) -> Table:
         with file.open(newline="", encoding="utf-8-sig") as content:
             return _rows(csv.DictReader(content, strict=True), file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{shown} cannot be read as comma-separated values in UTF-8: {why(error)}.") from error
+        raise InputError(
+            f"{shown} cannot be read as comma-separated values in UTF-8: {explain_error(error)}."
+        ) from error
 
 
 def _rows(reader: csv.DictReader[str], file: Path) -> Table:

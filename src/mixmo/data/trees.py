@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mixmo.data.sources import notice
+from mixmo.data.sources import warn_once
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 
@@ -35,11 +35,11 @@ class Entry(NamedTuple):
     place: int = -1
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Return whether a name is no class and no image: ``.ipynb_checkpoints``, ``._cat.png``, ``__MACOSX``.
 
     Example:
-        >>> hidden(".ipynb_checkpoints"), hidden("__MACOSX"), hidden("_cat")
+        >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("_cat")
         (True, True, False)
     """
     return name.startswith((".", "__"))
@@ -55,7 +55,7 @@ def has_image_suffix(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def without_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]:
+def strip_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]:
     """Return the entries without a common top folder, where it is named like the split.
 
     Args:
@@ -63,7 +63,7 @@ def without_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]
         names: Names that such a folder has.
 
     Example:
-        >>> without_top([Entry(("train", "cat", "a.png"), "image")], {"train"})[0].parts
+        >>> strip_top([Entry(("train", "cat", "a.png"), "image")], {"train"})[0].parts
         ('cat', 'a.png')
     """
     tops = {entry.parts[0] for entry in entries}
@@ -73,7 +73,7 @@ def without_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]
     return [entry._replace(parts=entry.parts[1:]) for entry in entries if len(entry.parts) > 1]
 
 
-def labelled(entries: Sequence[Entry], where: str) -> tuple[list[Entry], np.ndarray, list[str]]:
+def assign_labels(entries: Sequence[Entry], where: str) -> tuple[list[Entry], np.ndarray, list[str]]:
     """Return the images in the order of their paths, their class numbers (N,) and the class names.
 
     An image's class is the first part of its path, however deep it lies below. What is left out is logged.
@@ -88,7 +88,7 @@ def labelled(entries: Sequence[Entry], where: str) -> tuple[list[Entry], np.ndar
 
     Example:
         >>> entries = [Entry(("dog", "b.png"), "image"), Entry(("cat", "a.png"), "image")]
-        >>> images, labels, classes = labelled(entries, "train")
+        >>> images, labels, classes = assign_labels(entries, "train")
         >>> classes, labels.tolist()
         (['cat', 'dog'], [0, 1])
     """
@@ -114,4 +114,4 @@ def _say_left_out(entries: Sequence[Entry], where: str) -> None:
     )
     if left_out:
         shown = ", ".join(printable(name) for name in left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        notice(f"{where}: left out {len(left_out)} that are no images, or lie in no class folder: {shown}")
+        warn_once(f"{where}: left out {len(left_out)} that are no images, or lie in no class folder: {shown}")

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mixmo.data.archives import content_of, opened_tar
-from mixmo.data.decoding import MAX_BYTES, why
-from mixmo.data.shards import ShardedImages, assembled, missing_shards, settle, source_of
-from mixmo.data.sources import Source, hashed, logger, stamp, stamps, told
+from mixmo.data.archives import open_tar, read_member
+from mixmo.data.decoding import MAX_BYTES, explain_error
+from mixmo.data.shards import ShardedImages, build_source, missing_shards, number_labels, report_problems
+from mixmo.data.sources import Source, hash_parts, log_progress, logger, stamp, stamps
 from mixmo.data.trees import SUFFIXES
 from mixmo.errors import InputError
 from mixmo.files import check_regular
-from mixmo.kept import cache_folder, keep_tensors, read_tensors
+from mixmo.cache import cache_folder, keep_tensors, read_tensors
 
 LABEL, DESCRIPTION = "cls", "json"
 """Endings of the files that hold a label: alone, or as ``label`` of a JSON object."""
@@ -69,7 +69,7 @@ class WebImages(ShardedImages):
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the shards' names, sizes, modification times if asked for, and where images lie."""
-        return hashed([*stamps(self.files, times), self.offsets, self.sizes])
+        return hash_parts([*stamps(self.files, times), self.offsets, self.sizes])
 
 
 def open_webdataset(folder: Path, files: Sequence[str], on_error: str) -> Source:
@@ -90,15 +90,17 @@ def open_webdataset(folder: Path, files: Sequence[str], on_error: str) -> Source
             "which takes little more room, as images are compressed themselves."
         )
     paths = [str(folder / file) for file in sorted(files)]
-    listings = list(_listings(paths))
+    listings = list(_list_shards(paths))
     problems = [f"shard {name} is missing" for name in missing_shards(files)]
-    settle([*problems, *(text for each in listings for text in each.problems)], str(folder), on_error)
-    labels, classes, starts = assembled([each.labels for each in listings], _names(folder), str(folder), on_error)
+    report_problems([*problems, *(text for each in listings for text in each.problems)], str(folder), on_error)
+    labels, classes, starts = number_labels(
+        [each.labels for each in listings], _read_class_names(folder), str(folder), on_error
+    )
     offsets, sizes = (np.concatenate(each) for each in zip(*(each[1:3] for each in listings), strict=True))
-    return source_of(WebImages(paths, starts, offsets, sizes), labels, classes, str(folder))
+    return build_source(WebImages(paths, starts, offsets, sizes), labels, classes, str(folder))
 
 
-def _names(folder: Path) -> list[str] | None:
+def _read_class_names(folder: Path) -> list[str] | None:
     for name in NAMES:
         try:
             check_regular(folder / name)
@@ -106,7 +108,7 @@ def _names(folder: Path) -> list[str] | None:
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError, InputError) as error:
-            raise InputError(f"{folder / name} cannot be read: {why(error)}.") from error
+            raise InputError(f"{folder / name} cannot be read: {explain_error(error)}.") from error
     return None
 
 
@@ -126,11 +128,11 @@ class Listing(NamedTuple):
     problems: list[str]
 
 
-def _listings(files: Sequence[str]) -> Iterator[Listing]:
+def _list_shards(files: Sequence[str]) -> Iterator[Listing]:
     """Yield what each shard holds; what was found before is kept in the user's cache, as listing takes a while."""
     cache = cache_folder("shards")
     for number, file in enumerate(files):
-        kept = cache / f"{hashed(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
+        kept = cache / f"{hash_parts(['1', os.path.abspath(file), stamp(file, times=True)])}.safetensors"
         if (found := read_tensors(kept)) is not None:
             tensors, note = found
             codes, offsets, sizes = (tensors[key].numpy() for key in ("labels", "offsets", "sizes"))
@@ -138,7 +140,7 @@ def _listings(files: Sequence[str]) -> Iterator[Listing]:
             continue
         if number % 100 == 0:
             logger.info("listing %d of %d shards", number + 1, len(files))
-        listing = _listed(file)
+        listing = _list_records(file)
         texts, codes = np.unique(listing.labels, return_inverse=True)
         columns = {"labels": codes, "offsets": listing.offsets, "sizes": listing.sizes}
         note = {"labels": texts.tolist(), "problems": listing.problems}
@@ -152,13 +154,13 @@ class _Record(NamedTuple):
     size: int
 
 
-def _listed(file: str) -> Listing:
+def _list_records(file: str) -> Listing:
     records: list[_Record] = []
     problems: list[str] = []
     try:
-        with opened_tar(file, "r:") as tar:
-            for key, members in groupby(_files(tar), lambda member: _parted(member.name)[0]):
-                found = _record(tar, {_parted(member.name)[1]: member for member in members})
+        with open_tar(file, "r:") as tar:
+            for key, members in groupby(_iterate_files(tar), lambda member: _split_name(member.name)[0]):
+                found = _record(tar, {_split_name(member.name)[1]: member for member in members})
                 if isinstance(found, str):
                     problems.append(f"{file}/{key} {found}")
                 else:
@@ -171,18 +173,18 @@ def _listed(file: str) -> Listing:
     )
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in told(iter(tar.next, None), str(tar.name)):
+def _iterate_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in log_progress(iter(tar.next, None), str(tar.name)):
         tar.members.clear()  # type: ignore[attr-defined]  # every header, which Python keeps; typeshed leaves it out
         if member.isreg() and not posixpath.basename(member.name).startswith("."):
             yield member
 
 
-def _parted(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     """Return the name that the files of a record share, and an ending: what follows the first dot of the last part.
 
     Example:
-        >>> _parted("train/n01.5/000.seg.png")
+        >>> _split_name("train/n01.5/000.seg.png")
         ('train/n01.5/000', 'seg.png')
     """
     folder, slash, last = name.rpartition("/")
@@ -200,7 +202,7 @@ def _record(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo]) -> _Re
     source = members.get(LABEL) or members.get(DESCRIPTION)
     if source is None:
         return f"has no label: no .{LABEL} file and no .{DESCRIPTION} file"
-    content = content_of(tar, source, LONGEST_LABEL)
+    content = read_member(tar, source, LONGEST_LABEL)
     try:
         text = content.decode().strip() if LABEL in members else json.loads(content)["label"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch.multiprocessing import reductions
 
-from mixmo.data.quiet import hush
+from mixmo.data.quiet import silence_pillow
 from mixmo.errors import InputError, reason
 
 SHARED = Path("/dev/shm")
@@ -80,7 +80,7 @@ def begin_worker(number: int) -> None:
     Args:
         number: The worker's.
     """
-    hush()
+    silence_pillow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # not on Windows, where nothing else is told to stop with the main process
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixmo.data.decoding import MAX_BYTES, SIGNATURE, starts_like_image, too_long, why
-from mixmo.data.sources import Source, hashed, stamp, told
-from mixmo.data.trees import Entry, has_image_suffix, hidden, labelled, without_top
+from mixmo.data.decoding import MAX_BYTES, SIGNATURE, explain_error, starts_like_image, too_long
+from mixmo.data.sources import Source, hash_parts, log_progress, stamp
+from mixmo.data.trees import Entry, assign_labels, has_image_suffix, is_hidden, strip_top
 from mixmo.errors import InputError
 from mixmo.names import printable
 
@@ -45,7 +45,7 @@ class ZipImages:
         """
         if self.sizes[index] > MAX_BYTES:
             raise too_long(self.sizes[index])
-        with _opened(self.archive).open(self.names[index]) as file:
+        with _get_archive(self.archive).open(self.names[index]) as file:
             return file.read(MAX_BYTES + 1)
 
     def name(self, index: int) -> str:
@@ -55,7 +55,7 @@ class ZipImages:
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the archive's name, size and, if asked for, modification time, and of its members'."""
         parts = [os.path.basename(self.archive), stamp(self.archive, times)]
-        return hashed(parts + [f"{name} {size}" for name, size in zip(self.names, self.sizes, strict=True)])
+        return hash_parts(parts + [f"{name} {size}" for name, size in zip(self.names, self.sizes, strict=True)])
 
 
 def zip_entries(archive: Path) -> tuple[list[Entry], ZipImages]:
@@ -68,11 +68,11 @@ def zip_entries(archive: Path) -> tuple[list[Entry], ZipImages]:
         InputError: if it is damaged, encrypted, or no zip file.
     """
     entries, names, sizes = dict[tuple[str, ...], Entry](), list[str](), list[int]()
-    opened = _opened(str(archive))
-    for member in told(opened.infolist(), str(archive)):
+    opened = _get_archive(str(archive))
+    for member in log_progress(opened.infolist(), str(archive)):
         # Only a name: "..", "." and a leading "/" lead nowhere.
         parts = tuple(part for part in posixpath.normpath("/" + member.filename).split("/") if part)
-        if not parts or any(hidden(part) for part in parts):
+        if not parts or any(is_hidden(part) for part in parts):
             continue
         if member.flag_bits & 1:
             raise InputError(f"{printable(str(archive))} is encrypted ({printable(member.filename)}); unpack it first.")
@@ -81,7 +81,7 @@ def zip_entries(archive: Path) -> tuple[list[Entry], ZipImages]:
         names.append(member.filename)
         sizes.append(member.file_size)
     tops = {parts[0] for parts in entries}
-    return without_top(list(entries.values()), tops), ZipImages(str(archive), names, sizes)
+    return strip_top(list(entries.values()), tops), ZipImages(str(archive), names, sizes)
 
 
 def open_entries(entries: Sequence[Entry], images: ZipImages, where: str) -> Source:
@@ -92,7 +92,7 @@ def open_entries(entries: Sequence[Entry], images: ZipImages, where: str) -> Sou
         images: All that the file holds; the entries' places are in it.
         where: What the split is called, for errors.
     """
-    found, labels, classes = labelled(entries, printable(where))
+    found, labels, classes = assign_labels(entries, printable(where))
     names, sizes = ([of[entry.place] for entry in found] for of in (images.names, images.sizes))
     return Source(labels, classes, ZipImages(images.archive, names, sizes))  # type: ignore[arg-type]
 
@@ -109,13 +109,13 @@ def _is_image(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
         return False
 
 
-def _opened(archive: str) -> zipfile.ZipFile:
+def _get_archive(archive: str) -> zipfile.ZipFile:
     """Return an open zip file, one for each process: others must not share its place in the file."""
     with _OPENING:
         try:
             return _open(archive, os.getpid(), os.stat(archive).st_mtime_ns)
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise InputError(f"{printable(archive)} cannot be read as a zip file: {why(error)}.") from error
+            raise InputError(f"{printable(archive)} cannot be read as a zip file: {explain_error(error)}.") from error
 
 
 @functools.lru_cache(maxsize=4)

@@ -59,18 +59,18 @@ class Answers:
             row: dict[str, Any] = {
                 "file": name,
                 "class": self.classes[int(self.labels[index])],
-                "probability": _rounded(self.probability[index]),
-                "confidence": None if self.sets is None else _rounded(self.confidence[index]),
-                "top5": {self.classes[int(k)]: _rounded(p) for k, p in zip(order[index], top[index], strict=True)},
+                "probability": _round(self.probability[index]),
+                "confidence": None if self.sets is None else _round(self.confidence[index]),
+                "top5": {self.classes[int(k)]: _round(p) for k, p in zip(order[index], top[index], strict=True)},
             }
             for key in ("total", "aleatoric", "epistemic", "agreement"):
-                row[key] = _rounded(getattr(self, key)[index])
+                row[key] = _round(getattr(self, key)[index])
             row["set"] = None if self.sets is None else [self.classes[int(k)] for k in self.sets[index].nonzero()[:, 0]]
             row["ask"] = None if self.ask is None else bool(self.ask[index])
             yield row
 
 
-def _rounded(value: Tensor) -> float | None:
+def _round(value: Tensor) -> float | None:
     """Return a number as it is written; ``None`` for NaN."""
     return None if math.isnan(number := value.item()) else round(number, 6)
 

@@ -15,17 +15,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixmo.assembling import assembling, restore
+from mixmo.assembling import assemble, restore
 from mixmo.deploy.members import load_weights
 from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
 from mixmo.deploy.onnx_files import write_int8, write_onnx
-from mixmo.deploy.spec import Spec, spec_of, write_description
+from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, OUTSIDE, SPEC, append_digest, is_whole_export, placeholder, write_digest
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
-from mixmo.models.copying import copied
+from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 from mixmo.validation import Boolean, Integer, settings_class
 
@@ -155,14 +155,14 @@ def export(
     out = out or run.run.path / FORMATS[format]
     restore(out)
     _check_free(out, format, overwrite)
-    spec = spec_of(run)
+    spec = describe_run(run)
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, which a run with a validation set has.")
-    net = copied(run.network.net).cpu()  # the run's own stays on its device
+    net = copy_module(run.network.net).cpu()  # the run's own stays on its device
     fused = fuse(net, spec.input_size, "probabilities" if options.members else "logits").eval()
     plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
     make_folder(out.parent)
-    with assembling(out) as made:
+    with assemble(out) as made:
         if format in ("timm", "safetensors"):
             opened = _write_weights(made, format, plain, spec)
         else:

@@ -11,11 +11,11 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from mixmo.assembling import assembling
+from mixmo.assembling import assemble
 from mixmo.deploy.card import model_card
 from mixmo.deploy.export import export
 from mixmo.deploy.members import CONFIG, MEMBERS, load_members
-from mixmo.deploy.spec import spec_of, write_description
+from mixmo.deploy.spec import describe_run, write_description
 from mixmo.digests import SPEC
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun
@@ -45,9 +45,9 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
     trained, out = TrainedRun(RunFolder(run), checkpoint), Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
-    spec, net = spec_of(trained), trained.network.net
+    spec, net = describe_run(trained), trained.network.net
     make_folder(out.parent)
-    with assembling(out) as made:
+    with assemble(out) as made:
         fused = can_fuse(net)
         if fused:
             export(trained, "timm", made)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixmo.config.data_settings import MOST_WORKERS
-from mixmo.data.decoding import MAX_BYTES, image_pixels, to_size, too_long, why
+from mixmo.data.decoding import MAX_BYTES, explain_error, image_pixels, to_size, too_long
 from mixmo.data.folders import walk
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
@@ -140,7 +140,7 @@ class _Images(Dataset[Decoded]):
                 found = [to_size(pixels_of(image, form.channels, form.window), form.size, form.interpolation)
                          for form in self.forms]  # fmt: skip
             except Exception as error:  # damaged content makes Pillow and its codecs raise anything
-                errors[number] = why(error)
+                errors[number] = explain_error(error)
                 continue
             good.append(number)
             for form, pixels in zip(self.forms, found, strict=True):
@@ -148,7 +148,7 @@ class _Images(Dataset[Decoded]):
         return Decoded(good, {form: torch.from_numpy(np.stack(each)) for form, each in parts.items() if each}, errors)
 
 
-def decoded(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, workers: int) -> Iterator[Decoded]:
+def decode_image(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, workers: int) -> Iterator[Decoded]:
     """Yield batches of images, decoded by processes, in order.
 
     Args:

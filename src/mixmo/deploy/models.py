@@ -19,12 +19,12 @@ from torch import Tensor
 from mixmo.config.hardware import PRECISIONS
 from mixmo.deploy.images import Form
 from mixmo.deploy.members import MEMBERS, load_members, load_weights
-from mixmo.deploy.spec import Spec, checked_temperature, spec_of
+from mixmo.deploy.spec import Spec, check_temperature, describe_run
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, reason
-from mixmo.evaluation.calibration import Calibration, pooled_calibration
+from mixmo.evaluation.calibration import Calibration, pool_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast
-from mixmo.evaluation.predictions import Predictions, kept_predictions
+from mixmo.evaluation.predictions import Predictions, load_kept_predictions
 from mixmo.files import check_regular
 from mixmo.names import printable
 from mixmo.network import MixMo
@@ -41,7 +41,7 @@ class Model(Protocol):
         """Return the members' logits (B, M, K), on the CPU, of images (B, H, W, C) uint8 of the description's size."""
 
 
-def form_of(spec: Spec) -> Form:
+def get_form(spec: Spec) -> Form:
     """Return what images a network takes."""
     window = None if spec.data.window is None else tuple(spec.data.window)
     return Form(spec.size, spec.data.channels, spec.data.interpolation, window)
@@ -61,7 +61,7 @@ class RunModel:
 
     def __init__(self, trained: TrainedRun, precision: str = "32-true") -> None:
         self.trained, self.network, self.precision = trained, trained.network, precision
-        self.spec = spec_of(trained)
+        self.spec = describe_run(trained)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class OnnxModel:
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, M, K); logarithms of probabilities where the file has these."""
-        pixels = shown(images, self.spec, self.options).numpy()
+        pixels = prepare_input(images, self.spec, self.options).numpy()
         found = self.session.run(None, {self.session.get_inputs()[0].name: pixels})
         return _as_logits([torch.from_numpy(np.asarray(each)) for each in found], self.options)
 
@@ -127,7 +127,7 @@ class ExportedModel:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, M, K); logarithms of probabilities where the file has these."""
-        found = self.net(shown(images, self.spec, self.options))
+        found = self.net(prepare_input(images, self.spec, self.options))
         return _as_logits(list(found) if isinstance(found, tuple) else [found], self.options)
 
 
@@ -197,7 +197,7 @@ def _check_weights(net: torch.nn.Module, file: Path) -> None:
             raise InputError(f"by its config.json {name} is {one}, but in {file.name} {other}; export it again")
 
 
-def shown(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
+def prepare_input(images: Tensor, spec: Spec, options: dict[str, Any]) -> Tensor:
     """Return what an exported file takes, of images (B, H, W, C) uint8: pixels from 0 to 255 if it normalises."""
     if not options.get("normalize"):
         return spec.prepared(images)
@@ -211,7 +211,7 @@ def _options(text: str, file: Path) -> dict[str, Any]:
         if not isinstance(options, dict):
             raise InputError("it is no mapping")
         if options.get("temperature") is not None:
-            options["temperature"] = checked_temperature(options["temperature"])
+            options["temperature"] = check_temperature(options["temperature"])
     except (ValueError, RecursionError, InputError) as error:
         raise InputError(f"{file} does not say what it computes, as mixmo's files do: {reason(error)}.") from error
     return options
@@ -259,24 +259,24 @@ class Ensemble:
         for model in models[1:]:
             if model.spec.classes != self.spec.classes:
                 raise InputError("the networks of an ensemble have other classes; join those of the same data.")
-        self.calibration, self.uncalibrated = _calibrated(models, names)
+        self.calibration, self.uncalibrated = _find_calibration(models, names)
 
     @cached_property
     def forms(self) -> list[Form]:
         """What images the networks take, each form once."""
-        return list(dict.fromkeys(form_of(model.spec) for model in self.models))
+        return list(dict.fromkeys(get_form(model.spec) for model in self.models))
 
     def logits(self, images: dict[Form, Tensor]) -> Tensor:
         """Return the logits (B, M, K) of all members of all networks."""
-        return torch.cat([model.logits(images[form_of(model.spec)]) for model in self.models], 1)
+        return torch.cat([model.logits(images[get_form(model.spec)]) for model in self.models], 1)
 
 
-def _calibrated(models: Sequence[Model], names: Sequence[str]) -> tuple[Calibration | None, str]:
+def _find_calibration(models: Sequence[Model], names: Sequence[str]) -> tuple[Calibration | None, str]:
     """Return the calibration of networks together, or why there is none."""
     if len(models) > 1:
         try:
             parts = [_on_validation(model, name) for model, name in zip(models, names, strict=True)]
-            return pooled_calibration(parts, names), ""
+            return pool_calibration(parts, names), ""
         except InputError as error:
             return None, str(error)
     (model,), (name,) = models, names
@@ -305,7 +305,7 @@ def _on_validation(model: Model, name: str) -> Predictions:
     if not _held_out(run):
         raise InputError(f"{name} held out no images for validation (data.validation is 0).")
     for precision in dict.fromkeys((model.precision, *PRECISIONS)):
-        if (found := kept_predictions(run, "validation", precision)) is not None:
+        if (found := load_kept_predictions(run, "validation", precision)) is not None:
             return found
     raise InputError(f"{name} keeps no predictions on its validation images; `mixmo test {name}` makes them.")
 

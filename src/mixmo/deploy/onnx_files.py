@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixmo.deploy.models import OnnxModel, shown
+from mixmo.deploy.models import OnnxModel, prepare_input
 from mixmo.deploy.spec import Spec
 from mixmo.digests import DIGEST, SPEC, placeholder, write_digest
 from mixmo.errors import InputError, reason
@@ -27,7 +27,7 @@ CALIBRATION = 256
 BATCH = 64
 
 
-def needed(*names: str) -> list[Any]:
+def import_modules(*names: str) -> list[Any]:
     """Return modules of the ONNX extra.
 
     Raises:
@@ -53,7 +53,7 @@ def write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, computes
     Raises:
         InputError: if a library is missing, or torch cannot write the network for that opset.
     """
-    (onnx, _, _) = needed("onnx", "onnxscript", "onnxruntime")
+    (onnx, _, _) = import_modules("onnx", "onnxscript", "onnxruntime")
     outputs = len(found) if isinstance(found := net(example), tuple) else 1
     try:
         with _quiet():
@@ -95,7 +95,7 @@ def write_int8(file: Path, run: TrainedRun) -> tuple[float, float]:
         MissingError: if the dataset is missing.
         InputError: if a library is missing, or the quantiser cannot.
     """
-    onnx, quantisation = needed("onnx", "onnxruntime.quantization")
+    onnx, quantisation = import_modules("onnx", "onnxruntime.quantization")
     before = OnnxModel(file)
     reader = _Reader(before, run)
     prepared, made = file.with_suffix(".prepared"), file.with_suffix(".int8")
@@ -124,7 +124,9 @@ class _Reader:
         batch = images.__getitems__(places)
         pixels = batch.images[batch.chosen].cpu()
         name = model.session.get_inputs()[0].name
-        self.batches = iter({name: shown(part, model.spec, model.options).numpy()} for part in pixels.split(BATCH))
+        self.batches = iter(
+            {name: prepare_input(part, model.spec, model.options).numpy()} for part in pixels.split(BATCH)
+        )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next batch."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.deploy.answers import Answers, Judge
-from mixmo.deploy.images import AnyImage, decoded
+from mixmo.deploy.images import AnyImage, decode_image
 from mixmo.deploy.models import Ensemble, Model, RunModel, open_model
 from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import TrainedRun
@@ -85,7 +85,7 @@ class Predictor:
         Raises:
             InputError: if there are none, or one cannot be read; it is named.
         """
-        several = _several(images)
+        several = _as_list(images)
         if not several:
             raise InputError("there are no images to predict.")
         logits = []
@@ -114,7 +114,7 @@ class Predictor:
                 prepared = torch.stack([_prepared(images[number], number) for number in numbers])
                 yield numbers, self.ensemble.logits(dict.fromkeys(self.ensemble.forms, prepared)), {}
             return
-        for batch in decoded(images, self.ensemble.forms, batch_size, workers):
+        for batch in decode_image(images, self.ensemble.forms, batch_size, workers):
             logits = self.ensemble.logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
             if len(bad := (~logits.isfinite()).flatten(1).any(1).nonzero()):
                 number = batch.numbers[int(bad[0])]
@@ -134,7 +134,7 @@ def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
                 f"a {type(each).__name__} is no path; Predictor takes the folder of a run or an exported network, "
                 "which know its classes and how images are prepared. A network itself answers tensors: net(images)."
             )
-    return paths if isinstance(models, list | tuple) else [*_divided(str(models))]
+    return paths if isinstance(models, list | tuple) else [*_split_names(str(models))]
 
 
 def _prepared(image: AnyImage, number: int) -> Tensor:
@@ -147,12 +147,12 @@ def _prepared(image: AnyImage, number: int) -> Tensor:
     )
 
 
-def _divided(models: str) -> list[str]:
+def _split_names(models: str) -> list[str]:
     """Return the parts of ``A+B``; a path that exists as it is stays whole."""
     return [models] if Path(models).exists() else models.split("+")
 
 
-def _several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+def _as_list(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
     return images if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]

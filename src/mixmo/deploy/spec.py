@@ -16,10 +16,10 @@ from torch import Tensor
 from mixmo.data.batches import CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
-from mixmo.evaluation.calibration import Calibration, kept_calibration
+from mixmo.evaluation.calibration import Calibration, load_kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
-from mixmo.header import STRICT, Flag, Header, Number, header_of_earlier, said
+from mixmo.header import STRICT, Flag, Header, Number, header_of_earlier, translate_error
 
 MOST_IMAGES = 10_000
 """Validation images whose confidences are written into a file."""
@@ -45,7 +45,7 @@ def _calibration(value: Any) -> Calibration | None:
     try:
         own = TypeAdapter(_Columns).validate_python(value)
     except ValidationError as error:
-        raise ValueError(f"of its calibration {said(error)}") from error
+        raise ValueError(f"of its calibration {translate_error(error)}") from error
     if not len(own.correct) == len(own.confidence) == len(own.likely):
         raise ValueError("its calibration has columns of other lengths")
     confidence, likely = (torch.tensor(column, dtype=torch.float64) for column in (own.confidence, own.likely))
@@ -127,14 +127,14 @@ def write_description(folder: Path, spec: Spec) -> None:
     write_digest(folder / SPEC, placed)
 
 
-def checked_temperature(value: Any) -> float:
+def check_temperature(value: Any) -> float:
     """Return a temperature of a description; refuse what is none.
 
     Raises:
         InputError: if it is no positive number.
 
     Example:
-        >>> checked_temperature(2)
+        >>> check_temperature(2)
         2.0
     """
     try:
@@ -143,7 +143,7 @@ def checked_temperature(value: Any) -> float:
         raise InputError(f"temperature is {value!r}; it is a positive number") from error
 
 
-def spec_of(run: TrainedRun) -> Spec:
+def describe_run(run: TrainedRun) -> Spec:
     """Return the description of a run's network.
 
     Args:
@@ -155,4 +155,4 @@ def spec_of(run: TrainedRun) -> Spec:
     """
     run.tell_of_changes()
     own = {each.name: getattr(run.header, each.name) for each in fields(Header)}
-    return Spec(**own, calibration=kept_calibration(run))
+    return Spec(**own, calibration=load_kept_calibration(run))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixmo.errors import InputError
-from mixmo.files import check_place, replacing
+from mixmo.files import check_place, replace_file
 from mixmo.names import csv_cell, printable
 
 Row = dict[str, Any]
@@ -23,7 +23,7 @@ COLUMNS = ("file", "class", *NUMBERS[:2], "top5", *NUMBERS[2:], "set", "ask")
 
 
 @contextmanager
-def writing_rows(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
+def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
     """Take rows of answers (:meth:`mixmo.deploy.answers.Answers.rows`) and write them by the file's ending.
 
     Args:
@@ -43,7 +43,7 @@ def writing_rows(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
     check_place(out, False, overwrite)
     if out.suffix.lower() == ".parquet":
         _pyarrow(out)  # before anything is predicted
-    with replacing(out) as file, kinds[out.suffix.lower()](file) as write:
+    with replace_file(out) as file, kinds[out.suffix.lower()](file) as write:
         yield write
 
 

@@ -122,7 +122,7 @@ class Batches:
         """Make a batch: pairing, augmentation, masks."""
         return self.maker(self.batch, self.generator)
 
-    def remixed(self, mixed: MixedBatch) -> MixedBatch:
+    def remix(self, mixed: MixedBatch) -> MixedBatch:
         """Draw new masks for a batch whose images are ready."""
         mix = self.maker.mixer.mixer.sample(len(mixed.inputs), self.shape, self.generator)
         return mixed._replace(masks=mix.masks, weights=loss_weights(mix.ratios))
@@ -145,7 +145,7 @@ class TrainingStep:
         self.case, self.members, self.fast, self.input_path = case, members, fast, input_path
         self.net, self.batches = case.network(members, fast), Batches(case, max(members, 1))
         self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
-        self.ready = self._laid_out(self.batches())
+        self.ready = self._set_layout(self.batches())
         self._loss_of = case.compiled(self._loss, compiled)
 
     def _loss(self, mixed: MixedBatch) -> Tensor:
@@ -156,10 +156,10 @@ class TrainingStep:
     def data(self) -> MixedBatch:
         """Return the batch."""
         if self.input_path:
-            return self._laid_out(self.batches())
-        return self.batches.remixed(self.ready) if self.members else self.ready
+            return self._set_layout(self.batches())
+        return self.batches.remix(self.ready) if self.members else self.ready
 
-    def _laid_out(self, mixed: MixedBatch) -> MixedBatch:
+    def _set_layout(self, mixed: MixedBatch) -> MixedBatch:
         return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
 
     def forward(self, mixed: MixedBatch) -> Tensor:
@@ -226,23 +226,25 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
         f"{label}, from uint8 images": partial(TrainingStep, case, members, input_path=True),
         f"{label}, float32 NCHW": partial(TrainingStep, case, members, fast=False),
     }
-    tables = {"training step, ratio to the plain network": timed(case, steps, case.batch_size)}
+    tables = {"training step, ratio to the plain network": time_builders(case, steps, case.batch_size)}
     nets = _networks_to_pass(case, label)
     passes = {name: partial(inference, case, each, case.batch_size) for name, each in nets.items()}
-    tables["inference, ratio to the plain network"] = timed(case, passes, case.batch_size)
+    tables["inference, ratio to the plain network"] = time_builders(case, passes, case.batch_size)
     if case.compile:
         compiled = {name: partial(steps[name], compiled=True) for name in ("plain network", label)}
-        tables["compiled training step, ratio to the plain network"] = timed(
+        tables["compiled training step, ratio to the plain network"] = time_builders(
             case, compiled, case.batch_size, memory=False
         )
         passes = {name: partial(each, compiled=True) for name, each in passes.items()}
-        tables["compiled inference, ratio to the plain network"] = timed(case, passes, case.batch_size, memory=False)
+        tables["compiled inference, ratio to the plain network"] = time_builders(
+            case, passes, case.batch_size, memory=False
+        )
     factor = evaluation_factor(case.device)
     evaluated: dict[str, Builder] = {
         "training step": steps[label],
         "evaluation": partial(inference, case, nets[label], factor * case.batch_size),
     }
-    rows = timed(case, evaluated, case.batch_size, memory=False)
+    rows = time_builders(case, evaluated, case.batch_size, memory=False)
     rows["evaluation"]["images/s"] *= factor
     for row in rows.values():
         row["ratio"] = row["images/s"] / rows["training step"]["images/s"]
@@ -251,7 +253,7 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
         "training step": steps[label],
         "input path": partial(Batches, case, members),
     }
-    tables["input path, ratio to the training step"] = timed(case, parts, case.batch_size, memory=False)
+    tables["input path, ratio to the training step"] = time_builders(case, parts, case.batch_size, memory=False)
     return tables
 
 
@@ -267,12 +269,12 @@ def _networks_to_pass(case: Benchmark, label: str) -> dict[str, Callable[[], lis
     }
 
 
-def timed(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, memory: bool = True) -> Rows:
+def time_builders(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, memory: bool = True) -> Rows:
     """Return the rows of a table; ratios are against its first candidate."""
     calls = {name: build() for name, build in builders.items()}
-    seconds = interleaved(calls, case.rounds, case.device)
+    seconds = time_in_turns(calls, case.rounds, case.device)
     first = next(iter(seconds.values()))
-    rows = {name: summary(taken, against=first) for name, taken in seconds.items()}
+    rows = {name: summarise(taken, against=first) for name, taken in seconds.items()}
     for name, row in rows.items():
         row["images/s"] = 1e3 * batch_size / row["ms"]
         if memory:
@@ -280,7 +282,7 @@ def timed(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, mem
     return rows
 
 
-def interleaved(
+def time_in_turns(
     calls: Mapping[str, Call], rounds: int, device: torch.device | None = None, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Return seconds per call, ``rounds`` for each, taken in turns. On a GPU each turn is of ten calls."""
@@ -299,11 +301,11 @@ def interleaved(
     return seconds
 
 
-def summary(seconds: list[float], against: list[float] | None = None) -> dict[str, float]:
+def summarise(seconds: list[float], against: list[float] | None = None) -> dict[str, float]:
     """Return the median in ms with its quartiles and, against another candidate, the median of paired ratios.
 
     Example:
-        >>> summary([0.001, 0.002, 0.003], against=[0.001, 0.001, 0.001])
+        >>> summarise([0.001, 0.002, 0.003], against=[0.001, 0.001, 0.001])
         {'ms': 2.0, 'low': 1.0, 'high': 3.0, 'ratio': 2.0}
     """
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3

@@ -16,8 +16,8 @@ from mixmo.data.local import DOWNLOAD
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import Predictions, joined, predict
-from mixmo.kept import keep_tensors, read_tensors
+from mixmo.evaluation.predictions import Predictions, join_predictions, predict
+from mixmo.cache import keep_tensors, read_tensors
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import conformity, set_threshold
 from mixmo.metrics.selective import confidence_threshold
@@ -37,7 +37,7 @@ class Calibration:
 
     Example:
         >>> import torch
-        >>> found = calibration_of(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+        >>> found = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
         >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_threshold(0.5) > 0.7
         (3.64, 0.75, True)
     """
@@ -60,7 +60,7 @@ class Calibration:
         return (logits.double() / self.temperature).softmax(1)
 
 
-def calibration_of(logits: Tensor, targets: Tensor) -> Calibration:
+def fit_calibration(logits: Tensor, targets: Tensor) -> Calibration:
     """Return the calibration that validation images give.
 
     T is :func:`mixmo.metrics.fit_temperature`'s; where every image is right it is at least 1, since the likelihood then
@@ -95,10 +95,10 @@ def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False
     """
     if not run.settings.data.validation:
         return None
-    if not refresh and (known := kept_calibration(run)) is not None:
+    if not refresh and (known := load_kept_calibration(run)) is not None:
         return known
     found = predict(run, "validation", precision, refresh)
-    calibration = calibration_of(mean_logits(found.logits), found.targets)
+    calibration = fit_calibration(mean_logits(found.logits), found.targets)
     tensors = {"confidence": calibration.confidence, "correct": calibration.correct, "likely": calibration.likely}
     note = {"checkpoint": run.digest, "temperature": calibration.temperature}
     keep_tensors(_file(run), tensors, note)
@@ -120,10 +120,10 @@ def calibrate_ensemble(runs: Sequence[TrainedRun], precision: str = "32-true", r
     for run, name in zip(runs, names, strict=True):
         if not run.settings.data.validation:
             raise InputError(f"{name} held out no images for validation (data.validation is 0).")
-    return pooled_calibration([predict(run, "validation", precision, refresh) for run in runs], names)
+    return pool_calibration([predict(run, "validation", precision, refresh) for run in runs], names)
 
 
-def pooled_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Calibration:
+def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Calibration:
     """Return the calibration of the average of all members' logits on validation images that networks share.
 
     Args:
@@ -137,7 +137,7 @@ def pooled_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Ca
         >>> import torch
         >>> logits, targets = torch.tensor([[[4.0, 0.0]]] * 4), torch.tensor([0, 0, 0, 1])
         >>> one, two = (Predictions(scale * logits, targets, ["a", "b"], images="x") for scale in (1, 3))
-        >>> round(pooled_calibration([one, two], ["one", "two"]).temperature, 2)   # 8 / T = log 3
+        >>> round(pool_calibration([one, two], ["one", "two"]).temperature, 2)   # 8 / T = log 3
         7.28
     """
     first = parts[0]
@@ -149,8 +149,8 @@ def pooled_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Ca
                 f"{names[0]} and {name} held out different images for validation, so that one has learnt from what the "
                 "other is judged by; train them with one data.split_seed, or give the dataset a val folder."
             )
-    found = joined(parts, names)
-    return calibration_of(mean_logits(found.logits), found.targets)
+    found = join_predictions(parts, names)
+    return fit_calibration(mean_logits(found.logits), found.targets)
 
 
 def calibrate_run(
@@ -172,7 +172,7 @@ def calibrate_run(
         calibrate(trained)
 
 
-def kept_calibration(run: TrainedRun) -> Calibration | None:
+def load_kept_calibration(run: TrainedRun) -> Calibration | None:
     """Return the calibration kept in a run's folder; ``None`` if there is none, or it is of another checkpoint.
 
     Args:

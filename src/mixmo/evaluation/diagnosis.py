@@ -14,7 +14,7 @@ from mixmo.data.policies import Policy
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import Network, TrainedRun
 from mixmo.evaluation.records import read_history
-from mixmo.kept import keep_json, read_json
+from mixmo.cache import keep_json, read_json
 
 IMAGES = 16
 """Images that each member is shown, next to as many for the others."""

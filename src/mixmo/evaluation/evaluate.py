@@ -126,13 +126,13 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
         for both in between:
             both.update(log_members.exp(), labels, log_members)
     average, probability_average, *each = (
-        _computed([score, *rest]) for score, rest in zip(scores, others, strict=True)
+        _compute_all([score, *rest]) for score, rest in zip(scores, others, strict=True)
     )
     average |= _two_fold_metrics(logits, targets)
-    return EnsembleMetrics(average, probability_average, each, _computed(between))
+    return EnsembleMetrics(average, probability_average, each, _compute_all(between))
 
 
-def _computed(metrics: Iterable[Metric]) -> dict[str, float]:
+def _compute_all(metrics: Iterable[Metric]) -> dict[str, float]:
     return {key: value.item() for metric in metrics for key, value in metric.compute().items()}
 
 

@@ -220,7 +220,7 @@ def predict_logits(
 
     Args:
         net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
-        batches: From ``mixmo.data.sets.evaluation_loader``.
+        batches: From ``mixmo.data.sets.build_evaluation_loader``.
         augment: Its center crop and normalisation are used.
         device: Where ``net`` is.
     """

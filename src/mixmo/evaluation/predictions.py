@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
-from mixmo.data.sets import check_shared_memory, evaluation_loader
+from mixmo.data.sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
 from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.inference import TrainedRun, autocast, predict_logits
-from mixmo.kept import keep_tensors, read_tensors
+from mixmo.cache import keep_tensors, read_tensors
 from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 
@@ -88,7 +88,7 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
     return found
 
 
-def kept_predictions(run: TrainedRun, dataset: str, precision: str = "32-true") -> Predictions | None:
+def load_kept_predictions(run: TrainedRun, dataset: str, precision: str = "32-true") -> Predictions | None:
     """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone.
 
     Args:
@@ -110,7 +110,7 @@ def _file(run: TrainedRun, dataset: str, precision: str) -> Path:
 def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
     network, (images, classes) = run.network, run.images(dataset)
     check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
-    batches = evaluation_loader(images, run.settings.data, network.device)
+    batches = build_evaluation_loader(images, run.settings.data, network.device)
     with autocast(network.device, precision):
         logits, targets = predict_logits(network.net, batches, network.augment, network.device)
     return Predictions(logits, targets, classes, network.epochs)
@@ -190,7 +190,7 @@ def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list
         raise InputError(f"{file} has names of classes that cannot be read: {reason(error)}.") from error
 
 
-def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
+def join_predictions(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     """Return the predictions of all members of several runs, as one ensemble.
 
     Args:
@@ -202,7 +202,7 @@ def joined(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
 
     Example:
         >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
-        >>> joined([one, one], ["x", "y"]).logits.shape
+        >>> join_predictions([one, one], ["x", "y"]).logits.shape
         torch.Size([4, 4, 3])
     """
     first = parts[0]

@@ -12,7 +12,7 @@ from mixmo.evaluation.calibration import Calibration, calibrate, calibrate_ensem
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import Predictions, joined, predict, read_predictions
+from mixmo.evaluation.predictions import Predictions, join_predictions, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import OutOfDistribution, PredictionSets
 from mixmo.metrics.chunks import mean_logits
@@ -131,12 +131,12 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
         run.tell_of_changes()
 
     def predictions(dataset: str) -> Predictions:
-        return joined([predict(run, dataset, options.precision, options.refresh) for run in runs], names)
+        return join_predictions([predict(run, dataset, options.precision, options.refresh) for run in runs], names)
 
     test = predictions("test")
     others = {dataset: predictions(dataset) for dataset in options.ood}
     metrics = measure(test.logits, test.targets)
-    calibration, unscaled = _calibrated(runs, options)
+    calibration, unscaled = _find_calibration(runs, options)
     scaled = scaled_metrics(test, calibration) if calibration else {}
     ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
     corruptions = None
@@ -147,7 +147,7 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
     return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis)
 
 
-def _calibrated(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[Calibration | None, str]:
+def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[Calibration | None, str]:
     """Return the calibration, or why several runs have none together."""
     if len(runs) == 1:
         return calibrate(runs[0], options.precision, options.refresh), ""

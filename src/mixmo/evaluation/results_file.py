@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import kept_predictions
+from mixmo.evaluation.predictions import load_kept_predictions
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_trained
 from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.ood import DETECTION, SCORES
@@ -129,7 +129,7 @@ def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptio
     found = {}
     for name in names:
         metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in DETECTION} for score in SCORES}
-        kept = kept_predictions(trained, name, options.precision)
+        kept = load_kept_predictions(trained, name, options.precision)
         if kept is not None:
             found[name] = OODResult(kept, metrics)
     return found

@@ -17,12 +17,12 @@ from torch import Tensor
 from mixmo import __version__
 from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
-from mixmo.data.sets import evaluation_loader
+from mixmo.data.sets import build_evaluation_loader
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.arrays import open_npy
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast
-from mixmo.kept import keep_json, read_json
+from mixmo.cache import keep_json, read_json
 from mixmo.metrics.chunks import mean_logits
 from mixmo.names import printable
 from mixmo.seeding import generator_for
@@ -86,7 +86,7 @@ class GeneratedCorruptions:
 
     def __init__(self, run: TrainedRun) -> None:
         images, _ = run.images("test")
-        self.loader = evaluation_loader(images, replace(run.settings.data, eval_batch_size=BLOCK), run.device)
+        self.loader = build_evaluation_loader(images, replace(run.settings.data, eval_batch_size=BLOCK), run.device)
         self.device, self.kinds = run.device, tuple(KINDS)
         height, width = images.__getitems__([0]).images.shape[1:3]
         table = "ImageNet-C" if table_for(height, width) is LARGE else "CIFAR-C"
@@ -196,7 +196,7 @@ def evaluate_corruptions(
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
-        kinds[kind] = {severity: _measured(runs, corruptions, kind, severity, precision) for severity in SEVERITIES}
+        kinds[kind] = {severity: _measure_one(runs, corruptions, kind, severity, precision) for severity in SEVERITIES}
         shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in kinds[kind].values())
         logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), shown)
         whole = len(kinds) == len(corruptions.kinds)
@@ -213,11 +213,11 @@ def _about(runs: Sequence[TrainedRun], precision: str, folder: str | Path | None
         "data": [run.data_settings for run in runs],
         "fingerprint": runs[0].fingerprint("test"),
         "precision": precision,
-        "files": None if folder is None else _listed(Path(folder)),
+        "files": None if folder is None else _list_files(Path(folder)),
     }
 
 
-def _listed(folder: Path) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     """Return what tells whether the files are those of an earlier call."""
     if not folder.is_dir():
         raise MissingError(f"there is no folder of corruptions {folder}.")
@@ -264,7 +264,7 @@ def _logits(run: TrainedRun, images: Tensor, precision: str) -> Tensor:
 
 
 @torch.inference_mode()
-def _measured(
+def _measure_one(
     runs: Sequence[TrainedRun], corruptions: Corruptions, kind: str, severity: int, precision: str
 ) -> dict[str, float]:
     parts, labels = [], []

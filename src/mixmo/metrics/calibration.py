@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mixmo.metrics.checks import check_probabilities, check_targets, gathered, zeros
+from mixmo.metrics.checks import check_probabilities, check_targets, gather_state, zeros
 
 THRESHOLD = 0.01
 
@@ -92,7 +92,7 @@ class Calibration(Metric):
         Raises:
             InputError: if there were none.
         """
-        confidence, correct = gathered(self.confidence), gathered(self.correct)
+        confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         count = len(confidence)
         mean_gaps = self.gaps.abs() / self.counts.clamp(min=1)
         sums, _ = _equal_parts(confidence, correct, self.bins)

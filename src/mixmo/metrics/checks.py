@@ -100,14 +100,14 @@ def _check_finite(values: Tensor, what: str) -> None:
         raise InputError(f"{what} in row {int(bad[0])} are not finite ({len(bad)} such {rows} of {len(values)}).")
 
 
-def gathered(state: Tensor | list[Tensor]) -> Tensor:
+def gather_state(state: Tensor | list[Tensor]) -> Tensor:
     """Return what a metric has gathered, batch by batch or from several processes, as one tensor.
 
     Raises:
         InputError: if that is nothing.
 
     Example:
-        >>> gathered([torch.zeros(1), torch.ones(1)])
+        >>> gather_state([torch.zeros(1), torch.ones(1)])
         tensor([0., 1.])
     """
     check_some(len(state) if isinstance(state, Tensor) else sum(map(len, state)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mixmo.errors import InputError
-from mixmo.metrics.checks import check_logits, gathered
+from mixmo.metrics.checks import check_logits, gather_state
 from mixmo.metrics.chunks import in_chunks
 
 ROUNDING = 1e-12
@@ -98,7 +98,7 @@ class OutOfDistribution(Metric):
         Raises:
             InputError: if one of the two kinds of images is missing, or both.
         """
-        scores, out = gathered(self.scores), gathered(self.out).cpu().numpy()
+        scores, out = gather_state(self.scores), gather_state(self.out).cpu().numpy()
         if out.all() or not out.any():
             raise InputError("out-of-distribution metrics need images of both kinds, but all are of one.")
         found = {}

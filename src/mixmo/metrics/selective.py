@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mixmo.errors import InputError
-from mixmo.metrics.checks import check_probabilities, check_targets, gathered
+from mixmo.metrics.checks import check_probabilities, check_targets, gather_state
 
 COVERAGES = (95, 99)
 
@@ -62,7 +62,7 @@ class SelectivePrediction(Metric):
         Raises:
             InputError: if there were none.
         """
-        confidence, correct = gathered(self.confidence), gathered(self.correct)
+        confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         errors, count = cumulative_errors(confidence, correct), len(confidence)
         kept = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
         best = (kept - correct.sum()).clamp(min=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def copied(module: Module) -> Module:
+def copy_module(module: Module) -> Module:
     """Return a copy that shares nothing with a module.
 
     Some modules keep tensors that they computed, such as attention biases until the next training step; torch copies
@@ -21,7 +21,7 @@ def copied(module: Module) -> Module:
         >>> import torch
         >>> layer = nn.Linear(2, 2)
         >>> layer.kept = {"double": layer.weight * 2}
-        >>> torch.equal(copied(layer).kept["double"], layer.weight * 2)
+        >>> torch.equal(copy_module(layer).kept["double"], layer.weight * 2)
         True
     """
     memo: dict[int, Any] = {}

@@ -7,7 +7,7 @@ from torch import nn
 
 from mixmo.errors import InputError
 from mixmo.models.convolutions import is_known, scale
-from mixmo.models.copying import copied
+from mixmo.models.copying import copy_module
 
 
 def parts_of_members(
@@ -31,19 +31,19 @@ def parts_of_members(
 
 def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]) -> list[nn.Module]:
     if not fresh:
-        return [copied(module) for _ in range(count)]
-    return [module, *(others or (drawn_like(module) for _ in range(count - 1)))]
+        return [copy_module(module) for _ in range(count)]
+    return [module, *(others or (draw_like(module) for _ in range(count - 1)))]
 
 
 @torch.no_grad()
-def drawn_like(module: nn.Module) -> nn.Module:
+def draw_like(module: nn.Module) -> nn.Module:
     """Return a copy whose every parameter is drawn from the normal distribution of its mean and deviation.
 
     Example:
-        >>> drawn_like(nn.Linear(2, 3)).weight.shape
+        >>> draw_like(nn.Linear(2, 3)).weight.shape
         torch.Size([3, 2])
     """
-    drawn = copied(module)
+    drawn = copy_module(module)
     for parameter in drawn.parameters():
         if parameter.numel() > 1:
             parameter.copy_(torch.empty_like(parameter).normal_() * parameter.std() + parameter.mean())
@@ -65,7 +65,7 @@ def share_out(encoders: list[nn.Module], name: str) -> None:
 
     Example:
         >>> stem = nn.Conv2d(3, 8, 3)
-        >>> encoders = [copied(stem), copied(stem)]
+        >>> encoders = [copy_module(stem), copy_module(stem)]
         >>> share_out(encoders, "conv1")
         >>> torch.equal(encoders[0].weight + encoders[1].weight, stem.weight)
         True
@@ -89,7 +89,7 @@ def add_noise(modules: list[nn.Module], share: float) -> None:
 
     Example:
         >>> layer = nn.Linear(8, 8)
-        >>> one, two = copied(layer), copied(layer)
+        >>> one, two = copy_module(layer), copy_module(layer)
         >>> add_noise([one, two], 0.1)
         >>> torch.equal(one.weight, two.weight), torch.allclose((one.weight + two.weight) / 2, layer.weight)
         (False, True)

@@ -48,7 +48,7 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
         True
     """
     kind = type(backbone).__name__
-    nodes, place = _followed(backbone, name, kind)
+    nodes, place = _trace_path(backbone, name, kind)
     before, cut, after = nodes[:place], nodes[place], nodes[place + 1 :]
 
     first, second = fx.Graph(), fx.Graph()
@@ -74,7 +74,7 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
     return SplitBackbone(fx.GraphModule(backbone, first, kind), fx.GraphModule(backbone, second, kind))
 
 
-def _followed(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node], int]:
+def _trace_path(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node], int]:
     """Return the steps of a backbone's forward, and which of them is the module to cut behind."""
     one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
     try:

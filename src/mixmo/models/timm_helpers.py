@@ -14,7 +14,7 @@ DELEGATED = ("pretrained_cfg", "default_cfg", "no_weight_decay", "group_matcher"
 PREFIX = "backbone."
 
 
-def answered(backbone: nn.Module, name: str) -> Any:
+def delegate(backbone: nn.Module, name: str) -> Any:
     """Return one of :data:`DELEGATED` of a backbone, for the module whose ``backbone`` it is.
 
     Raises:
@@ -22,7 +22,7 @@ def answered(backbone: nn.Module, name: str) -> Any:
 
     Example:
         >>> import timm
-        >>> answered(timm.create_model("vit_tiny_patch16_224"), "no_weight_decay")() >= {"backbone.pos_embed"}
+        >>> delegate(timm.create_model("vit_tiny_patch16_224"), "no_weight_decay")() >= {"backbone.pos_embed"}
         True
     """
     own = getattr(backbone, name)

@@ -95,7 +95,7 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
     below.set_ylabel("images, %")
     below.set_xlabel("confidence, %")
     below.set_xlim(100 * min(start, left.min()), 101)
-    return finished(figure)
+    return set_label_sizes(figure)
 
 
 def risk_coverage(parts: Mapping[str, Samples]) -> Figure:
@@ -171,10 +171,10 @@ def legend(figure: Figure, axis: Axes, wanted: bool = True) -> Figure:
         longest = max(map(len, names), default=0)
         columns = 3 if longest <= 12 else 2 if longest <= 24 else 1
         axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=columns, fontsize=8, borderaxespad=0)
-    return finished(figure)
+    return set_label_sizes(figure)
 
 
-def finished(figure: Figure) -> Figure:
+def set_label_sizes(figure: Figure) -> Figure:
     """Set the sizes of labels."""
     for axis in figure.axes:
         axis.tick_params(labelsize=8)

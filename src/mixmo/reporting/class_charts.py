@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from mixmo.evaluation.intervals import wilson
 from mixmo.evaluation.predictions import Predictions
 from mixmo.names import label, printable
-from mixmo.reporting.charts import SIZE, finished, new_axes
+from mixmo.reporting.charts import SIZE, new_axes, set_label_sizes
 from mixmo.reporting.svg import BLUE, INK, RED
 
 NAME = 32
@@ -46,7 +46,7 @@ def confusion(counts: Array, classes: Sequence[str]) -> Figure:
     texts = [[f"{count:.0f}" if count else "" for count in row] for row in counts]
     _cells(axis, np.sqrt(shares), colors, texts, [_short(name) for name in classes])
     axis.set_ylabel("true class")
-    return finished(figure)
+    return set_label_sizes(figure)
 
 
 def disagreement(found: Predictions, title: str) -> Figure:
@@ -64,7 +64,7 @@ def disagreement(found: Predictions, title: str) -> Figure:
              for row, line in enumerate(shares)]  # fmt: skip
     names = [f"member {index}" for index in range(len(shares))]
     _cells(axis, shares / max(shares.max(), 1e-9), [[BLUE] * len(shares)] * len(shares), texts, names)
-    return finished(figure)
+    return set_label_sizes(figure)
 
 
 def _cells(
@@ -102,7 +102,7 @@ def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: f
     axis.set_yticks(places, [f"{_short(name)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
     axis.set_ylim(len(classes) - 0.4, -0.6)
     axis.set_xlim(100 * low.min() - 1, 101)
-    return finished(figure)
+    return set_label_sizes(figure)
 
 
 def differences(parts: Mapping[str, Difference], heading: str, better: bool | None) -> Figure:
@@ -123,7 +123,7 @@ def differences(parts: Mapping[str, Difference], heading: str, better: bool | No
     axis.set_yticks(range(len(parts)), [_short(name) for name in parts])
     axis.set_ylim(len(parts) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
-    return finished(figure)
+    return set_label_sizes(figure)
 
 
 def _short(name: str) -> str:

@@ -29,7 +29,7 @@ LARGEST = 160
 EMPTY: Mapping[tuple[int, int], str] = {}
 
 
-def _shown(value: Any) -> Any:
+def _make_printable(value: Any) -> Any:
     """Make text printable on its way into a page; Jinja2 escapes it after that."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
@@ -42,7 +42,7 @@ ENVIRONMENT = Environment(
     loader=PackageLoader("mixmo.reporting"),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=_shown,
+    finalize=_make_printable,
     trim_blocks=True,
     lstrip_blocks=True,
 )
@@ -77,7 +77,7 @@ def part(macro: str, *content: Any) -> Markup:
     return Markup(made)
 
 
-def guarded(make: Callable[[], Markup], description: str) -> Markup:
+def render_safely(make: Callable[[], Markup], description: str) -> Markup:
     """Return a part of a page; a sentence, and a warning, where making it fails.
 
     Args:
@@ -111,7 +111,7 @@ def chart(draw: Callable[[], Figure], caption: str, alt: str = "") -> Markup:
         with page_style():
             return part("plot", Markup(inline_svg(draw(), alt or caption)), caption)
 
-    return guarded(make, caption)
+    return render_safely(make, caption)
 
 
 def png_of(figure: Figure, dpi: int = 110) -> bytes:

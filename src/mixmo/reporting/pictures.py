@@ -77,7 +77,7 @@ def grid(
     heading: str, data: DataModule, tested: Predictions, numbers: Sequence[int], lines: Callable[[int], list[str]]
 ) -> Markup:
     """Return :func:`image_grid` under a heading; a sentence where images cannot be read."""
-    return pages.guarded(lambda: pages.part("images", heading, image_grid(data, tested, numbers, lines)), heading)
+    return pages.render_safely(lambda: pages.part("images", heading, image_grid(data, tested, numbers, lines)), heading)
 
 
 def mistakes(name: str, data: DataModule, tested: Predictions, samples: Samples, count: int = IMAGES) -> Markup:

@@ -16,7 +16,7 @@ from mixmo.batch_mixing import MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.plan import Plan
 from mixmo.data.module import DataModule
-from mixmo.data.sets import train_loader
+from mixmo.data.sets import build_train_loader
 from mixmo.files import check_place, is_marked, make_folder, write_bytes, write_text
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
@@ -54,7 +54,7 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
     data = DataModule(settings.data, settings.seed)
     net = build_network(settings, data)
     maker = build_maker(settings, net, data)
-    loader = train_loader(data.train, settings.data, settings.seed, torch.device("cpu"))
+    loader = build_train_loader(data.train, settings.data, settings.seed, torch.device("cpu"))
     mixtures = []
     for step, batch in zip(range(MIXTURES), loader, strict=False):  # each from a step of its own, as training draws it
         with torch.random.fork_rng():
@@ -95,7 +95,7 @@ def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes:
             row[2 * member + 1].imshow(montage(masks[member]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             weight = mixed.weights[0, member].item()
             row[2 * member + 1].set_title(f"mask {member}\nratio {ratios[member]:.2f}, weight {weight:.2f}", fontsize=8)
-        row[-1].imshow(blended(inputs, masks), interpolation="nearest")
+        row[-1].imshow(blend(inputs, masks), interpolation="nearest")
         alike = bool(mixed.shared) and members > 1
         row[-1].set_title("mixture\n(one image)" if alike else "mixture", fontsize=8)
     for axis in axes.flat:
@@ -130,7 +130,7 @@ def catalogue_figure(mixer: Mixer, shape: FeatureShape) -> Figure:
             row[-1].text(0.5, 0.5, str(error), ha="center", va="center", fontsize=6, wrap=True)
             continue
         for axis, mask in zip(row, masks, strict=False):
-            axis.imshow(colored(mask), interpolation="nearest")
+            axis.imshow(color_masks(mask), interpolation="nearest")
         row[-1].hist(ratios[:, 0].numpy(), bins=40, range=(0, 1), color="0.4")
         row[-1].axvline(ratios[:, 0].mean().item(), color="tab:red", linewidth=1)
         row[-1].set_title(f"realised ratio, mean {ratios[:, 0].mean().item():.3f}", fontsize=7, pad=2)
@@ -181,7 +181,7 @@ def montage(mask: Tensor) -> np.ndarray:
     return picture.reshape(rows * height, columns * width)
 
 
-def colored(masks: Tensor) -> np.ndarray:
+def color_masks(masks: Tensor) -> np.ndarray:
     """Return the masks (M, F, h, w) of one mixture as a picture in which each member has a colour."""
     shares = np.stack([montage(mask) for mask in masks], -1)
     colors: np.ndarray = COLORS[np.arange(len(masks)) % len(COLORS)]
@@ -189,7 +189,7 @@ def colored(masks: Tensor) -> np.ndarray:
     return picture
 
 
-def blended(inputs: np.ndarray, masks: Tensor) -> np.ndarray:
+def blend(inputs: np.ndarray, masks: Tensor) -> np.ndarray:
     """Return Σ_i mask_i ⊙ input_i in pixels, an image of what the mixing block does to features.
 
     Args:

@@ -21,7 +21,7 @@ from mixmo.network import MixMo
 from mixmo.seeding import DrawingFrom, generator_for
 from mixmo.training.masks import find_masks
 from mixmo.training.objectives import find_objective
-from mixmo.training.starting import started
+from mixmo.training.starting import init_from_pretrained
 
 
 def build_network(settings: Settings, data: DataModule, drawn: bool = False, module: nn.Module | None = None) -> MixMo:
@@ -45,7 +45,7 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False, mod
         elif module is not None:
             net = MixMo(module, own.num_members, len(data.classes), mix_at=own.mix_at)
         elif own.start is not None and not drawn:
-            net = started(settings, own.start, data)
+            net = init_from_pretrained(settings, own.start, data)
         else:
             net = MixMo(
                 own.backbone,

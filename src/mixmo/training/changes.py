@@ -13,7 +13,7 @@ from mixmo.config.plan import Plan, flatten
 from mixmo.config.settings import known_settings, neutral_settings
 from mixmo.errors import InputError
 from mixmo.files import read_yaml, write_text, yaml_text
-from mixmo.run_settings import filled, section_of
+from mixmo.run_settings import fill_open_settings, get_section
 from mixmo.runs import RunFolder
 
 MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
@@ -31,9 +31,9 @@ def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | Non
         conditions: What results depend on beside; of these too.
     """
     about = run.about()
-    began, resolved = (dict(section_of(about, key)) for key in ("settings", "resolved"))
-    first = dict(flatten(filled(began, resolved))) | run.conditions()
-    now = dict(flatten(filled(yaml.safe_load(plan.yaml), plan.resolved))) | dict(conditions or {})
+    began, resolved = (dict(get_section(about, key)) for key in ("settings", "resolved"))
+    first = dict(flatten(fill_open_settings(began, resolved))) | run.conditions()
+    now = dict(flatten(fill_open_settings(yaml.safe_load(plan.yaml), plan.resolved))) | dict(conditions or {})
     return {
         name: (first[name], value) for name, value in now.items()
         if name in first and name not in PERMISSIONS and first[name] != value

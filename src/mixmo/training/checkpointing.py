@@ -91,7 +91,7 @@ class Checkpoints(Checkpoint):
         stopped, due = self.signals.agree(self._due(step), step)
         if (stopped or due) and not trainer.is_last_batch:
             assert isinstance(pl_module, Training)
-            pl_module.ready()
+            pl_module.sync_before_eval()
             self._keep(trainer)
             if stopped:
                 self.signals.stop(f"step {step}")

@@ -30,7 +30,7 @@ from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_resumable, finished_batches
 from mixmo.training.step import Training
-from mixmo.training.trainer import Prepared, build_loggers, train, undisturbed
+from mixmo.training.trainer import Prepared, build_loggers, silence_lightning, train
 
 FETCHING = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Options of timm's models that read weights from elsewhere."""
@@ -68,7 +68,7 @@ def fit(
         TrainingError: if the loss is not finite.
     """
     first = is_first()
-    with undisturbed():
+    with silence_lightning():
         if first and not resume:
             run.check_free()
         if resume and not accept_changes:
@@ -77,7 +77,7 @@ def fit(
         conditions = find_conditions(plan, prepared.training.net, prepared.loaders.data)
         if resume and not accept_changes:
             check_unchanged(run, plan, conditions)
-        with run.locked() if first else nullcontext():
+        with run.lock() if first else nullcontext():
             if first:
                 run.remove_partial_files()
             checkpoint = _resumed_checkpoint(plan, run, prepared, conditions, first) if resume else None

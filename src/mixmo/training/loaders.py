@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.module import DataModule
-from mixmo.data.sets import DistinctBatch, check_shared_memory, evaluation_loader, train_loader
+from mixmo.data.sets import DistinctBatch, build_evaluation_loader, build_train_loader, check_shared_memory
 from mixmo.training import ranks
 
 
@@ -55,7 +55,7 @@ class Loaders(L.LightningDataModule):
         device = self._device()
         self.images = self.images.to(device)
         epoch, start = self.begun
-        return train_loader(
+        return build_train_loader(
             self.images, self.settings, self.seed, device, epoch, start=start, part=ranks.part(), copies=self.copies
         )
 
@@ -63,12 +63,12 @@ class Loaders(L.LightningDataModule):
         """Return the loader of this rank's validation images, if there are any."""
         if self.data.validation is None:
             return []
-        return evaluation_loader(self.data.validation, self.settings, self._device(), ranks.part())
+        return build_evaluation_loader(self.data.validation, self.settings, self._device(), ranks.part())
 
     def samples(self, epoch: int, batches: int) -> Iterator[DistinctBatch]:
         """Yield global batches of an epoch's training images, in an order of their own, on the device."""
         device = self._device()
-        loader = train_loader(
+        loader = build_train_loader(
             self.images, self.settings, self.seed, device, epoch, "statistics", batches, part=ranks.part(),
             copies=self.copies,
         )  # fmt: skip

@@ -97,11 +97,11 @@ def gather(batch: DistinctBatch) -> DistinctBatch:
     """
     if size() == 1:
         return batch
-    images, labels = _gathered(batch.images), _gathered(batch.labels)
+    images, labels = _gather_tensor(batch.images), _gather_tensor(batch.labels)
     return DistinctBatch(images, labels, torch.arange(len(labels), device=labels.device))
 
 
-def _gathered(own: Tensor) -> Tensor:
+def _gather_tensor(own: Tensor) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(size())]
     dist.all_gather(parts, own.contiguous())
     return torch.cat(parts)

@@ -12,7 +12,7 @@ from mixmo.training.ranks import total_norm
 
 
 @contextmanager
-def perturbed(net: nn.Module, radius: float) -> Iterator[None]:
+def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
     """Hold the weights at w + radius · g / ‖g‖ inside this context, g being their gradient (equation 2).
 
     After it weights and buffers, such as batch-norm statistics, are as they were; gradients are what was made of them.
@@ -24,7 +24,7 @@ def perturbed(net: nn.Module, radius: float) -> Iterator[None]:
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> layer.weight.grad, before = torch.tensor([[-3.0]]), layer.weight.item()
-        >>> with perturbed(layer, 0.5):
+        >>> with perturb_weights(layer, 0.5):
         ...     round(layer.weight.item() - before, 4)
         -0.5
     """

@@ -41,7 +41,7 @@ COUNTER = "n_averaged"
 """Beside the weights, what torch's averages have counted."""
 
 
-def started(settings: Settings, start: str, data: DataModule) -> MixMo:
+def init_from_pretrained(settings: Settings, start: str, data: DataModule) -> MixMo:
     """Return a network whose members start from trained weights: it computes at first what the plain one computed.
 
     Encoders are the trained stem / M, heads the trained head. Where ``model.fresh_heads`` is set, or the classes are

@@ -23,7 +23,7 @@ from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 from mixmo.training import ranks
 from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, warmup_steps
-from mixmo.training.sam import perturbed
+from mixmo.training.sam import perturb_weights
 from mixmo.training.sums import EpochSums, TrainingError
 
 STATISTICS_BATCHES = 50
@@ -82,7 +82,7 @@ class Training(L.LightningModule):
         # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
-        self._compiled_net = compiled(self._validated)
+        self._compiled_net = compiled(self._validation_logits)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; :meth:`optimizer_step` sets its learning rate."""
@@ -119,7 +119,7 @@ class Training(L.LightningModule):
         logits, targets = [], []
         for part in self._parts():
             self.generator.manual_seed(seed_for(self.settings.seed, self.global_step))
-            mixed = self._mixed(batch, self.generator, part)
+            mixed = self._mix(batch, self.generator, part)
             answers, loss = self._compiled_loss(mixed)
             if losses:
                 losses[-1].backward()  # all parts but the last, whose gradient the trainer asks for
@@ -136,7 +136,7 @@ class Training(L.LightningModule):
         size, first = self.settings.data.batch_size // parts, self.accumulate * ranks.rank()
         return [slice(size * number, size * (number + 1)) for number in range(first, first + self.accumulate)]
 
-    def _mixed(self, batch: DistinctBatch, generator: torch.Generator, part: slice = WHOLE) -> MixedBatch:
+    def _mix(self, batch: DistinctBatch, generator: torch.Generator, part: slice = WHOLE) -> MixedBatch:
         """Return a part of the mixtures of a step, with p and rho as they stand at it."""
         return self.maker(batch, generator, self.progress(), self.mask_progress(), part)
 
@@ -154,7 +154,7 @@ class Training(L.LightningModule):
         logits = self.net(mixed.inputs, mixed.masks)
         return logits, mixed.loss(logits)
 
-    def _validated(self, images: Tensor) -> Tensor:
+    def _validation_logits(self, images: Tensor) -> Tensor:
         return (self.average or self.net).members(images)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -189,8 +189,8 @@ class Training(L.LightningModule):
             group["lr"] = group["initial_lr"] * self.schedule(step)
         assert optimizer_closure is not None
         if self.settings.optimizer.sam_radius:
-            optimizer_closure = partial(self._twice, optimizer_closure)
-        optimizer_closure = partial(self._looked_at, optimizer_closure, step, self._copied_buffers())
+            optimizer_closure = partial(self._sam_closure, optimizer_closure)
+        optimizer_closure = partial(self._with_finite_check, optimizer_closure, step, self._copied_buffers())
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._move_average(step)
 
@@ -198,7 +198,7 @@ class Training(L.LightningModule):
         """Return copies of the network's buffers where steps may be skipped: their forward passes change statistics."""
         return [each.clone() for each in self.net.buffers()] if self.skip else []
 
-    def _looked_at(self, closure: Callable[[], Any], step: int, buffers: Sequence[Tensor]) -> Any:
+    def _with_finite_check(self, closure: Callable[[], Any], step: int, buffers: Sequence[Tensor]) -> Any:
         """Note a step whose loss or gradient is not finite; without its gradient, no optimiser does anything.
 
         Where it is skipped, the network's buffers become again what they were.
@@ -215,12 +215,12 @@ class Training(L.LightningModule):
                 own.copy_(before)
         return loss
 
-    def _twice(self, closure: Callable[[], Any]) -> Any:
+    def _sam_closure(self, closure: Callable[[], Any]) -> Any:
         """Return the loss at the weights, and leave the gradient at the perturbed ones, for the same mixtures."""
         loss = closure()
         self._perturbed = True
         try:
-            with perturbed(self.net, self.settings.optimizer.sam_radius):
+            with perturb_weights(self.net, self.settings.optimizer.sam_radius):
                 closure()
         finally:
             self._perturbed = False
@@ -259,7 +259,7 @@ class Training(L.LightningModule):
             parameters = [list(net.parameters()) for net in (self.average, self.net)]
             get_ema_multi_avg_fn(decay)(*parameters, None)
 
-    def ready(self) -> None:
+    def sync_before_eval(self) -> None:
         """Never let weights be kept or validated that are not finite, or an average that is not ready."""
         self.check_finite()
         if self._ready_at == self.global_step:
@@ -276,11 +276,11 @@ class Training(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Get ready for a checkpoint."""
-        self.ready()
+        self.sync_before_eval()
 
     def on_validation_start(self) -> None:
         """Get ready for validation."""
-        self.ready()
+        self.sync_before_eval()
         self.scores = torch.zeros(self.net.num_members + 3, device=self.device)
 
     def estimate_statistics(self) -> None:
@@ -303,13 +303,13 @@ class Training(L.LightningModule):
 
     def _mixtures(self, generator: torch.Generator) -> Iterator[dict[str, MixedBatch]]:
         for batch in self.sample_batches(self.current_epoch, STATISTICS_BATCHES):
-            yield {"mixed": self._mixed(batch, generator)}  # a tuple would be cut to its first part
+            yield {"mixed": self._mix(batch, generator)}  # a tuple would be cut to its first part
 
     def validation_step(self, batch: DistinctBatch, batch_idx: int) -> None:
         """Score the ensemble (logit average) and each member on images held out of the training set."""
         images, labels, index = batch
         targets = labels[index]
-        logits = self._evaluated(images, index)
+        logits = self._evaluate_batch(images, index)
         average = logits.mean(1)
         right = [(answer.argmax(1) == targets).sum() for answer in (average, *logits.unbind(1))]
         nll = torch.nn.functional.cross_entropy(average, targets, reduction="sum")
@@ -322,7 +322,7 @@ class Training(L.LightningModule):
         for name, score in zip(names, scores, strict=True):
             self.log(f"val_{name}", score / count, prog_bar=name != "nll", logger=False)
 
-    def _evaluated(self, images: Tensor, index: Tensor) -> Tensor:
+    def _evaluate_batch(self, images: Tensor, index: Tensor) -> Tensor:
         """Return logits of the images of ``index``; a compiled network is always shown a whole batch."""
         shown, size = index, self.settings.data.evaluation_size
         if self.settings.model.compile and len(index) < size:

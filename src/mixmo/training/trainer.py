@@ -150,7 +150,7 @@ QUIET = (
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def silence_lightning() -> Iterator[None]:
     """Train without what Lightning says of every run, and leave the process as it was."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels, deterministic = [each.level for each in loggers], torch.are_deterministic_algorithms_enabled()

@@ -22,7 +22,7 @@ SWEEP = "sweep"
 
 
 @cache
-def _shipped(name: str) -> dict[str, Recipe]:
+def _read_shipped(name: str) -> dict[str, Recipe]:
     content: dict[str, Recipe] = yaml.safe_load(files("mixmo.config.recipes").joinpath(name).read_text("utf-8"))
     return content
 
@@ -35,7 +35,7 @@ def catalogue() -> dict[str, Recipe]:
         >>> recipe["data"]["batch_repetition"], recipe["published"]
         (4, '85.77–85.92')
     """
-    return {name: _resolve(entry, "catalogue.yaml") for name, entry in _shipped("catalogue.yaml").items()}
+    return {name: _resolve(entry, "catalogue.yaml") for name, entry in _read_shipped("catalogue.yaml").items()}
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
@@ -61,8 +61,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
         if SWEEP in content:
             raise InputError(f"{path} is a sweep, of many runs: `mixmo sweep {path}` trains them.")
         return resolve(without_permission(content) if is_kept_configuration(path) else content, str(path))
-    one_of(str(recipe), _shipped("catalogue.yaml"), "recipe")
-    return resolve(_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
+    one_of(str(recipe), _read_shipped("catalogue.yaml"), "recipe")
+    return resolve(_read_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
 
 
 def resolve(content: Recipe, where: str) -> Recipe:
@@ -82,11 +82,11 @@ def resolve(content: Recipe, where: str) -> Recipe:
     return {key: value for key, value in _resolve(content, where).items() if key not in NOTES}
 
 
-def combined(parts: Sequence[Recipe], where: str) -> Recipe:
+def combine_bases(parts: Sequence[Recipe], where: str) -> Recipe:
     """Return what several parts of a recipe set: all that they extend first, then their own settings, the last on top.
 
     Example:
-        >>> combined([{"seed": 1, "extends": "digits-cut"}, {"seed": 2}], "here")["seed"]
+        >>> combine_bases([{"seed": 1, "extends": "digits-cut"}, {"seed": 2}], "here")["seed"]
         2
     """
     extends, own = list[Any](), Recipe()
@@ -99,7 +99,7 @@ def combined(parts: Sequence[Recipe], where: str) -> Recipe:
 
 def _resolve(content: Recipe, where: str) -> Recipe:
     """Return ``content`` on top of everything it extends, in order."""
-    known = _shipped("bases.yaml") | _shipped("catalogue.yaml")
+    known = _read_shipped("bases.yaml") | _read_shipped("catalogue.yaml")
     resolved: Recipe = {}
     parents = content.get("extends") or []
     for name in parents if isinstance(parents, list) else [parents]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import mutations
 
-from mixmo.kept import keep_json, keep_tensors, read_json, read_tensors
+from mixmo.cache import keep_json, keep_tensors, read_json, read_tensors
 
 TENSORS = {"logits": torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]), "targets": torch.tensor([0, 2])}
 NOTE = {"about": {"dataset": "test", "share": 0.1}, "classes": ["a", "\udcff"], "epochs": 3}
