@@ -1,9 +1,9 @@
-"""Train what stands beside MixMo on a study's tasks: averages of weights, cheap ensembles, two networks of two sizes.
+"""Train other methods than MixMo on a study's tasks: averages of weights, cheap ensembles, two networks of two sizes.
 
     python benchmarks/methods.py benchmarks/studies/digits-tuned.yaml --out rows [--jobs 2] [--methods SWA single]
 
 Every method trains in one loop of plain PyTorch (:mod:`methods_training`), on the images, the augmentation, the batch,
-the precision and the number of passes that the study's tasks give to ``single``; so its rows stand beside those of
+the precision and the number of passes that the study's tasks give to ``single``; so its rows compare with those of
 ``study.py`` of the same task and seed. Where the study has ``tuning``, the learning rate and the weight decay of each
 method are chosen from the same draws, by folds of the training images alone, and images that chose are left out of the
 test images (:mod:`tuning`).

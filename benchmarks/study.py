@@ -3,7 +3,7 @@
     python benchmarks/study.py benchmarks/studies/digits-tuned.yaml --out rows [--jobs 2] [--data NAME=folder:…]
 
 A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
-settings as a recipe does (``extends`` included). Beside them a task says ``passes``, how often training sees each image
+settings as a recipe does (``extends`` included). A task also says ``passes``, how often training sees each image
 (b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
 say ``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's that each of
 them gets; ``start``, the method whose network it starts from (``model.start``), which is trained before; and

@@ -198,7 +198,7 @@ MARK = re.compile(r"(<!-- (study|brief|chosen|diagnosis) (.+?) \| (.+?) \| (.+?)
 
 
 def latencies_of(file: Path) -> Latencies | None:
-    """Return the latencies kept beside a file of rows, if there are any."""
+    """Return the latencies kept with a file of rows, if there are any."""
     kept = file.with_suffix(".latency.json")
     return json.loads(kept.read_text())["tables"] if kept.is_file() else None
 

@@ -53,7 +53,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         if note.pop("sha256") == _digest(note, tensors):
             return tensors, note
-    except Exception as error:  # whatever the reader makes of damaged bytes
+    except Exception as error:  # the reader may raise anything for damaged bytes
         logger.debug("%s", error)
     _warn_of_damage(file)
     return None
@@ -72,7 +72,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads(file.read_bytes())
         if content.pop("sha256") == _digest(content, {}):
             return content
-    except Exception as error:  # whatever the reader makes of damaged bytes
+    except Exception as error:  # the reader may raise anything for damaged bytes
         logger.debug("%s", error)
     _warn_of_damage(file)
     return None

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole, sealed by a digest, and nothing in them acts when they are read."""
+"""Checkpoints of a run: written whole, with a digest, and read without executing any code."""
 
 from __future__ import annotations
 

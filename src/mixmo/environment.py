@@ -1,4 +1,4 @@
-"""What a result depends on beside settings and data: versions, hardware, the command."""
+"""What else a result depends on, apart from settings and data: versions, hardware, the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixmo.launching import command
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, hardware, the time and the command, for whoever wants to repeat the run."""
+    """Return versions, hardware, the time and the command, by which a run can be repeated."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command(),

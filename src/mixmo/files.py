@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path, kinds: Sequence[type] = ()) -> dict[str, A
 
     Args:
         path: The file.
-        kinds: Classes of objects that may be in it beside; they are data, too.
+        kinds: Further classes of objects that may be in it; they are data, too.
 
     Raises:
         MissingError: if there is no such file.

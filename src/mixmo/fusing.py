@@ -58,8 +58,8 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
 
     At inference all members see one image, so the encoders, being linear, sum into one convolution, and
     the mean of the heads' logits is the logits of the mean head: W = Σ_i W_i at the stem, Σ_i W_i / M at
-    the head, biases likewise. Where a stem standardises its weights, W_i are those that it acts by. Both networks are
-    shown a random image before the result is returned.
+    the head, and the same for biases. Where a stem standardises its weights, W_i are those that it acts by. Both
+    networks are shown a random image before the result is returned.
 
     Args:
         net: The network.

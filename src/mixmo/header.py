@@ -1,7 +1,7 @@
-"""What a saved network says of itself, beside its tensors: in checkpoints, in exported files and folders, on the Hub.
+"""What a saved network says of itself in addition to its tensors: in checkpoints, exported files and folders, on the Hub.
 
-A network is rebuilt from its header and its tensors, whatever it was trained with: settings of training may come and go
-without making weights unreadable.
+A network is rebuilt from its header and its tensors, never from the training configuration: settings of training may
+come and go without making weights unreadable.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where
     """Return a header's content for a network that an earlier version saved, which kept none.
 
     Args:
-        known: What stands beside its tensors: ``classes``, ``size``, and parts of ``model`` and ``data``.
+        known: What is saved with its tensors: ``classes``, ``size``, and parts of ``model`` and ``data``.
         config: The configuration of its training, for what does not.
         where: The file, for errors.
 
@@ -180,7 +180,7 @@ def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where
     if not known.get("size") and side is None:
         raise InputError(
             f"{where} is of an earlier version, whose files do not say the size of their images; set data.image_size "
-            "in the config.yaml beside it."
+            "in the config.yaml next to it."
         )
     return found | {"size": known.get("size") or [side, side]} | parts["model"] | {"data": parts["data"]}
 

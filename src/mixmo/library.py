@@ -265,7 +265,7 @@ class Run:
 
         Args:
             checkpoint: ``last`` or ``best``; ``None`` is the run's own.
-            download: Likewise, whether downloads are allowed.
+            download: Whether downloads are allowed; ``None`` takes the run's.
         """
         checkpoint = self.checkpoint if checkpoint is None else checkpoint
         download = self.download if download is None else download

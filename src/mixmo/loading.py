@@ -109,7 +109,7 @@ def rebuild(
             else:
                 net = MixMo(header.backbone, header.num_members, mix_at=header.mix_at, **built, **options)
         net.load_state_dict(weights)
-    except Exception as error:  # whatever a damaged header or damaged weights come to
+    except Exception as error:  # damage may raise anything
         raise InputError(f"{where} does not hold the network that it describes: {reason(error)}.") from error
     return net.eval()
 

@@ -34,7 +34,7 @@ class MixMo(nn.Module):
         num_classes: K for a timm name (``None`` is its default); a module must have as many outputs.
         stem: Dotted name of the first convolution; needed for a module, known for timm models. Several, where the
             image goes through several side by side (RepVGG).
-        head: Dotted name of the final classifier; likewise (distilled DeiT has two).
+        head: Dotted name of the final classifier; detected if not given (distilled DeiT has two).
         trained: The backbone's weights are trained already (implied by ``pretrained=True`` or a
             ``checkpoint_path``). Encoders then
             start as the trained stem / M and heads as the trained head, so that the network starts out
@@ -53,7 +53,7 @@ class MixMo(nn.Module):
 
     Attributes:
         encoders: M modules (B, C, H, W) → (B, F, h, w); M lists of them where there are several stems.
-        heads: M modules, features → (B, K); likewise.
+        heads: M modules, features → (B, K).
         backbone: The backbone, with stems and heads replaced.
         stem_names: Where the stems are in it.
         head_names: Where the heads are in it.
@@ -279,7 +279,7 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         one_of(name.split(".")[0], timm.list_models(), "backbone")
     try:
         model: nn.Module = timm.create_model(name, **options)
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # the model's own code may raise anything
         raise InputError(f"backbone {name!r} cannot be built with {options}: {reason(error)}.") from error
     return model
 

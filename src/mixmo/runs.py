@@ -83,7 +83,7 @@ class RunFolder:
 
         Args:
             config: Every setting, as YAML.
-            about: What to keep in ``environment.json`` beside the environment.
+            about: What to keep in ``environment.json`` in addition to the environment.
 
         Raises:
             InputError: if the folder is in use (:meth:`check_free`) or cannot be written.
@@ -270,7 +270,7 @@ class RunFolder:
             return digest(content, file.stat().st_size)
 
     def conditions(self) -> dict[str, Any]:
-        """Return what the run's results depend on beside its settings, as ``environment.json`` has it."""
+        """Return what else the run's results depend on, apart from its settings, as ``environment.json`` has it."""
         return dict(get_section(self.about(), "conditions"))
 
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:

@@ -169,7 +169,7 @@ def _check_takes_mixtures(backbone: nn.Module, stems: Sequence[MixingStem], size
         return True
     except InputError:
         raise
-    except Exception:  # whatever the backbone's own code makes of images of that size
+    except Exception:  # the backbone's own code may raise anything for images of that size
         return False
     finally:
         for hook in hooks:

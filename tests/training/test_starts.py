@@ -131,7 +131,7 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
         (["--model.start=null", "--model.fresh_heads=true"], "there is no start: set model.start"),
         (["--data.channels=1"], "was trained with data.channels 3, but here it is 1"),
         (["--data.mean=[0.1]"], "was trained with data.mean [0.3], but here it is [0.1]"),
-        (["--data.validation=0.25"], "has learnt from 9 images that are held out here"),
+        (["--data.validation=0.25"], "has learned from 9 images that are held out here"),
     ],
 )
 def test_starts_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, overrides, message):
@@ -156,7 +156,7 @@ def test_heads_of_other_classes_cannot_be_kept(single, tmp_path, monkeypatch, ca
         (["--data.images_per_class=20", "--data.split_seed=0", "--seed=3"], [], False),
         (["--data.images_per_class=20", "--seed=1"], [], True),
         (["--data.images_per_class=30", "--data.split_seed=0"], [], True),
-        (["--data.images_per_class=10", "--data.split_seed=0"], [], False),  # a part of those learnt from here
+        (["--data.images_per_class=10", "--data.split_seed=0"], [], False),  # a part of those learned from here
         ([], ["--data.images_per_class=null"], False),
     ],
 )
@@ -208,14 +208,14 @@ def test_drawn_test_images_are_new_to_the_start(drawn, capsys, overrides, refuse
     found = main(["fit", "digits-cut", "--data.name=folder:photos", *again, *overrides, "--run=new"])
     shown = capsys.readouterr().err
     assert found == (2 if refused else 0), shown
-    assert ("has learnt from" in shown and "held out here" in shown) == refused
+    assert ("has learned from" in shown and "held out here" in shown) == refused
 
 
 def test_a_start_is_refused_where_its_images_cannot_be_told(drawn, capsys):
     shutil.copy(drawn / "photos/cat/000.png", drawn / "photos/cat/new.png")
     words = ["fit", "digits-cut", "--data.name=folder:photos", *FEW, "--model.start=start", "--model.start_noise=1"]
     assert main([*words, "--run=new"]) == 2
-    assert "has changed since start was trained, so that what it learnt from cannot be told" in capsys.readouterr().err
+    assert "has changed since start was trained, so that what it learned from cannot be told" in capsys.readouterr().err
     (drawn / "photos/cat/new.png").unlink()
     assert main([*words, "--run=new"]) == 0
 

@@ -49,7 +49,7 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
         )
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:  # the module is a user's: whatever it raises is for the user to see
+    except Exception as error:  # a user's module: show what it raises
         raise InputError(f"{name!r} cannot be imported: {reason(error)}.") from error
     if not callable(found):
         raise InputError(f"{name!r} is {type(found).__name__}; it is a function.")
@@ -83,11 +83,11 @@ def without_permission(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_kept_configuration(file: Path) -> bool:
-    """Return whether a YAML file is a run's configuration, by its name or what lies beside it.
+    """Return whether a YAML file is a run's configuration, by its name or the files next to it.
 
     Example:
         >>> is_kept_configuration(Path("runs/cut/config.yaml")), is_kept_configuration(Path("recipe.yaml"))
         (True, False)
     """
-    beside = any((file.resolve().parent / name).exists() for name in ("environment.json", "checkpoints"))
-    return file.name.lower() in ("config.yaml", "config.yml") or beside
+    in_run = any((file.resolve().parent / name).exists() for name in ("environment.json", "checkpoints"))
+    return file.name.lower() in ("config.yaml", "config.yml") or in_run

@@ -25,7 +25,7 @@ ARGUMENTS = (
     "progress",
     "callbacks",
 )
-"""Arguments that :func:`mixmo.fit` has beside the settings."""
+"""Arguments of :func:`mixmo.fit` that are not settings."""
 
 OWN = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
        "trainer.enable_progress_bar"}  # fmt: skip

@@ -21,7 +21,7 @@ class Plan(NamedTuple):
 
     Attributes:
         settings: The run's settings; what they leave open follows from this machine.
-        trainer: Keywords of Lightning's Trainer, likewise.
+        trainer: Keywords of Lightning's Trainer.
         yaml: The settings as YAML, for the run's folder, with what is left open left open.
         resolved: What followed from this machine, in sections.
     """

@@ -87,7 +87,7 @@ class OptimizerSettings:
     base_lr: Positive = 0.05
     """Peak learning rate at batch repetition 1; it is divided by b, as published."""
     lr: Positive | None = None
-    """Peak learning rate set by hand, whatever b is."""
+    """Peak learning rate, which overrides base_lr / b."""
     weight_decay: Annotated[Number, Field(ge=0)] = 6e-4
     """Decay, as the optimiser defines it."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
@@ -144,7 +144,7 @@ class ScheduleSettings:
     warmup_epochs: Annotated[Number, Field(ge=0)] = 1.0
     """Linear warm-up in epochs of a single network, times b, as published."""
     warmup_steps: Annotated[Integer, Field(ge=0)] | None = None
-    """Warm-up in steps, set by hand, whatever b is."""
+    """Warm-up in steps, which overrides warmup_epochs."""
     milestones: list[Annotated[Number, Field(gt=0, lt=1)]] = field(default_factory=lambda: [0.3333, 0.6667, 0.75])
     """Shares of training after which the rate is multiplied by gamma."""
     gamma: Positive = 0.1
@@ -162,7 +162,7 @@ class TrainerSettings:
     devices: Neutral[Count | None] = None
     """Devices of each node; null takes what torchrun was told, else one."""
     num_nodes: Neutral[Count | None] = None
-    """Nodes; null likewise."""
+    """Nodes; null takes what the launcher was told, else one."""
     sync_batchnorm: Boolean = False
     """Whether batch norms see the global batch; otherwise each device's own part of it."""
     max_epochs: Count | None = None
@@ -184,7 +184,7 @@ class TrainerSettings:
     checkpoint_every_steps: Neutral[Count | None] = None
     """Steps from a checkpoint to the next within an epoch; null keeps none by steps."""
     checkpoint_every_minutes: Neutral[Positive | None] = 10.0
-    """Likewise by minutes. Each epoch ends with one in any case."""
+    """Minutes between checkpoints. Each epoch ends with one in any case."""
     gradient_clip_val: Positive | None = None
     """Largest norm of the gradient; null does not clip."""
     deterministic: Boolean = False
@@ -218,7 +218,7 @@ class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Lightning's trainer."""
     loggers: Neutral[list[Literal["tensorboard", "wandb", "mlflow"]]] = field(default_factory=list)
-    """Loggers beside metrics.csv: tensorboard, wandb, mlflow."""
+    """Loggers in addition to metrics.csv: tensorboard, wandb, mlflow."""
     allow_imports: list[str] = field(default_factory=list)
     """Modules of your own that kinds and objectives may be imported from."""
 

@@ -54,7 +54,7 @@ def inherit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_run(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
-    if not os.path.isfile(file):  # whoever builds the network says so
+    if not os.path.isfile(file):  # building the network reports it
         return {}
     content = read_yaml(file, "configuration")
     model, data = (own if isinstance(own := content.get(each), Mapping) else {} for each in ("model", "data"))

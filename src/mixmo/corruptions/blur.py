@@ -51,7 +51,7 @@ def shuffled(down: Tensor, right: Tensor, reach: int) -> Tensor:
 
     Args:
         down: (B, H, W) rows to go for the neighbour, -reach … reach - 1.
-        right: (B, H, W) columns likewise.
+        right: (B, H, W) columns of the right ones.
         reach: Pixels nearer to the border than this stay.
     """
     count, height, width = down.shape

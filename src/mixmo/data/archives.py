@@ -201,7 +201,7 @@ class _Checked(tarfile.TarInfo):
 
 @contextmanager
 def open_tar(archive: str, mode: Literal["r", "r:"] = "r") -> Iterator[tarfile.TarFile]:
-    """Open a tar file, and make one sentence of whatever is wrong with it."""
+    """Open a tar file; raise ``InputError`` for anything that is wrong with it."""
     try:
         with tarfile.open(archive, mode, tarinfo=_Checked) as tar:
             yield tar

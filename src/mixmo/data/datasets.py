@@ -86,8 +86,8 @@ def find_splits(name: str, download: bool = False, option: str = DOWNLOAD) -> se
 
     Args:
         name: As for :func:`open_source`.
-        download: Likewise.
-        option: Likewise.
+        download: Whether a missing dataset may be downloaded.
+        option: What allows downloads in the command at hand, for errors.
 
     Raises:
         MissingError: if there is no such folder or file.
@@ -153,7 +153,7 @@ def _open_timm(name: str, split: str, root: str, download: bool, option: str, on
         raise InputError(
             f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with {option}."
         )
-    known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # whatever they raise
+    known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # of many kinds
     try:
         if not download:
             _check_there(name, root)
@@ -202,7 +202,7 @@ def _read_labels(dataset: Any) -> np.ndarray:
     if isinstance(labels, list):
         labels = [-1 if label is None else label for label in labels]
     numbers = np.asarray(labels, dtype=np.int64)
-    return numbers if numbers.ndim == 1 else numbers[:, 0]  # QMNIST has more beside the digit
+    return numbers if numbers.ndim == 1 else numbers[:, 0]  # QMNIST has more than the digit
 
 
 def _reader_classes(dataset: Any) -> list[str]:

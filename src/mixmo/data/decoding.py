@@ -71,7 +71,7 @@ def image_pixels(
     Raises:
         InputError: if it is larger than ``MAX_PIXELS``, no image of ``FORMATS``, of 32 bits a channel or fractions
             where no window is set, or of other bands than 4 channels take.
-        Exception: whatever Pillow raises on damaged content.
+        Exception: what Pillow raises on damaged content, of any kind.
 
     Example:
         >>> image_pixels(Image.new("LA", (4, 2)), 3).max()  # transparent black
@@ -133,7 +133,7 @@ def _check_size(image: Image.Image) -> None:
 def _apply_orientation(image: Image.Image) -> Image.Image:
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged EXIF, whatever Pillow makes of it; the pixels are all right
+    except Exception:  # damaged EXIF; the pixels are all right
         return image
     return image if turn is None else image.transpose(turn)
 

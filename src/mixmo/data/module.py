@@ -56,7 +56,7 @@ class DataModule:
 
     Raises:
         MissingError: from what needs it, if the dataset is missing.
-        InputError: likewise, if it is damaged, its sizes differ, or its classes do not fit.
+        InputError: before training, if it is damaged, its sizes differ, or its classes do not fit.
 
     Example:
         >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1), seed=0)
@@ -193,8 +193,8 @@ class DataModule:
         Args:
             split: ``train`` (with what is held out of it), ``validation`` or ``test``.
             other: Another dataset's name, in place of these test images.
-            times: Whether modification times count beside names, sizes, labels and classes; without them a copy of the
-                files is the same.
+            times: Whether modification times count, besides names, sizes, labels and classes; without them a copy of
+                the files is the same.
         """
         if other is not None:
             return self._other_source(other).fingerprint(times)
@@ -260,8 +260,8 @@ class DataModule:
     def drawn(self) -> dict[str, Source] | None:
         """``train``, with what is held out of it, and ``test`` as drawn class by class; ``None`` where both are given.
 
-        Every run draws the same test images of the same dataset, whatever its seed, unless ``split_seed`` is set: those
-        of an ensemble have seen none of them.
+        Every run draws the same test images of the same dataset, regardless of its seed, unless ``split_seed`` is set:
+        those of an ensemble have seen none of them.
         """
         if self._splits:
             return None

@@ -163,7 +163,7 @@ def parquet_files(path: str, download: bool, option: str) -> tuple[AbstractFileS
         system, root = url_to_fs(path)
         found = system.find(root, detail=True)
         files = sorted(file for file, about in found.items() if file.endswith(ENDING) and _is_file(file, about))
-    except Exception as error:  # whatever the file system raises
+    except Exception as error:  # file systems raise many kinds of errors
         raise MissingError(f"{printable(path)} cannot be listed: {reason(error)}.") from error
     if not files:
         raise MissingError(f"there are no {ENDING} files in {printable(path)}.")
@@ -202,7 +202,7 @@ def open_parquet(system: AbstractFileSystem, folder: str, files: Sequence[str], 
                 )
         except _ColumnsError:
             raise
-        except Exception as error:  # whatever damaged bytes make pyarrow raise
+        except Exception as error:  # pyarrow may raise anything for damaged bytes
             problems.append(f"file {file} cannot be read: {reason(error)}")
             continue
         groups += [(len(paths), number) for number in range(len(found))]

@@ -115,7 +115,7 @@ def are_labels(
     """
     absent = [text for text in texts if re.fullmatch(r"|-\d+|none|null|nan", text, re.IGNORECASE)]
     if not all(NUMBER.fullmatch(text) for text in texts if text not in absent):
-        absent = [text for text in absent if text in ("", "-1")]  # "none" may be a class beside others of a name
+        absent = [text for text in absent if text in ("", "-1")]  # "none" may be the name of a class among others
     there = np.array([text not in absent for text in texts], dtype=bool)
     if absent:
         lost, shown = int(np.asarray(counts)[~there].sum()), " or ".join(text or "empty" for text in absent)
@@ -142,7 +142,7 @@ def report_problems(problems: Sequence[str], where: str, on_error: str) -> None:
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     text = printable(f"{'; '.join(problems[:SHOWN])}{more}")
     if on_error == "raise":
-        raise InputError(f"{printable(where)}: {text}; mend it, or continue without it with --data.on_error skip.")
+        raise InputError(f"{printable(where)}: {text}; repair it, or continue without it with --data.on_error skip.")
     logger.warning("%s: left out %d shard(s) or record(s): %s", printable(where), len(problems), text)
 
 

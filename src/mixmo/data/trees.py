@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     Attributes:
         parts: Its path below the split.
         kind: What it is; ``other`` is what is neither.
-        place: Where its content is, for whoever made the entry.
+        place: Where its content is, as the maker of the entry knows it.
     """
 
     parts: tuple[str, ...]

@@ -32,7 +32,7 @@ LABEL, DESCRIPTION = "cls", "json"
 
 LONGEST_LABEL = 2**20
 NAMES = ("classes.txt", "classnames.txt")
-"""Files beside the shards that hold the class names, a line each."""
+"""Files next to the shards that hold the class names, a line each."""
 
 
 class WebImages(ShardedImages):

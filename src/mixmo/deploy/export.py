@@ -189,7 +189,7 @@ def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: Ex
     try:
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), memory, extra_files=notes)
-    except Exception as error:  # whatever torch makes of the network
+    except Exception as error:  # torch may raise anything for the network
         raise InputError(f"torch.export cannot follow the network: {reason(error)}.") from error
     file.write_bytes(memory.getbuffer())
     append_digest(file)
@@ -197,7 +197,7 @@ def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: Ex
 
 
 def _write_weights(path: Path, format: str, plain: Any, spec: Spec) -> Model:
-    """Write weights, for timm with what it asks for beside them, and return the network as it is read again."""
+    """Write weights, for timm with its config.json, and return the network as it is read again."""
     channels = spec.data.channels
     weights = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
     if format == "safetensors":

@@ -104,7 +104,7 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
             api = hub.HfApi(token=options.pop("token", None))
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=made, **options))
-        except Exception as error:  # whatever the network or the Hub says
+        except Exception as error:  # the network and the Hub raise many kinds of errors
             raise InputError(f"{repository!r} cannot be uploaded: {reason(error)}.") from error
 
 
@@ -134,7 +134,7 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
             folder = Path(_hub().snapshot_download(str(name), allow_patterns=files, **options))
         except InputError:
             raise
-        except Exception as error:  # whatever the network or the Hub says
+        except Exception as error:  # the network and the Hub raise many kinds of errors
             raise MissingError(f"there is no folder {name}, and the Hub says: {reason(error)}.") from error
     return load_members(folder, download, model)[0]
 

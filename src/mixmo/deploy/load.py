@@ -1,4 +1,4 @@
-"""``mixmo.load``: a network, whatever keeps it."""
+"""``mixmo.load``: a network from a run, a file, a folder or the Hub."""
 
 from __future__ import annotations
 

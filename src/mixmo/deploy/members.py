@@ -19,7 +19,7 @@ from mixmo.network import MixMo
 
 MEMBERS = "members.safetensors"
 CONFIG = "config.yaml"
-"""How the network of a shared folder was trained, for whoever wants to know; only earlier versions loaded by it."""
+"""How the network of a shared folder was trained, for information; only earlier versions loaded by it."""
 
 DOWNLOAD = "allow it with load(…, download=True)"
 
@@ -82,7 +82,7 @@ def load_weights(file: Path, download: bool = False, module: nn.Module | None = 
 
 
 def _earlier_model(notes: dict[str, str]) -> dict[str, Any]:
-    """Return what earlier versions noted of the backbone beside the description."""
+    """Return what earlier versions noted of the backbone apart from the description."""
     try:
         options = json.loads(notes.get("options", "{}"))
         return {"backbone": notes.get("backbone", ""), "options": {k: v for k, v in options.items() if k != "in_chans"}}

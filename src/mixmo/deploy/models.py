@@ -1,4 +1,4 @@
-"""Networks to predict with, whatever they are kept as: runs, ensembles of runs, exported files and folders."""
+"""Networks to predict with, of every kind: runs, ensembles of runs, exported files and folders."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class OnnxModel:
         digest = has_digest(file)
         try:
             self.session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
-        except Exception as error:  # whatever onnxruntime makes of the file
+        except Exception as error:  # onnxruntime may raise anything for the file
             raise InputError(f"{file} cannot be opened by onnxruntime: {reason(error)}.") from error
         known = self.session.get_modelmeta().custom_metadata_map
         self.spec = Spec.from_json(known.get(SPEC, ""), str(file), digest)
@@ -118,7 +118,7 @@ class ExportedModel:
         digest, extra = has_digest(file), {SPEC: "", "options": ""}
         try:
             self.net: Any = torch.export.load(file, extra_files=extra).module()
-        except Exception as error:  # whatever torch makes of the file
+        except Exception as error:  # torch may raise anything for the file
             raise InputError(f"{file} cannot be opened by torch.export: {reason(error)}.") from error
         self.spec = Spec.from_json(extra[SPEC], str(file), digest)
         self.options = _options(extra["options"], file)
@@ -176,7 +176,7 @@ class TimmModel(PlainModel):
             with DrawingFrom(torch.Generator()):
                 net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
             _check_weights(net, folder / "model.safetensors")
-        except Exception as error:  # whatever timm makes of the folder
+        except Exception as error:  # timm may raise anything for the folder
             raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
         super().__init__(net, spec)
         _check_classes(self, folder)
@@ -222,7 +222,7 @@ def _check_classes(model: Model, file: Path) -> None:
     spec = model.spec
     try:
         found = model.logits(torch.zeros(1, *spec.size, spec.data.channels, dtype=torch.uint8)).shape
-    except Exception as error:  # whatever the network makes of another image
+    except Exception as error:  # the network may raise anything for another image
         raise InputError(f"{file} does not take the images that it describes: {reason(error)}.") from error
     if len(found) != 3 or found[2] != len(spec.classes):
         raise InputError(f"{file} names {len(spec.classes)} classes, but answers {tuple(found[1:])}; export it again.")
@@ -337,8 +337,8 @@ def open_model(
             )
         if where.suffix == ".pt2" and not trust:
             raise InputError(
-                f"{printable(str(path))} can run code of its maker's when torch opens it; if you trust whoever made "
-                "it, add --trust (trust=True in Python). An .onnx file holds no such code."
+                f"{printable(str(path))} can run code of its maker's when torch opens it; if you trust its "
+                "maker, add --trust (trust=True in Python). An .onnx file holds no such code."
             )
         return kinds[where.suffix](where)  # type: ignore[no-any-return]
     if (where / MEMBERS).is_file():

@@ -47,7 +47,7 @@ def write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, computes
         net: In evaluation mode.
         example: Images of the size it takes.
         spec: Its description, for the file's metadata.
-        computes: What the file computes, as JSON, likewise.
+        computes: What the file computes, as JSON.
         opset: Version of ONNX's operators.
 
     Raises:
@@ -63,7 +63,7 @@ def write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, computes
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
         written = program.model_proto  # type: ignore[union-attr]
-    except Exception as error:  # whatever torch makes of the network
+    except Exception as error:  # torch may raise anything for the network
         raise InputError(f"the network cannot be written as ONNX with opset {opset}: {reason(error)}.") from error
     versions = {each.domain: each.version for each in written.opset_import}
     if versions.get("") != opset:
@@ -105,7 +105,7 @@ def write_int8(file: Path, run: TrainedRun) -> tuple[float, float]:
             quantisation.quantize_static(prepared, made, reader, per_channel=True)
     except OSError:  # the disk
         raise
-    except Exception as error:  # whatever the quantiser makes of the network
+    except Exception as error:  # the quantiser may raise anything for the network
         raise InputError(f"onnxruntime cannot quantise the network: {reason(error)}.") from error
     alone = replace(before.spec, calibration=None)  # a calibration is of the network in float32
     _save(onnx, onnx.load(made), made, alone, before.session.get_modelmeta().custom_metadata_map)

@@ -71,7 +71,7 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         classes, channels = state[heads[0]].shape[0], state[stems[0]].shape[1]
         net = MixMo(backbone, len(stems), num_classes=classes, in_chans=channels, **sizes)
         net.load_state_dict({_translate(name): tensor for name, tensor in state.items()})
-    except Exception as error:  # whatever foreign names and shapes lead to
+    except Exception as error:  # foreign names and shapes may raise anything
         raise InputError(f"{source} holds no network of the reference code: {reason(error)}.") from error
     return net.eval()
 

@@ -1,4 +1,4 @@
-"""What stands beside a network's weights wherever it goes: its header, and a calibration."""
+"""What accompanies a network's weights in exported files: its header and a calibration."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def read_npz(file: str | Path, wanted: Collection[str]) -> tuple[dict[str, np.nd
             return {name: _read_member(archive, info) for name, info in members.items()}, names
     except InputError:
         raise
-    except Exception as error:  # whatever zipfile and NumPy make of damaged bytes
+    except Exception as error:  # zipfile and NumPy may raise anything for damaged bytes
         raise InputError(f"{file} cannot be read as an .npz file: {reason(error)}.") from error
 
 
@@ -59,7 +59,7 @@ def open_npy(file: Path) -> np.ndarray:
     try:
         check_regular(file)
         return np.asarray(npy.open_memmap(file, mode="r"))
-    except Exception as error:  # whatever NumPy makes of damaged bytes
+    except Exception as error:  # NumPy may raise anything for damaged bytes
         raise InputError(f"{file} cannot be read as an .npy file: {reason(error)}.") from error
 
 

@@ -1,6 +1,6 @@
 """What a run's validation images say of its confidence: a temperature, conformal sets, and whom not to answer.
 
-It is kept in the run's folder, so that whoever uses the network needs neither the validation images nor the dataset.
+It is kept in the run's folder, so that using the network needs neither the validation images nor the dataset.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False
     Args:
         run: The run; its validation images are needed, unless a calibration of the checkpoint is kept already.
         precision: Of the predictions.
-        refresh: Predict again, whatever is kept.
+        refresh: Predict again even if predictions are kept.
 
     Raises:
         MissingError: if the checkpoint or the dataset is missing.
@@ -111,7 +111,7 @@ def calibrate_ensemble(runs: Sequence[TrainedRun], precision: str = "32-true", r
     Args:
         runs: The runs.
         precision: Of the predictions.
-        refresh: Predict again, whatever is kept.
+        refresh: Predict again even if predictions are kept.
 
     Raises:
         InputError: saying why there is none.
@@ -131,7 +131,7 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Cali
         names: The networks', for the error.
 
     Raises:
-        InputError: if they are not known to be the same: one network may have learnt from what another held out.
+        InputError: if they are not known to be the same: one network may have learned from what another held out.
 
     Example:
         >>> import torch
@@ -146,8 +146,8 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Cali
             raise InputError(f"{name} keeps predictions of an earlier version; see `mixmo test {name} --refresh`.")
         if not part.are_of(first) or part.classes != first.classes:
             raise InputError(
-                f"{names[0]} and {name} held out different images for validation, so that one has learnt from what the "
-                "other is judged by; train them with one data.split_seed, or give the dataset a val folder."
+                f"{names[0]} and {name} held out different images for validation, so that one has learned from what "
+                "the other is judged by; train them with one data.split_seed, or give the dataset a val folder."
             )
     found = join_predictions(parts, names)
     return fit_calibration(mean_logits(found.logits), found.targets)
@@ -156,7 +156,7 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Cali
 def calibrate_run(
     run: RunFolder, settings: Settings, data: DataModule | None = None, module: nn.Module | None = None
 ) -> None:
-    """Keep the calibration of each of a run's checkpoints, so that whoever predicts needs no dataset.
+    """Keep the calibration of each of a run's checkpoints, so that predictions need no dataset.
 
     Args:
         run: The run's folder.

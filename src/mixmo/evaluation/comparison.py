@@ -109,7 +109,7 @@ def read_groups(words: Sequence[Word], options: EvaluationOptions) -> list[Group
     Args:
         words: Each a run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are
             one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
-            Or :class:`Seeds`, whatever else their folder holds, or :class:`Named`.
+            Or :class:`Seeds`, which may leave out runs in their folder, or :class:`Named`.
         options: How runs are evaluated; one that is open already is so with the checkpoint that it was opened with.
 
     Raises:

@@ -64,7 +64,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
     Args:
         run: The run.
         epoch: That of the checkpoint.
-        refresh: Pass images through the network again, whatever is kept.
+        refresh: Pass images through the network again even if a result is kept.
 
     Raises:
         MissingError: if the checkpoint or the dataset is missing.

@@ -52,7 +52,7 @@ class TrainedRun:
     Args:
         run: The run.
         checkpoint: ``last`` or ``best``.
-        download: Whether the network's backbone and datasets may be downloaded, whatever the run's folder says.
+        download: Whether the network's backbone and datasets may be downloaded; the run's folder does not decide.
         option: What allows that in the command at hand, for errors.
         data: Images that a program gives, in place of those that the run's settings name.
         module: Its backbone, where that was a program's own module.
@@ -158,7 +158,7 @@ class TrainedRun:
         return images, classes
 
     def _check_drawn(self, split: str) -> None:
-        """Refuse images drawn from a dataset that has changed since: the network may have learnt from them."""
+        """Refuse images drawn from a dataset that has changed since: the network may have learned from them."""
         known = self.run.about().get("data")
         if not self.data.draws(split) or not isinstance(known, dict):
             return
@@ -166,8 +166,8 @@ class TrainedRun:
             purpose = "testing" if split == "test" else "validation"
             raise InputError(
                 f"{self.settings.data.name!r} has changed since {self.run.path} was trained: other images would be "
-                f"drawn for {purpose}, which it may have learnt from; bring it back (split.csv lists it), or give it a "
-                f"{split} folder."
+                f"drawn for {purpose}, which it may have learned from; bring it back (split.csv lists it), or give it "
+                f"a {split} folder."
             )
 
     def depends_on(self, dataset: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Predictions:
         targets: (N,) class numbers; those of another dataset's own classes where images are out of distribution.
         classes: The K class names.
         epochs: Epochs the members were trained for; 0 if that is not known.
-        images: What tells the images from others, whatever became of their labels; empty if that is not known.
+        images: What tells the images from others, regardless of their labels; empty if that is not known.
     """
 
     logits: Tensor
@@ -70,7 +70,7 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
         dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images
             are brought to the input size of the run's.
         precision: ``32-true`` or ``bf16-mixed``.
-        refresh: Predict again, whatever is kept.
+        refresh: Predict again even if predictions are kept.
 
     Raises:
         MissingError: if the run, the checkpoint or the dataset is missing.

@@ -42,7 +42,7 @@ class EvaluationOptions:
     corruptions: Boolean | Text | None = None
     """Corrupt the test images in 19 ways; with a folder, read the files of CIFAR-10-C or CIFAR-100-C there."""
     refresh: Boolean = False
-    """Predict again, whatever is kept of an earlier call."""
+    """Predict again even if an earlier call's results are kept."""
     download: Boolean = False
     """Allow downloads of datasets, and of what networks are built from."""
 

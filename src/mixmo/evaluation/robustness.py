@@ -179,7 +179,7 @@ def evaluate_corruptions(
         targets: (N,) class numbers of the test set.
         precision: ``32-true`` or ``bf16-mixed``.
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
-        refresh: Evaluate again, whatever is kept.
+        refresh: Evaluate again even if a result is kept.
 
     Raises:
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.

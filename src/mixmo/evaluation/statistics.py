@@ -11,7 +11,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
     Args:
         first: (N,) 0 or 1, whether the first network is right.
-        second: (N,) likewise for the second.
+        second: (N,) the same for the second.
 
     Example:
         >>> round(mcnemar(np.array([1, 1, 1, 1, 1, 0]), np.array([0, 0, 0, 0, 0, 0])), 4)   # 5 to 0

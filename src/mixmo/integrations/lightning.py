@@ -23,14 +23,14 @@ class MixMoModule(L.LightningModule):
 
     Every draw of a step is a function of (seed, step): a training that Lightning resumes goes on alike, as far as its
     loader does. ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … are logged, and
-    ``train_loss``; likewise ``test_…``.
+    ``train_loss``; in testing ``test_…``.
 
     Args:
         net: The network.
         mixer: Makes the mixtures and their loss.
         optimizer: Makes the optimiser of the network's parameters, such as ``partial(torch.optim.SGD, lr=0.1)``.
         scheduler: Makes a scheduler of the optimiser, which steps after each batch; ``None`` keeps the rate.
-        seed: Of the draws, beside Lightning's own.
+        seed: Of mixmo's draws; Lightning has its own.
 
     Example:
         >>> from functools import partial

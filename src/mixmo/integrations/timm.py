@@ -23,8 +23,8 @@ class MixMoTask(ClassificationTask):
         steps: Batches of the whole training, which the schedules of p and rho follow.
         seed: Every draw of a step is a function of (seed, step).
         device: As timm's tasks have it.
-        dtype: Likewise.
-        verbose: Likewise.
+        dtype: As timm's ``TrainingTask`` takes it.
+        verbose: As timm's ``TrainingTask`` takes it.
 
     Raises:
         InputError: if there is no step.
@@ -65,7 +65,7 @@ class MixMoTask(ClassificationTask):
         return {"loss": mixed.loss(output), "output": output}
 
     def get_task_state(self, *arguments: Any, ema: bool = False, **options: Any) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the network: how many batches were seen."""
+        """Return what a checkpoint keeps in addition to the network: how many batches were seen."""
         return {} if ema else {"step": self.step}
 
     def load_task_state(self, state: dict[str, Any] | None, *arguments: Any, ema: bool = False, **options: Any) -> None:

@@ -11,7 +11,7 @@ from mixmo.masks.parts import FeatureShape
 def mimo(
     ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
 ) -> Tensor:
-    """Give every member 1/M everywhere, whatever the request (Havasi et al. 2021).
+    """Give every member 1/M everywhere, regardless of the request (Havasi et al. 2021).
 
     Masks (B, M, 1, h, w).
 

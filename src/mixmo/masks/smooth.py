@@ -20,7 +20,7 @@ def cow(
 
     White noise is blurred by a Gaussian whose standard deviation is log-uniform between 4 and 16 cells; the member
     with role 0 gets the lowest kappa_1 of the values, the next ones the levels above. Expected area: kappa_i, up
-    to one cell. The reference code draws the threshold uniformly from 0.2 to 0.8 instead, whatever kappa is; here
+    to one cell. The reference code draws the threshold uniformly from 0.2 to 0.8 instead, independent of kappa; here
     alpha keeps its meaning.
 
     Masks (B, M, 1, h, w) of 0 and 1.

@@ -86,7 +86,7 @@ def noise(
     """Mix the members at each pixel in a proportion of its own.
 
     The first member's share is uniform on [0, 2 kappa_1], or on [2 kappa_1 - 1, 1] where kappa_1 > 1/2; the rest is
-    shared likewise by the others. Expected area: kappa_i. The reference code rescales a uniform draw so that
+    shared in the same way by the others. Expected area: kappa_i. The reference code rescales a uniform draw so that
     its median is kappa, which moves the mean to 1/4 + kappa/2, and then crashes.
 
     Masks (B, M, 1, h, w) in [0, 1].

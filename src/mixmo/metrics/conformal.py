@@ -1,4 +1,4 @@
-"""Conformal prediction: sets of classes that hold the true one as often as asked, whatever the network is worth."""
+"""Conformal prediction: sets of classes that hold the true one as often as asked, for any network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Convolutions as stems: the weights they act by, which are not always the weights they keep.
 
 Three kinds are linear in their input with weights that are known: plain ones; those that standardise their weights, as
-of BiT's ResNets (Qiao et al. 2019); and those that scale them beside, by a gain, as of NFNets (Brock et al. 2021).
+of BiT's ResNets (Qiao et al. 2019); and those that also scale them, by a gain, as of NFNets (Brock et al. 2021).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
     """Have a convolution act by other weights.
 
     One that standardises can act by any whose mean over each filter is zero, and whose deviation is below one: through
-    eps, which counts beside a tiny variance. Larger ones are scaled down, all filters by one factor, which a
+    eps, which counts next to a tiny variance. Larger ones are scaled down, all filters by one factor, which a
     normalisation behind the convolution undoes; :func:`mixmo.fuse` checks that there is one.
 
     Args:

@@ -1,4 +1,4 @@
-"""Copies of modules, whatever they keep beside their parameters."""
+"""Copies of modules, with all that they keep besides their parameters."""
 
 from __future__ import annotations
 

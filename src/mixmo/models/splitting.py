@@ -79,7 +79,7 @@ def _trace_path(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node
     one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
     try:
         nodes = list(_Tracer(name).trace(backbone).nodes)
-    except Exception as error:  # whatever the backbone's own code makes of proxies
+    except Exception as error:  # the backbone's own code may raise anything for proxies
         raise InputError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason(error)}).") from error
     calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
     if len(calls) != 1:

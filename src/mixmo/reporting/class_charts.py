@@ -19,7 +19,7 @@ from mixmo.reporting.charts import SIZE, new_axes, set_label_sizes
 from mixmo.reporting.svg import BLUE, INK, RED
 
 NAME = 32
-"""Characters of a name beside an axis."""
+"""Characters of a name next to an axis."""
 
 Array = npt.NDArray[np.float64]
 

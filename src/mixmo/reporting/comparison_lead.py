@@ -12,7 +12,7 @@ from mixmo.reporting.glossary import METRICS
 
 ACCURACY = METRICS["accuracy"].brief
 MOST = 3
-"""Networks that are named beside the first."""
+"""Networks that are named in addition to the first."""
 
 
 def lead_sentence(groups: Sequence[Group], chosen: str = "") -> str:

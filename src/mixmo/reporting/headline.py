@@ -50,11 +50,11 @@ def lead_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[
     interval_text = accuracy.interval(*ranges["accuracy"])
     backbone = backbone_name(str(config["model"]["backbone"]))
     count = run.training_images()
-    learnt = "" if count is None else f", trained on {count} images,"
+    learned = "" if count is None else f", trained on {count} images,"
     members, method = config["model"]["num_members"], method_name(config)
     what = f"A {method}" if members == 1 else f"{method} with {members} members"
     sentences = [
-        f"{what} on {backbone}{learnt} classifies {accuracy.number(metrics['accuracy'])} % "
+        f"{what} on {backbone}{learned} classifies {accuracy.number(metrics['accuracy'])} % "
         f"{interval_text} of {len(found.predictions.targets)} test images correctly; "
         f"{_confidence(found)}{_costs(trained)}.",
         _reference(found),

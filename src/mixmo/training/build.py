@@ -86,7 +86,7 @@ def _refuse_probabilities(outputs: Tensor) -> None:
 
 
 def describe(settings: Settings, data: DataModule) -> Header:
-    """Return what checkpoints say of a run's network beside its weights.
+    """Return the header of a run's checkpoints.
 
     Args:
         settings: The run's.
@@ -131,7 +131,7 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
 
 
 def find_conditions(plan: Plan, net: MixMo, data: DataModule) -> dict[str, Any]:
-    """Return what a run's results depend on beside its settings, by a name that says what it is.
+    """Return what else a run's results depend on, apart from its settings, by name.
 
     Pixels are mixed with partners from the whole set in memory, and from the batch where images are streamed: to read
     as many more images would cost as much again. Batch norms see a part of the batch each.

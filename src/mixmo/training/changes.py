@@ -28,7 +28,7 @@ def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | Non
     Args:
         run: The run.
         plan: What the run is to be resumed with.
-        conditions: What results depend on beside; of these too.
+        conditions: What else results depend on; changes of these count too.
     """
     about = run.about()
     began, resolved = (dict(get_section(about, key)) for key in ("settings", "resolved"))
@@ -46,7 +46,7 @@ def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | 
     Args:
         run: The run.
         plan: What the run is to be resumed with.
-        conditions: What results depend on beside.
+        conditions: What else results depend on.
 
     Raises:
         InputError: naming every setting that differs.
@@ -67,7 +67,7 @@ def record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], ep
     Args:
         run: The run.
         plan: What it is resumed with.
-        conditions: What results depend on beside.
+        conditions: What else results depend on.
         epochs: Epochs finished so far.
         step: Steps done so far.
     """

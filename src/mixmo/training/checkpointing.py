@@ -47,7 +47,7 @@ class Checkpoints(Checkpoint):
         run: Whose checkpoints they are.
         validated: Whether there is a validation set to score by.
         every_steps: Steps from one to the next within an epoch; ``None`` for no such limit.
-        every_minutes: Likewise minutes.
+        every_minutes: Minutes between checkpoints.
         patience: Epochs without a better score after which the training ends; ``None`` for no such end.
     """
 

@@ -56,7 +56,7 @@ def fit(
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
         run: The run's folder; a new one must be free.
         resume: Resume from the last checkpoint, if there is one.
-        callbacks: Lightning callbacks beside mixmo's own; their state is not kept.
+        callbacks: Lightning callbacks in addition to mixmo's own; their state is not kept.
         accept_changes: Resume with settings that have changed since the run began.
         data: Images that a program gives, in place of those that the plan names.
         module: A backbone that a program gives, in place of the one that the plan names.
@@ -175,7 +175,7 @@ def _try_optimizer(settings: Settings) -> None:
     try:
         layer(torch.ones(1, 1)).sum().backward()
         optimizer.step()
-    except Exception as error:  # whatever the optimiser makes of its options
+    except Exception as error:  # the optimiser may raise anything for its options
         raise InputError(f"optimizer {own.name!r} cannot step with {own.options}: {reason(error)}.") from error
 
 

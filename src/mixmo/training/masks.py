@@ -62,7 +62,7 @@ def check_masks(name: str, function: MaskFunction, members: int, shape: FeatureS
     roles = torch.arange(members).expand(4, members)
     try:
         masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
-    except Exception as error:  # the function is a user's: whatever it raises is for the user to see
+    except Exception as error:  # a user's function: show what it raises
         raise InputError(f"mask kind {name!r} fails on maps of {shape}: {reason(error)}.") from error
     sizes = [(4, members, channels, *shape[1:]) for channels in (1, shape[0])]
     if not isinstance(masks, torch.Tensor) or tuple(masks.shape) not in sizes:

@@ -46,7 +46,7 @@ def find_objective(
     logits = torch.zeros(*size, classes, requires_grad=True)
     try:
         loss = own(logits, MixedBatch(images, masks, targets, torch.ones(size), torch.ones(2) > 1))
-    except Exception as error:  # the function is a user's: whatever it raises is for the user to see
+    except Exception as error:  # a user's function: show what it raises
         raise InputError(f"objective {name!r} fails on a batch of two mixtures: {reason(error)}.") from error
     if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
         raise InputError(f"objective {name!r} does not return a scalar tensor that has a gradient.")

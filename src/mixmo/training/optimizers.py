@@ -64,7 +64,7 @@ def build_optimizer(
             layer_decay=layer_decay,
             **(fused | options),
         )
-    except Exception as error:  # whatever the optimiser's own checks raise
+    except Exception as error:  # the optimiser's own checks
         raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves it to its own schedulers

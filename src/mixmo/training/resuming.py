@@ -19,7 +19,7 @@ def check_resumable(file: Path, content: dict[str, Any], training: Training) -> 
     """Refuse a checkpoint whose tensors, optimiser or counters are not those of this training.
 
     Torch's fused optimisers check no sizes: a state of another shape would read beyond its memory. Learning rate, decay
-    and the like follow from the settings, whatever the checkpoint says.
+    and the like follow from the settings, not from the checkpoint.
 
     Args:
         file: The checkpoint, for errors.

@@ -38,7 +38,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What wrappers (DDP and averages, torch.compile, Lightning's modules) put before the name of every tensor."""
 
 COUNTER = "n_averaged"
-"""Beside the weights, what torch's averages have counted."""
+"""What torch's averages have counted, which checkpoints hold besides the weights."""
 
 
 def init_from_pretrained(settings: Settings, start: str, data: DataModule) -> MixMo:
@@ -50,7 +50,7 @@ def init_from_pretrained(settings: Settings, start: str, data: DataModule) -> Mi
     Args:
         settings: The run's.
         start: ``pretrained``, a file of weights, or a run's folder.
-        data: The run's images; a run to start from has learnt from none that they hold out.
+        data: The run's images; a run to start from has learned from none that they hold out.
 
     Raises:
         MissingError: if there is no such run or file.
@@ -185,7 +185,7 @@ def _runs_before(start: str) -> Iterator[RunFolder]:
     before = list[Path]()
     while is_run(start) and (folder := Path(start).resolve()) not in before:
         if not folder.is_dir():
-            log.warning("%s is gone, from which %s started: whether it learnt from images held out here is not known.",
+            log.warning("%s is gone, from which %s started: whether it learned from images held out here is not known.",
                         start, before[-1])  # fmt: skip
             return
         before.append(folder)
@@ -195,7 +195,7 @@ def _runs_before(start: str) -> Iterator[RunFolder]:
 
 
 def _check_unseen(data: DataModule, run: RunFolder) -> None:
-    """Refuse a run that learnt from images which are held out here for validation or testing.
+    """Refuse a run that learned from images which are held out here for validation or testing.
 
     Its images are listed as it drew them, from the dataset as it is now, if that is the one it was trained on: by the
     names and sizes of its files or, of a run that did not write them down, by its place.
@@ -209,16 +209,16 @@ def _check_unseen(data: DataModule, run: RunFolder) -> None:
     if not (_was_trained_on(again, known) if isinstance(known, dict) else here):
         if here:
             raise InputError(
-                f"{own.name!r} has changed since {run.path} was trained, so that what it learnt from cannot be told "
+                f"{own.name!r} has changed since {run.path} was trained, so that what it learned from cannot be told "
                 "from what is held out here; bring the images back, or give the dataset folders for validation and "
                 "testing."
             )
         return
     held_out = {name for name, _, split in data.split_rows() if split in ("validation", "test")}
-    learnt = {name for name, _, split in again.split_rows() if split == "train"}
-    if both := sorted(held_out & learnt):
+    learned = {name for name, _, split in again.split_rows() if split == "train"}
+    if both := sorted(held_out & learned):
         raise InputError(
-            f"model.start {run.path} has learnt from {len(both)} images that are held out here ({both[0]}, say); it "
+            f"model.start {run.path} has learned from {len(both)} images that are held out here ({both[0]}, say); it "
             f"was trained with data.validation {theirs.data.validation}, data.test {theirs.data.test}, "
             f"data.images_per_class {theirs.data.images_per_class} and a split by seed "
             f"{theirs.data.seed_of_split(theirs.seed)}: set the same (--data.split_seed)."

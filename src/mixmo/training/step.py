@@ -41,13 +41,13 @@ class Training(L.LightningModule):
         sample_batches: Returns, of an epoch's training images, so many batches, from which the batch-norm statistics
             of averaged weights are estimated.
         log_every: Steps between two looks at the loss; in between the host never waits for the device.
-        header: What checkpoints say of the network beside its weights.
+        header: What checkpoints say of the network in addition to its weights.
         accumulate: Parts of a batch (of this rank's share of it) that are computed one after another.
         skip: Skip steps whose loss or gradient is not finite, in place of ending the run.
 
     Attributes:
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
-        reports: How often the loss was looked at; whoever shows it can tell that it is new.
+        reports: How often the loss was read, by which a progress bar can tell a new value.
 
     Raises:
         TrainingError: from ``fit``, if the loss is not finite.
@@ -331,7 +331,7 @@ class Training(L.LightningModule):
         return logits[: len(index)].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the header beside the weights, and the sums of an epoch that is not finished."""
+        """Keep the header with the weights, and the sums of an epoch that is not finished."""
         if self.header is not None:
             checkpoint["header"] = self.header.to_dict()
         if finished_epochs(checkpoint) == checkpoint["epoch"]:

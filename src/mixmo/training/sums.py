@@ -1,4 +1,4 @@
-"""What the steps of an epoch sum up, on the device: whoever reads it waits for the device, so it is read seldom."""
+"""What the steps of an epoch sum up, on the device; reading them waits for the device, so they are read seldom."""
 
 from __future__ import annotations
 

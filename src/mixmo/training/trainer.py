@@ -126,7 +126,7 @@ def _out_of_memory(plan: Plan) -> str:
 
 
 def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
-    """Return Lightning's loggers beside ``metrics.csv``."""
+    """Return the Lightning loggers that run in addition to ``metrics.csv``."""
     made: list[Logger] = []
     try:
         for name in settings.loggers:
