@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import moved, write_images
 
+from mixmo.cache import keep_json
 from mixmo.cli.main import main
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
 from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.robustness import GeneratedCorruptions, evaluate_corruptions
-from mixmo.cache import keep_json
 from mixmo.reporting.tables import corruption_table, severity_means
 from mixmo.seeding import generator_for
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL
 
+from mixmo.cache import cache_folder, keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import explain_error
 from mixmo.data.sources import Source, decode, hash_parts, logger
 from mixmo.errors import InputError
-from mixmo.cache import cache_folder, keep_json, read_json
 
 BLOCK = 1024
 """Images handed to the threads at once."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mixmo.cache import cache_folder, keep_tensors, read_tensors
 from mixmo.data.archives import open_tar, read_member
 from mixmo.data.decoding import MAX_BYTES, explain_error
 from mixmo.data.shards import ShardedImages, build_source, missing_shards, number_labels, report_problems
@@ -25,7 +26,6 @@ from mixmo.data.sources import Source, hash_parts, log_progress, logger, stamp, 
 from mixmo.data.trees import SUFFIXES
 from mixmo.errors import InputError
 from mixmo.files import check_regular
-from mixmo.cache import cache_folder, keep_tensors, read_tensors
 
 LABEL, DESCRIPTION = "cls", "json"
 """Endings of the files that hold a label: alone, or as ``label`` of a JSON object."""

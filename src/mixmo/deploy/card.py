@@ -7,12 +7,12 @@ from typing import Any
 
 import timm
 
+from mixmo.cache import read_tensors
 from mixmo.config.recipes import method_name
 from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import Interval, image_intervals
 from mixmo.evaluation.predictions import Predictions
-from mixmo.cache import read_tensors
 from mixmo.names import markdown
 from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.headline import backbone_name

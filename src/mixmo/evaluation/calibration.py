@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.settings import Settings
 from mixmo.data.local import DOWNLOAD
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict
-from mixmo.cache import keep_tensors, read_tensors
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import conformity, set_threshold
 from mixmo.metrics.selective import confidence_threshold

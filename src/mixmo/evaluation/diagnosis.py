@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixmo.cache import keep_json, read_json
 from mixmo.data.policies import Policy
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import Network, TrainedRun
 from mixmo.evaluation.records import read_history
-from mixmo.cache import keep_json, read_json
 
 IMAGES = 16
 """Images that each member is shown, next to as many for the others."""

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
 from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.inference import TrainedRun, autocast, predict_logits
-from mixmo.cache import keep_tensors, read_tensors
 from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mixmo import __version__
+from mixmo.cache import keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data.sets import build_evaluation_loader
@@ -22,7 +23,6 @@ from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.arrays import open_npy
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast
-from mixmo.cache import keep_json, read_json
 from mixmo.metrics.chunks import mean_logits
 from mixmo.names import printable
 from mixmo.seeding import generator_for
