@@ -1,4 +1,4 @@
-"""What a trained network is worth in each form: accuracy, NLL, images a second, size; and M images in one pass.
+"""What a trained network is worth in each form: accuracy, NLL, images a second, size.
 
     python benchmarks/deployment.py runs/photos [--images FOLDER] [--save FILE]
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,7 +71,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         forms, sizes = forms_of(run, Path(folder))
         tables = {"forms, ratios to the plain backbone": in_every_form(run, forms, sizes, images, labels, given.rounds)}
-    tables["images in one pass"] = in_one_pass(run, images, labels, given.rounds)
     if given.images:
         tables["mixmo predict"] = predicting(given.run, given.images)
     about = {"run": given.run.name, "backbone": run.settings.model.backbone, "test images": len(images), "batch": BATCH}
@@ -96,23 +94,6 @@ def in_every_form(
         found = evaluate(torch.cat([model.logits(part) for part in images.split(BATCH)]), labels)
         rows[name] |= {"accuracy": found["accuracy"], "nll": found["nll"]}
         rows[name] |= {"MB": sizes[name] / 1e6} if name in sizes else {}
-    return rows
-
-
-@torch.no_grad()
-def in_one_pass(run: TrainedRun, images: Tensor, labels: Tensor, rounds: int) -> Rows:
-    """Return times, accuracy and NLL of one image in each pass, and of M."""
-    model = RunModel(run)
-    net, prepared = model.network.net.eval(), torch.cat([model.spec.prepared(part) for part in images.split(BATCH)])
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "1": lambda part: net(part),
-        str(net.num_members): net.multiplex,
-    }
-    seconds = time_in_turns({name: lambda way=way: way(prepared[:BATCH]) for name, way in ways.items()}, rounds)
-    rows = {name: summarise(taken, against=seconds["1"]) for name, taken in seconds.items()}
-    for name, way in ways.items():
-        found = evaluate(torch.cat([way(part) for part in prepared.split(BATCH)])[:, None], labels)
-        rows[name] |= {"accuracy": found["accuracy"], "nll": found["nll"]}
     return rows
 
 

@@ -216,32 +216,6 @@ class MixMo(nn.Module):
             )
         return self.backbone(images).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
 
-    def multiplex(self, images: Tensor) -> Tensor:
-        """Classify M different images in each pass of the backbone: each member one, mixed equally.
-
-        It costs a share 1 / M of the usual pass for each image, and accuracy: a member then answers alone, and among
-        strange inputs. MIMO's networks are trained for it; those trained with few such mixtures, or with high input
-        repetition, are worse at it (docs/deploy.md has figures).
-
-        Args:
-            images: (N, C, H, W); the last pass is filled up with the last image.
-
-        Returns:
-            Logits (N, K).
-
-        Raises:
-            InputError: if shapes do not fit.
-
-        Example:
-            >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
-            >>> net.multiplex(torch.zeros(5, 3, 32, 32)).shape
-            torch.Size([5, 10])
-        """
-        count, members = len(images), self.num_members
-        filled = torch.cat([images, images[-1:].expand(-count % members, *images.shape[1:])])
-        logits: Tensor = self(filled.unflatten(0, (-1, members)))
-        return logits.flatten(0, 1)[:count]
-
     def _mixed(self, inputs: Tensor, masks: Tensor | None) -> Tensor:
         """Return the logits of mixtures (B, M, C, H, W)."""
         single = self.num_members == 1  # its mask is one everywhere

@@ -19,15 +19,13 @@ from mixmo.cli.main import main
 
 
 def test_the_forms_hold_the_same(gone, new_images, tmp_path, capsys):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    for suffix in ("csv", "jsonl", "parquet"):
+    for suffix in ("csv", "jsonl"):
         assert (
             main(["predict", str(gone), str(new_images), "--out", str(tmp_path / f"a.{suffix}"), "--batch_size=5"]) == 0
         )
-    assert "a.parquet, 12 images" in capsys.readouterr().out
+    assert "a.jsonl, 12 images" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
-    assert [row | {"top5": dict(row["top5"])} for row in rows] == lines and len(lines) == 12
+    assert len(lines) == 12
     with (tmp_path / "a.csv").open(newline="") as file:
         texts = list(csv.DictReader(file))
     assert capsys.readouterr().err == ""
@@ -67,14 +65,6 @@ def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
     assert "photos/pipe.png: it is a pipe, not a regular file" in capsys.readouterr().err
 
 
-def test_names_that_are_no_text_are_written_to_parquet(gone, new_images, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    name = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png")
-    shutil.copy(sorted(new_images.iterdir())[0], name)
-    assert main(["predict", str(gone), name, "--out", str(tmp_path / "a.parquet")]) == 0
-    assert "\\udcff.png" in parquet.read_table(tmp_path / "a.parquet").to_pylist()[0]["file"]
-
-
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=200),
@@ -108,7 +98,7 @@ def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, caps
         (["{run}", "nowhere"], "there is no image or folder nowhere"),
         (["{run}", "{empty}"], "holds no images"),
         (["nowhere", "{images}"], "there is no run folder nowhere"),
-        (["{run}", "{images}", "--out=a.txt"], "answers are written as .csv, .jsonl or .parquet"),
+        (["{run}", "{images}", "--out=a.txt"], "answers are written as .csv or .jsonl"),
         (["{run}", "{images}", "--out=none/a.csv"], "none/a.csv cannot be written"),
         (["{run}", "{images}", "--batch_size=0"], "batch_size is 0; it must be at least 1"),
         (["{run}", "{images}", "--workers=1000000"], "workers is 1000000; it must be at most 256"),
@@ -125,13 +115,6 @@ def test_bad_words_are_one_sentence(gone, new_images, tmp_path, monkeypatch, cap
     shown = capsys.readouterr().err.strip()
     assert message in shown and shown.count("\n") == 0
     assert [each.name for each in tmp_path.iterdir()] == ["empty"]
-
-
-def test_parquet_needs_its_library_before_anything_is_predicted(gone, new_images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert main(["predict", str(gone), str(new_images), f"--out={tmp_path}/a.parquet"]) == 2
-    assert "needs pyarrow; `pip install 'mixmo[parquet]'` installs it" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_names_are_no_formulas(gone, new_images, tmp_path, monkeypatch, capsys):

@@ -323,18 +323,3 @@ def test_network_compiles_without_a_break():
         warnings.simplefilter("ignore")
         explained = torch._dynamo.explain(net)(torch.zeros(2, 2, 3, 32, 32), torch.full((2, 2, 1, 32, 32), 0.5))
     assert explained.graph_break_count == 0
-
-
-@pytest.mark.parametrize("members", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_different_images_in_one_pass(members, count):
-    """Each member answers for its own image, mixed equally with the others of its pass."""
-    net = mixmo.MixMo("wide_resnet10_1", num_members=members, num_classes=4).eval()
-    images, seen = torch.randn(count, 3, 32, 32), []
-    net.backbone.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
-    logits = net.multiplex(images)
-    assert logits.shape == (count, 4) and seen == [-(-count // members)]
-    for number in range(count):
-        first = number - number % members
-        group = torch.stack([images[min(place, count - 1)] for place in range(first, first + members)])
-        torch.testing.assert_close(logits[number], net(group[None])[0, number % members], atol=1e-5, rtol=1e-5)

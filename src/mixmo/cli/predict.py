@@ -43,7 +43,7 @@ class Options:
     images: Word[list[str]]
     """Image files and folders; - reads an image, or names of images, a line each, from standard input."""
     out: Place | None = None
-    """A .csv, .jsonl or .parquet file."""
+    """A .csv or .jsonl file."""
     overwrite: Boolean = False
     """Replace a file that mixmo did not write."""
     coverage: Number = 0.95

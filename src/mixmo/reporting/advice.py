@@ -1,4 +1,4 @@
-"""What a run's diagnosis advises, as docs/when-it-pays.md found it."""
+"""What to change about a run, from its diagnosis."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from mixmo.evaluation.diagnosis import Diagnosis
 from mixmo.reporting.glossary import METRICS
 
 FITTED = 0.8
-"""Training accuracy of members below which they did not win in accuracy: on the map they won from 0.94, were level at
-0.53 to 0.76 with few images, and lost elsewhere."""
+"""Training accuracy of members below which they lose accuracy to a single network: they won from 0.94, were level at
+0.53 to 0.76 with few images, and lost otherwise (digits, Fashion-MNIST and CIFAR-10, not tuned; docs/evidence.md)."""
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
