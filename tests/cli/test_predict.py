@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
