@@ -1,4 +1,4 @@
-"""Files and folders that take the place of earlier ones in one step, or not at all."""
+"""Atomic replacement of files and folders."""
 
 from __future__ import annotations
 

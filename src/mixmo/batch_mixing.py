@@ -1,4 +1,4 @@
-"""From a batch of images and labels to mixtures, their targets and their loss: one training step's draws in one place.
+"""BatchMixer: from a batch of images and labels to mixtures, targets and loss.
 
 A step draws, in this order and from one generator: pairs, copies of the images, masks, partners for mixing in pixels
 and what is kept of them. So a step is a function of its generator alone.

@@ -1,4 +1,4 @@
-"""Results kept in a run's folder or the user's cache, for a second call; a digest tells whether a file is whole."""
+"""On-disk cache of results, with checksums."""
 
 from __future__ import annotations
 

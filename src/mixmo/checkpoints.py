@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole, with a digest, and read without executing any code."""
+"""Checkpoints: written atomically, with a digest, and read without executing any code."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _parts(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def duplicate(source: Path, target: Path) -> None:
-    """Have a file under a second name as well, replacing what has it; a link where the disk knows links."""
+    """Hard-link (or copy) a file to a second name atomically, replacing what is there."""
     partial = target.with_name(f".{target.name}.second{PARTIAL}")
     with explain_write_errors(target):
         try:

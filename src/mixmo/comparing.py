@@ -1,4 +1,4 @@
-"""Comparison in one call: runs, ensembles of them, seeds and other programs' predictions on one test set."""
+"""``mixmo.compare``: compare runs, ensembles, seeds and other programs' predictions on one test set."""
 
 from __future__ import annotations
 

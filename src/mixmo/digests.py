@@ -1,4 +1,4 @@
-"""Digests in exported files and folders: they tell damage, and whether mixmo wrote what is there."""
+"""Digests of exported files and folders, which detect damage and foreign files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What else a result depends on, apart from settings and data: versions, hardware, the command."""
+"""The environment of a result: versions, hardware, the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input in one clear sentence.
+"""Errors for invalid input: one clear sentence.
 
 What users cause is an :class:`InputError`, raised where the cause is known; everything else is a defect of ours.
 """

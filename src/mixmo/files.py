@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is lost, half written or unsafe."""
+"""Safe reading and atomic writing of files."""
 
 from __future__ import annotations
 

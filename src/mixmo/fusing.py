@@ -1,4 +1,4 @@
-"""Folding a trained network into the plain backbone, which deploys without mixmo."""
+"""``fuse``: fold a trained network into its plain backbone."""
 
 from __future__ import annotations
 

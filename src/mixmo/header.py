@@ -1,4 +1,4 @@
-"""What a saved network says of itself in addition to its tensors: in checkpoints, exports and on the Hub.
+"""The versioned header of saved networks.
 
 A network is rebuilt from its header and its tensors, never from the training configuration: settings of training may
 come and go without making weights unreadable.

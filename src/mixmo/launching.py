@@ -1,4 +1,4 @@
-"""What launchers of processes (torchrun, SLURM, Lightning's) have told this one, before the processes meet."""
+"""Rank and world size as launchers set them, before the processes meet."""
 
 from __future__ import annotations
 

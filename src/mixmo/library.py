@@ -1,4 +1,4 @@
-"""Training in one call, and what can be done with a trained run."""
+"""``mixmo.fit`` and ``mixmo.Run``: training in one call, and a trained run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks rebuilt from what a file says of them, and its tensors; of a run, those of a checkpoint."""
+"""Networks rebuilt from a header and tensors."""
 
 from __future__ import annotations
 

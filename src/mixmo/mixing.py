@@ -30,7 +30,8 @@ from mixmo.seeding import drawing_device
 from mixmo.validation import Count, FromElsewhere, Number, Share, check_value, settings_class
 
 NOTHING = torch.iinfo(torch.int64).min
-"""A class number to ignore that no dataset has: torch's own choice, -100, would hide a wrong target."""
+"""The ``ignore_index`` of cross-entropy: no label can equal it, so that invalid labels raise; torch's default, -100,
+would mask them."""
 
 
 Kind = str | MaskFunction

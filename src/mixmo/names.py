@@ -1,4 +1,4 @@
-"""Names from data and paths, made safe to show: on a terminal, in Markdown, in CSV files and in charts."""
+"""Escaping of names from data and paths for terminals, Markdown, CSV and charts."""
 
 from __future__ import annotations
 

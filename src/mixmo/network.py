@@ -1,4 +1,4 @@
-"""MixMo around any image classifier: M encoders in place of its stem, M heads in place of its classifier.
+"""MixMo: M encoders in place of a backbone's stem, M heads in place of its classifier.
 
 The stem (first convolution) is replaced *in place* by a module that encodes and mixes (:mod:`mixmo.stem`). The
 backbone is fed the members' images folded into the channel axis, (B, M*C, H, W), so that it sees images of their true

@@ -1,4 +1,4 @@
-"""Which image goes to which member: batch repetition and input repetition.
+"""Pairing of images with members: batch repetition and input repetition.
 
 A batch of B mixtures with repetition b touches only U = B / b distinct images; each stands b times in the
 batch, in an order of its own for every member (section 3.3 of the paper, after Havasi et al. 2021).
@@ -32,7 +32,7 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
     if batch_size < batch_repetition:
         raise InputError(
             f"batch_size {batch_size} is smaller than batch_repetition {batch_repetition}; "
-            "raise the one or lower the other."
+            "increase the batch size or reduce the repetition."
         )
     if batch_size % batch_repetition:
         raise InputError(

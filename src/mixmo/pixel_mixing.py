@@ -1,4 +1,4 @@
-"""Mixup and CutMix in pixels, under MixMo: each member's input may itself be a mixture of two images.
+"""Mixup and CutMix in pixels, applied to each member's input.
 
 What counts as label is what stays *visible* of each image after the members are mixed in feature space
 (the paper's appendix on CutMix; the rectangle of another member can hide the region an image was given).

@@ -1,4 +1,4 @@
-"""The settings in a run's folder, of this version or of another: sections, what is open in them, what is unknown."""
+"""Settings in a run's folder, also of other versions."""
 
 from __future__ import annotations
 

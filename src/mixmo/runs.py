@@ -1,4 +1,4 @@
-"""A run's folder, which holds all there is to know of a run.
+"""A run's folder.
 
 ``config.yaml`` every setting as it was asked for · ``checkpoints/`` last, the one before it, and best on validation ·
 ``metrics.csv`` a row per epoch · ``split.csv`` what each image was drawn for, where any are drawn ·
@@ -338,7 +338,7 @@ class RunFolder:
                     columns = file.readline().rstrip("\n").split(",")
             except FileNotFoundError:
                 columns = []
-            if columns != list(texts):  # the first row, or a run that goes on with other metrics
+            if columns != list(texts):  # the first row, or a run resumed with other metrics
                 self._write_metrics([*self.read_metrics(), texts])
                 return
             with self.metrics_file.open("a", encoding="utf-8", newline="") as file:

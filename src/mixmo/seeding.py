@@ -1,6 +1,6 @@
-"""Every random draw is a function of (seed, step): nothing depends on what was drawn before.
+"""Seeding: every random draw is a function of (seed, step).
 
-So a run that was stopped goes on exactly as it would have, and two machines agree on a batch.
+So an interrupted run resumes exactly, and two machines agree on a batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands in a backbone's stem and head: M encoders with the mixing block, and M classifiers.
+"""The modules in a backbone's stem and head: M encoders with the mixing block, M classifiers.
 
 Masks reach the stem in further channels of its input, since a backbone's own forward passes on nothing but images. So
 a call changes no module: threads may share a network, and activation checkpointing sees all that it computes again.

@@ -1,4 +1,4 @@
-"""Many runs from one file: every combination of a grid with every seed, trained one after the other and compared."""
+"""Sweeps: every combination of a grid with every seed, trained and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of settings: pydantic dataclasses, every wrong value of which is told in a sentence that names it.
+"""Classes of settings: pydantic dataclasses with clear error messages.
 
 A class of settings is the one place for a setting's type, range, default and meaning, and for whether it changes
 results (:data:`Neutral`). Help, keywords, files and checks follow from it.

@@ -81,10 +81,10 @@ def test_seeds_may_differ_in_what_changes_no_result_and_in_nothing_else(trained,
     about["conditions"][name] = 2
     (other / "environment.json").write_text(json.dumps(about))
     with pytest.raises(
-        InputError, match=r"no seeds of one method: parts of a batch for batch norms .* is 1 in .* 2 in"
+        InputError, match=r"differ in more than the seed: parts of a batch for batch norms .* is 1 in .* 2 in"
     ):
         read_groups([str(seeds)], EvaluationOptions())
     shutil.rmtree(other)
     copied(one, seeds, 1, ("max_epochs: 2", "max_epochs: 3"))
-    with pytest.raises(InputError, match=r"no seeds of one method: trainer\.max_epochs"):
+    with pytest.raises(InputError, match=r"differ in more than the seed: trainer\.max_epochs"):
         read_groups([str(seeds)], EvaluationOptions())

@@ -90,8 +90,8 @@ def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
     assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error == (
-        f"mixmo: {tmp_path}/runs holds no seeds of one method: data.batch_repetition is 2 in {tmp_path}/runs/a but "
-        f"4 in {tmp_path}/runs/b; compare such runs by naming them one by one.\n"
+        f"mixmo: runs in {tmp_path}/runs differ in more than the seed: data.batch_repetition is 2 in {tmp_path}/runs/a "
+        f"but 4 in {tmp_path}/runs/b; compare such runs by naming them one by one.\n"
     )
     assert not (tmp_path / "out").exists()
 

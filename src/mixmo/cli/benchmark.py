@@ -1,4 +1,4 @@
-"""``mixmo benchmark``: what MixMo costs on this machine."""
+"""``mixmo benchmark``: measure what MixMo costs on this machine."""
 
 from __future__ import annotations
 

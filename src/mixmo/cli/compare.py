@@ -1,4 +1,4 @@
-"""``mixmo compare``: networks side by side."""
+"""``mixmo compare``: compare networks on one test set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mixmo completion``: a script by which a shell completes commands and options."""
+"""``mixmo completion``: shell completion of commands and options."""
 
 from __future__ import annotations
 

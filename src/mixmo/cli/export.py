@@ -1,4 +1,4 @@
-"""``mixmo export``: a run's network as a file or folder that other programs open."""
+"""``mixmo export``: export a run's network for other programs."""
 
 from __future__ import annotations
 

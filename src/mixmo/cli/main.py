@@ -1,4 +1,4 @@
-"""The command line: one noun each, a thin shell around the library."""
+"""The ``mixmo`` command: dispatch, logging and exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USAGE = """\
 usage: mixmo COMMAND …
 
   fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
-  fit RUN                                               go on with a run that was stopped
+  fit RUN                                               resume a run
   sweep FILE [--out FOLDER]                             every combination of a grid with every seed
   test RUN… [--ood DATASET …] [--corruptions]           metrics on the test set, of several runs as one ensemble
   test --predictions FILE.npz                           the same metrics for another program's predictions

@@ -1,4 +1,4 @@
-"""Commands: the classes that describe their options, read from words, shown as help and completed by a shell."""
+"""Command-line options from classes: parsing, help and shell completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mixmo preview``: pictures of what the network sees."""
+"""``mixmo preview``: visualise augmented inputs and masks before training."""
 
 from __future__ import annotations
 

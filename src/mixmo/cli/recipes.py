@@ -1,4 +1,4 @@
-"""``mixmo recipes``: the shipped recipes."""
+"""``mixmo recipes``: list the shipped recipes."""
 
 from __future__ import annotations
 

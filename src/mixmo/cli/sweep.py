@@ -1,4 +1,4 @@
-"""``mixmo sweep``: many runs from one file, and the comparison of them."""
+"""``mixmo sweep``: train a grid of runs and compare them."""
 
 from __future__ import annotations
 

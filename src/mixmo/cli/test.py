@@ -1,4 +1,4 @@
-"""``mixmo test``: evaluate runs, or another program's predictions; print tables, then write files."""
+"""``mixmo test``: evaluate runs or another program's predictions."""
 
 from __future__ import annotations
 

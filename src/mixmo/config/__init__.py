@@ -1,1 +1,1 @@
-"""Settings, recipes, and how they become a checked plan of a run."""
+"""Settings and recipes, and the checked plan of a run that follows from them."""

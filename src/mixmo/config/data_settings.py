@@ -1,4 +1,4 @@
-"""The settings of a run's images and of how batches are made of them."""
+"""Settings of the images and the batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device does best: the precision and the compilation a run takes where its recipe leaves them open."""
+"""Defaults that depend on the device: precision and compilation."""
 
 from __future__ import annotations
 

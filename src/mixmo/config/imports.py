@@ -1,4 +1,4 @@
-"""A user's own code, named in a recipe by import path, where the user has allowed it.
+"""Import of user code that a recipe names, where the user allows it.
 
 Importing a module runs it. So a name such as ``mypackage.masks:stripes`` is followed only where ``allow_imports`` lists
 the module, in a recipe that the user runs or on the command line; what a run's folder says never counts as permission.

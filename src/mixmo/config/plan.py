@@ -1,4 +1,4 @@
-"""From a recipe and overrides to what a run needs: checked settings, and what follows from them and the machine."""
+"""From a recipe and overrides to the checked settings of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from where a network starts: images are prepared as they were for the weights it starts from."""
+"""Preprocessing defaults inherited from pretrained weights."""
 
 from __future__ import annotations
 

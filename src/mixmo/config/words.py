@@ -1,4 +1,4 @@
-"""Words of a command line, read against what can be set: ``--data.batch_size 16``, ``--data.flip``.
+"""Parsing of command-line words against the known settings: ``--data.batch_size 16``, ``--data.flip``.
 
 tyro, pydantic-settings and jsonargparse were tried on the settings (docs/architecture.md has what came out): each
 refuses what a recipe's YAML says for a value, or stops at the first error. So words are read here, into the form that

@@ -1,4 +1,7 @@
-"""Noise. Each takes images (B, 3, H, W) in [0, 1], the severity's numbers and a generator on the CPU."""
+"""Noise corruptions.
+
+Each takes images (B, 3, H, W) in [0, 1], the parameters of a severity, and a generator on the CPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relief of water drops for ``spatter``: OpenCV's edge detector and what follows it, for whole batches."""
+"""The relief of water drops for ``spatter``: OpenCV's edge detector for whole batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What severities 1 to 5 of each corruption mean, as published (Hendrycks & Dietterich 2019, in their released code).
+"""Parameters of severities 1 to 5, as published (Hendrycks & Dietterich 2019, in their released code).
 
 ``SMALL`` made CIFAR-10-C and CIFAR-100-C, ``LARGE`` made ImageNet-C. Lengths are in pixels, except those
 of ``elastic_transform``, which are shares of the image's side; intensities are shares of the full range.

@@ -1,4 +1,4 @@
-"""Class folders in tar files; nothing is ever unpacked to the disk."""
+"""Class folders in tar files, read in place."""
 
 from __future__ import annotations
 

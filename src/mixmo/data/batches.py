@@ -1,4 +1,4 @@
-"""Augmentation of images on the device, and the mixtures of a training step made of augmented copies."""
+"""Augmentation on the device, and the mixtures of a training step."""
 
 from __future__ import annotations
 

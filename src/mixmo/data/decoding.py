@@ -1,4 +1,4 @@
-"""From the content of an image file to 8-bit pixels; docs/data.md has the conventions."""
+"""Decoding of image files to 8-bit pixels; docs/data.md has the conventions."""
 
 from __future__ import annotations
 

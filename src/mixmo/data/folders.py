@@ -1,4 +1,4 @@
-"""Class folders on a disk."""
+"""Class folders on disk."""
 
 from __future__ import annotations
 

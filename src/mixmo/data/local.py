@@ -1,4 +1,4 @@
-"""One's own images: the splits of a folder, a zip file or a table, or all of them where there are none."""
+"""Local images and their splits: folders, zip and tar files, tables, shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's data, opened once: training, validation and test images, each decoded when it is first asked for."""
+"""A run's training, validation and test images, opened once and decoded on first use."""
 
 from __future__ import annotations
 

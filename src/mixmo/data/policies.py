@@ -1,4 +1,4 @@
-"""Augmentation by kornia, for whole batches on the device: of photos, TrivialAugment, RandAugment, random erasing."""
+"""Augmentation by kornia for whole batches: photos, TrivialAugment, RandAugment, random erasing."""
 
 from __future__ import annotations
 

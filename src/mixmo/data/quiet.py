@@ -1,4 +1,4 @@
-"""What Pillow says of single images is left out where that is nobody else's to decide."""
+"""Silencing of Pillow's messages about single images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a whole source in threads, and what becomes of the images that cannot be read."""
+"""Decoding of a whole dataset in threads, and the report of unreadable images."""
 
 from __future__ import annotations
 

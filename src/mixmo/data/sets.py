@@ -1,4 +1,4 @@
-"""Sets of images and their loaders: decoded on the device where they fit, streamed by workers where not.
+"""Image sets and their loaders: in memory on the device where they fit, else streamed by workers.
 
 A loader yields :class:`DistinctBatch`: the U = B / b distinct images of a step, without augmentation, as uint8, or
 copies of them that a user's Dataset has prepared. :mod:`mixmo.data.batches` makes the B mixtures from it on the device.

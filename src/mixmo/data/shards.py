@@ -1,4 +1,4 @@
-"""Datasets in shards, too large for memory: which files belong to a split, what is missing, and what is damaged."""
+"""Sharded datasets: splits, missing shards and labels."""
 
 from __future__ import annotations
 

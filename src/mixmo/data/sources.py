@@ -1,4 +1,4 @@
-"""Labelled images that can be read one by one."""
+"""Labelled images that can be read by index."""
 
 from __future__ import annotations
 

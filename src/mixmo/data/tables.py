@@ -1,4 +1,4 @@
-"""A CSV file of paths and labels, with or without a column of splits."""
+"""CSV tables of paths, labels and splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the paths below a split mean, in a folder as in tar files: classes, images, and what is neither."""
+"""Classes and images from the paths in a folder or an archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards as the webdataset library writes them: files of one name and several endings are one labelled image.
+"""Tar shards of the webdataset library: files with one name and several endings are one labelled image.
 
 The headers are read once, in sequence, and where each image lies is kept; then images are read at random, so that the
 order is a function of (seed, epoch) alone, on any number of ranks and workers, and a run resumes at any batch.

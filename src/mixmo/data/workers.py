@@ -1,4 +1,4 @@
-"""Worker processes that read images: the memory in which they hand over batches, and how they end."""
+"""Worker processes: shared memory, and their end."""
 
 from __future__ import annotations
 

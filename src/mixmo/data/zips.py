@@ -1,4 +1,4 @@
-"""Class folders in a zip file, with or without splits; nothing is ever unpacked to the disk."""
+"""Class folders in a zip file, read in place."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Networks for use elsewhere: predictions, exported files, the Hub; and the authors' checkpoints from there."""
+"""Prediction, export, the Hub, and the authors' checkpoints."""

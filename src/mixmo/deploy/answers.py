@@ -1,4 +1,4 @@
-"""What a network answers about images: classes, calibrated confidence, uncertainty, conformal sets, whom to ask."""
+"""Predictions: class, calibrated confidence, uncertainty, conformal set, deferral."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of a shared network: what it is, how good, how sure that is, how to use it, and its limits."""
+"""The model card of a shared network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks as files that other programs open; each is read again and compared before it counts as written."""
+"""Export to other formats; every file is read again and compared with the trained network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharing a network on the Hugging Face Hub, or as a folder of the same form: weights, description, model card."""
+"""Sharing on the Hugging Face Hub, or as a folder of the same form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images to predict, of any form: files, bytes, Pillow images, arrays and tensors."""
+"""Images to predict: files, bytes, Pillow images, arrays and tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks of shared folders and of files of weights, rebuilt from what these say of themselves."""
+"""Networks rebuilt from shared folders and files of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks to predict with, of every kind: runs, ensembles of runs, exported files and folders."""
+"""Models for prediction: runs, ensembles of runs, exported files and folders."""
 
 from __future__ import annotations
 

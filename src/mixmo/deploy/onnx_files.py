@@ -1,4 +1,4 @@
-"""ONNX files: written by torch, and made of 8-bit integers by onnxruntime's quantiser."""
+"""ONNX export, and 8-bit quantisation by onnxruntime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions for new images, in Python: ``mixmo.Predictor(path)(images)``."""
+"""``mixmo.Predictor``: predictions for new images."""
 
 from __future__ import annotations
 

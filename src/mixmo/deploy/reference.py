@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's reference implementation, read safely."""
+"""Checkpoints of the authors' code, read safely."""
 
 from __future__ import annotations
 

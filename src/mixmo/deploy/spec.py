@@ -1,4 +1,4 @@
-"""What accompanies a network's weights in exported files: its header and a calibration."""
+"""The description exported with a network: its header and calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as files: comma-separated values or JSON lines, whole or not at all."""
+"""Prediction files: CSV or JSON lines, written atomically."""
 
 from __future__ import annotations
 

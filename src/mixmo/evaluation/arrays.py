@@ -1,4 +1,4 @@
-"""NumPy files of other programs, none of which is trusted: sizes are checked before anything is allocated."""
+"""Predictions in NumPy files of other programs, checked before anything is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's validation images say of its confidence: a temperature, conformal sets, and whom not to answer.
+"""Post-hoc calibration on validation images: temperature, conformal and abstention thresholds.
 
 It is kept in the run's folder, so that using the network needs neither the validation images nor the dataset.
 """

@@ -1,4 +1,4 @@
-"""What is compared: runs, ensembles of runs, seeds of one method, other programs' predictions."""
+"""The entries of a comparison: runs, ensembles, seeds, other programs' predictions."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
             told = key in known or (key in first and key in own)  # earlier versions kept no conditions
             if key not in neutral_settings() | {"seed"} and told and own.get(key) != first.get(key):
                 raise InputError(
-                    f"{folder} holds no seeds of one method: {key} is {first.get(key)!r} in {runs[0].path} but "
+                    f"runs in {folder} differ in more than the seed: {key} is {first.get(key)!r} in {runs[0].path} but "
                     f"{own.get(key)!r} in {run.path}; compare such runs by naming them one by one."
                 )
 

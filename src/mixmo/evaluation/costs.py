@@ -1,4 +1,4 @@
-"""What a trained run cost in training, and costs at inference."""
+"""Training and inference costs of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the members separate subnetworks, and does the network fit what it was trained on?"""
+"""Diagnosis: are the members separate, and do they fit their training mixtures?."""
 
 from __future__ import annotations
 

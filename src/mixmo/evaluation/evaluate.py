@@ -1,4 +1,4 @@
-"""Metrics of predictions: the ensemble by both ways of averaging, every member, and the diversity of the members."""
+"""Metrics of the ensemble, of every member, and of their diversity."""
 
 from __future__ import annotations
 

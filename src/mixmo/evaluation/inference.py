@@ -1,4 +1,4 @@
-"""Inference: a run's trained network, its datasets, and the logits of images."""
+"""Inference with a trained run on its datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a metric is: 95 % intervals in closed form, over test images or over seeds.
+"""Confidence intervals in closed form, over test images or over seeds.
 
 Only metrics whose intervals cover the true value as often as they claim have one; docs/evaluation.md says how that was
 found. ECE and its kin are biased by binning, AUROC and d_re rest on few errors: they have none over test images.

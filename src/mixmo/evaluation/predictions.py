@@ -1,4 +1,4 @@
-"""Predictions of runs, kept in their folders so that a second evaluation costs little, or read from a file."""
+"""Predictions of runs, cached in their folders, or read from a file."""
 
 from __future__ import annotations
 
@@ -208,6 +208,8 @@ def join_predictions(parts: Sequence[Predictions], names: Sequence[str]) -> Pred
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
         if part.classes != first.classes or not part.are_of(first):
-            raise InputError(f"{names[0]} and {name} were tested on different images or classes; they are no ensemble.")
+            raise InputError(
+                f"{names[0]} and {name} cannot be ensembled: they were tested on different images or classes."
+            )
     logits = torch.cat([part.logits for part in parts], 1)
     return replace(first, logits=logits, epochs=max(part.epochs for part in parts))

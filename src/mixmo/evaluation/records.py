@@ -1,4 +1,4 @@
-"""What a run's folder tells of its training, checked: a damaged file should not cost a page."""
+"""Checked reading of a run's training history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation of runs, alone or as one ensemble, or of another program's predictions, on a test set."""
+"""Evaluation of a run, an ensemble of runs or another program's predictions."""
 
 from __future__ import annotations
 

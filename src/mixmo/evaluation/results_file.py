@@ -1,4 +1,4 @@
-"""``test.json``: the metrics of a run's checkpoint; a later call keeps what an earlier one with other options found."""
+"""``test.json``: reading, merging and writing of a run's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Robustness: metrics on corrupted test images, generated or read from CIFAR-10-C's or CIFAR-100-C's files."""
+"""Robustness to corruptions, generated or read from CIFAR-10-C and CIFAR-100-C files."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
         for key in ("image_size", "channels"):
             if (own := getattr(run.settings.data, key)) != (wanted := getattr(first, key)):
                 raise InputError(
-                    f"{run.run.path} has data.{key} {own}, but {runs[0].run.path} {wanted}; they are no ensemble."
+                    f"{run.run.path} has data.{key} {own}, but {runs[0].run.path} {wanted}: they cannot be ensembled."
                 )
     return GeneratedCorruptions(runs[0]) if folder is None else PublishedCorruptions(Path(folder), targets, first)
 

@@ -1,4 +1,4 @@
-"""Is a difference real? McNemar's test, over the images of one test set; ``intervals`` has intervals."""
+"""McNemar's test."""
 
 from __future__ import annotations
 

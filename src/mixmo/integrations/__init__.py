@@ -1,1 +1,1 @@
-"""MixMo in trainers that people have: Lightning's, timm's."""
+"""MixMo in other trainers: Lightning, timm."""

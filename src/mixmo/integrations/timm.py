@@ -1,4 +1,4 @@
-"""MixMo in timm's training loop: a task for ``timm.task``, whose loaders, optimisers and EMA stay as they are."""
+"""A task for timm's training loop."""
 
 from __future__ import annotations
 

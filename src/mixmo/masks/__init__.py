@@ -1,4 +1,4 @@
-"""The catalogue of masks: how the members share the positions of a feature map.
+"""The catalogue of masks: how members share the positions of a feature map.
 
 Every function has one signature, works on the whole batch at once and on any device::
 

@@ -1,4 +1,4 @@
-"""PatchUp's masks: the union of square blocks at random places (Faramarzi et al. 2020)."""
+"""PatchUp's masks: unions of square blocks (Faramarzi et al. 2020)."""
 
 from __future__ import annotations
 

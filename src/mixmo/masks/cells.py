@@ -1,4 +1,4 @@
-"""Partitions into many cells, natural for any number of members."""
+"""Partitions into many cells, for any number of members."""
 
 from __future__ import annotations
 

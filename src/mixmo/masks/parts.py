@@ -1,4 +1,4 @@
-"""What masks are made of: the types, and the few ways to share positions among members."""
+"""Building blocks of masks: types, and ways to share positions among members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks with smooth random outlines: level sets of a random field."""
+"""Masks with smooth random outlines: level sets of random fields."""
 
 from __future__ import annotations
 

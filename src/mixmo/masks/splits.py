@@ -1,4 +1,4 @@
-"""Masks along one axis, and masks without any shape: rows, columns, channels, single pixels."""
+"""Masks along one axis or without shape: rows, columns, channels, single pixels."""
 
 from __future__ import annotations
 

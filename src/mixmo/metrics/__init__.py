@@ -1,4 +1,4 @@
-"""Metrics as torchmetrics classes: they add up over batches and processes, in float64.
+"""Metrics as torchmetrics classes, accumulated in float64 over batches and processes.
 
 All take probabilities (B, K), or those of M members (B, M, K), and class numbers (B,); ``compute`` returns a dict of
 float64 scalars by the names of ``test.json``. A metric that is not defined (a ratio over nothing) is NaN.

@@ -1,4 +1,4 @@
-"""Calibration: is a prediction right as often as its confidence claims?"""
+"""Calibration errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of predictions and class numbers; errors name the row at fault."""
+"""Input checks of metrics."""
 
 from __future__ import annotations
 

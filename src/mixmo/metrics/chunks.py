@@ -1,4 +1,4 @@
-"""Large sets a part at a time, so that what is computed in float64 stays small."""
+"""Chunked computation, which bounds the memory of float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conformal prediction: sets of classes that hold the true one as often as asked, for any network."""
+"""Conformal prediction sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diversity: how differently the members err."""
+"""Diversity of members."""
 
 from __future__ import annotations
 

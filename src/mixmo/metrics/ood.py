@@ -1,4 +1,4 @@
-"""Out-of-distribution (OOD) detection: can the network tell images that are of none of its classes?"""
+"""Out-of-distribution (OOD) detection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy and proper scores, and what averaging members gains in them."""
+"""Accuracy, proper scores, and what averaging members gains."""
 
 from __future__ import annotations
 

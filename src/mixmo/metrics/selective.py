@@ -1,4 +1,4 @@
-"""Selective prediction: does the confidence tell right predictions from wrong ones?"""
+"""Selective prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): one number that sharpens or softens all predictions."""
+"""Temperature scaling (Guo et al. 2017)."""
 
 from __future__ import annotations
 

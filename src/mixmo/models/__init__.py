@@ -1,1 +1,1 @@
-"""The paper's backbones, registered with timm, and what any backbone may need: copies, cuts, convolutions to sum."""
+"""Backbones: the paper's, registered with timm, and what MixMo needs of any other."""

@@ -1,4 +1,4 @@
-"""Convolutions as stems: the weights they act by, which are not always the weights they keep.
+"""Effective weights of stem convolutions.
 
 Three kinds are linear in their input with weights that are known: plain ones; those that standardise their weights, as
 of BiT's ResNets (Qiao et al. 2019); and those that also scale them, by a gain, as of NFNets (Brock et al. 2021).

@@ -1,4 +1,4 @@
-"""Copies of modules, with all that they keep besides their parameters."""
+"""Copies of modules, including parametrisations and plain attributes."""
 
 from __future__ import annotations
 

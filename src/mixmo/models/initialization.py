@@ -1,4 +1,4 @@
-"""How members start: as shares of a trained part, or as independent draws."""
+"""Initialisation of encoders and heads: shares of trained parts, or independent draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixing later than after the first convolution: a backbone cut in two behind a module of one's choice."""
+"""Backbones cut in two, to mix behind a later module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What timm's helpers ask of a model, answered by the backbone in a wrapper, by the names its parameters have there."""
+"""What timm's helpers ask of a model, delegated to the backbone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tables, charts and pages of what was found."""
+"""Tables, charts and pages of results."""

@@ -1,4 +1,4 @@
-"""The plots of pages: one pair of axes each, so that pages can set them side by side or below one another."""
+"""Plots for pages, one pair of axes each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots with names along their axes: classes, members, the entries of a comparison."""
+"""Plots by class, member or network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentence at the top of a comparison: how good the networks are, by how much they differ, how sure that is."""
+"""The summary sentence of a comparison."""
 
 from __future__ import annotations
 

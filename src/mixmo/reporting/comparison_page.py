@@ -1,4 +1,4 @@
-"""``mixmo compare``: is one network better than another, in what, at what cost, and is the difference real?"""
+"""The page, CSV and Markdown of ``mixmo compare``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a comparison: metrics, paired differences, costs, and all of it as comma-separated values."""
+"""The tables of a comparison: metrics, paired differences, costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics in words: name, meaning, unit and direction, from one table."""
+"""Names, meanings, units and directions of the metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer at the top of a run's page: one sentence, and the metrics that matter with their intervals."""
+"""The summary sentence and headline metrics of a run's page."""
 
 from __future__ import annotations
 

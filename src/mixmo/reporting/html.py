@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from Jinja2 templates: no network, dark and light, readable on a phone, printable."""
+"""Self-contained HTML pages from Jinja2 templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test images on pages, with what was predicted."""
+"""Test images with their predictions, on pages."""
 
 from __future__ import annotations
 

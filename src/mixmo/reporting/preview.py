@@ -1,4 +1,4 @@
-"""``mixmo preview``: pictures of what the network sees, and of every kind of mask."""
+"""Pictures of augmented inputs, masks and mixtures."""
 
 from __future__ import annotations
 

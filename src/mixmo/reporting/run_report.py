@@ -1,4 +1,4 @@
-"""``report.html``: the answer about a run on one page that stands alone."""
+"""``report.html``: the page of a run."""
 
 from __future__ import annotations
 

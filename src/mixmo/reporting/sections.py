@@ -1,4 +1,4 @@
-"""Sections that the pages of a run and of a comparison share."""
+"""Sections shared by the pages of a run and a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG: transparent, in the colour of the page's text, without ids in common."""
+"""Matplotlib figures as inline SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of metrics, built once and shown on screen, in Markdown and on HTML pages."""
+"""Metric tables for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 

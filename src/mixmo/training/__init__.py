@@ -1,1 +1,1 @@
-"""One training step, its loss and optimiser, and what happens around the steps."""
+"""Training: the step, objectives, optimisers, checkpoints."""

@@ -1,4 +1,4 @@
-"""A run's network and what makes its mixtures, built from its settings and its data."""
+"""Builds a run's network and batch maker from settings and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens around the training steps: rows of metrics and the progress bar."""
+"""Metric rows and the progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that have changed between the stop of a run and its resumption: which may, and how it is recorded."""
+"""Detection and recording of changed settings when a run is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run keeps checkpoints, and how Lightning writes and reads them here."""
+"""When checkpoints are written, and their reading and writing in Lightning."""
 
 from __future__ import annotations
 

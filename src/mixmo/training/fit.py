@@ -1,4 +1,4 @@
-"""Put a run together from its settings and train it."""
+"""Trains a run from its settings."""
 
 from __future__ import annotations
 

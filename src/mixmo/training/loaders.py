@@ -1,4 +1,4 @@
-"""The loaders of a training, made once its device and its rank are known."""
+"""Data loaders of a training, as a LightningDataModule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of a user's own, found by the import paths of a recipe and tried."""
+"""User-defined masks, imported by path and tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective that a recipe names: a function of the members' logits and the mixed batch."""
+"""Objectives: functions of the members' logits and the mixed batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimisers by timm's names, and the learning rate at every step."""
+"""Optimisers by timm's names, and the learning-rate schedule."""
 
 from __future__ import annotations
 

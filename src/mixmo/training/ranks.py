@@ -1,4 +1,4 @@
-"""The processes (ranks) of a distributed training: who computes what of a batch, and how they agree.
+"""Ranks of a distributed training: shares of the batch, and collective operations.
 
 Every draw is made for the global batch, by every rank alike; each computes its part of it. So a run on many devices is
 the same run: batch size, batch repetition and learning rate mean the global batch.

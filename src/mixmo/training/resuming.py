@@ -1,4 +1,4 @@
-"""Can a run be resumed from a checkpoint? Everything is checked before anything of it is used."""
+"""Checks whether a checkpoint fits a run before anything of it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation (SAM, Foret et al. 2021): the gradient is taken where the loss nearby is worst."""
+"""Sharpness-aware minimisation (SAM, Foret et al. 2021)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members that start from trained weights: timm's, a file's, or those of another run."""
+"""Initialisation from trained weights: timm's, a file's or another run's."""
 
 from __future__ import annotations
 

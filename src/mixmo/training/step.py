@@ -1,4 +1,4 @@
-"""One training step of MixMo, in reading order, as a LightningModule."""
+"""The training step, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class Training(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
     def on_fit_start(self) -> None:
-        """Find the device."""
+        """Allocate the flag of steps that are not finite, on the device."""
         self.bad_step = torch.tensor(-1, device=self.device)
 
     def on_train_start(self) -> None:

@@ -1,4 +1,4 @@
-"""Asking a run to stop: a signal is noted, and the run keeps a checkpoint and ends after the step at hand."""
+"""Stopping on signals, at the same step on all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the steps of an epoch sum up, on the device; reading them waits for the device, so they are read seldom."""
+"""Running sums of an epoch's loss and accuracies, on the device."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class EpochSums:
         self._before = self.loss, self.accuracy
 
     def begin(self, device: torch.device, kept: Mapping[str, Any] | None = None) -> None:
-        """Start an epoch, or go on within one.
+        """Start an epoch, or continue one.
 
         Args:
             device: Where to sum.
@@ -103,7 +103,7 @@ class EpochSums:
         return report
 
     def state(self) -> dict[str, Any]:
-        """Return the sums, for a checkpoint within an epoch; from here on all processes go on from their mean."""
+        """Return the sums, for a checkpoint within an epoch; from here on all processes continue from their mean."""
         means = mean_over_ranks(torch.cat([self.loss[None], self.accuracy]))
         self.loss, self.accuracy = means[0].clone(), means[1:].clone()
         kept = {"loss": self.loss.cpu(), "accuracy": self.accuracy.cpu()}

@@ -1,4 +1,4 @@
-"""Lightning's trainer, as a run needs it: on one device or on many, with errors in one sentence."""
+"""Lightning's Trainer for a run, with clear errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train(
         plan: What is trained.
         run: Where it is kept.
         prepared: What trains.
-        checkpoint: What to go on from.
+        checkpoint: To resume from.
         callbacks: More of Lightning's callbacks.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Shipped recipes: a few bases and, per recipe, the lines that differ (``bases.yaml``, ``catalogue.yaml``)."""
+"""Shipped recipes: a few bases, and the lines in which each recipe differs."""
 
 from __future__ import annotations
 
