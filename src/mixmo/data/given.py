@@ -252,7 +252,7 @@ def _content(images: DatasetImages, index: int, seed: int) -> bytes:
 
 @contextmanager
 def seed_globals(seed: int) -> Iterator[None]:
-    """Seed what transforms draw from, the global generators of torch, NumPy and Python; afterwards they are as before."""
+    """Seed the global generators of torch, NumPy and Python within the block; afterwards they are as before."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

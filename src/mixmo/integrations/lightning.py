@@ -21,8 +21,8 @@ from mixmo.seeding import seed_for
 class MixMoModule(L.LightningModule):
     """Trains a network on mixtures of a loader's batches, and validates the ensemble on images as they are.
 
-    Every draw of a step is a function of (seed, step): a training that Lightning resumes continues the same, as far as its
-    loader does. ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … are logged, and
+    Every draw of a step is a function of (seed, step): a training that Lightning resumes continues the same, as far as
+    its loader does. ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … are logged, and
     ``train_loss``; in testing ``test_…``.
 
     Args:
