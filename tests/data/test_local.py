@@ -209,7 +209,7 @@ def test_runs_tested_on_other_drawn_images_are_neither_one_ensemble_nor_compared
     assert main(["test", "one", "same"]) == 0 == main(["compare", "one", "same"])
     capsys.readouterr()
     assert main(["test", "one", "two"]) == 2
-    assert "one and two were tested on different images" in capsys.readouterr().err
+    assert "one and two cannot be ensembled: they were tested on different images" in capsys.readouterr().err
     assert main(["compare", "one", "two"]) == 2
     assert "two was tested on other images or classes than one" in capsys.readouterr().err
 

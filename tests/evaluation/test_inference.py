@@ -32,18 +32,18 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     count(runs, "make_plan")
     count(inference, "load_checkpoint")
     count(data_module, "open_source", lambda dataset, split, *_: f"{Path(dataset).name} {split}")
-    count(data_module, "image_set", lambda source, *_: len(source))
+    count(data_module, "build_image_set", lambda source, *_: len(source))
     monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
     other = f"folder:{folder}/other"
     result = evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))
     assert list(result.ood) == [other] and list(result.corruptions.kinds) == ["fog"]
-    decoded = [call for call in called if call.startswith("image_set")]
-    assert sorted(decoded) == ["image_set 12", "image_set 16", "image_set 9"]  # test, other, validation
+    decoded = [call for call in called if call.startswith("build_image_set")]
+    assert sorted(decoded) == ["build_image_set 12", "build_image_set 16", "build_image_set 9"]  # test, other, validation
     assert [called.count(f"open_source data {split}") for split in ("train", "test")] == [1, 1]
     assert called.count("make_plan") == called.count("load_checkpoint") == 1
     called.clear()
     evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))
-    assert not [call for call in called if call.startswith(("image_set", "load_checkpoint"))]  # all is kept
+    assert not [call for call in called if call.startswith(("build_image_set", "load_checkpoint"))]  # all is kept
 
 
 def test_a_dataset_with_other_classes_is_refused(trained, tmp_path):

@@ -31,7 +31,7 @@ def test_a_second_evaluation_opens_nothing(trained, monkeypatch):
     _, run, _ = trained
     first = evaluate_run(run)
     monkeypatch.setattr(inference, "load_checkpoint", None)  # neither network nor images are opened again
-    monkeypatch.setattr("mixmo.data.module.image_set", None)
+    monkeypatch.setattr("mixmo.data.module.build_image_set", None)
     assert evaluate_run(run) == pytest.approx(first, nan_ok=True)
 
 

@@ -92,7 +92,7 @@ def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path,
     monkeypatch.setattr(torch, "compile", whole_graphs)
     with torch._dynamo.config.patch(error_on_recompile=True):
         fit(short_plan(pictures, "--model.compile=true"), RunFolder(tmp_path / "compiled"))
-    assert compiled == ["_logits_and_loss", "_validated"]
+    assert compiled == ["_logits_and_loss", "_validation_logits"]
     rows = [RunFolder(tmp_path / name).read_metrics() for name in ("eager", "compiled")]
     for key in ("train_loss", "val_nll", "val_accuracy"):
         eager, other = ([float(row[key]) for row in each] for each in rows)
