@@ -64,7 +64,7 @@ def test_ones_own_images_take_the_recipes_hyperparameters():
         found["data"]["name"] == "given" and found["data"]["channels"] == 3 and found["data"]["input_repetition"] == 0.5
     )
     assert found["data"]["images_per_class"] is None and run.folder.training_images() == 90
-    assert found["optimizer"]["base_lr"] == 0.1 and "val_accuracy" in run.metrics[-1]
+    assert found["optimizer"]["base_lr"] == 0.121 and "val_accuracy" in run.metrics[-1]
     prepared = config(
         mixmo.fit("wide_resnet10_1", Prepared(), recipe="cifar10-wrn28x10-cut-b2", batch_size=12, **SHORT)
     )

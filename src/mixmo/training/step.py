@@ -79,7 +79,7 @@ class Training(L.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
         self._unfinished: dict[str, Any] | None = None
         self._perturbed, self._ready_at = False, -1
-        # One graph for every step and one for evaluation: shapes never change (see `_evaluated`).
+        # One graph for every step and one for evaluation: shapes never change (see `_evaluate_batch`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
         self._compiled_net = compiled(self._validation_logits)
