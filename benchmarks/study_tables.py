@@ -249,7 +249,7 @@ def draw_intervals(rows: Rows, method: str, against: Sequence[str]) -> Figure:
         axis.axvline(0, color="#888888", linewidth=0.8)
         axis.set_xlabel({"accuracy": "points of top-1 gained", "nll_two_fold": "scaled NLL saved"}[metric])
     axes[0].set_yticks(range(len(places)), [f"{task}: against {other}" for task, other in places], fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(places) - 0.5, -0.5)
     figure.suptitle(f"{method}: differences with 95 % intervals, paired by seed", fontsize=10)
     figure.tight_layout()
     return figure

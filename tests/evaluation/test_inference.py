@@ -38,7 +38,11 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     result = evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))
     assert list(result.ood) == [other] and list(result.corruptions.kinds) == ["fog"]
     decoded = [call for call in called if call.startswith("build_image_set")]
-    assert sorted(decoded) == ["build_image_set 12", "build_image_set 16", "build_image_set 9"]  # test, other, validation
+    assert sorted(decoded) == [
+        "build_image_set 12",
+        "build_image_set 16",
+        "build_image_set 9",
+    ]  # test, other, validation
     assert [called.count(f"open_source data {split}") for split in ("train", "test")] == [1, 1]
     assert called.count("make_plan") == called.count("load_checkpoint") == 1
     called.clear()

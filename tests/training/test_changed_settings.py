@@ -156,7 +156,9 @@ def test_other_averages_perturbations_and_clips_are_the_ones_that_are_trained(im
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, most: clipped.append(most) or clip(p, most))
     words = ["--optimizer.ema_decay=0.02", "--optimizer.sam_radius=0.1", "--trainer.gradient_clip_val=0.5"]
     resume(run, "--trainer.max_epochs=3", *words, accept=True)
-    assert set(seen["get_ema_multi_avg_fn"]) == {0.02} and set(seen["perturb_weights"]) == {0.1} and set(clipped) == {0.5}
+    assert (
+        set(seen["get_ema_multi_avg_fn"]) == {0.02} and set(seen["perturb_weights"]) == {0.1} and set(clipped) == {0.5}
+    )
 
 
 @pytest.mark.parametrize(
