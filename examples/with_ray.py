@@ -14,7 +14,8 @@ from ray.tune.schedulers import ASHAScheduler
 
 import mixmo
 
-RUNS, EPOCHS = Path("runs/search").resolve(), 12
+RUNS = Path("runs/search").resolve()
+EPOCHS, SAMPLES = 12, 6
 
 
 class Report(Callback):
@@ -46,7 +47,10 @@ def main():
             train,
             param_space={"lr": tune.loguniform(0.01, 0.3), "mixer_alpha": tune.uniform(1, 4)},
             tune_config=tune.TuneConfig(
-                metric="val_accuracy", mode="max", num_samples=6, scheduler=ASHAScheduler(grace_period=3, max_t=EPOCHS)
+                metric="val_accuracy",
+                mode="max",
+                num_samples=SAMPLES,
+                scheduler=ASHAScheduler(grace_period=3, max_t=EPOCHS),
             ),
             run_config=tune.RunConfig(name="ray", storage_path=str(RUNS)),
         )
