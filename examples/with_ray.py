@@ -16,6 +16,7 @@ import mixmo
 
 RUNS = Path("runs/search").resolve()
 EPOCHS, SAMPLES = 12, 6
+ASHA = ASHAScheduler(grace_period=3, max_t=EPOCHS)
 
 
 class Report(Callback):
@@ -46,12 +47,7 @@ def main():
         tuner = tune.Tuner(
             train,
             param_space={"lr": tune.loguniform(0.01, 0.3), "mixer_alpha": tune.uniform(1, 4)},
-            tune_config=tune.TuneConfig(
-                metric="val_accuracy",
-                mode="max",
-                num_samples=SAMPLES,
-                scheduler=ASHAScheduler(grace_period=3, max_t=EPOCHS),
-            ),
+            tune_config=tune.TuneConfig("max", "val_accuracy", scheduler=ASHA, num_samples=SAMPLES),
             run_config=tune.RunConfig(name="ray", storage_path=str(RUNS)),
         )
     best = tuner.fit().get_best_result()
