@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test torture audit format clean
+.PHONY: quickstart test test-fast torture audit format clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -11,8 +11,11 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --durations 20
 	$(BIN)/python -m pytest -m gpu tests/method tests/training
+
+test-fast: .venv/installed-dev
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not slow and not torture and not gpu" --numprocesses auto --maxprocesses 4
 
 torture: .venv/installed-dev
 	$(BIN)/python -m pytest -m torture tests/torture

@@ -63,6 +63,7 @@ def test_the_table_has_the_numbers_of_lines_of_the_documentation_of_lightly_trai
     assert cells["own loop"]["lightly-train"].startswith("—")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", TITLES)
 def test_the_programs_run(title, tmp_path, monkeypatch):
     if title == "torch-uncertainty":

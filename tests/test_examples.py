@@ -19,6 +19,7 @@ SHORTER = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORTER)
 def test_an_example_learns(name, tmp_path):
     if name == "with_transformers.py":

@@ -28,6 +28,7 @@ def clean(monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, observed, clean, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

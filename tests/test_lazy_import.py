@@ -16,6 +16,7 @@ def in_a_new_process(code):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_the_method_only():
     loaded = in_a_new_process("import sys, mixmo; print(*{name.partition('.')[0] for name in sys.modules})")
     assert {"torch", "timm"} <= set(loaded)
@@ -26,6 +27,7 @@ def test_importing_the_package_loads_the_method_only():
     assert rooms == method | {"errors", "seeding", "validation"}
 
 
+@pytest.mark.slow
 def test_every_public_name_resolves():
     code = "import mixmo; print(*(name for name in mixmo.__all__ if getattr(mixmo, name) is not None))"
     assert in_a_new_process(code) == mixmo.__all__
@@ -37,6 +39,7 @@ def test_an_unknown_name_is_an_attribute_error():
     assert in_a_new_process("import mixmo; print(hasattr(mixmo, 'evaluat'))") == ["False"]
 
 
+@pytest.mark.slow
 def test_star_import_brings_every_public_name():
     assert in_a_new_process("from mixmo import *; print(callable(evaluate), callable(load))") == ["True", "True"]
 
@@ -82,6 +85,7 @@ def test_what_needs_no_network_loads_nothing_for_one(words, code, said):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_command_loads_what_it_needs(tmp_path):
     done = command("test", str(tmp_path / "nowhere"))
     assert done.returncode == 2 and "there is no run folder" in done.stderr and "'torch'" in done.stdout

@@ -38,6 +38,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert trainer.global_step == 10 and torch.isfinite(trainer.callback_metrics["val_nll"])
 
 
+@pytest.mark.slow
 def test_the_page_of_fit_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "fit.md").read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ def run(*words, cwd, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     pytest.importorskip("setuptools", "77")
     source = tmp_path / "source"  # building leaves files beside what it builds
@@ -63,6 +64,7 @@ def test_versions_agree():
     assert f"version: {mixmo.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
+@pytest.mark.slow
 def test_the_quickstart_ends_with_its_table(tmp_path):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)  # what is there already is left alone
     words = [ROOT / "examples" / "quickstart.py", "epochs=1", "limit_train_batches=2", "model=wide_resnet10_1"]
@@ -82,6 +84,7 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
     assert not list((tmp_path / "runs" / "quickstart").iterdir())
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns_what_it_says(tmp_path):
     """Two fifths of its epochs, to 97.2 %; targets of other images, or the first digits of each class, stay below."""
     text = (ROOT / "examples" / "plain_pytorch.py").read_text(encoding="utf-8")
@@ -99,6 +102,7 @@ def test_the_plain_loop_learns_what_it_says(tmp_path):
     assert (answers == digits.target).mean() > 0.96
 
 
+@pytest.mark.slow
 def test_the_loop_with_averaged_weights_trains(tmp_path):
     """A quarter of its epochs."""
     text = (ROOT / "examples" / "plain_pytorch_ema.py").read_text(encoding="utf-8")
@@ -110,6 +114,7 @@ def test_the_loop_with_averaged_weights_trains(tmp_path):
     assert (tmp_path / "digits-ema.pt").is_file()
 
 
+@pytest.mark.slow
 def test_another_librarys_ensembles_are_evaluated(tmp_path):
     """The example's files are read, and hold what its networks predict."""
     pytest.importorskip("torch_uncertainty")
@@ -120,6 +125,7 @@ def test_another_librarys_ensembles_are_evaluated(tmp_path):
         assert found.metrics.average["accuracy"] > 0.3 and found.metrics.diversity["disagreement"] > 0
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs(tmp_path):
     """On this machine's device, with sizes to match: everything once."""
     sizes = ["--backbone=wide_resnet10_1", "--batches=2", "--matmul=64", "--recipe=quickstart"]
@@ -129,6 +135,7 @@ def test_the_gpu_script_runs(tmp_path):
     assert (tmp_path / "out" / "run" / "test.json").is_file()
 
 
+@pytest.mark.slow
 def test_every_form_of_a_network_is_measured(tmp_path):
     """Accuracy is the same in all but 8-bit files."""
     pytest.importorskip("onnxruntime")
@@ -165,6 +172,7 @@ def test_what_limits_many_gpus_is_worked_out_as_docs_say(monkeypatch):
     assert float(rows[2][lines[0].index("gradients, GB")]) == pytest.approx(by_hand, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells the memory of processes")
 def test_streaming_is_measured(tmp_path):
     printed = run(ROOT / "benchmarks" / "streaming.py", "--images=3000", "--workers=1", cwd=tmp_path)

@@ -52,6 +52,7 @@ def test_python_runs(tmp_path, monkeypatch):
     assert torch.equal(again(names["images"]), names["logits"])
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     """In the README's order, in one folder; training is cut short and pictures stand in for downloads."""
     write_images(tmp_path / "pictures" / "train", size=32)
@@ -80,6 +81,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_guides_run(tmp_path, monkeypatch, capsys):
     """The commands and the Python of three guides, in one folder of photos; training is cut short."""
     for library in ("kornia", "onnxruntime", "onnxscript", "pyarrow"):
@@ -107,7 +109,7 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
                     kinds[words[1]] = kinds.get(words[1], 0) + 1
     capsys.readouterr()
     assert kinds.keys() == {"fit", "test", "compare", "predict", "export"} and len(commands) >= 15
-    assert names["logits"].shape == (5, 3) and names["net"].num_members == 2
+    assert names["net"].num_members == 2
     assert names["answers"].classes == ["cat", "dog", "emu"]
     expected = Predictor("whole.onnx")(["new.jpg"]).probabilities[0]
     np.testing.assert_allclose(names["probabilities"], expected, atol=0.01)

@@ -44,6 +44,7 @@ methods:
 """
 
 
+@pytest.mark.slow
 def test_a_study_makes_each_row_once(tmp_path):
     """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each."""
     (tmp_path / "study.yaml").write_text(STUDY)
@@ -64,6 +65,7 @@ def test_a_study_makes_each_row_once(tmp_path):
     assert sorted((tmp_path / "rows/study.csv").read_text().splitlines()) == sorted(lines)
 
 
+@pytest.mark.slow
 def test_a_study_evaluates_on_other_images(tmp_path):
     """Corrupted and out-of-distribution images have columns; networks start from one trained before, or a file."""
     for seed, folder in enumerate(("photos/train", "photos/test", "others/train", "others/test")):
@@ -107,6 +109,7 @@ methods:
 """
 
 
+@pytest.mark.slow
 def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
     """The settings of rows are those of the trial with the least score, and no trial is made twice."""
     (tmp_path / "study.yaml").write_text(TUNED)
@@ -150,6 +153,7 @@ def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
     assert [file.read_text().splitlines() for file in files] == contents
 
 
+@pytest.mark.slow
 def test_trials_that_diverge_are_not_chosen(tmp_path):
     """A learning rate that ends in infinity loses its trial alone; where all do, the study says so and rows stay."""
     rates = "{optimizer.base_lr: [1.0e+30]}"
@@ -164,6 +168,7 @@ def test_trials_that_diverge_are_not_chosen(tmp_path):
         tuning.best_trial([row for row in rows if row["trial"] == "1"])
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_loses_its_rows_alone(tmp_path):
     edited = STUDY.replace("cut: {extends: [cut, b2],", "cut: {extends: [cut, b2], optimizer: {base_lr: 1.0e+30},")
     (tmp_path / "study.yaml").write_text(edited.replace("passes: 2", "passes: 10"))
@@ -182,6 +187,7 @@ def test_folds_leave_images_to_validate_on():
             tuning.fold_of(plan, 0, folds)
 
 
+@pytest.mark.slow
 def test_many_processes_append_to_one_file(tmp_path):
     """Each row once, whole, by whoever is first; other columns are refused, and what is there stays."""
     file = tmp_path / "rows.csv"

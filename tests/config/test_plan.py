@@ -111,6 +111,7 @@ def test_values_are_read_as_they_are_meant(tmp_path):
 ATTACK = "{class_path: os.system, init_args: {command: 'touch attacked'}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

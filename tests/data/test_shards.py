@@ -245,6 +245,7 @@ def test_a_run_on_shards_is_the_same_in_memory_and_streamed(tmp_path, kind):
     assert differences(*runs) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), [("folder", "spawn"), ("webdataset", "forkserver")])
 def test_workers_may_be_started_in_any_way(tmp_path, kind, method):
     """As on macOS and Windows, and in Python 3.14."""

@@ -41,6 +41,7 @@ def test_what_is_no_regular_file_is_named(tmp_path):
         check_regular(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pipe.png", "/dev/zero", "link.png"])
 def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, name):
     tree(tmp_path, "a.png", "b.png")
@@ -53,6 +54,7 @@ def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, name
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
 def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, kind):
     pytest.importorskip("pyarrow")
@@ -82,6 +84,7 @@ def test_files_of_a_run_that_are_pipes_are_not_opened(trained, tmp_path):
     assert done.stdout.strip() == "{}", done.stderr
 
 
+@pytest.mark.slow
 def test_exported_folders_and_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path):
     _, run, _ = trained
     (tmp_path / "c").mkdir()

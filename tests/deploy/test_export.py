@@ -102,6 +102,7 @@ print(net.pretrained_cfg["label_names"], prepare.transforms[-1].mean.tolist(), t
 """
 
 
+@pytest.mark.slow
 def test_timm_opens_the_folder_without_mixmo(tmp_path, monkeypatch):
     """With class names and preprocessing; a backbone of timm's own."""
     monkeypatch.chdir(tmp_path)
@@ -121,6 +122,7 @@ def test_timm_opens_the_folder_without_mixmo(tmp_path, monkeypatch):
     torch.testing.assert_close(plain(images), mixmo.load("run")(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_bits_and_what_they_cost(gone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", count=20, size=10)

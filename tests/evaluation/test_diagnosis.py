@@ -52,6 +52,7 @@ def images(count=5, seed=0):
 numbers = st.floats(-3, 3).filter(lambda value: abs(value) > 1e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers, numbers), min_size=2, max_size=3), st.randoms(use_true_random=False))
 def test_shares_of_variance_are_those_of_a_linear_network(stems, random):
@@ -61,7 +62,9 @@ def test_shares_of_variance_are_those_of_a_linear_network(stems, random):
     weights = np.array(stems) ** 2
     shares = weights.max(0) / weights.sum(0)
     logits = (np.einsum("mcu,nu->mcn", heads, np.array(stems)) ** 2).mean(1)  # (member's head, image's member)
-    assert found.selectivity == pytest.approx((logits.diagonal() / logits.sum(1)).mean(), rel=1e-3)
+    with np.errstate(invalid="ignore"):  # heads of zeros share nothing
+        selectivity = (logits.diagonal() / logits.sum(1)).mean()
+    assert found.selectivity == pytest.approx(selectivity, rel=1e-3, nan_ok=True)
     if (abs(shares - 0.75) > 1e-3).all():
         assert found.separate_units == pytest.approx((shares >= 0.75).mean())
 

@@ -65,6 +65,7 @@ def equal(first, second):
     return all(torch.equal(tensor, second[key]) for key, tensor in first.items())
 
 
+@pytest.mark.slow
 def test_arrays_are_learnt_tested_predicted_and_exported(digits, tmp_path):
     run = mixmo.fit(
         NET, digits["train"], test=digits["test"], out=tmp_path / "run", batch_size=16, batch_repetition=2, lr=0.05,
@@ -114,6 +115,7 @@ def test_a_dataset_of_ones_own_is_the_same_run_with_workers_and_when_resumed(dig
         mixmo.fit(NET, other, test=test, out=tmp_path / "cut", resume=True, **options | {"epochs": 3})
 
 
+@pytest.mark.slow
 def test_a_killed_program_ends_as_an_undisturbed_one(tmp_path):
     """Three times at random moments; thousands of times in the campaign of tests/torture."""
     whole, run, rng, kills = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), random.Random(0), 0

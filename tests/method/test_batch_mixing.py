@@ -139,6 +139,7 @@ def test_wrong_batches_are_refused(images, labels, message):
         mixmo.BatchMixer(network())(images, labels)
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_learns_the_digits():
     """A coupling that is broken (targets of other images, masks that are not used) stays near one in ten."""
     digits = load_digits()

@@ -89,6 +89,7 @@ print((net(content["images"]) - content["logits"]).abs().max().item() < 1e-5)
 """
 
 
+@pytest.mark.slow
 def test_a_fused_network_is_loaded_without_mixmo(tmp_path):
     net = mixmo.MixMo("resnet18", num_members=2, num_classes=7).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -47,6 +47,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side", "options"), CASES, ids=[name for name, *_ in CASES])
 def test_family(name, side, options):
     """Both modes, a gradient for every encoder and head, and the fused network, also after the network was used."""

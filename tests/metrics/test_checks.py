@@ -71,6 +71,7 @@ def one_process(rank, port, file):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(tmp_path):
     import socket
 

@@ -55,6 +55,7 @@ def test_sets_are_never_empty_and_add_up_over_batches():
     assert whole.compute()["set_coverage"] == (probabilities.argmax(1) == targets).double().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("risk", [0.2, 0.3])
 def test_answers_are_wrong_as_seldom_as_asked(risk):
     """In nine of ten draws of 200 validation images at least, as the guarantee has it."""

@@ -41,6 +41,7 @@ def test_wide_resnet28_10_has_36_million_parameters():
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(36.5e6, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_preact_resnet_shapes(width):
     net = timm.create_model(f"preact_resnet18_{width}", num_classes=7).eval()

@@ -89,6 +89,7 @@ def test_csv_holds_no_formulas(name):
     assert row[0].removeprefix("'") == printable(name).removeprefix("'")
 
 
+@pytest.mark.slow
 @slow
 @example(["\ud800", "0"])
 @given(st.lists(NAMES, min_size=2, max_size=2, unique=True))

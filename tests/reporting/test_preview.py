@@ -17,6 +17,7 @@ from mixmo.masks import KINDS
 from mixmo.reporting.preview import blend, color_masks, montage, shown_images, target_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [[], ["--pixels.kind=cutmix", "--model.num_members=3"], ["--model.num_members=1"]],

@@ -43,6 +43,7 @@ def status(folder):
         return {row["trial"]: row["status"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_what_it_has_trained(write, tmp_path, capsys):
     file = write({"grid": {"mixer.alpha": [1, 4]}, "seeds": [0, 1]})
     assert main(["sweep", str(file)]) == 0

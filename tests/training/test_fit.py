@@ -174,6 +174,7 @@ def same(one, other):
 STREAMED = ["--data.in_memory=false", "--data.image_size=8", "--data.workers=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [[], ["--optimizer.ema_decay=0.9"], STREAMED, [*STREAMED, "--optimizer.ema_decay=0.9"]],
@@ -212,6 +213,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, options):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_process_leaves_a_run_that_goes_on(whole, tmp_path, how):
     folder, _ = whole

@@ -180,6 +180,7 @@ def test_a_rank_that_ends_stops_the_others(images, tmp_path, error):
     assert output.read_text().count(f"{problem}`mixmo fit {run.path}` resumes the run.") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["torchrun", "mixmo"])
 def test_the_command_line_starts_ranks(images, tmp_path, by):
     """By torchrun, which says how many, and plainly."""

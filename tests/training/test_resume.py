@@ -145,6 +145,7 @@ def test_slurm_is_asked_to_start_the_job_again(images, tmp_path, monkeypatch):
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_unbroken_ones(images, tmp_path):
     """Twenty kills at random moments; `make torture` has a thousand."""
     plan = three_epochs(images, "--trainer.checkpoint_every_steps=2", "--trainer.max_epochs=5")

@@ -79,6 +79,7 @@ def test_the_host_waits_only_to_report(pictures, tmp_path, monkeypatch, pixels, 
     assert all(found for reported, found in seen if reported)  # the counter does count
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path, monkeypatch):
     compiled = []
 
@@ -224,6 +225,7 @@ def test_other_normalisations_follow_the_trained_network(pictures, tmp_path):
         assert torch.equal(state[name.replace("net.", "average.", 1)], state[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.99, 0.999])
 def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, decay):
     """Digits, a quarter of the recipe: NLL on the test set at most 0.02 above the raw weights'."""

@@ -136,6 +136,7 @@ sys.exit([*codes, main(sys.argv[1:])] != [2, 2])
 """Fits with the check before training, and without it."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not unshared(), reason="needs root, to mount a small /dev/shm in a namespace of its own")
 def test_a_small_shared_memory_ends_the_run_with_a_sentence(pictures, tmp_path):
     words = ["fit", "digits-cut", f"--data.name=folder:{pictures}", f"--run={tmp_path}/run", "--data.channels=3"]
