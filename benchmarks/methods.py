@@ -39,7 +39,7 @@ import yaml
 from methods_training import METHODS, SkippedError, Trained, first_images, macs_of
 from scipy.optimize import minimize
 from study_metrics import as_cells, set_size_two_fold
-from study_plans import append, digest_of, made, plans_of, read_rows, stop_with
+from study_plans import append, digest_of, made, name_row, plans_of, read_rows, stop_with
 from torch import Tensor
 from tuning import choose, fold_of, scores_of, tuned
 
@@ -225,7 +225,7 @@ def add_rows(study: Mapping[str, Any], keys: tuple[str, str], given: argparse.Na
             try:
                 append(file, row := future.result(), KEYS)
             except InputError as error:  # of logits that are not finite, say
-                print(f"No row for {', '.join(str(running[future][key]) for key in KEYS)}: {error}", flush=True)
+                print(f"No row for {name_row(running[future], KEYS)}: {error}", flush=True)
                 continue
             print({key: row[key] for key in (*KEYS, "accuracy", "nll", "nll_two_fold", "seconds")}, flush=True)
 

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import yaml
 from study_metrics import as_cells, metrics_of
-from study_plans import append, digest_of, folder_of, made, plans_of, read_rows, stop_with
+from study_plans import append, digest_of, folder_of, made, name_row, plans_of, read_rows, stop_with
 from tuning import choose, tuned
 
 from mixmo import __version__
@@ -182,11 +182,11 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
                     missing.remove(folder)
                 except TrainingError as error:
                     lost = [row for row in waiting if folder in row.networks(scratch)]
-                    waiting = [row for row in waiting if folder not in row.networks(scratch)]
+                    waiting = [row for row in waiting if row not in lost]
                     needed = {each for row in waiting for each in row.networks(scratch)}
                     networks = {each: plan for each, plan in networks.items() if each in needed}
                     for row in lost:
-                        print(f"No row for {', '.join(str(row.about[key]) for key in KEYS)}: {error}", flush=True)
+                        print(f"No row for {name_row(row.about, KEYS)}: {error}", flush=True)
             for future in ended & evaluating:
                 evaluating.remove(future)
                 append(out, found := future.result(), KEYS)

@@ -78,6 +78,11 @@ def digest_of(parts: Sequence[Mapping[str, Any]], *others: Any) -> str:
     return hashlib.sha256(json.dumps([own, others], sort_keys=True).encode()).hexdigest()[:12]
 
 
+def name_row(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return what a row is known by."""
+    return ", ".join(str(row[key]) for key in keys)
+
+
 def made(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Path) -> bool:
     """Return whether a file has a row.
 
@@ -90,11 +95,11 @@ def made(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Path) 
     Raises:
         InputError: if the file has it with other settings: the study was edited since.
     """
-    names = [str(about[key]) for key in keys]
-    found = [row for row in rows if [row[key] for key in keys] == names]
+    name = name_row(about, keys)
+    found = [row for row in rows if name_row(row, keys) == name]
     if found and found[0].get("digest") != about["digest"]:
         raise InputError(
-            f"{file} has the row {', '.join(names)} with other settings than the study says now; undo the edit, take "
+            f"{file} has the row {name} with other settings than the study says now; undo the edit, take "
             "another --out, or delete that row."
         )
     return bool(found)
@@ -117,8 +122,8 @@ def append(file: Path, row: Mapping[str, Any], keys: Sequence[str]) -> bool:
         known = read_rows(file)
         if known and list(known[0]) != list(row):
             raise InputError(f"{file} has other columns than {', '.join(row)}; name another --out.")
-        if any(all(each[key] == str(row[key]) for key in keys) for each in known):
-            print(f"{file} has {', '.join(str(row[key]) for key in keys)} from elsewhere already.", flush=True)
+        if any(name_row(each, keys) == name_row(row, keys) for each in known):
+            print(f"{file} has {name_row(row, keys)} from elsewhere already.", flush=True)
             return False
         with file.open("a", newline="") as content:
             writer = csv.DictWriter(content, list(row))

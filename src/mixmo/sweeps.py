@@ -264,10 +264,12 @@ class SweepRunner:
 
     def __init__(self, trials: Sequence[Trial], folder: Path) -> None:
         self.trials, self.folder, self.errors = trials, folder, dict[str, str]()
+        self._finished = set[str]()
         _check_folder(folder)
-        self._plans = [self._plan(trial) for trial in trials]
+        for trial in trials:
+            self._make_plan(trial)
 
-    def _plan(self, trial: Trial) -> Plan:
+    def _make_plan(self, trial: Trial) -> Plan:
         """Return what to train, with what followed from the machine where the run began."""
         if not (run := self.run(trial)).config_file.is_file():
             return trial.plan
@@ -288,10 +290,10 @@ class SweepRunner:
             StoppedError: if a signal asked to stop.
         """
         self.write()
-        for trial, plan in zip(self.trials, self._plans, strict=True):
+        for trial in self.trials:
             run = self.run(trial)
-            try:
-                train_plan(plan, run, resume=run.config_file.is_file())
+            try:  # another process may have begun the run meanwhile
+                train_plan(self._make_plan(trial), run, resume=run.config_file.is_file())
             except InUseError:
                 log.info("%s is trained by another process", trial.key)
             except StoppedError:
@@ -315,8 +317,13 @@ class SweepRunner:
         if trial.key in self.errors:
             return "failed"
         run = self.run(trial)
-        epochs = run.finished_epochs() if run.config_file.is_file() else -1
-        return "finished" if epochs >= trial.plan.trainer["max_epochs"] else "begun" if epochs >= 0 else "waiting"
+        if trial.key not in self._finished:  # a whole checkpoint is read to know
+            if not run.config_file.is_file():
+                return "waiting"
+            if run.finished_epochs() < trial.plan.trainer["max_epochs"]:
+                return "begun"
+            self._finished.add(trial.key)
+        return "finished"
 
     def counts(self) -> str:
         """Return how many trials there are of each status."""

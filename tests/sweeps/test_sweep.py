@@ -81,13 +81,13 @@ def test_a_stopped_sweep_is_resumed_to_the_same(write, tmp_path, monkeypatch, ca
     train(load_sweep(file), tmp_path / "whole")
     train_plan = sweeps.train_plan
 
-    def stopped(plan, place, resume):
+    def train_and_stop(plan, place, resume):
         return train_plan(
             plan, place, resume, callbacks=[Ask(6, signal.SIGTERM)] if "alpha-4" in str(place.path) else []
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps, "train_plan", stopped)
+        patch.setattr(sweeps, "train_plan", train_and_stop)
         assert main(["sweep", str(file), "--out=broken"]) == 128 + signal.SIGTERM
     assert "the same command resumes the sweep" in capsys.readouterr().err
     assert status(tmp_path / "broken") == {"alpha-1/seed-0": "finished", "alpha-4/seed-0": "waiting"}
