@@ -34,13 +34,13 @@ BATCHES = (1, 64)
 Predict = Callable[[Tensor], Any]
 
 
-def of_mixmo(plans: list[Plan], data: DataModule) -> Predict:
+def fused_predictor(plans: list[Plan], data: DataModule) -> Predict:
     """Return how the networks of a method of ``study.py`` predict."""
     nets = [fuse(build_network(plan.settings, data).eval()).eval() for plan in plans]
     return lambda images: [net(images) for net in nets]
 
 
-def predictors(study: dict[str, Any], names: dict[str, str]) -> tuple[dict[str, Predict], DataModule, Plan]:
+def find_predictors(study: dict[str, Any], names: dict[str, str]) -> tuple[dict[str, Predict], DataModule, Plan]:
     """Return how each method predicts, by its name, the images of the first task, and the plan of a single network."""
     common, on_task = study.get("settings", {}), next(iter(study["tasks"].values())) | {"passes": 1}
     plan = next(plans_of([common, on_task, BASE], 0, names))
@@ -49,7 +49,7 @@ def predictors(study: dict[str, Any], names: dict[str, str]) -> tuple[dict[str, 
     for name, own in study["methods"].items():
         if "start" not in own:
             plans = list(plans_of([common, on_task | {"passes": 4}, own], 0, names))
-            found[name] = of_mixmo(plans, data)
+            found[name] = fused_predictor(plans, data)
     for name, train in METHODS.items():
         try:
             found.setdefault(name, train(data, plan.settings, 0).members)
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")
     given = parser.parse_args()
     names = dict(word.split("=", 1) for word in given.data)
-    found, data, plan = predictors(yaml.safe_load(given.study.read_text()), names)
+    found, data, plan = find_predictors(yaml.safe_load(given.study.read_text()), names)
     device, tables = training_device(plan.settings.trainer.accelerator), {}
     with torch.no_grad():
         for batch in BATCHES:

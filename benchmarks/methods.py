@@ -38,10 +38,10 @@ import torch
 import yaml
 from methods_training import METHODS, SkippedError, Trained, first_images, macs_of
 from scipy.optimize import minimize
-from study_metrics import as_cells, set_size_two_fold
-from study_plans import append, digest_of, made, name_row, plans_of, read_rows, stop_with
+from study_metrics import OOD, as_cells, set_size_two_fold
+from study_plans import append, digest_of, has_row, name_row, plans_of, read_rows, stop_with
 from torch import Tensor
-from tuning import choose, fold_of, scores_of, tuned
+from tuning import choose, fold_of, leave_out_images, scores_of, tuned
 
 from mixmo import __version__, evaluate
 from mixmo.config.hardware import training_device
@@ -132,13 +132,13 @@ def measure(trained: Trained, data: DataModule, settings: Settings, ood: Sequenc
     found = predict_all(trained, data, settings, ood)
     test = found["test"]
     flat = evaluate(test.logits, test.targets)
-    scores = [ood_metrics(test, found[name])["max_probability"]["auroc"] for name in ood if name in found]
+    scores = [ood_metrics(test, found[name])["max_probability"] for name in ood if name in found]
     device = training_device(settings.trainer.accelerator)
     return {
         **{key: flat[key] for key in ("accuracy", "nll", "brier", "ece", "aurc", "nll_two_fold", "ece_two_fold")},
         "nll_by_probabilities": flat["probability_average/nll"],
         "set_size_95_two_fold": set_size_two_fold(test, 0.95),
-        "ood_auroc": statistics.fmean(scores) if scores else math.nan,
+        **{key: statistics.fmean(each[name] for each in scores) if scores else math.nan for key, name in OOD.items()},
         "members": test.logits.shape[1],
         "parameters": trained.parameters,
         "macs": macs_of(trained.members, first_images(data, settings, 1).to(device)),
@@ -159,8 +159,7 @@ def make_row(about: Mapping[str, Any], plan: Plan, avoided: Plan | None, ood: Se
     settings = plan.settings
     data = DataModule(settings.data, settings.seed, check=True)
     if avoided is not None:
-        images = DataModule(avoided.settings.data, avoided.settings.seed).source("train")
-        data.leave_out({images.name(index) for index in range(len(images))})
+        leave_out_images(data, avoided)
     start = time.perf_counter()
     trained = METHODS[about["method"]](data, settings, settings.seed)
     seconds = time.perf_counter() - start
@@ -212,10 +211,10 @@ def add_rows(study: Mapping[str, Any], keys: tuple[str, str], given: argparse.Na
     for seed in given.seeds or study["seeds"]:
         about = {"task": task, "method": method, "seed": seed, "passes": study["tasks"][task]["passes"]}
         about |= {"digest": digest_of(parts, seed), "trials": trials}
-        if not made(known, about, KEYS, file):
+        if not has_row(known, about, KEYS, file):
             waiting.append(about)
     context = multiprocessing.get_context("spawn")
-    ood = [names.get(name, name) for name in given.ood]
+    ood = [names.get(name, name) for name in study.get("evaluate", {}).get("ood", [])]
     with ProcessPoolExecutor(given.jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
         running = {}
         for about in waiting:
@@ -240,7 +239,6 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="in place of the study's; 1 takes the study's own settings")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="networks trained at a time, a thread each")
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=OTHER", help="other names of datasets")
-    parser.add_argument("--ood", nargs="*", default=[], help="out-of-distribution datasets: torch/fashion_mnist …")
     given = parser.parse_args()
     given.scratch = given.out  # where nothing is kept
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train

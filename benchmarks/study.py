@@ -34,12 +34,11 @@ from typing import Any
 import torch
 import yaml
 from study_metrics import as_cells, metrics_of
-from study_plans import append, digest_of, folder_of, made, name_row, plans_of, read_rows, stop_with
-from tuning import choose, tuned
+from study_plans import append, digest_of, folder_of, has_row, name_row, plans_of, read_rows, stop_with
+from tuning import choose, leave_out_images, tuned
 
 from mixmo import __version__
 from mixmo.config.plan import Plan
-from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
@@ -119,14 +118,12 @@ def train(plan: Plan, folder: Path) -> None:
     predict(TrainedRun(run))
 
 
-def finished(row: Row, scratch: Path) -> dict[str, Any]:
+def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
     """Return a row's metrics and costs; its networks are trained."""
     trained = [TrainedRun(RunFolder(folder_of(plan, scratch))) for plan in row.plans]
     if row.avoided is not None:
-        images = DataModule(row.avoided.settings.data, row.avoided.settings.seed).source("train")
-        seen = {images.name(index) for index in range(len(images))}
         for each in trained:
-            each.data.leave_out(seen)
+            leave_out_images(each.data, row.avoided)
     found = evaluate_trained(trained, row.options)
     starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
@@ -169,7 +166,7 @@ def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
             while len(training) + len(evaluating) < jobs:
                 if row := next((row for row in waiting if missing.isdisjoint(row.networks(scratch))), None):
                     waiting.remove(row)
-                    evaluating.add(pool.submit(finished, row, scratch))
+                    evaluating.add(pool.submit(evaluate_row, row, scratch))
                 elif folder := next((each for each in networks if can_start(networks[each], missing)), None):
                     training[pool.submit(train, networks.pop(folder), folder)] = folder
                 else:
@@ -217,7 +214,7 @@ def main() -> None:
         study["tasks"] = {name: study["tasks"][name] for name in study["tasks"] if name in (given.tasks or [name])}
         for part in parts_of(study, file.stem, given, names) if "tuning" in study else [study]:
             known = read_rows(out)
-            waiting = [row for row in rows_of(part, given.scratch, names) if not made(known, row.about, KEYS, out)]
+            waiting = [row for row in rows_of(part, given.scratch, names) if not has_row(known, row.about, KEYS, out)]
             make_rows(waiting, out, given.scratch, given.jobs)
 
 

@@ -83,7 +83,7 @@ def name_row(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(str(row[key]) for key in keys)
 
 
-def made(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Path) -> bool:
+def has_row(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Path) -> bool:
     """Return whether a file has a row.
 
     Args:

@@ -39,7 +39,7 @@ import torch
 import yaml
 from sklearn.model_selection import StratifiedKFold
 from study_metrics import as_cells
-from study_plans import Rows, append, digest_of, folder_of, made, plans_of, read_rows, stop_with
+from study_plans import Rows, append, digest_of, folder_of, has_row, plans_of, read_rows, stop_with
 from torch import Tensor
 
 from mixmo.config.plan import Plan, make_plan
@@ -133,6 +133,12 @@ def fold_of(plan: Plan, fold: int, folds: int) -> tuple[Plan, DataModule]:
     return own, DataModule(own.settings.data, own.settings.seed, check=True, given=given)
 
 
+def leave_out_images(data: DataModule, plan: Plan) -> None:
+    """Leave the training images of a plan, which chose settings, out of the test images."""
+    images = DataModule(plan.settings.data, plan.settings.seed).source("train")
+    data.leave_out({images.name(index) for index in range(len(images))})
+
+
 def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[str, str]:
     """Return metrics of the average of networks on a fold that they do not train on.
 
@@ -199,7 +205,7 @@ def choose(
     rows, waiting = read_rows(files["trials"]), list[dict[str, Any]]()
     for trial, fold in np.ndindex(len(trials), tuning["folds"]):
         place = {**about, "trial": trial, "fold": fold, "digest": digests[trial], "settings": json.dumps(drawn[trial])}
-        if not made(rows, place, TRIAL, files["trials"]):
+        if not has_row(rows, place, TRIAL, files["trials"]):
             waiting.append(place)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
@@ -213,7 +219,7 @@ def choose(
     score, best = best_trial([row for row in known if row["digest"] in digests])
     row = {"trial": best, "digest": digests[best], "settings": json.dumps(drawn[best]), "trials": len(trials)}
     choice = about | row | {SCORE: f"{score:.6g}"}
-    if not made(read_rows(files["chosen"]), choice, CHOICE, files["chosen"]):
+    if not has_row(read_rows(files["chosen"]), choice, CHOICE, files["chosen"]):
         append(files["chosen"], choice, CHOICE)
         print(f"Chosen: {choice}", flush=True)
     return drawn[best]

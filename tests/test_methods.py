@@ -139,7 +139,7 @@ def test_rows_are_made_once(tmp_path, call):
     file = tmp_path / "rows" / "few.methods.csv"
     rows, content = study_plans.read_rows(file), file.read_text()
     assert [row["method"] for row in rows] == list(names) and {row["images_in_training"] for row in rows} == {"80"}
-    assert all({key for key, value in row.items() if not value} == {"ood_auroc"} for row in rows)
+    assert all({key for key, value in row.items() if not value} == {"ood_auroc", "ood_fpr95"} for row in rows)
     file.write_text("".join(content.splitlines(True)[:-1]))  # stopped before the last row
     assert call(*names).count("'task'") == 1
     assert [row["method"] for row in study_plans.read_rows(file)] == list(names)
@@ -148,12 +148,12 @@ def test_rows_are_made_once(tmp_path, call):
 
 def test_methods_are_tuned_as_a_study_is(tmp_path, call):
     """By folds of the training images, which are then in no test set."""
-    tuning = "tuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
+    tuning = "evaluate: {ood: [torch/fashion_mnist]}\ntuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
     (tmp_path / "few.yaml").write_text(STUDY.replace("validation: 0.0", "validation: 0.1") + tuning)
     for folder in ("train", "test"):
         write_images(tmp_path / "others" / folder, classes=("cat", "dog"), count=3)
     others = f"folder:{tmp_path / 'others'}"
-    printed = call("single", "flip TTA", "--ood", "torch/fashion_mnist", "--data", f"torch/fashion_mnist={others}")
+    printed = call("single", "flip TTA", "--data", f"torch/fashion_mnist={others}")
     assert "flip TTA is left out: training mirrors no images" in printed
     row, trials, chosen = (
         study_plans.read_rows(tmp_path / f"rows/few.methods{kind}.csv") for kind in ("", ".trials", ".chosen")
