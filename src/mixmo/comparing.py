@@ -15,12 +15,12 @@ from mixmo.evaluation.comparison import Group, Named
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.library import Run
+from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.class_charts import Difference
 from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_page import PAGE, comparison_tables
 from mixmo.reporting.comparison_page import compare as compare_words
 from mixmo.reporting.comparison_tables import differences, groups_table, row_keys, table_rows
-from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.tables import TextTable
 from mixmo.runs import RunFolder
 

@@ -24,11 +24,11 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.evaluation.results_file import evaluate_run
+from mixmo.metrics.catalogue import COSTS
 from mixmo.reporting import charts, pictures
 from mixmo.reporting import comparison_page as comparison
 from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_tables import costs_table, differences, differences_table, metrics_table
-from mixmo.reporting.glossary import COSTS
 
 compare = partial(comparison.compare, show=show)
 

@@ -12,13 +12,13 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
-from mixmo.reporting.glossary import METRICS
+from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.run_report import write_report
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 WIDTHS = (1280, 768, 400)
-KEYS = re.compile(r"\b(\w+_two_fold|two fold|d re|tace|eaurc|accuracy_\w+|nll_\w+|ece_\w+|member_\d\S*|\w+_auroc)\b")
+KEYS = re.compile(r"\b(\w+_two_fold|two fold|d re|accuracy_\w+|nll_\w+|ece_\w+|member_\d\S*|\w+_auroc)\b")
 
 
 def check(opened, page, width):

@@ -20,9 +20,9 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import evaluate_runs
+from mixmo.metrics.catalogue import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting import charts, headline
 from mixmo.reporting.advice import advice
-from mixmo.reporting.glossary import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting.headline import cards
 from mixmo.reporting.run_report import networks, run_page
 from mixmo.runs import RunFolder

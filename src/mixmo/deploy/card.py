@@ -13,8 +13,8 @@ from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import Interval, image_intervals
 from mixmo.evaluation.predictions import Predictions
+from mixmo.metrics.catalogue import METRICS
 from mixmo.names import markdown
-from mixmo.reporting.glossary import METRICS
 from mixmo.reporting.headline import backbone_name
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "temperature", "set_coverage_95", "set_size_95")

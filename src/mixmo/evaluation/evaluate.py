@@ -112,10 +112,10 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
         (0.75, 1, {})
     """
     targets = check_logits(logits, targets)
-    _, members, classes = logits.shape
+    members = logits.shape[1]
     scores = [Scores() for _ in range(members + 2)]
     others: list[list[Metric]] = [[Calibration(), SelectivePrediction()] for _ in scores]
-    between: list[Metric] = [Diversity(classes, members), EnsembleGain()] if members > 1 else []
+    diversity, gain = Diversity(members) if members > 1 else None, EnsembleGain()
     for chunk, labels in in_chunks(logits, targets):
         log_members = chunk.double().log_softmax(2)
         averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
@@ -123,13 +123,14 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
             score.update(logs.exp(), labels, logs)
             for metric in rest:
                 metric.update(logs.exp(), labels)
-        for both in between:
-            both.update(log_members.exp(), labels, log_members)
+        if diversity is not None:
+            diversity.update(log_members.exp(), labels)
+            gain.update(log_members.exp(), labels, log_members)
     average, probability_average, *each = (
         _compute_all([score, *rest]) for score, rest in zip(scores, others, strict=True)
     )
     average |= _two_fold_metrics(logits, targets)
-    return EnsembleMetrics(average, probability_average, each, _compute_all(between))
+    return EnsembleMetrics(average, probability_average, each, _compute_all([diversity, gain] if diversity else []))
 
 
 def _compute_all(metrics: Iterable[Metric]) -> dict[str, float]:

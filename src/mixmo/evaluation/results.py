@@ -16,7 +16,7 @@ from mixmo.evaluation.predictions import Predictions, join_predictions, predict,
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import OutOfDistribution, PredictionSets
 from mixmo.metrics.chunks import mean_logits
-from mixmo.metrics.ood import DETECTION, SCORES
+from mixmo.metrics.ood import SCORES
 from mixmo.runs import Checkpoint, RunFolder
 from mixmo.validation import Boolean, Text, settings_class
 
@@ -192,7 +192,7 @@ def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, fl
     metric.update(test.logits, out=False)
     metric.update(other.logits, out=True)
     values = metric.compute()
-    return {score: {key: values[f"{score}/{key}"].item() for key in DETECTION} for score in SCORES}
+    return {score: {key: values[f"{score}/{key}"].item() for key in OutOfDistribution.descriptions} for score in SCORES}
 
 
 def class_metrics(predictions: Predictions) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import load_kept_predictions
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_trained
 from mixmo.evaluation.robustness import CorruptionResult
-from mixmo.metrics.ood import DETECTION, SCORES
+from mixmo.metrics.ood import SCORES, OutOfDistribution
 from mixmo.runs import RunFolder
 
 CONVENTIONS = {
@@ -124,11 +124,12 @@ def _corruptions(known: Mapping[str, Any] | None) -> CorruptionResult | None:
 
 def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptions) -> dict[str, OODResult]:
     """Return what is known of other datasets whose predictions are kept."""
-    ends = [f"/{score}/{key}" for score in SCORES for key in DETECTION]
+    keys = tuple(OutOfDistribution.descriptions)
+    ends = [f"/{score}/{key}" for score in SCORES for key in keys]
     names = dict.fromkeys(key.removeprefix("ood/").removesuffix(ends[0]) for key in known if key.endswith(ends[0]))
     found = {}
     for name in names:
-        metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in DETECTION} for score in SCORES}
+        metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in keys} for score in SCORES}
         kept = load_kept_predictions(trained, name, options.precision)
         if kept is not None:
             found[name] = OODResult(kept, metrics)

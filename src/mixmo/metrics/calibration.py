@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from mixmo.metrics.checks import check_probabilities, check_targets, gather_state, zeros
-
-THRESHOLD = 0.01
+from mixmo.metrics.description import Descriptions, describe_share
 
 
 class Calibration(Metric):
@@ -24,8 +22,6 @@ class Calibration(Metric):
     * ``ece_adaptive``: as ``ece``, with bins of equal size: the sorted confidences, cut into parts that differ by at
       most one sample, larger parts first (Nguyen & O'Connor 2015). Among equal confidences wrong ones come first.
     * ``ece_classwise``: the mean over classes of the ``ece`` of p_k against [target = k] (Kull et al. 2019).
-    * ``tace`` = Σ_k Σ_bins |frequency - mean p_k| / (K * bins), over bins of equal size of the p_k above 0.01
-      (Nixon et al. 2019); a class without such p_k adds 0. Equal p_k are ordered as in ``ece_adaptive``.
 
     Args:
         bins: Number of bins; 15 in the paper.
@@ -37,15 +33,22 @@ class Calibration(Metric):
         0.25
     """
 
+    descriptions: ClassVar[Descriptions] = {
+        "ece": describe_share(
+            "ECE", "Expected calibration error: mean gap between confidence and accuracy over 15 bins.", False
+        ),
+        "mce": describe_share(
+            "Maximum calibration error", "Largest gap between confidence and accuracy over 15 bins.", False
+        ),
+        "ece_adaptive": describe_share("Adaptive ECE", "ECE over bins that hold equally many images.", False),
+        "ece_classwise": describe_share("Classwise ECE", "Mean over classes of the ECE of their probabilities.", False),
+    }
     full_state_update = False
     gaps: Tensor
     counts: Tensor
     class_gaps: Tensor
     confidence: list[Tensor]
     correct: list[Tensor]
-    likely: list[Tensor]
-    likely_class: list[Tensor]
-    likely_hit: list[Tensor]
 
     def __init__(self, bins: int = 15, **options: Any) -> None:
         super().__init__(**options)
@@ -53,7 +56,7 @@ class Calibration(Metric):
         self.add_state("gaps", zeros(bins), dist_reduce_fx="sum")
         self.add_state("counts", zeros(bins), dist_reduce_fx="sum")
         self.add_state("class_gaps", zeros(1, 1), dist_reduce_fx="sum")  # (K, bins) once K is known
-        for name in ("confidence", "correct", "likely", "likely_class", "likely_hit"):
+        for name in ("confidence", "correct"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
@@ -81,10 +84,6 @@ class Calibration(Metric):
         self.class_gaps.view(-1).scatter_add_(0, cell.flatten(), (hit - p).flatten())
         self.confidence.append(confidence)
         self.correct.append(correct)
-        rows, columns = (p > THRESHOLD).nonzero(as_tuple=True)
-        self.likely.append(p[rows, columns])
-        self.likely_class.append(columns)
-        self.likely_hit.append(hit[rows, columns])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of all batches.
@@ -95,26 +94,12 @@ class Calibration(Metric):
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         count = len(confidence)
         mean_gaps = self.gaps.abs() / self.counts.clamp(min=1)
-        sums, _ = _equal_parts(confidence, correct, self.bins)
         return {
             "ece": self.gaps.abs().sum() / count,
             "mce": mean_gaps.max(),
-            "ece_adaptive": sums.abs().sum() / count,
+            "ece_adaptive": _equal_parts(confidence, correct, self.bins).abs().sum() / count,
             "ece_classwise": self.class_gaps.abs().sum() / (count * len(self.class_gaps)),
-            "tace": self._thresholded(len(self.class_gaps)),
         }
-
-    def _thresholded(self, classes: int) -> Tensor:
-        values, hits = dim_zero_cat(self.likely), dim_zero_cat(self.likely_hit)
-        owner = dim_zero_cat(self.likely_class)
-        order = owner.argsort()
-        sizes = torch.bincount(owner, minlength=classes).tolist()
-        total = zeros().to(values.device)
-        parts = zip(values[order].split(sizes), hits[order].split(sizes), strict=True)
-        for own_values, own_hits in parts:
-            sums, lengths = _equal_parts(own_values, own_hits, self.bins)
-            total += (sums.abs() / lengths.clamp(min=1)).sum()
-        return total / (classes * self.bins)
 
 
 def bin_numbers(values: Tensor, bins: int) -> Tensor:
@@ -148,8 +133,8 @@ def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tenso
     return start.scatter_add(0, number, correct.double() - confidence.double()), counts
 
 
-def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Return for each of ``bins`` parts of the sorted values the sum of hit - value, and its length."""
+def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> Tensor:
+    """Return for each of ``bins`` parts of the sorted values the sum of hit - value."""
     order = hits.argsort(stable=True)
     order = order[values[order].argsort(stable=True)]
     gaps = (hits - values)[order]
@@ -157,4 +142,4 @@ def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> tuple[Tensor, Tenso
     lengths = torch.tensor([base + (index < rest) for index in range(bins)], device=gaps.device)
     ends = lengths.cumsum(0)
     running = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
-    return running[ends] - running[ends - lengths], lengths
+    return running[ends] - running[ends - lengths]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +13,18 @@ from torchmetrics import Metric
 from mixmo.errors import InputError
 from mixmo.metrics.checks import check_logits, gather_state
 from mixmo.metrics.chunks import in_chunks
+from mixmo.metrics.description import Description, Descriptions, describe_share
 
 ROUNDING = 1e-12
 """Less mutual information than this is rounding, by which members that agree would be put in an order."""
 
-SCORES = ("max_probability", "entropy", "mutual_information", "energy")
-DETECTION = ("auroc", "aupr", "fpr95")
-"""What is measured of each score."""
+SCORES = {
+    "max_probability": "Maximum probability",
+    "entropy": "Predictive entropy",
+    "mutual_information": "Mutual information",
+    "energy": "Energy",
+}
+"""The scores that tell OOD images from test images, and their names in words."""
 
 
 def ood_scores(logits: Tensor) -> dict[str, Tensor]:
@@ -77,6 +82,13 @@ class OutOfDistribution(Metric):
         {'entropy/auroc': 1.0, 'entropy/aupr': 1.0, 'entropy/fpr95': 0.0}
     """
 
+    descriptions: ClassVar[Descriptions] = {
+        "auroc": Description("AUROC", "Probability that an OOD image has the higher score; 0.5 is chance.", True),
+        "aupr": Description("AUPR", "Area under the precision–recall curve, OOD images being positive.", True),
+        "fpr95": describe_share(
+            "FPR95", "Share of test images taken for OOD where 95 % of OOD images are found.", False
+        ),
+    }
     full_state_update = False
     scores: list[Tensor]
     out: list[Tensor]

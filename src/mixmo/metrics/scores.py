@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from mixmo.metrics.checks import check_probabilities, check_some, check_targets, zeros
+from mixmo.metrics.description import Description, Descriptions, describe_share
 
 
 class Scores(Metric):
@@ -28,6 +29,17 @@ class Scores(Metric):
         {'accuracy': 0.5, 'accuracy_top5': 1.0, 'nll': 1.04, 'brier': 0.812, 'brier_per_class': 0.406}
     """
 
+    descriptions: ClassVar[Descriptions] = {
+        "accuracy": describe_share("Accuracy", "Share of images whose most probable class is the true one.", True),
+        "accuracy_top5": describe_share(
+            "Top-5 accuracy", "Share of images whose true class is among the five most probable.", True
+        ),
+        "nll": Description("NLL", "Mean negative log-probability of the true class, in nats (log loss).", False),
+        "brier": Description(
+            "Brier score", "Mean squared distance between probabilities and truth, summed over classes.", False
+        ),
+        "brier_per_class": Description("Brier score per class", "Brier score divided by the number of classes.", False),
+    }
     full_state_update = False
     total: Tensor
     count: Tensor
@@ -67,8 +79,7 @@ class Scores(Metric):
             InputError: if there were none.
         """
         check_some(self.count)
-        names = ("accuracy", "accuracy_top5", "nll", "brier", "brier_per_class")
-        return dict(zip(names, self.total / self.count, strict=True))
+        return dict(zip(self.descriptions, self.total / self.count, strict=True))
 
 
 class EnsembleGain(Metric):
@@ -86,6 +97,18 @@ class EnsembleGain(Metric):
         {'member_mean_accuracy': 0.5, 'member_mean_nll': 0.511, 'oracle_accuracy': 1.0, 'nll_gain': 0.08}
     """
 
+    descriptions: ClassVar[Descriptions] = {
+        "member_mean_accuracy": describe_share(
+            "Mean accuracy of members", "Accuracy of a member alone, mean over members.", True
+        ),
+        "member_mean_nll": Description("Mean NLL of members", "NLL of a member alone, mean over members.", False),
+        "oracle_accuracy": describe_share(
+            "Oracle accuracy", "Share of images that at least one member gets right.", True
+        ),
+        "nll_gain": Description(
+            "NLL gain of averaging", "Mean NLL of members less the NLL of their mean probabilities.", True
+        ),
+    }
     full_state_update = False
     total: Tensor
     count: Tensor
@@ -122,5 +145,4 @@ class EnsembleGain(Metric):
             InputError: if there were none.
         """
         check_some(self.count)
-        names = ("member_mean_accuracy", "member_mean_nll", "oracle_accuracy", "nll_gain")
-        return dict(zip(names, self.total / self.count, strict=True))
+        return dict(zip(self.descriptions, self.total / self.count, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from scipy.stats import beta
@@ -13,8 +13,7 @@ from torchmetrics import Metric
 
 from mixmo.errors import InputError
 from mixmo.metrics.checks import check_probabilities, check_targets, gather_state
-
-COVERAGES = (95, 99)
+from mixmo.metrics.description import Description, Descriptions, describe_share
 
 TRIES = 20
 """Thresholds of confidence that are tried."""
@@ -25,9 +24,6 @@ class SelectivePrediction(Metric):
 
     * ``aurc``: area under the risk–coverage curve, the mean over i = 1, …, N of the error rate among the i most
       confident samples (Geifman & El-Yaniv 2017). Among equal confidences the mean over all orders is taken.
-    * ``eaurc``: ``aurc`` less that of the best order at the same accuracy (Geifman et al. 2019), counted exactly.
-    * ``accuracy_at_95``, ``accuracy_at_99``: accuracy among the ⌈0.95 N⌉ or ⌈0.99 N⌉ most confident samples; equal
-      confidences as in ``aurc``.
     * ``misclassification_auroc``: misclassification-detection AUROC, the probability that a right prediction has more
       confidence than a wrong one; equal confidences count one half; NaN where all or none are right.
 
@@ -35,10 +31,20 @@ class SelectivePrediction(Metric):
         >>> selective = SelectivePrediction()
         >>> selective.update(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
         >>> found = selective.compute()
-        >>> found["aurc"].item(), found["eaurc"].item(), found["misclassification_auroc"].item()
-        (0.25, 0.0, 1.0)
+        >>> found["aurc"].item(), found["misclassification_auroc"].item()
+        (0.25, 1.0)
     """
 
+    descriptions: ClassVar[Descriptions] = {
+        "aurc": describe_share(
+            "AURC", "Area under the risk–coverage curve: mean error over all numbers of kept images.", False
+        ),
+        "misclassification_auroc": Description(
+            "Misclassification AUROC",
+            "Probability that a correct prediction is more confident than a wrong one; 0.5 is chance.",
+            True,
+        ),
+    }
     full_state_update = False
     confidence: list[Tensor]
     correct: list[Tensor]
@@ -65,14 +71,9 @@ class SelectivePrediction(Metric):
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         errors, count = cumulative_errors(confidence, correct), len(confidence)
         kept = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
-        best = (kept - correct.sum()).clamp(min=0)
-        found = {"aurc": (errors / kept).mean(), "eaurc": ((errors - best) / kept).mean()}
-        for coverage in COVERAGES:
-            number = -(-count * coverage // 100)
-            found[f"accuracy_at_{coverage}"] = 1 - errors[number - 1] / number
         one_kind = bool(correct.all()) or not bool(correct.any())
         area = float("nan") if one_kind else float(roc_auc_score(correct.cpu().numpy(), confidence.cpu().numpy()))
-        return found | {"misclassification_auroc": errors.new_tensor(area)}
+        return {"aurc": (errors / kept).mean(), "misclassification_auroc": errors.new_tensor(area)}
 
 
 def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mixmo.evaluation.diagnosis import Diagnosis
-from mixmo.reporting.glossary import METRICS
+from mixmo.metrics.catalogue import METRICS
 
 FITTED = 0.8
 """Training accuracy of members below which they lose accuracy to a single network: they won from 0.94, were level at

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from mixmo.evaluation.comparison import Group
 from mixmo.evaluation.intervals import UNKNOWN, image_intervals
+from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.comparison_tables import differences
-from mixmo.reporting.glossary import METRICS
 
 ACCURACY = METRICS["accuracy"].brief
 MOST = 3

@@ -22,6 +22,7 @@ from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.robustness import mean_metrics
 from mixmo.files import MARKDOWN_MARK, check_place, is_marked, make_folder, write_text
 from mixmo.launching import command
+from mixmo.metrics.catalogue import COSTS, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.ood import ood_scores
 from mixmo.names import dataset_name
@@ -39,7 +40,6 @@ from mixmo.reporting.comparison_tables import (
     interval_kinds,
     metrics_table,
 )
-from mixmo.reporting.glossary import COSTS, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.pictures import IMAGES, disagreements, mistakes
 from mixmo.reporting.sections import (
     Section,
@@ -189,7 +189,7 @@ def _differences(groups: Sequence[Group]) -> list[Section]:
         }
         if values:
             heading = metric.heading if not metric.unit else f"{metric.heading} (points)"
-            draw = partial(class_charts.differences, values, heading, metric.better)
+            draw = partial(class_charts.differences, values, heading, metric.higher_is_better)
             shown = "; ".join(f"{name} {metric.number(found[name][key][0], sign=True)}" for name in values)
             caption = f"{metric.name}, difference to {groups[0].name}"
             plots.append(pages.chart(draw, caption, f"{caption}: {shown}."))

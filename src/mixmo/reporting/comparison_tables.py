@@ -11,9 +11,11 @@ from dataclasses import replace
 from mixmo.evaluation.comparison import Group, intervals_between
 from mixmo.evaluation.intervals import UNKNOWN, image_intervals
 from mixmo.evaluation.statistics import mcnemar
+from mixmo.metrics.catalogue import COSTS, METRICS
+from mixmo.metrics.description import Description
 from mixmo.names import csv_cell, dataset_name
 from mixmo.reporting.class_charts import Difference
-from mixmo.reporting.glossary import COSTS, MAIN, METRICS, Metric
+from mixmo.reporting.headline import MAIN
 from mixmo.reporting.tables import TextTable
 
 SHOWN = (*MAIN, "d_re", "corruption/accuracy")
@@ -59,7 +61,7 @@ def costs_table(groups: Sequence[Group]) -> TextTable:
 
 def groups_table(
     groups: Sequence[Group],
-    columns: Mapping[str, Metric],
+    columns: Mapping[str, Description],
     title: str,
     spread: Spread = lambda group, key: "",
     best: Mapping[str, str] | None = None,
@@ -141,7 +143,7 @@ def differences_table(groups: Sequence[Group]) -> TextTable:
     return TextTable(title, header, rows, details=details)
 
 
-def _ood_columns(groups: Sequence[Group]) -> dict[str, Metric]:
+def _ood_columns(groups: Sequence[Group]) -> dict[str, Description]:
     datasets = dict.fromkeys(name for group in groups for name in group.entries[0].result.ood)
     return {
         f"ood/{name}/max_probability/auroc": replace(METRICS["auroc"], name=f"AUROC {dataset_name(name)}")
@@ -165,7 +167,7 @@ def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:
     known = [group for group in groups if not math.isnan(group.mean(key))]
     if len(known) < 2:
         return ""
-    best = (max if METRICS[key].better else min)(known, key=lambda group: group.mean(key))
+    best = (max if METRICS[key].higher_is_better else min)(known, key=lambda group: group.mean(key))
     for other in known:
         low, high = intervals_between(best, other, [key]).get(key, UNKNOWN)
         if other is not best and not low * high > 0:

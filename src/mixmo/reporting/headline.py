@@ -14,8 +14,14 @@ from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import UNKNOWN, Interval
 from mixmo.evaluation.results import EvaluationResult
+from mixmo.metrics.catalogue import METRICS
 from mixmo.names import printable
-from mixmo.reporting.glossary import MAIN, MAIN_DIVERSITY, METRICS
+
+MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")
+"""The metrics of the cards at the top of a page."""
+
+MAIN_DIVERSITY = ("d_re", "disagreement")
+"""Those of several members."""
 
 logger = logging.getLogger("mixmo")
 

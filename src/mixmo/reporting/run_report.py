@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from markupsafe import Markup
@@ -17,12 +17,12 @@ from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.files import write_text
+from mixmo.metrics.catalogue import CORRUPTED, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.metrics.ood import ood_scores
 from mixmo.names import dataset_name
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
 from mixmo.reporting.advice import advice
-from mixmo.reporting.glossary import CORRUPTED, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.reporting.headline import cards, lead_sentence
 from mixmo.reporting.pictures import disagreements, mistakes
 from mixmo.reporting.sections import (
@@ -193,7 +193,7 @@ def _all_metrics(result: EvaluationResult) -> list[Markup]:
     return tables
 
 
-def _metric_table(title: str, keys: Sequence[str], columns: Mapping[str, Mapping[str, float]]) -> Markup:
+def _metric_table(title: str, keys: Collection[str], columns: Mapping[str, Mapping[str, float]]) -> Markup:
     rows = [[METRICS[key].heading, *(METRICS[key].text(values[key]) for values in columns.values())] for key in keys]
     return pages.table([title, *columns], rows, notes=glossary_notes(keys))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,10 +13,10 @@ from markupsafe import Markup
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
+from mixmo.metrics.catalogue import METRICS
 from mixmo.names import printable
 from mixmo.reporting import charts, class_charts
 from mixmo.reporting import html as pages
-from mixmo.reporting.glossary import METRICS
 
 logger = logging.getLogger("mixmo")
 
@@ -136,6 +136,6 @@ def ood_section(parts: Mapping[str, Mapping[str, Predictions]], tables: Sequence
     return Section("Out-of-distribution images", text, plots, tables)
 
 
-def glossary_notes(keys: Sequence[str]) -> list[str]:
+def glossary_notes(keys: Iterable[str]) -> list[str]:
     """Return the meaning of each metric."""
     return [METRICS[key].help for key in keys]

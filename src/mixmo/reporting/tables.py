@@ -16,9 +16,10 @@ from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
+from mixmo.metrics.catalogue import CORRUPTED, METRICS
+from mixmo.metrics.ood import SCORES as OOD_SCORES
 from mixmo.names import dataset_name, markdown, printable
 from mixmo.reporting import html as pages
-from mixmo.reporting.glossary import CORRUPTED, METRICS, OOD_SCORES
 
 SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
 """The metrics of the table on screen."""

@@ -1,0 +1,113 @@
+"""The descriptions of all metrics, costs and diagnoses, by their keys in files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mixmo.metrics.calibration import Calibration
+from mixmo.metrics.description import Description, Descriptions, describe_share
+from mixmo.metrics.diversity import Diversity
+from mixmo.metrics.ood import OutOfDistribution
+from mixmo.metrics.scores import EnsembleGain, Scores
+from mixmo.metrics.selective import SelectivePrediction
+
+PER_NETWORK: Descriptions = {**Scores.descriptions, **Calibration.descriptions, **SelectivePrediction.descriptions}
+"""Metrics of the average and of each member."""
+
+DIVERSITY: Descriptions = {**Diversity.descriptions, **EnsembleGain.descriptions}
+"""Those of several members together."""
+
+DIAGNOSIS: Descriptions = {
+    "selectivity": describe_share(
+        "Selectivity of members",
+        "Share of the variance of a member's logits in mixtures that its own image causes, mean over members: all if "
+        "they are separate, 1 / M if they are copies.",
+        None,
+        digits=1,
+    ),
+    "separate_units": describe_share(
+        "Separate units",
+        "Share of the units before the heads that vary with one member's image, by three quarters of their variance or "
+        "more.",
+        None,
+        digits=1,
+    ),
+    "train_accuracy": describe_share(
+        "Training accuracy",
+        "Mean over members in the checkpoint's epoch, on the augmented mixtures of training.",
+        None,
+        digits=1,
+    ),
+}
+"""Those that tell why."""
+
+
+def _variant(key: str, name: str, meaning: str) -> Description:
+    """Return the description of a metric that is taken elsewhere or after something; ``{}`` is its own name."""
+    own = PER_NETWORK[key]
+    return replace(own, name=name.format(own.name), meaning=meaning.format(own.name))
+
+
+def _describe_sets(percent: int) -> Descriptions:
+    coverage = f"Share of conformal sets for {percent} % that hold the true class."
+    size = f"Mean number of classes in conformal sets for {percent} %."
+    return {
+        f"set_coverage_{percent}": describe_share(f"Coverage of {percent} % sets", coverage, None),
+        f"set_size_{percent}": Description(f"Size of {percent} % sets", size, False, digits=2),
+    }
+
+
+SCALED: Descriptions = {
+    "temperature": Description(
+        "Temperature", "Fitted on the validation set; above 1 the network is too confident, below 1 too cautious."
+    ),
+    **{
+        f"{key}_scaled": _variant(key, "{} after temperature scaling", "{} at the temperature of the validation set.")
+        for key in ("nll", "ece")
+    },
+    **_describe_sets(90),
+    **_describe_sets(95),
+    **{
+        f"{key}_two_fold": _variant(
+            key,
+            "{} after two-fold scaling",
+            "{} with each half of the test set scaled by the temperature fitted on the other half.",
+        )
+        for key in ("nll", "ece")
+    },
+}
+"""Those after temperature scaling."""
+
+CORRUPTED: Descriptions = {
+    f"corruption/{key}": _variant(key, name, "{}, mean over all kinds and severities of corruption.")
+    for key, name in (("accuracy", "Corrupted accuracy"), ("nll", "Corrupted NLL"), ("ece", "Corrupted ECE"))
+}
+"""Means over all corruptions."""
+
+COSTS: Descriptions = {
+    "parameters": Description("Parameters", "Weights of the network at inference.", False, "M", 1e-6, 2),
+    "macs": Description("MACs", "Multiply–accumulate operations for one image.", False, "M", 1e-6, 1),
+    "latency_ms": Description(
+        "Latency",
+        "Time for an image in a batch of 64, on this machine's CPU; one short measurement, which varies with its load.",
+        None,
+        "ms",
+        digits=2,
+    ),
+    "images": Description("Training images", "Images passed through the network in training.", False, "M", 1e-6, 2),
+    "minutes": Description(
+        "Training time", "Wall time of training, on the machine that trained it.", None, "min", digits=1
+    ),
+}
+"""Costs of training and inference."""
+
+METRICS: Descriptions = {
+    **PER_NETWORK,
+    **DIVERSITY,
+    **DIAGNOSIS,
+    **SCALED,
+    **CORRUPTED,
+    **OutOfDistribution.descriptions,
+    **COSTS,
+}
+"""All of them."""
