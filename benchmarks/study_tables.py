@@ -5,8 +5,9 @@
     python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
 
 The last renews the tables below lines such as ``<!-- study digits-tuned.csv | 20 images, 320 passes | single -->`` from
-the rows in ``benchmarks/results``. ``brief`` in place of ``study`` leaves out all but a few columns, ``chosen`` has the
-settings that were chosen, ``diagnosis`` (of a method, in the place of the task) how well members fit.
+the rows in ``benchmarks/results``. ``brief`` in place of ``study`` leaves out all but a few columns, ``short`` the
+differences too, ``chosen`` has the settings that were chosen, ``diagnosis`` (of a method, in the place of the task) how
+well members fit.
 
 Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
 with n - 1 degrees of freedom over n seeds, so that it covers other draws of training images and weights.
@@ -50,7 +51,8 @@ COSTS = {
     "macs": ("MACs, M", 1e-6, 1),
     "images_in_training": ("images in training, k", 1e-3, 0),
 }
-BRIEF = ("accuracy", "nll", "nll_two_fold", "macs")
+SHORT = ("accuracy", "nll", "nll_two_fold")
+BRIEF = (*SHORT, "macs")
 COMPARED = ("accuracy", "nll")
 """With other methods."""
 COMPARED_TUNED = (*COMPARED, "nll_two_fold")
@@ -154,6 +156,16 @@ def table(
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def short_table(rows: Rows, task: str) -> str:
+    """Return the Markdown table of the means of :data:`SHORT` on a task."""
+    lines = [["", *(SHOWN[key][0] for key in SHORT)], ["---"] * (len(SHORT) + 1)]
+    for method in dict.fromkeys(row["method"] for row in rows if row["task"] == task):
+        own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+        means = {key: statistics.fmean(float(row[key]) for row in own) for key in SHORT}
+        lines.append([method, *(number(means[key], *SHOWN[key][1:]) for key in SHORT)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def chosen_table(rows: Rows, task: str) -> str:
     """Return the Markdown table of the settings that were chosen for each method on a task."""
     methods = {row["method"]: row for row in rows if row["task"] == task}
@@ -193,7 +205,7 @@ def diagnosis_table(rows: Rows, method: str, other: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-MARK = re.compile(r"(<!-- (study|brief|chosen|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)")
+MARK = re.compile(r"(<!-- (study|brief|short|chosen|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)")
 """A table in a page: files of rows, the task or the method it is of, the methods to compare with; ``; `` divides."""
 
 
@@ -211,6 +223,8 @@ def renewed(text: str) -> str:
         rows = [row for file in files.split("; ") for row in read_rows(RESULTS / file)]
         if kind == "chosen":
             return f"{mark}{chosen_table(rows, of)}\n\n"
+        if kind == "short":
+            return f"{mark}{short_table(rows, of)}\n\n"
         if kind in ("study", "brief"):
             latencies = latencies_of(RESULTS / files.split("; ")[0]) if kind == "study" else None
             return f"{mark}{table(rows, of, against.split('; '), latencies, kind == 'brief')}\n\n"

@@ -148,7 +148,8 @@ def test_rows_are_made_once(tmp_path, call):
 
 def test_methods_are_tuned_as_a_study_is(tmp_path, call):
     """By folds of the training images, which are then in no test set."""
-    tuning = "evaluate: {ood: [torch/fashion_mnist]}\ntuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
+    tuning = "evaluate: {ood: [torch/fashion_mnist]}\n"
+    tuning += "tuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
     (tmp_path / "few.yaml").write_text(STUDY.replace("validation: 0.0", "validation: 0.1") + tuning)
     for folder in ("train", "test"):
         write_images(tmp_path / "others" / folder, classes=("cat", "dog"), count=3)

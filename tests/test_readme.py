@@ -16,7 +16,6 @@ import torch
 from conftest import write_images
 from safetensors.torch import save_file
 
-import mixmo
 from mixmo.cli.main import main
 from mixmo.deploy.predictor import Predictor
 from mixmo.masks import KINDS
@@ -24,6 +23,7 @@ from mixmo.masks import KINDS
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 WHEN = (ROOT / "docs" / "when-it-pays.md").read_text(encoding="utf-8")
 MASKS = (ROOT / "docs" / "masks.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def blocks(language, text=README):
 def test_python_runs(tmp_path, monkeypatch):
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)  # it writes a file
-    code = "\n".join(blocks("python"))
+    code = "\n".join(blocks("python") + blocks("python", COMMAND_LINE))
     assert "mixmo.fuse" in code
     names = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -47,27 +47,36 @@ def test_python_runs(tmp_path, monkeypatch):
     )
     with torch.no_grad():
         torch.testing.assert_close(names["plain"](names["images"]), names["logits"], atol=1e-5, rtol=0)
-    again = mixmo.MixMo("wide_resnet16_2", num_members=2, num_classes=10).eval()
-    again.load_state_dict(torch.load("net.pt", weights_only=True))
-    assert torch.equal(again(names["images"]), names["logits"])
+
+
+def test_the_readme_is_short():
+    """A page that is read to its end."""
+    assert len(README.splitlines()) <= 120
 
 
 @pytest.mark.slow
 def test_commands_run(tmp_path, monkeypatch, capsys, observed):
-    """In the README's order, in one folder; training is cut short and pictures stand in for downloads."""
+    """In the pages' order, in one folder; training is cut short and pictures stand in for downloads."""
     write_images(tmp_path / "pictures" / "train", size=32)
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
     np.savez("theirs.npz", logits=np.zeros((6, 3)), targets=np.zeros(6, int))
     (tmp_path / "digit.png").write_bytes((tmp_path / "pictures/test/cat/000.png").read_bytes())
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (sweep,) = (block for block in blocks("yaml") if "sweep:" in block)
+    (sweep,) = (block for block in blocks("yaml", COMMAND_LINE) if "sweep:" in block)
     (tmp_path / "alpha.yaml").write_text(sweep)
-    shown = blocks("sh") + blocks("sh", MASKS) + blocks("sh", WHEN) + blocks("sh", EVALUATION)[:1]
-    commands = [line for block in shown for line in block.splitlines() if line.startswith("mixmo ")]
-    assert len(commands) >= 9
+    shown = (
+        blocks("sh")
+        + blocks("sh", COMMAND_LINE)
+        + blocks("sh", MASKS)
+        + blocks("sh", WHEN)
+        + blocks("sh", EVALUATION)[:1]
+    )
+    lines = [line.partition("#")[0].strip() for block in shown for line in block.splitlines()]
+    commands = list(dict.fromkeys(line for line in lines if line.startswith("mixmo ")))
+    assert len(commands) >= 17
     for line in commands:
-        words = shlex.split(line.partition("#")[0])[1:]
+        words = shlex.split(line)[1:]
         if words[0] in ("fit", "preview", "sweep"):
             words += SHRUNK + ([] if "digits-cut" in line or "alpha.yaml" in line else ["--data.name=folder:pictures"])
         if words[0] == "benchmark":
@@ -132,13 +141,13 @@ def test_the_recipe_of_ones_own_runs(tmp_path, monkeypatch):
     write_images(tmp_path / "data" / "flowers" / "train", size=40, count=20)
     write_images(tmp_path / "data" / "flowers" / "val", size=40)
     monkeypatch.chdir(tmp_path)
-    (recipe,) = (block for block in blocks("yaml") if "sweep:" not in block)
+    (recipe,) = (block for block in blocks("yaml", COMMAND_LINE) if "sweep:" not in block)
     Path("own.yaml").write_text(recipe)
     assert main(["fit", "own.yaml", *SHRUNK]) == 0
     assert Path("runs/own/config.yaml").is_file()
 
 
-@pytest.mark.parametrize("target", re.findall(r"`?make (\w+)", README))
+@pytest.mark.parametrize("target", re.findall(r"`?make (\w+)", README + COMMAND_LINE))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -176,7 +185,7 @@ def test_tables_of_studies_are_those_of_their_rows(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     tables = importlib.import_module("study_tables")
     assert tables.renewed(text) == text
-    assert len(tables.MARK.findall(text)) == len(re.findall("<!-- (study|brief|chosen|diagnosis)", text))
+    assert len(tables.MARK.findall(text)) == len(re.findall("<!-- (study|brief|short|chosen|diagnosis)", text))
 
 
 def test_there_are_tables_of_studies():
