@@ -31,24 +31,78 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.cli.benchmark import report
 from mixmo.cli.main import main as command
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.data.batches import BatchMaker
+from mixmo.data.sets import DistinctBatch
 from mixmo.deploy.reference import network_from_reference
-from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summarise
+from mixmo.evaluation.benchmark import Benchmark, summarise, synchronize
+from mixmo.evaluation.inference import autocast
 from mixmo.mixing import mixed_cross_entropy
+from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
+from mixmo.training.optimizers import build_optimizer
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "wrn10-1_m2.npz"
 Row = dict[str, float]
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class BareStep:
+    """A training step without the trainer, phase by phase, also in layouts and modes that the trainer does not have.
+
+    Args:
+        case: What is measured.
+        fast: Channels last, the case's precision and a fused optimiser; otherwise as the paper's code ran.
+        compiled: Compile network and loss; a string is a mode of ``torch.compile``.
+    """
+
+    def __init__(self, case: Benchmark, fast: bool = True, compiled: bool | str = False) -> None:
+        self.case, self.fast = case, fast
+        device, size = case.device, (5000, case.image_size, case.image_size, 3)
+        layout = torch.channels_last if fast else torch.contiguous_format
+        self.net = MixMo(case.backbone, case.num_members, num_classes=case.num_classes, mix_at=case.mix_at)
+        self.net.to(device, memory_format=layout)
+        self.maker = BatchMaker(case.data, BatchMixer(self.net, batch_repetition=case.batch_repetition))
+        self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
+        self.generator = torch.Generator(device).manual_seed(0)
+        images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
+        labels = torch.randint(case.num_classes, (5000,), device=device, generator=self.generator)
+        distinct = torch.arange(case.batch_size // case.batch_repetition, device=device)
+        self.batch = DistinctBatch(images, labels, distinct)
+        mode = compiled if isinstance(compiled, str) else None
+        self._loss_of = torch.compile(self._loss, dynamic=False, mode=mode) if compiled else self._loss
+
+    def _loss(self, mixed: MixedBatch) -> torch.Tensor:
+        return mixed.loss(self.net(mixed.inputs, mixed.masks))
+
+    def data(self) -> MixedBatch:
+        """Return the batch: pairing, augmentation, masks."""
+        mixed = self.maker(self.batch, self.generator)
+        return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
+
+    def forward(self, mixed: MixedBatch) -> torch.Tensor:
+        """Return the loss."""
+        with autocast(self.case.device, self.case.fastest if self.fast else "32-true"):
+            return self._loss_of(mixed)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradients."""
+        self.optimizer.zero_grad()
+        loss.backward()
+
+    def update(self) -> None:
+        """Move the weights."""
+        self.optimizer.step()
+
+    def __call__(self) -> None:
+        """Do all of it."""
+        self.backward(self.forward(self.data()))
+        self.update()
 
 
 def check_correctness(device: torch.device) -> Row:
@@ -74,7 +128,7 @@ def check_correctness(device: torch.device) -> Row:
 
 def check_no_waiting(device: torch.device) -> None:
     """Run steps in a mode in which CUDA raises where the host waits for the device."""
-    step = TrainingStep(Benchmark(backbone="wide_resnet10_1", batch_size=16), 2, input_path=True)
+    step = BareStep(Benchmark(backbone="wide_resnet10_1", batch_size=16))
     step()
     if device.type != "cuda":
         return
@@ -119,13 +173,13 @@ def ceilings(device: torch.device, size: int) -> dict[str, Row]:
 
 def flops_per_sample(case: Benchmark) -> float:
     """Count the operations of forward and backward for one mixture."""
-    step = TrainingStep(replace(case, batch_size=case.batch_repetition), case.num_members, fast=False)
+    step = BareStep(replace(case, batch_size=case.batch_repetition), fast=False)
     with FlopCounterMode(display=False) as counter:
         step.backward(step.forward(step.data()))
     return counter.get_total_flops() / case.batch_repetition
 
 
-def phases(step: TrainingStep, device: torch.device) -> Row:
+def phases(step: BareStep, device: torch.device) -> Row:
     """Return the milliseconds of each phase, waiting for the device after each."""
     spent = dict.fromkeys(("data", "forward", "backward", "update"), 0.0)
     rounds = 10
@@ -144,7 +198,7 @@ def phases(step: TrainingStep, device: torch.device) -> Row:
     return {f"{name} ms": value for name, value in spent.items()}
 
 
-def idle_share(step: TrainingStep, device: torch.device) -> float:
+def idle_share(step: BareStep, device: torch.device) -> float:
     """Return the share of time in which no kernel runs, from a profile of ten steps."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -175,7 +229,7 @@ def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float, d
             break
         torch._dynamo.reset()
         try:
-            step = TrainingStep(case, case.num_members, input_path=True, **options)
+            step = BareStep(case, **options)
             row = summarise(measure(step, device, seconds=3.0))
         except torch.OutOfMemoryError:
             print(f"{name} at batch {case.batch_size} does not fit into memory")

@@ -6,13 +6,12 @@ python benchmarks/masks.py [--backbone wide_resnet16_4] [--save FILE]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 
 from mixmo import Mixer
 from mixmo.cli.benchmark import report
-from mixmo.evaluation.benchmark import Benchmark, TrainingStep, summarise, time_in_turns
+from mixmo.evaluation.benchmark import Benchmark, Timer, TrainingStep, summarise, take_turns, time_in_turns
 from mixmo.masks import KINDS
 
 
@@ -33,16 +32,16 @@ def stepping(given: argparse.Namespace) -> dict[str, dict[str, float]]:
         Benchmark(given.backbone, given.step_batch, given.members, image_size=given.size), given.members
     )
 
-    def with_kind(kind: str) -> Callable[[], object]:
+    def with_kind(kind: str) -> Timer:
         mixer = Mixer(kind, given.members, probability=1.0)
 
-        def run() -> None:
-            step.batches.maker.mixer.mixer = mixer
-            step()
+        def run() -> float:
+            step.training.maker.mixer.mixer = mixer
+            return step()
 
         return run
 
-    seconds = time_in_turns({kind: with_kind(kind) for kind in KINDS}, given.rounds // 2)
+    seconds = take_turns({kind: with_kind(kind) for kind in KINDS}, given.rounds // 2)
     return {kind: summarise(taken, against=seconds["mimo"]) for kind, taken in seconds.items()}
 
 

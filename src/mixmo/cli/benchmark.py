@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mixmo.cli.options import Command
-from mixmo.config.hardware import default_precision
 from mixmo.environment import environment
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
 from mixmo.files import check_place, is_marked, make_folder, write_text
@@ -42,17 +41,10 @@ def run(words: list[str]) -> None:
     (own, case), _ = COMMAND.read(words)
     if own.save is not None:
         check_place(Path(own.save), is_marked(Path(own.save)), own.overwrite)
-    measure(case, own.save)
-
-
-def measure(case: Benchmark, save: str | None = None) -> None:
-    """Measure a case, print it and keep it."""
     about = asdict(case) | {
-        "device": str(case.device),
-        "precision": case.precision or default_precision(case.device),
-        "threads": torch.get_num_threads(),
-    }
-    report(benchmark(case), about, save)
+        "device": str(case.device), "precision": case.fastest, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    report(benchmark(case), about, own.save)
 
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:

@@ -5,38 +5,40 @@ Candidates are timed in turns within one run and compared pairwise, so that a no
 
 from __future__ import annotations
 
-import gc
-import itertools
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
+import lightning as L
 import torch
-import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.config.data_settings import BatchSize, DataSettings, Side
-from mixmo.config.hardware import Accelerator, Precision, default_precision, evaluation_factor, training_device
-from mixmo.data.batches import BatchMaker
-from mixmo.data.sets import DistinctBatch
+from mixmo.config.hardware import Accelerator, Precision, default_precision, training_device
+from mixmo.config.settings import ModelSettings, OptimizerSettings, Settings
+from mixmo.data.given import open_given
+from mixmo.data.module import DataModule
 from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
 from mixmo.header import MOST_MEMBERS
-from mixmo.mixing import loss_weights
 from mixmo.network import MixMo, create_backbone
-from mixmo.training.optimizers import build_optimizer
+from mixmo.training.build import build_maker, build_network
+from mixmo.training.loaders import Loaders
+from mixmo.training.step import Training
+from mixmo.training.trainer import silence_lightning
 from mixmo.validation import Boolean, Count, Integer, settings_class
 
+STEPS = 10
+"""What a turn on a GPU consists of, where the host need not wait for each."""
+
 Rows = dict[str, dict[str, float]]
-Call = Callable[[], object]
-Builder = Callable[[], Call]
+Timer = Callable[[], float]
+"""Does something and returns the seconds that one time took."""
+Builder = Callable[..., Timer]
 
 
 @settings_class(frozen=True)
@@ -79,131 +81,96 @@ class Benchmark:
         return training_device(self.accelerator)
 
     @property
+    def fastest(self) -> Precision:
+        """The precision that was asked for, or what the device does best."""
+        return self.precision or default_precision(self.device)
+
+    @property
     def data(self) -> DataSettings:
         """The batches."""
-        return DataSettings(batch_size=self.batch_size, batch_repetition=self.batch_repetition)
-
-    def autocast(self, fast: bool = True) -> torch.autocast:
-        """Return the context of the precision; float32 for the reference."""
-        return autocast(self.device, (self.precision or default_precision(self.device)) if fast else "32-true")
-
-    def network(self, members: int, fast: bool = True) -> nn.Module:
-        """Return MixMo with M members, or the plain network for 0."""
-        torch.manual_seed(0)
-        net = (
-            MixMo(self.backbone, members, num_classes=self.num_classes, mix_at=self.mix_at)
-            if members
-            else create_backbone(self.backbone, num_classes=self.num_classes)
+        return DataSettings(
+            batch_size=self.batch_size, batch_repetition=self.batch_repetition, validation=0.0, in_memory=True
         )
-        return net.to(self.device, memory_format=torch.channels_last if fast else torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
-
-    def compiled(self, function: Callable[..., Any], wanted: bool | str) -> Callable[..., Any]:
-        """Return the function, compiled if that is wanted, in the mode that a string names."""
-        if not wanted:
-            return function
-        return torch.compile(function, dynamic=False, mode=wanted if isinstance(wanted, str) else None)
 
 
-class Batches:
-    """Makes batches from random uint8 images, as training does."""
+class TrainingStep(Callback):
+    """The step of :class:`mixmo.training.step.Training`, as Lightning runs it in ``mixmo fit``, on random images.
 
-    def __init__(self, case: Benchmark, members: int) -> None:
-        self.generator = torch.Generator(case.device).manual_seed(0)
-        size, device = (5000, case.image_size, case.image_size, 3), case.device
-        images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
-        labels = torch.randint(case.num_classes, (5000,), device=device, generator=self.generator)
-        net = MixMo(case.backbone, members, num_classes=case.num_classes, mix_at=case.mix_at)
-        self.maker = BatchMaker(case.data, BatchMixer(net, batch_repetition=case.batch_repetition))
-        self.shape = net.encoder_shape(case.image_size, case.image_size)
-        distinct = torch.arange(case.batch_size // case.batch_repetition, device=device)
-        self.batch = DistinctBatch(images, labels, distinct)
-
-    def __call__(self) -> MixedBatch:
-        """Make a batch: pairing, augmentation, masks."""
-        return self.maker(self.batch, self.generator)
-
-    def remix(self, mixed: MixedBatch) -> MixedBatch:
-        """Draw new masks for a batch whose images are ready."""
-        mix = self.maker.mixer.mixer.sample(len(mixed.inputs), self.shape, self.generator)
-        return mixed._replace(masks=mix.masks, weights=loss_weights(mix.ratios))
-
-
-class TrainingStep:
-    """One training step, whole or phase by phase; MixMo's draws its masks.
+    A call makes some steps, as an epoch of their own, and returns the seconds that one took.
 
     Args:
         case: What is measured.
-        members: M, or 0 for the plain network.
-        fast: Channels last, the case's precision and a fused optimiser; otherwise as the paper's code ran.
-        compiled: Compile network and loss; a string is a mode of ``torch.compile``.
-        input_path: Start from uint8 images rather than from a batch that is ready.
+        members: M.
+        precision: ``None`` takes the case's.
+        compiled: Compile network and loss.
     """
 
     def __init__(
-        self, case: Benchmark, members: int, fast: bool = True, compiled: bool | str = False, input_path: bool = False
+        self, case: Benchmark, members: int, precision: Precision | None = None, compiled: bool = False
     ) -> None:
-        self.case, self.members, self.fast, self.input_path = case, members, fast, input_path
-        self.net, self.batches = case.network(members, fast), Batches(case, max(members, 1))
-        self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
-        self.ready = self._set_layout(self.batches())
-        self._loss_of = case.compiled(self._loss, compiled)
+        self.steps = STEPS if case.device.type == "cuda" else 1
+        model = ModelSettings(backbone=case.backbone, num_members=members, mix_at=case.mix_at, compile=compiled)
+        settings = Settings(model=model, data=case.data, optimizer=OptimizerSettings(lr=1e-4))
+        count = max(case.num_classes, self.steps * case.batch_size // case.batch_repetition)
+        images = torch.randint(256, (count, case.image_size, case.image_size, 3), dtype=torch.uint8)
+        labels = torch.arange(count) % case.num_classes
+        data = DataModule(settings.data, settings.seed, given={"train": open_given((images, labels), "train")})
+        net = build_network(settings, data)
+        self.loaders = Loaders(data, settings.data, settings.seed, members)
+        self.training = Training(net, build_maker(settings, net, data), settings, count, self.loaders.samples)
+        with silence_lightning():
+            self.trainer = L.Trainer(
+                accelerator=case.accelerator, devices=1, precision=precision or case.fastest, callbacks=[self],
+                max_epochs=0, limit_train_batches=self.steps, logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
 
-    def _loss(self, mixed: MixedBatch) -> Tensor:
-        if self.members:
-            return mixed.loss(self.net(mixed.inputs, mixed.masks))
-        return F.cross_entropy(self.net(mixed.inputs[:, 0]), mixed.targets[:, 0])
+    def __call__(self) -> float:
+        """Make the steps."""
+        self.trainer.fit_loop.max_epochs = self.trainer.current_epoch + 1
+        with silence_lightning():
+            self.trainer.fit(self.training, datamodule=self.loaders)
+        return self.seconds
 
-    def data(self) -> MixedBatch:
-        """Return the batch."""
-        if self.input_path:
-            return self._set_layout(self.batches())
-        return self.batches.remix(self.ready) if self.members else self.ready
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        synchronize(pl_module.device)
+        self._start = time.perf_counter()
 
-    def _set_layout(self, mixed: MixedBatch) -> MixedBatch:
-        return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
-
-    def forward(self, mixed: MixedBatch) -> Tensor:
-        """Return the loss."""
-        with self.case.autocast(self.fast):
-            loss: Tensor = self._loss_of(mixed)
-        return loss
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def update(self) -> None:
-        """Move the weights."""
-        self.optimizer.step()
-
-    def __call__(self) -> None:
-        """Do all of it."""
-        self.backward(self.forward(self.data()))
-        self.update()
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop it."""
+        synchronize(pl_module.device)
+        self.seconds = (time.perf_counter() - self._start) / self.steps
 
 
-def inference(
-    case: Benchmark, nets: Callable[[], list[nn.Module]], batch_size: int, compiled: bool | str = False
-) -> Call:
-    """Return one pass of some networks, which are built here, over a batch of images."""
-    shape = (batch_size, 3, case.image_size, case.image_size)
+def batch_making(case: Benchmark) -> Timer:
+    """Return what times the part of a step in which a batch is made: pairing, augmentation, masks."""
+    step = TrainingStep(case, case.num_members)
+    step()
+    batch, generator = next(iter(step.loaders.samples(0, 1))), torch.Generator(case.device).manual_seed(0)
+    return partial(time_call, lambda: step.training.maker(batch, generator), case.device)
+
+
+def inference(case: Benchmark, members: int, count: int = 1, fused: bool = False, compiled: bool = False) -> Timer:
+    """Return what times a pass of some networks of M members, plain ones for 0, or fused, over a batch of images."""
+    passes = []
+    for _ in range(count):
+        net: nn.Module = create_backbone(case.backbone, num_classes=case.num_classes)
+        if members:
+            net = MixMo(case.backbone, members, num_classes=case.num_classes, mix_at=case.mix_at)
+            net = fuse(net) if fused else net
+        net = net.eval().to(case.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        passes.append(torch.compile(net.forward, dynamic=False) if compiled else net.forward)
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
     images = torch.randn(shape, device=case.device).contiguous(memory_format=torch.channels_last)
-    passes = [case.compiled(net.eval().forward, compiled) for net in nets()]
 
     @torch.inference_mode()
     def run() -> None:
-        with case.autocast():
+        with autocast(case.device, case.fastest):
             for each in passes:
                 each(images)
 
-    return run
-
-
-def networks(case: Benchmark, members: int, count: int = 1, fused: bool = False) -> list[nn.Module]:
-    """Return some networks of M members, plain ones for 0, or fused."""
-    nets = [case.network(members) for _ in range(count)]
-    return [fuse(net) for net in nets] if fused else nets  # type: ignore[arg-type]
+    return partial(time_call, run, case.device)
 
 
 def benchmark(case: Benchmark) -> dict[str, Rows]:
@@ -214,91 +181,79 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
 
     Returns:
         Tables by title: rows by candidate, each with ``ms`` (median), ``low`` and ``high`` (quartiles), ``images/s``,
-        ``ratio`` (median of pairwise ratios against the row its table's title names) and ``MiB`` (peak memory).
+        ``ratio`` (median of pairwise ratios against the first row) and, on a GPU, ``MiB`` (peak memory of tensors).
 
     Raises:
         InputError: if the backbone is unknown or cannot take such images.
     """
     members, label = case.num_members, f"MixMo, M = {case.num_members}"
-    steps = {
-        "plain network": partial(TrainingStep, case, 0),
-        label: partial(TrainingStep, case, members),
-        f"{label}, from uint8 images": partial(TrainingStep, case, members, input_path=True),
-        f"{label}, float32 NCHW": partial(TrainingStep, case, members, fast=False),
+    steps: dict[str, Builder] = {
+        "single network": partial(TrainingStep, case, 1), label: partial(TrainingStep, case, members),
+    }  # fmt: skip
+    passes: dict[str, Builder] = {"plain network": partial(inference, case, 0)}
+    if not case.mix_at:  # what mixes later cannot be fused
+        passes["fused"] = partial(inference, case, members, fused=True)
+    passes |= {
+        label: partial(inference, case, members),
+        f"{members} plain networks": partial(inference, case, 0, members),
     }
-    tables = {"training step, ratio to the plain network": time_builders(case, steps, case.batch_size)}
-    nets = _networks_to_pass(case, label)
-    passes = {name: partial(inference, case, each, case.batch_size) for name, each in nets.items()}
-    tables["inference, ratio to the plain network"] = time_builders(case, passes, case.batch_size)
     if case.compile:
-        compiled = {name: partial(steps[name], compiled=True) for name in ("plain network", label)}
-        tables["compiled training step, ratio to the plain network"] = time_builders(
-            case, compiled, case.batch_size, memory=False
-        )
-        passes = {name: partial(each, compiled=True) for name, each in passes.items()}
-        tables["compiled inference, ratio to the plain network"] = time_builders(
-            case, passes, case.batch_size, memory=False
-        )
-    factor = evaluation_factor(case.device)
-    evaluated: dict[str, Builder] = {
-        "training step": steps[label],
-        "evaluation": partial(inference, case, nets[label], factor * case.batch_size),
+        for builders in (steps, passes):
+            builders |= {f"{name}, compiled": partial(build, compiled=True) for name, build in builders.items()}
+    others: dict[str, Builder] = {
+        f"{label}, float32": partial(TrainingStep, case, members, "32-true"),
+        f"{label}, pairing, augmentation and masks alone": partial(batch_making, case),
     }
-    rows = time_builders(case, evaluated, case.batch_size, memory=False)
-    rows["evaluation"]["images/s"] *= factor
-    for row in rows.values():
-        row["ratio"] = row["images/s"] / rows["training step"]["images/s"]
-    tables["evaluation, ratio of images/s to a training step's"] = rows
-    parts: dict[str, Callable[[], Call]] = {
-        "training step": steps[label],
-        "input path": partial(Batches, case, members),
-    }
-    tables["input path, ratio to the training step"] = time_builders(case, parts, case.batch_size, memory=False)
-    return tables
-
-
-def _networks_to_pass(case: Benchmark, label: str) -> dict[str, Callable[[], list[nn.Module]]]:
-    """Return what builds the networks whose inference is timed; those that mix later cannot be fused."""
-    members = case.num_members
-    nets: dict[str, Callable[[], list[nn.Module]]] = {"plain network": partial(networks, case, 0)}
-    if not case.mix_at:
-        nets["fused"] = partial(networks, case, members, fused=True)
-    return nets | {
-        label: partial(networks, case, members),
-        f"{members} plain networks": partial(networks, case, 0, members),
+    return {
+        "training step, ratio to the single network": _measure(case, steps | others),
+        "inference, ratio to the plain network": _measure(case, passes),
     }
 
 
-def time_builders(case: Benchmark, builders: Mapping[str, Builder], batch_size: int, memory: bool = True) -> Rows:
+def _measure(case: Benchmark, builders: Mapping[str, Builder]) -> Rows:
     """Return the rows of a table; ratios are against its first candidate."""
-    calls = {name: build() for name, build in builders.items()}
-    seconds = time_in_turns(calls, case.rounds, case.device)
+    timers, memory = {}, {}
+    for name, build in builders.items():
+        on_gpu = case.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        timers[name] = build()
+        timers[name]()
+        memory[name] = {"MiB": (torch.cuda.max_memory_allocated() - before) / 2**20} if on_gpu else {}
+    seconds = take_turns(timers, case.rounds)
     first = next(iter(seconds.values()))
     rows = {name: summarise(taken, against=first) for name, taken in seconds.items()}
-    for name, row in rows.items():
-        row["images/s"] = 1e3 * batch_size / row["ms"]
-        if memory:
-            row["MiB"] = peak_memory(builders[name], case.device)
-    return rows
+    return {name: row | {"images/s": 1e3 * case.batch_size / row["ms"]} | memory[name] for name, row in rows.items()}
+
+
+def synchronize(device: torch.device | None) -> None:
+    """Wait for a GPU to be done."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_call(call: Callable[[], object], device: torch.device | None = None) -> float:
+    """Return the seconds that a call takes; on a GPU the mean of ten."""
+    count = STEPS if device is not None and device.type == "cuda" else 1
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / count
+
+
+def take_turns(timers: Mapping[str, Timer], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Return what each timer says, ``rounds`` times, in turns, after some turns of warm-up."""
+    turns = [{name: timer() for name, timer in timers.items()} for _ in range(warmup + rounds)]
+    return {name: [turn[name] for turn in turns[warmup:]] for name in timers}
 
 
 def time_in_turns(
-    calls: Mapping[str, Call], rounds: int, device: torch.device | None = None, warmup: int = 2
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Return seconds per call, ``rounds`` for each, taken in turns. On a GPU each turn is of ten calls."""
-    on_gpu = device is not None and device.type == "cuda"
-    repeats = 10 if on_gpu else 1
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            if on_gpu:
-                torch.cuda.synchronize()
-            if turn >= warmup:
-                seconds[name].append((time.perf_counter() - start) / repeats)
-    return seconds
+    """Return seconds per call, ``rounds`` for each, taken in turns."""
+    return take_turns({name: partial(time_call, call, device) for name, call in calls.items()}, rounds, warmup)
 
 
 def summarise(seconds: list[float], against: list[float] | None = None) -> dict[str, float]:
@@ -313,39 +268,3 @@ def summarise(seconds: list[float], against: list[float] | None = None) -> dict[
     if against is not None:
         found["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
     return found
-
-
-def peak_memory(build: Builder, device: torch.device) -> float:
-    """Return the most MiB of tensors alive at a time while a candidate is built and called three times."""
-    gc.collect()  # what dies during the measurement would count as negative
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _build_and_call(build)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _silent(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        _build_and_call(build)
-    results = profile.profiler.kineto_results  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    return float(max(itertools.accumulate(change for _, change in changes))) / 2**20
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what torch's profiler prints of itself, from C++, from standard error."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _build_and_call(build: Builder) -> None:
-    call = build()
-    for _ in range(3):
-        call()
