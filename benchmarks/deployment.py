@@ -33,7 +33,7 @@ BATCH = 64
 def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str, int]]:
     """Return the network in every form, and the bytes of those that are files."""
     whole = RunModel(run)
-    forms: dict[str, Model] = {"members apart": whole, "fused": PlainModel(fuse(whole.network.net).eval(), whole.spec)}
+    forms: dict[str, Model] = {"members apart": whole, "fused": PlainModel(fuse(run.network).eval(), whole.spec)}
     sizes: dict[str, int] = {}
     for name, format, options in (
         ("timm folder", "timm", ExportOptions()),

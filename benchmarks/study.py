@@ -127,7 +127,7 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
     found = evaluate_trained(trained, row.options)
     starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
-    settings, hardware = row.plans[0].settings, trained[0].run.about()
+    settings, hardware = row.plans[0].settings, trained[0].folder.about()
     return row.about | {
         "dataset": Path(settings.data.name).name,
         "images_per_class": settings.data.images_per_class,

@@ -126,8 +126,7 @@ def read_header(path: Path, config: Callable[[], Mapping[str, Any]]) -> Header:
         MissingError: if there is no such file.
         InputError: if it is damaged, or of a newer format.
     """
-    status = path.stat()
-    content = _described(path, status.st_size, status.st_mtime_ns)
+    content = describe(path)
     if "header" in content:
         return Header.from_dict(content["header"], str(path))
     known = dict(found) if isinstance(found := content.get("inference"), Mapping) else {}
@@ -136,10 +135,24 @@ def read_header(path: Path, config: Callable[[], Mapping[str, Any]]) -> Header:
     return Header.from_dict(header_of_earlier(known, config(), str(path)), str(path))
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, and its finished ``epochs``; read once while the file stays as it is.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is damaged.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no checkpoint at {path}.")
+    status = path.stat()
+    return _described(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=256)
-def _described(path: Path, size: int, time: int) -> dict[str, Any]:
+def _described(path: Path, inode: int, size: int, time: int) -> dict[str, Any]:
     content = load(path)
-    return {key: content[key] for key in ("header", "inference", "num_classes") if key in content}
+    own = {key: content[key] for key in ("header", "inference", "num_classes") if key in content}
+    return own | {"epochs": finished_epochs(content)}
 
 
 def finished_epochs(content: Mapping[str, Any]) -> int:

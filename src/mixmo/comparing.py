@@ -189,7 +189,7 @@ def _word(name: str, what: Any, options: Mapping[str, Any]) -> str | Named:
 def _member(each: Any, options: Mapping[str, Any]) -> TrainedRun:
     checkpoint, download = options.get("checkpoint"), options.get("download")
     if isinstance(each, Run):
-        return each.open_trained(checkpoint, download)
+        return each.reopen(checkpoint, download)
     if isinstance(each, str | Path):
         return TrainedRun(RunFolder(each), checkpoint or "last", bool(download), "download=True")
     raise InputError(

@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def fit(
     with _show_log(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)
     run = Run(folder.path, model=module)
-    run._data, run._temporary = None if sources is None else data, temporary
+    run.given, run._temporary = None if sources is None else data, temporary
     return run
 
 
@@ -161,8 +160,8 @@ def train_plan(
     return unfinished
 
 
-class Run:
-    """A trained run: a folder, and what can be done with the network in it.
+class Run(TrainedRun):
+    """A trained run: a folder, the network in it, and what can be done with that.
 
     Args:
         path: The run's folder.
@@ -181,22 +180,11 @@ class Run:
     def __init__(
         self, path: str | Path, checkpoint: str = "last", model: nn.Module | None = None, download: bool = False
     ) -> None:
-        self.folder, self.checkpoint, self.model, self.download = RunFolder(path).require(), checkpoint, model, download
-        self._data: DataModule | None = None
+        super().__init__(RunFolder(path), checkpoint, download, "download=True", module=model)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
-
-    @property
-    def path(self) -> Path:
-        """The run's folder."""
-        return self.folder.path
-
-    @cached_property
-    def network(self) -> MixMo:
-        """The trained network, on the device that suits it, in evaluation mode; with EMA, the average's."""
-        return self._trained.network.net
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -228,7 +216,7 @@ class Run:
             self._give("test", open_given(images, "test"))
         known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**known | options)
-        trained = self.open_trained(chosen.checkpoint, chosen.download)
+        trained = self.reopen(chosen.checkpoint, chosen.download)
         result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
         write_report(trained, result)
@@ -245,7 +233,7 @@ class Run:
         Raises:
             InputError: if one cannot be read; it is named.
         """
-        predictor = Predictor(self._trained, **options)
+        predictor = Predictor(self, **options)
         return predictor(images)
 
     def export(self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any) -> Exported:
@@ -258,37 +246,14 @@ class Run:
             **options: Of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
         """
         place = None if out is None else Path(out)
-        return export(self._trained, format, place, ExportOptions(**options), overwrite)
-
-    def open_trained(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
-        """Return the run with its images, its module and a checkpoint, as evaluation takes it.
-
-        Args:
-            checkpoint: ``last`` or ``best``; ``None`` is the run's own.
-            download: Whether downloads are allowed; ``None`` takes the run's.
-        """
-        checkpoint = self.checkpoint if checkpoint is None else checkpoint
-        download = self.download if download is None else download
-        own = (checkpoint, download) == (self.checkpoint, self.download)
-        return self._trained if own else self._open(checkpoint, download)
-
-    @cached_property
-    def _trained(self) -> TrainedRun:
-        """The run, open: its network is loaded once."""
-        return self._open(self.checkpoint, self.download)
-
-    def _open(self, checkpoint: str, download: bool) -> TrainedRun:
-        return TrainedRun(self.folder, checkpoint, download, "download=True", self._data, self.model)
+        return export(self, format, place, ExportOptions(**options), overwrite)
 
     def _give(self, split: str, source: Source) -> None:
         """Take images that a program gives, numbered by the network's classes."""
-        trained = self._trained
-        classes = trained.network.classes
-        source = source.with_classes(classes, f"the {split} set")
-        known = dict(self._data.given or {}) if self._data is not None else {}
-        settings = trained.settings
-        self._data = DataModule(settings.data, settings.seed, given=known | {split: source})
-        del self._trained  # which is open with the images of before
+        source = source.with_classes(self.header.classes, f"the {split} set")
+        known = dict(self.given.given or {}) if self.given is not None else {}
+        self.given = DataModule(self.settings.data, self.settings.seed, given=known | {split: source})
+        self.__dict__.pop("data", None)  # the images of before
 
 
 def _check_given(model: Any, train: Any, epochs: int | None) -> None:

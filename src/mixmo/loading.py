@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixmo.checkpoints import finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.errors import InputError, reason
 from mixmo.header import Header
@@ -23,24 +22,10 @@ MODULE = "module "
 """What the name of a backbone begins with that a program gave as a module."""
 
 
-class Loaded(NamedTuple):
-    """What a checkpoint knows.
-
-    Attributes:
-        net: The network, on the CPU, in evaluation mode.
-        header: What the checkpoint says of it.
-        epochs: Epochs it was trained for.
-    """
-
-    net: MixMo
-    header: Header
-    epochs: int
-
-
 def load_checkpoint(
     run: RunFolder, which: str = "last", download: bool = False, module: nn.Module | None = None
-) -> Loaded:
-    """Return a run's network, and what else its checkpoint knows; its configuration and dataset may be gone.
+) -> MixMo:
+    """Return a run's network, on the CPU, in evaluation mode; its configuration and dataset may be gone.
 
     Args:
         run: The run.
@@ -57,7 +42,7 @@ def load_checkpoint(
     check_download(
         header.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
     )
-    return Loaded(rebuild(header, weights_of(content), file, module), header, finished_epochs(content))
+    return rebuild(header, weights_of(content), file, module)
 
 
 def rebuild(

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from mixmo.checkpoints import BEST, LAST, PREVIOUS, digest, finished_epochs, read_header
+from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs, read_header
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.imports import without_permission
 from mixmo.config.plan import make_plan
@@ -305,10 +305,10 @@ class RunFolder:
         log.warning("%s has no checkpoint yet; it starts from the beginning.", self.path)
         return None
 
-    def finished_epochs(self) -> int:
-        """Return how many epochs the last checkpoint had finished; 0 where there is none, or it is damaged."""
+    def finished_epochs(self, which: str = "last") -> int:
+        """Return how many epochs a checkpoint's training had finished; 0 where there is none, or it is damaged."""
         try:
-            return finished_epochs(read_sealed(self.checkpoint_folder / LAST))
+            return int(describe(self.checkpoint_folder / f"{which}.ckpt")["epochs"])
         except InputError:
             return 0
 

@@ -323,7 +323,7 @@ def test_an_export_leaves_the_runs_network_on_its_device(gone, tmp_path, monkeyp
     run, moved = TrainedRun(RunFolder(gone)), []
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: moved.append(self) or self)
     export(run, "safetensors", tmp_path / "a.safetensors")
-    assert moved and all(each is not run.network.net for each in moved)
+    assert moved and all(each is not run.network for each in moved)
 
 
 def test_timm_folders_that_need_mixmo_say_so(gone, tmp_path, capsys):

@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mixmo
-from mixmo.config.data_settings import DataSettings
-from mixmo.data.batches import Augmentation
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose, separation
-from mixmo.evaluation.inference import Network, TrainedRun
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import evaluate_runs
-
-CPU = torch.device("cpu")
-PLAIN = DataSettings(channels=1, mean=[0.0], std=[1.0])
 
 
 class Linear(nn.Module):
@@ -42,11 +37,11 @@ def network(stems, heads, pooled=True):
         for encoder, head, weights, outputs in zip(net.encoders, net.heads, stems, heads, strict=True):
             encoder.weight.copy_(weights.view_as(encoder.weight))
             head.weight.copy_(outputs.view_as(head.weight))
-    return Network(net, Augmentation(PLAIN), CPU, 1, [])
+    return net
 
 
 def images(count=5, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 1), dtype=np.uint8))
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 1, 4, 4), dtype=np.uint8)) / 255
 
 
 numbers = st.floats(-3, 3).filter(lambda value: abs(value) > 1e-2)
@@ -90,26 +85,26 @@ def test_units_that_never_change_and_maps_before_the_heads():
 
 def test_asking_leaves_the_network_as_it_was():
     own = network([[1.0, 0.2], [0.5, 1.0]], np.ones((2, 2, 2)))
-    before = {name: value.clone() for name, value in own.net.state_dict().items()}
+    before = {name: value.clone() for name, value in own.state_dict().items()}
     first, second = separation(own, images()), separation(own, images())
     assert first == second
-    assert all(torch.equal(before[name], value) for name, value in own.net.state_dict().items())
-    assert not own.net.classifiers[0]._forward_pre_hooks
+    assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
+    assert not own.classifiers[0]._forward_pre_hooks
 
 
 def test_a_run_is_diagnosed_once(trained, monkeypatch):
     """Kept in the run's folder, unless it is asked for anew."""
     _, two, one = trained
     runs = {2: TrainedRun(two), 1: TrainedRun(one)}
-    rows = {members: run.run.read_metrics() for members, run in runs.items()}
+    rows = {members: run.folder.read_metrics() for members, run in runs.items()}
     for members, run in runs.items():
         found = diagnose(run, int(rows[members][-1]["epoch"]))
         expected = [float(rows[members][-1][f"train_member_{index}_accuracy"]) for index in range(members)]
         assert found.train_accuracy == pytest.approx(np.mean(expected))
         assert math.isnan(found.separation.selectivity) == (members == 1)
-        evaluated = evaluate_runs([run.run]).diagnosis
+        evaluated = evaluate_runs([run.folder]).diagnosis
         assert evaluated.flat() == found.flat() and len(found.flat()) == (3 if members == 2 else 1)
-        assert found.flat().items() <= evaluate_runs([run.run]).flat().items()
+        assert found.flat().items() <= evaluate_runs([run.folder]).flat().items()
     monkeypatch.setattr("mixmo.evaluation.diagnosis.separation", lambda *arguments: pytest.fail("asked again"))
     again = TrainedRun(two)
     assert diagnose(again, int(rows[2][-1]["epoch"])).separation.selectivity > 0

@@ -49,13 +49,13 @@ def published(trained, tmp_path):
 def test_metrics_are_those_of_corrupted_images(trained, few):
     _, two, _ = trained
     found = evaluate_corruptions([TrainedRun(two)], TARGETS, refresh=True)  # other tests keep other kinds
-    network, (images, _) = TrainedRun(two).network, TrainedRun(two).images("test")
+    run, (images, _) = TrainedRun(two), TrainedRun(two).images("test")
     for place, kind in enumerate(few):
         for severity in (1, 4):
             generator = generator_for(place * 5 + severity - 1, 0, "corruption")
             corrupted = corrupt(images.images, kind, severity, generator)
             with torch.no_grad():
-                logits = network.net.members(network.augment.center(corrupted, torch.arange(12)))
+                logits = run.network.members(run.prepare(corrupted))
             metrics = evaluate(logits, images.labels)
             for key, value in found.kinds[kind][severity].items():
                 assert value == pytest.approx(metrics[key]), key

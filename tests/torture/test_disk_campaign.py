@@ -89,7 +89,7 @@ def test_exports_to_full_disks(gone_run, disk, format, capsys):
 
     def write():
         if kind == "hub":
-            return save_pretrained(gone_run.run.path, out)
+            return save_pretrained(gone_run.path, out)
         return export(gone_run, kind, out, options).path
 
     size = sum(file.stat().st_size for file in [write(), *out.rglob("*")])

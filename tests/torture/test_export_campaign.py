@@ -39,7 +39,7 @@ def write(trained, format, out, kill_at=None, counted=None):
 
     sys.addaudithook(count)
     if format == "hub":
-        save_pretrained(trained.run.path, out)
+        save_pretrained(trained.path, out)
     else:
         export(trained, format, out)
     if counted:

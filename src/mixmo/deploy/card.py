@@ -31,8 +31,8 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
         fused: Whether the network was fused.
         name: What it is called on the Hub, ``user/name``.
     """
-    known = run.run.config_file.is_file()
-    method = method_name(run.run.trained_config(run.checkpoint)) if known else "a network"
+    known = run.folder.config_file.is_file()
+    method = method_name(run.folder.trained_config(run.checkpoint)) if known else "a network"
     backbone = backbone_name(spec.backbone)
     names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
     more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
@@ -75,7 +75,7 @@ epistemic uncertainty, and at `mixmo test --ood`. {_of_calibration(spec)}
 
 def _table(run: TrainedRun) -> str:
     try:
-        found: Mapping[str, Any] = run.run.read_json("test.json")
+        found: Mapping[str, Any] = run.folder.read_json("test.json")
         about = found["about"]
         count, dataset = int(about["images"]), markdown(str(about["dataset"]).rpartition("/")[2])
     except (OSError, ValueError, KeyError, TypeError):
@@ -97,7 +97,7 @@ def _table(run: TrainedRun) -> str:
 
 def _intervals(run: TrainedRun) -> dict[str, Interval]:
     """Return the intervals that the kept predictions give; none if there are no such of this checkpoint."""
-    known = read_tensors(run.run.path / "predictions" / f"test-{run.checkpoint}-32-true.safetensors")
+    known = read_tensors(run.path / "predictions" / f"test-{run.checkpoint}-32-true.safetensors")
     if known is None or known[1]["about"].get("checkpoint") != run.digest:
         return {}
     tensors, note = known

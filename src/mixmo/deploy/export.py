@@ -152,13 +152,13 @@ def export(
     """
     options = options or ExportOptions()
     options.check(format)
-    out = out or run.run.path / FORMATS[format]
+    out = out or run.path / FORMATS[format]
     restore(out)
     _check_free(out, format, overwrite)
     spec = describe_run(run)
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, which a run with a validation set has.")
-    net = copy_module(run.network.net).cpu()  # the run's own stays on its device
+    net = copy_module(run.network).cpu()  # the run's own stays on its device
     fused = fuse(net, spec.input_size, "probabilities" if options.members else "logits").eval()
     plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
     make_folder(out.parent)

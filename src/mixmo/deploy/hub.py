@@ -45,7 +45,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
     trained, out = TrainedRun(RunFolder(run), checkpoint), Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
-    spec, net = describe_run(trained), trained.network.net
+    spec, net = describe_run(trained), trained.network
     make_folder(out.parent)
     with assemble(out) as made:
         fused = can_fuse(net)
@@ -55,8 +55,8 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
             made.mkdir()
         weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         write_bytes(made / MEMBERS, safetensors.torch.save(weights))
-        if trained.run.config_file.is_file():
-            write_text(made / CONFIG, yaml_text(_without_paths(trained.run.trained_config(checkpoint))))
+        if trained.folder.config_file.is_file():
+            write_text(made / CONFIG, yaml_text(_without_paths(trained.folder.trained_config(checkpoint))))
         write_description(made, replace(spec, backbone=_without_path(spec.backbone)))
         write_text(made / "README.md", model_card(trained, spec, fused, name))
     return out

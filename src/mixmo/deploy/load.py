@@ -60,4 +60,4 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
         raise MissingError(
             f"there is no run folder {where}; if it is a name on the Hugging Face Hub, take hf-hub:{where}."
         )
-    return load_checkpoint(RunFolder(where), checkpoint, download, model).net
+    return load_checkpoint(RunFolder(where), checkpoint, download, model)

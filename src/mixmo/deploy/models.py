@@ -60,15 +60,16 @@ class RunModel:
     """
 
     def __init__(self, trained: TrainedRun, precision: str = "32-true") -> None:
-        self.trained, self.network, self.precision = trained, trained.network, precision
+        self.trained, self.precision = trained, precision
         self.spec = describe_run(trained)
+        _ = trained.network  # a checkpoint that is damaged is refused here
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, M, K)."""
-        net, device = self.network.net, self.network.device
+        device = self.trained.device
         with autocast(device, self.precision):
-            found: Tensor = net.members(self.spec.prepared(images.to(device)))
+            found: Tensor = self.trained.network.members(self.spec.prepared(images.to(device)))
         return found.float().cpu()
 
 

@@ -58,7 +58,7 @@ class Predictor:
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
         if isinstance(models, TrainedRun):
-            names: list[str | Path] = [models.run.path]
+            names: list[str | Path] = [models.path]
             opened: list[Model] = [RunModel(models, precision)]
         else:
             names = _paths(models)

@@ -116,7 +116,7 @@ def calibrate_ensemble(runs: Sequence[TrainedRun], precision: str = "32-true", r
     Raises:
         InputError: saying why there is none.
     """
-    names = [str(run.run.path) for run in runs]
+    names = [str(run.path) for run in runs]
     for run, name in zip(runs, names, strict=True):
         if not run.settings.data.validation:
             raise InputError(f"{name} held out no images for validation (data.validation is 0).")
@@ -185,4 +185,4 @@ def load_kept_calibration(run: TrainedRun) -> Calibration | None:
 
 
 def _file(run: TrainedRun) -> Path:
-    return run.run.path / f"calibration-{run.checkpoint}.safetensors"
+    return run.path / f"calibration-{run.checkpoint}.safetensors"

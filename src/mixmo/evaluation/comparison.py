@@ -176,7 +176,7 @@ def _of_word(word: str, name: str, place: str) -> _Read:
 
 
 def _place(each: Path | TrainedRun) -> Path:
-    return each.run.path if isinstance(each, TrainedRun) else each
+    return each.path if isinstance(each, TrainedRun) else each
 
 
 def _check_different(name: str, members: Sequence[Path | TrainedRun]) -> None:
@@ -219,7 +219,7 @@ def _entry(members: Sequence[Path | TrainedRun], options: EvaluationOptions) -> 
     each_costs = [costs(run) for run in runs]
     total = {key: sum(cost[key] for cost in each_costs) for key in each_costs[0]}
     data = runs[0].data if runs[0].data.given is not None else None
-    return Entry(name, [run.run for run in runs], result, total, data)
+    return Entry(name, [run.folder for run in runs], result, total, data)
 
 
 def _check_alike(groups: Sequence[Group]) -> None:

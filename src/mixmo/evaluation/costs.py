@@ -42,7 +42,7 @@ def costs(run: TrainedRun) -> dict[str, float]:
         InputError: if the checkpoint is damaged or of another network.
     """
     net, images = _network(run)
-    rows = _history(run.run)
+    rows = _history(run.folder)
     return _size(net, images) | {
         "images": training_images(run.settings, rows) if rows else math.nan,
         "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,
@@ -79,7 +79,7 @@ def network_size(run: TrainedRun) -> dict[str, float]:
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
     """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
-    net = load_checkpoint(run.run, run.checkpoint, run.download, run.module).net
+    net = load_checkpoint(run.folder, run.checkpoint, run.download, run.module)
     return net, torch.randn(BATCH, net.in_chans, *_input_size(run))
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from mixmo.cache import keep_json, read_json
 from mixmo.data.policies import Policy
 from mixmo.errors import InputError
-from mixmo.evaluation.inference import Network, TrainedRun
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
+from mixmo.network import MixMo
 
 IMAGES = 16
 """Images that each member is shown, next to as many for the others."""
@@ -73,40 +74,38 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
     if run.settings.model.num_members == 1:
         return Diagnosis(_train_accuracy(run, epoch), _is_harder(run))
     about = run.depends_on("test")
-    file = run.run.path / "predictions" / f"separation-{run.checkpoint}.json"
+    file = run.path / "predictions" / f"separation-{run.checkpoint}.json"
     known = None if refresh else read_json(file)
     if known is None or known["about"] != about:
         count = len(run.images("test")[0])
         chosen = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
         images = run.data.batch(chosen.tolist())
-        known = {"about": about, "separation": asdict(separation(run.network, images))}
+        known = {"about": about, "separation": asdict(separation(run.network, run.prepare(images)))}
         keep_json(file, known)
     return Diagnosis(_train_accuracy(run, epoch), _is_harder(run), Separation(**known["separation"]))
 
 
 @torch.inference_mode()
-def separation(network: Network, images: Tensor) -> Separation:
+def separation(net: MixMo, images: Tensor) -> Separation:
     """Return how separate the members are, by the conditional variance of Havasi et al. (2021, section 4).
 
     V_i is the variance of a number in the network (a unit's activation, a logit) when member i's image changes and the
     others' stay, averaged over the others' images; V_i / Σ_j V_j is the share that member i's image causes.
 
     Args:
-        network: Of M >= 2 members, which are mixed equally.
-        images: (n, H, W, C) uint8.
+        net: Of M >= 2 members, which are mixed equally.
+        images: (n, C, h, w), prepared for the network, on its device.
     """
-    net, device = network.net, network.device
-    prepared = network.augment.center(images.to(device), torch.arange(len(images), device=device))
-    count, members = len(prepared), net.num_members
-    index = torch.arange(count, device=device)
+    count, members = len(images), net.num_members
+    index = torch.arange(count, device=images.device)
     units: list[Tensor] = []
     logits: list[Tensor] = []
     for member in range(members):
         seen = []
         for shift in range(count):  # the others' images
-            places = ((shift + torch.arange(members, device=device)) % count).repeat(count, 1)
+            places = ((shift + torch.arange(members, device=images.device)) % count).repeat(count, 1)
             places[:, member] = index
-            seen.append([each.cpu().double().var(0, correction=0) for each in _activations(network, prepared[places])])
+            seen.append([each.cpu().double().var(0, correction=0) for each in _activations(net, images[places])])
         for variances, found in zip((units, logits), zip(*seen, strict=True), strict=True):
             variances.append(torch.stack(found).mean(0))
     by_unit, by_logit = torch.stack(units), torch.stack(logits).mean(2)  # (M, F), (M, M)
@@ -116,12 +115,12 @@ def separation(network: Network, images: Tensor) -> Separation:
     return Separation(float(own.mean()), float((by_unit.amax(0) >= OWN * whole)[changing].double().mean()))
 
 
-def _activations(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _activations(net: MixMo, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return for inputs (B, M, C, H, W) what the heads see, (B, F), maps averaged over positions, and the logits."""
     seen: list[Tensor] = []
-    handle = network.net.classifiers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    handle = net.classifiers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
-        logits = network.net(inputs)
+        logits = net(inputs)
     finally:
         handle.remove()
     return (seen[0].flatten(2).mean(2) if seen[0].dim() > 2 else seen[0]), logits
@@ -134,7 +133,7 @@ def _is_harder(run: TrainedRun) -> bool:
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:
     """Return what ``metrics.csv`` says of an epoch; NaN if it does not, or is damaged, which the report says."""
     try:
-        rows = [row for row in read_history(run.run) if row["epoch"] == epoch]
+        rows = [row for row in read_history(run.folder) if row["epoch"] == epoch]
     except InputError:
         return math.nan
     found = [value for row in rows for key, value in row.items() if key.startswith("train_member_")]

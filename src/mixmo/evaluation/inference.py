@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.data.batches import CenterCrop
 from mixmo.data.module import DataModule
-from mixmo.data.sets import DistinctBatch, ImageSet
+from mixmo.data.sets import ImageSet
 from mixmo.errors import InputError
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint
@@ -26,40 +26,18 @@ from mixmo.runs import RunFolder
 log = logging.getLogger("mixmo")
 
 
-class Network(NamedTuple):
-    """A trained network, and what prepares images for it.
-
-    Attributes:
-        net: In evaluation mode, on the device.
-        augment: Its center crop and normalisation.
-        device: Where to run it.
-        epochs: Epochs it was trained for.
-        classes: The K class names.
-    """
-
-    net: MixMo
-    augment: CenterCrop
-    device: torch.device
-    epochs: int
-    classes: list[str]
-
-
 class TrainedRun:
     """A run to predict with or to evaluate; its network, settings and images are opened once, when they are needed.
 
     The network is what the checkpoint's header says; only the images it was trained and tested on are the settings'.
 
     Args:
-        run: The run.
+        folder: The run's folder.
         checkpoint: ``last`` or ``best``.
         download: Whether the network's backbone and datasets may be downloaded; the run's folder does not decide.
         option: What allows that in the command at hand, for errors.
         data: Images that a program gives, in place of those that the run's settings name.
         module: Its backbone, where that was a program's own module.
-
-    Attributes:
-        header: What the checkpoint says of the network.
-        device: The device that suits the run on this machine: that of ``trainer.accelerator``, where it can be read.
 
     Raises:
         MissingError: if there is no such run.
@@ -67,15 +45,25 @@ class TrainedRun:
 
     def __init__(
         self,
-        run: RunFolder,
+        folder: RunFolder,
         checkpoint: str = "last",
         download: bool = False,
         option: str = "--download",
         data: DataModule | None = None,
         module: nn.Module | None = None,
     ) -> None:
-        self.run, self.checkpoint, self.download, self.module = run.require(), checkpoint, download, module
-        self.option, self.given, self.device = option, data, training_device(run.accelerator())
+        self.folder, self.checkpoint, self.download, self.module = folder.require(), checkpoint, download, module
+        self.option, self.given = option, data
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that suits the run on this machine: that of ``trainer.accelerator``, where it can be read."""
+        return training_device(self.folder.accelerator())
 
     @cached_property
     def settings(self) -> Settings:
@@ -85,7 +73,7 @@ class TrainedRun:
             MissingError: if the run has lost its configuration.
             InputError: if that is damaged.
         """
-        return self.run.settings(self.checkpoint)
+        return self.folder.settings(self.checkpoint)
 
     @cached_property
     def data(self) -> DataModule:
@@ -93,33 +81,55 @@ class TrainedRun:
         own = replace(self.settings.data, download=self.download)
         return self.given or DataModule(own, self.settings.seed, option=self.option)
 
+    def reopen(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
+        """Return the run with another checkpoint or permission to download; itself where both are its own.
+
+        Args:
+            checkpoint: ``last`` or ``best``; ``None`` is the run's own.
+            download: Whether downloads are allowed; ``None`` takes the run's.
+        """
+        checkpoint = self.checkpoint if checkpoint is None else checkpoint
+        download = self.download if download is None else download
+        if (checkpoint, download) == (self.checkpoint, self.download):
+            return self
+        return TrainedRun(self.folder, checkpoint, download, self.option, self.given, self.module)
+
     @property
     def header(self) -> Header:
         """What the checkpoint says of the network."""
-        return self.run.header(self.checkpoint)
+        return self.folder.header(self.checkpoint)
 
     def tell_of_changes(self) -> None:
         """Warn where ``config.yaml`` is no longer what the network was trained with."""
-        if found := self.run.differences(self.checkpoint):
+        if found := self.folder.differences(self.checkpoint):
             log.warning("%s has changed since training: %s; the network's own settings are used.",
-                        self.run.config_file, "; ".join(found))  # fmt: skip
+                        self.folder.config_file, "; ".join(found))  # fmt: skip
 
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the checkpoint's file, in hexadecimal."""
-        return self.run.digest(self.checkpoint)
+        return self.folder.digest(self.checkpoint)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the network was trained for."""
+        return self.folder.finished_epochs(self.checkpoint)
 
     @cached_property
-    def network(self) -> Network:
-        """The network of the checkpoint.
+    def network(self) -> MixMo:
+        """The network of the checkpoint, in evaluation mode, on the device; with averaged weights (EMA), the average's.
 
         Raises:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        loaded = load_checkpoint(self.run, self.checkpoint, self.download, self.module)
-        net = loaded.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Network(net, CenterCrop(self.header.data), self.device, loaded.epochs, self.header.classes)
+        net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
+        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return what the network sees, (B, C, h, w) on its device, of images (B, H, W, C) uint8 of the run's size."""
+        images = images.to(self.device)
+        return CenterCrop(self.header.data).center(images, torch.arange(len(images), device=self.device))
 
     @property
     def data_settings(self) -> dict[str, Any]:
@@ -142,7 +152,7 @@ class TrainedRun:
         if dataset not in ("test", "validation"):
             if self.settings.data.own_transforms:
                 raise InputError(
-                    f"{dataset!r} would not be prepared as the images of {self.run.path} are, by a Dataset's own "
+                    f"{dataset!r} would not be prepared as the images of {self.path} are, by a Dataset's own "
                     "transforms."
                 )
             return self.data.other(dataset)
@@ -150,22 +160,22 @@ class TrainedRun:
         images = self.data.test if dataset == "test" else self.data.validation
         if images is None:
             raise InputError("there is no validation set: data.validation is 0.")
-        classes, trained = self.data.classes, self.network.net.num_classes
+        classes, trained = self.data.classes, self.network.num_classes
         if len(classes) != trained:
             raise InputError(
-                f"{self.settings.data.name!r} has {len(classes)} classes, but {self.run.path} was trained on {trained}."
+                f"{self.settings.data.name!r} has {len(classes)} classes, but {self.path} was trained on {trained}."
             )
         return images, classes
 
     def _check_drawn(self, split: str) -> None:
         """Refuse images drawn from a dataset that has changed since: the network may have learned from them."""
-        known = self.run.about().get("data")
+        known = self.folder.about().get("data")
         if not self.data.draws(split) or not isinstance(known, dict):
             return
         if known.get("fingerprint") != self.data.fingerprint("train", times=False):
             purpose = "testing" if split == "test" else "validation"
             raise InputError(
-                f"{self.settings.data.name!r} has changed since {self.run.path} was trained: other images would be "
+                f"{self.settings.data.name!r} has changed since {self.path} was trained: other images would be "
                 f"drawn for {purpose}, which it may have learned from; bring it back (split.csv lists it), or give it "
                 f"a {split} folder."
             )
@@ -208,27 +218,3 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         torch.bfloat16
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-
-
-@torch.inference_mode()
-def predict_logits(
-    net: torch.nn.Module, batches: Iterable[DistinctBatch], augment: CenterCrop, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return logits (N, M, K) and targets (N,) on the CPU for batches of images, in order.
-
-    The logits (N, K) of a plain network are those of one member.
-
-    Args:
-        net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
-        batches: From ``mixmo.data.sets.build_evaluation_loader``.
-        augment: Its center crop and normalisation are used.
-        device: Where ``net`` is.
-    """
-    logits, targets = [], []
-    for images, labels, index in batches:
-        images, labels, index = images.to(device), labels.to(device), index.to(device)
-        prepared = augment.center(images, index)
-        output = net.members(prepared) if isinstance(net, MixMo) else net(prepared)[:, None]
-        logits.append(output.float().cpu())
-        targets.append(labels[index].cpu())
-    return torch.cat(logits), torch.cat(targets)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
+from mixmo.data.batches import CenterCrop
 from mixmo.data.sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, one_of, reason
 from mixmo.evaluation.arrays import read_npz
 from mixmo.evaluation.evaluate import Samples, per_sample
-from mixmo.evaluation.inference import TrainedRun, autocast, predict_logits
+from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 
@@ -104,16 +105,20 @@ def load_kept_predictions(run: TrainedRun, dataset: str, precision: str = "32-tr
 
 
 def _file(run: TrainedRun, dataset: str, precision: str) -> Path:
-    return run.run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
+    return run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
 
 
+@torch.inference_mode()
 def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
-    network, (images, classes) = run.network, run.images(dataset)
+    net, (images, classes) = run.network, run.images(dataset)
     check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
-    batches = build_evaluation_loader(images, run.settings.data, network.device)
-    with autocast(network.device, precision):
-        logits, targets = predict_logits(network.net, batches, network.augment, network.device)
-    return Predictions(logits, targets, classes, network.epochs)
+    crop, logits, targets = CenterCrop(run.header.data), [], []
+    with autocast(run.device, precision):
+        for batch in build_evaluation_loader(images, run.settings.data, run.device):
+            pixels, labels, chosen = (each.to(run.device) for each in batch)
+            logits.append(net.members(crop.center(pixels, chosen)).float().cpu())
+            targets.append(labels[chosen].cpu())
+    return Predictions(torch.cat(logits), torch.cat(targets), classes, run.epochs)
 
 
 def _slug(dataset: str) -> str:

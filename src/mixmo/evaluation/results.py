@@ -126,7 +126,7 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
         runs: One or several, of the checkpoint that the options name.
         options: How.
     """
-    names = [str(run.run.path) for run in runs]
+    names = [str(run.path) for run in runs]
     for run in runs:
         run.tell_of_changes()
 

@@ -96,7 +96,7 @@ def with_earlier(trained: TrainedRun, result: EvaluationResult, options: Evaluat
         result: Its evaluation.
         options: How it was evaluated.
     """
-    run = trained.run
+    run = trained.folder
     try:
         known: Mapping[str, Any] = run.read_json("test.json")
         about = known["about"]

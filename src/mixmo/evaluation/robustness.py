@@ -187,7 +187,7 @@ def evaluate_corruptions(
     """
     about = _about(runs, precision, folder)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    file = runs[0].run.path / "predictions" / f"corruptions-{key}.json"
+    file = runs[0].path / "predictions" / f"corruptions-{key}.json"
     known, whole = (CorruptionResult({}, ""), False) if refresh else _kept(file, about)
     if whole:
         return known
@@ -242,25 +242,21 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
     for run in runs:
         if run.settings.data.own_transforms:
             raise InputError(
-                f"the images of {run.run.path} are prepared by a Dataset's own transforms; corrupt them there, "
-                "and test it."
+                f"the images of {run.path} are prepared by a Dataset's own transforms; corrupt them there, and test it."
             )
         for key in ("image_size", "channels"):
             if (own := getattr(run.settings.data, key)) != (wanted := getattr(first, key)):
                 raise InputError(
-                    f"{run.run.path} has data.{key} {own}, but {runs[0].run.path} {wanted}: they cannot be ensembled."
+                    f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}: they cannot be ensembled."
                 )
     return GeneratedCorruptions(runs[0]) if folder is None else PublishedCorruptions(Path(folder), targets, first)
 
 
 def _logits(run: TrainedRun, images: Tensor, precision: str) -> Tensor:
     """Return logits (B, M, K) on the CPU, computed in batches of the size that suits the network's device."""
-    found, network = [], run.network
-    with autocast(network.device, precision):
-        for part in images.to(network.device).split(run.settings.data.evaluation_size):
-            everything = torch.arange(len(part), device=network.device)
-            found.append(network.net.members(network.augment.center(part, everything)).float().cpu())
-    return torch.cat(found)
+    with autocast(run.device, precision):
+        parts = images.to(run.device).split(run.settings.data.evaluation_size)
+        return torch.cat([run.network.members(run.prepare(part)).float().cpu() for part in parts])
 
 
 @torch.inference_mode()

@@ -50,7 +50,7 @@ def lead_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[
         found: Its evaluation.
         ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
     """
-    run = trained.run
+    run = trained.folder
     config, metrics = run.trained_config(), found.metrics.average
     accuracy = METRICS["accuracy"].brief
     interval_text = accuracy.interval(*ranges["accuracy"])
@@ -84,7 +84,7 @@ def _costs(trained: TrainedRun) -> str:
     try:
         found = network_size(trained)
     except Exception as error:  # a page without its costs is better than none
-        logger.warning("%s", printable(f"The costs of {trained.run.path} could not be counted: {reason(error)}."))
+        logger.warning("%s", printable(f"The costs of {trained.path} could not be counted: {reason(error)}."))
         return ""
     parameters, macs = (METRICS[key].text(found[key]) for key in ("parameters", "macs"))
     one = ", as one network" if trained.settings.model.num_members > 1 else ""

@@ -50,7 +50,7 @@ def write_report(trained: TrainedRun, result: EvaluationResult) -> Path:
     Raises:
         InputError: if it cannot be written.
     """
-    return write_text(trained.run.path / "report.html", run_page(trained, result))
+    return write_text(trained.path / "report.html", run_page(trained, result))
 
 
 def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
@@ -60,7 +60,7 @@ def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
         trained: The run.
         result: Its evaluation.
     """
-    run, ranges = trained.run, image_intervals(result.predictions)
+    run, ranges = trained.folder, image_intervals(result.predictions)
     parts = networks(result.predictions)
     whole = next(iter(parts.items()))
     sections = [

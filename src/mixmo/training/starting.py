@@ -83,7 +83,7 @@ def _plain(settings: Settings, start: str) -> Any:
             raise MissingError(f"model.start {start} is neither {PRETRAINED!r} nor a file or a run's folder.")
         run = RunFolder(Path(start))
         _check_run(settings, start, run.header())
-        return fuse(load_checkpoint(run, download=own.download).net)
+        return fuse(load_checkpoint(run, download=own.download))
     weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
     stems, heads = (_names(backbone.pretrained_cfg.get(key) or ()) for key in ("first_conv", "classifier"))
