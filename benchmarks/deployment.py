@@ -19,7 +19,7 @@ from mixmo import evaluate, fuse
 from mixmo.cli.benchmark import report
 from mixmo.deploy.export import FORMATS, ExportOptions, export
 from mixmo.deploy.images import files_below
-from mixmo.deploy.models import Model, OnnxModel, PlainModel, RunModel, open_model
+from mixmo.deploy.models import Model, OnnxModel, TorchModel, open_model, open_run
 from mixmo.deploy.predictor import Predictor
 from mixmo.evaluation.benchmark import summarise, time_in_turns
 from mixmo.evaluation.inference import TrainedRun
@@ -32,20 +32,18 @@ BATCH = 64
 
 def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str, int]]:
     """Return the network in every form, and the bytes of those that are files."""
-    whole = RunModel(run)
-    forms: dict[str, Model] = {"members apart": whole, "fused": PlainModel(fuse(run.network).eval(), whole.spec)}
+    whole = open_run(run)
+    forms: dict[str, Model] = {"members apart": whole, "fused": TorchModel(fuse(run.network).eval(), whole.spec)}
     sizes: dict[str, int] = {}
     for name, format, options in (
         ("timm folder", "timm", ExportOptions()),
-        ("torch.export", "torch-export", ExportOptions()),
         ("ONNX", "onnx", ExportOptions()),
         ("ONNX, members apart", "onnx", ExportOptions(members=True)),
-        ("ONNX, int8", "onnx", ExportOptions(int8=True)),
     ):
         place = folder / name.replace(", ", "-").replace(" ", "-")
         place.mkdir()
         exported = export(run, format, place / FORMATS[format], options)
-        forms[name], sizes[name] = open_model(exported.path, trust=True), exported.size
+        forms[name], sizes[name] = open_model(exported.path), exported.size
     return forms, sizes
 
 
@@ -83,7 +81,7 @@ def in_every_form(
     """Return times, accuracy, NLL and size of every form."""
     own, spec, shown = run.settings, forms["fused"].spec, images[:BATCH]
     options = own.model.options | {"in_chans": own.data.channels, "num_classes": len(spec.classes)}
-    every = {"plain backbone": PlainModel(create_backbone(own.model.backbone, **options).eval(), spec), **forms}
+    every = {"plain backbone": TorchModel(create_backbone(own.model.backbone, **options).eval(), spec), **forms}
     seconds: dict[str, list[float]] = {}
     for kind in (False, True):  # onnxruntime's threads go on spinning for a while, at the cost of who comes next
         calls = {name: lambda model=model: model.logits(shown) for name, model in every.items()

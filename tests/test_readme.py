@@ -119,7 +119,7 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert kinds.keys() == {"fit", "test", "compare", "predict", "export"} and len(commands) >= 15
     assert names["net"].num_members == 2
-    assert names["answers"].classes == ["cat", "dog", "emu"]
+    assert names["predictions"].classes == ["cat", "dog", "emu"]
     expected = Predictor("whole.onnx")(["new.jpg"]).probabilities[0]
     np.testing.assert_allclose(names["probabilities"], expected, atol=0.01)
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from mixmo import masks
     from mixmo.batch_mixing import BatchMixer, MixedBatch
     from mixmo.comparing import compare
-    from mixmo.deploy.hub import from_pretrained, push_to_hub
-    from mixmo.deploy.load import load
+    from mixmo.deploy.hub import push_to_hub
+    from mixmo.deploy.load import from_pretrained, load
     from mixmo.deploy.predictor import Predictor
     from mixmo.deploy.reference import load_reference_checkpoint
     from mixmo.evaluation.evaluate import evaluate
@@ -57,7 +57,7 @@ else:  # hidden from type checkers, for which every attribute would exist
         "compare": "mixmo.comparing",
         "evaluate": "mixmo.evaluation.evaluate",
         "fit": "mixmo.library",
-        "from_pretrained": "mixmo.deploy.hub",
+        "from_pretrained": "mixmo.deploy.load",
         "fuse": "mixmo.fusing",
         "load": "mixmo.deploy.load",
         "load_reference_checkpoint": "mixmo.deploy.reference",

@@ -17,9 +17,6 @@ SPEC = "mixmo.json"
 DIGEST = "sha256"
 """The key of the digest in a description."""
 
-OUTSIDE = "at the end of the file"
-"""What a description holds where the digest is not in it, but ends the file (``.pt2``)."""
-
 _FOUND = re.compile(rb'\\?"sha256\\?": \\?"([0-9a-f]{64})\\?"')
 _ZEROS = b"0" * 64
 
@@ -48,16 +45,6 @@ def write_digest(file: Path, placed: str) -> None:
     with file.open("r+b") as opened:
         opened.seek(content.index(place))
         opened.write(digest.encode())
-
-
-def append_digest(file: Path) -> None:
-    """Write the digest of a zip file as its comment, which other readers pass over."""
-    placed = placeholder()
-    comment = f'"{DIGEST}": "{placed}"'.encode()
-    with file.open("r+b") as opened:
-        opened.seek(-2, 2)
-        opened.write(len(comment).to_bytes(2, "little") + comment)
-    write_digest(file, placed)
 
 
 def has_digest(file: Path) -> bool:

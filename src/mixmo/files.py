@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pickle
 import re
 import secrets
+import shutil
 import stat
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,10 +19,6 @@ from typing import IO, Any
 import yaml
 
 from mixmo.errors import InputError, MissingError, reason
-
-LARGEST_YAML = 2**20
-MOST_NODES = 10_000
-"""Settings are a short text."""
 
 PARTIAL = ".partial"
 """Ends the names of files that are being written; one that a killed process left may be deleted."""
@@ -104,8 +103,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is too large, no valid YAML, no mapping, or its aliases contain themselves or each other so
-            often that they would fill the memory.
+        InputError: if it is no valid YAML, or no mapping.
 
     Example:
         >>> read_yaml(Path("nowhere.yaml"), "recipe file")
@@ -115,16 +113,9 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise MissingError(f"there is no {what} {path}.")
     try:
-        if (size := path.stat().st_size) > LARGEST_YAML:
-            raise InputError(f"{what} {path} has {size} bytes; it is a short text of settings.")
         content = yaml.load(path.read_text("utf-8"), _UniqueKeys)
-        nodes = _nodes(content, {})
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if nodes > MOST_NODES:
-        raise InputError(f"{what} {path} holds more than {MOST_NODES} values once its aliases are filled in.")
     if not isinstance(content, dict):
         raise InputError(f"{what} {path} holds {type(content).__name__}; it has to be a mapping of settings.")
     return content
@@ -159,23 +150,16 @@ _ExactTexts.add_representer(str, _ExactTexts.represent_str)
 class _UniqueKeys(yaml.SafeLoader):
     """Plain values only, and no key twice: the later one would win without a word."""
 
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.deep_construct = True  # an alias of itself is an error, not a value without an end
+        return super().construct_document(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1 and key != "<<":
                 raise yaml.YAMLError(f"key {key!r} stands there twice")
         return super().construct_mapping(node, deep)
-
-
-def _nodes(content: Any, known: dict[int, int]) -> int:
-    """Return the number of values with aliases filled in, counting each object once."""
-    if not isinstance(content, dict | list):
-        return 1
-    if id(content) not in known:
-        known[id(content)] = MOST_NODES + 1  # until it is known: an alias of itself never ends
-        parts = content.values() if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_nodes(part, known) for part in parts)
-    return known[id(content)]
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -302,6 +286,44 @@ def is_marked(path: Path) -> bool:
     first = start.partition(b"\n")[0]
     table = first.startswith(b"group,run,") and first.endswith(b",corruptions")
     return table or start.startswith(JSON_START) or any(mark in start for mark in MARKS)
+
+
+@contextmanager
+def assemble(path: Path) -> Iterator[Path]:
+    """Give a hidden place to make a file or a folder in, which takes the place of another once the block ends.
+
+    Until then what was there stays, and of a block that fails nothing is left. What a killed process left is removed by
+    the next call for the same path, an hour later.
+
+    Args:
+        path: The file or folder; its parent exists.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    with explain_write_errors(path):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}/"):
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
+        hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        hidden.mkdir()
+        made, earlier = hidden / path.name, hidden / "earlier"
+        try:
+            yield made
+            for file in made.rglob("*") if made.is_dir() else [made]:
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+            if path.is_dir() and not path.is_symlink():
+                path.rename(earlier)
+            try:
+                made.rename(path)
+            except OSError:
+                if earlier.exists():
+                    earlier.rename(path)
+                raise
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

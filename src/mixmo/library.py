@@ -20,8 +20,8 @@ from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
-from mixmo.deploy.answers import Answers
 from mixmo.deploy.export import Exported, ExportOptions, export
+from mixmo.deploy.image_predictions import ImagePredictions
 from mixmo.deploy.images import AnyImage
 from mixmo.deploy.predictor import Predictor
 from mixmo.errors import InputError
@@ -222,13 +222,13 @@ class Run(TrainedRun):
         write_report(trained, result)
         return result.flat()
 
-    def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> Answers:
+    def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> ImagePredictions:
         """Return classes, calibrated confidence and uncertainty of images.
 
         Args:
             images: One or several: paths, PIL images, arrays, tensors; of a run whose Dataset prepared its images,
                 floating-point tensors (N, C, H, W) as that gives them.
-            **options: Of :class:`~mixmo.Predictor`: ``coverage``, ``risk`` ….
+            **options: Of :class:`~mixmo.Predictor`: ``coverage``, ``max_error_rate`` ….
 
         Raises:
             InputError: if one cannot be read; it is named.
@@ -240,7 +240,7 @@ class Run(TrainedRun):
         """Write the network as a file or folder that other programs open (:func:`mixmo.deploy.export.export`).
 
         Args:
-            format: ``timm``, ``safetensors``, ``onnx`` or ``torch-export``.
+            format: ``timm``, ``safetensors`` or ``onnx``.
             out: Where; ``None`` is in the run's folder.
             overwrite: Whether a file is replaced that is no export of mixmo's.
             **options: Of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….

@@ -104,11 +104,17 @@ def test_a_shell_completes_commands_and_options(capsys):
     complete_words() {
         COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=(); _shtab_mixmo; echo "${COMPREPLY[@]}"
     }
-    complete_words mixmo pre; complete_words mixmo fit --trainer.acc; complete_words mixmo predict --tr
+    complete_words mixmo pre; complete_words mixmo fit --trainer.acc; complete_words mixmo predict --max
     """
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["predict", "preview", "--trainer.accelerator", "--trainer.accumulate", "--trust"]
+    assert done.stdout.split() == [
+        "predict",
+        "preview",
+        "--trainer.accelerator",
+        "--trainer.accumulate",
+        "--max_error_rate",
+    ]
 
 
 def test_flags_among_settings(pictures, capsys):

@@ -34,7 +34,7 @@ def test_the_forms_hold_the_same(gone, new_images, tmp_path, capsys):
     for text, line, row in zip(texts, lines, found.rows(), strict=True):
         assert line == row and list(line) == list(text)
         assert float(text["confidence"]) == line["confidence"] and text["class"] == line["class"]
-        assert text["set"].split("; ") == line["set"] and text["ask"] == {True: "yes", False: "no"}[line["ask"]]
+        assert text["set"].split("; ") == line["set"] and text["defer"] == {True: "yes", False: "no"}[line["defer"]]
         assert list(line["top5"].values()) == sorted(line["top5"].values(), reverse=True)
     assert all(sum(line["top5"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
 
@@ -68,7 +68,7 @@ def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
 @given(
     content=st.binary(max_size=200),
     start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"GIF89a"]),
-    name=st.sampled_from(["a.png", "a.zip", "a.csv", "a.onnx", "a.pt2", "a"]),
+    name=st.sampled_from(["a.png", "a.zip", "a.csv", "a.onnx", "a"]),
 )
 def test_any_content_is_an_unreadable_file_or_one_sentence(gone, content, start, name):
     with tempfile.TemporaryDirectory() as folder:
@@ -97,11 +97,12 @@ def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, caps
         (["{run}", "nowhere"], "there is no image or folder nowhere"),
         (["{run}", "{empty}"], "holds no images"),
         (["nowhere", "{images}"], "there is no run folder nowhere"),
-        (["{run}", "{images}", "--out=a.txt"], "answers are written as .csv or .jsonl"),
+        (["{run}", "{images}", "--out=a.txt"], "predictions are written as .csv or .jsonl"),
         (["{run}", "{images}", "--out=none/a.csv"], "none/a.csv cannot be written"),
         (["{run}", "{images}", "--batch_size=0"], "batch_size is 0; it must be at least 1"),
         (["{run}", "{images}", "--workers=1000000"], "workers is 1000000; it must be at most 256"),
         (["{run}", "{images}", "--coverage=2"], "coverage is 2.0; it is a share between 0 and 1"),
+        (["{run}", "{images}", "--max_error_rate=0"], "max_error_rate is 0.0; it is a share between 0 and 1"),
         (["{run}", "{images}", "--checkpoint=first"], "unknown checkpoint 'first'"),
         (["{run}", "{images}", "--precision=16"], "unknown precision '16'"),
     ],

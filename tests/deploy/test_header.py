@@ -49,7 +49,7 @@ def damaged(run):
 
 
 def answers(path, files):
-    found = mixmo.Predictor(path, trust=True)(files)
+    found = mixmo.Predictor(path)(files)
     return found.probabilities
 
 
@@ -72,7 +72,7 @@ def test_loading_needs_no_configuration(run, new_images, tmp_path, spoilt, capsy
         assert main(["export", str(run.path), "--format", format, "--out", str(tmp_path / FORMATS[format])]) == 0
         assert opened.export(format).difference < 1e-4
         torch.testing.assert_close(answers(tmp_path / FORMATS[format], files), expected, atol=1e-5, rtol=1e-4)
-    if spoilt is not damaged:  # whose text cannot be shared without its paths
+    if spoilt is not damaged:  # the model card names the method
         shared = save_pretrained(run.path, tmp_path / "shared")
         assert torch.equal(answers(shared, files), expected)
 
@@ -97,11 +97,11 @@ def test_evaluation_leaves_out_unknown_settings_of_training_and_says_so(trained,
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_export_carries_the_header(gone, tmp_path, format):
-    if format in ("onnx", "torch-export"):
+    if format == "onnx":
         pytest.importorskip("onnxruntime")
     run = TrainedRun(RunFolder(gone))
     out = export(run, format, tmp_path / FORMATS[format]).path
-    spec = open_model(out, trust=True).spec
+    spec = open_model(out).spec
     assert Header.from_dict(spec.to_dict()) == run.header and spec.calibration is not None
     images = torch.randn(2, 3, 12, 12)
     if format in ("timm", "safetensors"):

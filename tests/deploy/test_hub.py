@@ -50,7 +50,8 @@ class Hub:
         target = self.folder / f"{name}-downloaded"
         target.mkdir(parents=True)
         for file in allow_patterns:
-            shutil.copy(self.folder / name / file, target)
+            if (self.folder / name / file).is_file():
+                shutil.copy(self.folder / name / file, target)
         return str(target)
 
 
@@ -68,7 +69,7 @@ def test_a_round_trip_keeps_everything(evaluated, new_images, tmp_path, monkeypa
     files = sorted(new_images.iterdir())
     expected, found = (mixmo.Predictor(path)(files) for path in (evaluated, tmp_path / "me/photos"))
     assert torch.equal(found.probabilities, expected.probabilities) and torch.equal(found.epistemic, expected.epistemic)
-    assert torch.equal(found.ask, expected.ask) and found.classes == expected.classes
+    assert torch.equal(found.defer, expected.defer) and found.classes == expected.classes
     with pytest.raises(FileNotFoundError, match="there is no folder me/other, and the Hub says: 404"):
         mixmo.from_pretrained("me/other")
 
@@ -85,7 +86,6 @@ def test_no_path_of_this_machine_is_shared(evaluated, tmp_path):
     folder = save_pretrained(evaluated, tmp_path / "shared")
     for file in folder.iterdir():
         assert str(evaluated.parent).encode() not in file.read_bytes(), file
-    assert "name: folder:photos\n" in (folder / "config.yaml").read_text()
 
 
 def test_the_card_has_the_figures_of_the_test(evaluated, tmp_path):
@@ -121,7 +121,7 @@ def test_members_that_reach_deeper_are_shared_without_timm(tmp_path):
         assert torch.equal(mixmo.from_pretrained(folder)(images), mixmo.load(tmp_path / "run")(images))
 
 
-def test_what_cannot_be_shared_is_one_sentence(evaluated, tmp_path, monkeypatch):
+def test_what_cannot_be_shared_is_one_sentence(evaluated, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     with pytest.raises(InputError, match="full exists already"):
@@ -134,8 +134,4 @@ def test_what_cannot_be_shared_is_one_sentence(evaluated, tmp_path, monkeypatch)
     (folder / "members.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"members\.safetensors is damaged: it does not have the digest"):
         mixmo.from_pretrained(folder)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for call in (lambda: mixmo.push_to_hub(evaluated, "me/x"), lambda: mixmo.from_pretrained("me/x")):
-        with pytest.raises(InputError, match=r"pip install 'mixmo\[hub\]'"):
-            call()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "shared"]

@@ -15,8 +15,8 @@ import mixmo
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation
 from mixmo.data.decoding import to_size
-from mixmo.deploy.answers import Judge
 from mixmo.deploy.export import ExportOptions, export
+from mixmo.deploy.image_predictions import interpret_logits
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import fit_calibration
@@ -36,7 +36,7 @@ def test_answers_are_the_networks(gone, new_images):
     shown = Augmentation(own).center(torch.from_numpy(pixels), torch.arange(12))
     with torch.no_grad():
         logits = mixmo.load(gone).members(shown).double()
-    temperature = mixmo.Predictor(gone).judge.calibration.temperature
+    temperature = mixmo.Predictor(gone).calibration.temperature
     assert temperature != 1
     torch.testing.assert_close(found.probabilities, (logits.mean(1) / temperature).softmax(1), atol=1e-6, rtol=1e-6)
     members = logits.softmax(2).numpy()
@@ -77,15 +77,15 @@ def test_an_ensemble_averages_logits(gone, new_images, tmp_path):
     files, again = sorted(new_images.iterdir()), tmp_path / "again"
     shutil.copytree(gone, again)
     one, two = mixmo.Predictor(gone), mixmo.Predictor([gone, again])
-    assert two.judge.calibration.temperature == pytest.approx(one.judge.calibration.temperature)  # of the same logits
+    assert two.calibration.temperature == pytest.approx(one.calibration.temperature)  # of the same logits
     shutil.rmtree(again / "predictions")
     two = mixmo.Predictor([gone, again])
     found = two(files)
-    assert not two.calibrated and found.sets is None and found.ask is None
+    assert not two.calibrated and found.sets is None and found.defer is None
     assert two.uncalibrated == (
         f"{again} keeps no predictions on its validation images; `mixmo test {again}` makes them."
     )
-    temperature = one.judge.calibration.temperature
+    temperature = one.calibration.temperature
     raw = (one(files).probabilities.log() * temperature).softmax(1)
     torch.testing.assert_close(found.probabilities, raw, atol=1e-6, rtol=1e-6)
     assert torch.equal(mixmo.Predictor(f"{gone}+{again}")(files).probabilities, found.probabilities)
@@ -104,7 +104,7 @@ def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(
     evaluate_runs([another_seed])
     both = mixmo.Predictor([two.path, one.path])
     found = both(sorted(new_images.iterdir()))
-    assert both.calibrated and both.judge.calibration.temperature == pytest.approx(expected)
+    assert both.calibrated and both.calibration.temperature == pytest.approx(expected)
     assert found.sets.any(1).all() and both.uncalibrated == ""
     others = mixmo.Predictor([run.path for run in runs[1:]])
     assert not others.calibrated
@@ -149,20 +149,16 @@ def test_networks_that_are_none_are_one_sentence(gone, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.bin").write_bytes(b"x")
     (tmp_path / "damaged.onnx").write_bytes(b"x")
-    (tmp_path / "damaged.pt2").write_bytes(b"x")
     cases = {
         "nowhere": "no run folder",
         "empty": "is no run's folder",
         "weights.bin": "is no network: it is a run's folder",
         "damaged.onnx": "cannot be opened by onnxruntime",
-        "damaged.pt2": "can run code of its maker's when torch opens it",
     }
     for name, message in cases.items():
         with pytest.raises(InputError, match=message):
             mixmo.Predictor(tmp_path / name)
-    with pytest.raises(InputError, match=r"cannot be opened by torch\.export"):
-        mixmo.Predictor(tmp_path / "damaged.pt2", trust=True)
-    for key in ("coverage", "risk"):
+    for key in ("coverage", "max_error_rate"):
         with pytest.raises(InputError, match=f"{key} is 1.5; it is a share between 0 and 1"):
             mixmo.Predictor(gone, **{key: 1.5})
 
@@ -176,8 +172,8 @@ def test_a_network_is_no_path(gone):
 
 def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypatch):
     files, predictor = sorted(new_images.iterdir()), mixmo.Predictor(gone)
-    logits = predictor.ensemble.logits
-    monkeypatch.setattr(predictor.ensemble, "logits", lambda images: logits(images) * torch.nan)
+    logits = predictor._logits
+    monkeypatch.setattr(predictor, "_logits", lambda images: logits(images) * torch.nan)
     with pytest.raises(InputError, match=rf"answers image {files[0]} with numbers that are not finite"):
         predictor(files)
 
@@ -185,7 +181,7 @@ def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypat
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("model_args", r"by its config\.json fc\.bias is \[4\], but in model\.safetensors \[3\]; export it again"),
+        ("model_args", r"size mismatch for fc\.weight"),
         (None, r"size mismatch for fc\.weight"),
     ],
 )
@@ -211,19 +207,21 @@ def test_a_calibration_of_another_checkpoint_is_not_used(gone, tmp_path):
     assert not mixmo.Predictor(tmp_path / "run").calibrated
 
 
-def test_who_is_asked_and_what_is_in_the_sets():
-    """Sets and questions follow from validation images, by the thresholds that the metrics' tests look at."""
+def test_what_is_deferred_and_what_is_in_the_sets():
+    """Sets and deferral follow from validation images, by the thresholds that the metrics' tests look at."""
     torch.manual_seed(0)
     targets = torch.randint(3, (400,))
     logits = torch.nn.functional.one_hot(targets, 3) * 3 + torch.randn(400, 3)
-    judge = Judge(["a", "b", "c"], fit_calibration(logits, targets), coverage=0.9, risk=0.05)
     fresh = torch.randint(3, (4000,))
-    found = judge((torch.nn.functional.one_hot(fresh, 3) * 3 + torch.randn(4000, 3))[:, None], [""] * 4000)
+    fresh_logits = (torch.nn.functional.one_hot(fresh, 3) * 3 + torch.randn(4000, 3))[:, None]
+    found = interpret_logits(fresh_logits, [""] * 4000, list("abc"), fit_calibration(logits, targets), 0.9, 0.05)
     assert 0.85 < found.sets.gather(1, fresh[:, None]).double().mean() < 0.97
     wrong = found.labels != fresh
-    assert wrong.double().mean() > wrong[~found.ask].double().mean() <= 0.05 and (~found.ask).double().mean() > 0.5
-    unsure = Judge(["a", "b", "c"], fit_calibration(logits[:4], targets[:4]), risk=0.01)(logits[:, None], [""] * 400)
-    assert unsure.ask.all() and unsure.sets.all()
+    assert wrong.double().mean() > wrong[~found.defer].double().mean() <= 0.05 and (~found.defer).double().mean() > 0.5
+    unsure = interpret_logits(
+        logits[:, None], [""] * 400, list("abc"), fit_calibration(logits[:4], targets[:4]), max_error_rate=0.01
+    )
+    assert unsure.defer.all() and unsure.sets.all()
 
 
 def test_descriptions_are_read_again_and_checked():

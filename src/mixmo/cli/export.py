@@ -19,8 +19,8 @@ class Options:
 
     run: Word[str]
     """The run's folder."""
-    format: Literal["timm", "onnx", "torch-export", "safetensors"]
-    """timm, onnx, torch-export or safetensors."""
+    format: Literal["timm", "onnx", "safetensors"]
+    """timm, onnx or safetensors."""
     out: Place | None = None
     """The file or folder; in the run's by default."""
     overwrite: Boolean = False
@@ -37,7 +37,7 @@ COMMAND = Command(
 
 
 def run(words: list[str]) -> None:
-    """``mixmo export RUN --format timm|onnx|torch-export|safetensors [--out PATH]``."""
+    """``mixmo export RUN --format timm|onnx|safetensors [--out PATH]``."""
     (own, options), _ = COMMAND.read(words)
     trained = Run(own.run, own.checkpoint, download=own.download)
     found = trained.export(own.format, own.out, own.overwrite, **asdict(options))
@@ -47,9 +47,6 @@ def run(words: list[str]) -> None:
     )
     if found.needs_mixmo:
         print(
-            f"timm itself does not know {found.needs_mixmo}: `import mixmo` before timm.create_model (onnx and "
-            "torch-export need nothing)"
+            f"timm itself does not know {found.needs_mixmo}: `import mixmo` before timm.create_model (an ONNX file "
+            "needs nothing)"
         )
-    if found.accuracy is not None:
-        before, after = (100 * share for share in found.accuracy)
-        print(f"accuracy on the test set: {before:.2f} % in float32, {after:.2f} % in int8")

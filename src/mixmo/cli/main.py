@@ -30,7 +30,7 @@ usage: mixmo COMMAND …
   test --predictions FILE.npz                           the same metrics for another program's predictions
   compare RUN RUN+RUN FILE.npz… [--out FOLDER]          side by side, with intervals; folders of seeds too
   predict RUN IMAGES…|FOLDER|- [--out FILE]             classes, confidence and uncertainty of new images
-  export RUN --format timm|onnx|torch-export|…          a file or folder that other programs open
+  export RUN --format timm|onnx|safetensors             a file or folder that other programs open
   recipes                                               list the shipped recipes
   preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
   benchmark [--backbone resnet50 …]                     what MixMo costs on this machine

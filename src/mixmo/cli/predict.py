@@ -48,8 +48,8 @@ class Options:
     """Replace a file that mixmo did not write."""
     coverage: Number = 0.95
     """How often sets hold the true class."""
-    risk: Number = 0.05
-    """Share of wrong answers where nobody is asked."""
+    max_error_rate: Number = 0.05
+    """Share of the predictions that are not deferred that may be wrong."""
     batch_size: BatchSize = 64
     """Images in a batch."""
     workers: Annotated[Integer, Field(ge=0, le=MOST_WORKERS)] = 0
@@ -60,8 +60,6 @@ class Options:
     """bf16-mixed is faster where the device has units for it."""
     download: Boolean = False
     """Allow downloads of what a network is built from."""
-    trust: Boolean = False
-    """Open a .pt2 file, which can run code of its maker's."""
 
 
 COMMAND = Command("predict", "Predict classes, calibrated confidence and uncertainty of new images.", (Options,))
@@ -71,10 +69,10 @@ def run(words: list[str]) -> int:
     """``mixmo predict RUN IMAGES…|FOLDER|- [--out FILE]``; 1 if some files cannot be read."""
     (chosen,), _ = COMMAND.read(words)
     images, names = _images(chosen.images)
-    how = (chosen.checkpoint, chosen.coverage, chosen.risk, chosen.precision, chosen.download, chosen.trust)
+    how = (chosen.checkpoint, chosen.coverage, chosen.max_error_rate, chosen.precision, chosen.download)
     predictor = Predictor(chosen.model, *how)
     if predictor.uncalibrated:
-        logger.warning("confidence, set and ask stay empty: %s", predictor.uncalibrated)
+        logger.warning("confidence, set and defer stay empty: %s", predictor.uncalibrated)
     out = None if chosen.out is None else Path(chosen.out)
     unreadable: dict[int, str] = {}
     if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):
@@ -84,7 +82,7 @@ def run(words: list[str]) -> int:
         rows_shown = out is None and sys.stdout.isatty()  # a bar would run into them
         for numbers, logits, errors in batches if rows_shown else _with_bar(batches, len(images)):
             unreadable |= errors
-            for row in predictor.judge(logits, [names[number] for number in numbers]).rows():
+            for row in predictor.interpret(logits, [names[number] for number in numbers]).rows():
                 write(row)
     if out is not None:
         print(f"written: {printable(str(out))}, {len(images) - len(unreadable)} images")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import timm
-
-from mixmo.cache import read_tensors
 from mixmo.config.recipes import method_name
+from mixmo.deploy.export import is_known_to_timm
 from mixmo.deploy.spec import Spec
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.intervals import Interval, image_intervals
-from mixmo.evaluation.predictions import Predictions
+from mixmo.evaluation.intervals import image_intervals
+from mixmo.evaluation.predictions import load_kept_predictions
 from mixmo.metrics.catalogue import METRICS
 from mixmo.names import markdown
 from mixmo.reporting.headline import backbone_name
@@ -33,7 +31,6 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
     """
     known = run.folder.config_file.is_file()
     method = method_name(run.folder.trained_config(run.checkpoint)) if known else "a network"
-    backbone = backbone_name(spec.backbone)
     names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
     more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
     height, width = spec.input_size
@@ -41,20 +38,25 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
     kind = (
         "A single network." if members == 1 else f"{members} subnetworks in one backbone, averaged at the cost of one."
     )
+    calibration = (
+        "It had no validation images, so that its confidence is not calibrated."
+        if spec.calibration is None
+        else f"The calibration rests on {len(spec.calibration.correct)} validation images."
+    )
     return f"""---
 pipeline_tag: image-classification
 library_name: mixmo
 tags: [image-classification, mixmo, timm]
 ---
 
-# {method[:1].upper()}{method[1:]} on {backbone}
+# {method[:1].upper()}{method[1:]} on {backbone_name(spec.backbone)}
 
 An image classifier of {len(spec.classes)} classes: {names}{more}. It sees {height}×{width} pixels. {kind} Trained with
 mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
 
 ## How good
 
-{_table(run)}
+{_figures(run)}
 
 ## How to use it
 
@@ -63,17 +65,18 @@ import mixmo
 
 net = mixmo.from_pretrained("{name or FOLDER}")
 # net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
-answers = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: classes, confidence, uncertainty
+predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: classes, confidence, uncertainty
 ```
 {_plainly(fused, spec.backbone, name)}
 ## Limits
 
 The figures hold for images like those of the test set. Of other images the confidence says little; look at the
-epistemic uncertainty, and at `mixmo test --ood`. {_of_calibration(spec)}
+epistemic uncertainty, and at `mixmo test --ood`. {calibration}
 """
 
 
-def _table(run: TrainedRun) -> str:
+def _figures(run: TrainedRun) -> str:
+    """Return the figures of ``test.json`` as a table, with the intervals that the kept predictions give."""
     try:
         found: Mapping[str, Any] = run.folder.read_json("test.json")
         about = found["about"]
@@ -82,7 +85,8 @@ def _table(run: TrainedRun) -> str:
         return "Not evaluated yet: `mixmo test` had not been run when this card was written."
     if about.get("digest") != run.digest:
         return "Not evaluated yet: `mixmo test` was run on another checkpoint than this one."
-    ranges = _intervals(run)
+    kept = load_kept_predictions(run, "test")
+    ranges = {} if kept is None else image_intervals(kept)
     rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
     for key in SHOWN:
         if isinstance(found.get(key), int | float):
@@ -95,20 +99,11 @@ def _table(run: TrainedRun) -> str:
     return "\n".join([*rows, "", note + " Intervals are over test images."])
 
 
-def _intervals(run: TrainedRun) -> dict[str, Interval]:
-    """Return the intervals that the kept predictions give; none if there are no such of this checkpoint."""
-    known = read_tensors(run.path / "predictions" / f"test-{run.checkpoint}-32-true.safetensors")
-    if known is None or known[1]["about"].get("checkpoint") != run.digest:
-        return {}
-    tensors, note = known
-    return image_intervals(Predictions(tensors["logits"], tensors["targets"], note["classes"]))
-
-
 def _plainly(fused: bool, backbone: str, name: str | None) -> str:
+    """Return how timm opens the network without mixmo."""
     if not fused:
         return "\nIts members are not fused into one plain network (`mixmo.fuse` says why).\n"
-    name_there = backbone.split(".")[0]
-    if timm.is_model(name_there) and timm.model_entrypoint(name_there).__module__.startswith("mixmo."):
+    if not is_known_to_timm(backbone.split(".")[0]):
         return "\nThe backbone is the paper's, which timm knows after `import mixmo`.\n"
     where = f"local-dir:{FOLDER}" if name is None else f"hf-hub:{name}"
     return f"""
@@ -120,10 +115,3 @@ import timm
 net = timm.create_model("{where}", pretrained=True)
 ```
 """
-
-
-def _of_calibration(spec: Spec) -> str:
-    if spec.calibration is None:
-        return "It had no validation images, so that its confidence is not calibrated."
-    count = len(spec.calibration.correct)
-    return f"The calibration rests on {count} validation images."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,24 +13,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixmo.assembling import assemble, restore
-from mixmo.deploy.members import load_weights
-from mixmo.deploy.models import ExportedModel, Model, OnnxModel, PlainModel, TimmModel
-from mixmo.deploy.onnx_files import write_int8, write_onnx
+from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
+from mixmo.deploy.models import Model, OnnxModel, TorchModel
+from mixmo.deploy.onnx_files import write_onnx
 from mixmo.deploy.spec import Spec, describe_run, write_description
-from mixmo.digests import DIGEST, OUTSIDE, SPEC, append_digest, is_whole_export, placeholder, write_digest
-from mixmo.errors import InputError, one_of, reason
+from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
+from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import check_place, make_folder
+from mixmo.files import assemble, check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 from mixmo.validation import Boolean, Integer, settings_class
 
-FORMATS = {"timm": "timm", "onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
+FORMATS = {"timm": "timm", "onnx": "model.onnx", "safetensors": "model.safetensors"}
 """The formats, and what they are called in a run's folder."""
 
-TIMM_FILES = {"config.json", "model.safetensors", SPEC}
+TIMM_FILES = {TIMM_CONFIG, WEIGHTS, SPEC}
 
 TIMM_KEYS = ("first_conv", "classifier", "pool_size", "fixed_input_size")
 """What timm's own description of a backbone keeps."""
@@ -43,7 +40,7 @@ TOLERANCE = 1e-3
 
 @settings_class(frozen=True)
 class ExportOptions:
-    """What a file computes."""
+    """What an ONNX file computes."""
 
     normalize: Boolean = False
     """Take pixels from 0 to 255 in place of normalised ones."""
@@ -53,25 +50,15 @@ class ExportOptions:
     """Divide logits by the validation set's temperature."""
     members: Boolean = False
     """Give the members' probabilities (B, M, K) and their mutual information (B,) too."""
-    int8: Boolean = False
-    """Compute in 8-bit integers, and say what accuracy they cost (onnx)."""
     opset: Annotated[Integer, Field(ge=1, le=100)] = 18
     """Version of ONNX's operators."""
 
     def check(self, format: str) -> None:
         """Refuse what a format has no room for."""
         one_of(format, FORMATS, "format")
-        if format in ("timm", "safetensors"):
-            if given := [
-                key for key in ("normalize", "softmax", "temperature", "members", "int8") if getattr(self, key)
-            ]:
-                raise InputError(
-                    f"--{given[0]} is for onnx and torch-export; {format} holds weights, not what they do."
-                )
-        elif format != "onnx" and self.int8:
-            raise InputError(f"--int8 is for onnx, by onnxruntime's quantiser, not for {format}.")
-        elif self.int8 and self.temperature:
-            raise InputError("--temperature was found for the network in float32; leave it out with --int8.")
+        given = [key for key in ("normalize", "softmax", "temperature", "members") if getattr(self, key)]
+        if given and format != "onnx":
+            raise InputError(f"--{given[0]} is for onnx; {format} holds weights, not what they do.")
 
 
 class Deployed(nn.Module):
@@ -113,14 +100,12 @@ class Exported:
         path: Where.
         difference: Largest difference of the file's answers, as log-probabilities, to the trained network's.
         size: Bytes.
-        accuracy: Of an int8 file: on the test set, before and after.
         needs_mixmo: What timm calls the network of a ``timm`` folder, where timm knows it after ``import mixmo`` only.
     """
 
     path: Path
     difference: float
     size: int
-    accuracy: tuple[float, float] | None = None
     needs_mixmo: str | None = None
 
 
@@ -136,13 +121,13 @@ def export(
     * ``timm``: a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with class names and how images
       are prepared.
     * ``safetensors``: the plain backbone's weights.
-    * ``onnx`` and ``torch-export``: the fused network as a graph for any number of images.
+    * ``onnx``: the fused network as a graph for any number of images.
 
     Args:
         run: The run.
         format: One of these.
         out: The file or folder; ``None`` is in the run's folder. An earlier export there is replaced.
-        options: What the file computes.
+        options: What an ONNX file computes.
         overwrite: Whether another file is replaced as well, or a damaged export, or one by an earlier version.
 
     Raises:
@@ -153,7 +138,6 @@ def export(
     options = options or ExportOptions()
     options.check(format)
     out = out or run.path / FORMATS[format]
-    restore(out)
     _check_free(out, format, overwrite)
     spec = describe_run(run)
     if options.temperature and spec.calibration is None:
@@ -163,78 +147,75 @@ def export(
     plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
     make_folder(out.parent)
     with assemble(out) as made:
-        if format in ("timm", "safetensors"):
-            opened = _write_weights(made, format, plain, spec)
+        if format == "timm":
+            _write_timm(made, plain, spec)
+            opened: Model = TorchModel(*load_timm(made))
+        elif format == "safetensors":
+            _write_weights(made, plain, spec)
+            opened = TorchModel(*load_weights(made, True, run.module))
         else:
-            opened = _write_graph(made, format, Deployed(plain, spec, options).eval(), spec, options)
-        difference, accuracy = _difference(opened, net, spec, TOLERANCE), None
-        if options.int8:
-            accuracy = write_int8(made, run)
-            difference = _difference(OnnxModel(made), net, spec, math.inf)
+            deployed = Deployed(plain, spec, options).eval()
+            notes = json.dumps(asdict(options) | {"temperature": deployed.temperature if options.temperature else None})
+            example = torch.zeros(2, spec.data.channels, *spec.input_size)
+            write_onnx(made, deployed, example, spec, notes, options.opset)
+            opened = OnnxModel(made)
+        difference = _check_answers(opened, net, spec)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
-    return Exported(out, difference, size, accuracy, _unknown_to_timm(plain, spec) if format == "timm" else None)
+    unknown = format == "timm" and not is_known_to_timm(name := architecture(plain, spec.backbone))
+    return Exported(out, difference, size, name if unknown else None)
 
 
-def _write_graph(file: Path, format: str, net: Deployed, spec: Spec, options: ExportOptions) -> Model:
-    """Write a graph, and return it as it is read again."""
-    temperature = net.temperature if options.temperature else None
-    computes = json.dumps(asdict(options) | {"temperature": temperature})
-    height, width = spec.input_size
-    example = torch.zeros(2, spec.data.channels, height, width)
-    if format == "onnx":
-        write_onnx(file, net, example, spec, computes, options.opset)
-        return OnnxModel(file)
-    notes = {SPEC: spec.to_json(**{DIGEST: OUTSIDE}), "options": computes}
-    memory = io.BytesIO()  # torch ends the process where a disk is full
-    try:
-        shapes = ({0: torch.export.Dim("batch", min=1)},)
-        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), memory, extra_files=notes)
-    except Exception as error:  # torch may raise anything for the network
-        raise InputError(f"torch.export cannot follow the network: {reason(error)}.") from error
-    file.write_bytes(memory.getbuffer())
-    append_digest(file)
-    return ExportedModel(file)
+def _write_weights(file: Path, plain: nn.Module, spec: Spec) -> None:
+    """Write the plain backbone's weights."""
+    placed = placeholder()
+    file.write_bytes(safetensors.torch.save(_weights(plain), {SPEC: spec.to_json(**{DIGEST: placed})}))
+    write_digest(file, placed)
 
 
-def _write_weights(path: Path, format: str, plain: Any, spec: Spec) -> Model:
-    """Write weights, for timm with its config.json, and return the network as it is read again."""
-    channels = spec.data.channels
-    weights = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
-    if format == "safetensors":
-        placed = placeholder()
-        notes = {SPEC: spec.to_json(**{DIGEST: placed})}
-        path.write_bytes(safetensors.torch.save(weights, notes))  # save_file would hide it from other users
-        write_digest(path, placed)
-        return PlainModel(*load_weights(path, download=True))  # the run's network was built here
-    path.mkdir()
-    (height, _), (mean, std) = (
-        spec.input_size,
-        (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std)),
-    )
+def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
+    """Write the plain backbone as timm's ``save_for_hf`` does, with how images are prepared."""
+    if not hasattr(plain, "pretrained_cfg"):
+        raise InputError(f"a {type(plain).__name__} is no network of timm's; export it as onnx or safetensors.")
+    channels, (height, _) = spec.data.channels, spec.input_size
+    mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
     known = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
     prepared = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
                 "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
     content = {
-        "architecture": _architecture(plain, spec.backbone),
+        "architecture": architecture(plain, spec.backbone),
         "num_classes": len(spec.classes),
         "num_features": plain.num_features,
         "label_names": spec.classes,
         "model_args": spec.options | ({} if channels == 3 else {"in_chans": channels}),
         "pretrained_cfg": known | prepared | {"num_classes": len(spec.classes)},
     }
-    (path / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
-    (path / "model.safetensors").write_bytes(safetensors.torch.save(weights))
-    write_description(path, spec)
-    return TimmModel(path)
+    folder.mkdir()
+    (folder / TIMM_CONFIG).write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(_weights(plain)))  # save_file hides it from other users
+    write_description(folder, spec)
 
 
-def _architecture(plain: Any, backbone: str) -> str:
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+
+
+def architecture(plain: Any, backbone: str) -> str:
     """Return what timm calls a backbone, also where it was named by its place (``local-dir:…``, ``hf-hub:…``)."""
     return str(plain.pretrained_cfg.get("architecture") or backbone).split(".")[0]
 
 
+def is_known_to_timm(name: str) -> bool:
+    """Return whether timm has a backbone of its own by that name, not one that mixmo registers.
+
+    Example:
+        >>> is_known_to_timm("resnet18"), is_known_to_timm("wide_resnet10_1")
+        (True, False)
+    """
+    return timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("mixmo.")
+
+
 @torch.no_grad()
-def _difference(model: Model, net: MixMo, spec: Spec, tolerance: float) -> float:
+def _check_answers(model: Model, net: MixMo, spec: Spec) -> float:
     """Return how far a file's answers to random images are from the trained network's, as log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
@@ -245,7 +226,7 @@ def _difference(model: Model, net: MixMo, spec: Spec, tolerance: float) -> float
             raise InputError("the network answers with numbers that are not finite; its training has diverged.")
         found = model.logits(images).mean(1).log_softmax(1)
         difference = float((found - expected).abs().max())
-        if not difference <= tolerance * (1 + float(expected.abs().max())):
+        if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
             raise InputError(f"the file would answer otherwise: its log-probabilities differ by {difference:.3g}.")
         largest = max(largest, difference)
     return largest
@@ -259,10 +240,3 @@ def _check_free(out: Path, format: str, overwrite: bool) -> None:
     names = {file.name for file in out.iterdir()} if out.is_dir() else None
     ours = names == set() or (names == TIMM_FILES and (overwrite or is_whole_export(out)))
     check_place(out, ours, overwrite, folder=True)
-
-
-def _unknown_to_timm(plain: Any, spec: Spec) -> str | None:
-    """Return what timm calls a backbone that it knows from mixmo only."""
-    name = _architecture(plain, spec.backbone)
-    known = timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("mixmo.")
-    return None if known else name

@@ -1,20 +1,37 @@
-"""``mixmo.load``: a network from a run, a file, a folder or the Hub."""
+"""``mixmo.load``: a network from a run, a file, a folder or the Hub, by its description and its tensors."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mixmo.deploy.hub import from_pretrained
-from mixmo.deploy.members import MEMBERS, load_members, load_weights
-from mixmo.deploy.models import TimmModel
-from mixmo.digests import SPEC
-from mixmo.errors import InputError, MissingError, one_of
-from mixmo.loading import load_checkpoint
+from mixmo.deploy.spec import Spec
+from mixmo.digests import SPEC, check_files, has_digest
+from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.files import read_yaml
+from mixmo.loading import check_download, load_checkpoint, rebuild
 from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
 from mixmo.runs import CHECKPOINTS, RunFolder
+from mixmo.seeding import DrawingFrom
+
+MEMBERS = "members.safetensors"
+"""The members' weights in a shared folder."""
+
+CONFIG = "config.yaml"
+"""The settings of training in a folder that an earlier version shared, which loaded it by these."""
+
+WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
+"""The fused network in an exported or shared folder, as timm reads it."""
+
+DOWNLOAD = "allow it with load(…, download=True)"
 
 
 def load(name: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:
@@ -44,7 +61,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
     if timm_scheme(str(name)) == "hf-hub":
         return from_pretrained(str(name).partition(":")[2], download=download, model=model)
     if where.is_file():
-        if where.suffix in (".onnx", ".pt2"):
+        if where.suffix == ".onnx":
             raise InputError(f"{printable(str(where))} is a graph; mixmo.Predictor predicts with it.")
         if where.suffix == ".ckpt":
             raise InputError(f"{printable(str(where))} is a checkpoint; give the folder of its run.")
@@ -52,8 +69,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
     if (where / MEMBERS).is_file():
         return load_members(where, download, model)[0]
     if (where / SPEC).is_file():
-        net = MixMo(TimmModel(where).net, 1)
-        return net.eval()
+        return MixMo(load_timm(where)[0], 1).eval()
     if not where.exists() and len(where.parts) == 2 and not where.is_absolute():
         if download:
             return from_pretrained(str(name), download=True, model=model)
@@ -61,3 +77,115 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
             f"there is no run folder {where}; if it is a name on the Hugging Face Hub, take hf-hub:{where}."
         )
     return load_checkpoint(RunFolder(where), checkpoint, download, model)
+
+
+def from_pretrained(name: str | Path, download: bool = False, model: nn.Module | None = None, **options: Any) -> MixMo:
+    """Return a network from the Hugging Face Hub, or from a folder of :func:`~mixmo.deploy.hub.save_pretrained`.
+
+    Args:
+        name: ``user/name``, or the folder.
+        download: Whether a backbone that is only described elsewhere may be fetched from there.
+        model: The backbone of a network that was trained with a module of your own.
+        **options: More keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
+
+    Returns:
+        The network on the CPU, in evaluation mode, its members apart.
+
+    Raises:
+        MissingError: if there is no such folder, or nothing of mixmo's in it.
+        InputError: if it is damaged, or of a newer format.
+
+    Example:
+        >>> net = from_pretrained("user/photos")  # doctest: +SKIP
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(name), allow_patterns=[MEMBERS, CONFIG, SPEC], **options))
+        except Exception as error:  # the network and the Hub raise many kinds of errors
+            raise MissingError(f"there is no folder {name}, and the Hub says: {reason(error)}.") from error
+    return load_members(folder, download, model)[0]
+
+
+def load_members(folder: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
+    """Return the network of a folder of ``save_pretrained``, its members apart, and its description.
+
+    Args:
+        folder: The folder.
+        download: Whether a backbone that is only described elsewhere may be fetched from there.
+        module: The backbone, where that was a program's own module.
+
+    Raises:
+        MissingError: if it is none.
+        InputError: if it is damaged, or of a newer format.
+    """
+    for file in (MEMBERS, SPEC):
+        if not (folder / file).is_file():
+            raise MissingError(f"{folder} is no network of mixmo's: it has no {file}.")
+    digest, text = check_files(folder, [MEMBERS]), (folder / SPEC).read_text("utf-8", "replace")
+    spec = Spec.from_json(text, str(folder / SPEC), digest, config=lambda: read_yaml(folder / CONFIG, "configuration"))
+    check_download(spec.backbone, download, f"the folder {folder}", DOWNLOAD)
+    return rebuild(spec, _read(folder / MEMBERS), folder / MEMBERS, module), spec
+
+
+def load_weights(file: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
+    """Return the network of a file that ``mixmo export --format safetensors`` wrote, one member, and its description.
+
+    Args:
+        file: The file.
+        download: As for :func:`load_members`.
+        module: As for :func:`load_members`.
+
+    Raises:
+        InputError: if it is damaged, of a newer format or none of mixmo's.
+    """
+    try:
+        with safe_open(file, "pt") as content:
+            notes: dict[str, str] = content.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
+    if SPEC not in notes:
+        inside = f"; load the folder {file.parent}" if (file.parent / SPEC).is_file() else ""
+        raise InputError(f"{file} does not say what network its tensors are of, as mixmo's exports do{inside}.")
+    spec = Spec.from_json(notes[SPEC], str(file), has_digest(file), model=_model_of_earlier(notes))
+    check_download(spec.backbone, download, f"the file {file}", DOWNLOAD)
+    return rebuild(spec, _read(file), file, module, fused=True), spec
+
+
+def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
+    """Return the plain network of a folder that ``mixmo export --format timm`` wrote, and its description.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        MissingError: if it is none of mixmo's.
+        InputError: if it is damaged, or of a newer format.
+    """
+    for file in (TIMM_CONFIG, WEIGHTS, SPEC):
+        if not (folder / file).is_file():
+            raise MissingError(f"{folder} is neither a run's folder nor an exported one: it has no {file}.")
+    digest = check_files(folder, [TIMM_CONFIG, WEIGHTS])
+    spec = Spec.from_json((folder / SPEC).read_text("utf-8", "replace"), str(folder / SPEC), digest)
+    try:
+        with DrawingFrom(torch.Generator()):
+            net = timm.create_model(f"local-dir:{folder}", pretrained=False)
+        net.load_state_dict(_read(folder / WEIGHTS))
+    except Exception as error:  # timm may raise anything for the folder
+        raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
+    return net.eval(), spec
+
+
+def _model_of_earlier(notes: dict[str, str]) -> dict[str, Any]:
+    """Return what earlier versions noted of the backbone apart from the description."""
+    options = json.loads(notes.get("options", "{}"))
+    return {"backbone": notes.get("backbone", ""), "options": {k: v for k, v in options.items() if k != "in_chans"}}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
-from mixmo.deploy.answers import Answers, Judge
-from mixmo.deploy.images import AnyImage, decode_image
-from mixmo.deploy.models import Ensemble, Model, RunModel, open_model
+from mixmo.deploy.image_predictions import ImagePredictions, interpret_logits
+from mixmo.deploy.images import AnyImage, Form, decode_image
+from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
 from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.names import printable
@@ -27,14 +27,14 @@ class Predictor:
         models: A run, its folder, an exported folder or file, or several; ``A+B`` is several, too.
         checkpoint: ``last``, or ``best`` on the validation set, of a run.
         coverage: Share of the images whose true class the conformal sets hold.
-        risk: Share of the answers that may be wrong where nobody is asked.
+        max_error_rate: Share of the predictions that are not deferred that may be wrong.
         precision: ``32-true`` or ``bf16-mixed``, of a run.
         download: Whether what a run's network is built from may be downloaded.
-        trust: Whether a ``.pt2`` file may be opened, which can run code of its maker's.
 
     Attributes:
         classes: The K class names.
-        calibrated: Whether there is a calibration; without one, confidence, set and ask stay empty.
+        calibration: That of the network, or of several together; ``None`` if there is none, and confidence, set and
+            defer stay empty.
         uncalibrated: Why there is none; empty if there is one.
 
     Raises:
@@ -42,8 +42,8 @@ class Predictor:
         InputError: if it is damaged or no path, the networks' classes differ, or a share is none.
 
     Example:
-        >>> answers = Predictor("runs/photos")(["a.jpg", "b.png"])  # doctest: +SKIP
-        >>> answers.classes[answers.labels[0]], answers.confidence[0].item()  # doctest: +SKIP
+        >>> found = Predictor("runs/photos")(["a.jpg", "b.png"])  # doctest: +SKIP
+        >>> found.classes[found.labels[0]], found.confidence[0].item()  # doctest: +SKIP
     """
 
     def __init__(
@@ -51,28 +51,37 @@ class Predictor:
         models: str | Path | TrainedRun | Sequence[str | Path],
         checkpoint: str = "last",
         coverage: float = 0.95,
-        risk: float = 0.05,
+        max_error_rate: float = 0.05,
         precision: str = "32-true",
         download: bool = False,
-        trust: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
+        for name, share in (("coverage", coverage), ("max_error_rate", max_error_rate)):
+            if not 0 < share < 1:
+                raise InputError(f"{name} is {share}; it is a share between 0 and 1.")
+        self.coverage, self.max_error_rate = coverage, max_error_rate
         if isinstance(models, TrainedRun):
             names: list[str | Path] = [models.path]
-            opened: list[Model] = [RunModel(models, precision)]
+            self.models: list[Model] = [open_run(models, precision)]
         else:
             names = _paths(models)
             if not names or len({Path(path).resolve() for path in names}) < len(names):
                 raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
-            opened = [open_model(path, checkpoint, precision, download, trust) for path in names]
-        self.ensemble = Ensemble(opened, [printable(str(name)) for name in names])
-        self.classes, calibration = self.ensemble.spec.classes, self.ensemble.calibration
-        self.calibrated, self.uncalibrated = calibration is not None, self.ensemble.uncalibrated
-        self.judge = Judge(self.classes, calibration, coverage, risk)
-        self.judge(torch.zeros(1, 1, len(self.classes)), [""])  # refuses a share that is none
+            self.models = [open_model(path, checkpoint, precision, download) for path in names]
+        self.classes = self.models[0].spec.classes
+        if any(model.spec.classes != self.classes for model in self.models):
+            raise InputError("the networks of an ensemble have other classes; join those of the same data.")
+        self.calibration, self.uncalibrated = find_calibration(self.models, [printable(str(name)) for name in names])
 
-    def __call__(self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Answers:
-        """Return the answers about images.
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is a calibration."""
+        return self.calibration is not None
+
+    def __call__(
+        self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, workers: int = 0
+    ) -> ImagePredictions:
+        """Return the predictions for images.
 
         Args:
             images: One or several: paths, the contents of image files, Pillow images, arrays (H, W) or (H, W, C),
@@ -93,7 +102,11 @@ class Predictor:
             for number, why in errors.items():
                 raise InputError(f"image {_name(several[number], number)} cannot be read: {why}.")
             logits.append(found)
-        return self.judge(torch.cat(logits), [_name(image, number) for number, image in enumerate(several)])
+        return self.interpret(torch.cat(logits), [_name(image, number) for number, image in enumerate(several)])
+
+    def interpret(self, logits: Tensor, names: Sequence[str]) -> ImagePredictions:
+        """Return the predictions that logits (N, M, K) of :meth:`stream` are, for images of these names."""
+        return interpret_logits(logits, names, self.classes, self.calibration, self.coverage, self.max_error_rate)
 
     def stream(
         self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0
@@ -108,14 +121,15 @@ class Predictor:
         Raises:
             InputError: if the network answers with numbers that are not finite.
         """
-        if self.ensemble.spec.data.own_transforms:
+        forms = list(dict.fromkeys(get_form(model.spec) for model in self.models))
+        if self.models[0].spec.data.own_transforms:
             for start in range(0, len(images), batch_size):
                 numbers = list(range(start, min(start + batch_size, len(images))))
                 prepared = torch.stack([_prepared(images[number], number) for number in numbers])
-                yield numbers, self.ensemble.logits(dict.fromkeys(self.ensemble.forms, prepared)), {}
+                yield numbers, self._logits(dict.fromkeys(forms, prepared)), {}
             return
-        for batch in decode_image(images, self.ensemble.forms, batch_size, workers):
-            logits = self.ensemble.logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
+        for batch in decode_image(images, forms, batch_size, workers):
+            logits = self._logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
             if len(bad := (~logits.isfinite()).flatten(1).any(1).nonzero()):
                 number = batch.numbers[int(bad[0])]
                 raise InputError(
@@ -124,9 +138,13 @@ class Predictor:
                 )
             yield batch.numbers, logits, batch.errors
 
+    def _logits(self, images: dict[Form, Tensor]) -> Tensor:
+        """Return the logits (B, M, K) of all members of all networks."""
+        return torch.cat([model.logits(images[get_form(model.spec)]) for model in self.models], 1)
+
 
 def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    """Return the paths of the networks; refuse what is none, such as a network itself."""
+    """Return the paths of the networks, those of ``A+B`` apart; refuse what is none, such as a network itself."""
     paths: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     for each in paths:
         if not isinstance(each, str | os.PathLike):
@@ -134,7 +152,9 @@ def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
                 f"a {type(each).__name__} is no path; Predictor takes the folder of a run or an exported network, "
                 "which know its classes and how images are prepared. A network itself answers tensors: net(images)."
             )
-    return paths if isinstance(models, list | tuple) else [*_split_names(str(models))]
+    if isinstance(models, list | tuple) or Path(paths[0]).exists():
+        return paths
+    return [*str(paths[0]).split("+")]
 
 
 def _prepared(image: AnyImage, number: int) -> Tensor:
@@ -145,11 +165,6 @@ def _prepared(image: AnyImage, number: int) -> Tensor:
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on what a Dataset's "
         "own transforms gave: floating-point tensors (C, H, W); give such."
     )
-
-
-def _split_names(models: str) -> list[str]:
-    """Return the parts of ``A+B``; a path that exists as it is stays whole."""
-    return [models] if Path(models).exists() else models.split("+")
 
 
 def _as_list(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:

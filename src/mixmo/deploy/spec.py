@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,34 +89,41 @@ class Spec(Header):
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True, **earlier: Any) -> Spec:
+    def from_json(
+        cls,
+        text: str,
+        where: str = "its description",
+        checked_digest: bool = True,
+        model: Mapping[str, Any] | None = None,
+        config: Callable[[], Mapping[str, Any]] = dict,
+    ) -> Spec:
         """Return what :meth:`to_json` wrote.
 
         Args:
             text: The JSON.
             where: Whose it is, for errors.
             checked_digest: Whether the digest was found, and was right; if not, the text has to name none.
-            **earlier: What an earlier version kept elsewhere: the section ``model``, or the whole ``config``.
+            model: What an earlier version, which wrote no header, kept elsewhere of the section ``model``.
+            config: Returns the whole configuration that an earlier version kept elsewhere.
 
         Raises:
             InputError: if it is damaged, or of a newer format.
         """
+        damaged = f"{where} is damaged, or none of mixmo's"
         try:
             content = json.loads(text)
-            if not isinstance(content, dict):
-                raise InputError("it is no mapping")
-            if DIGEST in content and not checked_digest:
-                raise InputError("the digest that it names is missing")
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is damaged, or none of mixmo's: {reason(error)}.") from error
+            raise InputError(f"{damaged}: {reason(error)}.") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{damaged}: it is no mapping.")
+        if DIGEST in content and not checked_digest:
+            raise InputError(f"{damaged}: the digest that it names is missing.")
         own = {key: value for key, value in content.items() if key not in ("files", DIGEST)}
         if "format" not in own:
-            if strange := own.keys() - {"classes", "size", "data", "calibration"}:
-                raise InputError(f"{where} is damaged, or none of mixmo's: it has a key {min(strange)!r}.")
-            if lacking := {"classes", "size", "data"} - own.keys():
-                raise InputError(f"{where} is damaged, or none of mixmo's: it lacks {min(lacking)}.")
-            config = earlier.pop("config", {})
-            own = own | header_of_earlier({**earlier, **own}, config, where)
+            known = {"classes", "size", "data"}
+            if known - own.keys() or own.keys() - known - {"calibration"}:
+                raise InputError(f"{damaged}: it has the keys {sorted(own)}.")
+            own |= header_of_earlier({"model": model, **own}, config(), where)
         return cls.from_dict(own, where)
 
 
@@ -125,22 +133,6 @@ def write_description(folder: Path, spec: Spec) -> None:
     digests = file_digests(folder, sorted(each.name for each in folder.iterdir() if each.name != SPEC))
     write_text(folder / SPEC, spec.to_json(files=digests, **{DIGEST: placed}))
     write_digest(folder / SPEC, placed)
-
-
-def check_temperature(value: Any) -> float:
-    """Return a temperature of a description; refuse what is none.
-
-    Raises:
-        InputError: if it is no positive number.
-
-    Example:
-        >>> check_temperature(2)
-        2.0
-    """
-    try:
-        return float(TypeAdapter(Temperature).validate_python(value))
-    except ValidationError as error:
-        raise InputError(f"temperature is {value!r}; it is a positive number") from error
 
 
 def describe_run(run: TrainedRun) -> Spec:

@@ -1,4 +1,4 @@
-"""Prediction files: CSV or JSON lines, written atomically."""
+"""Files of predictions: CSV or JSON lines, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from mixmo.names import csv_cell
 
 Row = dict[str, Any]
 Write = Callable[[Row], None]
-NUMBERS = ("probability", "confidence", "total", "aleatoric", "epistemic", "agreement")
-COLUMNS = ("file", "class", *NUMBERS[:2], "top5", *NUMBERS[2:], "set", "ask")
+COLUMNS = (
+    "file", "class", "probability", "confidence", "top5", "total", "aleatoric", "epistemic", "agreement", "set",
+    "defer",
+)  # fmt: skip
 
 
 @contextmanager
 def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
-    """Take rows of answers (:meth:`mixmo.deploy.answers.Answers.rows`) and write them by the file's ending.
+    """Take rows of predictions (:meth:`mixmo.deploy.image_predictions.ImagePredictions.rows`) and write them.
 
     Args:
         out: A file that ends in .csv or .jsonl; ``None`` writes comma-separated values to standard output.
@@ -35,12 +37,14 @@ def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
     if out is None:
         yield _csv(sys.stdout)
         return
-    kinds: dict[str, Any] = {".csv": _text(_csv), ".jsonl": _text(_json_lines)}
+    kinds = {".csv": _csv, ".jsonl": _json_lines}
     if out.suffix.lower() not in kinds:
-        raise InputError(f"--out is {out}; answers are written as .csv or .jsonl.")
+        raise InputError(f"--out is {out}; predictions are written as .csv or .jsonl.")
     check_place(out, False, overwrite)
-    with replace_file(out) as file, kinds[out.suffix.lower()](file) as write:
-        yield write
+    with replace_file(out) as file:
+        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+        yield kinds[out.suffix.lower()](text)
+        text.detach()  # writes what is left
 
 
 def _csv(file: IO[str]) -> Write:
@@ -51,7 +55,7 @@ def _csv(file: IO[str]) -> Write:
         texts = {"file": csv_cell(row["file"]), "class": csv_cell(row["class"])}
         texts["top5"] = csv_cell("; ".join(f"{name} {share:.4f}" for name, share in row["top5"].items()))
         texts["set"] = "" if row["set"] is None else csv_cell("; ".join(row["set"]))
-        texts["ask"] = {None: "", True: "yes", False: "no"}[row["ask"]]
+        texts["defer"] = {None: "", True: "yes", False: "no"}[row["defer"]]
         writer.writerow(row | texts)
 
     return write
@@ -59,16 +63,3 @@ def _csv(file: IO[str]) -> Write:
 
 def _json_lines(file: IO[str]) -> Write:
     return lambda row: print(json.dumps(row, ensure_ascii=False), file=file)
-
-
-def _text(kind: Callable[[IO[str]], Write]) -> Any:
-    @contextmanager
-    def opened(file: IO[bytes]) -> Iterator[Write]:
-        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
-        try:
-            yield kind(text)
-            text.flush()
-        finally:
-            text.detach()
-
-    return opened

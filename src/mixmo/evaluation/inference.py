@@ -123,8 +123,9 @@ class TrainedRun:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
-        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        with torch.inference_mode(False):  # who asks first may only want to predict, the next to train
+            net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
+            return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return what the network sees, (B, C, h, w) on its device, of images (B, H, W, C) uint8 of the run's size."""

@@ -1,4 +1,4 @@
-"""Predictions: class, calibrated confidence, uncertainty, conformal set, deferral."""
+"""Predictions for images: class, calibrated confidence, uncertainty, conformal set, deferral."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers about N images, K classes, by M members.
+class ImagePredictions:
+    """Predictions for N images, K classes, by M members.
 
     Attributes:
         names: What the images are called, or their numbers.
@@ -30,10 +30,10 @@ class Answers:
         total: (N,) entropy of the members' mean probabilities, in nats: all uncertainty.
         aleatoric: (N,) mean entropy of the members: what they agree on, ambiguous images.
         epistemic: (N,) the rest, the mutual information: what they disagree on, unfamiliar images.
-        agreement: (N,) share of the members whose own likeliest class is the answer; like the two before NaN where
-            there are no members apart: of a single network, and of an exported one that gives their average only.
+        agreement: (N,) share of the members that predict the same class; like the two before NaN where the members are
+            not known apart: of a single network, and of an exported one that gives their average only.
         sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
-        ask: (N,) whether the confidence is below the threshold for the risk; ``None`` without a calibration.
+        defer: (N,) whether the confidence is too low for the allowed error rate; ``None`` without a calibration.
     """
 
     names: Sequence[str]
@@ -47,7 +47,7 @@ class Answers:
     epistemic: Tensor
     agreement: Tensor
     sets: Tensor | None
-    ask: Tensor | None
+    defer: Tensor | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +66,7 @@ class Answers:
             for key in ("total", "aleatoric", "epistemic", "agreement"):
                 row[key] = _round(getattr(self, key)[index])
             row["set"] = None if self.sets is None else [self.classes[int(k)] for k in self.sets[index].nonzero()[:, 0]]
-            row["ask"] = None if self.ask is None else bool(self.ask[index])
+            row["defer"] = None if self.defer is None else bool(self.defer[index])
             yield row
 
 
@@ -75,52 +75,48 @@ def _round(value: Tensor) -> float | None:
     return None if math.isnan(number := value.item()) else round(number, 6)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Makes answers of logits.
+def interpret_logits(
+    logits: Tensor,
+    names: Sequence[str],
+    classes: Sequence[str],
+    calibration: Calibration | None = None,
+    coverage: float = 0.95,
+    max_error_rate: float = 0.05,
+) -> ImagePredictions:
+    """Return the predictions that logits (N, M, K) are.
 
     Args:
+        logits: The members' logits.
+        names: What the N images are called.
         classes: The K class names.
         calibration: From validation images; ``None`` without them.
-        coverage: Share of the images whose true class the sets are to hold.
-        risk: Share of the answers without "ask" that may be wrong.
-
-    Raises:
-        InputError: if one of them is no share.
+        coverage: Share of the images whose true class the conformal sets hold.
+        max_error_rate: Share of the predictions that are not deferred that may be wrong.
 
     Example:
-        >>> answers = Judge(["cat", "dog"], None)(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"])
-        >>> row = next(answers.rows())
+        >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
+        >>> row = next(found.rows())
         >>> row["class"], row["probability"], row["agreement"], row["confidence"], row["set"]
         ('cat', 0.622459, 0.5, None, None)
     """
-
-    classes: Sequence[str]
-    calibration: Calibration | None
-    coverage: float = 0.95
-    risk: float = 0.05
-
-    def __call__(self, logits: Tensor, names: Sequence[str]) -> Answers:
-        """Return the answers to logits (N, M, K) about images of these names."""
-        members = logits.double().log_softmax(2)
-        mean = members.exp().mean(1)
-        total = -torch.special.xlogy(mean, mean).sum(1)
-        aleatoric = -(members.exp() * members).sum(2).mean(1)
-        average = logits.double().mean(1)
-        known = self.calibration
-        probabilities = average.softmax(1) if known is None else known.probabilities(average)
-        confidence, labels = probabilities.max(1)
-        agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
-        epistemic = (total - aleatoric).clamp(min=0)
-        if logits.shape[1] == 1:  # nothing is known of members
-            aleatoric, epistemic, agreement = torch.full((3, len(labels)), math.nan, dtype=torch.double)
-        sets = ask = None
-        if known is not None:
-            sets = prediction_sets(probabilities, known.set_threshold(self.coverage))
-            threshold = known.confidence_threshold(self.risk)
-            ask = confidence < threshold if math.isfinite(threshold) else torch.ones(len(labels), dtype=torch.bool)
-        probability = average.softmax(1).gather(1, labels[:, None])[:, 0]
-        return Answers(
-            names, self.classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic,
-            agreement, sets, ask,
-        )  # fmt: skip
+    members = logits.double().log_softmax(2)
+    mean = members.exp().mean(1)
+    total = -torch.special.xlogy(mean, mean).sum(1)
+    aleatoric = -(members.exp() * members).sum(2).mean(1)
+    average = logits.double().mean(1)
+    probabilities = average.softmax(1) if calibration is None else calibration.probabilities(average)
+    confidence, labels = probabilities.max(1)
+    agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
+    epistemic = (total - aleatoric).clamp(min=0)
+    if logits.shape[1] == 1:  # nothing is known of members
+        aleatoric, epistemic, agreement = torch.full((3, len(labels)), math.nan, dtype=torch.double)
+    sets = defer = None
+    if calibration is not None:
+        sets = prediction_sets(probabilities, calibration.set_threshold(coverage))
+        threshold = calibration.confidence_threshold(max_error_rate)  # infinite if no threshold is sure enough
+        defer = confidence < threshold
+    probability = average.softmax(1).gather(1, labels[:, None])[:, 0]
+    return ImagePredictions(
+        names, classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic, agreement, sets,
+        defer,
+    )  # fmt: skip
