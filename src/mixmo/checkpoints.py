@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import shutil
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -97,21 +95,16 @@ def load(path: Path) -> dict[str, Any]:
         seal = file.read()
         if not seal.startswith(MARK) or seal[len(MARK) :].decode("ascii", "replace") != digest(file, size):
             raise InputError(f"{path} is damaged: its content does not have the digest that was written with it.")
-    try:
-        packed = [entry for entry in zipfile.ZipFile(path).infolist() if entry.compress_size != entry.file_size]
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is no checkpoint of ours: {error}.") from error
-    if packed:
-        raise InputError(f"{path} is no checkpoint of ours: {packed[0].filename} is compressed.")
     content = read_checkpoint(path)
     kept = {key: content[key] for key in KEYS if key in content}
     if not isinstance(kept.get("epoch"), int) or not isinstance(kept.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint of ours: it has no epoch or no weights.")
-    if not re.match(r"\d+\.\d+\.\d+", str(kept.get("pytorch-lightning_version"))):
-        kept["pytorch-lightning_version"] = version("lightning")
+    kept.setdefault("pytorch-lightning_version", version("lightning"))
     callbacks = content.get("callbacks")
     own = callbacks.get(STATE) if isinstance(callbacks, dict) else None
-    kept["callbacks"] = {STATE: _numbers(own)} if isinstance(own, dict) else {}
+    kept["callbacks"] = {}
+    if isinstance(own, dict):
+        kept["callbacks"][STATE] = {key: value for key, value in own.items() if isinstance(value, int | float)}
     return kept
 
 
@@ -168,23 +161,14 @@ def finished_epochs(content: Mapping[str, Any]) -> int:
         return int(content["epoch"]) + 1
 
 
-def _numbers(state: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in state.items() if isinstance(value, int | float)}
-
-
 def digest(file: IO[bytes], size: int) -> str:
     """Return the SHA-256 of a file's first bytes, in hexadecimal; the file is then read up to there."""
     file.seek(0)
     found = hashlib.sha256()
-    for part in _parts(file, size):
-        found.update(part)
-    return found.hexdigest()
-
-
-def _parts(file: IO[bytes], size: int) -> Iterator[bytes]:
     while size > 0 and (part := file.read(min(size, 2**20))):
         size -= len(part)
-        yield part
+        found.update(part)
+    return found.hexdigest()
 
 
 def duplicate(source: Path, target: Path) -> None:

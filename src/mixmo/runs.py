@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.settings import Settings
 from mixmo.environment import environment
 from mixmo.errors import InputError, InUseError, MissingError, one_of
-from mixmo.files import PARTIAL, check_regular, explain_write_errors, make_folder, read_yaml, write_text
+from mixmo.files import PARTIAL, explain_write_errors, make_folder, read_yaml, write_text
 from mixmo.header import Header
 from mixmo.run_settings import drop_removed, drop_unknown, fill_open_settings, get_section
 
@@ -116,14 +115,11 @@ class RunFolder:
     def remove_partial_files(self) -> None:
         """Delete what a killed process left half written; only while the folder is locked.
 
-        What evaluation writes may still be under way, for an hour at most.
+        What evaluation writes into its own folders may still be under way.
         """
-        own = ("config.yaml", "environment.json", "metrics.csv", "split.csv")
-        for file in [*self.path.glob(f".*{PARTIAL}"), *self.path.glob(f"*/.*{PARTIAL}")]:
-            of_training = file.parent == self.checkpoint_folder or file.name.startswith(tuple(f".{n}." for n in own))
+        for file in [*self.path.glob(f".*{PARTIAL}"), *self.checkpoint_folder.glob(f".*{PARTIAL}")]:
             with suppress(OSError):
-                if of_training or time.time() - file.stat().st_mtime > 3600:
-                    file.unlink()
+                file.unlink()
 
     def require(self) -> RunFolder:
         """Return itself if the folder holds a run.
@@ -212,7 +208,7 @@ class RunFolder:
         return make_plan(config).settings
 
     def accelerator(self) -> str:
-        """Return what the run was asked to compute on, for who predicts on the same machine; ``auto`` if not known."""
+        """Return ``trainer.accelerator``, by which predictions choose their device too; ``auto`` if it is not known."""
         try:
             found = get_section(self.config(), "trainer").get("accelerator")
         except InputError:
@@ -319,7 +315,6 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the folder."""
-        check_regular(self.path / name)
         content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
         return content
 

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import moved, tree
+from conftest import tree
 from PIL import Image
 
 import mixmo
@@ -74,32 +74,14 @@ def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, kin
     assert "classes.txt cannot be read: it is a pipe" in said
 
 
-def test_files_of_a_run_that_are_pipes_are_not_opened(trained, tmp_path):
-    folder, run, _ = trained
-    copy = moved(run, folder, tmp_path)
-    (copy.path / "environment.json").unlink()
-    os.mkfifo(copy.path / "environment.json")
-    script = f"from mixmo.runs import RunFolder; print(RunFolder({str(copy.path)!r}).about())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS)
-    assert done.stdout.strip() == "{}", done.stderr
-
-
 @pytest.mark.slow
-def test_exported_folders_and_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path):
+def test_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path):
     _, run, _ = trained
     (tmp_path / "c").mkdir()
     for name in ("labels", "fog"):
         os.mkfifo(tmp_path / "c" / f"{name}.npy")
     said = answered("test", run.path, "--corruptions", tmp_path / "c")
     assert "labels.npy cannot be read as an .npy file: it is a pipe" in said
-    (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "mixmo.json").write_text(
-        '{"classes": ["a", "b"], "size": [8, 8], "data": {"channels": 3, "crop_size": null, '
-        '"interpolation": "bicubic", "mean": [0.5], "std": [0.5]}}'
-    )
-    os.mkfifo(tmp_path / "timm" / "config.json")
-    tree(tmp_path, "x.png")
-    assert "cannot be opened by timm: it is a pipe" in answered("predict", tmp_path / "timm", tmp_path / "x.png")
 
 
 def test_links_in_zip_files_are_left_out_as_in_tar_files(tmp_path, caplog):

@@ -20,7 +20,7 @@ from mixmo.cli.main import main
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
-from mixmo.deploy.spec import Spec, describe_run
+from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
@@ -266,8 +266,6 @@ def test_timm_folders_that_need_mixmo_say_so(gone, tmp_path, capsys):
     assert "timm itself does not know wide_resnet10_1: `import mixmo` before" in capsys.readouterr().out
     assert main(["export", str(gone), "--format=onnx", f"--out={tmp_path}/a.onnx"]) == 0
     assert "import mixmo" not in capsys.readouterr().out
-    known = timm.create_model("resnet18", num_classes=3)
-    assert module._unknown_to_timm(known, describe_run(TrainedRun(RunFolder(gone)))) is None
 
 
 def test_what_is_in_an_exports_place_stays_unless_it_is_an_export(gone, tmp_path, capsys):

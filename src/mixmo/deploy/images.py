@@ -18,7 +18,6 @@ from mixmo.data.decoding import MAX_BYTES, explain_error, image_pixels, to_size,
 from mixmo.data.folders import walk
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
-from mixmo.files import check_regular
 from mixmo.names import printable
 
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
@@ -58,7 +57,6 @@ def pixels_of(image: AnyImage, channels: int, window: Sequence[float] | None = N
     """
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "an image"
     if isinstance(image, str | os.PathLike):
-        check_regular(image)
         if os.path.getsize(image) > MAX_BYTES:
             raise too_long(os.path.getsize(image))
         image = Path(image).read_bytes()

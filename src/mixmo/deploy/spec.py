@@ -145,6 +145,6 @@ def describe_run(run: TrainedRun) -> Spec:
         MissingError: if its checkpoint is missing.
         InputError: if it is damaged, or does not say the size of its images.
     """
-    run.tell_of_changes()
+    run.warn_of_changes()
     own = {each.name: getattr(run.header, each.name) for each in fields(Header)}
     return Spec(**own, calibration=load_kept_calibration(run))

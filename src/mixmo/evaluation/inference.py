@@ -99,7 +99,7 @@ class TrainedRun:
         """What the checkpoint says of the network."""
         return self.folder.header(self.checkpoint)
 
-    def tell_of_changes(self) -> None:
+    def warn_of_changes(self) -> None:
         """Warn where ``config.yaml`` is no longer what the network was trained with."""
         if found := self.folder.differences(self.checkpoint):
             log.warning("%s has changed since training: %s; the network's own settings are used.",

@@ -128,7 +128,7 @@ def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> 
     """
     names = [str(run.path) for run in runs]
     for run in runs:
-        run.tell_of_changes()
+        run.warn_of_changes()
 
     def predictions(dataset: str) -> Predictions:
         return join_predictions([predict(run, dataset, options.precision, options.refresh) for run in runs], names)
