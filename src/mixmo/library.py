@@ -213,9 +213,12 @@ class Run(TrainedRun):
             InputError: if there are no test images, or their classes are others.
         """
         if images is not None:
-            self._give("test", open_given(images, "test"))
-        known: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
-        chosen = EvaluationOptions(**known | options)
+            source = open_given(images, "test").with_classes(self.header.classes, "the test set")
+            known = dict(self.given.given or {}) if self.given is not None else {}
+            self.given = DataModule(self.settings.data, self.settings.seed, given=known | {"test": source})
+            self.__dict__.pop("data", None)  # the images of before
+        own: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
+        chosen = EvaluationOptions(**own | options)
         trained = self.reopen(chosen.checkpoint, chosen.download)
         result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
         write_results(self.folder, result, chosen)
@@ -233,8 +236,7 @@ class Run(TrainedRun):
         Raises:
             InputError: if one cannot be read; it is named.
         """
-        predictor = Predictor(self, **options)
-        return predictor(images)
+        return Predictor(self, **options)(images)
 
     def export(self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any) -> Exported:
         """Write the network as a file or folder that other programs open (:func:`mixmo.deploy.export.export`).
@@ -247,13 +249,6 @@ class Run(TrainedRun):
         """
         place = None if out is None else Path(out)
         return export(self, format, place, ExportOptions(**options), overwrite)
-
-    def _give(self, split: str, source: Source) -> None:
-        """Take images that a program gives, numbered by the network's classes."""
-        source = source.with_classes(self.header.classes, f"the {split} set")
-        known = dict(self.given.given or {}) if self.given is not None else {}
-        self.given = DataModule(self.settings.data, self.settings.seed, given=known | {split: source})
-        self.__dict__.pop("data", None)  # the images of before
 
 
 def _check_given(model: Any, train: Any, epochs: int | None) -> None:
