@@ -47,7 +47,7 @@ def test_the_page_of_fit_runs_from_top_to_bottom(tmp_path, monkeypatch):
         exec(compile(block, "docs/fit.md", "exec"), names)
     assert names["file"].is_file() and len(names["predictions"]) == 3
     torch.testing.assert_close(names["logits"].cpu(), names["net"](names["images"][:3].float() / 127.5 - 1))
-    assert {"accuracy", "nll_scaled"} <= names["figures"].keys() and (tmp_path / "runs/mine/report.html").is_file()
+    assert {"accuracy", "nll_scaled"} <= names["metrics"].keys() and (tmp_path / "runs/mine/report.html").is_file()
     named = re.findall(r"`(\w+)(?:=[^`]*)?`", page[page.index("## Settings") : page.index("`out=None`")])
     assert len(set(named) & set(keywords())) > 12
 
