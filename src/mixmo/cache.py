@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from mixmo.files import make_folder, write_bytes
 from mixmo.names import printable
 
 logger = logging.getLogger("mixmo")
+
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and a note."""
 
 
 def cache_folder(name: str) -> Path:
@@ -43,20 +46,14 @@ def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, A
     return _write(file, safetensors.torch.save(dict(tensors), {"note": text}))  # of two entries the order would vary
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_tensors(file: Path) -> Kept | None:
     """Return what :func:`keep_tensors` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
-    if not file.is_file():
-        return None
-    try:
+
+    def opened() -> Kept:
         with safetensors.safe_open(file, "pt") as content:
-            note: dict[str, Any] = json.loads(content.metadata()["note"])
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        if note.pop("sha256") == _digest(note, tensors):
-            return tensors, note
-    except Exception as error:  # the reader may raise anything for damaged bytes
-        logger.debug("%s", error)
-    _warn_of_damage(file)
-    return None
+            return {name: content.get_tensor(name) for name in content.keys()}, json.loads(content.metadata()["note"])  # noqa: SIM118
+
+    return _read(file, opened)
 
 
 def keep_json(file: Path, content: Mapping[str, Any]) -> bool:
@@ -66,15 +63,21 @@ def keep_json(file: Path, content: Mapping[str, Any]) -> bool:
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """Return what :func:`keep_json` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
+    found = _read(file, lambda: ({}, json.loads(file.read_bytes())))
+    return None if found is None else found[1]
+
+
+def _read(file: Path, opened: Callable[[], Kept]) -> Kept | None:
+    """Return the tensors and the note in a file if their digest is right."""
     if not file.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-        if content.pop("sha256") == _digest(content, {}):
-            return content
+        tensors, note = opened()
+        if note.pop("sha256") == _digest(note, tensors):
+            return tensors, note
     except Exception as error:  # the reader may raise anything for damaged bytes
         logger.debug("%s", error)
-    _warn_of_damage(file)
+    logger.warning("%s is damaged or of an earlier version; it is computed again.", printable(str(file)))
     return None
 
 
@@ -96,7 +99,3 @@ def _write(file: Path, content: bytes) -> bool:
         logger.warning("%s It is not kept for a second call.", printable(str(error)))
         return False
     return True
-
-
-def _warn_of_damage(file: Path) -> None:
-    logger.warning("%s is damaged or of an earlier version; it is computed again.", printable(str(file)))

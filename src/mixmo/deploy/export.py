@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import safetensors.torch
 import timm
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
@@ -24,7 +23,7 @@ from mixmo.files import assemble, check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
-from mixmo.validation import Boolean, Integer, settings_class
+from mixmo.validation import Boolean, settings_class
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "safetensors": "model.safetensors"}
 """The formats, and what they are called in a run's folder."""
@@ -50,13 +49,11 @@ class ExportOptions:
     """Divide logits by the validation set's temperature."""
     members: Boolean = False
     """Give the members' probabilities (B, M, K) and their mutual information (B,) too."""
-    opset: Annotated[Integer, Field(ge=1, le=100)] = 18
-    """Version of ONNX's operators."""
 
     def check(self, format: str) -> None:
         """Refuse what a format has no room for."""
         one_of(format, FORMATS, "format")
-        given = [key for key in ("normalize", "softmax", "temperature", "members") if getattr(self, key)]
+        given = [key for key, wanted in asdict(self).items() if wanted]
         if given and format != "onnx":
             raise InputError(f"--{given[0]} is for onnx; {format} holds weights, not what they do.")
 
@@ -157,7 +154,7 @@ def export(
             deployed = Deployed(plain, spec, options).eval()
             notes = json.dumps(asdict(options) | {"temperature": deployed.temperature if options.temperature else None})
             example = torch.zeros(2, spec.data.channels, *spec.input_size)
-            write_onnx(made, deployed, example, spec, notes, options.opset)
+            write_onnx(made, deployed, example, spec, notes)
             opened = OnnxModel(made)
         difference = _check_answers(opened, net, spec)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
@@ -221,7 +218,7 @@ def _check_answers(model: Model, net: MixMo, spec: Spec) -> float:
     largest = 0.0
     for count in (1, 3):
         images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
-        expected = net(spec.prepared(images)).log_softmax(1)
+        expected = net(spec.prepare(images)).log_softmax(1)
         if not expected.isfinite().all():
             raise InputError("the network answers with numbers that are not finite; its training has diverged.")
         found = model.logits(images).mean(1).log_softmax(1)

@@ -55,7 +55,7 @@ class TorchModel:
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, M, K)."""
         with autocast(self.device, self.precision):
-            prepared = self.spec.prepared(images.to(self.device))
+            prepared = self.spec.prepare(images.to(self.device))
             found = self.net.members(prepared) if isinstance(self.net, MixMo) else self.net(prepared)[:, None]
         return found.float().cpu()  # type: ignore[no-any-return]
 
@@ -102,7 +102,7 @@ class OnnxModel:
         spec = self.spec
         if self.options.get("normalize"):  # it takes pixels from 0 to 255
             spec = replace(spec, data=replace(spec.data, mean=[0.0], std=[1 / 255]))
-        pixels = spec.prepared(images).numpy()
+        pixels = spec.prepare(images).numpy()
         found = self.session.run(None, {self.session.get_inputs()[0].name: pixels})
         parts, tiny = [torch.from_numpy(np.asarray(each)).float() for each in found], torch.finfo(torch.float32).tiny
         if self.options.get("members"):

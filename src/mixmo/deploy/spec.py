@@ -70,7 +70,7 @@ class Spec(Header):
 
     calibration: Annotated[Calibration | None, PlainValidator(_calibration)] = None
 
-    def prepared(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         """Return what the network sees, (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
         return CenterCrop(self.data).center(images, torch.arange(len(images), device=images.device))
 
