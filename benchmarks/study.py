@@ -39,7 +39,7 @@ from tuning import choose, leave_out_images, tuned
 
 from mixmo import __version__
 from mixmo.config.plan import Plan
-from mixmo.errors import InputError
+from mixmo.errors import InputError, TrainingError
 from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
@@ -47,7 +47,6 @@ from mixmo.evaluation.records import read_history
 from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
-from mixmo.training.sums import TrainingError
 
 KEYS = ("task", "method", "seed")
 

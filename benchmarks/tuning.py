@@ -45,7 +45,7 @@ from torch import Tensor
 from mixmo.config.plan import Plan, make_plan
 from mixmo.data.given import GIVEN
 from mixmo.data.module import DataModule
-from mixmo.errors import InputError
+from mixmo.errors import InputError, TrainingError
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import join_predictions, predict
@@ -53,7 +53,6 @@ from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.temperature import fit_temperature
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
-from mixmo.training.sums import TrainingError
 
 SCORE = "validation_nll_scaled"
 TRIAL, CHOICE = ("task", "method", "trial", "fold"), ("task", "method")

@@ -22,6 +22,10 @@ class InUseError(InputError):
     """Another process trains in the folder."""
 
 
+class TrainingError(InputError):
+    """Training cannot continue; the message says at which step, and what to do."""
+
+
 class StoppedError(Exception):
     """Training was stopped from outside; the message says how to resume.
 

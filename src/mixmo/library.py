@@ -35,8 +35,8 @@ from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_report import write_report
 from mixmo.runs import RunFolder
-from mixmo.training.changes import check_unchanged
 from mixmo.training.fit import fit as train_run
+from mixmo.training.resuming import check_unchanged
 
 
 def fit(

@@ -7,7 +7,11 @@ from typing import Any
 
 from mixmo.config.settings import known_settings
 
-REMOVED = {"trainer.strategy": ("auto", "ddp", "fsdp")}
+REMOVED = {
+    "trainer.strategy": ("auto", "ddp", "fsdp"),
+    "trainer.on_nonfinite": ("stop",),
+    "data.repeat": ("index",),
+}
 """Settings of earlier versions, and the values with which this version trains as those did."""
 
 

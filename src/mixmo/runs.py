@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs, read_header
 from mixmo.checkpoints import load as read_sealed
-from mixmo.config.imports import without_permission
 from mixmo.config.plan import make_plan
+from mixmo.config.recipes import without_permission
 from mixmo.config.settings import Settings
 from mixmo.environment import environment
 from mixmo.errors import InputError, InUseError, MissingError, one_of

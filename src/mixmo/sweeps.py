@@ -28,7 +28,7 @@ from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
 from mixmo.names import csv_cell
 from mixmo.runs import RunFolder
-from mixmo.training.changes import check_unchanged
+from mixmo.training.resuming import check_unchanged
 from mixmo.validation import Integer, settings_class
 
 FILE = "trials.csv"

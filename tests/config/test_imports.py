@@ -8,10 +8,10 @@ from conftest import write_images
 
 import mixmo
 from mixmo.cli.main import main
-from mixmo.config.imports import resolve
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
 from mixmo.runs import RunFolder
+from mixmo.training.custom import resolve
 
 CODE = """
 from pathlib import Path

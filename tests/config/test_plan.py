@@ -24,7 +24,7 @@ BASE = load_recipe("digits-cut")
 WRONG = {
     "schedule: {kind: cosin}": "unknown schedule.kind 'cosin'; did you mean 'cosine'?",
     "data: {flip: no way}": "data.flip is 'no way'; it must be true or false.",
-    "data: {repeat: pixel}": "unknown data.repeat 'pixel'; did you mean 'pixels'?",
+    "data: {padding_mode: reflecting}": "unknown data.padding_mode 'reflecting'; did you mean 'reflect'?",
     "data: {batch_size: '8'}": "data.batch_size is '8'; it must be an integer.",
     "data: {batch_size: 8.5}": "data.batch_size is 8.5; it must be an integer.",
     "data: {batch_size: true}": "data.batch_size is True; it must be an integer.",

@@ -64,7 +64,7 @@ def copied(run, folder, seed, *replaced):
 
 
 FREE = [
-    ("devices: null", "devices: 1"), ("on_nonfinite: stop", "on_nonfinite: skip"),
+    ("devices: null", "devices: 1"),
     ("checkpoint_every_minutes: 10.0", "checkpoint_every_minutes: 5.0"), ("in_memory: null", "in_memory: true"),
     ("num_nodes: null", "num_nodes: 1"), ("checkpoint_every_steps: null", "checkpoint_every_steps: 9"),
 ]  # fmt: skip

@@ -15,8 +15,8 @@ from mixmo.config.plan import make_plan
 from mixmo.errors import InputError, StoppedError
 from mixmo.runs import RunFolder
 from mixmo.training import step
-from mixmo.training.changes import find_changes
 from mixmo.training.fit import fit
+from mixmo.training.resuming import find_changes
 
 COSINE = ("--schedule.kind=cosine", "--schedule.warmup_steps=0", "--optimizer.lr=0.1")
 

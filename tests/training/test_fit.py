@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing import event_accumulator
 import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.errors import TrainingError
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import Schedule, build_optimizer, warmup_steps
-from mixmo.training.step import TrainingError
 
 
 def weights(run, which="last"):
@@ -280,7 +280,7 @@ def test_a_learning_rate_that_breaks_training_is_named(whole, tmp_path):
         ["--model.num_members=5"],
         ["--mixer.kind=mimo", "--trainer.precision=bf16-mixed"],
         ["--data.batch_repetition=8"],
-        ["--data.repeat=pixels", "--data.input_repetition=0.5"],
+        ["--data.input_repetition=0.5"],
         ["--optimizer.name=adamw", "--optimizer.decay_all=false", "--optimizer.lr=0.001"],
         ["--data.in_memory=false", "--data.image_size=8", "--data.workers=1"],
         ["--data.channels=1", "--data.crop_size=6", "--data.validation=0.0", "--pixels.kind=mixup"],

@@ -1,6 +1,5 @@
 """A run that is stopped at any step and resumed ends as one that was not, bit for bit."""
 
-import os
 import random
 import signal
 import time
@@ -14,12 +13,11 @@ from killing import Ask, differences, go_on, in_a_process_of_its_own
 from lightning.pytorch.callbacks import Callback
 
 import mixmo
-from mixmo import checkpoints, mixed_cross_entropy
-from mixmo.errors import InputError, StoppedError
+from mixmo import checkpoints
+from mixmo.errors import InputError, StoppedError, TrainingError
 from mixmo.runs import RunFolder
-from mixmo.training import stopping
+from mixmo.training.checkpointing import SIGNALS, StopSignals
 from mixmo.training.fit import fit
-from mixmo.training.sums import TrainingError
 
 STREAMED = ("--data.in_memory=false", "--data.image_size=8")
 WAYS = {
@@ -103,14 +101,16 @@ def test_rows_are_appended_and_cut_back(tmp_path):
     assert [row["epoch"] for row in run.read_metrics()] == ["1", "2"]
     run.cut_metrics(1)
     assert run.metrics_file.read_text() == "epoch,loss\n1,0.5\n"
-    run.append_metrics({"epoch": 2, "loss": 0.125, "skipped_steps": 1})
-    assert run.metrics_file.read_text() == "epoch,loss,skipped_steps\n1,0.5,\n2,0.125,1\n"
+    run.append_metrics({"epoch": 2, "loss": 0.125, "val_nll": 1})
+    assert run.metrics_file.read_text() == "epoch,loss,val_nll\n1,0.5,\n2,0.125,1\n"
     run.cut_metrics(0)
     assert run.read_metrics() == []
 
 
 def test_a_second_interrupt_stops_at_once():
-    signals, before = stopping.StopSignals("run"), signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals = StopSignals()
     signals.listen()
     try:
         signal.raise_signal(signal.SIGINT)
@@ -118,8 +118,8 @@ def test_a_second_interrupt_stops_at_once():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:
-        signals.ignore()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("callbacks", [[], [Stopping(1)], [Ask(2)]])
@@ -129,20 +129,6 @@ def test_handlers_of_signals_are_left_as_they_were(images, tmp_path, callbacks):
     with suppress(ZeroDivisionError, StoppedError):
         fit(three_epochs(images), RunFolder(tmp_path / "run"), callbacks=callbacks)
     assert [signal.getsignal(number) for number in numbers] == before
-
-
-def test_slurm_is_asked_to_start_the_job_again(images, tmp_path, monkeypatch):
-    """SIGUSR1 comes before a job's time is over or it has to make room."""
-    program = tmp_path / "bin" / "scontrol"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    run = RunFolder(tmp_path / "run")
-    with pytest.raises(StoppedError, match="stopped by SIGUSR1 after step 2; SLURM starts it again"):
-        fit(three_epochs(images), run, callbacks=[Ask(2, signal.SIGUSR1)])
-    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
 @pytest.mark.slow
@@ -158,38 +144,6 @@ def test_killed_runs_end_as_unbroken_ones(images, tmp_path):
         while not in_a_process_of_its_own(partial(go_on, run, plan), rng.uniform(0.02, length)):
             killed += 1
         assert differences(whole, run) == []
-
-
-class Broken(Callback):
-    """Spoils one step's loss or gradient."""
-
-    def __init__(self, steps):
-        self.steps, self.now = steps, -1
-
-    def on_train_batch_start(self, trainer, *_):
-        self.now = trainer.global_step
-
-    def setup(self, trainer, training, stage):
-        def spoilt(logits, mixed):
-            loss = mixed_cross_entropy(logits, mixed.targets, mixed.weights)
-            return loss * float("nan") if self.now in self.steps else loss
-
-        training.maker.mixer.objective = spoilt
-
-
-def test_a_step_that_is_not_finite_is_skipped_where_asked(images, tmp_path):
-    run = RunFolder(tmp_path / "run")
-    fit(three_epochs(images, "--trainer.on_nonfinite=skip"), run, callbacks=[Broken({2, 6})])
-    assert [row["skipped_steps"] for row in run.read_metrics()] == ["1", "1", "0"]
-    assert all(float(row["train_loss"]) > 0 for row in run.read_metrics())
-    state = checkpoints.load(run.checkpoint_file())["state_dict"]
-    assert all(tensor.isfinite().all() for tensor in state.values())
-
-
-def test_too_many_steps_in_a_row_are_not_skipped(images, tmp_path):
-    plan = three_epochs(images, "--trainer.on_nonfinite=skip", "--trainer.max_epochs=30")
-    with pytest.raises(TrainingError, match="not finite in 100 steps in a row"):
-        fit(plan, RunFolder(tmp_path / "run"), callbacks=[Broken(range(1000))])
 
 
 def test_a_gradient_that_is_not_finite_names_its_step(images, tmp_path):

@@ -10,12 +10,12 @@ from torch import nn
 
 import mixmo
 from mixmo.config.plan import make_plan
+from mixmo.errors import TrainingError
 from mixmo.evaluation.costs import training_images
 from mixmo.runs import RunFolder
 from mixmo.training import step
 from mixmo.training.fit import fit
-from mixmo.training.sam import perturb_weights
-from mixmo.training.step import TrainingError
+from mixmo.training.optimizers import perturb_weights
 
 
 def test_the_gradient_is_that_of_a_quadratic_at_the_worst_point():

@@ -1,4 +1,4 @@
-"""Processes that read images: batches too large for shared memory, workers that die, and runs that wait for them."""
+"""Processes that read images: batches too large for shared memory, and workers that die."""
 
 import os
 import shutil
@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 from conftest import plan_of
 from lightning.pytorch.callbacks import Callback
-from torch.utils.data import _utils
 
 from mixmo import library
 from mixmo.cli.main import main
 from mixmo.data import sets, workers
 from mixmo.deploy import images
-from mixmo.errors import InputError, StoppedError
+from mixmo.errors import InputError
 from mixmo.runs import RunFolder
-from mixmo.training import stopping
 from mixmo.training.fit import fit
 
 STREAMED = ("--data.in_memory=false", "--data.image_size=8", "--data.workers=2", "--trainer.max_epochs=2")
@@ -93,29 +91,6 @@ def test_so_do_images_to_predict(monkeypatch):
     with pytest.raises(RuntimeError) as caught:
         list(images.decode_image([np.zeros((8, 8, 3), np.uint8)] * 4, [], 2, workers=1))
     assert "could not hand over its batch" in str(workers.lost_worker(caught.value))
-
-
-def test_a_run_that_waits_for_a_worker_can_be_stopped(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(stopping, "PATIENCE", 2)
-    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # how long torch lets workers end by themselves
-    read = sets.StreamedImages.__getitems__
-
-    def hang(self, indices):
-        if os.getpid() != main_process:
-            time.sleep(100)
-        return read(self, indices)
-
-    main_process, plan = os.getpid(), plan_of(pictures, *STREAMED)
-    monkeypatch.setattr(sets.StreamedImages, "__getitems__", hang)
-
-    class Asked(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            threading.Timer(1, os.kill, (main_process, signal.SIGTERM)).start()
-
-    handler = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(StoppedError, match="stopped by SIGTERM after waiting for images in vain; `mixmo fit"):
-        fit(plan, RunFolder(tmp_path / "run"), callbacks=[Asked()])
-    assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def unshared():

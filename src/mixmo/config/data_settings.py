@@ -52,8 +52,6 @@ class DataSettings:
     """
     input_repetition_end: Share | None = None
     """rho at the end of training, reached linearly in steps; null keeps input_repetition."""
-    repeat: Literal["index", "pixels"] = "index"
-    """Repeat indices (every copy is augmented on its own) or augmented pixels."""
     test: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     """Share of each class drawn for testing where a folder or a table has no splits."""
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1

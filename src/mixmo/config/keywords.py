@@ -103,7 +103,6 @@ class FitSettings(TypedDict, total=False):
     batch_repetition: int
     input_repetition: float
     input_repetition_end: float | None
-    repeat: Literal["index", "pixels"]
     data_test: float
     validation: float
     images_per_class: int | None
@@ -154,7 +153,6 @@ class FitSettings(TypedDict, total=False):
     sync_batchnorm: bool
     limit_train_batches: int | float | None
     accumulate: int
-    on_nonfinite: Literal["stop", "skip"]
     patience: int | None
     checkpoint_every_steps: int | None
     checkpoint_every_minutes: float | None

@@ -1,7 +1,7 @@
 """The settings of a run, section by section: the keys of a recipe and of the command line.
 
 Every section is a class of settings (:mod:`mixmo.validation`). All are plain values: nothing a recipe holds is
-imported, but for the functions of modules that the user allows (:mod:`mixmo.config.imports`).
+imported, but for the functions of modules that the user allows (:mod:`mixmo.training.custom`).
 """
 
 from __future__ import annotations
@@ -172,10 +172,6 @@ class TrainerSettings:
     accumulate: Neutral[Count] = 1
     """Parts of a batch that are computed one after another, for less memory: the same batch, and the same step but
     for batch norms, which see a part each.
-    """
-    on_nonfinite: Neutral[Literal["stop", "skip"]] = "stop"
-    """What a loss or gradient that is not finite does: stop the run, or skip the step, which is counted and costs a
-    wait for the device at each step.
     """
     patience: Count | None = None
     """Epochs without a better accuracy on the validation set after which training ends; null trains on. The schedule

@@ -134,18 +134,15 @@ class AugmentedImages:
         batch: The U distinct images, and those that partners are drawn from.
         augment: Makes every copy.
         generator: Seeded for this step, on the images' device.
-        repeat: Repeat indices, so that every copy is augmented on its own, or augmented pixels.
     """
 
-    def __init__(self, batch: DistinctBatch, augment: Augmentation, generator: torch.Generator, repeat: str) -> None:
+    def __init__(self, batch: DistinctBatch, augment: Augmentation, generator: torch.Generator) -> None:
         self.images, self.labels, self.chosen = batch
-        self.augment, self.generator, self.repeat = augment, generator, repeat
+        self.augment, self.generator = augment, generator
 
     def repeated(self, pairs: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W) for a part of the pairs (B, M)."""
-        if self.repeat == "index":
-            return self.copies(self.chosen[pairs], part)
-        return self.augment.random(self.images, self.chosen, self.generator)[pairs[part]]
+        return self.copies(self.chosen[pairs], part)
 
     def copies(self, places: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W): an augmented copy for each of the places (B, M) of a part."""
@@ -215,6 +212,6 @@ class BatchMaker:
         source: ImageSource = (
             PreparedCopies(batch)
             if batch.images.is_floating_point()
-            else AugmentedImages(batch, self.augment, generator, self.settings.repeat)
+            else AugmentedImages(batch, self.augment, generator)
         )
         return self.mixer.mix(source, generator, progress, mask_progress, part)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixmo.batch_mixing import BatchMixer
-from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
-from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
 from mixmo.header import Header, Preparation
-from mixmo.launching import world
 from mixmo.network import MixMo
 from mixmo.seeding import DrawingFrom, generator_for
-from mixmo.training.masks import find_masks
-from mixmo.training.objectives import find_objective
+from mixmo.training.custom import find_masks, find_objective
 from mixmo.training.starting import init_from_pretrained
 
 
@@ -45,7 +38,7 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False, mod
         elif module is not None:
             net = MixMo(module, own.num_members, len(data.classes), mix_at=own.mix_at)
         elif own.start is not None and not drawn:
-            net = init_from_pretrained(settings, own.start, data)
+            net = init_from_pretrained(settings, own.start, len(data.classes))
         else:
             net = MixMo(
                 own.backbone,
@@ -115,7 +108,7 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
     own, soft = settings.mixer, settings.pixels.kind != "none"
     mixer = BatchMixer(
         net,
-        find_masks(own.kind, allowed, members, shape),
+        find_masks(own.kinds, allowed, members, shape),
         alpha=own.alpha,
         probability=own.probability,
         root=own.root,
@@ -124,31 +117,10 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
         input_repetition=(images.input_repetition_at(0), images.input_repetition_at(1)),
         pixels=settings.pixels,
         label_smoothing=settings.objective.label_smoothing,
-        loss=find_objective(settings.objective, allowed, members, net.num_classes, soft),
+        loss=find_objective(settings.objective.name, allowed, members, net.num_classes, soft),
     )
     mixer.mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
     return BatchMaker(images, mixer)
-
-
-def find_conditions(plan: Plan, net: MixMo, data: DataModule) -> dict[str, Any]:
-    """Return what else a run's results depend on, apart from its settings, by name.
-
-    Pixels are mixed with partners from the whole set in memory, and from the batch where images are streamed: to read
-    as many more images would cost as much again. Batch norms see a part of the batch each.
-
-    Args:
-        plan: The run's.
-        net: Its network.
-        data: Its images.
-    """
-    found: dict[str, Any] = {}
-    if plan.settings.pixels.kind != "none":
-        found["training images in memory (data.in_memory)"] = isinstance(data.train, InMemoryImages)
-    if any(isinstance(module, _BatchNorm) for module in net.modules()):
-        devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
-        ranks = 1 if plan.trainer["sync_batchnorm"] else devices * nodes
-        found["parts of a batch for batch norms (devices · trainer.accumulate)"] = ranks * plan.trainer["accumulate"]
-    return found
 
 
 def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:

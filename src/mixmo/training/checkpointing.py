@@ -1,24 +1,77 @@
-"""When checkpoints are written, and their reading and writing in Lightning."""
+"""When checkpoints are written, and stops on signals, at the same step on all ranks."""
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed as dist
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, STATE, duplicate, load, save
+from mixmo.errors import StoppedError
 from mixmo.files import make_folder
 from mixmo.runs import RunFolder
 from mixmo.training import ranks
 from mixmo.training.step import Training
-from mixmo.training.stopping import StopSignals
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What a keyboard, a system that shuts down, and SLURM send."""
+ASKED_EVERY = 8
+"""Steps from one time the ranks ask one another to the next."""
 
 log = logging.getLogger("mixmo")
+
+
+class StopSignals:
+    """Notes signals that ask the process to stop; a second one stops at once, as without us.
+
+    Handlers are this one's from :meth:`listen` until a second signal, or until Lightning gives back those from before
+    the training.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+
+    def listen(self) -> None:
+        """Take the signals over, in the main thread; elsewhere Python allows no handlers."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if ranks.size() > 1:
+            self._group = dist.new_group(backend="gloo")  # asks between hosts, without waiting for a device
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            for each, handler in self._before.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
+        self.received = number
+
+    def agree(self, due: bool, step: int) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether a checkpoint is due on any; the same on all ranks.
+
+        Args:
+            due: Whether this rank finds a checkpoint due.
+            step: The step; ranks ask one another every few steps only.
+        """
+        if ranks.size() == 1:
+            return self.received > 0, due
+        if step % ASKED_EVERY:
+            return False, False
+        asked = torch.tensor([self.received, int(due)])
+        dist.all_reduce(asked, dist.ReduceOp.MAX, self._group)
+        self.received = int(asked[0])
+        return self.received > 0, bool(asked[1])
 
 
 class SealedIO(CheckpointIO):
@@ -62,7 +115,7 @@ class Checkpoints(Checkpoint):
         self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
         self.every_steps, self.every_minutes, self.patience = every_steps, every_minutes, patience
         self.best_score, self.best_epoch = float("-inf"), -1
-        self.signals, self.written, self.noted = StopSignals(run.path), time.monotonic(), False
+        self.signals, self.written, self.noted = StopSignals(), time.monotonic(), False
 
     @property
     def state_key(self) -> str:
@@ -94,7 +147,7 @@ class Checkpoints(Checkpoint):
             pl_module.sync_before_eval()
             self._keep(trainer)
             if stopped:
-                self.signals.stop(f"step {step}")
+                self._stop(f"step {step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last and, where it is, the best."""
@@ -106,15 +159,12 @@ class Checkpoints(Checkpoint):
         self._end_early(trainer, trainer.current_epoch)
         stopped, _ = self.signals.agree(False, 0)
         if stopped and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self.signals.stop(f"epoch {trainer.current_epoch + 1}")
+            self._stop(f"epoch {trainer.current_epoch + 1}")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End what a signal began."""
-        self.signals.rest()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """End what a signal began."""
-        self.signals.rest()
+    def _stop(self, done: str) -> None:
+        number = self.signals.received
+        name, again = signal.Signals(number).name, f"`mixmo fit {self.run.path}` resumes it."
+        raise StoppedError(f"stopped by {name} after {done}; {again}", 128 + number)
 
     def _end_early(self, trainer: L.Trainer, epoch: int) -> None:
         """Ask the trainer to end where the score has not been beaten for too long."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
@@ -24,11 +22,10 @@ from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import RunFolder
-from mixmo.training.build import build_maker, build_network, describe, find_conditions
-from mixmo.training.changes import check_unchanged, record_changes
+from mixmo.training.build import build_maker, build_network, describe
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
-from mixmo.training.resuming import check_resumable, finished_batches
+from mixmo.training.resuming import check_unchanged, describe_data, find_conditions, open_checkpoint
 from mixmo.training.step import Training
 from mixmo.training.trainer import Prepared, build_loggers, silence_lightning, train
 
@@ -80,7 +77,7 @@ def fit(
         with run.lock() if first else nullcontext():
             if first:
                 run.remove_partial_files()
-            checkpoint = _resumed_checkpoint(plan, run, prepared, conditions, first) if resume else None
+            checkpoint = open_checkpoint(plan, run, prepared, conditions, first) if resume else None
             if first and not resume:
                 _begin(plan, run, prepared.loaders.data, conditions)
             train(plan, run, prepared, checkpoint, callbacks)
@@ -115,10 +112,8 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
     loaders = Loaders(data, settings.data, settings.seed, net.num_members)
     loaders.check_shared_memory(*world(plan.trainer["devices"], plan.trainer["num_nodes"]))
     training = Training(
-        net, build_maker(settings, net, data), settings, len(data.train), loaders.samples,
-        header=describe(settings, data),
-        accumulate=plan.trainer["accumulate"], skip=plan.trainer["on_nonfinite"] == "skip",
-    )  # fmt: skip
+        net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, describe(settings, data)
+    )
     _try_optimizer(settings)
     _tell_of_short_runs(plan, training)
     return Prepared(training, loaders, build_loggers(settings, run))
@@ -129,7 +124,7 @@ def _begin(plan: Plan, run: RunFolder, data: DataModule, conditions: Mapping[str
     if data.draws("train"):
         run.write_split(data.split_rows())
     settings = yaml.safe_load(plan.yaml)
-    known = {"resolved": plan.resolved, "conditions": conditions, "data": _about(data), "settings": settings}
+    known = {"resolved": plan.resolved, "conditions": conditions, "data": describe_data(data), "settings": settings}
     run.create(plan.yaml, known)
 
 
@@ -207,42 +202,3 @@ def _steps_per_epoch(plan: Plan, num_images: int) -> int:
     if steps < 1:
         raise InputError(f"trainer.limit_train_batches is {limit}, which leaves no batch of an epoch; raise it.")
     return steps
-
-
-def _about(data: DataModule) -> dict[str, Any]:
-    """Return what tells whether the data changed."""
-    fingerprint = data.fingerprint("train", times=False)
-    return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
-
-
-def _resumed_checkpoint(
-    plan: Plan, run: RunFolder, prepared: Prepared, conditions: Mapping[str, Any], first: bool
-) -> Path | None:
-    """Return the checkpoint to resume from, if it fits the network and the data, and have the loaders begin there."""
-    known, now = run.about().get("data"), _about(prepared.loaders.data)
-    if isinstance(known, dict) and known != now:
-        raise InputError(
-            f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
-            "now, or other names, sizes or classes); bring it back, or start a new run."
-        )
-    run.read_metrics()  # a damaged file is said before an epoch is spent
-    found = run.resumed_checkpoint()
-    epochs = step = 0
-    if found is not None:
-        file, content = found
-        check_resumable(file, content, prepared.training)
-        epochs, step = finished_epochs(content), content["global_step"]
-        if epochs > plan.trainer["max_epochs"]:
-            raise InputError(
-                f"trainer.max_epochs is {plan.trainer['max_epochs']}, but {run.path} has finished {epochs} epochs "
-                "already, which cannot be undone; set it to that, or more."
-            )
-        prepared.loaders.begun = epochs, (finished_batches(content) or 0) if "unfinished" in content else 0
-    if first:
-        run.cut_metrics(epochs)
-        record_changes(run, plan, conditions, epochs, step)
-    if found is None:
-        return None
-    if first and file.name != LAST:
-        duplicate(file, file.with_name(LAST))
-    return file

@@ -30,7 +30,7 @@ class Loaders(L.LightningDataModule):
 
     def __init__(self, data: DataModule, settings: DataSettings, seed: int, num_members: int) -> None:
         super().__init__()
-        self.copies = settings.batch_repetition * num_members if settings.repeat == "index" else 1
+        self.copies = settings.batch_repetition * num_members
         self.data, self.settings, self.seed = data, settings, seed
         self.images, self.begun = data.train, (0, 0)
 

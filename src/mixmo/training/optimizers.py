@@ -1,16 +1,17 @@
-"""Optimisers by timm's names, and the learning-rate schedule."""
+"""Optimisers by timm's names, sharpness-aware minimisation, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm.optim
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from mixmo.errors import InputError, one_of, reason
 
@@ -51,8 +52,7 @@ def build_optimizer(
     """
     one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
     accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
-    whole = not any(isinstance(each, DTensor) for each in net.parameters())  # of shared ones SGD has no fused step
-    fused = {"fused": whole} if "fused" in accepted else {}
+    fused = {"fused": True} if "fused" in accepted else {}
     try:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             net,
@@ -80,6 +80,38 @@ def is_setting(key: str) -> bool:
         (True, False, False)
     """
     return key != "params" and not key.endswith("step")
+
+
+@contextmanager
+def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
+    """Hold the weights at w + radius · g / ‖g‖ inside this context, g being their gradient (SAM, Foret et al. 2021).
+
+    After it weights and buffers, such as batch-norm statistics, are as they were; gradients are what was made of them.
+
+    Args:
+        net: With gradients.
+        radius: Positive.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> layer.weight.grad, before = torch.tensor([[-3.0]]), layer.weight.item()
+        >>> with perturb_weights(layer, 0.5):
+        ...     round(layer.weight.item() - before, 4)
+        -0.5
+    """
+    weights = [each for each in net.parameters() if each.grad is not None]
+    gradients = [each.grad for each in weights if each.grad is not None]
+    kept = [each.detach().clone() for each in (*weights, *net.buffers())]
+    scale = radius / (nn.utils.get_total_norm(gradients) + 1e-12)
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.add_(gradient * scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for own, before in zip((*weights, *net.buffers()), kept, strict=True):
+                own.copy_(before)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ the same run: batch size, batch repetition and learning rate mean the global bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor
 
 from mixmo.data.sets import DistinctBatch
 
@@ -69,17 +68,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, those of which each rank holds a part included.
-
-    Example:
-        >>> total_norm([torch.tensor([3.0]), torch.tensor([4.0])])
-        tensor(5.)
-    """
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
 def share_buffers(buffers: Iterable[Tensor]) -> None:
     """Have every rank hold the mean of all ranks' buffers, such as batch norms' statistics."""
     if size() == 1:
@@ -95,13 +83,13 @@ def gather(batch: DistinctBatch) -> DistinctBatch:
     Args:
         batch: The rank's share: (U / R, H, W, C) images and their labels.
     """
+
+    def whole(own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
     if size() == 1:
         return batch
-    images, labels = _gather_tensor(batch.images), _gather_tensor(batch.labels)
-    return DistinctBatch(images, labels, torch.arange(len(labels), device=labels.device))
-
-
-def _gather_tensor(own: Tensor) -> Tensor:
-    parts = [torch.empty_like(own) for _ in range(size())]
-    dist.all_gather(parts, own.contiguous())
-    return torch.cat(parts)
+    labels = whole(batch.labels)
+    return DistinctBatch(whole(batch.images), labels, torch.arange(len(labels), device=labels.device))

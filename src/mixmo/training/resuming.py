@@ -1,128 +1,221 @@
-"""Checks whether a checkpoint fits a run before anything of it is used."""
+"""Resuming a run: what may have changed since it began, and the checkpoint it goes on from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import yaml
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixmo.checkpoints import finished_epochs
-from mixmo.errors import InputError
-from mixmo.training.optimizers import is_setting
+from mixmo.checkpoints import LAST, duplicate, finished_epochs
+from mixmo.config.plan import Plan, flatten
+from mixmo.config.recipes import PERMISSIONS
+from mixmo.config.settings import known_settings, neutral_settings
+from mixmo.data.module import DataModule
+from mixmo.data.sets import InMemoryImages
+from mixmo.errors import InputError, reason
+from mixmo.files import read_yaml, write_text, yaml_text
+from mixmo.launching import world
+from mixmo.network import MixMo
+from mixmo.run_settings import fill_open_settings, get_section
+from mixmo.runs import RunFolder
 from mixmo.training.step import Training
+from mixmo.training.trainer import Prepared
+
+MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
+"""Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
+
+log = logging.getLogger("mixmo")
+
+
+def find_conditions(plan: Plan, net: MixMo, data: DataModule) -> dict[str, Any]:
+    """Return what else a run's results depend on, apart from its settings, by name.
+
+    Pixels are mixed with partners from the whole set in memory, and from the batch where images are streamed: to read
+    as many more images would cost as much again. Batch norms see a part of the batch each.
+
+    Args:
+        plan: The run's.
+        net: Its network.
+        data: Its images.
+    """
+    found: dict[str, Any] = {}
+    if plan.settings.pixels.kind != "none":
+        found["training images in memory (data.in_memory)"] = isinstance(data.train, InMemoryImages)
+    if any(isinstance(module, _BatchNorm) for module in net.modules()):
+        devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
+        ranks = 1 if plan.trainer["sync_batchnorm"] else devices * nodes
+        found["parts of a batch for batch norms (devices · trainer.accumulate)"] = ranks * plan.trainer["accumulate"]
+    return found
+
+
+def describe_data(data: DataModule) -> dict[str, Any]:
+    """Return what tells whether a run's training images changed."""
+    fingerprint = data.fingerprint("train", times=False)
+    return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
+
+
+def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
+
+    Args:
+        run: The run.
+        plan: What the run is to be resumed with.
+        conditions: What else results depend on; changes of these count too.
+    """
+    about = run.about()
+    began, resolved = (dict(get_section(about, key)) for key in ("settings", "resolved"))
+    first = dict(flatten(fill_open_settings(began, resolved))) | run.conditions()
+    now = dict(flatten(fill_open_settings(yaml.safe_load(plan.yaml), plan.resolved))) | dict(conditions or {})
+    return {
+        name: (first[name], value) for name, value in now.items()
+        if name in first and name not in PERMISSIONS and first[name] != value
+    }  # fmt: skip
+
+
+def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
+    """Refuse to resume with other settings than the run began with; those that change no result may differ.
+
+    Args:
+        run: The run.
+        plan: What the run is to be resumed with.
+        conditions: What else results depend on.
+
+    Raises:
+        InputError: naming every setting that differs.
+    """
+    changes = {name: both for name, both in find_changes(run, plan, conditions).items() if name not in MAY_CHANGE}
+    if not changes:
+        return
+    shown = "; ".join(f"{name} is {now!r}, and was {before!r}" for name, (before, now) in changes.items())
+    raise InputError(
+        f"settings of {run.path} have changed since it began: {shown}. Change them back, start a new run with "
+        f"`mixmo fit {run.config_file} --run FOLDER`, or resume it with them by --accept_changes."
+    )
+
+
+def record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
+    """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here.
+
+    Args:
+        run: The run.
+        plan: What it is resumed with.
+        conditions: What else results depend on.
+        epochs: Epochs finished so far.
+        step: Steps done so far.
+    """
+    if not (changes := find_changes(run, plan, conditions)):
+        return
+    shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
+    log.info("%s from step %d (epoch %d) on.", shown, step, epochs + 1)
+    about = run.about()
+    done = {"after_epoch": epochs, "after_step": step, "settings": changes}
+    settings = {"settings": yaml.safe_load(plan.yaml), "resolved": plan.resolved, "conditions": dict(conditions)}
+    run.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), done]})
+    _set(run, {name: now for name, (_, now) in changes.items()}, plan.resolved)
+
+
+def _set(run: RunFolder, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
+    config, known = read_yaml(run.config_file, "configuration"), known_settings()
+    own, free = dict(flatten(config)), {name for name, _ in flatten(resolved)}
+    wrong = {name: now for name, now in values.items() if name in known and own.get(name) != now}
+    wrong = {name: now for name, now in wrong.items() if own.get(name) is not None or name not in free}
+    for name, now in wrong.items():
+        section, _, key = name.rpartition(".")
+        (config.setdefault(section, {}) if section else config)[key] = now
+    if wrong:
+        write_text(run.config_file, yaml_text(config))
+
+
+def open_checkpoint(
+    plan: Plan, run: RunFolder, prepared: Prepared, conditions: Mapping[str, Any], first: bool
+) -> Path | None:
+    """Return the checkpoint to resume from, and have the loaders begin there; ``None`` where there is none yet.
+
+    Args:
+        plan: What the run is resumed with.
+        run: The run; rank 0 cuts its metrics back to the checkpoint and records changes.
+        prepared: What trains.
+        conditions: What else results depend on.
+        first: Whether this is rank 0.
+
+    Raises:
+        InputError: if the data has changed, every checkpoint is damaged or none fits, or the run is longer already.
+    """
+    known, now = run.about().get("data"), describe_data(prepared.loaders.data)
+    if isinstance(known, dict) and known != now:
+        raise InputError(
+            f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
+            "now, or other names, sizes or classes); bring it back, or start a new run."
+        )
+    run.read_metrics()  # a damaged file is said before an epoch is spent
+    found = run.resumed_checkpoint()
+    epochs = step = 0
+    if found is not None:
+        file, content = found
+        check_resumable(file, content, prepared.training)
+        epochs, step = finished_epochs(content), content["global_step"]
+        if epochs > plan.trainer["max_epochs"]:
+            raise InputError(
+                f"trainer.max_epochs is {plan.trainer['max_epochs']}, but {run.path} has finished {epochs} epochs "
+                "already, which cannot be undone; set it to that, or more."
+            )
+        batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        prepared.loaders.begun = epochs, batches if "unfinished" in content else 0
+    if first:
+        run.cut_metrics(epochs)
+        record_changes(run, plan, conditions, epochs, step)
+    if found is None:
+        return None
+    if first and file.name != LAST:
+        duplicate(file, file.with_name(LAST))
+    return file
 
 
 def check_resumable(file: Path, content: dict[str, Any], training: Training) -> None:
-    """Refuse a checkpoint whose tensors, optimiser or counters are not those of this training.
+    """Refuse a checkpoint of another network or optimiser; its digest says that it is whole.
 
-    Torch's fused optimisers check no sizes: a state of another shape would read beyond its memory. Learning rate, decay
-    and the like follow from the settings, not from the checkpoint.
+    Learning rate, decay and the like follow from the settings, not from the checkpoint.
 
     Args:
         file: The checkpoint, for errors.
         content: What it holds (:func:`mixmo.checkpoints.load`).
-        training: What is to be resumed.
+        training: What is to be resumed; it takes the weights.
 
     Raises:
         InputError: naming what does not fit.
     """
-    problem = next(_problems(content, training), None)
-    if problem is not None:
+    if problem := _find_misfit(content, training):
         raise InputError(f"{file} is no checkpoint of this run: {problem}.")
 
 
-def _problems(content: Mapping[str, Any], training: Training) -> Iterator[str]:
-    epoch, step = content.get("epoch"), content.get("global_step")
-    if not _is_count(epoch) or not _is_count(step):
-        yield f"it has epoch {epoch!r} and step {step!r}"
-    state, expected = content["state_dict"], training.state_dict()
-    if any(name.startswith("average.") for name in expected) != any(str(name).startswith("average.") for name in state):
-        yield "optimizer.ema_decay cannot change from or to 0 within a run, which averages its weights from its start"
-    for name in sorted(expected.keys() | state.keys(), key=str):
-        if name not in state or name not in expected or not _fits(state[name], expected[name]):
-            yield f"{name} of another network"
-    yield from _optimizer_problems(content.get("optimizer_states"), training)
-    loops = content.get("loops")
-    sums, done = content.get("unfinished"), finished_epochs(content) - content["epoch"]
-    if not isinstance(loops, dict) or "fit_loop" not in loops or not all(_is_plain(leaf) for leaf in _leaves(loops)):
-        yield "its counters of epochs and steps are damaged"
-    elif done != (1 if sums is None else 0) or (sums is not None and finished_batches(content) is None):
-        yield "its counters of epochs and steps contradict one another"
-    if sums is not None and not _are_sums(sums, training):
-        yield "its sums of the epoch are damaged"
-
-
-def finished_batches(content: Mapping[str, Any]) -> int | None:
-    """Return how many batches of an epoch that is not finished a checkpoint has seen; ``None`` if it does not say."""
+def _find_misfit(content: dict[str, Any], training: Training) -> str:
+    """Return what of a checkpoint does not fit, in a few words; nothing if all does."""
+    averaged = any(name.startswith("average.") for name in content["state_dict"])
+    if averaged != (training.average is not None):
+        return "optimizer.ema_decay cannot change from or to 0 within a run, which averages its weights from its start"
     try:
-        counts = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        ready, done = counts["ready"], counts["processed"]
-    except (TypeError, KeyError):
-        return None
-    return done if _is_count(done) and ready == done and done >= 1 else None
-
-
-def _are_sums(sums: Any, training: Training) -> bool:
-    wanted = {"loss": torch.zeros(()), "accuracy": torch.zeros(training.net.num_members)}
-    if not isinstance(sums, dict) or not all(_is_count(sums.get(key)) for key in ("steps", "skipped")):
-        return False
-    return all(_fits(sums.get(key), tensor) for key, tensor in wanted.items())
-
-
-def _optimizer_problems(states: Any, training: Training) -> Iterator[str]:
-    fresh = training.build_optimizer()
-    if not isinstance(states, list) or len(states) != 1 or not isinstance(states[0], dict):
-        yield "it has no state of an optimizer"
-        return
-    groups, own = states[0].get("param_groups"), fresh.state_dict()["param_groups"]
-    if not isinstance(groups, list) or len(groups) != len(own):
-        count = len(groups) if isinstance(groups, list) else "no"
-        yield f"its optimizer has {count} groups of parameters, and optimizer.decay_all and layer_decay make {len(own)}"
-        return
-    for group, wanted in zip(groups, own, strict=True):
-        if not isinstance(group, dict) or group.get("params") != wanted["params"]:
-            yield "its optimizer has other parameters"
-            return
-        if missing := sorted(wanted.keys() - group.keys() - {"initial_lr"}):
-            yield f"its optimizer, of another kind, has no {missing[0]}"
-        if counts := [key for key in wanted if not is_setting(key) and key != "params" and not _is_count(group[key])]:
-            yield f"its optimizer has {counts[0]} {group[counts[0]]!r}"
-    parameters = [parameter for group in fresh.param_groups for parameter in group["params"]]
-    kept = states[0].get("state")
-    if not isinstance(kept, dict):
-        yield "its optimizer has no state"
-        return
-    for index, entry in kept.items():
-        if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(entry, dict):
-            yield "its optimizer has a state of no parameter"
-            return
-        for key, value in entry.items():
-            scalar = isinstance(value, int | float) or (isinstance(value, Tensor) and value.shape == ())
-            if value is not None and not scalar and not _fits(value, parameters[index]):
-                yield f"its optimizer has {key} of another shape than its parameter"
-
-
-def _fits(tensor: Any, wanted: Tensor) -> bool:
-    """Return whether something is a plain tensor in memory, of the wanted shape and type."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return False
-    return bool(tensor.shape == wanted.shape and tensor.dtype == wanted.dtype)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | str) or _is_count(value)
-
-
-def _leaves(content: Any) -> Iterator[Any]:
-    if isinstance(content, Mapping | list):
-        for each in content.values() if isinstance(content, Mapping) else content:
-            yield from _leaves(each)
-    else:
-        yield content
+        training.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        return f"its weights are of another network ({reason(error)})"
+    optimizer = training.build_optimizer()
+    own = optimizer.state_dict()["param_groups"]
+    try:
+        (state,) = content["optimizer_states"]
+        kept = state["param_groups"]
+        if len(kept) != len(own):
+            return (
+                f"its optimizer has {len(kept)} groups of parameters, and optimizer.decay_all and layer_decay make "
+                f"{len(own)}"
+            )
+        if missing := sorted(own[0].keys() - kept[0].keys() - {"initial_lr"}):
+            return f"its optimizer, of another kind, has no {missing[0]}"
+        optimizer.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        return f"its optimizer is another ({reason(error)})"
+    counters = content.get("loops", {}).get("fit_loop", {})
+    return "" if "epoch_loop.batch_progress" in counters else "it has no counters of epochs and steps"

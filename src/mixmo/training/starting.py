@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from torch import Tensor, nn
 
 from mixmo.config.settings import Settings
 from mixmo.config.starting import PRETRAINED, is_run
-from mixmo.data.module import DataModule
 from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_checkpoint
@@ -41,7 +38,7 @@ COUNTER = "n_averaged"
 """What torch's averages have counted, which checkpoints hold besides the weights."""
 
 
-def init_from_pretrained(settings: Settings, start: str, data: DataModule) -> MixMo:
+def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> MixMo:
     """Return a network whose members start from trained weights: it computes at first what the plain one computed.
 
     Encoders are the trained stem / M, heads the trained head. Where ``model.fresh_heads`` is set, or the classes are
@@ -50,16 +47,13 @@ def init_from_pretrained(settings: Settings, start: str, data: DataModule) -> Mi
     Args:
         settings: The run's.
         start: ``pretrained``, a file of weights, or a run's folder.
-        data: The run's images; a run to start from has learned from none that they hold out.
+        num_classes: K of the run.
 
     Raises:
         MissingError: if there is no such run or file.
         InputError: if it cannot be fetched, is damaged, or does not fit.
     """
-    own, num_classes = settings.model, len(data.classes)
-    plain = _plain(settings, start)
-    for run in _runs_before(start):
-        _check_unseen(data, run)
+    own, plain = settings.model, _plain(settings, start)
     other = plain.num_classes != num_classes
     if other and own.fresh_heads is False:
         raise InputError(
@@ -83,22 +77,46 @@ def _plain(settings: Settings, start: str) -> Any:
             raise MissingError(f"model.start {start} is neither {PRETRAINED!r} nor a file or a run's folder.")
         run = RunFolder(Path(start))
         _check_run(settings, start, run.header())
+        _compare_splits(settings, run)
         return fuse(load_checkpoint(run, download=own.download))
     weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
-    stems, heads = (_names(backbone.pretrained_cfg.get(key) or ()) for key in ("first_conv", "classifier"))
-    for name in stems:  # colours become grey as timm has it
+    stems, heads = (backbone.pretrained_cfg.get(key) or () for key in ("first_conv", "classifier"))
+    for name in [stems] if isinstance(stems, str) else stems:  # colours become grey as timm has it
         if (stem := weights.get(f"{name}.weight")) is not None and stem.dim() == 4:
             weights[f"{name}.weight"] = adapt_input_conv(settings.data.channels, stem)
-    head = f"{heads[0]}.weight" if heads else ""
-    if head in weights and len(weights[head]) != backbone.num_classes:
-        backbone = create_backbone(own.backbone, num_classes=len(weights[head]), **options)
+    head = weights.get(f"{heads if isinstance(heads, str) else ''.join(heads[:1])}.weight")
+    if head is not None and len(head) != backbone.num_classes:
+        backbone = create_backbone(own.backbone, num_classes=len(head), **options)
     _load(backbone, weights, start, own.backbone)
     return backbone
 
 
-def _names(known: str | Sequence[str]) -> list[str]:
-    return [known] if isinstance(known, str) else list(known)
+def _check_run(settings: Settings, start: str, theirs: Header) -> None:
+    """Refuse a run to start from that does not fit."""
+    for key in ("model.backbone", "model.options", "data.channels", "data.window", "data.mean", "data.std"):
+        section, _, name = key.partition(".")
+        before, now = theirs.sections()[section][name], getattr(getattr(settings, section), name)
+        if before != now:
+            raise InputError(
+                f"model.start {start} was trained with {key} {before}, but here it is {now}; set the same."
+            )
+
+
+def _compare_splits(settings: Settings, run: RunFolder) -> None:
+    """Warn of a run that was trained on other shares of the same dataset: it may know images that are held out here."""
+    if not run.config_file.is_file():
+        return
+    theirs, own = run.settings(), settings.data
+    if theirs.data.name == own.name and (
+        theirs.data.seed_of_split(theirs.seed) != own.seed_of_split(settings.seed)
+        or any(getattr(theirs.data, key) != getattr(own, key) for key in ("validation", "test", "images_per_class"))
+    ):
+        log.warning(
+            "model.start %s was trained on other shares of %s, and may have learned from images that are held out "
+            "here; set the same data.validation, data.test, data.images_per_class and data.split_seed.",
+            run.path, own.name,
+        )  # fmt: skip
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -130,110 +148,28 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file} holds no weights: it has {', '.join(map(str, list(content)[:3])) or 'nothing'}.")
     for name, each in weights.items():
         if each.layout is not torch.strided or each.is_quantized or each.is_meta:
-            raise InputError(f"{file} holds {name} {_form(each)}; save it as an ordinary tensor of floats.")
+            raise InputError(
+                f"{file} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as an ordinary tensor "
+                "of floats."
+            )
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in weights)), ""):
         weights = {name.removeprefix(prefix): each for name, each in weights.items()}
     return weights
 
 
-def _form(tensor: Tensor) -> str:
-    """Return in what form a tensor is that is no ordinary one."""
-    if tensor.is_meta:
-        return "without its values (on torch's device meta)"
-    return "quantised" if tensor.is_quantized else f"as a sparse tensor ({tensor.layout})"
-
-
 def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: str) -> None:
     """Load weights that have to fit in every tensor; counters of batches may be missing."""
     own = backbone.state_dict()
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    strange = [key for key in weights if key not in own]
-    shapes = [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    problem = (
-        f"it lacks {missing[0]}" if missing
-        else f"{name!r} has no {strange[0]}" if strange
-        else f"{shapes[0]} is {tuple(weights[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}" if shapes
-        else ""
-    )  # fmt: skip
-    if problem:
+    problems = [f"it lacks {key}" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    problems += [f"{name!r} has no {key}" for key in weights if key not in own]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and own[key].shape != weights[key].shape
+    ]
+    if problems:
         raise InputError(
-            f"model.start {start} does not fit backbone {name!r}: {problem} ({len(missing)} missing, {len(strange)} "
-            f"unknown, {len(shapes)} of another shape, of {len(own)})."
+            f"model.start {start} does not fit backbone {name!r}: {problems[0]} ({len(problems)} tensors do not fit "
+            f"its {len(own)})."
         )
     backbone.load_state_dict(dict(weights), strict=False)
-
-
-def _check_run(settings: Settings, start: str, theirs: Header) -> None:
-    """Refuse a run to start from that does not fit."""
-    pairs = {
-        "model.backbone": (theirs.backbone, settings.model.backbone),
-        "model.options": (theirs.options, settings.model.options),
-        **{
-            f"data.{key}": (getattr(theirs.data, key), getattr(settings.data, key))
-            for key in ("channels", "window", "mean", "std")
-        },
-    }
-    for key, (before, now) in pairs.items():
-        if before != now:
-            raise InputError(
-                f"model.start {start} was trained with {key} {before}, but here it is {now}; set the same."
-            )
-
-
-def _runs_before(start: str) -> Iterator[RunFolder]:
-    """Yield the run of a start, that which it started from, and so on."""
-    before = list[Path]()
-    while is_run(start) and (folder := Path(start).resolve()) not in before:
-        if not folder.is_dir():
-            log.warning("%s is gone, from which %s started: whether it learned from images held out here is not known.",
-                        start, before[-1])  # fmt: skip
-            return
-        before.append(folder)
-        run = RunFolder(Path(start))
-        yield run
-        start = run.settings().model.start or PRETRAINED
-
-
-def _check_unseen(data: DataModule, run: RunFolder) -> None:
-    """Refuse a run that learned from images which are held out here for validation or testing.
-
-    Its images are listed as it drew them, from the dataset as it is now, if that is the one it was trained on: by the
-    names and sizes of its files or, of a run that did not write them down, by its place.
-    """
-    if not any(map(data.draws, ("validation", "test"))):  # the dataset itself holds them out
-        return
-    theirs, own = run.settings(), data.settings
-    again = DataModule(replace(theirs.data, name=own.name, root=own.root, download=own.download), theirs.seed)
-    here = _place(theirs.data.name) == _place(own.name)
-    known = run.about().get("data")
-    if not (_was_trained_on(again, known) if isinstance(known, dict) else here):
-        if here:
-            raise InputError(
-                f"{own.name!r} has changed since {run.path} was trained, so that what it learned from cannot be told "
-                "from what is held out here; bring the images back, or give the dataset folders for validation and "
-                "testing."
-            )
-        return
-    held_out = {name for name, _, split in data.split_rows() if split in ("validation", "test")}
-    learned = {name for name, _, split in again.split_rows() if split == "train"}
-    if both := sorted(held_out & learned):
-        raise InputError(
-            f"model.start {run.path} has learned from {len(both)} images that are held out here ({both[0]}, say); it "
-            f"was trained with data.validation {theirs.data.validation}, data.test {theirs.data.test}, "
-            f"data.images_per_class {theirs.data.images_per_class} and a split by seed "
-            f"{theirs.data.seed_of_split(theirs.seed)}: set the same (--data.split_seed)."
-        )
-
-
-def _was_trained_on(data: DataModule, known: Mapping[str, Any]) -> bool:
-    """Return whether images are those that a run wrote down."""
-    try:
-        return bool(known.get("fingerprint") == data.fingerprint("train", times=False))
-    except InputError:  # it could not have drawn from them
-        return False
-
-
-def _place(name: str) -> str:
-    """Return a dataset's name with its path in full."""
-    kind, colon, path = name.partition(":")
-    return f"{kind}:{os.path.realpath(os.path.expanduser(path))}" if colon else name

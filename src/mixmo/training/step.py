@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,16 @@ from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.sets import DistinctBatch
+from mixmo.errors import TrainingError
 from mixmo.header import Header
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 from mixmo.training import ranks
-from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, warmup_steps
-from mixmo.training.sam import perturb_weights
-from mixmo.training.sums import EpochSums, TrainingError
+from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, perturb_weights, warmup_steps
+from mixmo.training.sums import EpochSums
 
+LOG_EVERY = 50
+"""Steps between two looks at the loss; in between the host never waits for the device."""
 STATISTICS_BATCHES = 50
 """Batches from which the batch-norm statistics of averaged weights are estimated."""
 
@@ -36,14 +38,11 @@ class Training(L.LightningModule):
     Args:
         net: The network.
         maker: Makes mixtures of distinct images.
-        settings: The run's settings: seed, optimiser, schedule.
+        settings: The run's.
         num_images: N, images of the training set, for the published length of the warm-up.
         sample_batches: Returns, of an epoch's training images, so many batches, from which the batch-norm statistics
             of averaged weights are estimated.
-        log_every: Steps between two looks at the loss; in between the host never waits for the device.
         header: What checkpoints say of the network in addition to its weights.
-        accumulate: Parts of a batch (of this rank's share of it) that are computed one after another.
-        skip: Skip steps whose loss or gradient is not finite, in place of ending the run.
 
     Attributes:
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
@@ -60,22 +59,18 @@ class Training(L.LightningModule):
         settings: Settings,
         num_images: int,
         sample_batches: Callable[[int, int], Iterable[DistinctBatch]],
-        log_every: int = 50,
-        header: Header | None = None,
-        accumulate: int = 1,
-        skip: bool = False,
+        header: Header,
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
-        self.sample_batches, self._estimated_at = sample_batches, -1
-        self.header = header
-        self.maker, self.settings, self.num_images, self.log_every = maker, settings, num_images, log_every
+        self.maker, self.settings, self.num_images = maker, settings, num_images
+        self.sample_batches, self.header = sample_batches, header
+        self.accumulate = settings.trainer.accumulate
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.generator: torch.Generator | None = None
         self.reports = 0
-        self.sums = EpochSums(net.num_members, skip)
-        self.accumulate, self.skip = accumulate, skip
+        self.sums = EpochSums(net.num_members)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
         self._unfinished: dict[str, Any] | None = None
         self._perturbed, self._ready_at = False, -1
@@ -159,7 +154,7 @@ class Training(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the sums of the epoch, and for a bad step, now and then."""
-        if self.sums.steps % self.log_every and not self.trainer.is_last_batch:
+        if self.sums.steps % LOG_EVERY and not self.trainer.is_last_batch:
             return
         self.check_finite()
         self.reports += 1
@@ -172,8 +167,8 @@ class Training(L.LightningModule):
             lr = self.peak_lr * self.schedule(step)
             raise TrainingError(
                 f"the loss or its gradient was not finite at step {step}, with learning rate {lr:.4g}; the last "
-                "checkpoint was written before it. Lower the learning rate, lengthen the warm-up, or skip such steps "
-                "by --trainer.on_nonfinite skip."
+                "checkpoint was written before it. Lower the learning rate, lengthen the warm-up, or clip the gradient "
+                "(--trainer.gradient_clip_val 1)."
             )
 
     def optimizer_step(
@@ -190,29 +185,16 @@ class Training(L.LightningModule):
         assert optimizer_closure is not None
         if self.settings.optimizer.sam_radius:
             optimizer_closure = partial(self._sam_closure, optimizer_closure)
-        optimizer_closure = partial(self._with_finite_check, optimizer_closure, step, self._copied_buffers())
+        optimizer_closure = partial(self._with_finite_check, optimizer_closure, step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._move_average(step)
 
-    def _copied_buffers(self) -> list[Tensor]:
-        """Return copies of the network's buffers where steps may be skipped: their forward passes change statistics."""
-        return [each.clone() for each in self.net.buffers()] if self.skip else []
-
-    def _with_finite_check(self, closure: Callable[[], Any], step: int, buffers: Sequence[Tensor]) -> Any:
-        """Note a step whose loss or gradient is not finite; without its gradient, no optimiser does anything.
-
-        Where it is skipped, the network's buffers become again what they were.
-        """
+    def _with_finite_check(self, closure: Callable[[], Any], step: int) -> Any:
+        """Note the first step whose loss or gradient is not finite."""
         loss = closure()
-        gradients = [each.grad for each in self.net.parameters() if each.grad is not None]
-        bad = ~(ranks.total_norm(gradients).isfinite() & loss.detach().isfinite())
-        if not self.skip:
-            self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
-        elif self.sums.skipped(bool(ranks.sum_over_ranks(bad.float()))):  # on all ranks, or on none
-            for parameter in self.net.parameters():
-                parameter.grad = None
-            for own, before in zip(self.net.buffers(), buffers, strict=True):
-                own.copy_(before)
+        norm = nn.utils.get_total_norm([each.grad for each in self.net.parameters() if each.grad is not None])
+        bad = ~(norm.isfinite() & loss.detach().isfinite())
+        self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
         return loss
 
     def _sam_closure(self, closure: Callable[[], Any]) -> Any:
@@ -284,13 +266,12 @@ class Training(L.LightningModule):
         self.scores = torch.zeros(self.net.num_members + 3, device=self.device)
 
     def estimate_statistics(self) -> None:
-        """Give the average batch-norm statistics of its own, from training mixtures, once for each step.
+        """Give the average batch-norm statistics of its own, from training mixtures.
 
         They are a function of the weights and (seed, step), so that a run that was stopped comes to the same.
         """
-        if self.average is None or self._estimated_at == self.global_step:
+        if self.average is None:
             return
-        self._estimated_at = self.global_step
         for own, theirs in zip(self.average.buffers(), self.net.buffers(), strict=True):
             own.copy_(theirs)  # what is no batch norm keeps the trained network's
         seed = seed_for(self.settings.seed, self.global_step, "estimate")
@@ -332,8 +313,7 @@ class Training(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the header with the weights, and the sums of an epoch that is not finished."""
-        if self.header is not None:
-            checkpoint["header"] = self.header.to_dict()
+        checkpoint["header"] = self.header.to_dict()
         if finished_epochs(checkpoint) == checkpoint["epoch"]:
             checkpoint["unfinished"] = self.sums.state()
 
@@ -362,6 +342,6 @@ class _OnMixtures(nn.Module):
 
 
 def _is_finite(net: nn.Module) -> bool:
-    """Return whether all weights and statistics are finite, those of other ranks included."""
-    statistics = [each for each in net.buffers() if each.is_floating_point()]
-    return all(bool(ranks.total_norm(each).isfinite()) for each in (list(net.parameters()), statistics) if each)
+    """Return whether all weights and statistics are finite."""
+    tensors = [*net.parameters(), *(each for each in net.buffers() if each.is_floating_point())]
+    return bool(nn.utils.get_total_norm(tensors).isfinite())

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from mixmo.config.imports import is_kept_configuration, without_permission
 from mixmo.errors import InputError, one_of
 from mixmo.files import read_yaml
 
@@ -19,6 +18,8 @@ NOTES = ("published", "source")
 """Keys of a catalogue entry that say what is known of it; they are no settings."""
 SWEEP = "sweep"
 """The section of a file that says what to vary (:mod:`mixmo.sweeps`); the rest of it is a recipe."""
+PERMISSIONS = ("allow_imports", "data.download", "model.download")
+"""Settings that allow something to be run or fetched: they count in a user's recipe and on the command line only."""
 
 
 @cache
@@ -60,9 +61,31 @@ def load_recipe(recipe: str | Path) -> Recipe:
         content = read_yaml(path, "recipe file")
         if SWEEP in content:
             raise InputError(f"{path} is a sweep, of many runs: `mixmo sweep {path}` trains them.")
-        return resolve(without_permission(content) if is_kept_configuration(path) else content, str(path))
+        return resolve(without_permission(content) if _is_configuration(path) else content, str(path))
     one_of(str(recipe), _read_shipped("catalogue.yaml"), "recipe")
     return resolve(_read_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
+
+
+def without_permission(configuration: Mapping[str, Any]) -> Recipe:
+    """Return a run's configuration without imports and downloads that it allows: another user may have trained it.
+
+    Example:
+        >>> without_permission({"seed": 1, "allow_imports": ["mypackage.masks"], "data": {"download": True}})
+        {'seed': 1, 'data': {}}
+    """
+
+    def kept(section: Any, prefix: str) -> Any:
+        if not isinstance(section, Mapping):
+            return section
+        return {key: kept(value, f"{key}.") for key, value in section.items() if f"{prefix}{key}" not in PERMISSIONS}
+
+    return dict(kept(configuration, ""))
+
+
+def _is_configuration(file: Path) -> bool:
+    """Return whether a YAML file is a run's configuration, by its name or the files next to it."""
+    in_run = any((file.resolve().parent / name).exists() for name in ("environment.json", "checkpoints"))
+    return file.name.lower() in ("config.yaml", "config.yml") or in_run
 
 
 def resolve(content: Recipe, where: str) -> Recipe:

@@ -1,0 +1,153 @@
+"""Masks and objectives of a user's own: imported by path where the user allows it, and tried before training.
+
+Importing a module runs it. So a name such as ``mypackage.masks:stripes`` is followed only where ``allow_imports`` lists
+the module, in a recipe that the user runs or on the command line; what a run's folder says never counts as permission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixmo.batch_mixing import MixedBatch, Objective
+from mixmo.errors import InputError, one_of, reason
+from mixmo.masks import FeatureShape, MaskFunction
+from mixmo.mixing import Kind
+
+PUBLISHED = "mixed_cross_entropy"
+"""The name of the paper's loss in recipes."""
+
+
+def resolve(name: str, allowed: Sequence[str]) -> Any:
+    """Return the function that an import path names.
+
+    Args:
+        name: ``package.module:function``.
+        allowed: The modules that may be imported, by their full names; a package allows none of its modules.
+
+    Raises:
+        InputError: if the name is malformed, its module is not allowed or cannot be imported, or holds no such
+            function. A module that is not allowed is not imported.
+
+    Example:
+        >>> resolve("math:hypot", ["math"])(3, 4)
+        5.0
+        >>> resolve("math:hypot", [])
+        Traceback (most recent call last):
+        mixmo.errors.InputError: 'math:hypot' needs code of the module math, ...
+    """
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        raise InputError(f"{name!r} is no import path; it has the form package.module:function.")
+    if module not in allowed:
+        raise InputError(
+            f"{name!r} needs code of the module {module}, which is not allowed; if you trust it, allow it with "
+            f"--allow_imports '[{module}]'."
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # a user's module: show what it raises
+        raise InputError(f"{name!r} cannot be imported: {reason(error)}.") from error
+    if not callable(found):
+        raise InputError(f"{name!r} is {type(found).__name__}; it is a function.")
+    return found
+
+
+def find_masks(
+    kinds: Mapping[Kind, float], allowed: Sequence[str], members: int, shape: FeatureShape
+) -> dict[Kind, float]:
+    """Return kinds of masks with their probabilities; those named by import path as functions, each tried.
+
+    Args:
+        kinds: The recipe's.
+        allowed: The modules that may be imported.
+        members: M.
+        shape: (F, h, w) of the encoders' output.
+
+    Raises:
+        InputError: if a kind is not allowed, or does not return masks (:func:`check_masks`).
+
+    Example:
+        >>> find_masks({"mixmo.masks.splits:vertical": 1.0}, ["mixmo.masks.splits"], 2, (16, 8, 8))
+        {<function vertical at ...>: 1.0}
+    """
+    found = dict[Kind, float]()
+    for kind, probability in kinds.items():
+        if isinstance(kind, str) and ":" in kind:
+            name, kind = kind, resolve(kind, allowed)
+            check_masks(name, kind, members, shape)
+        found[kind] = probability
+    return found
+
+
+def check_masks(name: str, function: MaskFunction, members: int, shape: FeatureShape) -> None:
+    """Try a mask's function on four samples.
+
+    Args:
+        name: What to call it.
+        function: As ``mixmo.masks`` describes it.
+        members: M.
+        shape: (F, h, w).
+
+    Raises:
+        InputError: if it fails, or does not return (4, M, 1 or F, h, w) in [0, 1] that sum to one over the members.
+
+    Example:
+        >>> check_masks("half", lambda ratios, shape, *_: torch.full((4, 2, 1, *shape[1:]), 0.4), 2, (8, 4, 4))
+        Traceback (most recent call last):
+        mixmo.errors.InputError: mask kind 'half' returns masks that sum to 0.8, not one, over the members.
+    """
+    ratios = torch.full((4, members), 1 / members)
+    roles = torch.arange(members).expand(4, members)
+    try:
+        masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
+    except Exception as error:  # a user's function: show what it raises
+        raise InputError(f"mask kind {name!r} fails on maps of {shape}: {reason(error)}.") from error
+    sizes = [(4, members, channels, *shape[1:]) for channels in (1, shape[0])]
+    if not isinstance(masks, Tensor) or tuple(masks.shape) not in sizes:
+        returned = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(f"mask kind {name!r} returns {returned}; masks have the shape {sizes[0]} or {sizes[1]}.")
+    if not masks.is_floating_point() or not bool(((masks >= 0) & (masks <= 1)).all()):
+        raise InputError(f"mask kind {name!r} returns values outside [0, 1], or no floating-point numbers.")
+    total = masks.sum(1)
+    worst = total.flatten()[(total - 1).abs().argmax()].item()
+    if abs(worst - 1) > 1e-4:
+        raise InputError(f"mask kind {name!r} returns masks that sum to {worst:.3g}, not one, over the members.")
+
+
+def find_objective(name: str, allowed: Sequence[str], members: int, classes: int, soft: bool) -> Objective | None:
+    """Return an objective of a user's own by its import path, tried on two mixtures; ``None`` for the paper's.
+
+    Args:
+        name: :data:`PUBLISHED`, or ``package.module:function``.
+        allowed: The modules that may be imported.
+        members: M.
+        classes: K.
+        soft: Whether targets are probabilities (B, M, K), as with mixing in pixels, rather than class numbers (B, M).
+
+    Raises:
+        InputError: if it is unknown, not allowed, or fails on a batch of zeros.
+
+    Example:
+        >>> find_objective("mixed_cross_entropy", [], 2, 10, False) is None
+        True
+    """
+    if ":" not in name:
+        one_of(name, (PUBLISHED,), "objective")
+        return None
+    own: Objective = resolve(name, allowed)
+    size = (2, members)
+    targets = torch.full((*size, classes), 1 / classes) if soft else torch.zeros(size, dtype=torch.int64)
+    images, masks = torch.zeros(*size, 3, 8, 8), torch.full((*size, 1, 8, 8), 1 / members)
+    logits = torch.zeros(*size, classes, requires_grad=True)
+    try:
+        loss = own(logits, MixedBatch(images, masks, targets, torch.ones(size), torch.ones(2) > 1))
+    except Exception as error:  # a user's function: show what it raises
+        raise InputError(f"objective {name!r} fails on a batch of two mixtures: {reason(error)}.") from error
+    if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
+        raise InputError(f"objective {name!r} does not return a scalar tensor that has a gradient.")
+    return own
