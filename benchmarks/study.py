@@ -143,7 +143,7 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
         **{key: sum(network_size(each)[key] for each in trained) for key in ("parameters", "macs")},
         "images_in_training": sum(training_images(settings, rows) for rows in histories),
         "seconds": round(sum(each["seconds"] for rows in histories for each in rows)),
-        "precision": row.plans[0].trainer["precision"],
+        "precision": row.plans[0].settings.trainer.precision,
         "device": hardware["gpu"] or hardware["processor"],
         "mixmo": __version__,
         "torch": torch.__version__,

@@ -335,8 +335,8 @@ def test_what_followed_from_the_machine_is_kept_for_this_run_alone(pictures, tmp
     fit(three_epochs(pictures, "--trainer.precision=null", "--trainer.max_epochs=1"), run)
     monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "32-true")
     assert run.about()["resolved"]["trainer"]["precision"] == "bf16-mixed"
-    assert make_plan(run.resumed_config()).trainer["precision"] == "bf16-mixed"  # it goes on as it began
-    assert make_plan(run.config()).trainer["precision"] == "32-true"  # a new run suits its own machine
+    assert make_plan(run.resumed_config()).settings.trainer.precision == "bf16-mixed"  # it goes on as it began
+    assert make_plan(run.config()).settings.trainer.precision == "32-true"  # a new run suits its own machine
 
 
 def test_training_and_loading_leave_the_process_as_it_was(pictures, tmp_path):

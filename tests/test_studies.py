@@ -235,7 +235,7 @@ def test_studies_are_of_equal_compute(file, tmp_path):
         passes = 0
         for plan in (*row.starts, *row.plans):
             steps = 2 if plan.settings.optimizer.sam_radius else 1
-            passes += steps * plan.trainer["max_epochs"] * plan.settings.data.batch_repetition
+            passes += steps * plan.epochs * plan.settings.data.batch_repetition
             assert plan.settings.data.split_seed == 0
         twice = "two networks" in row.about["method"] and "equal" not in row.about["method"]
         assert 0.95 <= passes / row.about["passes"] / (2 if twice else 1) <= 1, row.about

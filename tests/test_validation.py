@@ -18,7 +18,7 @@ from mixmo.config.settings import ModelSettings, Settings, known_settings, neutr
 from mixmo.config.words import read_words
 from mixmo.errors import InputError
 from mixmo.pixel_mixing import PixelMixer
-from mixmo.validation import check_value, fields_of
+from mixmo.validation import fields_of
 
 BASE = load_recipe("digits-cut")
 
@@ -152,10 +152,3 @@ def test_a_starts_channels_hold_before_what_depends_on_them(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {backbone: resnet18}\ndata: {channels: 4}\n")
     recipe = {"model": {"start": str(tmp_path)}, "data": {"mean": [0.1] * 4, "color_jitter": 0.0}}
     assert make_plan({**recipe, "trainer": {"max_epochs": 1}}).settings.data.channels == 4
-
-
-def test_a_value_alone_is_checked_as_strictly():
-    assert check_value([1, 2.5], list[float], "x") == [1.0, 2.5]
-    for value, hint in [([True], list[float]), ("1", int), (1, str), ({1: 2}, dict[str, int])]:
-        with pytest.raises(InputError, match="it must"):
-            check_value(value, hint, "x")

@@ -57,8 +57,14 @@ def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str
         mixmo.errors.InputError: unknown mixer kind 'lineal'; did you mean 'linear'?
     """
     names = sorted(known)
-    if value in names:
-        return value
+    if value not in names:
+        raise InputError(explain_unknown(value, names, what, listed))
+    return value
+
+
+def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
+    """Return a sentence that names what is unknown, and what is near it, as :func:`one_of` raises it."""
+    names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
@@ -66,7 +72,7 @@ def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str
         hint = f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
     else:
         hint = f"none has a similar name{f'; {listed} lists them' if listed else ''}."
-    raise InputError(f"unknown {what} {value!r}; {hint}")
+    return f"unknown {what} {value!r}; {hint}"
 
 
 def reason(error: BaseException) -> str:

@@ -10,11 +10,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, InstanceOf, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
 from mixmo.errors import InputError
+from mixmo.validation import (
+    CONFIG,
+    Boolean,
+    Integer,
+    Number,
+    Numbers,
+    describe_errors,
+    settings_class,
+    take_integer,
+    take_list,
+)
 
 FORMAT = 1
 """The number of the header's format. It grows when a header says what earlier versions would not understand."""
@@ -22,51 +33,46 @@ FORMAT = 1
 LARGEST_SIDE = 8192
 MOST_MEMBERS = 100
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Number = Annotated[float, Strict()]
-Flag = Annotated[bool, Strict()]
 Text = InstanceOf[str]  # names of files need not be valid Unicode
-Side = Annotated[int, Strict(), Field(ge=1, le=LARGEST_SIDE)]
+Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
+Members = Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)]
+Channels = Annotated[Literal[1, 3, 4], BeforeValidator(take_integer)]
+Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], Strict(), BeforeValidator(take_list)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@settings_class("data", frozen=True)
 class Preparation:
     """How an image is prepared for a network.
-
-    Attributes:
-        channels: 3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are.
-        interpolation: How images are scaled.
-        mean: Subtracted from each channel, in [0, 1].
-        std: Divides each channel, in [0, 1].
-        crop_size: Side of the crop in the middle that the network sees; ``None`` is the whole image.
-        image_size: Side that images were asked to be brought to; ``None`` took them as they were, all of one size.
-        window: Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255.
-        own_transforms: Whether a program's Dataset prepared images by transforms of its own.
 
     Example:
         >>> Preparation(channels=3, interpolation="bicubic", mean=[0.5, 0.5], std=[0.5], crop_size=None)
         Traceback (most recent call last):
-        pydantic_core._pydantic_core.ValidationError: ...
-          Value error, data.mean has 2 values for 3 channels [...
+        mixmo.errors.InputError: data.mean has 2 values for 3 channels.
     """
 
-    channels: Literal[1, 3, 4]
+    channels: Channels
+    """3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are."""
     interpolation: Literal["bicubic", "bilinear"]
-    mean: list[Number]
-    std: list[Annotated[Number, Field(ge=1e-6)]]
+    """How images are scaled."""
+    mean: Numbers
+    """Subtracted from each channel, in [0, 1]."""
+    std: Deviations
+    """Divides each channel, in [0, 1]."""
     crop_size: Side | None
+    """Side of the crop in the middle that the network sees; ``None`` is the whole image."""
     image_size: Side | None = None
-    window: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
-    own_transforms: Flag = False
+    """Side that images were asked to be brought to; ``None`` took them as they were, all of one size."""
+    window: Numbers | None = None
+    """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255."""
+    own_transforms: Boolean = False
+    """Whether a program's Dataset prepared images by transforms of its own."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def __post_init__(self) -> None:
         for key in ("mean", "std"):
             if (count := len(getattr(self, key))) not in (1, self.channels):
-                raise ValueError(f"data.{key} has {count} values for {self.channels} channels")
-        if self.window is not None and not self.window[0] < self.window[1]:
-            raise ValueError(f"data.window is {self.window}; its first value is the lower")
-        return self
+                raise InputError(f"data.{key} has {count} values for {self.channels} channels.")
+        if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
+            raise InputError(f"data.window is {self.window}; it is two values, low and high, the first the lower.")
 
     @classmethod
     def of(cls, settings: Any) -> Self:
@@ -74,7 +80,7 @@ class Preparation:
         return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=CONFIG)
 class Header:
     """What a saved network says of itself.
 
@@ -103,7 +109,7 @@ class Header:
     data: Preparation
     backbone: Text = ""
     options: dict[str, Any] = Field(default_factory=dict)
-    num_members: Annotated[int, Strict(), Field(ge=1, le=MOST_MEMBERS)] = 1
+    num_members: Members = 1
     mix_at: Text | None = None
 
     @property
@@ -141,7 +147,7 @@ class Header:
             own = {key: value for key, value in content.items() if key != "format"}
             return TypeAdapter(cls).validate_python(own)
         except ValidationError as error:
-            raise InputError(f"{where} is damaged, or none of mixmo's: {translate_error(error)}.") from error
+            raise InputError(f"{where} is damaged, or none of mixmo's: {describe_errors(error, cls)[0]}") from error
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""
@@ -183,17 +189,3 @@ def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where
             "in the config.yaml next to it."
         )
     return found | {"size": known.get("size") or [side, side]} | parts["model"] | {"data": parts["data"]}
-
-
-def translate_error(error: ValidationError) -> str:
-    """Return the first thing that a check by pydantic found, in a few words."""
-    first = error.errors(include_url=False)[0]
-    place, text = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"it lacks {place}"
-    if first["type"] == "unexpected_keyword_argument":
-        return f"it has a key {place!r}"
-    if first["type"] == "value_error":
-        return text
-    value = repr(first["input"])
-    return f"{place or 'it'} is {value if len(value) <= 60 else f'{value[:57]}…'}; {text[:1].lower()}{text[1:]}"

@@ -150,7 +150,7 @@ def train_plan(
     """
     data = data or DataModule(plan.settings.data, plan.settings.seed, check=True)
     first = is_first()
-    unfinished = not resume or folder.finished_epochs() != plan.trainer["max_epochs"]
+    unfinished = not resume or folder.finished_epochs() != plan.epochs
     if unfinished:
         train_run(plan, folder, resume, callbacks, accept_changes, data, module)
     elif not accept_changes:

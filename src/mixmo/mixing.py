@@ -27,7 +27,7 @@ from mixmo.errors import InputError, one_of
 from mixmo.masks import CONSTANT, KINDS, FeatureShape, MaskFunction
 from mixmo.masks.constant import linear
 from mixmo.seeding import drawing_device
-from mixmo.validation import Count, FromElsewhere, Number, Share, check_value, settings_class
+from mixmo.validation import Count, FromElsewhere, Number, Share, settings_class
 
 NOTHING = torch.iinfo(torch.int64).min
 """The ``ignore_index`` of cross-entropy: no label can equal it, so that invalid labels raise; torch's default, -100,
@@ -54,12 +54,19 @@ def _check_kind(kind: Any) -> Any:
     if isinstance(kind, Mapping):
         if not all(isinstance(name, str) or callable(name) for name in kind):
             raise ValueError("it must be a mapping of masks' names, or functions, to probabilities")
-        return {name: check_value(share, Number, f"mixer.kind.{name}") for name, share in kind.items()}
+        return {name: _check_share(name, share) for name, share in kind.items()}
     if isinstance(kind, str):
         return str.__str__(kind)
     if callable(kind):
         return kind
     raise ValueError("it must be the name of a mask, a function, or a mapping of such to probabilities")
+
+
+def _check_share(kind: Any, share: Any) -> float:
+    try:
+        return float("x" if isinstance(share, bool) else share)
+    except (TypeError, ValueError):
+        raise InputError(f"mixer.kind.{kind} is {share!r}; it must be a number.") from None
 
 
 @settings_class("mixer", frozen=True)

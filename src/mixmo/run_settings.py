@@ -8,7 +8,9 @@ from typing import Any
 from mixmo.config.settings import known_settings
 
 REMOVED = {
+    "model.fresh_heads": (None,),
     "trainer.strategy": ("auto", "ddp", "fsdp"),
+    "trainer.profiler": (None,),
     "trainer.on_nonfinite": ("stop",),
     "data.repeat": ("index",),
 }

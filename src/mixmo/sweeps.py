@@ -151,10 +151,10 @@ def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any
             except InputError as error:
                 raise InputError(f"trial {name}: {error}") from error
             for setting in ("devices", "num_nodes"):
-                if plan.trainer[setting] not in (None, 1):
+                if (count := getattr(plan.settings.trainer, setting)) not in (None, 1):
                     raise InputError(
-                        f"trial {name}: trainer.{setting} is {plan.trainer[setting]}, and each trial of a sweep takes "
-                        "one device; train on many with `mixmo fit`."
+                        f"trial {name}: trainer.{setting} is {count}, and each trial of a sweep takes one device; "
+                        "train on many with `mixmo fit`."
                     )
             yield Trial(name, {choice.axis: choice.label for choice in choices}, recipe, own, plan)
 
@@ -320,7 +320,7 @@ class SweepRunner:
         if trial.key not in self._finished:  # a whole checkpoint is read to know
             if not run.config_file.is_file():
                 return "waiting"
-            if run.finished_epochs() < trial.plan.trainer["max_epochs"]:
+            if run.finished_epochs() < trial.plan.epochs:
                 return "begun"
             self._finished.add(trial.key)
         return "finished"

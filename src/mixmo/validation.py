@@ -13,16 +13,16 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
 
-from mixmo.errors import InputError, one_of
+from mixmo.errors import InputError, explain_unknown
 
 T = TypeVar("T")
 
@@ -159,31 +159,6 @@ def _describe_fields(section: Any) -> str:
     return "\n".join(f"    {name}: {' '.join((field.description or '').split())}" for name, field in fields)
 
 
-def check_value(value: Any, hint: Any, name: str) -> Any:
-    """Return a value as an annotation has it.
-
-    Raises:
-        InputError: naming it, if it does not fit.
-
-    Example:
-        >>> check_value("1e-3", Number, "lr")
-        0.001
-        >>> check_value([True, 1], list[bool], "right")
-        Traceback (most recent call last):
-        mixmo.errors.InputError: right[1] is 1; it must be true or false.
-    """
-    try:
-        return _adapter(hint).validate_python(value, strict=True)
-    except ValidationError as error:
-        sentences = [_sentence(name + path, each) for path, each in _grouped(error)]
-        raise InputError(join_sentences(sentences)) from None
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
-
-
 @functools.cache
 def fields_of(section: type) -> Mapping[str, FieldInfo]:
     """Return what is known of every setting of a class of sections, by its dotted name."""
@@ -221,7 +196,7 @@ def join_sentences(sentences: Sequence[str]) -> str:
 
 
 def describe_errors(error: ValidationError, settings: type, section: str = "") -> list[str]:
-    """Return a sentence for each setting that is wrong.
+    """Return a sentence for each value that is wrong.
 
     Args:
         error: Of validating the settings.
@@ -229,87 +204,62 @@ def describe_errors(error: ValidationError, settings: type, section: str = "") -
         section: The section that they are, if they are one.
     """
     known, prefix = fields_of(settings), f"{section}." if section else ""
-    found = []
-    for path, each in _grouped(error, known):
-        name = prefix + path.removeprefix(".")
-        if each[0]["type"] == "unexpected_keyword_argument":
-            found.append(unknown_setting(name, [prefix + own for own in known]))
-        else:
-            found.append(_sentence(name, each))
-    return found
-
-
-def unknown_setting(name: str, known: Iterable[str], what: str = "setting", listed: str = "`mixmo fit --help`") -> str:
-    """Return a sentence that names an unknown setting, and what is near it."""
-    try:
-        one_of(name, known, what, listed)
-    except InputError as error:
-        return str(error)
-    return f"{name} is no {what} here."
-
-
-def _grouped(error: ValidationError, known: Iterable[str] = ("",)) -> Iterator[tuple[str, list[Any]]]:
-    """Yield errors by the path of the value they are of; a union has one for each of its types."""
     found: dict[str, list[Any]] = {}
     for each in error.errors(include_url=False):
-        found.setdefault(_path(each["loc"], set(known)), []).append(each)
-    for path, errors in found.items():
-        if not any(other != path and other.startswith(path) and other[len(path)] in ".[" for other in found):
-            yield path, errors
+        found.setdefault(_place(each["loc"], known), []).append(each)  # a union has an error for each of its types
+    sentences = []
+    for place, errors in found.items():
+        name = prefix + place
+        if errors[0]["type"] == "unexpected_keyword_argument":
+            sentences.append(explain_unknown(name, [prefix + own for own in known], "setting", "`mixmo fit --help`"))
+        elif not any(other != place and other.startswith(f"{place}[") for other in found):
+            sentences.append(_sentence(name, errors))
+    return sentences
 
 
-def _path(location: Sequence[int | str], known: set[str]) -> str:
-    """Return where a value is; within a setting without the names that pydantic has for the types of a union."""
-    path, inside = "", "" in known
+def _place(location: Sequence[int | str], known: Collection[str]) -> str:
+    """Return where a value is; within a setting without pydantic's names for the types of a union."""
+    place = ""
     for part in location:
-        if not (inside and isinstance(part, str) and ("[" in part or part in TYPES)):
-            path += f"[{part}]" if isinstance(part, int) else f".{part}"
-        inside = inside or path[1:] in known
-    return path
-
-
-TYPES = {"int", "float", "str", "bool", "none", "constrained-int", "constrained-float", "constrained-str"}
-"""What pydantic calls the types of a union."""
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif place.partition("[")[0] not in known:
+            place += f".{part}" if place else part
+    return place
 
 
 def _sentence(name: str, errors: Sequence[Any]) -> str:
     """Return what is wrong with one value."""
-    cause = (errors[0].get("ctx") or {}).get("error")
-    if isinstance(cause, InputError):  # a whole sentence
-        return str(cause)
-    value, name = errors[0]["input"], name.removeprefix(".")
-    choices = re.findall(r"'([^']+)'", str((errors[0].get("ctx") or {}).get("expected", "")))
+    value, context = errors[0]["input"], errors[0].get("ctx") or {}
+    if isinstance(context.get("error"), InputError):  # a whole sentence
+        return str(context["error"])
+    if errors[0]["type"] == "missing":
+        return f"{name} is missing."
+    choices = re.findall(r"'([^']+)'", str(context.get("expected", "")))
     if errors[0]["type"] == "literal_error" and isinstance(value, str) and choices:
-        return unknown_setting(value, choices, name)
-    wanted = dict.fromkeys(_wanted(each) for each in errors)
-    return f"{name} is {_shown(value)}; it must {' or '.join(wanted)}."
+        return explain_unknown(value, choices, name)
+    text, wanted = repr(value), dict.fromkeys(map(_wanted, errors))
+    return f"{name or 'it'} is {text if len(text) <= 80 else f'{text[:77]}…'}; it must {' or '.join(wanted)}."
 
 
-WORDS = {
-    r"String should have at least 1 character": "not be empty",
-    r"Keys should be strings": "have texts for names",
-    r", unable to parse.*": "",
-    r"a valid integer": "an integer",
-    r"a valid boolean": "true or false",
-    r"a valid dictionary": "a mapping",
-    r"a valid string": "a text",
-    r"a valid (number|list)": r"a \1",
-    r"a dictionary or an instance of \w+": "a section of settings",
-    r"(greater|less) than or equal to (\S+)": r"at \1 \2",
-    r"at greater": "at least",
-    r"at less": "at most",
+WANTED = {
+    "bool_parsing": "be true or false",
+    "bool_type": "be true or false",
+    "dataclass_type": "be a section of settings",
+    "dict_type": "be a mapping",
+    "float_parsing": "be a number",
+    "float_type": "be a number",
+    "greater_than_equal": "be at least {limit}",
+    "int_parsing": "be an integer",
+    "int_type": "be an integer",
+    "less_than_equal": "be at most {limit}",
+    "list_type": "be a list",
+    "string_too_short": "not be empty",
+    "string_type": "be a text",
 }
-"""How pydantic's words are said here, in their order."""
+"""What is said for pydantic's types of errors; of others, its own words."""
 
 
 def _wanted(error: Any) -> str:
-    text = str((error.get("ctx") or {}).get("error") or error["msg"])
-    text = text.removeprefix("Input should ").removeprefix("it must ")
-    for pattern, words in WORDS.items():
-        text = re.sub(pattern, words, text)
-    return text
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    text = str((error.get("ctx") or {}).get("error") or error["msg"]).removeprefix("Input should ")
+    return WANTED.get(error["type"], text.removeprefix("it must ")).format(limit=text.rpartition(" ")[2])

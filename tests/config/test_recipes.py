@@ -80,7 +80,7 @@ def test_families_at_equal_compute_are_equal():
     families += [[f"cifar100-fast-{net}-{m}" for m in ("single", "cut-cutmix")] for net in ("wrn16x8", "wrn28x10")]
     for family in families:
         plans = [make_plan(load_recipe(name)) for name in family]
-        assert len({plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}) == 1
+        assert len({plan.epochs * plan.settings.data.batch_repetition for plan in plans}) == 1
         assert len({(plan.settings.model.backbone, plan.settings.data.batch_size) for plan in plans}) == 1
         assert len({plan.settings.data.images_per_class for plan in plans}) == 1
 
@@ -98,7 +98,7 @@ GRIDS = sorted((Path(__file__).parents[2] / "examples" / "grids").glob("*.yaml")
 def test_grids_are_of_equal_compute(file):
     sweep = load_sweep(file)
     plans = [trial.plan for trial in sweep]
-    passes = {plan.trainer["max_epochs"] * plan.settings.data.batch_repetition for plan in plans}
+    passes = {plan.epochs * plan.settings.data.batch_repetition for plan in plans}
     assert len(passes) == 1 and len({trial.name for trial in sweep}) >= 3
     if file.stem == "kind":
         assert {plan.settings.mixer.kind for plan in plans} == set(KINDS)
@@ -135,7 +135,7 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
     run = RunFolder(tmp_path / "run")
     fit(plan, run)
     assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
-    assert observed.types == {torch.bfloat16 if plan.trainer["precision"] == "bf16-mixed" else torch.float32}
+    assert observed.types == {torch.bfloat16 if plan.settings.trainer.precision == "bf16-mixed" else torch.float32}
     assert math.isfinite(evaluate_run(run)["nll"])
 
 

@@ -55,7 +55,7 @@ def test_named_choices_set_several_settings_and_extend_recipes(sweep):
     assert names(found) == ["single", "b4", "as-it-is"]
     plans = [trial.plan for trial in found]
     assert [plan.settings.model.num_members for plan in plans] == [1, 2, 2]
-    assert [plan.trainer["max_epochs"] for plan in plans] == [40, 10, 20]
+    assert [plan.epochs for plan in plans] == [40, 10, 20]
     assert [trial.choices for trial in found][2] == {"method": "as it is"}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import write_images
+from pydantic import TypeAdapter, ValidationError
 
 from mixmo import library
 from mixmo.cli.main import main
@@ -15,7 +16,6 @@ from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.sweeps import load_sweep
 from mixmo.training import fit as fitting
-from mixmo.validation import check_value
 
 COUNT, SWEEPS = 2500, 1300
 ATTACK = {"class_path": "os.system", "init_args": {"command": "touch attacked"}}
@@ -35,8 +35,8 @@ def value_for(name, rng, share=0.7):
 
 def fits(value, hint):
     try:
-        check_value(value, hint, "")
-    except InputError:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
         return False
     return True
 

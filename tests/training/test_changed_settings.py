@@ -185,7 +185,7 @@ def test_another_precision_is_the_one_that_is_trained(images, tmp_path):
     other = "bf16-mixed" if run.about()["resolved"]["trainer"]["precision"] == "32-true" else "32-true"
     run.config_file.write_text(text.replace("precision: null", f"precision: {other}"))
     plan = make_plan(run.resumed_config())
-    assert plan.trainer["precision"] == other and find_changes(run, plan).keys() == {"trainer.precision"}
+    assert plan.settings.trainer.precision == other and find_changes(run, plan).keys() == {"trainer.precision"}
 
 
 def test_a_setting_that_is_deleted_has_changed(images, tmp_path):

@@ -130,16 +130,16 @@ def test_a_second_mask_layout_would_be_noticed():
 
 def test_what_a_recipe_leaves_open_follows_from_the_device():
     plan = make_plan(load_recipe("cifar100-wrn28x10-cut"), ["--trainer.accelerator=cpu"])
-    assert plan.trainer["precision"] in PRECISIONS and plan.settings.model.compile is False
+    assert plan.settings.trainer.precision in PRECISIONS and plan.settings.model.compile is False
     assert plan.settings.data.eval_batch_size == 64
     kept = yaml.safe_load(plan.yaml)  # another machine finds its own
     assert kept["trainer"]["precision"] is kept["model"]["compile"] is kept["data"]["eval_batch_size"] is None
     assert plan.resolved == {
-        "trainer": {"precision": plan.trainer["precision"]}, "model": {"compile": False},
+        "trainer": {"precision": plan.settings.trainer.precision}, "model": {"compile": False},
         "data": {"eval_batch_size": 64},
     }  # fmt: skip
     own = make_plan(load_recipe("cifar100-wrn28x10-cut"), ["--trainer.precision=32-true", "--model.compile=true"])
-    assert own.trainer["precision"] == "32-true" and own.settings.model.compile is True
+    assert own.settings.trainer.precision == "32-true" and own.settings.model.compile is True
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from mixmo.errors import InputError
-from mixmo.header import LARGEST_SIDE
+from mixmo.header import LARGEST_SIDE, Channels, Deviations, Preparation, Side
 from mixmo.pairing import check_input_repetition, check_repetition
 from mixmo.validation import (
     Boolean,
@@ -20,16 +20,12 @@ from mixmo.validation import (
     Share,
     Text,
     settings_class,
-    take_integer,
-    take_list,
 )
 
 LARGEST_BATCH = 2**20
 MOST_WORKERS = 256
 
 BatchSize = Annotated[Integer, Field(ge=1, le=LARGEST_BATCH)]
-Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], BeforeValidator(take_list)]
-Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
 
 
 @settings_class("data")
@@ -66,7 +62,7 @@ class DataSettings:
     """Seed of the draws above; null is the run's, so that runs of other seeds learn from other images, and 0 for the
     test images, so that they are tested on the same.
     """
-    channels: Annotated[Literal[1, 3, 4], BeforeValidator(take_integer)] = 3
+    channels: Channels = 3
     """3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are."""
     window: Numbers | None = None
     """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255, those beyond clipped; null
@@ -138,11 +134,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         check_repetition(self.batch_size, self.batch_repetition)
         self.check_members(1)
-        for key in ("mean", "std"):
-            if len(getattr(self, key)) not in (1, self.channels):
-                raise InputError(f"data.{key} has {len(getattr(self, key))} values for {self.channels} channels.")
-        if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
-            raise InputError(f"data.window is {self.window}; it is two values, low and high, the first the lower.")
+        Preparation.of(self)  # checks what the two have in common
         if self.channels == 4 and (self.policy != "none" or (self.augmentation == "photo" and self.color_jitter)):
             raise InputError(
                 "data.channels is 4, but data.policy and data.color_jitter change colours, which four bands are not; "

@@ -9,22 +9,11 @@ from typing import Any, Literal, TypedDict
 
 from mixmo.config.hardware import Accelerator, Precision
 from mixmo.config.settings import known_settings
-from mixmo.errors import InputError
-from mixmo.validation import join_sentences, unknown_setting
+from mixmo.errors import InputError, explain_unknown
+from mixmo.validation import join_sentences
 
-ARGUMENTS = (
-    "model",
-    "train",
-    "val",
-    "test",
-    "num_members",
-    "epochs",
-    "recipe",
-    "out",
-    "resume",
-    "progress",
-    "callbacks",
-)
+ARGUMENTS = ("model", "train", "val", "test", "num_members", "epochs", "recipe", "out", "resume", "progress",
+             "callbacks")  # fmt: skip
 """Arguments of :func:`mixmo.fit` that are not settings."""
 
 OWN = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
@@ -67,7 +56,7 @@ def as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = keywords()
     near, listed = [*known, *ARGUMENTS], "mixmo.config.keywords.FitSettings"
-    if unknown := [unknown_setting(each, near, "keyword", listed) for each in settings if each not in known]:
+    if unknown := [explain_unknown(each, near, "keyword", listed) for each in settings if each not in known]:
         raise InputError(join_sentences(unknown))
     recipe: dict[str, Any] = {}
     for keyword, value in settings.items():
@@ -85,7 +74,6 @@ class FitSettings(TypedDict, total=False):
     mix_at: str | None
     compile: bool | None
     start: str | None
-    fresh_heads: bool | None
     start_noise: float
     model_download: bool
     mixer_kind: dict[str, float] | str
@@ -158,4 +146,3 @@ class FitSettings(TypedDict, total=False):
     checkpoint_every_minutes: float | None
     gradient_clip_val: float | None
     deterministic: bool
-    profiler: Literal["simple", "advanced"] | None

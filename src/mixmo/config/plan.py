@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,15 +20,18 @@ class Plan(NamedTuple):
 
     Attributes:
         settings: The run's settings; what they leave open follows from this machine.
-        trainer: Keywords of Lightning's Trainer.
         yaml: The settings as YAML, for the run's folder, with what is left open left open.
         resolved: What followed from this machine, in sections.
     """
 
     settings: Settings
-    trainer: dict[str, Any]
     yaml: str
     resolved: dict[str, dict[str, Any]]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the training."""
+        return self.settings.trainer.max_epochs or 0
 
 
 def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Plan:
@@ -45,7 +47,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
     Example:
         >>> from mixmo.config.recipes import load_recipe
         >>> plan = make_plan(load_recipe("digits-cut"), ["--data.batch_size=16"])
-        >>> plan.settings.data.batch_size, plan.trainer["max_epochs"]
+        >>> plan.settings.data.batch_size, plan.epochs
         (16, 20)
     """
     if not isinstance(overrides, Mapping):
@@ -64,8 +66,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
     if settings.trainer.max_epochs is None:
         raise InputError("trainer.max_epochs is not set; it says how many epochs to train, 1 or more.")
     text = yaml_text(values_of(settings))
-    resolved = _resolve(settings)
-    return Plan(settings, dataclasses.asdict(settings.trainer), text, resolved)
+    return Plan(settings, text, _resolve(settings))
 
 
 def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import Accelerator, Precision
 from mixmo.errors import InputError
-from mixmo.header import MOST_MEMBERS
+from mixmo.header import Members
 from mixmo.mixing import Mixer
 from mixmo.pixel_mixing import PixelMixer
 from mixmo.validation import (
@@ -45,7 +45,7 @@ class ModelSettings:
 
     backbone: str = "wide_resnet28_10"
     """A timm model name."""
-    num_members: Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)] = 2
+    num_members: Members = 2
     """M; 1 is the ordinary single network."""
     options: Options = field(default_factory=dict)
     """More keywords of the timm model, such as ``drop_rate``."""
@@ -54,12 +54,10 @@ class ModelSettings:
     compile: Neutral[Boolean | None] = None
     """Compile the network and the loss; null does so on a GPU."""
     start: Text | None = None
-    """What members start from, its stem / M as encoders and its head as heads: pretrained (timm's weights of the
-    backbone), a file of weights (.safetensors, .pth), or a run's folder. Images are then prepared as they were
-    there, unless data.mean, std, interpolation and the sizes are set.
+    """What members start from, its stem / M as encoders and its head as heads, unless its classes are others:
+    pretrained (timm's weights of the backbone), a file of weights (.safetensors, .pth), or a run's folder. Images are
+    then prepared as they were there, unless data.mean, std, interpolation and the sizes are set.
     """
-    fresh_heads: Boolean | None = None
-    """Draw the heads anew, each on its own; null does so where the start has other classes."""
     start_noise: Annotated[Number, Field(ge=0, le=100)] = 0.0
     """Noise on encoders and heads that start equal, as a share of their weights' standard deviation; it sums to zero
     over the members, so that the network starts out as the one it starts from.
@@ -73,9 +71,8 @@ class ModelSettings:
         for key in ("pretrained", "checkpoint_path"):
             if self.options.get(key):
                 raise InputError(f"model.options.{key} is {self.options[key]}; weights to start from are model.start.")
-        for key in ("fresh_heads", "start_noise"):
-            if getattr(self, key) and self.start is None:
-                raise InputError(f"model.{key} is {getattr(self, key)}, but there is no start: set model.start.")
+        if self.start_noise and self.start is None:
+            raise InputError(f"model.start_noise is {self.start_noise}, but there is no start: set model.start.")
 
 
 @settings_class("optimizer")
@@ -187,8 +184,6 @@ class TrainerSettings:
     """Refuse operations that are not deterministic."""
     enable_progress_bar: Neutral[Boolean] = True
     """Whether a bar is shown on a terminal."""
-    profiler: Neutral[Literal["simple", "advanced"] | None] = None
-    """simple or advanced prints where the time goes."""
 
 
 @settings_class()

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from mixmo.errors import InputError
-from mixmo.validation import join_sentences, unknown_setting
+from mixmo.errors import InputError, explain_unknown
+from mixmo.validation import join_sentences
 
 
 def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> tuple[list[str], dict[str, Any]]:
@@ -55,7 +55,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
         owner = owner_of(name, known)
         if owner is None:
             near, listed = [f"--{each}" for each in known], f"`mixmo {command} --help`"
-            unknown.append(unknown_setting(f"--{name}", near, "option", listed))
+            unknown.append(explain_unknown(f"--{name}", near, "option", listed))
             if not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
             continue

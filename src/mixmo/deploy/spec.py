@@ -20,22 +20,22 @@ from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import Calibration, load_kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
-from mixmo.header import STRICT, Flag, Header, Number, header_of_earlier, translate_error
+from mixmo.header import Header, header_of_earlier
+from mixmo.validation import CONFIG, Boolean, Number, Share, describe_errors
 
 MOST_IMAGES = 10_000
 """Validation images whose confidences are written into a file."""
 
-Share = Annotated[Number, Field(ge=0, le=1)]
 Temperature = Annotated[Number, Field(gt=0, lt=math.inf)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=CONFIG)
 class _Columns:
     """A calibration as plain values."""
 
     temperature: Temperature
     confidence: Annotated[list[Share], Field(min_length=1)]
-    correct: list[Flag]
+    correct: list[Boolean]
     likely: list[Share]
 
 
@@ -46,14 +46,14 @@ def _calibration(value: Any) -> Calibration | None:
     try:
         own = TypeAdapter(_Columns).validate_python(value)
     except ValidationError as error:
-        raise ValueError(f"of its calibration {translate_error(error)}") from error
+        raise ValueError(f"of its calibration {describe_errors(error, _Columns)[0]}") from error
     if not len(own.correct) == len(own.confidence) == len(own.likely):
         raise ValueError("its calibration has columns of other lengths")
     confidence, likely = (torch.tensor(column, dtype=torch.float64) for column in (own.confidence, own.likely))
     return Calibration(own.temperature, confidence, torch.tensor(own.correct), likely)
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=CONFIG)
 class Spec(Header):
     """What a network needs to be used.
 

@@ -17,14 +17,14 @@ from lightning.pytorch.callbacks import Callback
 from pydantic import Field
 from torch import nn
 
-from mixmo.config.data_settings import BatchSize, DataSettings, Side
+from mixmo.config.data_settings import BatchSize, DataSettings
 from mixmo.config.hardware import Accelerator, Precision, default_precision, training_device
 from mixmo.config.settings import ModelSettings, OptimizerSettings, Settings
 from mixmo.data.given import open_given
 from mixmo.data.module import DataModule
 from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
-from mixmo.header import MOST_MEMBERS
+from mixmo.header import Members, Side
 from mixmo.network import MixMo, create_backbone
 from mixmo.training.build import build_maker, build_network
 from mixmo.training.loaders import Loaders
@@ -53,7 +53,7 @@ class Benchmark:
     """A timm model name."""
     batch_size: BatchSize = 64
     """B, the mixtures of a step."""
-    num_members: Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)] = 2
+    num_members: Members = 2
     """M."""
     batch_repetition: Count = 1
     """b, how often an image stands in a batch."""

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed as dist
 
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, STATE, duplicate, load, save
+from mixmo.config.settings import TrainerSettings
 from mixmo.errors import StoppedError
 from mixmo.files import make_folder
 from mixmo.runs import RunFolder
@@ -98,22 +99,12 @@ class Checkpoints(Checkpoint):
 
     Args:
         run: Whose checkpoints they are.
+        settings: When they are due, and how long the score may stay unbeaten.
         validated: Whether there is a validation set to score by.
-        every_steps: Steps from one to the next within an epoch; ``None`` for no such limit.
-        every_minutes: Minutes between checkpoints.
-        patience: Epochs without a better score after which the training ends; ``None`` for no such end.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        validated: bool,
-        every_steps: int | None = None,
-        every_minutes: float | None = None,
-        patience: int | None = None,
-    ) -> None:
-        self.run, self.folder, self.validated = run, run.checkpoint_folder, validated
-        self.every_steps, self.every_minutes, self.patience = every_steps, every_minutes, patience
+    def __init__(self, run: RunFolder, settings: TrainerSettings, validated: bool) -> None:
+        self.run, self.folder, self.settings, self.validated = run, run.checkpoint_folder, settings, validated
         self.best_score, self.best_epoch = float("-inf"), -1
         self.signals, self.written, self.noted = StopSignals(), time.monotonic(), False
 
@@ -168,7 +159,8 @@ class Checkpoints(Checkpoint):
 
     def _end_early(self, trainer: L.Trainer, epoch: int) -> None:
         """Ask the trainer to end where the score has not been beaten for too long."""
-        if self.patience is None or self.best_epoch < 0 or epoch - self.best_epoch < self.patience:
+        patience = self.settings.patience
+        if patience is None or self.best_epoch < 0 or epoch - self.best_epoch < patience:
             return
         trainer.should_stop = True
         log.info(
@@ -177,9 +169,10 @@ class Checkpoints(Checkpoint):
         )  # fmt: skip
 
     def _due(self, step: int) -> bool:
-        if self.every_steps and step % self.every_steps == 0:
+        steps, minutes = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_minutes
+        if steps and step % steps == 0:
             return True
-        return self.every_minutes is not None and time.monotonic() - self.written >= 60 * self.every_minutes
+        return minutes is not None and time.monotonic() - self.written >= 60 * minutes
 
     def _keep(self, trainer: L.Trainer, best: bool = False) -> None:
         last, first = make_folder(self.folder) / LAST, self.folder / BEST if best else None

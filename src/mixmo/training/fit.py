@@ -71,7 +71,7 @@ def fit(
         if resume and not accept_changes:
             check_unchanged(run, plan)
         prepared = _prepare(plan, run, resume and run.has_checkpoint(), data, module)
-        conditions = find_conditions(plan, prepared.training.net, prepared.loaders.data)
+        conditions = find_conditions(plan.settings, prepared.training.net, prepared.loaders.data)
         if resume and not accept_changes:
             check_unchanged(run, plan, conditions)
         with run.lock() if first else nullcontext():
@@ -93,24 +93,23 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
         data: Images that are given.
         module: A backbone that is given.
     """
-    settings = plan.settings
-    device = training_device(plan.trainer["accelerator"])
-    if device.type == "cpu" and plan.trainer["accelerator"] not in ("auto", "cpu"):
+    settings, own = plan.settings, plan.settings.trainer
+    device = training_device(own.accelerator)
+    if device.type == "cpu" and own.accelerator not in ("auto", "cpu"):
         raise InputError(
-            f"trainer.accelerator is {plan.trainer['accelerator']}, but torch sees no such device here; take auto or "
-            "cpu."
+            f"trainer.accelerator is {own.accelerator}, but torch sees no such device here; take auto or cpu."
         )
     _check_fetching(settings, drawn)
-    _check_parts(plan, device)
+    _check_parts(settings, device)
     data = (data or DataModule(settings.data, settings.seed, check=True)).require()
-    if plan.trainer["patience"] and data.validation is None:
+    if own.patience and data.validation is None:
         raise InputError(
-            f"trainer.patience is {plan.trainer['patience']}, but there are no validation images to judge by; set "
+            f"trainer.patience is {own.patience}, but there are no validation images to judge by; set "
             "data.validation to a share, or give a validation set."
         )
     net = build_network(settings, data, drawn, module)
     loaders = Loaders(data, settings.data, settings.seed, net.num_members)
-    loaders.check_shared_memory(*world(plan.trainer["devices"], plan.trainer["num_nodes"]))
+    loaders.check_shared_memory(*world(own.devices, own.num_nodes))
     training = Training(
         net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, describe(settings, data)
     )
@@ -128,14 +127,14 @@ def _begin(plan: Plan, run: RunFolder, data: DataModule, conditions: Mapping[str
     run.create(plan.yaml, known)
 
 
-def _check_parts(plan: Plan, device: torch.device) -> None:
+def _check_parts(settings: Settings, device: torch.device) -> None:
     """Refuse a batch that cannot be shared evenly."""
-    options, data = plan.trainer, plan.settings.data
-    devices, nodes = world(options["devices"], options["num_nodes"])
-    count, parts = devices * nodes, devices * nodes * options["accumulate"]
+    own, data = settings.trainer, settings.data
+    devices, nodes = world(own.devices, own.num_nodes)
+    count, parts = devices * nodes, devices * nodes * own.accumulate
     if data.batch_size % parts:
         raise InputError(
-            f"data.batch_size is {data.batch_size}, which {count} device(s) in {options['accumulate']} part(s) each "
+            f"data.batch_size is {data.batch_size}, which {count} device(s) in {own.accumulate} part(s) each "
             f"cannot share evenly; take a multiple of {parts}."
         )
     if (data.batch_size // data.batch_repetition) % count and data.in_memory is not True:
@@ -143,7 +142,7 @@ def _check_parts(plan: Plan, device: torch.device) -> None:
             f"a batch has {data.batch_size // data.batch_repetition} distinct images (data.batch_size / "
             f"data.batch_repetition), which {count} devices cannot decode evenly; take a multiple of {count}."
         )
-    if options["sync_batchnorm"] and device.type == "cpu":
+    if own.sync_batchnorm and device.type == "cpu":
         raise InputError("trainer.sync_batchnorm is true, but torch's SyncBatchNorm needs GPUs; set it to false.")
 
 
@@ -176,7 +175,7 @@ def _try_optimizer(settings: Settings) -> None:
 
 def _tell_of_short_runs(plan: Plan, training: Training) -> None:
     """Log what a run is too short for."""
-    settings, epochs = plan.settings, int(plan.trainer["max_epochs"])
+    settings, epochs = plan.settings, plan.epochs
     steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
         log.warning(
@@ -193,7 +192,7 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
 
 def _steps_per_epoch(plan: Plan, num_images: int) -> int:
     """Return the steps of an epoch; refuse a share of batches that leaves none."""
-    data, limit = plan.settings.data, plan.trainer["limit_train_batches"]
+    data, limit = plan.settings.data, plan.settings.trainer.limit_train_batches
     steps = num_images // (data.batch_size // data.batch_repetition)
     if isinstance(limit, float):
         steps = int(steps * limit)

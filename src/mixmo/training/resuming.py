@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.plan import Plan, flatten
 from mixmo.config.recipes import PERMISSIONS
-from mixmo.config.settings import known_settings, neutral_settings
+from mixmo.config.settings import Settings, known_settings, neutral_settings
 from mixmo.data.module import DataModule
 from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
@@ -31,24 +31,25 @@ MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.p
 log = logging.getLogger("mixmo")
 
 
-def find_conditions(plan: Plan, net: MixMo, data: DataModule) -> dict[str, Any]:
+def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[str, Any]:
     """Return what else a run's results depend on, apart from its settings, by name.
 
     Pixels are mixed with partners from the whole set in memory, and from the batch where images are streamed: to read
     as many more images would cost as much again. Batch norms see a part of the batch each.
 
     Args:
-        plan: The run's.
+        settings: The run's.
         net: Its network.
         data: Its images.
     """
     found: dict[str, Any] = {}
-    if plan.settings.pixels.kind != "none":
+    if settings.pixels.kind != "none":
         found["training images in memory (data.in_memory)"] = isinstance(data.train, InMemoryImages)
     if any(isinstance(module, _BatchNorm) for module in net.modules()):
-        devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
-        ranks = 1 if plan.trainer["sync_batchnorm"] else devices * nodes
-        found["parts of a batch for batch norms (devices · trainer.accumulate)"] = ranks * plan.trainer["accumulate"]
+        own = settings.trainer
+        devices, nodes = world(own.devices, own.num_nodes)
+        ranks = 1 if own.sync_batchnorm else devices * nodes
+        found["parts of a batch for batch norms (devices · trainer.accumulate)"] = ranks * own.accumulate
     return found
 
 
@@ -115,19 +116,13 @@ def record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], ep
     done = {"after_epoch": epochs, "after_step": step, "settings": changes}
     settings = {"settings": yaml.safe_load(plan.yaml), "resolved": plan.resolved, "conditions": dict(conditions)}
     run.write_json("environment.json", about | settings | {"changes": [*about.get("changes", []), done]})
-    _set(run, {name: now for name, (_, now) in changes.items()}, plan.resolved)
-
-
-def _set(run: RunFolder, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """Write settings into ``config.yaml`` where it has others; what it leaves open, and is resolved, stays open."""
-    config, known = read_yaml(run.config_file, "configuration"), known_settings()
-    own, free = dict(flatten(config)), {name for name, _ in flatten(resolved)}
-    wrong = {name: now for name, now in values.items() if name in known and own.get(name) != now}
-    wrong = {name: now for name, now in wrong.items() if own.get(name) is not None or name not in free}
-    for name, now in wrong.items():
-        section, _, key = name.rpartition(".")
-        (config.setdefault(section, {}) if section else config)[key] = now
-    if wrong:
+    config, free = read_yaml(run.config_file, "configuration"), {name for name, _ in flatten(plan.resolved)}
+    own, known = dict(flatten(config)), known_settings()
+    for name, (_, now) in changes.items():
+        if name in known and (own.get(name) is not None or name not in free):  # what it leaves open stays open
+            section, _, key = name.rpartition(".")
+            (config.setdefault(section, {}) if section else config)[key] = now
+    if dict(flatten(config)) != own:
         write_text(run.config_file, yaml_text(config))
 
 
@@ -159,9 +154,9 @@ def open_checkpoint(
         file, content = found
         check_resumable(file, content, prepared.training)
         epochs, step = finished_epochs(content), content["global_step"]
-        if epochs > plan.trainer["max_epochs"]:
+        if epochs > plan.epochs:
             raise InputError(
-                f"trainer.max_epochs is {plan.trainer['max_epochs']}, but {run.path} has finished {epochs} epochs "
+                f"trainer.max_epochs is {plan.epochs}, but {run.path} has finished {epochs} epochs "
                 "already, which cannot be undone; set it to that, or more."
             )
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]

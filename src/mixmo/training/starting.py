@@ -41,8 +41,8 @@ COUNTER = "n_averaged"
 def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> MixMo:
     """Return a network whose members start from trained weights: it computes at first what the plain one computed.
 
-    Encoders are the trained stem / M, heads the trained head. Where ``model.fresh_heads`` is set, or the classes are
-    others, each head is a draw of its own; ``model.start_noise`` is added to what is equal.
+    Encoders are the trained stem / M, heads the trained head, or where its classes are not as many a draw each;
+    ``model.start_noise`` is added to what is equal.
 
     Args:
         settings: The run's.
@@ -54,13 +54,7 @@ def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> Mi
         InputError: if it cannot be fetched, is damaged, or does not fit.
     """
     own, plain = settings.model, _plain(settings, start)
-    other = plain.num_classes != num_classes
-    if other and own.fresh_heads is False:
-        raise InputError(
-            f"model.start {start} has {plain.num_classes} classes, but the data {num_classes}, so that its head cannot "
-            "be kept; leave out model.fresh_heads."
-        )
-    if fresh := other or bool(own.fresh_heads):
+    if fresh := plain.num_classes != num_classes:
         plain.reset_classifier(num_classes)
     elif own.num_members > 1 and not own.start_noise:
         log.warning("members start as copies of each other and hardly separate; set model.start_noise, to 1 say.")

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,13 +75,10 @@ def train(
         StoppedError: if a signal asked the run to stop.
     """
     training, loaders, loggers = prepared
-    options = plan.trainer
+    own, options = plan.settings.trainer, asdict(plan.settings.trainer)
     shown = sys.stdout.isatty() or "ipykernel" in sys.modules  # in a notebook, too
-    bar = options["enable_progress_bar"] and shown and is_first()
-    validated = loaders.data.validation is not None
-    kept = Checkpoints(
-        run, validated, options["checkpoint_every_steps"], options["checkpoint_every_minutes"], options["patience"]
-    )
+    bar = own.enable_progress_bar and shown and is_first()
+    kept = Checkpoints(run, own, validated=loaders.data.validation is not None)
     trainer = L.Trainer(
         **{key: value for key, value in options.items() if key not in OURS},
         **_devices(plan),
@@ -116,7 +114,7 @@ def train(
 
 def _devices(plan: Plan) -> dict[str, Any]:
     """Return Lightning's options of devices."""
-    devices, nodes = world(plan.trainer["devices"], plan.trainer["num_nodes"])
+    devices, nodes = world(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)
     if devices * nodes == 1:
         return {"devices": 1}
     # Batch norms' statistics are averaged where they are used: a network does not wait for them at each step.
@@ -124,7 +122,7 @@ def _devices(plan: Plan) -> dict[str, Any]:
 
 
 def _out_of_memory(plan: Plan) -> str:
-    parts = 2 * plan.trainer["accumulate"]
+    parts = 2 * plan.settings.trainer.accumulate
     return (
         f"the memory is too small for a batch of {plan.settings.data.batch_size} in {parts // 2} part(s); compute the "
         f"same batch in more parts by --trainer.accumulate {parts}, or lower --data.batch_size."

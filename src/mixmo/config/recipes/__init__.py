@@ -36,7 +36,10 @@ def catalogue() -> dict[str, Recipe]:
         >>> recipe["data"]["batch_repetition"], recipe["published"]
         (4, '85.77–85.92')
     """
-    return {name: _resolve(entry, "catalogue.yaml") for name, entry in _read_shipped("catalogue.yaml").items()}
+    return {
+        name: resolve(entry, "catalogue.yaml") | {note: entry[note] for note in NOTES if note in entry}
+        for name, entry in _read_shipped("catalogue.yaml").items()
+    }
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
@@ -89,7 +92,7 @@ def _is_configuration(file: Path) -> bool:
 
 
 def resolve(content: Recipe, where: str) -> Recipe:
-    """Return settings with everything they extend filled in.
+    """Return settings on top of everything they extend, in order.
 
     Args:
         content: Sections of settings, with or without ``extends``, a name or a list of names.
@@ -102,7 +105,19 @@ def resolve(content: Recipe, where: str) -> Recipe:
         >>> resolve({"extends": "digits-cut", "seed": 3}, "here")["data"]["name"]
         'digits'
     """
-    return {key: value for key, value in _resolve(content, where).items() if key not in NOTES}
+    known = _read_shipped("bases.yaml") | _read_shipped("catalogue.yaml")
+    resolved: Recipe = {}
+    for name in _parents(content):
+        if not isinstance(name, str):
+            raise InputError(f"extends in {where} holds {name!r}; it names recipes or bases.")
+        one_of(name, known, f"base in {where}")
+        resolved = merge(resolved, resolve(known[name], where))
+    return merge(resolved, {key: value for key, value in content.items() if key not in ("extends", *NOTES)})
+
+
+def _parents(content: Recipe) -> list[Any]:
+    parents = content.get("extends") or []
+    return parents if isinstance(parents, list) else [parents]
 
 
 def combine_bases(parts: Sequence[Recipe], where: str) -> Recipe:
@@ -114,24 +129,9 @@ def combine_bases(parts: Sequence[Recipe], where: str) -> Recipe:
     """
     extends, own = list[Any](), Recipe()
     for part in parts:
-        parents = part.get("extends") or []
-        extends += parents if isinstance(parents, list) else [parents]
+        extends += _parents(part)
         own = merge(own, {key: value for key, value in part.items() if key != "extends"})
     return resolve({"extends": extends, **own}, where)
-
-
-def _resolve(content: Recipe, where: str) -> Recipe:
-    """Return ``content`` on top of everything it extends, in order."""
-    known = _read_shipped("bases.yaml") | _read_shipped("catalogue.yaml")
-    resolved: Recipe = {}
-    parents = content.get("extends") or []
-    for name in parents if isinstance(parents, list) else [parents]:
-        if not isinstance(name, str):
-            raise InputError(f"extends in {where} holds {name!r}; it names recipes or bases.")
-        one_of(name, known, f"base in {where}")
-        resolved = merge(resolved, _resolve(known[name], where))
-    own = {key: value for key, value in content.items() if key != "extends"}
-    return merge({key: value for key, value in resolved.items() if key not in NOTES}, own)
 
 
 def merge(below: Recipe, above: Recipe) -> Recipe:
