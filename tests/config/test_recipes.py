@@ -50,10 +50,10 @@ def test_published_figures_have_a_source(name, published):
 
 @pytest.mark.parametrize("name", [n for n in catalogue() if n.startswith(("cifar10-wrn", "cifar100-wrn"))])
 def test_published_settings_of_cifar(name):
-    settings, trainer, *_ = make_plan(load_recipe(name))
+    settings = make_plan(load_recipe(name)).settings
     single = "single" in name
     b = 1 if single else 2 if name.endswith("b2") else 4
-    assert (trainer["max_epochs"], settings.data.batch_size, settings.data.batch_repetition) == (300, 64, b)
+    assert (settings.trainer.max_epochs, settings.data.batch_size, settings.data.batch_repetition) == (300, 64, b)
     assert settings.model.num_members == (1 if single else 2)
     assert settings.optimizer.peak_lr(b) == pytest.approx(0.1 / (2 * b))
     own = settings.optimizer
@@ -66,9 +66,9 @@ def test_published_settings_of_cifar(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_published_settings_of_tiny_imagenet(name):
-    settings, trainer, *_ = make_plan(load_recipe(name))
+    settings = make_plan(load_recipe(name)).settings
     b = 1 if "single" in name else 4
-    assert (trainer["max_epochs"], settings.data.batch_size, settings.data.batch_repetition) == (1200, 100, b)
+    assert (settings.trainer.max_epochs, settings.data.batch_size, settings.data.batch_repetition) == (1200, 100, b)
     assert settings.optimizer.peak_lr(b) == pytest.approx(0.2 / b)
     assert settings.optimizer.weight_decay == 1e-4
     assert (settings.data.mean, settings.data.std, settings.data.image_size) == ([0.5], [0.5], 64)

@@ -167,7 +167,7 @@ def test_a_damaged_header_is_one_sentence(run, key):
         with_header(run, header | {key: changed})
         with pytest.raises(InputError, match=r"last\.ckpt (is damaged, or none|does not hold the network)") as found:
             mixmo.load(run.path)
-        assert "\n" not in str(found.value) and str(found.value).endswith(".")
+        assert "\n" not in str(found.value) and str(found.value).endswith((".", "?"))
     if key not in ("mix_at", "options", "backbone", "num_members", "warp"):
         with_header(run, {name: value for name, value in header.items() if name != key})
         with pytest.raises(InputError, match=r"last\.ckpt is damaged"):

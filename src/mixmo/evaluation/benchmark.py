@@ -9,12 +9,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from pydantic import Field
 from torch import nn
 
 from mixmo.config.data_settings import BatchSize, DataSettings
@@ -26,11 +24,11 @@ from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
 from mixmo.header import Members, Side
 from mixmo.network import MixMo, create_backbone
-from mixmo.training.build import build_maker, build_network
+from mixmo.training.build import build_maker, build_network, describe
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
 from mixmo.training.trainer import silence_lightning
-from mixmo.validation import Boolean, Count, Integer, settings_class
+from mixmo.validation import Boolean, Count, settings_class
 
 STEPS = 10
 """What a turn on a GPU consists of, where the host need not wait for each."""
@@ -116,8 +114,10 @@ class TrainingStep(Callback):
         labels = torch.arange(count) % case.num_classes
         data = DataModule(settings.data, settings.seed, given={"train": open_given((images, labels), "train")})
         net = build_network(settings, data)
-        self.loaders = Loaders(data, settings.data, settings.seed, members)
-        self.training = Training(net, build_maker(settings, net, data), settings, count, self.loaders.samples)
+        self.loaders = Loaders(data, members)
+        self.training = Training(
+            net, build_maker(settings, net, data), settings, count, self.loaders.samples, describe(settings, data)
+        )
         with silence_lightning():
             self.trainer = L.Trainer(
                 accelerator=case.accelerator, devices=1, precision=precision or case.fastest, callbacks=[self],

@@ -108,7 +108,7 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
             "data.validation to a share, or give a validation set."
         )
     net = build_network(settings, data, drawn, module)
-    loaders = Loaders(data, settings.data, settings.seed, net.num_members)
+    loaders = Loaders(data, net.num_members)
     loaders.check_shared_memory(*world(own.devices, own.num_nodes))
     training = Training(
         net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, describe(settings, data)

@@ -21,7 +21,7 @@ from mixmo.data.sets import DistinctBatch
 from mixmo.errors import TrainingError
 from mixmo.header import Header
 from mixmo.network import MixMo
-from mixmo.seeding import seed_for
+from mixmo.seeding import generator_for, seed_for
 from mixmo.training import ranks
 from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, perturb_weights, warmup_steps
 from mixmo.training.sums import EpochSums
@@ -68,7 +68,6 @@ class Training(L.LightningModule):
         self.sample_batches, self.header = sample_batches, header
         self.accumulate = settings.trainer.accumulate
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
-        self.generator: torch.Generator | None = None
         self.reports = 0
         self.sums = EpochSums(net.num_members)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
@@ -80,8 +79,14 @@ class Training(L.LightningModule):
         self._compiled_net = compiled(self._validation_logits)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimiser; :meth:`optimizer_step` sets its learning rate."""
-        self.schedule = self._build_schedule()
+        """Return the optimiser, and make the schedule, by which :meth:`optimizer_step` sets its learning rate."""
+        data, own = self.settings.data, self.settings.schedule
+        warmup = own.warmup_steps
+        if warmup is None:
+            warmup = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
+        epochs = int(self.trainer.max_epochs or 1)
+        steps = int(self.trainer.estimated_stepping_batches) // epochs
+        self.schedule = Schedule(own.kind, steps, epochs, warmup, tuple(own.milestones), own.gamma)
         return self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -92,20 +97,9 @@ class Training(L.LightningModule):
             net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, own.layer_decay, **own.options
         )
 
-    def _build_schedule(self) -> Schedule:
-        data, own = self.settings.data, self.settings.schedule
-        warmup = own.warmup_steps
-        if warmup is None:
-            warmup = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
-        epochs = int(self.trainer.max_epochs or 1)
-        steps = int(self.trainer.estimated_stepping_batches) // epochs
-        return Schedule(own.kind, steps, epochs, warmup, tuple(own.milestones), own.gamma)
-
     def training_step(self, batch: DistinctBatch, batch_idx: int) -> Tensor:
         """Return the loss of one step; everything random in it is a function of (seed, step)."""
         torch.manual_seed(seed_for(self.settings.seed, self.global_step, "global") + ranks.rank())  # dropout and such
-        if self.generator is None:
-            self.generator = torch.Generator(self.device)
         if len(batch.chosen) < self.settings.data.batch_size // self.settings.data.batch_repetition:
             batch = ranks.gather(batch)
         for parameter in self.net.parameters():
@@ -113,8 +107,8 @@ class Training(L.LightningModule):
         losses: list[Tensor] = []
         logits, targets = [], []
         for part in self._parts():
-            self.generator.manual_seed(seed_for(self.settings.seed, self.global_step))
-            mixed = self._mix(batch, self.generator, part)
+            generator = generator_for(self.settings.seed, self.global_step, device=self.device)
+            mixed = self._mix(batch, generator, part)
             answers, loss = self._compiled_loss(mixed)
             if losses:
                 losses[-1].backward()  # all parts but the last, whose gradient the trainer asks for
