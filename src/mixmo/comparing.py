@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,29 @@ from typing import Any
 from rich.table import Table
 
 from mixmo.errors import InputError, one_of
-from mixmo.evaluation.comparison import Group, Named
+from mixmo.evaluation.comparison import Group, Named, Seeds, Word, read_groups
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
+from mixmo.files import MARKDOWN_MARK, check_place, is_marked, make_folder, write_text
 from mixmo.library import Run
 from mixmo.metrics.catalogue import METRICS
-from mixmo.reporting.class_charts import Difference
-from mixmo.reporting.comparison_lead import lead_sentence
-from mixmo.reporting.comparison_page import PAGE, comparison_tables
-from mixmo.reporting.comparison_page import compare as compare_words
-from mixmo.reporting.comparison_tables import differences, groups_table, row_keys, table_rows
-from mixmo.reporting.tables import TextTable
+from mixmo.reporting.comparison_page import comparison_page
+from mixmo.reporting.comparison_tables import (
+    Difference,
+    as_csv,
+    costs_table,
+    differences,
+    differences_table,
+    groups_table,
+    metrics_table,
+    table_rows,
+)
+from mixmo.reporting.headline import comparison_sentence
+from mixmo.reporting.text_table import TextTable
 from mixmo.runs import RunFolder
+
+FILES = ("comparison.csv", "comparison.md", "comparison.html")
+"""What is written of a comparison."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,14 +75,12 @@ class Comparison:
 
         What is not known is NaN. ``comparison.csv`` has the same rows; ``pandas.DataFrame(comparison.table)``.
         """
-        rows = table_rows(self.groups)
-        keys = row_keys(rows)
-        return [{key: row.get(key, math.nan) for key in keys} for row in rows]
+        return table_rows(self.groups)
 
     @property
     def sentence(self) -> str:
         """How good the first network is, by how much the others differ from it, and how sure that is."""
-        return lead_sentence(self.groups)
+        return comparison_sentence(self.groups)
 
     @property
     def differences(self) -> dict[str, dict[str, Difference]]:
@@ -85,13 +93,18 @@ class Comparison:
 
     @property
     def tables(self) -> list[TextTable]:
-        """The tables of metrics, differences and costs, as ``mixmo compare`` prints them."""
-        return comparison_tables(self.groups)
+        """The tables of metrics, of differences between several networks, and of costs where these are known."""
+        tables = [metrics_table(self.groups)]
+        if len(self.groups) > 1:
+            tables.append(differences_table(self.groups))
+        if any(entry.runs for group in self.groups for entry in group.entries):
+            tables.append(costs_table(self.groups))
+        return tables
 
     @property
     def page(self) -> Path | None:
         """The page ``comparison.html``; ``None`` if nothing was written."""
-        return None if self.folder is None else self.folder / PAGE
+        return None if self.folder is None else self.folder / FILES[-1]
 
     def only(self, *names: str) -> Comparison:
         """Return the comparison of some of the networks, in this order; what was written stays as it is.
@@ -116,6 +129,29 @@ class Comparison:
         """
         columns = {key: METRICS[one_of(key, METRICS, "metric")] for key in keys}
         return groups_table(self.groups, columns, title).rich()
+
+    def write(
+        self, folder: str | Path, overwrite: bool = False, note: str = "", chosen: str = "", download: bool = False
+    ) -> None:
+        """Write ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
+
+        Args:
+            folder: Where; made if it is missing.
+            overwrite: Whether files are replaced that are no earlier comparison.
+            note: A sentence below the tables of the page.
+            chosen: The name of the network that is the best on validation data; without it none is called the best.
+            download: Whether images that the page shows may be downloaded.
+
+        Raises:
+            InputError: if other files stand there, or nothing can be written.
+        """
+        folder, tables = Path(folder), self.tables
+        check_out(folder, overwrite)
+        make_folder(folder)
+        texts = [MARKDOWN_MARK, *(table.markdown() for table in tables)]
+        write_text(folder / FILES[0], as_csv(self.groups))
+        write_text(folder / FILES[1], "\n\n".join(texts) + "\n")
+        write_text(folder / FILES[2], comparison_page(self.groups, tables, note, chosen, download))
 
 
 def compare(
@@ -166,9 +202,22 @@ def compare(
         if isinstance(names, str) or len(names) != len(given):
             raise InputError(f"names is {names!r}; it has a name for each of the {len(given)} networks.")
         given = [(str(name), what) for name, (_, what) in zip(names, given, strict=True)]
-    words = [_word(name, what, options) for name, what in given]
-    folder = None if out is None else Path(out)
-    return Comparison(compare_words(words, folder, EvaluationOptions(**options), overwrite=overwrite), folder)
+    if out is not None:
+        check_out(Path(out), overwrite)
+    chosen = EvaluationOptions(**options)
+    groups = read_groups([_word(name, what, options) for name, what in given], chosen)
+    comparison = Comparison(groups, None if out is None else Path(out))
+    if comparison.folder is not None:
+        comparison.write(comparison.folder, overwrite, download=chosen.download)
+    return comparison
+
+
+def check_out(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that a comparison cannot be written into, before anything is computed."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose a folder to write into with --out.")
+    for file in FILES:
+        check_place(folder / file, is_marked(folder / file), overwrite)
 
 
 def _named(network: Any) -> list[tuple[str, Any]]:
@@ -176,8 +225,10 @@ def _named(network: Any) -> list[tuple[str, Any]]:
     return [(str(name), what) for name, what in network.items()] if isinstance(network, Mapping) else [("", network)]
 
 
-def _word(name: str, what: Any, options: Mapping[str, Any]) -> str | Named:
+def _word(name: str, what: Any, options: Mapping[str, Any]) -> Word:
     """Return what is given as the comparison takes it."""
+    if isinstance(what, Seeds):
+        return what
     if isinstance(what, str | Path):
         return Named(name, str(what)) if name else str(what)
     members = list(what) if isinstance(what, list | tuple) else [what]

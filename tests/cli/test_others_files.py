@@ -18,7 +18,7 @@ def commands(run, images, out):
         "compare": (
             ["compare", str(run), "--out", str(out)], ["comparison.csv", "comparison.md", "comparison.html"]
         ),
-        "preview": (["preview", *digits, "--out", str(out)], ["mixtures.png", "masks.png", "preview.html"]),
+        "preview": (["preview", *digits, "--out", str(out)], ["preview.png", "preview.html"]),
     }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from markupsafe import escape
 from scipy.stats import t, ttest_rel
 
 import mixmo
-from mixmo.cli.compare import show
+from mixmo import comparing
 from mixmo.cli.main import main
 from mixmo.evaluation.comparison import Entry, Group
 from mixmo.evaluation.evaluate import measure
@@ -26,11 +25,16 @@ from mixmo.evaluation.results import EvaluationResult
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.metrics.catalogue import COSTS
 from mixmo.reporting import charts, pictures
-from mixmo.reporting import comparison_page as comparison
-from mixmo.reporting.comparison_lead import lead_sentence
 from mixmo.reporting.comparison_tables import costs_table, differences, differences_table, metrics_table
+from mixmo.reporting.headline import comparison_sentence
 
-compare = partial(comparison.compare, show=show)
+
+def compare(words, out, **options):
+    """Write a comparison and print its tables, as the command does; return its groups."""
+    found = mixmo.compare(*words, out=out, **options)
+    for table in found.tables:
+        table.show(200)
+    return found.groups
 
 
 def test_runs_side_by_side(trained, tmp_path, capsys):
@@ -138,12 +142,13 @@ def test_a_picture_that_fails_costs_nothing_else(trained, tmp_path, monkeypatch,
     def fail(*_):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(charts, "risk_coverage", fail)
-    monkeypatch.setattr(pictures, "image_grid", fail)
+    monkeypatch.setattr(charts, "histograms", fail)
+    monkeypatch.setattr(charts, "reliability", fail)
+    monkeypatch.setattr(pictures, "photo_uri", fail)
     compare([one.path, two.path], tmp_path)
     page = (tmp_path / "comparison.html").read_text()
-    assert page.count("could not be drawn: no font.") == 4 and page.count("<svg") == 7
-    assert len(caplog.records) == 4
+    assert page.count("could not be drawn: no font.") == 5 and page.count("data:image/svg") == 6
+    assert len(caplog.records) == 5
     assert (tmp_path / "comparison.csv").is_file() and (tmp_path / "comparison.md").is_file()
 
 
@@ -153,7 +158,7 @@ def test_metrics_are_written_before_the_page(trained, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(comparison, "comparison_page", fail)
+    monkeypatch.setattr(comparing, "comparison_page", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         compare([one.path], tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"comparison.csv", "comparison.md"}
@@ -202,7 +207,7 @@ def test_ensembles_and_files_stand_in_the_same_table(trained, tmp_path):
     assert float(rows["deep ensemble"]["parameters"]) == sum(parameters)
     assert rows["theirs"]["parameters"] == "" and rows["theirs"][f"ood/folder:{folder}/other/entropy/auroc"] == ""
     page = (out / "comparison.html").read_text()
-    wanted = ["Differences to one", "Confidence", "Images", "Learning curves", "Out-of-distribution images", "Members"]
+    wanted = ["Differences to one", "Confidence", "Images", "Learning curves", "Out-of-distribution images"]
     assert re.findall(r"<h2>(.*?)</h2>", page) == wanted
 
 
@@ -269,22 +274,22 @@ def groups_of_seeds(*wrong):
 
 def test_the_first_sentence_is_of_the_first_network_and_leaves_the_choice_to_validation_data():
     groups = [group_of("poor", answers(range(80))), group_of("good", answers(range(20)))]
-    lead = lead_sentence(groups)
+    lead = comparison_sentence(groups)
     assert lead.startswith(
         "poor classifies 80.0 % [75.8, 83.6] of 400 test images correctly; good 95.0 % [92.4, 96.7],"
     )
     assert "the best" not in lead and "+15.0 points [+11.4, +18.5]" in lead and "chance" not in lead
-    lead = lead_sentence(groups, "good")
+    lead = comparison_sentence(groups, "good")
     assert lead.startswith("good, the best on validation data, classifies 95.0 %") and lead.count("the best") == 1
-    lead = lead_sentence([groups[0], group_of("same", answers(range(40, 120)))])
+    lead = comparison_sentence([groups[0], group_of("same", answers(range(40, 120)))])
     assert re.search(r"\+0\.0 points \[−([\d.]+), \+\1\] \(the difference may be chance\)", lead)
-    assert re.search(r"of 400 test images correctly \(ECE .* %\)\.$", lead_sentence(groups[:1]))
+    assert re.search(r"of 400 test images correctly \(ECE .* %\)\.$", comparison_sentence(groups[:1]))
 
 
 def test_costs_are_compared_in_the_first_sentence(trained, tmp_path):
     _, two, one = trained
     groups = compare([one.path, f"both={one.path}+{two.path}"], tmp_path / "out")
-    lead = lead_sentence(groups)
+    lead = comparison_sentence(groups)
     assert "both costs 2 times the MACs of one" in lead
     assert str(escape(lead)) in (tmp_path / "out" / "comparison.html").read_text()
 
@@ -299,7 +304,7 @@ def test_over_seeds_intervals_are_students_of_paired_seeds():
     expected = ttest_rel(second.values("nll"), first.values("nll")).confidence_interval()
     assert found["nll"][1:] == pytest.approx(tuple(expected))
     shown = f"[−{-100 * (gains.mean() - half):.1f}, +{100 * (gains.mean() + half):.1f}] (the difference may be chance)"
-    assert shown in lead_sentence([first, second])
+    assert shown in comparison_sentence([first, second])
     table = differences_table([first, second])
     assert "Student's over seeds" in table.title and "McNemar's p" not in table.header
     assert f"[−{-100 * (gains.mean() - half):.2f}, +" in table.markdown()

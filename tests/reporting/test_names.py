@@ -1,5 +1,6 @@
 """Names from data and paths: whatever they are, they do no harm where they are shown."""
 
+import base64
 import csv
 import html
 import io
@@ -17,17 +18,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from strategies import NAMES
 
+from mixmo.comparing import Comparison
 from mixmo.evaluation.comparison import Entry, Group
 from mixmo.evaluation.evaluate import measure, per_sample
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.names import csv_cell, label, markdown, printable
-from mixmo.reporting import charts, class_charts
-from mixmo.reporting import html as pages
-from mixmo.reporting.comparison_page import comparison_page, comparison_tables
+from mixmo.reporting import charts
+from mixmo.reporting.comparison_page import comparison_page
 from mixmo.reporting.comparison_tables import as_csv
-from mixmo.reporting.svg import inline_svg, page_style
-from mixmo.reporting.tables import TextTable
+from mixmo.reporting.page import Picture, Section, chart, render
+from mixmo.reporting.sections import risk_coverage
+from mixmo.reporting.text_table import TextTable
 
 quick = settings(max_examples=60, deadline=None)
 slow = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,6 +37,10 @@ slow = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChe
 
 def prediction(classes=("a", "b")):
     return Predictions(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([0, 1]), list(classes))
+
+
+def svg_of(picture):
+    return base64.b64decode(picture.uri.removeprefix("data:image/svg+xml;base64,")).decode()
 
 
 def group(name):
@@ -66,7 +72,7 @@ def test_markdown_of_a_table_keeps_its_cells(name):
 @quick
 @given(NAMES)
 def test_html_of_a_table_gives_names_back(name):
-    text = TextTable("", [""], [[name]]).html()
+    text = render("", "", [Section(tables=[TextTable("", [""], [[name]])])])
     (cell,) = re.findall(r'<th scope="row">(.*?)</th>', text)
     assert html.unescape(cell) == printable(name) and "<" not in cell
 
@@ -99,23 +105,17 @@ def test_charts_and_pages_take_any_name(names):
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings("ignore", "Glyph .* missing")
         patch.setattr(logging.getLogger("mixmo"), "warning", pytest.fail)
-        page = comparison_page(found, comparison_tables(found))
-        parts = {name: prediction() for name in names}
-        row = {"epoch": 1.0, "step": 1.0, "train_loss": 1.0, "val_accuracy": 0.5}
+        page = comparison_page(found, Comparison(found).tables)
         two = np.eye(2)
-        with page_style():
-            for figure in (
-                charts.confidences(parts, names[0]),
-                charts.accuracy_by_severity({name: [1.0] * 6 for name in names}),
-                charts.loss_curves({name: [row] for name in names}),
-                charts.accuracy_curves({name: ([row], "val_accuracy") for name in names}),
-                class_charts.disagreement(prediction(), names[0]),
-                class_charts.confusion(two, names),
-                class_charts.class_accuracies(two[0], two[0] + 1, names, 0.5),
-                class_charts.differences({name: class_charts.Difference(1, 0, 2) for name in names}, names[0], True),
-            ):
-                assert "<script" not in inline_svg(figure, names[0])
-    assert page.count("<svg") == 3 + 3  # differences of accuracy, NLL and Brier score have intervals
+        for drawn in (
+            chart(charts.histograms, {name: two[0] for name in names}, names[0], caption="c"),
+            chart(charts.lines, {name: ([0, 1], [1, 2]) for name in names}, names[0], "epoch", caption="c"),
+            chart(charts.confusion, two, names, caption="c"),
+            chart(charts.class_accuracies, two[0], two[0] + 1, names, 0.5, caption="c"),
+            chart(charts.differences, {name: (1, 0, 2) for name in names}, names[0], True, caption="c"),
+        ):
+            assert "<script" not in svg_of(drawn)
+    assert page.count("data:image/svg") == 3 + 3  # differences of accuracy, NLL and Brier score have intervals
     assert "<script" not in page
     page.encode("utf-8")
 
@@ -124,34 +124,37 @@ def test_charts_and_pages_take_any_name(names):
 @given(NAMES)
 @pytest.mark.filterwarnings("ignore:Glyph .* missing")
 def test_plots_show_every_name_as_text(name):
-    figure = Figure()
-    figure.text(0, 0, label(name))
-    with page_style():
-        root = ElementTree.fromstring(inline_svg(figure, name))
-    assert root.attrib["aria-label"] == printable(name)
-    shown = "".join(root.itertext()).strip()
-    assert shown == label(name).replace("\\$", "$").strip()
+    def draw():
+        figure = Figure()
+        figure.text(0, 0, label(name))
+        return figure
+
+    (text,) = ElementTree.fromstring(svg_of(chart(draw, caption=name))).iter("{http://www.w3.org/2000/svg}text")
+    assert text.text.strip() == label(name).replace("\\$", "$").strip()
 
 
-def test_ids_of_plots_are_their_own():
+@quick
+@given(NAMES)
+def test_alternative_texts_give_names_back(name):
+    page = render("", "", [Section(plots=[Picture("data:,", [name], name)])])
+    (alt,) = re.findall(r'alt="(.*?)"', page)
+    assert html.unescape(alt) == printable(name)
+
+
+def test_plots_are_dark_on_dark_pages_and_the_same_each_time():
     def plot():
-        with page_style():
-            return charts.risk_coverage({"a": per_sample(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))})
+        return chart(charts.differences, {"a": (1, -1, 2)}, "h", True, caption="a")
 
-    first, second = (pages.chart(plot, caption) for caption in ("first", "second"))
-    ids = [set(re.findall(r'id="(.*?)"', text)) for text in (first, second)]
-    assert ids[0] and not ids[0] & ids[1]
-    for text, own in zip((first, second), ids, strict=True):
-        assert {*re.findall(r"url\(#(.*?)\)", text), *re.findall(r'href="#(.*?)"', text)} <= own
-    assert pages.chart(plot, "first") == first
+    svg = svg_of(plot())
+    assert plot() == plot() and "prefers-color-scheme: dark" in svg and "#010203" not in svg.replace(", #010203)", "")
 
 
 @quick
 @given(NAMES)
 def test_legends_show_every_name(name):
     answer = per_sample(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
-    (axis,) = charts.risk_coverage({name: answer}).axes
-    (text,) = axis.get_legend().get_texts()
+    (axis,) = charts.lines({name: risk_coverage(answer), f"{name}2": risk_coverage(answer)}, "", "").axes
+    text, _ = axis.get_legend().get_texts()
     assert text.get_text() == label(name, charts.NAME)
     assert text.get_text().replace("\\$", "").count("$") == 0
 
@@ -160,5 +163,6 @@ def test_what_cannot_be_drawn_is_a_sentence(caplog):
     def fail():
         raise RuntimeError("no <font>")
 
-    assert pages.chart(fail, "curves") == "<p>The picture &#39;curves&#39; could not be drawn: no &lt;font&gt;.</p>"
+    page = render("", "", [Section(plots=[chart(fail, caption="curves")])])
+    assert "<p>The picture &#39;curves&#39; could not be drawn: no &lt;font&gt;.</p>" in page and "<img" not in page
     assert [record.name for record in caplog.records] == ["mixmo"]

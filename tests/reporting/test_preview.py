@@ -14,7 +14,8 @@ from mixmo.batch_mixing import MixedBatch
 from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
 from mixmo.masks import KINDS
-from mixmo.reporting.preview import blend, color_masks, montage, shown_images, target_of
+from mixmo.reporting import preview as module
+from mixmo.reporting.preview import MIXTURES, blend, color_masks, draw_mixtures, montage, shown_images, target_of
 
 
 @pytest.mark.slow
@@ -23,52 +24,63 @@ from mixmo.reporting.preview import blend, color_masks, montage, shown_images, t
     [[], ["--pixels.kind=cutmix", "--model.num_members=3"], ["--model.num_members=1"]],
     ids=["cut", "three members with CutMix", "single"],
 )
-def test_a_preview_is_two_pictures_and_a_page(tmp_path, capsys, overrides):
+def test_a_preview_is_a_picture_and_a_page(tmp_path, capsys, overrides):
     out = tmp_path / "deep" / "preview"
     assert main(["preview", "digits-cut", *overrides, "--out", str(out)]) == 0
     files = capsys.readouterr().out.split()
-    assert files == [str(out / name) for name in ("mixtures.png", "masks.png", "preview.html")]
-    for name in ("mixtures.png", "masks.png"):
-        picture = np.asarray(Image.open(out / name).convert("L"))
-        assert min(picture.shape) > 200 and picture.std() > 10
+    assert files == [str(out / name) for name in ("preview.png", "preview.html")]
+    picture = np.asarray(Image.open(out / "preview.png").convert("L"))
+    assert min(picture.shape) > 1000 and picture.std() > 10
     page = (out / "preview.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1
     assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
-    for text in ("Mixtures", "Masks", "Configuration", "step 3", "batch_repetition"):
+    for text in ("One mixture of each", "all kinds of masks", "Configuration", "batch_repetition"):
         assert text in page
-    assert sorted(file.name for file in out.iterdir()) == ["masks.png", "mixtures.png", "preview.html"]
+    assert sorted(file.name for file in out.iterdir()) == ["preview.html", "preview.png"]
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """Returns the titles above the pictures of the mixtures, a row for each."""
+    drawn, honest = [], draw_mixtures
+
+    def kept(figure, *rest):
+        honest(figure, *rest)
+        drawn.append(figure)
+
+    monkeypatch.setattr(module, "draw_mixtures", kept)
+
+    def read():
+        found = [axis.get_title() for axis in drawn[0].axes]
+        columns = len(found) // MIXTURES
+        return [found[start : start + columns] for start in range(0, len(found), columns)]
+
+    return read
 
 
 @pytest.mark.parametrize(
     ("end", "words"), [("null", "50 % of the mixtures all"), ("0", "at first and 0 % at the end, all")]
 )
-def test_a_preview_shows_input_repetition(tmp_path, end, words):
+def test_a_preview_shows_input_repetition(tmp_path, titles, end, words):
     """Two of the four mixtures at rho = 0.5: both members have one target."""
     overrides = ["--data.input_repetition=0.5", f"--data.input_repetition_end={end}"]
     assert main(["preview", "digits-cut", *overrides, "--out", str(tmp_path)]) == 0
-    page = (tmp_path / "preview.html").read_text()
-    assert words in page
-    rows = re.findall(
-        r"<th scope=.row.>(step \d.*?)</th>\s*<td>(.*?)\s*</td>(?:\s*<td>.*?</td>){2}\s*<td>(.*?)\s*</td>", page
-    )
-    shared = [row for row in rows if "one image" in row[0]]
-    assert len(rows) == 4 and len(shared) >= 2
-    assert all(first == second for _, first, second in shared)
+    assert words in (tmp_path / "preview.html").read_text()
+    shared = [row for row in titles() if "one image" in row[-1]]
+    assert len(titles()) == 4 and len(shared) >= 2
+    assert all(row[0].removeprefix("input 0") == row[2].removeprefix("input 1") for row in shared)
 
 
-def test_a_preview_of_pictures_in_colour(tmp_path, capsys):
+def test_a_preview_of_pictures_in_colour(tmp_path, titles):
     write_images(tmp_path / "data" / "train", size=16)
     write_images(tmp_path / "data" / "test", size=16)
     words = ["cifar100-mini-cut-cutmix", f"--data.name=folder:{tmp_path}/data", "--data.batch_size=4"]
     assert main(["preview", *words, "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "preview.html").read_text()
-    cells = re.findall(r"<(?:td|th scope=.row.)>(.*?)\s*</t[dh]>", page)
-    rows = [cells[start : start + 7] for start in range(0, len(cells), 7)]
-    assert [row[0].removesuffix(", one image") for row in rows] == [f"step {step}" for step in range(4)]
     name = "(?:cat|dog|emu)"
-    for row in rows:
-        for target in (row[1], row[4]):
-            assert re.fullmatch(rf"{name}|0\.\d\d {name} \+ 0\.\d\d {name}", target)
+    for row in titles():
+        assert len(row) == 5
+        for title in (row[0], row[2]):
+            assert re.fullmatch(rf"input \d\n({name}|0\.\d\d {name} \+ 0\.\d\d {name})", title)
 
 
 def test_awkward_names_of_classes(tmp_path):
@@ -81,15 +93,15 @@ def test_awkward_names_of_classes(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_full_or_read_only_disk_is_one_sentence(tmp_path, monkeypatch, capsys, code):
-    (tmp_path / "mixtures.png").write_text("Software\0mixmo")  # an earlier preview
+    (tmp_path / "preview.png").write_text("Software\0mixmo")  # an earlier preview
 
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
     assert main(["preview", "digits-cut", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"mixmo: {tmp_path}/mixtures.png cannot be written: {os.strerror(code)}.\n"
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mixtures.png", "Software\0mixmo")]
+    assert capsys.readouterr().err == f"mixmo: {tmp_path}/preview.png cannot be written: {os.strerror(code)}.\n"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("preview.png", "Software\0mixmo")]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from mixmo.cli.options import Command
 from mixmo.environment import environment
 from mixmo.evaluation.benchmark import Benchmark, Rows, benchmark
 from mixmo.files import check_place, is_marked, make_folder, write_text
 from mixmo.names import printable
+from mixmo.reporting.text_table import TextTable
 from mixmo.validation import Boolean, Place, settings_class
 
 
@@ -49,17 +47,14 @@ def run(words: list[str]) -> None:
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
     """Print tables of numbers; keep them with the environment as JSON if a file is named."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
     for title, rows in tables.items():
         columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-        table = Table(title=title, title_justify="left")
-        table.add_column("")
-        for column in columns:
-            table.add_column(column, justify="right")
-        for label, row in rows.items():
-            table.add_row(label, *(f"{row[column]:.5g}" if column in row else "" for column in columns))
-        console.print(table)
+        cells = [
+            [label, *(f"{row[column]:.5g}" if column in row else "" for column in columns)]
+            for label, row in rows.items()
+        ]
+        TextTable(title, ["", *columns], cells).show()
     if save is not None:
         rounded = {
             title: {label: {key: float(f"{value:.5g}") for key, value in row.items()} for label, row in rows.items()}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from mixmo.cli.options import Command, Word
+from mixmo.comparing import check_out, compare
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import printable
-from mixmo.reporting.comparison_page import compare
-from mixmo.reporting.tables import TextTable
 from mixmo.validation import Boolean, Place, settings_class
 
 
@@ -34,12 +31,11 @@ COMMAND = Command(
 
 def run(words: list[str]) -> None:
     """``mixmo compare RUN… [--out FOLDER]``."""
-    (own, evaluation), _ = COMMAND.read(words)
+    (own, options), _ = COMMAND.read(words)
     out = Path(own.out)
-    compare(own.networks, out, evaluation, show, overwrite=own.overwrite)
+    check_out(out, own.overwrite)
+    comparison = compare(*own.networks, **asdict(options))
+    for table in comparison.tables:
+        table.show(200)
+    comparison.write(out, own.overwrite, download=options.download)
     print(f"written: {printable(str(out / 'comparison.csv'))}, comparison.md and comparison.html")
-
-
-def show(table: TextTable) -> None:
-    """Print a table, in full where the output is no terminal."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table.rich())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
-from rich.console import Console
-from rich.table import Table
-
 from mixmo.config.recipes import NOTES, catalogue, method_name
 from mixmo.errors import InputError
+from mixmo.reporting.text_table import TextTable
 
 ABOUT = "List the shipped recipes."
+CAPTION = "published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch"
 
 
 def run(words: list[str]) -> None:
@@ -20,19 +17,10 @@ def run(words: list[str]) -> None:
         return
     if words:
         raise InputError(f"unrecognized arguments: {' '.join(words)}; recipes takes none.")
-    table = Table(
-        title="Shipped recipes",
-        caption="published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch",
-    )
-    for column in ("recipe", "dataset", "network", "method", "b", "published", "source"):
-        table.add_column(column, no_wrap=True)
+    header = ["recipe", "dataset", "network", "method", "b", "published", "source"]
+    rows = []
     for name, recipe in catalogue().items():
-        table.add_row(
-            name,
-            recipe["data"]["name"],
-            recipe["model"]["backbone"],
-            method_name(recipe),
-            str(recipe["data"].get("batch_repetition", 1)),
-            *(str(recipe.get(key, "")) for key in NOTES),
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        data, notes = recipe["data"], [str(recipe.get(key, "")) for key in NOTES]
+        repetition = str(data.get("batch_repetition", 1))
+        rows.append([name, data["name"], recipe["model"]["backbone"], method_name(recipe), repetition, *notes])
+    TextTable("Shipped recipes", header, rows, CAPTION).show(160)

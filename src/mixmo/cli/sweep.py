@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from mixmo.cli.compare import show
 from mixmo.cli.options import Command, Word
+from mixmo.comparing import compare
 from mixmo.errors import StoppedError
-from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import message, printable
-from mixmo.reporting.comparison_page import compare
 from mixmo.sweeps import FILE, SweepRunner, load_sweep
 from mixmo.validation import Place, settings_class
 
@@ -55,6 +53,9 @@ def _compare(runner: SweepRunner) -> None:
         chosen, note = best, f"Best on validation data, which alone may choose: {printable(best)}, {100 * score:.1f} %."
         print(note)
     asked, out = runner.trials[0].plan.settings, runner.folder / "comparison"
-    options = EvaluationOptions(download=asked.data.download or asked.model.download)
-    compare(groups, out, options, show, note, chosen=chosen)
+    download = asked.data.download or asked.model.download
+    comparison = compare(*groups, download=download)
+    for table in comparison.tables:
+        table.show(200)
+    comparison.write(out, note=note, chosen=chosen, download=download)
     print(f"written: {printable(str(out / 'comparison.html'))}")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from pathlib import Path
-
-from rich.console import Console
 
 from mixmo.cli.options import Command, Word
 from mixmo.errors import InputError
@@ -86,11 +83,10 @@ def _test_file(file: Path, per_class: bool) -> None:
 
 
 def _print_tables(title: str, result: EvaluationResult) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
     tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
     if result.per_class:
         tables.append(class_table(result.per_class))
     for table in tables:
-        console.print(table.rich())
+        table.show()

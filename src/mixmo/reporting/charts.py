@@ -1,70 +1,86 @@
-"""Plots for pages, one pair of axes each."""
+"""Plots of pages, one pair of axes each."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from mixmo.corruptions import SEVERITIES
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.intervals import wilson
-from mixmo.evaluation.predictions import Predictions
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
-from mixmo.metrics.ood import ood_scores
-from mixmo.metrics.selective import cumulative_errors
-from mixmo.names import label
-from mixmo.reporting.svg import BLUE, INK
+from mixmo.names import label, printable
+
+INK = "#010203"
+"""The colour of text and axes; no other grey is near it."""
+COLORS = ("#0072b2", "#d55e00", "#00845f", "#b5568a", "#a87300", "#2c88bf")
+"""Okabe and Ito's, which the colour-blind can tell apart, darkened for thin lines."""
+BLUE, RED = COLORS[:2]
+DARK = dict(
+    zip((INK, *COLORS), ("#e6e9ee", "#4aa3e0", "#f5813f", "#2cc295", "#e08fbd", "#e9b040", "#9ad6f7"), strict=True)
+)
+"""What takes the place of each colour on dark pages."""
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mixmo",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.prop_cycle": cycler(color=COLORS, linestyle=LINES),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color",
+         "grid.color"), INK,
+    ),
+}  # fmt: skip
 
 BINS = 15
-POINTS = 400
-"""Points of a curve at most."""
 SIZE = (4.2, 3.0)
 NAME = 40
 """Characters of a name in a legend."""
+TICK = 32
+"""Characters of a name next to an axis."""
 
-History = Sequence[Mapping[str, float]]
-
-
-def loss_curves(runs: Mapping[str, History]) -> Figure:
-    """Draw the training loss of runs, mean over members, epoch by epoch.
-
-    Args:
-        runs: Rows of :func:`mixmo.evaluation.records.read_history`, at least one, by the run's name.
-    """
-    members = {
-        name: sum(re.fullmatch(r"train_member_\d+_accuracy", key) is not None for key in rows[-1])
-        for name, rows in runs.items()
-    }
-    mean = ", mean over members" if max(members.values()) > 1 else ""
-    figure, axis = new_axes(f"Training loss{mean}", "epoch")
-    for name, rows in runs.items():
-        _curve(axis, rows, "train_loss", 1 / max(members[name], 1), label=label(name, NAME))
-    return legend(figure, axis, len(runs) > 1)
+Array = npt.NDArray[np.float64]
+Curve = tuple[Sequence[float] | Array, Sequence[float] | Array]
+"""Values along the x axis, and those to draw."""
 
 
-def accuracy_curves(curves: Mapping[str, tuple[History, str]]) -> Figure:
-    """Draw accuracies, epoch by epoch.
+def lines(curves: Mapping[str, Curve], title: str, below: str) -> Figure:
+    """Draw lines, with a legend where there are several.
 
     Args:
-        curves: Rows and the key of a column, by name.
+        curves: By name.
+        title: Above them.
+        below: The label of the x axis.
     """
-    figure, axis = new_axes("Accuracy, %", "epoch")
-    for name, (rows, key) in curves.items():
-        _curve(axis, rows, key, 100, label=label(name, NAME))
-    return legend(figure, axis)
-
-
-def _curve(axis: Axes, rows: History, key: str, factor: float = 1.0, **style: Any) -> None:
-    values = [factor * row.get(key, math.nan) for row in rows]
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.plot([row["epoch"] for row in rows], values, marker="." if len(rows) < 30 else "", **style)
+    figure, axis = new_axes(title, below)
+    for name, (places, values) in curves.items():
+        axis.plot(places, values, marker="." if len(places) < 30 else "", label=label(name, NAME))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return _with_legend(figure, axis) if len(curves) > 1 else figure
 
 
 def reliability(samples: Samples, title: str, start: float | None = None) -> Figure:
@@ -95,58 +111,92 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
     below.set_ylabel("images, %")
     below.set_xlabel("confidence, %")
     below.set_xlim(100 * min(start, left.min()), 101)
-    return set_label_sizes(figure)
+    return figure
 
 
-def risk_coverage(parts: Mapping[str, Samples]) -> Figure:
-    """Draw the error among the most confident predictions against their share.
-
-    Args:
-        parts: What is known of the predictions, by name.
-    """
-    figure, axis = new_axes("Error on the images kept, %", "coverage: images kept, the most confident first, %")
-    for name, samples in parts.items():
-        errors = cumulative_errors(samples.confidence, samples.right.bool()).numpy()
-        kept = np.arange(1, len(errors) + 1)
-        some = np.unique(np.linspace(0, len(errors) - 1, POINTS).round().astype(int))
-        axis.plot(100 * kept[some] / len(errors), 100 * errors[some] / kept[some], label=label(name, NAME))
-    return legend(figure, axis)
-
-
-def confidences(datasets: Mapping[str, Predictions], title: str) -> Figure:
-    """Draw how confident an ensemble is on test images and on others.
+def histograms(values: Mapping[str, Array], title: str) -> Figure:
+    """Draw the distribution of confidences, a line for each dataset.
 
     Args:
-        datasets: Predictions by the dataset's name.
+        values: Confidences in %, by the dataset's name.
         title: Above it.
     """
     figure, axis = new_axes(title, "confidence, %")
-    for name, found in datasets.items():
-        confidence = -ood_scores(found.logits)["max_probability"].numpy()
-        weights = np.full(len(confidence), 100 / len(confidence))
-        axis.hist(
-            100 * confidence,
-            bins=25,
-            range=(0, 100),
-            weights=weights,
-            histtype="step",
-            linewidth=1.6,
-            label=label(name),
-        )
+    for name, each in values.items():
+        weights = np.full(len(each), 100 / len(each))
+        shown = label(name)
+        axis.hist(each, bins=25, range=(0, 100), weights=weights, histtype="step", linewidth=1.6, label=shown)
     axis.set_ylabel("images, %")
-    return legend(figure, axis)
+    return _with_legend(figure, axis)
 
 
-def accuracy_by_severity(parts: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw accuracy against the severity of corruption.
+def confusion(counts: Array, classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix: a row for each true class, correct predictions blue, wrong ones red.
 
     Args:
-        parts: Mean accuracy in % at the severities 0 (none) to 5, by name.
+        counts: (K, K) numbers of images, by true and predicted class.
+        classes: K names.
     """
-    figure, axis = new_axes("Accuracy, %, mean over kinds of corruption", "severity (0: clean)")
-    for name, values in parts.items():
-        axis.plot([0, *SEVERITIES], values, marker=".", label=label(name, NAME))
-    return legend(figure, axis)
+    side = max(2.4, 0.33 * len(classes) + 1.0)
+    figure, axis = new_axes("Images by true and predicted class", "predicted class", (side, side))
+    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    for row, column in np.ndindex(*counts.shape):
+        color, alpha = BLUE if row == column else RED, 0.75 * shares[row, column]
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=alpha, linewidth=0))
+        if counts[row, column]:
+            axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7.5)
+    axis.set_xlim(-0.5, len(classes) - 0.5)
+    axis.set_ylim(len(classes) - 0.5, -0.5)
+    axis.set_aspect("equal")
+    axis.grid(visible=False)
+    axis.set_ylabel("true class")
+    names = [_short(name) for name in classes]
+    long = max(map(len, names)) > 2
+    axis.set_xticks(range(len(names)), names, rotation=45 if long else 0, ha="right" if long else "center")
+    axis.set_yticks(range(len(names)), names)
+    return figure
+
+
+def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: float) -> Figure:
+    """Draw the accuracy of classes, with 95 % intervals; the axis starts where they differ.
+
+    Args:
+        hits: (k,) images classified correctly.
+        counts: (k,) images, at least one of each class.
+        classes: k names, from top to bottom.
+        mean: The accuracy over all images, a dashed line.
+    """
+    figure, axis = new_axes("Accuracy by class, %", "", (SIZE[0] - 0.8, 0.21 * len(classes) + 0.6))
+    low, high = wilson(hits, counts)
+    places = np.arange(len(classes))
+    axis.barh(places, 100 * (high - low), 0.6, 100 * low, color=BLUE, alpha=0.35)
+    axis.plot(100 * hits / counts, places, "o", color=BLUE, markersize=4.5)
+    axis.axvline(100 * mean, color=INK, linestyle="--", linewidth=1, alpha=0.6)
+    axis.set_yticks(places, [f"{_short(name)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
+    axis.set_ylim(len(classes) - 0.4, -0.6)
+    axis.set_xlim(100 * low.min() - 1, 101)
+    return figure
+
+
+def differences(parts: Mapping[str, Sequence[float]], heading: str, better: bool | None) -> Figure:
+    """Draw differences with their intervals: blue where better, red where worse, hollow where 0 is in the interval.
+
+    Args:
+        parts: Difference, low and high end, by name.
+        heading: The metric and its unit.
+        better: Whether more is better.
+    """
+    figure, axis = new_axes(heading, "difference, 95 % interval", (SIZE[0] - 1, 0.32 * len(parts) + 0.75))
+    for place, (value, low, high) in enumerate(parts.values()):
+        color = INK if better is None or not value else BLUE if (value > 0) == better else RED
+        face = "none" if low <= 0 <= high else color
+        axis.plot([low, high], [place, place], "-", color=color, linewidth=1.6)
+        axis.plot([value], [place], "o", color=color, markerfacecolor=face, markersize=6)
+    axis.axvline(0, color=INK, linewidth=1, alpha=0.6)
+    axis.set_yticks(range(len(parts)), [_short(name) for name in parts])
+    axis.set_ylim(len(parts) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
+    return figure
 
 
 def new_axes(title: str, below: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -164,20 +214,15 @@ def new_axes(title: str, below: str, size: tuple[float, float] = SIZE) -> tuple[
     return figure, axis
 
 
-def legend(figure: Figure, axis: Axes, wanted: bool = True) -> Figure:
-    """Finish a figure, its legend below it."""
-    if wanted:
-        names = axis.get_legend_handles_labels()[1]
-        longest = max(map(len, names), default=0)
-        columns = 3 if longest <= 12 else 2 if longest <= 24 else 1
-        axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=columns, fontsize=8, borderaxespad=0)
-    return set_label_sizes(figure)
-
-
-def set_label_sizes(figure: Figure) -> Figure:
-    """Set the sizes of labels."""
-    for axis in figure.axes:
-        axis.tick_params(labelsize=8)
-        axis.xaxis.label.set_fontsize(8.5)
-        axis.yaxis.label.set_fontsize(8.5)
+def _with_legend(figure: Figure, axis: Axes) -> Figure:
+    """Return a figure with a legend below it."""
+    longest = max(map(len, axis.get_legend_handles_labels()[1]))
+    columns = 3 if longest <= 12 else 2 if longest <= 24 else 1
+    axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=columns, borderaxespad=0)
     return figure
+
+
+def _short(name: str) -> str:
+    """Return a name's beginning and end, where names that are alike often differ, as Matplotlib shows it."""
+    name = printable(name)
+    return label(name if len(name) <= TICK else f"{name[: TICK // 2]}…{name[1 - TICK // 2 :]}")

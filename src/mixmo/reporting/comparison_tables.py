@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from mixmo.evaluation.comparison import Group, intervals_between
 from mixmo.evaluation.intervals import UNKNOWN, image_intervals
@@ -14,14 +15,22 @@ from mixmo.evaluation.statistics import mcnemar
 from mixmo.metrics.catalogue import COSTS, METRICS
 from mixmo.metrics.description import Description
 from mixmo.names import csv_cell, dataset_name
-from mixmo.reporting.class_charts import Difference
-from mixmo.reporting.headline import MAIN
-from mixmo.reporting.tables import TextTable
+from mixmo.reporting.tables import MAIN, MEANINGS
+from mixmo.reporting.text_table import TextTable
 
 SHOWN = (*MAIN, "d_re", "corruption/accuracy")
 """The columns of the first table, where known."""
 COMPARED = MAIN
 """The metrics whose differences have intervals."""
+
+
+class Difference(NamedTuple):
+    """A difference and the ends of its 95 % interval, NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
 
 Spread = Callable[[Group, str], str]
 """Returns what stands behind a metric of a group."""
@@ -87,7 +96,8 @@ def groups_table(
                 details[row, len(cells)] = behind
             cells.append("" if math.isnan(mean) else columns[key].number(mean))
         rows.append(cells)
-    return TextTable(title, ["", *(columns[key].column for key in keys)], rows, best=stressed, details=details)
+    header = ["", *(columns[key].column for key in keys)]
+    return TextTable(title, header, rows, best=stressed, details=details, meanings=MEANINGS)
 
 
 def differences(group: Group, first: Group) -> dict[str, Difference]:
@@ -99,24 +109,6 @@ def differences(group: Group, first: Group) -> dict[str, Difference]:
     """
     ranges = intervals_between(group, first, COMPARED)
     return {key: Difference(group.mean(key) - first.mean(key), *ranges.get(key, UNKNOWN)) for key in COMPARED}
-
-
-def p_value(group: Group, first: Group) -> float:
-    """Return McNemar's exact p-value for two groups of one network each; NaN for seeds."""
-    if len(group.entries) > 1 or len(first.entries) > 1:
-        return math.nan
-    own, other = (each.entries[0].result.predictions.average().right.numpy() for each in (group, first))
-    return mcnemar(own, other)
-
-
-def p_text(p: float) -> str:
-    """Return a p-value as text.
-
-    Example:
-        >>> p_text(0.0123), p_text(1e-20), p_text(math.nan)
-        ('0.012', '< 1e-16', '')
-    """
-    return "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-16 else "< 1e-16"
 
 
 def differences_table(groups: Sequence[Group]) -> TextTable:
@@ -134,13 +126,22 @@ def differences_table(groups: Sequence[Group]) -> TextTable:
             if behind := metric.interval(low, high, sign=True):
                 details[len(rows), len(cells)] = behind
             cells.append(metric.number(value, sign=True))
-        rows.append([*cells, p_text(p_value(group, first))])
+        rows.append([*cells, _p_value(group, first)])
     title = f"Differences with 95 % intervals ({interval_kinds(groups)})"
     units = {"%": ", points", "": ""}
     header = ["", *(f"{METRICS[key].name}{units[METRICS[key].unit]}" for key in COMPARED), "McNemar's p"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return TextTable(title, header, rows, details=details)
+    return TextTable(title, header, rows, details=details, meanings=MEANINGS)
+
+
+def _p_value(group: Group, first: Group) -> str:
+    """Return McNemar's exact p-value for two groups of one network each; nothing for seeds."""
+    if len(group.entries) > 1 or len(first.entries) > 1:
+        return ""
+    own, other = (each.entries[0].result.predictions.average().right.numpy() for each in (group, first))
+    p = mcnemar(own, other)
+    return f"{p:.2g}" if p >= 1e-16 else "< 1e-16"
 
 
 def _ood_columns(groups: Sequence[Group]) -> dict[str, Description]:
@@ -176,30 +177,26 @@ def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:
 
 
 def table_rows(groups: Sequence[Group]) -> list[dict[str, str | float]]:
-    """Return every metric and cost of every entry that is known, and where its corruptions come from, a row for each.
+    """Return every metric and cost of every entry, and where its corruptions come from; NaN where it is not known.
 
-    Its keys are ``group``, ``run``, those of :meth:`mixmo.evaluation.comparison.Entry.flat`, and ``corruptions``.
+    The keys of every row are ``group``, ``run``, those of :meth:`mixmo.evaluation.comparison.Entry.flat`, and
+    ``corruptions``.
     """
-    rows = list[dict[str, str | float]]()
-    for group in groups:
-        for entry in group.entries:
-            corrupted = entry.result.corruptions
-            source = "" if corrupted is None else corrupted.source
-            rows.append({"group": group.name, "run": entry.name, **entry.flat(), "corruptions": source})
-    return rows
-
-
-def row_keys(rows: Sequence[Mapping[str, str | float]]) -> list[str]:
-    """Return the keys of all rows of :func:`table_rows`, in their order."""
-    return [*dict.fromkeys(key for row in rows for key in row if key != "corruptions"), "corruptions"]
+    found = [(group.name, entry, entry.flat()) for group in groups for entry in group.entries]
+    keys = list(dict.fromkeys(key for _, _, values in found for key in values))
+    return [
+        {"group": name, "run": entry.name, **{key: values.get(key, math.nan) for key in keys},
+         "corruptions": "" if entry.result.corruptions is None else entry.result.corruptions.source}
+        for name, entry, values in found
+    ]  # fmt: skip
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """Return :func:`table_rows` as comma-separated values."""
+    """Return :func:`table_rows` as comma-separated values; a cell is empty where nothing is known."""
     rows, buffer = table_rows(groups), io.StringIO()
-    keys, writer = row_keys(rows), csv.writer(buffer, lineterminator="\n")
-    writer.writerow([csv_cell(key) for key in keys])
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(csv_cell, rows[0]))
     for row in rows:
-        cells = [row.get(key, "") for key in keys]
-        writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+        known = ("" if cell != cell else cell for cell in row.values())
+        writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in known])
     return buffer.getvalue()

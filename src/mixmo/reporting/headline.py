@@ -1,8 +1,9 @@
-"""The summary sentence and headline metrics of a run's page."""
+"""The summary sentences that pages begin with, and the headline metrics of a run's page."""
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,21 +11,21 @@ import numpy as np
 
 from mixmo.config.recipes import method_name
 from mixmo.errors import reason
+from mixmo.evaluation.comparison import Group
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.intervals import UNKNOWN, Interval
+from mixmo.evaluation.intervals import UNKNOWN, Interval, image_intervals
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.catalogue import METRICS
 from mixmo.names import printable
-
-MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")
-"""The metrics of the cards at the top of a page."""
-
-MAIN_DIVERSITY = ("d_re", "disagreement")
-"""Those of several members."""
+from mixmo.reporting.comparison_tables import differences
+from mixmo.reporting.tables import MAIN
 
 logger = logging.getLogger("mixmo")
 
+MOST = 3
+"""Networks that are named in addition to the first."""
+ACCURACY = METRICS["accuracy"].brief
 FAMILIES = {"wide_resnet": "WideResNet-", "preact_resnet": "PreActResNet-", "resnet": "ResNet-"}
 
 
@@ -42,7 +43,7 @@ def backbone_name(name: str) -> str:
     return f"{FAMILIES[family]}{depth}{f'-{width}' if width else ''}"
 
 
-def lead_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:
+def run_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:
     """Return what was trained, how good it is, how sure that is, at what cost and against what.
 
     Args:
@@ -52,16 +53,14 @@ def lead_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[
     """
     run = trained.folder
     config, metrics = run.trained_config(), found.metrics.average
-    accuracy = METRICS["accuracy"].brief
-    interval_text = accuracy.interval(*ranges["accuracy"])
     backbone = backbone_name(str(config["model"]["backbone"]))
     count = run.training_images()
     learned = "" if count is None else f", trained on {count} images,"
     members, method = config["model"]["num_members"], method_name(config)
     what = f"A {method}" if members == 1 else f"{method} with {members} members"
     sentences = [
-        f"{what} on {backbone}{learned} classifies {accuracy.number(metrics['accuracy'])} % "
-        f"{interval_text} of {len(found.predictions.targets)} test images correctly; "
+        f"{what} on {backbone}{learned} classifies {ACCURACY.number(metrics['accuracy'])} % "
+        f"{ACCURACY.interval(*ranges['accuracy'])} of {len(found.predictions.targets)} test images correctly; "
         f"{_confidence(found)}{_costs(trained)}.",
         _reference(found),
     ]
@@ -115,6 +114,70 @@ def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Seque
             "value": METRICS[key].brief.text(metrics[key]),
             "interval": METRICS[key].brief.interval(*ranges.get(key, UNKNOWN)),
         }
-        for key in (*MAIN, *MAIN_DIVERSITY)
+        for key in (*MAIN, "d_re", "disagreement")
         if key in metrics
     ]
+
+
+def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
+    """Return how many test images a network classifies correctly, and how the others differ from it.
+
+    That network is the one that validation data has chosen, or the first: the test set names no winner.
+
+    Args:
+        groups: What is compared.
+        chosen: The name of the group that is the best on validation data, where that is known.
+    """
+    images = len(groups[0].entries[0].result.predictions.targets)
+    first = next((group for group in groups if group.name == chosen), groups[0])
+    others = [group for group in groups if group is not first]
+    name = f"{first.name}, the best on validation data," if chosen == first.name else first.name
+    sentence = f"{name} classifies {_accuracy(first)} of {images} test images correctly"
+    if not others:
+        return f"{sentence} (ECE {METRICS['ece'].brief.text(first.mean('ece'))})."
+    shown = "; ".join(_against(group, first) for group in others[:MOST])
+    parts = [f"{sentence}; {shown}{'; the table has the others' if len(others) > MOST else ''}."]
+    if len(others) == 1:
+        parts += [_nll(others[0], first), _cost_ratio(others[0], first)]
+    return " ".join(part for part in parts if part)
+
+
+def _accuracy(group: Group) -> str:
+    value = ACCURACY.number(group.mean("accuracy"))
+    if len(group.entries) > 1:
+        return f"{value} ± {ACCURACY.number(group.deviation('accuracy'))} % (n = {len(group.entries)})"
+    ranges = image_intervals(group.entries[0].result.predictions)
+    return f"{value} % {ACCURACY.interval(*ranges.get('accuracy', UNKNOWN))}"
+
+
+def _against(group: Group, first: Group) -> str:
+    gain, low, high = differences(group, first)["accuracy"]
+    interval = ACCURACY.interval(low, high, sign=True) or "without an interval"
+    more = f"{ACCURACY.number(gain, sign=True)} points {interval}"
+    return f"{group.name} {_accuracy(group)}, {more}{_doubt(low, high)}"
+
+
+def _nll(group: Group, first: Group) -> str:
+    metric, (gain, low, high) = METRICS["nll"].brief, differences(group, first)["nll"]
+    if math.isnan(low):
+        return ""
+    change = f"{metric.number(gain, sign=True)} {metric.interval(low, high, sign=True)}"
+    return (
+        f"The NLL (log loss) of {group.name} is {metric.number(group.mean('nll'))}, {change} against {first.name}"
+        f"{_doubt(low, high)}."
+    )
+
+
+def _doubt(low: float, high: float) -> str:
+    return " (the difference may be chance)" if low <= 0 <= high else ""
+
+
+def _cost_ratio(group: Group, first: Group) -> str:
+    """Return the ratio of their MACs; nothing where it is not known."""
+    own, others = group.mean("macs"), first.mean("macs")
+    if math.isnan(own) or math.isnan(others):
+        return ""
+    ratio = own / others
+    if 0.95 < ratio < 1.05:
+        return f"Both cost {METRICS['macs'].text(own)} MACs an image, within 5 %."
+    return f"{group.name} costs {ratio:.2g} times the MACs of {first.name} ({METRICS['macs'].text(own)} an image)."

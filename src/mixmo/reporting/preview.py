@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
 from mixmo.batch_mixing import MixedBatch
@@ -21,8 +21,7 @@ from mixmo.files import check_place, is_marked, make_folder, write_bytes, write_
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.names import label
-from mixmo.reporting import html as pages
-from mixmo.reporting.sections import Section
+from mixmo.reporting.page import Picture, Section, png_of, png_uri, render
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training.build import build_maker, build_network
 
@@ -33,7 +32,7 @@ COLORS = np.array(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-def
 
 
 def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> list[Path]:
-    """Draw a recipe's first mixtures and the whole catalogue of masks, as two PNG files and an HTML page.
+    """Draw a recipe's first mixtures and every kind of mask, as ``preview.png`` and a page that explains it.
 
     Args:
         plan: The recipe.
@@ -48,8 +47,9 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
         MissingError: if the dataset is missing.
         InputError: if a setting does not fit the others, or other files stand there.
     """
-    for file in ("mixtures.png", "masks.png", "preview.html"):
-        check_place(folder / file, is_marked(folder / file), overwrite)
+    files = [folder / "preview.png", folder / "preview.html"]
+    for file in files:
+        check_place(file, is_marked(file), overwrite)
     settings = plan.settings
     data = DataModule(settings.data, settings.seed)
     net = build_network(settings, data)
@@ -65,77 +65,96 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
         mixtures.append(
             MixedBatch(mixed.inputs[one], mixed.masks[one], mixed.targets[one], mixed.weights[one], mixed.shared[one])
         )
-    first = mixtures_figure(mixtures, settings.data, data.classes)
     mixer, shape = maker.mixer.mixer, net.encoder_shape(*mixed.inputs.shape[-2:])
-    second = catalogue_figure(mixer, shape)
-    pictures = {"mixtures.png": pages.png_of(first), "masks.png": pages.png_of(second)}
+    figure = Figure(figsize=(max(10, 1.7 * (2 * mixer.num_members + 1)), 2.3 * MIXTURES + 1.2 * len(KINDS)))
+    figure.set_layout_engine("constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.3 * MIXTURES, 1.2 * len(KINDS))).flat
+    draw_mixtures(above, mixtures, settings.data, data.classes)
+    draw_catalogue(below, mixer, shape)
+    content = png_of(figure)
+    shown = Picture(png_uri(content), [], "Mixtures of the first steps, and samples and ratios of each kind of mask")
+    configuration = Section("Configuration", listings={"": plan.yaml}, folded=True)
+    sections = [Section(text=_explain(settings.data, mixer, shape), wide=[shown]), configuration]
     make_folder(folder)
-    files = [write_bytes(folder / file, content) for file, content in pictures.items()]
-    write_text(folder / "preview.html", _page(name, plan, (mixer, shape), mixtures, data.classes, pictures))
-    return [*files, folder / "preview.html"]
+    write_bytes(files[0], content)
+    write_text(files[1], render(f"What the network sees: {name}", "", sections))
+    return files
 
 
-def mixtures_figure(mixtures: list[MixedBatch], settings: DataSettings, classes: list[str]) -> Figure:
-    """Return a row for each mixture: every member's input and mask, then the mixture.
+def _explain(own: DataSettings, mixer: Mixer, shape: FeatureShape) -> str:
+    """Return what the two parts of the picture show."""
+    start, end = f"{100 * own.input_repetition:g} %", own.input_repetition_end
+    change = "" if end is None else f" at first and {100 * end:g} % at the end,"
+    repetition = (
+        f" In {start} of the mixtures{change} all members are shown one image (input repetition; chance adds a few)."
+    )
+    return (
+        "One mixture of each of the first steps of training, from places spread over the batch: every member's input "
+        "after augmentation and mixing in pixels, its mask in feature space (white is 1), and the masks applied to "
+        f"pixels.{repetition if mixer.num_members > 1 else ''} Below them, all kinds of masks on feature maps of "
+        f"{'×'.join(map(str, shape))}, {max(2, mixer.num_members)} members, alpha {mixer.alpha:g}; the "
+        f"{len(KINDS) - len(CONSTANT)} kinds that are not constant at probability 1. Red: the mean."
+    )
+
+
+def draw_mixtures(figure: FigureBase, mixtures: list[MixedBatch], settings: DataSettings, classes: list[str]) -> None:
+    """Draw a row for each mixture: every member's input and mask, then the mixture.
 
     Args:
+        figure: Where.
         mixtures: Batches of one mixture each.
         settings: Whose normalisation is undone.
         classes: The class names.
     """
     members = mixtures[0].inputs.shape[1]
-    figure = Figure(figsize=(1.7 * (2 * members + 1), 2.3 * len(mixtures)))
-    axes = figure.subplots(len(mixtures), 2 * members + 1, squeeze=False)
-    for row, mixed in zip(axes, mixtures, strict=True):
+    axes = figure.subplots(MIXTURES, 2 * members + 1, squeeze=False)
+    for axis in axes.flat:
+        _frame(axis)
+    for row, mixed in zip(axes, mixtures, strict=False):
         inputs, masks = shown_images(mixed.inputs[0], settings), mixed.masks[0]
-        ratios = masks.mean((1, 2, 3)).tolist()
         for member in range(members):
+            target, weight = label(target_of(mixed, member, classes)), mixed.weights[0, member].item()
             row[2 * member].imshow(inputs[member], interpolation="nearest")
-            row[2 * member].set_title(f"input {member}\n{label(target_of(mixed, member, classes))}", fontsize=8)
+            row[2 * member].set_title(f"input {member}\n{target}", fontsize=8)
             row[2 * member + 1].imshow(montage(masks[member]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            weight = mixed.weights[0, member].item()
-            row[2 * member + 1].set_title(f"mask {member}\nratio {ratios[member]:.2f}, weight {weight:.2f}", fontsize=8)
+            ratio = f"ratio {masks[member].mean():.3f}, weight {weight:.3f}"
+            row[2 * member + 1].set_title(f"mask {member}\n{ratio}", fontsize=8)
         row[-1].imshow(blend(inputs, masks), interpolation="nearest")
         alike = bool(mixed.shared) and members > 1
         row[-1].set_title("mixture\n(one image)" if alike else "mixture", fontsize=8)
-    for axis in axes.flat:
-        _frame(axis)
-    figure.tight_layout()
-    return figure
 
 
-def catalogue_figure(mixer: Mixer, shape: FeatureShape) -> Figure:
-    """Return a row for each kind of mask: samples, and the histogram of the first member's realised ratio.
+def draw_catalogue(figure: FigureBase, mixer: Mixer, shape: FeatureShape) -> None:
+    """Draw a row for each kind of mask: samples, and the histogram of the first member's realised ratio.
 
     A position has the colours of its members, each by its share; masks of F channels are shown channel by channel.
 
     Args:
+        figure: Where.
         mixer: Whose members and concentration are used.
         shape: (F, h, w) of the feature maps.
     """
     members = max(2, mixer.num_members)
-    figure = Figure(figsize=(1.15 * SAMPLES + 3, 1.2 * len(KINDS)))
     axes = figure.subplots(len(KINDS), SAMPLES + 1, squeeze=False, width_ratios=[1] * SAMPLES + [2.4])
     for row, kind in zip(axes, KINDS, strict=True):
         for axis in row[:-1]:
             _frame(axis)
-        row[0].text(-0.15, 0.5, kind, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+        row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=9)
         row[-1].set_yticks([])
         row[-1].set_xlim(0, 1)
         row[-1].tick_params(labelsize=7)
         shaped = Mixer(kind, members, mixer.alpha, probability=1.0, draw_per="sample")
         try:
-            masks, ratios = _draws(shaped, shape)
+            mixes = [shaped.sample(DRAWS // 20, shape, generator_for(0, step)) for step in range(20)]
         except ValueError as error:
             row[-1].text(0.5, 0.5, str(error), ha="center", va="center", fontsize=6, wrap=True)
             continue
-        for axis, mask in zip(row, masks, strict=False):
+        for axis, mask in zip(row, mixes[0].masks[:SAMPLES], strict=False):
             axis.imshow(color_masks(mask), interpolation="nearest")
-        row[-1].hist(ratios[:, 0].numpy(), bins=40, range=(0, 1), color="0.4")
-        row[-1].axvline(ratios[:, 0].mean().item(), color="tab:red", linewidth=1)
-        row[-1].set_title(f"realised ratio, mean {ratios[:, 0].mean().item():.3f}", fontsize=7, pad=2)
-    figure.tight_layout(h_pad=0.4)
-    return figure
+        ratios = torch.cat([mix.ratios[:, 0] for mix in mixes])
+        row[-1].hist(ratios.numpy(), bins=40, range=(0, 1), color="0.4")
+        row[-1].axvline(ratios.mean().item(), color="tab:red", linewidth=1)
+        row[-1].set_title(f"realised ratio, mean {ratios.mean().item():.3f}", fontsize=7, pad=2)
 
 
 def _frame(axis: Axes) -> None:
@@ -145,12 +164,6 @@ def _frame(axis: Axes) -> None:
     for spine in axis.spines.values():
         spine.set_color("0.7")
         spine.set_linewidth(0.5)
-
-
-def _draws(mixer: Mixer, shape: FeatureShape) -> tuple[Tensor, Tensor]:
-    """Return a few masks, and the realised ratios of many draws."""
-    mixes = [mixer.sample(DRAWS // 20, shape, generator_for(0, step)) for step in range(20)]
-    return mixes[0].masks[:SAMPLES], torch.cat([mix.ratios for mix in mixes])
 
 
 def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
@@ -212,61 +225,3 @@ def target_of(mixed: MixedBatch, member: int, classes: list[str]) -> str:
     if parts[0][0] > 0.995:
         return parts[0][1]
     return " + ".join(f"{share:.2f} {name}" for share, name in parts)
-
-
-def _repetition(own: DataSettings) -> str:
-    """Return in words in how many mixtures the members share one image.
-
-    Example:
-        >>> _repetition(DataSettings(input_repetition=0.5, input_repetition_end=0.0))
-        ' In 50 % of the mixtures at first and 0 % at the end, all members are shown one image (input repetition; chance
-        adds a few).'
-    """
-    start, end = f"{100 * own.input_repetition:g} %", own.input_repetition_end
-    change = "" if end is None else f" at first and {100 * end:g} % at the end,"
-    return f" In {start} of the mixtures{change} all members are shown one image (input repetition; chance adds a few)."
-
-
-def _page(
-    name: str,
-    plan: Plan,
-    drawn: tuple[Mixer, FeatureShape],
-    mixtures: list[MixedBatch],
-    classes: list[str],
-    pictures: dict[str, bytes],
-) -> str:
-    mixer, (channels, height, width) = drawn
-    members = range(mixer.num_members)
-    header = ["", *(f"{what} {member}" for member in members for what in ("target", "ratio", "weight"))]
-    rows = []
-    for step, mixed in enumerate(mixtures):
-        cells = [f"step {step}{', one image' if mixed.shared and len(members) > 1 else ''}"]
-        for member in members:
-            ratio, weight = mixed.masks[0, member].mean().item(), mixed.weights[0, member].item()
-            cells += [target_of(mixed, member, classes), f"{ratio:.3f}", f"{weight:.3f}"]
-        rows.append(cells)
-    others = len(KINDS) - len(CONSTANT)
-    mixtures_text = (
-        "One mixture of each of the first steps of training, from places spread over the batch: every member's input "
-        "after augmentation and mixing in pixels, its mask in feature space (white is 1), and the masks applied to "
-        f"pixels.{_repetition(plan.settings.data) if len(members) > 1 else ''}"
-    )
-    masks_text = (
-        f"All kinds on feature maps of {channels}×{height}×{width}, {max(2, len(members))} members, alpha "
-        f"{mixer.alpha:g}; the {others} kinds that are not constant at probability 1. Red: the mean."
-    )
-    table = pages.table(header, rows, "Targets, realised ratios and loss weights of each member")
-    images = {
-        file: pages.part("wide_image", pages.data_uri(pictures[file]), caption)
-        for file, caption in (
-            ("mixtures.png", "Inputs, masks and mixtures of the first steps"),
-            ("masks.png", "Samples of each kind of mask and histograms of realised ratios"),
-        )
-    }
-    sections = [
-        Section("Mixtures", mixtures_text, parts=[images["mixtures.png"], table]),
-        Section("Masks", masks_text, parts=[images["masks.png"]]),
-    ]
-    configuration = [pages.part("listing", "", plan.yaml)]
-    title = f"What the network sees: {name}"
-    return pages.render("preview.html", title=title, lead="", sections=sections, configuration=configuration)

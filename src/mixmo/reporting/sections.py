@@ -1,54 +1,55 @@
-"""Sections shared by the pages of a run and a comparison."""
+"""The sections that pages of runs and of comparisons have in common."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
+from mixmo.config.plan import flatten
+from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
-from mixmo.metrics.catalogue import METRICS
-from mixmo.names import printable
-from mixmo.reporting import charts, class_charts
-from mixmo.reporting import html as pages
+from mixmo.evaluation.records import read_environment, read_history
+from mixmo.evaluation.results import EvaluationResult
+from mixmo.metrics.catalogue import CORRUPTED, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
+from mixmo.metrics.ood import ood_scores
+from mixmo.metrics.selective import cumulative_errors
+from mixmo.names import dataset_name
+from mixmo.reporting import charts
+from mixmo.reporting.advice import advice
+from mixmo.reporting.page import Picture, Section, chart, log_missing
+from mixmo.reporting.tables import MEANINGS, ood_tables
+from mixmo.reporting.text_table import TextTable
+from mixmo.runs import RunFolder
 
-logger = logging.getLogger("mixmo")
-
+POINTS = 400
+"""Points of a curve at most."""
 MATRIX = 15
 """Classes up to which the whole confusion matrix is drawn."""
 CLASSES = 30
 """Classes up to which all are drawn; of more, the worst and the best halves of as many."""
 PAIRS = 12
 """Confused pairs that are listed."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page under a heading.
-
-    Attributes:
-        heading: Its heading.
-        text: A sentence below it.
-        plots: Set side by side where there is room.
-        parts: Below the plots.
-    """
-
-    heading: str
-    text: str = ""
-    plots: Sequence[Markup] = ()
-    parts: Sequence[Markup] = field(default_factory=tuple)
-
-
-def missing_sentence(error: InputError) -> Markup:
-    """Log that something is missing on a page, and return the sentence that stands in its place."""
-    logger.warning("%s", printable(str(error)))
-    return pages.part("sentence", f"{error} It is left out.")
+TABLES = {
+    "Each network": PER_NETWORK,
+    "Members, mean over pairs": DIVERSITY,
+    "Diagnosis": DIAGNOSIS,
+    "After temperature scaling of the logits": SCALED,
+    "Corruptions": CORRUPTED,
+}
+"""The tables of all metrics."""
+SETTINGS = {
+    "data.name": "Dataset", "model.backbone": "Backbone", "model.num_members": "Members", "mixer.kind": "Mask",
+    "pixels.kind": "Pixel mixing", "data.batch_repetition": "Batch repetition", "data.batch_size": "Batch size",
+    "trainer.max_epochs": "Epochs", "trainer.precision": "Precision", "seed": "Seed",
+}  # fmt: skip
+"""What tells most of a run."""
 
 
 def confidence_section(shown: Mapping[str, Samples], parts: Mapping[str, Samples]) -> Section:
@@ -62,15 +63,26 @@ def confidence_section(shown: Mapping[str, Samples], parts: Mapping[str, Samples
     for name, samples in shown.items():
         caption = f"Reliability diagram of {name}"
         means = f"Mean confidence {100 * samples.confidence.mean():.1f} %, accuracy {100 * samples.right.mean():.1f} %."
-        plots.append(pages.chart(partial(charts.reliability, samples, name, start), caption, f"{caption}. {means}"))
+        plots.append(chart(charts.reliability, samples, name, start, caption=caption, alt=f"{caption}. {means}"))
     errors = "; ".join(f"{name} {100 - 100 * samples.right.mean():.1f} %" for name, samples in parts.items())
     caption = "Risk–coverage curves: how often predictions are wrong if the least confident ones are left out"
-    curves = pages.chart(lambda: charts.risk_coverage(parts), caption, f"{caption}. At full coverage: {errors}.")
+    curves = {name: risk_coverage(samples) for name, samples in parts.items()}
+    title, below = "Error on the images kept, %", "coverage: images kept, the most confident first, %"
+    plots.append(
+        chart(charts.lines, curves, title, below, caption=caption, alt=f"{caption}. At full coverage: {errors}.")
+    )
     text = (
         "Can the confidence be trusted? On the dashed line of a reliability diagram confidence equals accuracy; below "
         "it is overconfident."
     )
-    return Section("Confidence", text, [*plots, curves])
+    return Section("Confidence", text, plots=plots)
+
+
+def risk_coverage(samples: Samples) -> charts.Curve:
+    """Return shares of images, the most confident first, and the error among them, in %."""
+    errors = cumulative_errors(samples.confidence, samples.right.bool()).numpy()
+    kept = np.unique(np.linspace(1, len(errors), POINTS).round().astype(int))
+    return 100 * kept / len(errors), 100 * errors[kept - 1] / kept
 
 
 def class_section(found: Predictions, samples: Samples) -> Section:
@@ -79,34 +91,28 @@ def class_section(found: Predictions, samples: Samples) -> Section:
     numbers = found.targets.numpy() * classes + samples.predicted.numpy()
     counts = np.bincount(numbers, minlength=classes * classes).reshape(classes, classes).astype(float)
     pairs = _pairs(counts, found.classes)
-    worst = f" Most confused: {pairs[0][0]} taken for {pairs[0][1]} ({pairs[0][2]} images)." if pairs else ""
-    plots, parts = [], []
+    plots, tables = [_class_plot(counts, found.classes)], []
     if classes <= MATRIX:
+        worst = f" Most confused: {pairs[0][0]} taken for {pairs[0][1]} ({pairs[0][2]} images)." if pairs else ""
         text = f"Confusion matrix of {classes} classes.{worst}"
-        plots = [pages.chart(lambda: class_charts.confusion(counts, found.classes), "Confusion matrix", text)]
+        plots.insert(0, chart(charts.confusion, counts, found.classes, caption="Confusion matrix", alt=text))
     elif pairs:
-        parts = [pages.table(["True class", "taken for", "images", "of the class"], pairs, "Most confused pairs")]
-    return Section("Classes", "", [*plots, _class_plot(counts, found.classes)], parts)
+        tables.append(TextTable("Most confused pairs", ["True class", "taken for", "images", "of the class"], pairs))
+    return Section("Classes", plots=plots, tables=tables)
 
 
-def _pairs(counts: class_charts.Array, classes: Sequence[str]) -> list[list[str]]:
+def _pairs(counts: charts.Array, classes: Sequence[str]) -> list[list[str]]:
     """Return the most confused pairs of classes: true, predicted, images, share of the true class."""
     wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    found = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    found = zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:PAIRS], wrong.shape), strict=True)
     return [
-        [
-            classes[row],
-            classes[column],
-            f"{wrong[row, column]:.0f}",
-            f"{100 * wrong[row, column] / counts[row].sum():.0f} %",
-        ]
-        for row, column in found
-        if wrong[row, column]
+        [classes[true], classes[taken], f"{wrong[true, taken]:.0f}", f"{wrong[true, taken] / counts[true].sum():.0%}"]
+        for true, taken in found
+        if wrong[true, taken]
     ]
 
 
-def _class_plot(counts: class_charts.Array, classes: Sequence[str]) -> Markup:
+def _class_plot(counts: charts.Array, classes: Sequence[str]) -> Picture:
     images, hits = counts.sum(1), np.diag(counts)
     order = np.argsort(hits / np.maximum(images, 1), kind="stable")
     order = order[images[order] > 0]
@@ -117,25 +123,153 @@ def _class_plot(counts: class_charts.Array, classes: Sequence[str]) -> Markup:
     names = [classes[number] for number in order]
     worst, best = ((names[end], 100 * hits[order[end]] / images[order[end]]) for end in (0, -1))
     alt = f"{caption}. Worst: {worst[0]} {worst[1]:.0f} %; best: {best[0]} {best[1]:.0f} %."
-    mean = hits.sum() / images.sum()
-    return pages.chart(lambda: class_charts.class_accuracies(hits[order], images[order], names, mean), caption, alt)
+    values = (hits[order], images[order], names, hits.sum() / images.sum())
+    return chart(charts.class_accuracies, *values, caption=caption, alt=alt)
 
 
-def ood_section(parts: Mapping[str, Mapping[str, Predictions]], tables: Sequence[Markup]) -> Section:
-    """Return how confident networks are on test and OOD images.
+def curves_sections(runs: Mapping[str, RunFolder], text: str) -> list[Section]:
+    """Return loss and accuracy by epoch: of one run every accuracy, of several that on validation data.
 
     Args:
-        parts: Predictions by the network's name and the dataset's.
-        tables: How well scores tell them apart.
+        runs: By name.
+        text: What there is to know.
     """
-    plots = [
-        pages.chart(partial(charts.confidences, datasets, name), f"Confidence of {name} on test and OOD images")
-        for name, datasets in parts.items()
-    ]
+    histories, notes = {}, []
+    for name, run in runs.items():
+        try:
+            if rows := read_history(run):
+                histories[name] = rows
+        except InputError as error:
+            notes.append(log_missing(error))
+    if not histories:
+        return [Section("Learning curves", notes=notes)] if notes else []
+    members = {name: run.trained_config()["model"]["num_members"] for name, run in runs.items()}
+    losses = {name: _curve(rows, "train_loss", 1 / members[name]) for name, rows in histories.items()}
+    mean = ", mean over members" if max(members.values()) > 1 else ""
+    plots = [chart(charts.lines, losses, f"Training loss{mean}", "epoch", caption="Training loss by epoch")]
+    if len(runs) == 1:
+        ((name, rows),) = histories.items()
+        accuracies = {column: _curve(rows, key, 100) for column, key in _accuracies(rows, members[name] == 1).items()}
+        caption = "Accuracy by epoch"
+    else:
+        known = {name: rows for name, rows in histories.items() if "val_accuracy" in rows[-1]}
+        accuracies = {name: _curve(rows, "val_accuracy", 100) for name, rows in known.items()}
+        caption = "Accuracy on validation data by epoch"
+    if accuracies:
+        plots.append(chart(charts.lines, accuracies, "Accuracy, %", "epoch", caption=caption))
+    return [Section("Learning curves", text, plots=plots, notes=notes)]
+
+
+def _curve(rows: Sequence[Mapping[str, float]], key: str, factor: float) -> charts.Curve:
+    return [row["epoch"] for row in rows], [factor * row.get(key, math.nan) for row in rows]
+
+
+def _accuracies(rows: Sequence[Mapping[str, float]], single: bool) -> dict[str, str]:
+    """Return the columns of accuracies by their names in words."""
+    found = {}
+    for key in rows[-1]:
+        if key.endswith("accuracy") and not (single and key == "val_member_0_accuracy"):  # as val_accuracy
+            name = key.removesuffix("_accuracy").replace("train", "training").replace("val", "validation")
+            found[(name.removesuffix("_member_0") if single else name).replace("_", " ")] = key
+    return found
+
+
+def corruption_section(accuracies: Mapping[str, Sequence[float]], table: TextTable) -> Section:
+    """Return accuracy by the severity of corruption, and a table of every kind.
+
+    Args:
+        accuracies: In %, at the severities 0 (none) to 5, mean over kinds, by the network's name.
+        table: Of the kinds.
+    """
+    curves = {name: ([0, *SEVERITIES], values) for name, values in accuracies.items()}
+    title, below = "Accuracy, %, mean over kinds of corruption", "severity (0: clean)"
+    plot = chart(charts.lines, curves, title, below, caption="Accuracy by severity of corruption")
+    return Section(
+        "Corruptions", plots=[plot], inside=[Section("Every kind of corruption", tables=[table], folded=True)]
+    )
+
+
+def ood_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
+    """Return how confident networks are on test and OOD images, and how well scores tell them apart.
+
+    Args:
+        results: By the network's name.
+    """
+    plots, tables = [], []
+    for name, result in results.items():
+        if result.ood:
+            datasets = {"test images": result.predictions}
+            datasets |= {dataset_name(dataset): ood.predictions for dataset, ood in result.ood.items()}
+            confidences = {key: _confidences(found) for key, found in datasets.items()}
+            caption = f"Confidence of {name} on test and OOD images"
+            plots.append(chart(charts.histograms, confidences, name, caption=caption))
+            prefix = f"{name}: " if len(results) > 1 else ""
+            tables += [replace(table, title=f"{prefix}{table.title}") for table in ood_tables(result.ood)]
     text = "Images of none of the classes should get low confidence."
-    return Section("Out-of-distribution images", text, plots, tables)
+    return [Section("Out-of-distribution images", text, plots=plots, tables=tables)] if plots else []
 
 
-def glossary_notes(keys: Iterable[str]) -> list[str]:
-    """Return the meaning of each metric."""
-    return [METRICS[key].help for key in keys]
+def _confidences(found: Predictions) -> charts.Array:
+    return -100 * ood_scores(found.logits)["max_probability"].double().numpy()
+
+
+def member_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
+    """Return the advice on the members of each network.
+
+    Args:
+        results: By the network's name.
+    """
+    found = {name: advice(each.diagnosis, each.predictions.logits.shape[1]) for name, each in results.items()}
+    notes = [f"{name}: {text}" if len(results) > 1 else text for name, text in found.items() if text]
+    return [Section("Members", notes=notes)] if notes else []
+
+
+def metrics_section(columns: Mapping[str, Mapping[str, float]]) -> Section:
+    """Return every metric that is known with its meaning, in tables that a click opens.
+
+    Args:
+        columns: Metrics by the keys of ``test.json``, by the column's name.
+    """
+    tables = []
+    for title, keys in TABLES.items():
+        known = {name: values for name, values in columns.items() if values.keys() & set(keys)}
+        rows = [
+            [METRICS[key].heading, *(METRICS[key].text(values.get(key, math.nan)) for values in known.values())]
+            for key in keys
+            if any(key in values for values in known.values())
+        ]
+        if rows:
+            tables.append(TextTable("", [title, *(known if len(known) > 1 else [""])], rows, meanings=MEANINGS))
+    return Section("All metrics", tables=tables, folded=True)
+
+
+def reproduce_section(runs: Sequence[RunFolder], notes: Sequence[str] = (), more: Sequence[str] = ()) -> Section:
+    """Return how runs were trained: commands, settings, and the first one's environment.
+
+    Args:
+        runs: Each once; of one the whole configuration is shown.
+        notes: Sentences before.
+        more: Further commands.
+    """
+    made, notes = list[dict[str, Any]](), list(notes)
+    for run in runs:
+        try:
+            made.append(read_environment(run))
+        except InputError as error:
+            notes.append(log_missing(error))
+    listings = {"Commands": "\n".join([*(each["command"] for each in made), *more])}
+    if len(runs) == 1:
+        listings["Configuration"] = runs[0].config_file.read_text("utf-8").strip()
+    if made:
+        listings["Environment"] = json.dumps(made[0], indent=2, ensure_ascii=False)
+    tables = [_settings(runs)] if len(runs) > 1 else []
+    listings = {heading: text for heading, text in listings.items() if text}
+    return Section("Reproduce", notes=notes, tables=tables, listings=listings, folded=True)
+
+
+def _settings(runs: Sequence[RunFolder]) -> TextTable:
+    rows = []
+    for run in runs:
+        config = dict(flatten(run.trained_config()))
+        rows.append([str(run.path), *(str(config[key]) for key in SETTINGS)])
+    return TextTable("Settings", ["Run", *SETTINGS.values()], rows)

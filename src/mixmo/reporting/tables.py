@@ -1,99 +1,34 @@
-"""Metric tables for the terminal, Markdown and HTML."""
+"""Tables of an evaluation."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-from rich.table import Table
-from rich.text import Text
-
 from mixmo.corruptions import SEVERITIES
-from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
 from mixmo.metrics.catalogue import CORRUPTED, METRICS
 from mixmo.metrics.ood import SCORES as OOD_SCORES
-from mixmo.names import dataset_name, markdown, printable
-from mixmo.reporting import html as pages
+from mixmo.names import dataset_name
+from mixmo.reporting.text_table import TextTable
+
+MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")
+"""The metrics of the cards at the top of a page, and of comparisons."""
 
 SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
 """The metrics of the table on screen."""
 
-HELPS = {
+MEANINGS = {
     **{metric.column: metric.help for metric in METRICS.values()},
+    **{metric.heading: metric.help for metric in METRICS.values()},
     **{f"{metric.name}, points": metric.help for metric in METRICS.values()},
     "McNemar's p": "Probability of a difference in accuracy at least this large if both were right equally often; it "
     "is about these two runs, not about other seeds.",
 }
-"""What the heading of a column means."""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table of texts, which are made safe for wherever it is shown.
-
-    Attributes:
-        title: Above it.
-        header: Headings.
-        rows: Texts, as many in each row as there are headings.
-        note: Below it.
-        best: Row and column of the cells to stress.
-        details: What stands behind cells, such as their intervals, by row and column.
-
-    Example:
-        >>> print(TextTable("Two runs", ["", "top-1 %"], [["a", "80"], ["b", "75"]], best={(0, 1)}).markdown())
-        Two runs
-        <BLANKLINE>
-        |  | top-1 % |
-        | --- | --- |
-        | a | **80** |
-        | b | 75 |
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    best: Set[tuple[int, int]] = field(default_factory=frozenset)
-    details: Mapping[tuple[int, int], str] = field(default_factory=dict)
-
-    def rich(self) -> Table:
-        """Return it for a terminal."""
-        note = Text(printable(self.note)) if self.note else None
-        table = Table(title=Text(printable(self.title)), caption=note)
-        for index, heading in enumerate(self.header):
-            table.add_column(Text(printable(heading)), justify="right" if index else "left")
-        for row in self._cells(printable):
-            table.add_row(*(Text(text, "bold" if best else "") for text, best in row))
-        return table
-
-    def markdown(self) -> str:
-        """Return it in Markdown."""
-        header = [markdown(heading) for heading in self.header]
-        rows = [[f"**{text}**" if best else text for text, best in row] for row in self._cells(markdown)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-        return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
-
-    def html(self) -> Markup:
-        """Return it for a page; a star marks cells to stress, and headings that are metrics are explained."""
-        helps = [HELPS.get(heading, "") for heading in self.header]
-        found = pages.table(self.header, self.rows, self.title, (), helps, self.best, self.details)
-        return found + (pages.part("sentence", self.note) if self.note else Markup())
-
-    def _cells(self, safe: Callable[[str], str]) -> list[list[tuple[str, bool]]]:
-        """Return the text of each cell with what stands behind it, made safe, and whether it is to be stressed."""
-        return [
-            [
-                (safe(f"{cell} {self.details.get((i, j), '')}".rstrip(" ")), (i, j) in self.best)
-                for j, cell in enumerate(row)
-            ]
-            for i, row in enumerate(self.rows)
-        ]
+"""What headings and names of rows mean."""
 
 
 def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
@@ -198,14 +133,10 @@ def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
     """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones.
 
     Args:
-        found: What is known, corruptions among it.
+        found: What is known; corruptions have to be among it.
         who: ``member_0`` …; nothing for the logit average.
-
-    Raises:
-        InputError: if corruptions were not evaluated.
     """
-    if found.corruptions is None:
-        raise InputError("nothing is known of corruptions.")
+    assert found.corruptions is not None
     return [100 * found.flat()[f"{who}/accuracy".lstrip("/")], *severity_means(found.corruptions, who)]
 
 
