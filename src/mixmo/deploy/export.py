@@ -21,6 +21,7 @@ from mixmo.errors import InputError, one_of
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
+from mixmo.loading import MODULE
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 from mixmo.validation import Boolean, settings_class
@@ -137,6 +138,11 @@ def export(
     out = out or run.path / FORMATS[format]
     _check_free(out, format, overwrite)
     spec = describe_run(run)
+    if format != "onnx" and spec.backbone.startswith(MODULE):
+        raise InputError(
+            f"--format {format} is for networks of timm's; export a {spec.backbone} as onnx, or keep the weights of "
+            "mixmo.fuse(run.network)."
+        )
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, which a run with a validation set has.")
     net = copy_module(run.network).cpu()  # the run's own stays on its device
@@ -144,22 +150,24 @@ def export(
     plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
     make_folder(out.parent)
     with assemble(out) as made:
-        if format == "timm":
-            _write_timm(made, plain, spec)
-            opened: Model = TorchModel(*load_timm(made))
-        elif format == "safetensors":
-            _write_weights(made, plain, spec)
-            opened = TorchModel(*load_weights(made, True, run.module))
-        else:
-            deployed = Deployed(plain, spec, options).eval()
-            notes = json.dumps(asdict(options) | {"temperature": deployed.temperature if options.temperature else None})
-            example = torch.zeros(2, spec.data.channels, *spec.input_size)
-            write_onnx(made, deployed, example, spec, notes)
-            opened = OnnxModel(made)
-        difference = _check_answers(opened, net, spec)
+        difference = _check_answers(_write(made, format, plain, spec, options), net, spec)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     unknown = format == "timm" and not is_known_to_timm(name := architecture(plain, spec.backbone))
     return Exported(out, difference, size, name if unknown else None)
+
+
+def _write(made: Path, format: str, plain: nn.Module, spec: Spec, options: ExportOptions) -> Model:
+    """Write a file or folder, and return the network as it is read again."""
+    if format == "timm":
+        _write_timm(made, plain, spec)
+        return TorchModel(*load_timm(made))
+    if format == "safetensors":
+        _write_weights(made, plain, spec)
+        return TorchModel(*load_weights(made, download=True))  # the run's backbone is here already
+    deployed = Deployed(plain, spec, options).eval()
+    computes = json.dumps(asdict(options) | {"temperature": deployed.temperature if options.temperature else None})
+    write_onnx(made, deployed, torch.zeros(2, spec.data.channels, *spec.input_size), spec, computes)
+    return OnnxModel(made)
 
 
 def _write_weights(file: Path, plain: nn.Module, spec: Spec) -> None:
@@ -171,8 +179,6 @@ def _write_weights(file: Path, plain: nn.Module, spec: Spec) -> None:
 
 def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     """Write the plain backbone as timm's ``save_for_hf`` does, with how images are prepared."""
-    if not hasattr(plain, "pretrained_cfg"):
-        raise InputError(f"a {type(plain).__name__} is no network of timm's; export it as onnx or safetensors.")
     channels, (height, _) = spec.data.channels, spec.input_size
     mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
     known = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
