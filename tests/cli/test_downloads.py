@@ -12,11 +12,11 @@ import yaml
 
 import mixmo
 from mixmo.cli.main import main
+from mixmo.comparing import compare
 from mixmo.config.recipes import load_recipe
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
 from mixmo.evaluation.comparison import Seeds
-from mixmo.reporting.comparison_page import compare
 from mixmo.runs import RunFolder
 
 
@@ -76,7 +76,7 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
         assert main([words[0], str(run.path), *words[1:]]) == 2
         assert ("--data.download true" if words == ["fit"] else "with --download") in capsys.readouterr().err
     with pytest.raises(InputError, match="with --download"):
-        compare([Seeds("two", [run.path])], tmp_path / "page")
+        compare(Seeds("two", [run.path]), out=tmp_path / "page")
     main(["export", str(run.path), "--format", "timm", "--out", str(tmp_path / "x")])
     assert main(["predict", str(run.path), str(next((trained[0] / "other" / "test" / "x").iterdir()))]) == 0
     assert main(["fit", str(run.config_file), "--run", "again"]) == 2
