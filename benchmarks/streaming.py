@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mixmo-shards-"))
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
     try:
         write_shards(folder, given.images)
         size = sum(file.stat().st_size for file in folder.glob("*.tar"))
@@ -69,7 +69,7 @@ def main() -> None:
         for which in ("first", "second"):
             start = time.perf_counter()
             source = open_source(f"webdataset:{folder}", "train")
-            print(f"listed the {which} time in {time.perf_counter() - start:.1f} s; {memory():.0f} MiB")
+            print(f"opened the {which} time in {time.perf_counter() - start:.1f} s; {memory():.0f} MiB")
         settings = DataSettings(image_size=16, batch_size=256, workers=given.workers, in_memory=False)
         loader = build_train_loader(StreamedImages(source, (16, 16), settings), settings, 0, torch.device("cpu"))
         start, shown, seen = time.perf_counter(), 0, torch.zeros(1000, dtype=torch.int64)

@@ -1,13 +1,16 @@
 """What several test files share: small pictures on disk, and few threads."""
 
+import atexit
 import base64
 import html
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import time
 import uuid
 import warnings
@@ -34,6 +37,9 @@ from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 torch.set_num_threads(1)
+if "HF_DATASETS_CACHE" not in os.environ:  # which the datasets library reads once
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 class Stopping(Callback):

@@ -93,7 +93,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed):
 @pytest.mark.slow
 def test_guides_run(tmp_path, monkeypatch, capsys):
     """The commands and the Python of three guides, in one folder of photos; training is cut short."""
-    for library in ("kornia", "onnxruntime", "onnxscript", "pyarrow"):
+    for library in ("kornia", "onnxruntime", "onnxscript"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", count=16, size=40)

@@ -7,14 +7,15 @@ from typing import Any
 
 from mixmo.config.settings import known_settings
 
-REMOVED = {
+REMOVED: dict[str, tuple[Any, ...] | None] = {
     "model.fresh_heads": (None,),
     "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.profiler": (None,),
     "trainer.on_nonfinite": ("stop",),
     "data.repeat": ("index",),
+    "data.shuffle_shards": None,
 }
-"""Settings of earlier versions, and the values with which this version trains as those did."""
+"""Settings of earlier versions, and the values with which this version trains as those did; ``None`` is any."""
 
 
 def get_section(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -52,7 +53,7 @@ def drop_removed(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in REMOVED.items():
         section, key = name.split(".")
         own = get_section(found, section)
-        if own.get(key) in values:
+        if key in own and (values is None or own[key] in values):
             found[section] = {other: value for other, value in own.items() if other != key}
     return found
 

@@ -60,10 +60,7 @@ def changed(run, to, **data):
     return copy
 
 
-NAMES = ["parquet:http://HOST/x.parquet", "parquet:http::HOST/x", "parquet:simplecache::http://HOST/x", "torch/mnist",
-         "torch/inaturalist", "torch/imagenet", "hfds/mnist", "parquet:zip::http://HOST/x.zip", "parquet:hf://datasets/a/b",
-         "parquet:filecache::hf://datasets/a/b", "parquet:s3://bucket/x.parquet", "parquet:HTTP://HOST/x.parquet",
-         "parquet:github://someone:x@main/x.parquet", "parquet:zip://*.parquet::http://HOST/x.zip"]  # fmt: skip
+NAMES = ["torch/mnist", "torch/inaturalist", "torch/imagenet", "hfds/mnist", "hfds/http://HOST/x", "hfds/nowhere"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +83,8 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
 
 LOCAL = ["webdataset:pipe:touch made", "webdataset:pipe:curl http://HOST/x.tar", "webdataset:http://HOST/x.tar",
          "webdataset:hf://datasets/a/b", "folder:http://HOST/x", "folder:http://HOST/x.zip", "csv:http://HOST/x.csv",
-         "parquet:file:///nowhere"]  # fmt: skip
+         "parquet:file:///nowhere", "parquet:http://HOST/x.parquet", "parquet:http::HOST/x", "parquet:hf://datasets/a/b",
+         "parquet:simplecache::http://HOST/x", "parquet:zip://*.parquet::http://HOST/x.zip"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -119,14 +117,19 @@ def test_options_of_a_runs_backbone_fetch_nothing(trained, tmp_path, asked, opti
     assert requests == [], capsys.readouterr().err
 
 
-def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, capsys):
-    requests, host = asked
+def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, monkeypatch, capsys):
+    requests, _ = asked
     run = changed(trained[1], tmp_path)
-    words = ["test", str(run.path), "--ood", f"parquet:http://{host}/x.parquet"]
+    words = ["test", str(run.path), "--ood", "hfds/someone/something"]
     assert main(words) == 2
-    assert "allow the network to be asked with --download." in capsys.readouterr().err and requests == []
+    assert "asks the network; allow it with --download." in capsys.readouterr().err and requests == []
+    pytest.importorskip("datasets")
+    known = []
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda name: known.append(name) or ["train"])
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: 1 / 0)
     assert main([*words, "--download"]) == 2
-    assert "/x.parquet" in requests
+    assert "'hfds/someone/something' cannot be read: division by zero." in capsys.readouterr().err
+    assert set(known) == {"someone/something"}
 
 
 def test_a_shared_folder_fetches_no_weights(trained, tmp_path, asked):

@@ -1,17 +1,14 @@
-"""Datasets by timm's names: torchvision's and Hugging Face's."""
+"""Datasets of torchvision, by timm's names."""
 
-import io
 import urllib.error
 
 import numpy as np
 import pytest
 import torch
 from conftest import data_of
-from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source
-from mixmo.data.sources import decode
 from mixmo.errors import InputError
 
 
@@ -52,62 +49,26 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
         data_of(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
 
 
-class HuggingFace:
-    """As timm wraps a dataset of Hugging Face: columns without images, and streams of encoded ones."""
+class Listed:
+    """A dataset of torchvision that knows its labels."""
 
-    def __init__(self, contents, labels):
-        self.contents, self.dataset, self.label_key = contents, Table(labels), "label"
-        self.class_to_idx = {"dog": 1, "cat": 0}
-
-    def __getitem__(self, index):
-        return io.BytesIO(self.contents[index]), self.dataset["label"][index]
-
-
-class Table(dict):
-    def __init__(self, labels):
-        super().__init__(label=labels)
-        self._fingerprint = f"of {labels}"
-
-
-class Wrapped:
-    def __init__(self, reader):
-        self.reader = reader
-
-    def __getitem__(self, index):  # timm's way: another image in place of a damaged one
-        raise AssertionError("not to be asked")
+    def __init__(self, targets):
+        self.targets, self.classes = targets, ["cat", "dog"]
 
     def __len__(self):
-        return len(self.reader.contents)
-
-
-def test_datasets_of_hugging_face(monkeypatch):
-    """Labels are read without images, images are decoded by our conventions, and none stands for a damaged one."""
-    clear = io.BytesIO()
-    Image.new("LA", (4, 4), 0).save(clear, "PNG")
-    made = {
-        split: Wrapped(HuggingFace([clear.getvalue(), b"damaged"], labels))
-        for split, labels in {"train": [0, 1], "test": [1, 1]}.items()
-    }
-    monkeypatch.setattr("timm.data.create_dataset", lambda name, split, **_: made[split])
-    source = open_source("hfds/any", "train", download=True)
-    assert source.classes == ["cat", "dog"] and source.labels.tolist() == [0, 1]
-    assert (decode(source, 0, None, 3) == 255).all()
-    with pytest.raises(ValueError, match="image hfds/any train image 1 cannot be read"):
-        decode(source, 1, None, 3)
-    assert source.fingerprint() != open_source("hfds/any", "test", download=True).fingerprint()
+        return len(self.targets)
 
 
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
         ([-1, -1], ": 2 of 2 labels are -1 [(]no label[)]"),
-        ([0, 2], " has class number 2 in its test split, for 2 classes"),
-        ([None, 0], ": 1 of 2 labels are -1 [(]no label[)]"),
+        ([0, 2], " image 1 has the label 2; class numbers lie between 0 and 1"),
         ([[0], "x"], " has no class numbers in its test split"),
     ],
 )
-def test_labels_that_are_none_are_refused(monkeypatch, labels, said):
+def test_labels_that_are_none_are_refused(monkeypatch, tmp_path, labels, said):
     """As test sets of competitions have them."""
-    monkeypatch.setattr("timm.data.create_dataset", lambda name, **_: Wrapped(HuggingFace([b"", b""], labels)))
-    with pytest.raises(InputError, match=f"dataset 'hfds/any'{said}"):
-        open_source("hfds/any", "test", download=True)
+    monkeypatch.setattr("timm.data.create_dataset", lambda name, **_: Listed(labels))
+    with pytest.raises(InputError, match=f"dataset 'torch/any'(, test)?{said}"):
+        open_source("torch/any", "test", root=str(tmp_path))

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixmo.data import decoding
+from mixmo.data import decoding, messages
 from mixmo.data.decoding import FORMATS, image_pixels, starts_like_image, to_size
-from mixmo.data.quiet import ignore_image_warnings
+from mixmo.data.messages import ignore_image_warnings
 from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError
 
@@ -319,7 +319,7 @@ def test_odd_sizes_fill_the_canvas(height, width, canvas):
 @pytest.fixture
 def said(monkeypatch, caplog):
     """What is logged once in a process, as if nothing had been."""
-    monkeypatch.setattr(decoding, "_SAID", set())
+    monkeypatch.setattr(messages, "_SAID", set())
     return caplog
 
 

@@ -291,7 +291,6 @@ def test_training_decodes_no_test_image(image_folder, monkeypatch, streamed, kin
         with tarfile.open(image_folder / "test.tar.gz", "w:gz") as tar:
             tar.add(image_folder / "test", "test")
         (image_folder / "test").rename(image_folder / "unpacked")
-        monkeypatch.setattr("mixmo.data.archives.TarImages.read", None)
     own = settings(image_folder, **streamed)
     data = data_of(own)
     list(build_train_loader(data.train, own, 0, CPU))

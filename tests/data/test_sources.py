@@ -15,6 +15,7 @@ from PIL import Image
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source
 from mixmo.data.module import DataModule
+from mixmo.errors import InputError
 
 
 def settings(folder, **changes):
@@ -86,7 +87,9 @@ def test_a_damaged_tar_file_is_named(image_folder, tmp_path):
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         tar.add(image_folder / "train", ".")
     (tmp_path / "packed" / "train.tar.gz").write_bytes(packed.getvalue()[:-200])
-    with pytest.raises(ValueError, match=r"train\.tar\.gz cannot be read as a tar file"):
+    with pytest.raises(
+        ValueError, match=r"train\.tar\.gz cannot be unpacked into .*: .*; unpack it into a folder of your own"
+    ):
         open_source(f"folder:{tmp_path / 'packed'}", "train")
 
 
@@ -102,7 +105,7 @@ def opened(folder, split="train"):
 DEEP = ("dog/images/b.JPEG", "cat/images/deep/er/a.png", "cat/c.png", "dog/a.png")
 
 
-@pytest.mark.parametrize("top", [".", "train", "./train", "/train", "a/../train", "../train"])
+@pytest.mark.parametrize("top", [".", "train", "./train", "/train"])
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.xz", ".tgz"])
 def test_a_tree_means_the_same_in_a_tar_file(tmp_path, top, ending):
     values = tree(tmp_path / "folder" / "train", *DEEP)
@@ -170,26 +173,16 @@ def test_links_are_followed_and_pipes_are_not_opened(tmp_path, caplog, kind):
     assert "left out 4 that are no images" in caplog.text
 
 
-def test_members_that_are_no_files_are_left_out(tmp_path, caplog):
-    tree(tmp_path / "train", "cat/a.png", "dog/a.png")
-    with tarfile.open(tmp_path / "train.tar", "w") as tar:
-        tar.add(tmp_path / "train", ".")
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE):
-            member = tarfile.TarInfo(f"cat/{kind.decode()}.png")
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-    (tmp_path / "train").rename(tmp_path / "unpacked")
-    assert opened(tmp_path) == {0: "cat", 1: "dog"}
-    assert "left out 5 that are no images" in caplog.text
-
-
-def test_of_two_members_of_one_name_the_later_counts(tmp_path):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_members_that_lead_elsewhere_are_refused(tmp_path, kind):
     tree(tmp_path / "x", "cat/a.png", "dog/a.png")
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
-        tar.add(tmp_path / "x" / "dog" / "a.png", "cat/a.png")
         tar.add(tmp_path / "x", ".")
-    assert opened(tmp_path) == {0: "cat", 1: "dog"}
-    assert len(open_source(f"folder:{tmp_path}", "train")) == 2
+        member = tarfile.TarInfo("cat/link.png")
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(InputError, match=r"train\.tar cannot be unpacked into .*link\.png"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -256,8 +249,6 @@ def test_sources_can_be_pickled(image_folder):
         again = pickle.loads(pickle.dumps(part))
         assert again.read(1) == source.read(3) and again.name(0) == source.name(5)
         assert again.fingerprint() == part.fingerprint() != source.fingerprint()
-        if "packed" in source.name(0):
-            assert pickle.dumps(source).count(b"IHDR") == 0  # contents are read anew
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -303,6 +294,5 @@ def test_fingerprints_of_splits(image_folder):
 
 def test_listing_decodes_nothing(image_folder, monkeypatch):
     monkeypatch.setattr("mixmo.data.decoding.Image.open", None)
-    monkeypatch.setattr("mixmo.data.archives.TarImages.read", None)
     for source in every_source(image_folder):
         assert source.fingerprint() and len(source)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 import mixmo
-from mixmo.data.quiet import ignore_image_warnings
+from mixmo.data.messages import ignore_image_warnings
 from mixmo.errors import InputError, StoppedError, extract_message, one_of, reason
 from mixmo.launching import is_first
 from mixmo.names import message, printable
@@ -117,8 +117,6 @@ def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
                 raise
             return 0
         except OSError as error:
-            if lost := _lost_worker(error):
-                return _print_error(lost, 2)
             return _print_error(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's

@@ -35,7 +35,7 @@ class DataSettings:
     name: Text = "torch/cifar100"
     """digits, folder:PATH (a folder or a zip file), csv:PATH, webdataset:PATH, parquet:PATH, torch/cifar100, hfds/…."""
     root: Neutral[Text] = "data"
-    """Where timm's datasets lie."""
+    """Where torchvision's datasets lie."""
     download: Neutral[Boolean] = False
     """Whether a missing dataset may be downloaded."""
     batch_size: BatchSize = 64
@@ -102,8 +102,6 @@ class DataSettings:
     """
     workers: Neutral[Annotated[Integer, Field(ge=0, le=MOST_WORKERS)]] = 2
     """Processes that decode streamed images."""
-    shuffle_shards: Count = 16
-    """Tar shards or Parquet row groups that are shown at a time, their images mixed."""
     on_error: Literal["raise", "skip"] = "raise"
     """Stop at images that cannot be read (raise), or continue without them (skip)."""
     own_transforms: Boolean = False

@@ -112,7 +112,6 @@ class FitSettings(TypedDict, total=False):
     std: list[float]
     in_memory: bool | None
     workers: int
-    shuffle_shards: int
     on_error: Literal["raise", "skip"]
     eval_batch_size: int | None
     objective_name: str

@@ -1,25 +1,58 @@
-"""Datasets by name: scikit-learn's digits, timm's names, folders, zip and tar files, tables."""
+"""Datasets by name, and their splits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import timm.data
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mixmo.data.folders import FileImages
+from mixmo.data.archives import ZIP, unpack
+from mixmo.data.decoding import explain_error
+from mixmo.data.folders import is_hidden, open_class_folders
 from mixmo.data.given import GIVEN
-from mixmo.data.local import DOWNLOAD, KINDS, Reading, find_local_splits, open_local
-from mixmo.data.shards import are_labels
-from mixmo.data.sources import ArrayImages, Source, check_look_alike, hash_parts
-from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.data.hugging_face import hub_splits, open_hub, open_shards
+from mixmo.data.labels import check_look_alike
+from mixmo.data.sources import ArrayImages, Source
+from mixmo.data.tables import open_rows, read_table
+from mixmo.data.torchvision import open_torchvision
+from mixmo.errors import InputError, MissingError, one_of
 from mixmo.names import printable
+
+DOWNLOAD = "--data.download true"
+"""What allows downloads in a recipe's commands; those on a run have an option of their own."""
+
+SPLITS = ("train", "test", "val", "valid", "validation")
+"""What splits are called, in the names of folders, archives and shards, and in tables; the last three are one."""
+
+TAR = r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)"
+SHARDS = {"webdataset": re.compile(rf".*{TAR}"), "parquet": re.compile(r".*\.parquet")}
+"""The names of the files that the kinds of shards are in."""
+
+Parts = dict[str, Callable[[], Source]]
+"""How each split is opened; under an empty name what belongs to none."""
+
+
+class Reading(NamedTuple):
+    """How a dataset is read.
+
+    Attributes:
+        root: Where torchvision's datasets lie or are downloaded to.
+        download: Whether the network may be asked.
+        on_error: ``raise``, or ``skip`` images without a label.
+        option: What allows downloads in the command at hand, for errors.
+    """
+
+    root: str = "data"
+    download: bool = False
+    on_error: str = "raise"
+    option: str = DOWNLOAD
 
 
 def open_source(
@@ -34,13 +67,14 @@ def open_source(
 
     Args:
         name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each class
-            folders, or tar files of such (``train.tar``, shards ``train-0.tar.gz`` …), or PATH a zip file of such;
+            folders, or tar files of such (``train.tar``, ``train-0.tar.gz`` …), or PATH a zip file of such;
             ``csv:PATH``, a table of paths, labels and splits; ``webdataset:PATH``, tar shards; ``parquet:PATH``,
-            Parquet files; or a name that timm knows: ``torch/cifar10``, ``torch/cifar100``, ``hfds/…``.
+            Parquet files; ``hfds/NAME``, a dataset of the Hugging Face Hub; or one of torchvision's, as timm calls it:
+            ``torch/cifar10``.
         split: ``train`` or ``test``; ``validation`` where there are all three; ``all`` images where there are none.
-        root: Where timm's datasets lie or are downloaded to.
+        root: Where torchvision's datasets lie or are downloaded to.
         download: Whether a missing dataset may be downloaded.
-        on_error: ``raise``, or ``skip`` shards and their records that are missing or damaged.
+        on_error: ``raise``, or ``skip`` images without a label.
         option: What allows downloads in the command at hand, for errors.
 
     Raises:
@@ -53,23 +87,16 @@ def open_source(
         (360, (8, 8))
     """
     one_of(split, ("train", "test", "validation", "all"), "split")
-    kind, colon, path = name.partition(":")
-    if name == "digits":
-        source = _open_digits(split)
-    elif colon and kind in KINDS:
-        source = open_local(kind, path, split, Reading(on_error, download, option))
-    elif name == GIVEN:
+    found = _find_parts(name, Reading(root, download, on_error, option))
+    parts = _assign_roles(found)
+    if split == "all" and not parts:
+        parts = {"all": found[""]}
+    if split not in parts:
+        wanted = {"train": SPLITS[:1], "test": SPLITS[1:]}.get(split, SPLITS[2:])
         raise MissingError(
-            "the images were given by a program, as a Dataset or arrays; give them again: mixmo.fit(…, resume=True), "
-            "or mixmo.Run(…).test(…)."
+            f"{printable(name)} has no images for {split}: nothing in it is named {' or '.join(wanted)}."
         )
-    elif name.partition("/")[0] in ("torch", "hfds"):
-        source = _open_timm(name, split, root, download, option, on_error)
-    else:
-        raise InputError(
-            f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, webdataset:PATH, "
-            "parquet:PATH, torch/… or hfds/…."
-        )
+    source = parts[split]()
     if split in ("train", "all") and len(source.classes) < 2:
         raise InputError(
             f"dataset {name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier needs "
@@ -97,10 +124,51 @@ def find_splits(name: str, download: bool = False, option: str = DOWNLOAD) -> se
         >>> sorted(find_splits("digits"))
         ['test', 'train']
     """
+    return set(_assign_roles(_find_parts(name, Reading(download=download, option=option))))
+
+
+def _find_parts(name: str, how: Reading) -> Parts:
+    """Return what is there by the names of splits."""
+    if name == "digits":
+        return {split: partial(_open_digits, split) for split in ("train", "test")}
+    if name == GIVEN:
+        raise MissingError(
+            "the images were given by a program, as a Dataset or arrays; give them again: mixmo.fit(…, resume=True), "
+            "or mixmo.Run(…).test(…)."
+        )
+    library, _, dataset = name.partition("/")
+    if library == "torch":
+        arguments = name, how.root, how.download, how.option, how.on_error
+        return {split: partial(open_torchvision, split, *arguments) for split in ("train", "test")}
+    if library == "hfds":
+        if not how.download:
+            raise InputError(
+                f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with "
+                f"{how.option}."
+            )
+        splits = hub_splits(dataset)
+        if len(splits) == 1:
+            return {"": partial(open_hub, dataset, splits[0], how.on_error)}
+        return {split: partial(open_hub, dataset, split, how.on_error) for split in splits}
     kind, colon, path = name.partition(":")
-    if not colon or kind not in KINDS:
-        return {"train", "test"}
-    return set(find_local_splits(kind, path, Reading(download=download, option=option)))
+    find = {"folder": _find_folders, "csv": _find_rows, "webdataset": _find_shards, "parquet": _find_shards}.get(kind)
+    if not colon or find is None:
+        raise InputError(
+            f"unknown dataset {name!r}; it is digits, folder:PATH, csv:PATH, webdataset:PATH, parquet:PATH, torch/… or "
+            "hfds/…."
+        )
+    return find(Path(os.path.expanduser(path)), kind, how)
+
+
+def _assign_roles(found: Parts) -> Parts:
+    """Return splits by their roles: what is named val is the test set where no other is."""
+    parts = {"train": found["train"]} if "train" in found else {}
+    others = [name for name in SPLITS[1:] if name in found]
+    if others:
+        parts["test"] = found[others[0]]
+    if "train" in parts and others[:1] == ["test"] and len(others) > 1:
+        parts["validation"] = found[others[1]]
+    return parts
 
 
 def _open_digits(split: str) -> Source:
@@ -113,98 +181,75 @@ def _open_digits(split: str) -> Source:
     return Source(labels, [str(digit) for digit in digits.target_names], ArrayImages(images, "digit"), chosen)
 
 
-@dataclass(frozen=True)
-class DatasetImages:
-    """Images of a dataset of torchvision, or of Hugging Face as timm reads it.
+def _find_rows(path: Path, kind: str, how: Reading) -> Parts:
+    table = read_table(path)
+    if strange := sorted(table.keys() - {"", *SPLITS}):
+        raise InputError(
+            f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
+        )
+    return {split: partial(open_rows, path, rows, how.on_error) for split, rows in (table or {"": []}).items()}
+
+
+def _find_folders(path: Path, kind: str, how: Reading) -> Parts:
+    if path.suffix.lower() == ZIP and path.is_file():
+        root, title = unpack([path]) / path.name, path
+        inside = [name for name in os.listdir(root) if not is_hidden(name)]
+        if len(inside) == 1 and any(each.is_dir() for each in (root / inside[0]).iterdir()):
+            root, title = root / inside[0], title / inside[0]
+    else:
+        root = title = _check_folder(path)
+    found: Parts = {"": partial(open_class_folders, root, str(title))}
+    for split in SPLITS:
+        if (root / split).is_dir():
+            found[split] = partial(open_class_folders, root / split, str(title / split))
+        elif archives := _find_archives(root, split):
+            found[split] = partial(_open_archives, archives, split)
+    return found
+
+
+def _check_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise MissingError(f"there is no dataset folder {printable(str(path))}.")
+    return path
+
+
+def _find_archives(folder: Path, split: str) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"folder {printable(str(folder))} cannot be listed: {explain_error(error)}.") from error
+    found = [folder / name for name in names if re.fullmatch(rf"{split}(-.+)?{TAR}", name)]
+    return [file for file in found if file.is_file()]
+
+
+def _open_archives(archives: list[Path], split: str) -> Source:
+    names = [archive.name for archive in archives]
+    tops = {split, *(name.partition(".")[0] for name in names)}
+    return open_class_folders(unpack(archives), str(archives[0].parent), names, tops)
+
+
+def _find_shards(path: Path, kind: str, how: Reading) -> Parts:
+    folder = path.parent if path.is_file() else _check_folder(path)
+    files = [path] if path.is_file() else sorted(folder.rglob("*"))
+    found = [file for file in files if SHARDS[kind].fullmatch(file.name) and file.is_file()]
+    if not found:
+        raise MissingError(f"there are no {kind} files in {printable(str(path))}.")
+    splits = by_split(file.relative_to(folder).as_posix() for file in found)
+    return {split: partial(open_shards, kind, folder, split, own, how.on_error) for split, own in splits.items()}
+
+
+def by_split(files: Iterable[str]) -> dict[str, list[str]]:
+    """Return files by the split that a word of their paths tells; under an empty name those without one.
 
     Args:
-        dataset: The dataset.
-        title: What an image is called, before its number.
+        files: Paths below the dataset's folder.
+
+    Example:
+        >>> by_split(["imagenet-train-0000.tar", "data/validation/0.tar", "x.tar"])
+        {'train': ['imagenet-train-0000.tar'], 'validation': ['data/validation/0.tar'], '': ['x.tar']}
     """
-
-    dataset: Any
-    title: str
-
-    def read(self, index: int) -> Image.Image | bytes:
-        """Return an image, or the content of its file; timm's own way would put another in a damaged one's place."""
-        if hasattr(self.dataset, "reader"):
-            stream = self.dataset.reader[index][0]
-            with stream:
-                content: bytes = stream.read()
-            return content
-        image: Image.Image = self.dataset[index][0]
-        return image
-
-    def name(self, index: int) -> str:
-        """Return its title and number."""
-        return f"{self.title} {index}"
-
-    def fingerprint(self, times: bool) -> str:
-        """Return the hash of the pixels, or Hugging Face's fingerprint; empty where there is neither."""
-        pixels = getattr(self.dataset, "data", None)
-        if pixels is not None:
-            return hash_parts([np.asarray(pixels)])
-        return str(getattr(getattr(getattr(self.dataset, "reader", None), "dataset", None), "_fingerprint", ""))
-
-
-def _open_timm(name: str, split: str, root: str, download: bool, option: str, on_error: str) -> Source:
-    """Return a dataset of torchvision or Hugging Face by timm's name."""
-    if name.startswith("hfds/") and not download:
-        raise InputError(
-            f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with {option}."
-        )
-    known_errors = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)  # of many kinds
-    try:
-        if not download:
-            _check_there(name, root)
-        dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
-    except known_errors as error:
-        elsewhere = ", or set --data.root" if option == DOWNLOAD else ", or put it there"
-        advice = "" if download else f"; allow it to be fetched with {option}{elsewhere}"
-        raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
-    try:
-        labels = _read_labels(dataset)
-    except (TypeError, *known_errors) as error:
-        raise InputError(f"dataset {name!r} has no class numbers in its {split} split: {reason(error)}.") from error
-    classes = getattr(dataset, "classes", None) or _reader_classes(dataset)
-    classes = [str(c) for c in classes or range(int(labels.max(initial=-1)) + 1)]
-    if labels.max(initial=-1) >= len(classes):
-        raise InputError(
-            f"dataset {name!r} has class number {labels.max()} in its {split} split, for {len(classes)} classes."
-        )
-    numbers, counts = np.unique(labels, return_counts=True)
-    there = are_labels([str(number) for number in numbers], counts.tolist(), f"dataset {name!r}", on_error)
-    source = _source(dataset, name, split, root, labels, classes)
-    return source if all(there) else source.subset(np.flatnonzero(labels >= 0))
-
-
-def _source(dataset: Any, name: str, split: str, root: str, labels: np.ndarray, classes: list[str]) -> Source:
-    if files := getattr(dataset, "samples", None) or getattr(dataset, "imgs", None):
-        top = str(getattr(dataset, "root", root))
-        return Source(labels, classes, FileImages(top, [os.path.relpath(file, top) for file, _ in files]))
-    return Source(labels, classes, DatasetImages(dataset, f"{name} {split} image"))
-
-
-def _check_there(name: str, root: str) -> None:
-    """Refuse a dataset of torchvision for which it would make folders, also where nothing may be downloaded."""
-    made = {"inaturalist": "2021_train", "inat": "2021_train", "imagenet": "train"}.get(name.lower().rpartition("/")[2])
-    if not os.path.isdir(folder := os.path.join(root, made or "")):
-        raise FileNotFoundError(f"there is no folder {printable(folder)}")
-
-
-def _read_labels(dataset: Any) -> np.ndarray:
-    """Return the class numbers (N,), without decoding images where the dataset knows them."""
-    labels: Sequence[Any] | None = getattr(dataset, "targets", None)
-    if labels is None and hasattr(dataset, "reader"):
-        labels = list(dataset.reader.dataset[dataset.reader.label_key])
-    if labels is None:
-        labels = [int(dataset[i][1]) for i in range(len(dataset))]
-    if isinstance(labels, list):
-        labels = [-1 if label is None else label for label in labels]
-    numbers = np.asarray(labels, dtype=np.int64)
-    return numbers if numbers.ndim == 1 else numbers[:, 0]  # QMNIST has more than the digit
-
-
-def _reader_classes(dataset: Any) -> list[str]:
-    numbers = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
-    return sorted(numbers, key=lambda name: int(numbers[name]))
+    found: dict[str, list[str]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.lower())
+        found.setdefault(next((word for word in words if word in SPLITS), ""), []).append(file)
+    return found

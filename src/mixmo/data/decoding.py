@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 
+from mixmo.data.messages import warn_once
 from mixmo.errors import InputError, reason
-from mixmo.names import printable
 
 MAX_PIXELS = 2**26
 """Larger images are refused before their pixels are allocated."""
@@ -37,19 +35,7 @@ SAMPLES_PER_PIXEL = 277
 FEW_LEVELS = 16
 """Grey levels below which an image of 16 bits has lost most of what it shows."""
 
-_SAID: set[str] = set()
 SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
-
-_UPRIGHT: dict[Any, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes each EXIF orientation."""
 
 
 def image_pixels(
@@ -97,7 +83,7 @@ def image_pixels(
         )
     elif image.mode in FOUR_BANDS:
         done = "which Pillow converts to colours" if image.mode == "CMYK" else "of which the fourth is left out"
-        say_once(image.mode, lambda: f"{name()} has four bands, {done}; --data.channels 4 takes all of them.")
+        warn_once(f"{name()} has four bands, {done}; --data.channels 4 takes all of them.", about=image.mode)
     if channels != 4:
         image = image.convert("RGB" if channels == 3 else "L")
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
@@ -131,11 +117,14 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
+    upright = image.copy()
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        upright.getexif()
+        upright.info.pop("exif", None)  # Pillow would write it anew, without the orientation, and fails at damaged tags
+        ImageOps.exif_transpose(upright, in_place=True)
     except Exception:  # damaged EXIF; the pixels are all right
         return image
-    return image if turn is None else image.transpose(turn)
+    return upright
 
 
 def _take_all_bands(image: Image.Image) -> None:
@@ -156,10 +145,11 @@ def _to_eight_bits(image: Image.Image, window: Sequence[float] | None, name: Cal
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         levels = np.count_nonzero(np.bincount(grey.ravel()))
         if levels < FEW_LEVELS and levels < np.count_nonzero(np.bincount(values.ravel())):
-            say_once("levels", lambda: (
+            warn_once(
                 f"{name()} has 16-bit values from {values.min()} to {values.max()}, of which {levels} of 256 grey "
-                "levels are left; set --data.window '[LOW, HIGH]', between which the values of all images lie."
-            ))  # fmt: skip
+                "levels are left; set --data.window '[LOW, HIGH]', between which the values of all images lie.",
+                about="levels",
+            )
     else:
         if np.isnan(values).any():
             raise InputError("it has values that are no numbers (NaN)")
@@ -241,10 +231,3 @@ def explain_error(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
     return (error.strerror if isinstance(error, OSError) else None) or reason(error)
-
-
-def say_once(about: str, text: Callable[[], str]) -> None:
-    """Log a warning, once in a process for what it is about."""
-    if about not in _SAID:
-        _SAID.add(about)
-        logging.getLogger("mixmo").warning(printable(text()))

@@ -1,18 +1,28 @@
-"""Class folders on disk."""
+"""Class folders: which class an image is of, and how its file is read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from mixmo.data.decoding import MAX_BYTES, SIGNATURE, explain_error, starts_like_image, too_long
-from mixmo.data.sources import Source, hash_parts, log_progress, stamp
-from mixmo.data.trees import Entry, Kind, assign_labels, has_image_suffix, is_hidden, strip_top
-from mixmo.errors import InputError
+from mixmo.data.messages import log_progress, warn_once
+from mixmo.data.sources import Source, hash_parts, stamp
+from mixmo.errors import InputError, MissingError
 from mixmo.files import check_regular
 from mixmo.names import printable
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
+)  # fmt: skip
+"""Endings of images; files with others are looked into."""
+
+Kind = Literal["image", "folder", "other"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +32,12 @@ class FileImages:
     Args:
         root: The folder they are in.
         paths: Their paths below it.
+        title: What the folder is called; nothing is its path.
     """
 
     root: str
     paths: Sequence[str]
+    title: str = ""
 
     def read(self, index: int) -> bytes:
         """Return the content of a file.
@@ -33,38 +45,100 @@ class FileImages:
         Raises:
             InputError: if it is larger than ``MAX_BYTES``, or no regular file.
         """
-        check_regular(self.name(index))
-        with open(self.name(index), "rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
-                raise too_long(size)
-            return file.read()
+        return read_file(os.path.join(self.root, self.paths[index]))
 
     def name(self, index: int) -> str:
         """Return a file's path."""
-        return os.path.join(self.root, self.paths[index])
+        return os.path.join(self.title or self.root, self.paths[index])
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the files' paths below the folder, their sizes and, if asked for, modification times."""
-        return hash_parts(part for i, path in enumerate(self.paths) for part in (path, stamp(self.name(i), times)))
+        return hash_parts(part for path in self.paths for part in (path, stamp(os.path.join(self.root, path), times)))
 
 
-def open_class_folders(folder: Path) -> Source:
+def read_file(path: str) -> bytes:
+    """Return the content of an image's file.
+
+    Raises:
+        InputError: if it is larger than ``MAX_BYTES``, or no regular file.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise too_long(size)
+        return file.read()
+
+
+class Entry(NamedTuple):
+    """Something below a folder of class folders.
+
+    Attributes:
+        parts: Its path below it.
+        kind: What it is; ``other`` is what is neither.
+        path: Its path below the dataset's folder.
+    """
+
+    parts: tuple[str, ...]
+    kind: Kind
+    path: str
+
+
+def open_class_folders(root: Path, title: str = "", parts: Sequence[str] = (), tops: Collection[str] = ()) -> Source:
     """Return the images of a folder of class folders.
 
+    An image's class is the first part of its path, however deep it lies below.
+
     Args:
-        folder: The split's folder.
+        root: The folder.
+        title: What it is called; nothing is its path.
+        parts: Folders in it whose class folders belong together; none is the folder itself.
+        tops: What a single folder may be called that has all class folders in it, besides the folder's own name.
 
     Raises:
         MissingError: if there are no images.
         InputError: if a class has none, or a folder cannot be listed.
     """
-    paths: list[str] = []
-    entries = []
-    for path, kind in log_progress(walk(str(folder)), str(folder)):
-        entries.append(Entry(tuple(path.split(os.sep)), kind, len(paths)))
-        paths.append(path)
-    images, labels, classes = assign_labels(strip_top(entries, {folder.name}), printable(str(folder)))
-    return Source(labels, classes, FileImages(str(folder), [paths[entry.place] for entry in images]))
+    title = title or str(root)
+    where = printable(os.path.join(title, parts[0]) if len(parts) == 1 else title)
+    entries: list[Entry] = []
+    for part in parts or ("",):
+        folder = root / part
+        found = log_progress(walk(str(folder)), where)
+        below = [Entry(tuple(path.split(os.sep)), kind, os.path.join(part, path)) for path, kind in found]
+        entries += _strip_top(below, {folder.name, *tops})
+    images, labels, classes = _assign_labels(entries, where)
+    return Source(labels, classes, FileImages(str(root), [entry.path for entry in images], title))
+
+
+def _strip_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]:
+    """Return the entries without a single top folder of one of these names."""
+    tops = {entry.parts[0] for entry in entries}
+    deep = all(len(entry.parts) > 2 for entry in entries if entry.kind == "image")  # the top is no class of that name
+    if len(tops) != 1 or not tops <= set(names) or not deep:
+        return list(entries)
+    return [entry._replace(parts=entry.parts[1:]) for entry in entries if len(entry.parts) > 1]
+
+
+def _assign_labels(entries: Sequence[Entry], where: str) -> tuple[list[Entry], np.ndarray, list[str]]:
+    """Return the images in the order of their paths, their class numbers (N,) and the class names."""
+    images = sorted(entry for entry in entries if entry.kind == "image" and len(entry.parts) > 1)
+    if not images:
+        raise MissingError(f"{where} holds no images; it needs one folder for each class, with images in it.")
+    filled = sorted({entry.parts[0] for entry in images})
+    folders = {entry.parts[0] for entry in entries if entry.kind == "folder" or len(entry.parts) > 1}
+    if empty := sorted(folders.difference(filled)):
+        raise InputError(
+            f"{where}/{printable(empty[0])} has no images; remove the folder of this class, or put images in it."
+        )
+    if left_out := sorted(
+        "/".join(entry.parts)
+        for entry in entries
+        if entry.kind == "other" or (entry.kind == "image" and len(entry.parts) == 1)
+    ):
+        shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+        warn_once(f"{where}: left out {len(left_out)} that are no images, or lie in no class folder: {shown}")
+    numbers = {name: number for number, name in enumerate(filled)}
+    return images, np.array([numbers[entry.parts[0]] for entry in images], dtype=np.int64), filled
 
 
 def walk(root: str) -> Iterator[tuple[str, Kind]]:
@@ -94,6 +168,16 @@ def walk(root: str) -> Iterator[tuple[str, Kind]]:
                 yield path, kind
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a name is no class and no image: ``.ipynb_checkpoints``, ``._cat.png``, ``__MACOSX``.
+
+    Example:
+        >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("_cat")
+        (True, True, False)
+    """
+    return name.startswith((".", "__"))
+
+
 def _kind(entry: os.DirEntry[str]) -> Kind:
     """Return what an entry is; pipes and devices are never opened, and odd endings are looked into."""
     try:
@@ -101,7 +185,7 @@ def _kind(entry: os.DirEntry[str]) -> Kind:
             return "folder"
         if not entry.is_file():
             return "other"
-        if has_image_suffix(entry.name):
+        if entry.name.lower().endswith(SUFFIXES):
             return "image"
         with open(entry.path, "rb") as file:
             return "image" if starts_like_image(file.read(SIGNATURE)) else "other"

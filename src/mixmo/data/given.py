@@ -15,17 +15,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
-from mixmo.data.sources import ArrayImages, Source, hash_parts, warn_once
+from mixmo.data.hugging_face import IMAGES, LABELS, open_table
+from mixmo.data.labels import number_labels
+from mixmo.data.messages import warn_once
+from mixmo.data.sources import ArrayImages, Source, hash_parts, spread_indices
 from mixmo.errors import InputError
 
 GIVEN = "given"
 """The name of a dataset that a program gave; only a program can give it again."""
 
-ASKED = 8
-"""Images that are asked for to learn what a Dataset gives, spread over it."""
-
-IMAGE_KEYS = ("image", "img", "pixel_values")
-LABEL_KEYS = ("label", "labels", "fine_label")
+IMAGE_KEYS, LABEL_KEYS = IMAGES, LABELS[:-1]
 
 
 class Sample(NamedTuple):
@@ -77,8 +76,7 @@ class DatasetImages:
         if isinstance(found, Mapping):
             keys = [[key for key in known if key in found] for known in (IMAGE_KEYS, LABEL_KEYS)]
             if all(keys):
-                image = found[keys[0][0]]
-                return Sample(image["bytes"] if _is_content(image) else image, found[keys[1][0]])
+                return Sample(found[keys[0][0]], found[keys[1][0]])
             given = f"a mapping with the keys {', '.join(map(str, found))}"
         elif isinstance(found, tuple | list) and len(found) == 2:
             return Sample(*found)
@@ -97,7 +95,7 @@ class DatasetImages:
     @cached_property
     def _fingerprint(self) -> str:
         return hash_parts(
-            [str(len(self.dataset)), *(_content(self, index, 0) for index in _spread_indices(len(self.dataset)))]
+            [str(len(self.dataset)), *(_content(self, index, 0) for index in spread_indices(len(self.dataset)))]
         )
 
 
@@ -131,8 +129,10 @@ def open_given(given: Any, split: str) -> Source:
         )
     if not len(given):
         raise InputError(f"{split} is empty: its Dataset has no images.")
-    images = DatasetImages(_without_decoding(given), where)
-    samples = {index: images.sample(index) for index in _spread_indices(len(given))}
+    if _keeps_files(given):
+        return open_table(given, split)
+    images = DatasetImages(given, where)
+    samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
     images.prepared = _is_float(samples[0].image) or _is_random(images, samples)
@@ -142,7 +142,7 @@ def open_given(given: Any, split: str) -> Source:
                 f"{images.name(index)} has shape {np.shape(sample.image)}, but the first one "
                 f"{np.shape(samples[0].image)}; have the Dataset's transforms bring all to one size."
             )
-    labels, names = _number_labels(_labels(images, samples), _class_names(given), split)
+    labels, names = number_labels(_labels(images, samples), _class_names(given), split)
     return Source(labels, names, images)
 
 
@@ -153,7 +153,7 @@ def _open_arrays(images: Any, labels: Any, where: str) -> Source:
         raise InputError(f"there are {len(images)} {where}s and {len(labels)} labels; give as many, one or more.")
     pixels = np.stack([as_pixels(each, f"{where} {number}") for number, each in enumerate(images)])
     values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
-    numbers, names = _number_labels(values, None, where.split()[0])
+    numbers, names = number_labels(values, None, where.split()[0])
     return Source(numbers, names, ArrayImages(pixels, where))
 
 
@@ -219,25 +219,12 @@ def _is_float(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype.kind == "f"
 
 
-def _is_content(image: Any) -> bool:
-    """Return whether an image is as the Hugging Face library gives one that it has not decoded."""
-    return isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes)
-
-
-def _without_decoding(dataset: Any) -> Any:
-    """Return a dataset of the Hugging Face library with its images as files, which our rules decode; others as is."""
+def _keeps_files(dataset: Any) -> bool:
+    """Return whether a dataset is of the Hugging Face library, with images that our rules can decode."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
-        return dataset
-    for key in IMAGE_KEYS:
-        if (kind := type(features.get(key))).__name__ == "Image":
-            return dataset.cast_column(key, kind(decode=False))  # type: ignore[misc]
-    return dataset
-
-
-def _spread_indices(count: int) -> list[int]:
-    """Return up to ``ASKED`` indices, the first and the last among them."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, ASKED)})
+        return False
+    return any(type(feature).__name__ == "Image" for feature in features.values())
 
 
 def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
@@ -287,8 +274,6 @@ def _get_labels(dataset: Any) -> Any:
         return None if any(part is None for part in parts) else [_as_python(each) for part in parts for each in part]
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1]
-    if names := getattr(dataset, "column_names", None):
-        return next((dataset[key] for key in LABEL_KEYS if key in names), None)
     return next((found for key in ("targets", "labels") if (found := getattr(dataset, key, None)) is not None), None)
 
 
@@ -298,9 +283,6 @@ def _class_names(dataset: Any) -> list[str] | None:
         return _class_names(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
         return _class_names(dataset.datasets[0])
-    features = getattr(dataset, "features", None)
-    if isinstance(features, Mapping):
-        return next((list(features[key].names) for key in LABEL_KEYS if hasattr(features.get(key), "names")), None)
     found = getattr(dataset, "classes", None)
     return list(found) if isinstance(found, Sequence) and all(isinstance(each, str) for each in found) else None
 
@@ -308,27 +290,3 @@ def _class_names(dataset: Any) -> list[str] | None:
 def _as_python(label: Any) -> Any:
     """Return a label as a value of Python's."""
     return label.item() if isinstance(label, np.generic | np.ndarray | Tensor) and label.ndim == 0 else label
-
-
-def _number_labels(labels: Sequence[Any], names: Sequence[str] | None, split: str) -> tuple[np.ndarray, list[str]]:
-    """Return class numbers (N,) and the names of the classes."""
-    kinds = {type(label) for label in labels}
-    if kinds == {str}:
-        names = sorted(set(labels)) if names is None else list(names)
-        if unknown := sorted(set(labels) - set(names)):
-            raise InputError(f"{split} has labels {unknown[:3]!r}, which its `classes` do not name.")
-        return np.array([names.index(label) for label in labels], dtype=np.int64), list(names)
-    if kinds != {int}:
-        index, wrong = next((i, label) for i, label in enumerate(labels) if type(label) is not int)
-        raise InputError(
-            f"{split} image {index} has the label {wrong!r}, a {type(wrong).__name__}; labels are class numbers, "
-            "integers from 0, or names."
-        )
-    numbers = np.array(labels, dtype=np.int64)
-    count = int(numbers.max()) + 1 if names is None else len(names)
-    if numbers.min() < 0 or numbers.max() >= count:
-        index = int(np.flatnonzero((numbers < 0) | (numbers >= count))[0])
-        raise InputError(
-            f"{split} image {index} has the label {numbers[index]}; class numbers lie between 0 and {count - 1}."
-        )
-    return numbers, [str(number) for number in range(count)] if names is None else list(names)

@@ -12,12 +12,12 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import find_splits, open_source
+from mixmo.data.datasets import DOWNLOAD, find_splits, open_source
 from mixmo.data.given import DatasetImages
-from mixmo.data.local import DOWNLOAD
+from mixmo.data.messages import list_some, warn_once
 from mixmo.data.reading import find_readable, first_size
 from mixmo.data.sets import ImageSet, PreparedImages, build_image_set
-from mixmo.data.sources import Source, decode, list_some, warn_once
+from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
 from mixmo.pairing import check_repetition
@@ -126,7 +126,7 @@ class DataModule:
             name: As for ``data.name``.
         """
         source = self._other_source(name)
-        del self._others[name]  # compressed tar files stay in memory with it once they are read
+        del self._others[name]
         return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def batch(self, indices: Sequence[int]) -> Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
 from mixmo.seeding import Stream, generator_for, seed_for
@@ -19,34 +17,20 @@ CHUNK = 2**16
 class EpochOrder(Sampler[int]):
     """A random order of the training set for each epoch, a function of (seed, epoch) alone.
 
-    Images in shards, of which a few are read at a time, are shuffled as far as these go: the shards are shown in a
-    random order, so many at once as ``window`` says, and the images of these are mixed with one another.
-
     Args:
         size: N.
         seed: The run's seed.
         epoch: The first epoch.
         stream: The stream of seeds.
-        shards: (N,) the shard each image lies in; ``None`` where any image can be read at any time.
-        window: Shards shown at a time.
 
     Example:
-        >>> order = EpochOrder(6, seed=0, shards=np.array([0, 0, 1, 1, 2, 2]), window=1)
-        >>> sorted(order) == list(range(6)), [place // 2 for place in order]
-        (True, [2, 2, 0, 0, 1, 1])
+        >>> order = EpochOrder(6, seed=0)
+        >>> sorted(order) == list(range(6)), list(order) == list(order)
+        (True, True)
     """
 
-    def __init__(
-        self,
-        size: int,
-        seed: int,
-        epoch: int = 0,
-        stream: Stream = "order",
-        shards: np.ndarray | None = None,
-        window: int = 1,
-    ) -> None:
+    def __init__(self, size: int, seed: int, epoch: int = 0, stream: Stream = "order") -> None:
         self.size, self.seed, self.epoch, self.stream = size, seed, epoch, stream
-        self.shards, self.window = shards, window
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each, but for the first one after workers have begun it."""
@@ -57,19 +41,8 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = generator_for(self.seed, self.epoch, self.stream)
-        windows = [torch.arange(self.size)] if self.shards is None else self._windows(self.shards, generator)
-        for places in windows:
-            for chunk in places[torch.randperm(len(places), generator=generator)].split(CHUNK):
-                yield from chunk.tolist()
-
-    def _windows(self, shards: np.ndarray, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the places of the images in each window of shards."""
-        places = np.argsort(shards, kind="stable")
-        starts = np.flatnonzero(np.diff(shards[places], prepend=-1))
-        bounds = np.append(starts, len(places))
-        for chosen in torch.randperm(len(starts), generator=generator).split(self.window):
-            parts = [places[bounds[number] : bounds[number + 1]] for number in chosen.tolist()]
-            yield torch.from_numpy(np.concatenate(parts))
+        for chunk in torch.randperm(self.size, generator=generator).split(CHUNK):
+            yield from chunk.tolist()
 
 
 class Batches(BatchSampler):

@@ -12,7 +12,8 @@ import PIL
 from mixmo.cache import cache_folder, keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import explain_error
-from mixmo.data.sources import Source, decode, hash_parts, logger
+from mixmo.data.messages import logger
+from mixmo.data.sources import Source, decode, hash_parts
 from mixmo.errors import InputError
 
 BLOCK = 1024

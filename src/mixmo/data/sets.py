@@ -52,11 +52,10 @@ class InMemoryImages(Dataset[DistinctBatch]):
     Args:
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
-        shards: (N,) the shard each lies in, which the order of training follows; ``None`` where there are none.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, shards: np.ndarray | None = None) -> None:
-        self.images, self.labels, self.shards = images, labels, shards
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +66,7 @@ class InMemoryImages(Dataset[DistinctBatch]):
 
     def to(self, device: torch.device) -> InMemoryImages:
         """Return the same images on a device."""
-        return InMemoryImages(self.images.to(device), self.labels.to(device), self.shards)
+        return InMemoryImages(self.images.to(device), self.labels.to(device))
 
 
 class StreamedImages(Dataset[DistinctBatch]):
@@ -82,7 +81,7 @@ class StreamedImages(Dataset[DistinctBatch]):
     def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings) -> None:
         self.source, self.size = source, size
         self.form = settings.channels, settings.interpolation, settings.window
-        self.labels, self.shards = source.labels, source.shards()
+        self.labels = source.labels
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -111,7 +110,7 @@ class PreparedImages(Dataset[DistinctBatch]):
     def __init__(self, source: Source, settings: DataSettings) -> None:
         assert isinstance(source.images, DatasetImages)
         self.source, self.images, self.channels = source, source.images, settings.channels
-        self.labels, self.shards = source.labels, None
+        self.labels = source.labels
         self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (settings.mean, settings.std))
         _, height, width = self._copy(0, 0).shape
         self.size = (int(height), int(width))
@@ -164,7 +163,7 @@ def build_image_set(
         in_memory = len(source) * math.prod(size) * settings.channels <= IN_MEMORY_LIMIT
     if in_memory:
         images, source = decode_all(source, size, scaled, settings)
-        return InMemoryImages(torch.from_numpy(images), torch.from_numpy(source.labels), source.shards())
+        return InMemoryImages(torch.from_numpy(images), torch.from_numpy(source.labels))
     if not scaled:
         raise InputError("streamed images need one size: set --data.image_size.")
     if check or settings.on_error == "skip":
@@ -202,7 +201,7 @@ def build_train_loader(
         copies: How many copies of each image a Dataset that prepares them is asked for.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
-    order = EpochOrder(len(images), seed, epoch, stream, images.shards, settings.shuffle_shards)
+    order = EpochOrder(len(images), seed, epoch, stream)
     shared = not isinstance(images, InMemoryImages)
     shown = Batches(order, distinct, batches, start, part if shared else (0, 1))
     if isinstance(images, PreparedImages):

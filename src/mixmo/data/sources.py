@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import logging
 import os
-import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from mixmo.data.decoding import explain_error, image_pixels, to_size
+from mixmo.data.labels import check_look_alike
+from mixmo.data.messages import list_some, warn_once
 from mixmo.errors import InputError
 from mixmo.names import printable
-
-logger = logging.getLogger("mixmo")
-
-Item = TypeVar("Item")
-
-PATIENCE = 3.0
-"""Seconds after which a listing is told of."""
 
 
 class Images(Protocol):
@@ -40,14 +31,6 @@ class Images(Protocol):
 
     def fingerprint(self, times: bool) -> str:
         """Return what changes when the content does: names and sizes, and modification times if asked for."""
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """Images in shards, of which few are read at a time."""
-
-    def shards(self, numbers: np.ndarray | None) -> np.ndarray:
-        """Return the shard (N,) that each image lies in."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +60,6 @@ class Source:
         """Return what the i-th image is called."""
         return printable(self.images.name(self.number(index)))
 
-    def shards(self) -> np.ndarray | None:
-        """Return the shard (N,) that each image lies in; ``None`` where any is read at any time."""
-        return self.images.shards(self.numbers) if isinstance(self.images, Sharded) else None
-
     def subset(self, chosen: np.ndarray) -> Source:
         """Return the source of some of the images.
 
@@ -88,6 +67,10 @@ class Source:
             chosen: Their positions, in the order wanted.
         """
         return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen])
+
+    def labelled(self) -> Source:
+        """Return the source of the images that have a label, whose class number is not -1."""
+        return self if self.labels.min(initial=0) >= 0 else self.subset(np.flatnonzero(self.labels >= 0))
 
     def joined(self, other: Source) -> Source:
         """Return these images followed by others, numbered in the same place by the same classes."""
@@ -156,6 +139,16 @@ def hash_parts(parts: Iterable[str | bytes | np.ndarray]) -> str:
         sha.update(f"{kind}{len(content)} ".encode())
         sha.update(content)
     return sha.hexdigest()
+
+
+def spread_indices(count: int) -> list[int]:
+    """Return up to eight of so many indices, the first and the last among them, by which a dataset is looked into.
+
+    Example:
+        >>> spread_indices(15)
+        [0, 2, 4, 6, 8, 10, 12, 14]
+    """
+    return sorted({round(place) for place in np.linspace(0, count - 1, 8)})
 
 
 def stamp(file: str, times: bool) -> str:
@@ -235,67 +228,3 @@ def decode(
         return pixels if size is None else to_size(pixels, size, interpolation)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
         raise InputError(f"image {source.name(index)} cannot be read: {explain_error(error)}.") from error
-
-
-def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
-    """Yield what a folder or an archive holds; log how far that is where it takes more than a few seconds.
-
-    Args:
-        entries: What is listed.
-        where: Where.
-
-    Example:
-        >>> list(log_progress("ab", "here"))
-        ['a', 'b']
-    """
-    due = time.monotonic() + PATIENCE
-    for number, entry in enumerate(entries):
-        if number % 256 == 0 and time.monotonic() > due:
-            logger.warning("still listing %s: %d entries so far", printable(where), number)
-            due = time.monotonic() + 5 * PATIENCE
-        yield entry
-
-
-def check_look_alike(names: Iterable[str], where: str) -> None:
-    """Refuse class names that differ only in their Unicode form, as systems write the same accent, or in spaces.
-
-    Args:
-        names: The names; one may stand there twice.
-        where: Whose they are, for the error.
-
-    Raises:
-        InputError: naming both.
-
-    Example:
-        >>> check_look_alike(["caf\u00e9", "cafe\u0301"], "here")
-        Traceback (most recent call last):
-        mixmo.errors.InputError: here has two classes that look alike: ...
-    """
-    found: dict[str, str] = {}
-    for name in sorted(set(names)):
-        other = found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)
-        if other != name:
-            raise InputError(
-                f"{where} has two classes that look alike: {_spelt(name)} and {_spelt(other)}; rename one as the other."
-            )
-
-
-def _spelt(name: str) -> str:
-    """Return a name with what tells it from one that looks alike."""
-    composed, decomposed = unicodedata.is_normalized("NFC", name), unicodedata.is_normalized("NFD", name)
-    known = ["composed, NFC"] * composed + ["decomposed, NFD"] * decomposed
-    form = known[0] if len(known) == 1 else "" if known else "partly composed"
-    spaces = "" if name == " ".join(name.split()) else f"spaces as in {name!r}"
-    return f"{printable(name)} ({', '.join(filter(None, [form, spaces])) or 'without further spaces'})"
-
-
-def list_some(names: Sequence[str]) -> str:
-    """Return the first names in words."""
-    shown = ", ".join(printable(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """Log a warning, once in a process: datasets are opened several times."""
-    logger.warning(text)

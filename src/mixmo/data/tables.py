@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
-import itertools
 import os
-from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from mixmo.data.decoding import explain_error
 from mixmo.data.folders import FileImages
-from mixmo.data.shards import are_labels
+from mixmo.data.labels import number_labels
 from mixmo.data.sources import Source
 from mixmo.errors import InputError, MissingError
 from mixmo.files import check_regular
@@ -21,8 +17,6 @@ from mixmo.names import printable
 
 KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"))
 """What the columns of paths, labels and splits may be called."""
-
-LARGEST_TABLE = 2**30
 
 Table = dict[str, list[tuple[str, str]]]
 """(path, label) by split, or under an empty name where there is no column of splits."""
@@ -43,11 +37,11 @@ def read_table(file: Path) -> Table:
         raise MissingError(f"there is no table {printable(str(file))}.")
     shown = printable(str(file))
     try:
-        if file.stat().st_size > LARGEST_TABLE:
-            raise InputError(f"{shown} is larger than the {LARGEST_TABLE >> 30} GiB that a table may have.")
         with file.open(newline="", encoding="utf-8-sig") as content:
             return _rows(csv.DictReader(content, strict=True), file)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{shown} cannot be read as comma-separated values in UTF-8: {explain_error(error)}."
         ) from error
@@ -69,10 +63,6 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
             raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
         if missing := [name for name in (path, label, split) if name is not None and not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
-        if "\0" in row[path]:
-            raise InputError(
-                f"{shown}, line {reader.line_num}, has a zero byte in {printable(row[path])}: no file's name."
-            )
         folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
         place = os.path.join(folder_of(folder), name)
         place = os.path.realpath(place) if os.path.islink(place) else place
@@ -109,10 +99,6 @@ def open_rows(file: Path, rows: list[tuple[str, str]], on_error: str) -> Source:
     Raises:
         InputError: if there are such rows and ``on_error`` is ``raise``.
     """
-    counts = Counter(label for _, label in rows)
-    there = are_labels(list(counts), list(counts.values()), str(file), on_error)
-    classes = sorted(itertools.compress(counts, there))
-    rows = rows if all(there) else [row for row in rows if row[1] in classes]
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[label] for _, label in rows], dtype=np.int64)
-    return Source(labels, classes, FileImages(str(file.parent), [path for path, _ in rows]))
+    labels, classes = number_labels([label for _, label in rows], None, str(file), on_error)
+    paths = [path for (path, _), label in zip(rows, labels, strict=True) if label >= 0]
+    return Source(labels[labels >= 0], classes, FileImages(str(file.parent), paths))

@@ -8,13 +8,10 @@ import re
 import shutil
 import signal
 import sys
-import traceback
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from torch.multiprocessing import reductions
-
-from mixmo.data.quiet import silence_pillow
+from mixmo.data.messages import silence_pillow
 from mixmo.errors import InputError, reason
 
 SHARED = Path("/dev/shm")
@@ -28,11 +25,6 @@ GRACE = 20
 
 UNSENT = 74
 """Exit code of a worker that could not hand over a batch."""
-
-ENDED = (
-    "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; take "
-    "fewer workers (0 reads in the main process)."
-)
 
 WAYS_OUT = (
     "take fewer workers (0 reads in the main process), smaller batches, or more shared memory (docker run --shm-size)"
@@ -105,8 +97,6 @@ def lost_worker(error: BaseException) -> str | None:
         >>> lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
         'a process that reads images was killed (Killed), as systems do when the memory is full; take fewer workers.'
     """
-    if isinstance(error, ConnectionError | EOFError | FileNotFoundError) and _was_taking_batch(error):
-        return ENDED
     if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
         return None
     text = f"{error} {error.__cause__}"  # where the main process waited, the cause says how the worker ended
@@ -118,9 +108,7 @@ def lost_worker(error: BaseException) -> str | None:
     if killed := re.search(r"killed by signal: ([^.]+)", text):
         how = "as systems do when the memory is full; take fewer workers"
         return f"a process that reads images was killed ({killed[1].strip()}), {how}."
-    return ENDED
-
-
-def _was_taking_batch(error: BaseException) -> bool:
-    """Return whether an error comes from opening what a worker has put into shared memory, before it was no more."""
-    return any(frame.filename == reductions.__file__ for frame in traceback.extract_tb(error.__traceback__))
+    return (
+        "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; take "
+        "fewer workers (0 reads in the main process)."
+    )

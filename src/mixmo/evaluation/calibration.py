@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.settings import Settings
-from mixmo.data.local import DOWNLOAD
+from mixmo.data.datasets import DOWNLOAD
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun

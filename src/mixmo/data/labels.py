@@ -1,0 +1,125 @@
+"""Class numbers and class names from the labels that a dataset has."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixmo.data.messages import warn_once
+from mixmo.errors import InputError
+from mixmo.names import printable
+
+ABSENT = re.compile(r"|-\d+|none|null|nan", re.IGNORECASE)
+"""What datasets write in place of a label."""
+
+
+def number_labels(
+    labels: Sequence[Any], names: Sequence[str] | None, where: str, on_error: str | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Return the class numbers (N,) of N labels, -1 where there is none, and the class names.
+
+    Args:
+        labels: Class numbers or class names; -1, ``None`` or nothing where an image has no label.
+        names: The class names in the order of their numbers; ``None`` where nobody tells.
+        where: Whose labels they are, for errors.
+        on_error: ``raise``, or ``skip`` images without a label, which is logged; ``None`` knows no such images.
+
+    Raises:
+        InputError: if a label is neither a number nor a name, or of no known class, or labels are missing and
+            ``on_error`` is ``raise``.
+
+    Example:
+        >>> number_labels(["owl", "bat", "owl"], None, "here")
+        (array([1, 0, 1]), ['bat', 'owl'])
+        >>> number_labels([1, -1], ["bat", "owl"], "here", on_error="skip")
+        (array([ 1, -1]), ['bat', 'owl'])
+    """
+    allowed = {int, str} if on_error is None else {int, str, type(None)}
+    if odd := {type(label) for label in labels} - allowed:
+        index, wrong = next((i, label) for i, label in enumerate(labels) if type(label) in odd)
+        raise InputError(
+            f"{where} image {index} has the label {wrong!r}, a {type(wrong).__name__}; labels are class numbers, "
+            "integers from 0, or names."
+        )
+    counts = Counter(labels)
+    absent = set[Any]() if on_error is None else _find_absent(counts)
+    if absent:
+        _report_absent(absent, counts, where, on_error == "raise")
+    known = counts.keys() - absent
+    if names is None:
+        names = _name_classes(known, len(labels), where)
+    if all(isinstance(label, int) for label in known):
+        numbers = {label: label for label in known}
+    else:
+        numbers = {name: number for number, name in enumerate(names)}
+    for index, label in enumerate(labels):
+        if label not in absent and (label not in numbers or not 0 <= numbers[label] < len(names)):
+            what = f"class numbers lie between 0 and {len(names) - 1}" if label in numbers else "which no class has"
+            raise InputError(f"{where} image {index} has the label {label!r}; {what}.")
+    return np.array([numbers.get(label, -1) for label in labels], dtype=np.int64), list(names)
+
+
+def _find_absent(labels: Iterable[Any]) -> set[Any]:
+    """Return the labels that stand for none; of names "none" may be one."""
+    texts = {label for label in labels if isinstance(label, str)}
+    absent = {text for text in texts if ABSENT.fullmatch(text)}
+    if not all(text.isdecimal() for text in texts - absent):
+        absent &= {"", "-1"}
+    return absent | {label for label in labels if label is None or (isinstance(label, int) and label < 0)}
+
+
+def _report_absent(absent: set[Any], counts: Counter[Any], where: str, refuse: bool) -> None:
+    shown = " or ".join(sorted(str("empty" if label in (None, "") else label) for label in absent))
+    missing = sum(counts[label] for label in absent)
+    text = f"{printable(where)}: {missing} of {counts.total()} labels are {shown} (no label)"
+    if refuse or missing == counts.total():
+        raise InputError(f"{text}; label these images, or continue without them with --data.on_error skip.")
+    warn_once(f"{text}; these images are left out.")
+
+
+def _name_classes(labels: Iterable[Any], count: int, where: str) -> list[str]:
+    """Return class names: the labels that are names, sorted, or the numbers up to the largest."""
+    if not all(isinstance(label, int) for label in labels):
+        return sorted(map(str, labels))
+    most = max(labels, default=-1)
+    if most > 10 * count + 1000:
+        raise InputError(f"{where}: class number {most} is no label of {count} images; classes count from 0.")
+    return [str(number) for number in range(most + 1)]
+
+
+def check_look_alike(names: Iterable[str], where: str) -> None:
+    """Refuse class names that differ only in their Unicode form, as systems write the same accent, or in spaces.
+
+    Args:
+        names: The names; one may stand there twice.
+        where: Whose they are, for the error.
+
+    Raises:
+        InputError: naming both.
+
+    Example:
+        >>> check_look_alike(["caf\u00e9", "cafe\u0301"], "here")
+        Traceback (most recent call last):
+        mixmo.errors.InputError: here has two classes that look alike: ...
+    """
+    found: dict[str, str] = {}
+    for name in sorted(set(names)):
+        other = found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)
+        if other != name:
+            raise InputError(
+                f"{where} has two classes that look alike: {_spelt(name)} and {_spelt(other)}; rename one as the other."
+            )
+
+
+def _spelt(name: str) -> str:
+    """Return a name with what tells it from one that looks alike."""
+    composed, decomposed = unicodedata.is_normalized("NFC", name), unicodedata.is_normalized("NFD", name)
+    known = ["composed, NFC"] * composed + ["decomposed, NFD"] * decomposed
+    form = known[0] if len(known) == 1 else "" if known else "partly composed"
+    spaces = "" if name == " ".join(name.split()) else f"spaces as in {name!r}"
+    return f"{printable(name)} ({', '.join(filter(None, [form, spaces])) or 'without further spaces'})"

@@ -1,0 +1,86 @@
+"""What is logged while images are listed and decoded."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from mixmo.names import printable
+
+Item = TypeVar("Item")
+
+logger = logging.getLogger("mixmo")
+
+PATIENCE = 3.0
+"""Seconds after which a listing is told of."""
+
+_SAID: set[str] = set()
+
+
+def warn_once(text: str, about: str = "") -> None:
+    """Log a warning, once in a process: datasets are opened several times, and images are alike.
+
+    Args:
+        text: The sentence.
+        about: What it is about; of several sentences about one thing the first is logged.
+    """
+    if (key := about or text) not in _SAID:
+        _SAID.add(key)
+        logger.warning(printable(text))
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return the first names in words.
+
+    Example:
+        >>> list_some(["ape", "bat", "cow", "doe"])
+        'ape, bat, cow and 1 more'
+    """
+    shown = ", ".join(printable(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
+    """Yield what a folder holds; log how far that is where it takes more than a few seconds.
+
+    Args:
+        entries: What is listed.
+        where: Where.
+
+    Example:
+        >>> list(log_progress("ab", "here"))
+        ['a', 'b']
+    """
+    due = time.monotonic() + PATIENCE
+    for number, entry in enumerate(entries):
+        if number % 256 == 0 and time.monotonic() > due:
+            logger.warning("still listing %s: %d entries so far", printable(where), number)
+            due = time.monotonic() + 5 * PATIENCE
+        yield entry
+
+
+@contextmanager
+def ignore_image_warnings() -> Iterator[None]:
+    """Leave out what Pillow warns of and logs about single images.
+
+    Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
+    change them. In a user's process they are the user's.
+    """
+    pillow = logging.getLogger("PIL")
+    level = pillow.level
+    try:
+        with warnings.catch_warnings():
+            silence_pillow()
+            yield
+    finally:
+        pillow.setLevel(level)
+
+
+def silence_pillow(worker: int = 0) -> None:
+    """Have Pillow say nothing from now on, in a worker process."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"PIL\b")
