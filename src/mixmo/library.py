@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from typing_extensions import Unpack
 
-from mixmo.config.keywords import FitSettings, as_recipe
-from mixmo.config.plan import Plan, flatten, make_plan
+from mixmo.config.keywords import FitSettings, name_settings
+from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
 from mixmo.data.module import DataModule
@@ -98,22 +98,21 @@ def fit(
     if recipe is None:
         _check_given(model, train, epochs)
         num_members = 2 if num_members is None else num_members
-    own = as_recipe(settings)
-    own.setdefault("trainer", {})["enable_progress_bar"] = progress
+    own = name_settings(settings) | {"trainer.enable_progress_bar": progress}
     if epochs is not None:
-        own["trainer"]["max_epochs"] = epochs
-    _name_model(own.setdefault("model", {}), model, num_members)
+        own["trainer.max_epochs"] = epochs
+    _name_model(own, model, num_members)
     name, sources = _open_sources(train, val, test)
     if name is not None:
-        own.setdefault("data", {})["name"] = name
+        own["data.name"] = name
     if sources is not None:
-        _inherit_from_images(own["data"], sources)
+        _inherit_from_images(own, sources)
     below = {} if recipe is None else _without_images(load_recipe(recipe), sources)
     module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
-    plan = make_plan(below, dict(flatten(own)))
+    plan = make_plan(below, own)
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
     with _show_log(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)
@@ -264,10 +263,10 @@ def _name_model(own: dict[str, Any], model: str | nn.Module | None, num_members:
     """Set what the settings say of a model that is given."""
     members = model.num_members if isinstance(model, MixMo) else num_members
     if members is not None:
-        own["num_members"] = members
+        own["model.num_members"] = members
     if model is not None:
         module = model.backbone if isinstance(model, MixMo) else model
-        own["backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
+        own["model.backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
 
 
 def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Recipe:
@@ -324,19 +323,19 @@ def _of_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
 def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
     """Set what follows from images that are given: their channels, and whether a Dataset prepares them."""
     train = sources["train"]
-    own.setdefault("channels", channels_of(train))
+    own.setdefault("data.channels", channels_of(train))
     prepared = any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values())
     if not prepared:
         return
-    own["own_transforms"] = True
-    own.setdefault("image_size", None)  # also with a recipe, whose size is that of its own images
-    own.setdefault("crop_size", None)
+    own["data.own_transforms"] = True
+    own.setdefault("data.image_size", None)  # also with a recipe, whose size is that of its own images
+    own.setdefault("data.crop_size", None)
     for source in sources.values():  # a validation set without random transforms goes the same way
         if isinstance(source.images, DatasetImages):
             source.images.prepared = True
     if gives_floats(train):
-        own.setdefault("mean", [0.0])
-        own.setdefault("std", [1.0])
+        own.setdefault("data.mean", [0.0])
+        own.setdefault("data.std", [1.0])
 
 
 @contextmanager

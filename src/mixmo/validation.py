@@ -6,6 +6,7 @@ results (:data:`Neutral`). Help, keywords, files and checks follow from it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -161,14 +162,15 @@ def _describe_fields(section: Any) -> str:
 
 @functools.cache
 def fields_of(section: type) -> Mapping[str, FieldInfo]:
-    """Return what is known of every setting of a class of sections, by its dotted name."""
+    """Return every setting of a class of sections, with its plain annotation, by its dotted name."""
     found: dict[str, FieldInfo] = {}
     hints = get_type_hints(section)
     for name, field in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        if dataclasses.is_dataclass(hints[name]):
-            found |= {f"{name}.{key}": own for key, own in fields_of(hints[name]).items()}  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hint := hints[name]):
+            found |= {f"{name}.{key}": own for key, own in fields_of(hint).items()}  # type: ignore[arg-type]
         elif not any(isinstance(each, FromElsewhere) for each in field.metadata):
-            found[name] = field
+            found[name] = copy.copy(field)
+            found[name].annotation = hint
     return found
 
 
@@ -181,11 +183,7 @@ def hints_of(section: type) -> Mapping[str, Any]:
         >>> hints_of(Settings)["data.batch_size"]
         <class 'int'>
     """
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(section).items():
-        inside = hints_of(hint).items() if dataclasses.is_dataclass(hint) else ()  # type: ignore[arg-type]
-        found |= {f"{name}.{key}": own for key, own in inside} or {name: hint}
-    return {name: found[name] for name in fields_of(section)}
+    return {name: field.annotation for name, field in fields_of(section).items()}
 
 
 def join_sentences(sentences: Sequence[str]) -> str:

@@ -41,8 +41,8 @@ def keywords() -> Mapping[str, str]:
     return found
 
 
-def as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return keywords as the sections of a recipe.
+def name_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of keywords by the dotted names of their settings.
 
     Args:
         settings: Values by keyword.
@@ -51,19 +51,14 @@ def as_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
         InputError: naming every keyword that is not known, with what is near it.
 
     Example:
-        >>> as_recipe({"lr": 0.1, "mixer_alpha": 2})
-        {'optimizer': {'lr': 0.1}, 'mixer': {'alpha': 2}}
+        >>> name_settings({"lr": 0.1, "mixer_alpha": 2})
+        {'optimizer.lr': 0.1, 'mixer.alpha': 2}
     """
     known = keywords()
     near, listed = [*known, *ARGUMENTS], "mixmo.config.keywords.FitSettings"
     if unknown := [explain_unknown(each, near, "keyword", listed) for each in settings if each not in known]:
         raise InputError(join_sentences(unknown))
-    recipe: dict[str, Any] = {}
-    for keyword, value in settings.items():
-        section, _, last = known[keyword].rpartition(".")
-        place = recipe.setdefault(section, {}) if section else recipe
-        place[last] = value
-    return recipe
+    return {known[keyword]: value for keyword, value in settings.items()}
 
 
 class FitSettings(TypedDict, total=False):

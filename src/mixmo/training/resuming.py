@@ -98,16 +98,8 @@ def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | 
     )
 
 
-def record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
-    """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here.
-
-    Args:
-        run: The run.
-        plan: What it is resumed with.
-        conditions: What else results depend on.
-        epochs: Epochs finished so far.
-        step: Steps done so far.
-    """
+def _record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
+    """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here."""
     if not (changes := find_changes(run, plan, conditions)):
         return
     shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
@@ -152,7 +144,8 @@ def open_checkpoint(
     epochs = step = 0
     if found is not None:
         file, content = found
-        check_resumable(file, content, prepared.training)
+        if problem := _find_misfit(content, prepared.training):
+            raise InputError(f"{file} is no checkpoint of this run: {problem}.")
         epochs, step = finished_epochs(content), content["global_step"]
         if epochs > plan.epochs:
             raise InputError(
@@ -163,7 +156,7 @@ def open_checkpoint(
         prepared.loaders.begun = epochs, batches if "unfinished" in content else 0
     if first:
         run.cut_metrics(epochs)
-        record_changes(run, plan, conditions, epochs, step)
+        _record_changes(run, plan, conditions, epochs, step)
     if found is None:
         return None
     if first and file.name != LAST:
@@ -171,25 +164,11 @@ def open_checkpoint(
     return file
 
 
-def check_resumable(file: Path, content: dict[str, Any], training: Training) -> None:
-    """Refuse a checkpoint of another network or optimiser; its digest says that it is whole.
+def _find_misfit(content: dict[str, Any], training: Training) -> str:
+    """Return what of a checkpoint is of another network or optimiser; its digest says already that it is whole.
 
     Learning rate, decay and the like follow from the settings, not from the checkpoint.
-
-    Args:
-        file: The checkpoint, for errors.
-        content: What it holds (:func:`mixmo.checkpoints.load`).
-        training: What is to be resumed; it takes the weights.
-
-    Raises:
-        InputError: naming what does not fit.
     """
-    if problem := _find_misfit(content, training):
-        raise InputError(f"{file} is no checkpoint of this run: {problem}.")
-
-
-def _find_misfit(content: dict[str, Any], training: Training) -> str:
-    """Return what of a checkpoint does not fit, in a few words; nothing if all does."""
     averaged = any(name.startswith("average.") for name in content["state_dict"])
     if averaged != (training.average is not None):
         return "optimizer.ema_decay cannot change from or to 0 within a run, which averages its weights from its start"
