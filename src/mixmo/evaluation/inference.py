@@ -94,7 +94,7 @@ class TrainedRun:
             return self
         return TrainedRun(self.folder, checkpoint, download, self.option, self.given, self.module)
 
-    @property
+    @cached_property
     def header(self) -> Header:
         """What the checkpoint says of the network."""
         return self.folder.header(self.checkpoint)
@@ -110,7 +110,7 @@ class TrainedRun:
         """The SHA-256 of the checkpoint's file, in hexadecimal."""
         return self.folder.digest(self.checkpoint)
 
-    @property
+    @cached_property
     def epochs(self) -> int:
         """Epochs that the network was trained for."""
         return self.folder.finished_epochs(self.checkpoint)
