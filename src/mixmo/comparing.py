@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from mixmo.errors import InputError, one_of
-from mixmo.evaluation.comparison import Group, Named, Seeds, Word, read_groups
+from mixmo.evaluation.comparison import Group, Networks, read_groups, read_word
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.files import MARKDOWN_MARK, check_place, is_marked, make_folder, write_text
@@ -205,7 +205,7 @@ def compare(
     if out is not None:
         check_out(Path(out), overwrite)
     chosen = EvaluationOptions(**options)
-    groups = read_groups([_word(name, what, options) for name, what in given], chosen)
+    groups = read_groups([_networks(name, what, options) for name, what in given], chosen)
     comparison = Comparison(groups, None if out is None else Path(out))
     if comparison.folder is not None:
         comparison.write(comparison.folder, overwrite, download=chosen.download)
@@ -225,16 +225,18 @@ def _named(network: Any) -> list[tuple[str, Any]]:
     return [(str(name), what) for name, what in network.items()] if isinstance(network, Mapping) else [("", network)]
 
 
-def _word(name: str, what: Any, options: Mapping[str, Any]) -> Word:
+def _networks(name: str, what: Any, options: Mapping[str, Any]) -> Networks:
     """Return what is given as the comparison takes it."""
-    if isinstance(what, Seeds):
+    if isinstance(what, Networks):
         return what
     if isinstance(what, str | Path):
-        return Named(name, str(what)) if name else str(what)
-    members = list(what) if isinstance(what, list | tuple) else [what]
+        found = read_word(str(what))
+        return found._replace(name=name, place=name) if name else found
+    members = [_member(each, options) for each in (what if isinstance(what, list | tuple) else [what])]
     if not members:
         raise InputError(f"an ensemble{f' {name}' if name else ''} has no runs.")
-    return Named(name, [_member(each, options) for each in members])
+    place = name or " + ".join(str(member.path) for member in members)
+    return Networks(name or " + ".join(member.path.name for member in members), [members], place)
 
 
 def _member(each: Any, options: Mapping[str, Any]) -> TrainedRun:

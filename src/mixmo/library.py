@@ -28,8 +28,8 @@ from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_history
-from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
-from mixmo.evaluation.results_file import with_earlier, write_results
+from mixmo.evaluation.results import EvaluationOptions
+from mixmo.evaluation.results_file import evaluate_run
 from mixmo.launching import is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
@@ -219,8 +219,7 @@ class Run(TrainedRun):
         own: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**own | options)
         trained = self.reopen(chosen.checkpoint, chosen.download)
-        result = with_earlier(trained, evaluate_trained([trained], chosen), chosen)
-        write_results(self.folder, result, chosen)
+        result = evaluate_run(trained, chosen)
         write_report(trained, result)
         return result.flat()
 

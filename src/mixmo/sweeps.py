@@ -22,7 +22,7 @@ from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import SWEEP, Recipe, combine_bases, merge
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
-from mixmo.evaluation.comparison import Seeds
+from mixmo.evaluation.comparison import Networks
 from mixmo.evaluation.records import read_history
 from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
@@ -349,17 +349,19 @@ class SweepRunner:
             writer.writerow([csv_cell(cell) for cell in [*cells, self.errors.get(trial.key, "")]])
         write_text(self.folder / FILE, text.getvalue())
 
-    def groups(self) -> list[Seeds]:
+    def groups(self) -> list[Networks]:
         """Return the configurations of which every seed is finished, to compare them."""
         unfinished = {trial.name for trial in self.trials if self.status(trial) != "finished"}
         names = dict.fromkeys(trial.name for trial in self.trials if trial.name not in unfinished)
-        return [Seeds(name, [self.folder / each.key for each in self.trials if each.name == name]) for name in names]
+        return [
+            Networks(name, [[self.folder / each.key] for each in self.trials if each.name == name]) for name in names
+        ]
 
-    def best(self, groups: Sequence[Seeds]) -> tuple[str, float]:
+    def best(self, groups: Sequence[Networks]) -> tuple[str, float]:
         """Return the configuration of the highest mean accuracy on validation data; NaN where there is none."""
         scores = {}
         for group in groups:
-            histories = [read_history(RunFolder(folder)) for folder in group.runs]
+            histories = [read_history(self.run(trial)) for trial in self.trials if trial.name == group.name]
             scores[group.name] = statistics.fmean(rows[-1].get("val_accuracy", math.nan) for rows in histories)
         best = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
         return best, scores[best]

@@ -16,7 +16,7 @@ from mixmo.comparing import compare
 from mixmo.config.recipes import load_recipe
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
-from mixmo.evaluation.comparison import Seeds
+from mixmo.evaluation.comparison import Networks
 from mixmo.runs import RunFolder
 
 
@@ -73,7 +73,7 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
         assert main([words[0], str(run.path), *words[1:]]) == 2
         assert ("--data.download true" if words == ["fit"] else "with --download") in capsys.readouterr().err
     with pytest.raises(InputError, match="with --download"):
-        compare(Seeds("two", [run.path]), out=tmp_path / "page")
+        compare(Networks("two", [[run.path]]), out=tmp_path / "page")
     main(["export", str(run.path), "--format", "timm", "--out", str(tmp_path / "x")])
     assert main(["predict", str(run.path), str(next((trained[0] / "other" / "test" / "x").iterdir()))]) == 0
     assert main(["fit", str(run.config_file), "--run", "again"]) == 2

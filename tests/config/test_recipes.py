@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe, method_name
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.masks import KINDS
 from mixmo.runs import RunFolder
@@ -136,7 +137,7 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
     fit(plan, run)
     assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
     assert observed.types == {torch.bfloat16 if plan.settings.trainer.precision == "bf16-mixed" else torch.float32}
-    assert math.isfinite(evaluate_run(run)["nll"])
+    assert math.isfinite(evaluate_run(TrainedRun(run)).flat()["nll"])
 
 
 def test_methods_have_their_usual_names():

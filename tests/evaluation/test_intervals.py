@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_ind, ttest_rel
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, ttest_ind, ttest_rel
 
-from mixmo.evaluation.intervals import LEAST, difference_intervals, image_intervals, seeds_interval
+from mixmo.evaluation.intervals import LEAST, difference_intervals, image_intervals, mcnemar, seeds_interval
 from mixmo.evaluation.predictions import Predictions
+from mixmo.metrics.samples import per_sample
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 coverages = importlib.import_module("coverage_of_intervals").coverages
@@ -71,3 +74,14 @@ def test_intervals_over_seeds_cover_the_truth():
         second = other if paired else rng.normal(0, 2, (2000, 3))
         ends = [seeds_interval(*pair, paired) for pair in zip(own, second, strict=True)]
         assert 0.93 <= np.mean([low <= 0.5 <= high for low, high in ends]) <= 0.97
+
+
+@given(pairs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_mcnemar_is_a_sign_test(pairs):
+    right = torch.tensor(pairs)
+    own, other = (per_sample(torch.eye(2)[each.long()], torch.ones(len(pairs), dtype=torch.long)) for each in right.T)
+    wins, losses = int((own.right > other.right).sum()), int((own.right < other.right).sum())
+    n, k = wins + losses, min(wins, losses)
+    expected = 1.0 if not n else min(1.0, 2 * binom.cdf(k, n, 0.5))
+    assert mcnemar(own, other) == pytest.approx(expected)
+    assert mcnemar(own, own) == 1

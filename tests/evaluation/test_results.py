@@ -29,10 +29,10 @@ DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 def test_a_second_evaluation_opens_nothing(trained, monkeypatch):
     _, run, _ = trained
-    first = evaluate_run(run)
+    first = evaluate_run(TrainedRun(run)).flat()
     monkeypatch.setattr(inference, "load_checkpoint", None)  # neither network nor images are opened again
     monkeypatch.setattr("mixmo.data.module.build_image_set", None)
-    assert evaluate_run(run) == pytest.approx(first, nan_ok=True)
+    assert evaluate_run(TrainedRun(run)).flat() == pytest.approx(first, nan_ok=True)
 
 
 def test_the_temperature_is_that_of_the_validation_set(trained):

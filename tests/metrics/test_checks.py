@@ -8,13 +8,11 @@ import torch
 from oracles import metrics_of, sample
 
 from mixmo.errors import InputError
-from mixmo.metrics import Calibration, Diversity, EnsembleGain, OutOfDistribution, Scores, SelectivePrediction
+from mixmo.metrics import Calibration, Diversity, OutOfDistribution, Scores, SelectivePrediction
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
-@pytest.mark.parametrize(
-    "metric", [Scores(), Calibration(), SelectivePrediction(), Diversity(2), EnsembleGain(), OutOfDistribution()]
-)
+@pytest.mark.parametrize("metric", [Scores(), Calibration(), SelectivePrediction(), Diversity(2), OutOfDistribution()])
 def test_nothing_cannot_be_evaluated(metric):
     with pytest.raises(InputError, match="there are no predictions to evaluate"):
         metric.compute()
@@ -52,7 +50,7 @@ def test_members_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"do not fit \(B, M, K\)"):
         Diversity(2).update(torch.full((4, 3, 3), 1 / 3), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="row 2 sum to"):
-        EnsembleGain().update(torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]], [[0.5, 0.6]]]), torch.tensor([0, 0, 0]))
+        Diversity(2).update(torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]], [[0.5, 0.6]]]), torch.tensor([0, 0, 0]))
 
 
 def one_process(rank, port, file):
@@ -64,8 +62,7 @@ def one_process(rank, port, file):
     found = {}
     for metric in (Scores(), Calibration(), SelectivePrediction()):
         found |= metrics_of(metric, (p[:, 0], targets[own]))
-    for metric in (Diversity(2), EnsembleGain()):
-        found |= metrics_of(metric, (p, targets[own]))
+    found |= metrics_of(Diversity(2), (p, targets[own]))
     if rank == 0:
         torch.save(found, file)
     torch.distributed.destroy_process_group()
@@ -89,8 +86,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     p, expected = logits.softmax(2), {}
     for metric in (Scores(), Calibration(), SelectivePrediction()):
         expected |= metrics_of(metric, (p[:, 0], targets))
-    for metric in (Diversity(2), EnsembleGain()):
-        expected |= metrics_of(metric, (p, targets))
+    expected |= metrics_of(Diversity(2), (p, targets))
     assert torch.load(tmp_path / "found.pt") == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 

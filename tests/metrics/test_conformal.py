@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from mixmo.errors import InputError
-from mixmo.metrics.conformal import PredictionSets, conformity, prediction_sets, set_threshold
+from mixmo.metrics.conformal import conformity, measure_sets, prediction_sets, set_threshold
 from mixmo.metrics.selective import confidence_threshold
 
 
@@ -27,9 +27,7 @@ def test_sets_hold_the_true_class_as_often_as_asked(coverage):
     rng, found = np.random.default_rng(0), []
     for _ in range(300):
         threshold = set_threshold(conformity(*drawn(rng, 50)), coverage)
-        sets = PredictionSets(threshold)
-        sets.update(*drawn(rng, 200))
-        found.append(sets.compute()["set_coverage"].item())
+        found.append(measure_sets(*drawn(rng, 200), threshold)["set_coverage"])
     error = 4 * np.std(found) / math.sqrt(len(found))
     assert coverage - error < np.mean(found) < coverage + 1 / 51 + error + 0.005  # the likeliest class adds a little
 
@@ -43,16 +41,12 @@ def test_thresholds_are_quantiles(values, coverage):
     assert threshold == (sorted(values)[rank - 1] if rank else 0.0)
 
 
-def test_sets_are_never_empty_and_add_up_over_batches():
+def test_sets_are_never_empty():
     probabilities, targets = drawn(np.random.default_rng(1), 90)
-    whole, parts = PredictionSets(0.9), PredictionSets(0.9)
-    whole.update(probabilities, targets)
-    for part in range(3):
-        parts.update(probabilities[part::3], targets[part::3])
-    assert whole.compute() == parts.compute()
+    found = measure_sets(probabilities, targets, 0.9)
     sets = prediction_sets(probabilities, 0.9)
     assert (sets.sum(1) == 1).all() and torch.equal(sets.int().argmax(1), probabilities.argmax(1))
-    assert whole.compute()["set_coverage"] == (probabilities.argmax(1) == targets).double().mean()
+    assert found == {"set_coverage": (probabilities.argmax(1) == targets).double().mean(), "set_size": 1}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Diversity of members against brute force."""
+"""Diversity of members and what averaging them gains, against brute force."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_diversity_matches_the_oracles(n, classes, scale, coarse, seed, members)
     found = metrics_of(Diversity(members), *in_batches(torch.from_numpy(p), targets))
     predictions = p.argmax(2)
     right = predictions == t[:, None]
-    expected = {name: [] for name in found}
+    expected = {"d_re": [], "disagreement": []}
     for i in range(members):
         for j in range(i + 1, members):
             n00 = (~right[:, i] & ~right[:, j]).sum()
@@ -27,3 +27,19 @@ def test_diversity_matches_the_oracles(n, classes, scale, coarse, seed, members)
             expected["disagreement"].append((predictions[:, i] != predictions[:, j]).mean())
     for name, values in expected.items():
         assert found[name] == pytest.approx(np.mean(values), rel=1e-6, abs=1e-6), name
+
+
+@fast
+@given(**draws, members=st.integers(2, 4))
+def test_gain_by_brute_force(n, classes, scale, coarse, seed, members):
+    logits, targets = sample(n, classes, min(scale, 30.0), coarse, seed, members)
+    p, t = softmax(logits.numpy()), targets.numpy()
+    found = metrics_of(Diversity(members), *in_batches(torch.from_numpy(p), targets))
+    right = p.argmax(2) == t[:, None]
+    nll = -np.log(p[np.arange(n), :, t])
+    together = -np.log(p.mean(1)[np.arange(n), t])
+    assert found["member_mean_accuracy"] == pytest.approx(right.mean())
+    assert found["oracle_accuracy"] == pytest.approx(right.any(1).mean())
+    assert found["member_mean_nll"] == pytest.approx(nll.mean())
+    assert found["nll_gain"] == pytest.approx(nll.mean() - together.mean(), abs=1e-9)
+    assert found["nll_gain"] >= -1e-12

@@ -1,14 +1,13 @@
-"""Accuracy, proper scores and what averaging gains, against scikit-learn and brute force."""
+"""Accuracy and proper scores against scikit-learn and brute force."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from oracles import draws, fast, in_batches, metrics_of, sample, softmax
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from mixmo.metrics import EnsembleGain, Scores
+from mixmo.metrics import Scores
 
 
 @fast
@@ -29,19 +28,3 @@ def test_scores_match_the_oracles(n, classes, scale, coarse, seed):
     brier = ((p - np.eye(classes)[t]) ** 2).sum(1).mean()
     assert found["brier"] == pytest.approx(brier, abs=1e-9)
     assert found["brier_per_class"] == pytest.approx(brier / classes, abs=1e-9)
-
-
-@fast
-@given(**draws, members=st.integers(1, 4))
-def test_gain_by_brute_force(n, classes, scale, coarse, seed, members):
-    logits, targets = sample(n, classes, min(scale, 30.0), coarse, seed, members)
-    p, t = softmax(logits.numpy()), targets.numpy()
-    found = metrics_of(EnsembleGain(), *in_batches(torch.from_numpy(p), targets))
-    right = p.argmax(2) == t[:, None]
-    nll = -np.log(p[np.arange(n), :, t])
-    together = -np.log(p.mean(1)[np.arange(n), t])
-    assert found["member_mean_accuracy"] == pytest.approx(right.mean())
-    assert found["oracle_accuracy"] == pytest.approx(right.any(1).mean())
-    assert found["member_mean_nll"] == pytest.approx(nll.mean())
-    assert found["nll_gain"] == pytest.approx(nll.mean() - together.mean(), abs=1e-9)
-    assert found["nll_gain"] >= -1e-12

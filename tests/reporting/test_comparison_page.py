@@ -47,7 +47,7 @@ def test_runs_side_by_side(trained, tmp_path, capsys):
     with (tmp_path / "deep" / "out" / "comparison.csv").open() as file:
         rows = {row["group"]: row for row in csv.DictReader(file)}
     for run, row in ((one, rows["one"]), (two, rows["two"])):
-        figures = evaluate_run(run)
+        figures = evaluate_run(TrainedRun(run)).flat()
         for key in ("accuracy", "nll", "ece", "aurc"):
             assert float(row[key]) == pytest.approx(figures[key])
         net = mixmo.load(run.path)

@@ -20,9 +20,10 @@ from strategies import NAMES
 
 from mixmo.comparing import Comparison
 from mixmo.evaluation.comparison import Entry, Group
-from mixmo.evaluation.evaluate import measure, per_sample
+from mixmo.evaluation.evaluate import measure
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
+from mixmo.metrics.samples import per_sample
 from mixmo.names import csv_cell, label, markdown, printable
 from mixmo.reporting import charts
 from mixmo.reporting.comparison_page import comparison_page

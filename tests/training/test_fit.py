@@ -19,6 +19,7 @@ import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
 from mixmo.errors import TrainingError
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.runs import RunFolder
@@ -295,7 +296,7 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
     folder, _ = whole
     run = RunFolder(tmp_path / "run")
     fit(plan_of(folder, "--trainer.max_epochs=2", *overrides), run)
-    figures = evaluate_run(run)
+    figures = evaluate_run(TrainedRun(run)).flat()
     stored = json.loads((run.path / "test.json").read_text())
     assert {key: stored[key] for key in figures} == figures
     assert stored["about"]["epochs"] == 2 and stored["about"]["images"] == 12
@@ -308,7 +309,7 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
 
 def test_test_json_repeats_what_the_loaded_network_says(whole):
     _, run = whole
-    figures = evaluate_run(run, EvaluationOptions(checkpoint="best"))
+    figures = evaluate_run(TrainedRun(run, "best"), EvaluationOptions(checkpoint="best")).flat()
     net = mixmo.load(run.path, "best")
     from mixmo.data.batches import Augmentation
     from mixmo.data.module import DataModule

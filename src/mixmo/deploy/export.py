@@ -22,6 +22,7 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.loading import MODULE
+from mixmo.metrics.ood import decompose_uncertainty
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 from mixmo.validation import Boolean, settings_class
@@ -85,9 +86,7 @@ class Deployed(nn.Module):
         if not self.options.members:
             return answer  # type: ignore[no-any-return]
         logs = members.log_softmax(2)
-        mean = logs.exp().mean(1)
-        information = (logs.exp() * logs).sum(2).mean(1) - (mean * mean.clamp(min=1e-30).log()).sum(1)
-        return answer, logs.exp(), information.clamp(min=0)
+        return answer, logs.exp(), decompose_uncertainty(logs).epistemic
 
 
 @dataclass(frozen=True)

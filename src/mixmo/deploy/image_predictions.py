@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixmo.evaluation.calibration import Calibration
 from mixmo.metrics.conformal import prediction_sets
+from mixmo.metrics.ood import decompose_uncertainty
 
 TOP = 5
 
@@ -99,15 +100,11 @@ def interpret_logits(
         >>> row["class"], row["probability"], row["agreement"], row["confidence"], row["set"]
         ('cat', 0.622459, 0.5, None, None)
     """
-    members = logits.double().log_softmax(2)
-    mean = members.exp().mean(1)
-    total = -torch.special.xlogy(mean, mean).sum(1)
-    aleatoric = -(members.exp() * members).sum(2).mean(1)
+    _, total, aleatoric, epistemic = decompose_uncertainty(logits.double().log_softmax(2))
     average = logits.double().mean(1)
     probabilities = average.softmax(1) if calibration is None else calibration.probabilities(average)
     confidence, labels = probabilities.max(1)
     agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
-    epistemic = (total - aleatoric).clamp(min=0)
     if logits.shape[1] == 1:  # nothing is known of members
         aleatoric, epistemic, agreement = torch.full((3, len(labels)), math.nan, dtype=torch.double)
     sets = defer = None

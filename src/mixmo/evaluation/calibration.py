@@ -105,24 +105,6 @@ def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False
     return calibration
 
 
-def calibrate_ensemble(runs: Sequence[TrainedRun], precision: str = "32-true", refresh: bool = False) -> Calibration:
-    """Return the calibration of several runs as one ensemble, by the validation images that all of them held out.
-
-    Args:
-        runs: The runs.
-        precision: Of the predictions.
-        refresh: Predict again even if predictions are kept.
-
-    Raises:
-        InputError: saying why there is none.
-    """
-    names = [str(run.path) for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        if not run.settings.data.validation:
-            raise InputError(f"{name} held out no images for validation (data.validation is 0).")
-    return pool_calibration([predict(run, "validation", precision, refresh) for run in runs], names)
-
-
 def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Calibration:
     """Return the calibration of the average of all members' logits on validation images that networks share.
 

@@ -23,32 +23,19 @@ from mixmo.names import printable
 from mixmo.runs import RunFolder
 
 
-class Seeds(NamedTuple):
-    """Runs of one method that differ by their seed.
+class Networks(NamedTuple):
+    """What one row of a comparison is of.
 
     Attributes:
-        name: What to call them.
-        runs: Their folders.
+        name: What to call it.
+        entries: One, or one for each seed of one method: the folders of runs, or open ones, which are one ensemble if
+            they are several, or another program's file.
+        place: A longer name, for where two have the same.
     """
 
     name: str
-    runs: list[Path]
-
-
-class Named(NamedTuple):
-    """What a program gives to compare, by a name.
-
-    Attributes:
-        name: What to call it; empty takes the name that it has without one.
-        what: A word of the command line, or runs as one ensemble: folders, or runs that are open already.
-    """
-
-    name: str
-    what: str | Sequence[Path | TrainedRun]
-
-
-Word = str | Seeds | Named
-"""What names one thing to compare."""
+    entries: Sequence[Sequence[Path | TrainedRun]]
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,76 +90,58 @@ class Group:
         return float(np.std(self.values(key), ddof=1)) if len(self.entries) > 1 else math.nan
 
 
-def read_groups(words: Sequence[Word], options: EvaluationOptions) -> list[Group]:
+def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> list[Group]:
     """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_trained`).
 
     Args:
-        words: Each a run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are
-            one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
-            Or :class:`Seeds`, which may leave out runs in their folder, or :class:`Named`.
+        words: Each as :func:`read_word` takes it, or read already.
         options: How runs are evaluated; one that is open already is so with the checkpoint that it was opened with.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
-        InputError: if they were tested on different images, or a folder's runs differ in more than their seed.
+        InputError: if they were tested on different images, or a group's runs differ in more than their seed.
     """
-    found = [_read(word) for word in words]
+    found = [read_word(word) if isinstance(word, str) else word for word in words]
     short = [each.name for each in found]
-    names = [each.place if short.count(each.name) > 1 else each.name for each in found]
+    names = [each.place if each.place and short.count(each.name) > 1 else each.name for each in found]
     if len(set(names)) < len(names):
         raise InputError(f"{next(name for name in names if names.count(name) > 1)} is named twice.")
+    for each in found:
+        for members in each.entries:
+            _check_different(each.place or each.name, members)
+        if len(each.entries) > 1:
+            _check_seeds(each.place or each.name, [RunFolder(_place(run)) for (run,) in each.entries])
     groups = [
-        Group(name, [_entry(each, options) for each in read.entries]) for name, read in zip(names, found, strict=True)
+        Group(name, [_entry(members, options) for members in each.entries])
+        for name, each in zip(names, found, strict=True)
     ]
     _check_alike(groups)
     return groups
 
 
-class _Read(NamedTuple):
-    """What a word means.
+def read_word(word: str) -> Networks:
+    """Return what a word of the command line names.
 
-    Attributes:
-        name: Of the group.
-        place: A longer name, for where two groups have the same.
-        entries: The networks of each entry.
+    Args:
+        word: A run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are one
+            ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
+
+    Raises:
+        MissingError: if a folder is missing or holds no run.
     """
-
-    name: str
-    place: str
-    entries: Sequence[Sequence[Path | TrainedRun]]
-
-
-def _read(word: Word) -> _Read:
-    if isinstance(word, Seeds):
-        _check_seeds(word.name, [RunFolder(path) for path in word.runs])
-        return _Read(word.name, str(word), [[path] for path in word.runs])
-    if isinstance(word, str):
-        name, equals, rest = word.partition("=")
-        given = bool(equals) and not Path(word).exists()
-        return _of_word(rest, name, word) if given else _of_word(word, "", word)
-    if isinstance(word.what, str):
-        found = _read(word.what)
-        return found._replace(name=word.name, place=word.name) if word.name else found
-    places = [_place(each) for each in word.what]
-    _check_different(" and ".join(map(str, places)), word.what)
-    joined = " + ".join(map(str, places))
-    return _Read(word.name or " + ".join(place.name for place in places), word.name or joined, [word.what])
-
-
-def _of_word(word: str, name: str, place: str) -> _Read:
-    """Return what a word without a name before it means."""
-    paths = [Path(word)] if Path(word).exists() else [Path(part) for part in word.split("+")]
-    _check_different(word, paths)
+    name, equals, rest = word.partition("=")
+    if not equals or Path(word).exists():
+        name, rest = "", word
+    paths = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split("+")]
     name = name or " + ".join(path.name for path in paths)
     if len(paths) > 1 or paths[0].is_file() or (paths[0] / "config.yaml").is_file():
-        return _Read(name, place, [paths])
+        return Networks(name, [paths], word)
     if not paths[0].is_dir():
         raise MissingError(f"there is no run folder {paths[0]}, nor a file of predictions.")
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
         raise MissingError(f"{paths[0]} is no run's folder and holds none.")
-    _check_seeds(str(paths[0]), [RunFolder(path) for (path,) in seeds])
-    return _Read(name, place, seeds)
+    return Networks(name, seeds, word)
 
 
 def _place(each: Path | TrainedRun) -> Path:

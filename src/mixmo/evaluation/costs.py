@@ -11,12 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.config.settings import Settings
-from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.records import read_history
+from mixmo.evaluation.records import read_known_history
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
-from mixmo.runs import RunFolder
 
 BATCH = 64
 """Images in the batch whose latency is measured."""
@@ -42,7 +40,7 @@ def costs(run: TrainedRun) -> dict[str, float]:
         InputError: if the checkpoint is damaged or of another network.
     """
     net, images = _network(run)
-    rows = _history(run.folder)
+    rows = read_known_history(run.folder)
     return _size(net, images) | {
         "images": training_images(run.settings, rows) if rows else math.nan,
         "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,
@@ -111,10 +109,3 @@ def _latency(net: MixMo, images: torch.Tensor) -> float:
         net(images)
         taken.append(time.perf_counter() - start)
     return 1e3 * statistics.median(taken[1:]) / len(images)
-
-
-def _history(run: RunFolder) -> list[dict[str, float]]:
-    try:
-        return read_history(run)
-    except InputError:
-        return []  # the report names the damage

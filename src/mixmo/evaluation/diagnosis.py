@@ -12,9 +12,8 @@ from torch import Tensor
 
 from mixmo.cache import keep_json, read_json
 from mixmo.data.policies import Policy
-from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.records import read_history
+from mixmo.evaluation.records import read_known_history
 from mixmo.network import MixMo
 
 IMAGES = 16
@@ -131,10 +130,7 @@ def _is_harder(run: TrainedRun) -> bool:
 
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:
-    """Return what ``metrics.csv`` says of an epoch; NaN if it does not, or is damaged, which the report says."""
-    try:
-        rows = [row for row in read_history(run.folder) if row["epoch"] == epoch]
-    except InputError:
-        return math.nan
+    """Return what ``metrics.csv`` says of an epoch; NaN if it does not."""
+    rows = [row for row in read_known_history(run.folder) if row["epoch"] == epoch]
     found = [value for row in rows for key, value in row.items() if key.startswith("train_member_")]
     return statistics.fmean(found) if found else math.nan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mixmo.errors import InputError, reason
-from mixmo.metrics import Calibration, Diversity, EnsembleGain, Scores, SelectivePrediction
-from mixmo.metrics.calibration import bin_gaps
+from mixmo.metrics import Calibration, Diversity, Scores, SelectivePrediction
+from mixmo.metrics.calibration import bin_gaps, expected_error
 from mixmo.metrics.checks import check_logits
 from mixmo.metrics.chunks import in_chunks, mean_logits
+from mixmo.metrics.samples import per_sample
 from mixmo.metrics.temperature import two_fold
 
 
@@ -34,8 +34,7 @@ class EnsembleMetrics:
             temperature scaling of each half of the samples by the temperature of the other (the paper's NLLc).
         probability_average: Of the average of the probabilities.
         members: Of each member by itself.
-        diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …) and
-            :class:`~mixmo.metrics.EnsembleGain` (``nll_gain``, …). Empty for one member.
+        diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …). Empty for one member.
     """
 
     average: dict[str, float]
@@ -115,7 +114,7 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     members = logits.shape[1]
     scores = [Scores() for _ in range(members + 2)]
     others: list[list[Metric]] = [[Calibration(), SelectivePrediction()] for _ in scores]
-    diversity, gain = Diversity(members) if members > 1 else None, EnsembleGain()
+    between = [Diversity(members)] if members > 1 else []
     for chunk, labels in in_chunks(logits, targets):
         log_members = chunk.double().log_softmax(2)
         averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
@@ -123,14 +122,13 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
             score.update(logs.exp(), labels, logs)
             for metric in rest:
                 metric.update(logs.exp(), labels)
-        if diversity is not None:
-            diversity.update(log_members.exp(), labels)
-            gain.update(log_members.exp(), labels, log_members)
+        for diversity in between:
+            diversity.update(log_members.exp(), labels, log_members)
     average, probability_average, *each = (
         _compute_all([score, *rest]) for score, rest in zip(scores, others, strict=True)
     )
     average |= _two_fold_metrics(logits, targets)
-    return EnsembleMetrics(average, probability_average, each, _compute_all([diversity, gain] if diversity else []))
+    return EnsembleMetrics(average, probability_average, each, _compute_all(between))
 
 
 def _compute_all(metrics: Iterable[Metric]) -> dict[str, float]:
@@ -144,7 +142,6 @@ def _two_fold_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     return {"nll_two_fold": found["nll"], "ece_two_fold": found["ece"]}
 
 
-@torch.no_grad()
 def basic_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     """Return ``accuracy``, ``nll`` and ``ece`` of one network, where the others would take too long.
 
@@ -160,57 +157,8 @@ def basic_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         {'accuracy': 0.5, 'nll': 1.386..., 'ece': 0.25}
     """
     samples = per_sample(logits, targets)
-    gaps, _ = bin_gaps(samples.confidence, samples.right)
     return {
         "accuracy": samples.right.mean().item(),
         "nll": samples.nll.mean().item(),
-        "ece": gaps.abs().sum().item() / len(targets),
+        "ece": expected_error(*bin_gaps(samples.confidence, samples.right)).item(),
     }
-
-
-class Samples(NamedTuple):
-    """What is known of each of N predictions, float64 but for ``predicted``.
-
-    Attributes:
-        confidence: (N,) largest probabilities.
-        predicted: (N,) class numbers.
-        right: (N,) 0 or 1.
-        nll: (N,) -log p(target), in nats.
-        brier: (N,) Σ_k (p_k - [k = target])².
-    """
-
-    confidence: Tensor
-    predicted: Tensor
-    right: Tensor
-    nll: Tensor
-    brier: Tensor
-
-
-@torch.no_grad()
-def per_sample(logits: Tensor, targets: Tensor) -> Samples:
-    """Return what is known of each prediction of one network, or of averaged logits.
-
-    Args:
-        logits: (N, K).
-        targets: (N,) class numbers.
-
-    Raises:
-        InputError: as :func:`measure`.
-
-    Example:
-        >>> found = per_sample(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-        >>> found.confidence.item(), found.right.item(), found.brier.item()
-        (0.5, 0.0, 0.5)
-    """
-    targets = check_logits(logits[:, None], targets)
-    kinds = (torch.float64, torch.int64, torch.float64, torch.float64, torch.float64)
-    found = Samples(*(targets.new_empty(len(targets), dtype=kind) for kind in kinds))
-    for chunk, labels, *rows in in_chunks(logits, targets, *found):
-        logs = chunk.double().log_softmax(1)
-        p = logs.exp()
-        confidence, predicted = p.max(1)
-        own = logs.gather(1, labels[:, None])[:, 0]
-        brier = p.square().sum(1) - 2 * own.exp() + 1
-        for row, values in zip(rows, (confidence, predicted, predicted == labels, -own, brier), strict=True):
-            row.copy_(values)
-    return found

@@ -1,4 +1,4 @@
-"""Confidence intervals in closed form, over test images or over seeds.
+"""Confidence intervals in closed form, over test images or over seeds, and McNemar's test.
 
 Only metrics whose intervals cover the true value as often as they claim have one; docs/evaluation.md says how that was
 found. ECE and its kin are biased by binning, AUROC and d_re rest on few errors: they have none over test images.
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t, ttest_ind, ttest_rel
+from scipy.stats import binomtest, t, ttest_ind, ttest_rel
 
-from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
+from mixmo.metrics.diversity import disagreement
+from mixmo.metrics.samples import Samples
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -48,10 +49,8 @@ def image_intervals(found: Predictions) -> dict[str, Interval]:
     ranges = {"accuracy": _share(hits, count)}
     if count - hits >= LEAST:
         ranges |= {key: _mean(getattr(samples, key).numpy()) for key in ("nll", "brier")}
-    predicted = found.logits.argmax(2).numpy()
-    if predicted.shape[1] > 1:
-        first, second = np.triu_indices(predicted.shape[1], 1)
-        ranges["disagreement"] = _share(float((predicted[:, first] != predicted[:, second]).mean(1).sum()), count)
+    if found.logits.shape[1] > 1:
+        ranges["disagreement"] = _share(float(disagreement(found.logits.argmax(2)).sum()), count)
     return ranges
 
 
@@ -118,3 +117,15 @@ def _mean(values: Array) -> Interval:
         return UNKNOWN
     half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
+
+
+def mcnemar(own: Samples, other: Samples) -> float:
+    """Return the exact p-value of McNemar's test that two networks are right equally often.
+
+    Args:
+        own: Of N images.
+        other: Of the same images.
+    """
+    only_own, only_other = int((own.right > other.right).sum()), int((own.right < other.right).sum())
+    total = only_own + only_other
+    return float(binomtest(only_own, total).pvalue) if total else 1.0

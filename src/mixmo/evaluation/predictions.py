@@ -17,12 +17,14 @@ from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import CenterCrop
 from mixmo.data.sets import build_evaluation_loader, check_shared_memory
-from mixmo.errors import InputError, one_of, reason
-from mixmo.evaluation.arrays import read_npz
-from mixmo.evaluation.evaluate import Samples, per_sample
+from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.metrics.checks import check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.samples import Samples, per_sample
+
+ARRAYS = ("targets", "logits", "probabilities", "classes")
+"""What is read of another program's file."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,14 @@ def read_predictions(file: str | Path) -> Predictions:
         Traceback (most recent call last):
         mixmo.errors.MissingError: there is no file nowhere.npz.
     """
-    arrays, names = read_npz(file, ("targets", "logits", "probabilities", "classes"))
+    if not Path(file).is_file():
+        raise MissingError(f"there is no file {file}.")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            names = archive.files
+            arrays = {name: np.asarray(archive[name]) for name in names if name in ARRAYS}
+    except Exception as error:  # zipfile and NumPy may raise anything for damaged bytes
+        raise InputError(f"{file} cannot be read as an .npz file: {reason(error)}.") from error
     if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
         raise InputError(
             f"{file} holds {', '.join(names) or 'nothing'}; it needs targets, and logits or probabilities."

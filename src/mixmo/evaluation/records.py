@@ -21,6 +21,14 @@ def read_history(run: RunFolder) -> list[dict[str, float]]:
     return [_numbers(run, number, row) for number, row in enumerate(run.read_metrics(), 1)]
 
 
+def read_known_history(run: RunFolder) -> list[dict[str, float]]:
+    """Return the rows of :func:`read_history`; none if the file is damaged, which the report says."""
+    try:
+        return read_history(run)
+    except InputError:
+        return []
+
+
 def _numbers(run: RunFolder, number: int, row: dict[str, str]) -> dict[str, float]:
     found = {}
     for key, text in row.items():

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from mixmo.config.hardware import Precision
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import Calibration, calibrate, calibrate_ensemble
+from mixmo.evaluation.calibration import Calibration, calibrate, pool_calibration
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
-from mixmo.metrics import OutOfDistribution, PredictionSets
+from mixmo.metrics import OutOfDistribution
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.conformal import measure_sets
 from mixmo.metrics.ood import SCORES
 from mixmo.runs import Checkpoint, RunFolder
 from mixmo.validation import Boolean, Text, settings_class
@@ -151,8 +152,13 @@ def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) ->
     """Return the calibration, or why several runs have none together."""
     if len(runs) == 1:
         return calibrate(runs[0], options.precision, options.refresh), ""
+    names = [str(run.path) for run in runs]
     try:
-        return calibrate_ensemble(runs, options.precision, options.refresh), ""
+        for run, name in zip(runs, names, strict=True):
+            if not run.settings.data.validation:
+                raise InputError(f"{name} held out no images for validation (data.validation is 0).")
+        parts = [predict(run, "validation", options.precision, options.refresh) for run in runs]
+        return pool_calibration(parts, names), ""
     except InputError as error:
         return None, f"Not calibrated as an ensemble: {error}"
 
@@ -180,9 +186,9 @@ def scaled_metrics(test: Predictions, calibration: Calibration) -> dict[str, flo
     basic = basic_metrics(average / calibration.temperature, test.targets)
     found = {"temperature": calibration.temperature, "nll_scaled": basic["nll"], "ece_scaled": basic["ece"]}
     for percent in COVERAGES:
-        sets = PredictionSets(calibration.set_threshold(percent / 100))
-        sets.update(calibration.probabilities(average), test.targets)
-        found |= {f"{key}_{percent}": value.item() for key, value in sets.compute().items()}
+        threshold = calibration.set_threshold(percent / 100)
+        sets = measure_sets(calibration.probabilities(average), test.targets, threshold)
+        found |= {f"{key}_{percent}": value for key, value in sets.items()}
     return found
 
 

@@ -30,25 +30,24 @@ CONVENTIONS = {
 """What ``test.json`` says of its own metrics."""
 
 
-def evaluate_run(run: RunFolder, options: EvaluationOptions | None = None) -> dict[str, float]:
+def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> EvaluationResult:
     """Evaluate one run on its test set and write ``test.json`` into its folder.
 
     Args:
-        run: The run.
+        run: The run, of the checkpoint that the options name.
         options: How; ``None`` takes the defaults.
 
     Returns:
-        The metrics, by the keys of ``test.json``, those of earlier calls included (:func:`with_earlier`).
+        Its evaluation, with what earlier calls found (:func:`with_earlier`).
 
     Raises:
         MissingError: as :func:`mixmo.evaluation.results.evaluate_runs`.
         InputError: as :func:`mixmo.evaluation.results.evaluate_runs`, or if ``test.json`` cannot be written.
     """
     options = options or EvaluationOptions()
-    trained = TrainedRun(run, options.checkpoint, options.download)
-    result = with_earlier(trained, evaluate_trained([trained], options), options)
-    write_results(run, result, options)
-    return result.flat()
+    result = with_earlier(run, evaluate_trained([run], options), options)
+    write_results(run.folder, result, options)
+    return result
 
 
 def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationOptions) -> Path:
@@ -104,22 +103,17 @@ def with_earlier(trained: TrainedRun, result: EvaluationResult, options: Evaluat
                "test_images": result.predictions.images}  # fmt: skip
         if any(about[key] != value for key, value in own.items()):
             return result
-        corruptions = result.corruptions or _corruptions(known.get("corruptions"))
+        corruptions, kept = result.corruptions, known.get("corruptions")
+        if corruptions is None and kept is not None:
+            corruptions = CorruptionResult.from_json(kept)
         ood = _ood(known, trained, options) | result.ood
-        per_class = result.per_class or _per_class(known.get("per_class", {}))
+        per_class = result.per_class or {
+            str(name): {str(key): _number(value) for key, value in metrics.items()}
+            for name, metrics in known.get("per_class", {}).items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return result
     return replace(result, corruptions=corruptions, ood=ood, per_class=per_class)
-
-
-def _corruptions(known: Mapping[str, Any] | None) -> CorruptionResult | None:
-    if known is None:
-        return None
-    kinds = {
-        str(kind): {int(severity): _numbers(cell) for severity, cell in cells.items()}
-        for kind, cells in known["kinds"].items()
-    }
-    return CorruptionResult(kinds, str(known["source"]))
 
 
 def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptions) -> dict[str, OODResult]:
@@ -134,14 +128,6 @@ def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptio
         if kept is not None:
             found[name] = OODResult(kept, metrics)
     return found
-
-
-def _per_class(known: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {str(name): _numbers(metrics) for name, metrics in known.items()}
-
-
-def _numbers(known: Mapping[str, Any]) -> dict[str, float]:
-    return {str(key): _number(value) for key, value in known.items()}
 
 
 def _number(value: Any) -> float:

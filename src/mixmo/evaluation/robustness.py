@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,7 @@ from mixmo.cache import keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data.sets import build_evaluation_loader
-from mixmo.errors import InputError, MissingError
-from mixmo.evaluation.arrays import open_npy
+from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.metrics.chunks import mean_logits
@@ -49,28 +50,28 @@ class CorruptionResult:
     kinds: Kinds
     source: str
 
-    def means(self) -> dict[str, float]:
-        """Return the means over all kinds and severities.
+    def means(self, *kinds: str) -> dict[str, float]:
+        """Return the means over some kinds of corruption, or all, and their severities.
 
         Example:
-            >>> CorruptionResult({"fog": {1: {"accuracy": 0.5}, 2: {"accuracy": 0.25}}}, "").means()
-            {'accuracy': 0.375}
+            >>> found = CorruptionResult({"fog": {1: {"nll": 1.0}}, "snow": {1: {"nll": 2.0}}}, "")
+            >>> found.means(), found.means("snow")
+            ({'nll': 1.5}, {'nll': 2.0})
         """
-        return mean_metrics(self.kinds)
+        cells = [cell for kind in kinds or self.kinds for cell in self.kinds[kind].values()]
+        return {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
 
-
-def mean_metrics(kinds: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the means over some kinds of corruption and their severities.
-
-    Args:
-        kinds: Metrics by kind and severity.
-
-    Example:
-        >>> mean_metrics({"fog": {1: {"nll": 1.0}}, "snow": {1: {"nll": 2.0}}})
-        {'nll': 1.5}
-    """
-    cells = [cell for severities in kinds.values() for cell in severities.values()]
-    return {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CorruptionResult:
+        """Return the result that JSON's ``kinds`` and ``source`` are of, where null is what is not defined."""
+        kinds = {
+            str(kind): {
+                int(severity): {key: math.nan if value is None else float(value) for key, value in cell.items()}
+                for severity, cell in cells.items()
+            }
+            for kind, cells in content["kinds"].items()
+        }
+        return cls(kinds, str(content["source"]))
 
 
 class GeneratedCorruptions:
@@ -120,8 +121,7 @@ class PublishedCorruptions:
         if labels is None or not files:
             raise MissingError(f"{folder} holds no corruptions: it needs labels.npy and KIND.npy files.")
         self.labels, self.arrays = open_npy(labels), {kind: open_npy(file) for kind, file in files.items()}
-        self._check_labels(labels, targets)
-        self._check_arrays(files, settings)
+        self._check(labels, files, targets, settings)
         self.kinds = tuple(self.arrays)
         self.source = f"read from {folder}"
 
@@ -134,20 +134,16 @@ class PublishedCorruptions:
             labels = torch.from_numpy(self.labels[part].astype(np.int64))
             yield torch.from_numpy(self.arrays[kind][part].copy()), labels
 
-    def _check_labels(self, file: Path, targets: Tensor) -> None:
-        """Refuse labels that are not those of the test set, five times."""
+    def _check(self, file: Path, files: Mapping[str, Path], targets: Tensor, settings: DataSettings) -> None:
+        """Refuse labels that are not those of the test set, five times, and images that do not fit the network."""
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) % len(SEVERITIES):
             raise InputError(
                 f"{file} holds {self.labels.dtype} of shape {self.labels.shape}, not the class numbers of five "
                 "severities."
             )
-        wanted_labels = np.sort(targets.numpy())
         for part in np.split(self.labels, len(SEVERITIES)):
-            if not np.array_equal(np.sort(part), wanted_labels):
+            if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
                 raise InputError(f"{file} does not have the test set's classes, as many of each at every severity.")
-
-    def _check_arrays(self, files: Mapping[str, Path], settings: DataSettings) -> None:
-        """Refuse images that do not fit the labels or the network."""
         side = settings.image_size
         for kind, array in self.arrays.items():
             height, width = (side, side) if side else (*array.shape[1:3], 0, 0)[:2]
@@ -157,6 +153,18 @@ class PublishedCorruptions:
                     f"{files[kind]} holds {array.dtype} of shape {array.shape}, but five severities of uint8 images "
                     f"that fit labels.npy and the network are of shape {wanted}."
                 )
+
+
+def open_npy(file: Path) -> np.ndarray:
+    """Return the array of an ``.npy`` file, which stays on the disk until it is read.
+
+    Raises:
+        InputError: if the file is damaged or holds Python objects.
+    """
+    try:
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    except Exception as error:  # NumPy may raise anything for damaged bytes
+        raise InputError(f"{file} cannot be read as an .npy file: {reason(error)}.") from error
 
 
 Corruptions = GeneratedCorruptions | PublishedCorruptions
@@ -185,14 +193,23 @@ def evaluate_corruptions(
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.
         InputError: if a checkpoint or a file is damaged, or the runs see different images.
     """
-    about = _about(runs, precision, folder)
+    about = {
+        "version": __version__,
+        "checkpoints": [run.digest for run in runs],
+        "data": [run.data_settings for run in runs],
+        "fingerprint": runs[0].fingerprint("test"),
+        "precision": precision,
+        "files": None if folder is None else _list_files(Path(folder)),
+    }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = runs[0].path / "predictions" / f"corruptions-{key}.json"
-    known, whole = (CorruptionResult({}, ""), False) if refresh else _kept(file, about)
-    if whole:
-        return known
-    corruptions, kinds = _corruptions(runs, targets, folder), known.kinds
-    keeping = True
+    known = None if refresh else read_json(file)
+    if known is None or known["about"] != about:
+        known = {"whole": False, "kinds": {}, "source": ""}
+    result = CorruptionResult.from_json(known)
+    if known["whole"]:
+        return result
+    corruptions, kinds, keeping = _corruptions(runs, targets, folder), result.kinds, True
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
@@ -205,18 +222,6 @@ def evaluate_corruptions(
     return CorruptionResult(kinds, corruptions.source)
 
 
-def _about(runs: Sequence[TrainedRun], precision: str, folder: str | Path | None) -> dict[str, object]:
-    """Return what the metrics depend on."""
-    return {
-        "version": __version__,
-        "checkpoints": [run.digest for run in runs],
-        "data": [run.data_settings for run in runs],
-        "fingerprint": runs[0].fingerprint("test"),
-        "precision": precision,
-        "files": None if folder is None else _list_files(Path(folder)),
-    }
-
-
 def _list_files(folder: Path) -> list[str]:
     """Return what tells whether the files are those of an earlier call."""
     if not folder.is_dir():
@@ -224,17 +229,6 @@ def _list_files(folder: Path) -> list[str]:
     return [
         f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.npy"))
     ]
-
-
-def _kept(file: Path, about: dict[str, object]) -> tuple[CorruptionResult, bool]:
-    """Return what an earlier call found, and whether it was finished; nothing if it was about something else."""
-    content = read_json(file)
-    if content is None or content["about"] != about:
-        return CorruptionResult({}, ""), False
-    kinds = {
-        kind: {int(severity): cell for severity, cell in cells.items()} for kind, cells in content["kinds"].items()
-    }
-    return CorruptionResult(kinds, content["source"]), content["whole"]
 
 
 def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path | None) -> Corruptions:

@@ -5,19 +5,16 @@ float64 scalars by the names of ``test.json``. A metric that is not defined (a r
 """
 
 from mixmo.metrics.calibration import Calibration
-from mixmo.metrics.conformal import PredictionSets
 from mixmo.metrics.diversity import Diversity
 from mixmo.metrics.ood import OutOfDistribution
-from mixmo.metrics.scores import EnsembleGain, Scores
+from mixmo.metrics.scores import Scores
 from mixmo.metrics.selective import SelectivePrediction
 from mixmo.metrics.temperature import fit_temperature
 
 __all__ = [
     "Calibration",
     "Diversity",
-    "EnsembleGain",
     "OutOfDistribution",
-    "PredictionSets",
     "Scores",
     "SelectivePrediction",
     "fit_temperature",

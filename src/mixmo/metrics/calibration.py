@@ -44,8 +44,6 @@ class Calibration(Metric):
         "ece_classwise": describe_share("Classwise ECE", "Mean over classes of the ECE of their probabilities.", False),
     }
     full_state_update = False
-    gaps: Tensor
-    counts: Tensor
     class_gaps: Tensor
     confidence: list[Tensor]
     correct: list[Tensor]
@@ -53,8 +51,6 @@ class Calibration(Metric):
     def __init__(self, bins: int = 15, **options: Any) -> None:
         super().__init__(**options)
         self.bins = bins
-        self.add_state("gaps", zeros(bins), dist_reduce_fx="sum")
-        self.add_state("counts", zeros(bins), dist_reduce_fx="sum")
         self.add_state("class_gaps", zeros(1, 1), dist_reduce_fx="sum")  # (K, bins) once K is known
         for name in ("confidence", "correct"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -73,17 +69,13 @@ class Calibration(Metric):
         targets = check_targets(targets, *p.shape)
         classes = p.shape[1]
         confidence, predicted = p.max(1)
-        correct = (predicted == targets).double()
-        gaps, counts = bin_gaps(confidence, correct, self.bins)
-        self.gaps += gaps
-        self.counts += counts
         hit = torch.zeros_like(p).scatter_(1, targets[:, None], 1)
         if self.class_gaps.shape != (classes, self.bins):
             self.class_gaps = self.class_gaps.new_zeros(classes, self.bins)
         cell = bin_numbers(p, self.bins) + self.bins * torch.arange(classes, device=p.device)
         self.class_gaps.view(-1).scatter_add_(0, cell.flatten(), (hit - p).flatten())
         self.confidence.append(confidence)
-        self.correct.append(correct)
+        self.correct.append((predicted == targets).double())
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of all batches.
@@ -92,11 +84,11 @@ class Calibration(Metric):
             InputError: if there were none.
         """
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
+        gaps, counts = bin_gaps(confidence, correct, self.bins)
         count = len(confidence)
-        mean_gaps = self.gaps.abs() / self.counts.clamp(min=1)
         return {
-            "ece": self.gaps.abs().sum() / count,
-            "mce": mean_gaps.max(),
+            "ece": expected_error(gaps, counts),
+            "mce": (gaps.abs() / counts.clamp(min=1)).max(),
             "ece_adaptive": _equal_parts(confidence, correct, self.bins).abs().sum() / count,
             "ece_classwise": self.class_gaps.abs().sum() / (count * len(self.class_gaps)),
         }
@@ -116,8 +108,6 @@ def bin_numbers(values: Tensor, bins: int) -> Tensor:
 def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
     """Return for each bin (:func:`bin_numbers`) the sum of correct - confidence, and the number of samples.
 
-    The expected calibration error is the sum of the gaps' sizes over the number of all samples.
-
     Args:
         confidence: (N,) in [0, 1].
         correct: (N,) 0 or 1.
@@ -131,6 +121,16 @@ def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tenso
     number, start = bin_numbers(confidence, bins), zeros(bins).to(confidence.device)
     counts = start.scatter_add(0, number, torch.ones_like(start[:1]).expand(len(number)))
     return start.scatter_add(0, number, correct.double() - confidence.double()), counts
+
+
+def expected_error(gaps: Tensor, counts: Tensor) -> Tensor:
+    """Return the expected calibration error of :func:`bin_gaps`: the sum of the gaps' sizes over all samples.
+
+    Example:
+        >>> round(expected_error(*bin_gaps(torch.tensor([0.9, 0.9]), torch.tensor([1.0, 0.0]))).item(), 3)
+        0.4
+    """
+    return gaps.abs().sum() / counts.sum()
 
 
 def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> Tensor:

@@ -8,13 +8,13 @@ from mixmo.metrics.calibration import Calibration
 from mixmo.metrics.description import Description, Descriptions, describe_share
 from mixmo.metrics.diversity import Diversity
 from mixmo.metrics.ood import OutOfDistribution
-from mixmo.metrics.scores import EnsembleGain, Scores
+from mixmo.metrics.scores import Scores
 from mixmo.metrics.selective import SelectivePrediction
 
 PER_NETWORK: Descriptions = {**Scores.descriptions, **Calibration.descriptions, **SelectivePrediction.descriptions}
 """Metrics of the average and of each member."""
 
-DIVERSITY: Descriptions = {**Diversity.descriptions, **EnsembleGain.descriptions}
+DIVERSITY: Descriptions = Diversity.descriptions
 """Those of several members together."""
 
 DIAGNOSIS: Descriptions = {

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from mixmo.errors import InputError
 from mixmo.metrics.checks import check_probabilities, check_targets
@@ -65,42 +63,22 @@ def prediction_sets(probabilities: Tensor, threshold: float) -> Tensor:
     return sets.scatter(1, probabilities.argmax(1, keepdim=True), True)
 
 
-class PredictionSets(Metric):
-    """How often conformal sets hold the true class, and how large they are.
-
-    * ``set_coverage``: share of the images whose set holds the true class.
-    * ``set_size``: mean number of classes in a set.
+def measure_sets(probabilities: Tensor, targets: Tensor, threshold: float) -> dict[str, float]:
+    """Return how often prediction sets hold the true class, and how large they are.
 
     Args:
+        probabilities: (N, K).
+        targets: (N,) class numbers.
         threshold: Of :func:`set_threshold`, from other images.
 
+    Returns:
+        ``set_coverage``, the share of the images whose set holds the true class, and ``set_size``, the mean number of
+        classes in a set.
+
     Example:
-        >>> sets = PredictionSets(0.3)
-        >>> sets.update(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), torch.tensor([1, 2]))
-        >>> {name: value.item() for name, value in sets.compute().items()}
+        >>> measure_sets(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), torch.tensor([1, 2]), 0.3)
         {'set_coverage': 0.5, 'set_size': 2.0}
     """
-
-    full_state_update = False
-    covered: Tensor
-    size: Tensor
-    count: Tensor
-
-    def __init__(self, threshold: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.threshold = threshold
-        for name in ("covered", "size", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, probabilities: Tensor, targets: Tensor) -> None:
-        """Add a batch of probabilities (B, K) and class numbers (B,)."""
-        p = check_probabilities(probabilities)
-        targets = check_targets(targets, *p.shape)
-        sets = prediction_sets(p, self.threshold)
-        self.covered += sets.gather(1, targets[:, None]).sum()
-        self.size += sets.sum()
-        self.count += len(p)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches; NaN if there were none."""
-        return {"set_coverage": self.covered / self.count, "set_size": self.size / self.count}
+    sets = prediction_sets(probabilities, threshold)
+    covered = torch.gather(sets, 1, targets[:, None])
+    return {"set_coverage": covered.double().mean().item(), "set_size": sets.sum(1).double().mean().item()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,37 @@ SCORES = {
 """The scores that tell OOD images from test images, and their names in words."""
 
 
+class Uncertainty(NamedTuple):
+    """The uncertainty of N predictions of M members, in nats.
+
+    Attributes:
+        mean: (N, K) the members' mean probabilities.
+        total: (N,) the entropy of the mean: all uncertainty.
+        aleatoric: (N,) the mean entropy of the members: what they agree on, ambiguous images.
+        epistemic: (N,) the rest, the mutual information of prediction and member: what they disagree on.
+    """
+
+    mean: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+
+
+def decompose_uncertainty(log_members: Tensor) -> Uncertainty:
+    """Return the uncertainty of members' log-probabilities (N, M, K), in their precision.
+
+    Example:
+        >>> found = decompose_uncertainty(torch.tensor([[[0.9, 0.1], [0.1, 0.9]]]).log())
+        >>> [round(float(value), 3) for value in (found.total, found.aleatoric, found.epistemic)]
+        [0.693, 0.325, 0.368]
+    """
+    members = log_members.exp()
+    mean = members.mean(1)
+    total = -torch.special.xlogy(mean, mean).sum(1)
+    aleatoric = -(members * log_members).sum(2).mean(1)
+    return Uncertainty(mean, total, aleatoric, (total - aleatoric).clamp(min=0))
+
+
 def ood_scores(logits: Tensor) -> dict[str, Tensor]:
     """Return scores (N,) in float64 that are larger the less an image looks like the training set.
 
@@ -49,15 +80,11 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
 
 
 def _scores(logits: Tensor) -> dict[str, Tensor]:
-    logs = logits.double().log_softmax(2)
-    members = logs.exp()
-    mean = members.mean(1)
-    entropy = -torch.special.xlogy(mean, mean).sum(1)
-    information = entropy + (members * logs).sum(2).mean(1)
+    found = decompose_uncertainty(logits.double().log_softmax(2))
     return {
-        "max_probability": -mean.amax(1),
-        "entropy": entropy,
-        "mutual_information": information.where(information > ROUNDING, 0.0),
+        "max_probability": -found.mean.amax(1),
+        "entropy": found.total,
+        "mutual_information": found.epistemic.where(found.epistemic > ROUNDING, 0.0),
         "energy": -logits.double().mean(1).logsumexp(1),
     }
 

@@ -1,4 +1,4 @@
-"""Accuracy, proper scores, and what averaging members gains."""
+"""Accuracy and proper scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from mixmo.metrics.checks import check_probabilities, check_some, check_targets, zeros
 from mixmo.metrics.description import Description, Descriptions, describe_share
+from mixmo.metrics.samples import score_samples
 
 
 class Scores(Metric):
@@ -64,78 +65,9 @@ class Scores(Metric):
         p = check_probabilities(probabilities)
         targets = check_targets(targets, *p.shape)
         logs = p.log() if log_probabilities is None else log_probabilities.double()
-        own = p.gather(1, targets[:, None])
-        place = (p > own).sum(1) + ((p == own) & (torch.arange(p.shape[1], device=p.device) < targets[:, None])).sum(1)
-        brier = p.square().sum(1) - 2 * own[:, 0] + 1
-        nll = -logs.gather(1, targets[:, None])[:, 0]
-        values = [place < 1, place < 5, nll, brier, brier / p.shape[1]]
-        self.total += torch.stack([value.double().sum() for value in values])
-        self.count += len(p)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if there were none.
-        """
-        check_some(self.count)
-        return dict(zip(self.descriptions, self.total / self.count, strict=True))
-
-
-class EnsembleGain(Metric):
-    """What averaging the members' probabilities gains over one of them, and what a perfect choice would.
-
-    * ``member_mean_accuracy``, ``member_mean_nll``: the mean over members.
-    * ``oracle_accuracy``: share of samples that at least one member gets right, the limit of any choice among them.
-    * ``nll_gain``: ``member_mean_nll`` less the negative log-likelihood of the mean probabilities; never negative
-      (Jensen), and larger the more members differ.
-
-    Example:
-        >>> gain = EnsembleGain()
-        >>> gain.update(torch.tensor([[[0.9, 0.1], [0.4, 0.6]]]), torch.tensor([0]))
-        >>> {name: round(value.item(), 3) for name, value in gain.compute().items()}
-        {'member_mean_accuracy': 0.5, 'member_mean_nll': 0.511, 'oracle_accuracy': 1.0, 'nll_gain': 0.08}
-    """
-
-    descriptions: ClassVar[Descriptions] = {
-        "member_mean_accuracy": describe_share(
-            "Mean accuracy of members", "Accuracy of a member alone, mean over members.", True
-        ),
-        "member_mean_nll": Description("Mean NLL of members", "NLL of a member alone, mean over members.", False),
-        "oracle_accuracy": describe_share(
-            "Oracle accuracy", "Share of images that at least one member gets right.", True
-        ),
-        "nll_gain": Description(
-            "NLL gain of averaging", "Mean NLL of members less the NLL of their mean probabilities.", True
-        ),
-    }
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", zeros(4), dist_reduce_fx="sum")
-        self.add_state("count", zeros(), dist_reduce_fx="sum")
-
-    def update(self, members: Tensor, targets: Tensor, log_members: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            members: (B, M, K) probabilities.
-            targets: (B,) class numbers.
-            log_members: (B, M, K), as in :class:`Scores`.
-        """
-        p = check_probabilities(members, axes=3)
-        targets = check_targets(targets, len(p), p.shape[2])
-        logs = p.log() if log_members is None else log_members.double()
-        right = p.argmax(2) == targets[:, None]
-        nll = -logs.gather(2, targets[:, None, None].expand(-1, p.shape[1], 1))[..., 0]
-        together = nll.shape[1] * torch.ones_like(nll[:, 0])
-        together = together.log() - (-nll).logsumexp(1)
-        mean_nll = nll.mean(1)
-        values = [right.double().mean(1), mean_nll, right.any(1), mean_nll - together]
-        self.total += torch.stack([value.double().sum() for value in values])
+        own = score_samples(logs, targets, p)
+        values = [own.right, own.right_top5, own.nll, own.brier, own.brier / p.shape[1]]
+        self.total += torch.stack([value.sum() for value in values])
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:

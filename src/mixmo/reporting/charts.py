@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.intervals import wilson
 from mixmo.metrics.calibration import bin_gaps, bin_numbers
+from mixmo.metrics.samples import Samples
 from mixmo.names import label, printable
 
 INK = "#010203"

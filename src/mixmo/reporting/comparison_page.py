@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from mixmo.evaluation.comparison import Entry, Group
-from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
-from mixmo.evaluation.robustness import mean_metrics
 from mixmo.launching import command
 from mixmo.metrics.catalogue import COSTS, METRICS
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.samples import Samples
 from mixmo.reporting import charts
 from mixmo.reporting.comparison_tables import COMPARED, SHOWN, differences, interval_kinds
 from mixmo.reporting.headline import comparison_sentence
@@ -147,7 +146,7 @@ def _corruptions(results: Mapping[str, EvaluationResult]) -> list[Section]:
         return []
     first, rows, stressed = next(iter(known.values())), [], set()
     for row, kind in enumerate(first.kinds):
-        means = [100 * mean_metrics({kind: each.kinds[kind]})["accuracy"] for each in known.values()]
+        means = [100 * each.means(kind)["accuracy"] for each in known.values()]
         stressed |= {(row, place) for place, mean in enumerate(means, 1) if mean == max(means)}
         rows.append([kind.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
     title = f"Accuracy, %, mean over severities; corruptions {first.source}"

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mixmo.evaluation.comparison import Group, intervals_between
-from mixmo.evaluation.intervals import UNKNOWN, image_intervals
-from mixmo.evaluation.statistics import mcnemar
+from mixmo.evaluation.intervals import UNKNOWN, image_intervals, mcnemar
 from mixmo.metrics.catalogue import COSTS, METRICS
 from mixmo.metrics.description import Description
 from mixmo.names import csv_cell, dataset_name
@@ -139,7 +138,7 @@ def _p_value(group: Group, first: Group) -> str:
     """Return McNemar's exact p-value for two groups of one network each; nothing for seeds."""
     if len(group.entries) > 1 or len(first.entries) > 1:
         return ""
-    own, other = (each.entries[0].result.predictions.average().right.numpy() for each in (group, first))
+    own, other = (each.entries[0].result.predictions.average() for each in (group, first))
     p = mcnemar(own, other)
     return f"{p:.2g}" if p >= 1e-16 else "< 1e-16"
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mixmo.data.module import DataModule
-from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
 from mixmo.metrics.ood import ood_scores
+from mixmo.metrics.samples import Samples
 from mixmo.reporting.page import Picture, Section, photo_uri, try_to_draw
 
 IMAGES = 12
@@ -65,7 +65,7 @@ def mistakes(samples: Samples, count: int) -> list[int]:
     """Return the numbers of the wrong predictions with the largest probabilities, the largest first.
 
     Example:
-        >>> from mixmo.evaluation.evaluate import per_sample
+        >>> from mixmo.metrics.samples import per_sample
         >>> logits = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
         >>> mistakes(per_sample(logits, torch.tensor([0, 1, 1])), 5)
         [2, 1]

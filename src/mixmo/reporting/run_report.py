@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.evaluation.evaluate import Samples, per_sample
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.files import write_text
+from mixmo.metrics.samples import Samples, per_sample
 from mixmo.reporting.headline import cards, run_sentence
 from mixmo.reporting.page import Section, render
 from mixmo.reporting.pictures import images_section

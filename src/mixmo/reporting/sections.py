@@ -13,12 +13,12 @@ import numpy as np
 from mixmo.config.plan import flatten
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
-from mixmo.evaluation.evaluate import Samples
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.catalogue import CORRUPTED, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.metrics.ood import ood_scores
+from mixmo.metrics.samples import Samples
 from mixmo.metrics.selective import cumulative_errors
 from mixmo.names import dataset_name
 from mixmo.reporting import charts

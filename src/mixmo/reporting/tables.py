@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
 from mixmo.corruptions import SEVERITIES
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
-from mixmo.evaluation.robustness import CorruptionResult, mean_metrics
+from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.catalogue import CORRUPTED, METRICS
 from mixmo.metrics.ood import SCORES as OOD_SCORES
 from mixmo.names import dataset_name
@@ -103,15 +102,15 @@ def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
 def corruption_table(corrupted: CorruptionResult) -> TextTable:
     """Return the logit average's accuracy at every severity, and its mean metrics, for each kind and over all."""
 
-    def means(cells: Mapping[str, Any]) -> list[str]:
-        found = mean_metrics(cells)
+    def means(*kinds: str) -> list[str]:
+        found = corrupted.means(*kinds)
         return [METRICS[key].number(found[key.partition("/")[2]]) for key in CORRUPTED]
 
     rows = [
-        [kind.replace("_", " "), *(f"{100 * cell['accuracy']:.2f}" for cell in cells.values()), *means({kind: cells})]
+        [kind.replace("_", " "), *(f"{100 * cell['accuracy']:.2f}" for cell in cells.values()), *means(kind)]
         for kind, cells in corrupted.kinds.items()
     ]
-    rows.append(["mean", *(f"{value:.2f}" for value in severity_means(corrupted)), *means(corrupted.kinds)])
+    rows.append(["mean", *(f"{value:.2f}" for value in severity_means(corrupted)), *means()])
     header = ["Accuracy, %, at severity", *map(str, SEVERITIES), "mean", "mean NLL", "mean ECE, %"]
     return TextTable(f"corruptions, {corrupted.source}", header, rows)
 
