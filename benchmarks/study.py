@@ -44,7 +44,7 @@ from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.records import read_history
-from mixmo.evaluation.results import EvaluationOptions, evaluate_trained
+from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
@@ -123,7 +123,7 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
     if row.avoided is not None:
         for each in trained:
             leave_out_images(each.data, row.avoided)
-    found = evaluate_trained(trained, row.options)
+    found = evaluate_runs(trained, row.options)
     starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
     settings, hardware = row.plans[0].settings, trained[0].folder.about()

@@ -134,7 +134,7 @@ def test_long_names_of_datasets_have_files_of_their_own(trained, tmp_path):
         ({"targets": np.zeros(2, int), "logits": np.zeros(2)}, "of shape (2,)"),
         ({"targets": np.zeros(2, int), "probabilities": np.ones((2, 3))}, "row 0 sum to 3"),
         ({"targets": np.full(2, 7), "logits": np.zeros((2, 3))}, "target 7 in row 0"),
-        ({"targets": np.zeros(2), "logits": np.zeros((2, 3))}, "has targets of float64"),
+        ({"targets": np.zeros(2), "logits": np.zeros((2, 3))}, "targets of float64 do not fit; they are integers"),
         ({"targets": np.zeros(2, int), "logits": np.array([["a"]])}, "<U1; they are (N, K)"),
         (
             {"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a"]},

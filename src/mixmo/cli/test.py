@@ -14,7 +14,7 @@ from mixmo.evaluation.results import (
     EvaluationResult,
     class_metrics,
     evaluate_predictions,
-    evaluate_trained,
+    evaluate_runs,
 )
 from mixmo.evaluation.results_file import with_earlier, write_results
 from mixmo.names import printable
@@ -59,7 +59,7 @@ def run(words: list[str]) -> None:
 def _test_runs(runs: Sequence[RunFolder], options: EvaluationOptions, per_class: bool) -> None:
     """Print tables and, for one run, write ``test.json`` and ``report.html`` into its folder."""
     trained = [TrainedRun(run, options.checkpoint, options.download) for run in runs]
-    result = evaluate_trained(trained, options)
+    result = evaluate_runs(trained, options)
     result = replace(result, per_class=class_metrics(result.predictions) if per_class else {})
     shown, predictions = " + ".join(run.path.name for run in runs), result.predictions
     epochs = f"{options.checkpoint} checkpoint (epoch {predictions.epochs})"

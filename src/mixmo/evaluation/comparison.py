@@ -18,7 +18,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import BIASED, UNKNOWN, Interval, difference_intervals, seeds_interval
-from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_trained
+from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_runs
 from mixmo.names import printable
 from mixmo.runs import RunFolder
 
@@ -91,7 +91,7 @@ class Group:
 
 
 def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> list[Group]:
-    """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_trained`).
+    """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_runs`).
 
     Args:
         words: Each as :func:`read_word` takes it, or read already.
@@ -184,7 +184,7 @@ def _entry(members: Sequence[Path | TrainedRun], options: EvaluationOptions) -> 
         each if isinstance(each, TrainedRun) else TrainedRun(RunFolder(each), options.checkpoint, options.download)
         for each in members
     ]
-    result = evaluate_trained(runs, options)
+    result = evaluate_runs(runs, options)
     each_costs = [costs(run) for run in runs]
     total = {key: sum(cost[key] for cost in each_costs) for key in each_costs[0]}
     data = runs[0].data if runs[0].data.given is not None else None

@@ -6,16 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mixmo.errors import InputError, reason
 from mixmo.metrics import Calibration, Diversity, Scores, SelectivePrediction
 from mixmo.metrics.calibration import bin_gaps, expected_error
-from mixmo.metrics.checks import check_logits
+from mixmo.metrics.checks import as_tensor, check_logits
 from mixmo.metrics.chunks import in_chunks, mean_logits
 from mixmo.metrics.samples import per_sample
 from mixmo.metrics.temperature import two_fold
@@ -79,19 +77,9 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
         >>> evaluate(logits.mean(1), torch.tensor([0, 0]))["nll"] == metrics["nll"]
         True
     """
-    members, numbers = _tensor(logits, "logits"), _tensor(targets, "targets")
+    members, numbers = as_tensor(logits, "logits"), as_tensor(targets, "targets")
     numbers = numbers.to(members.device)
     return measure(members[:, None], numbers).average if members.dim() == 2 else measure(members, numbers).flat()
-
-
-def _tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
-    """Return numbers as a tensor; arrays that torch does not take as they are (read-only, swapped bytes) are copied."""
-    if isinstance(values, np.ndarray):
-        values = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} are no array of numbers: {reason(error)}.") from error
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from mixmo.data.batches import CenterCrop
 from mixmo.data.sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
-from mixmo.metrics.checks import check_logits, check_probabilities
+from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.samples import Samples, per_sample
 
@@ -164,30 +164,15 @@ def read_predictions(file: str | Path) -> Predictions:
         raise InputError(
             f"{file} has predictions of shape {values.shape}, {values.dtype}; they are (N, K) or (N, M, K) floats."
         )
-    if targets.dtype.kind not in "iu":
-        raise InputError(f"{file} has targets of {targets.dtype}; they are class numbers, integers.")
+    native = values.astype(f"f{min(values.dtype.itemsize, 8)}", copy=False)  # torch has no long doubles
     try:
-        members, numbers = _members(values, "probabilities" in arrays), _class_numbers(targets)
-        check_logits(members, numbers)
+        members = as_tensor(native if values.ndim == 3 else native[:, None], "predictions")
+        if "probabilities" in arrays:
+            members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
+        numbers = check_logits(members, as_tensor(targets, "targets"))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    return Predictions(members, numbers, _class_names(file, arrays.get("classes"), members.shape[2]))
-
-
-def _members(values: np.ndarray, probabilities: bool) -> Tensor:
-    """Return logits (N, M, K) in float64."""
-    native = values.astype(f"f{min(values.dtype.itemsize, 8)}", copy=False)  # neither swapped bytes nor long doubles
-    members = torch.from_numpy(np.ascontiguousarray(native if values.ndim == 3 else native[:, None]))
-    if probabilities:
-        return check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
-    return members.double()
-
-
-def _class_numbers(targets: np.ndarray) -> Tensor:
-    """Return int64 class numbers; what is larger than that stays too large for any class."""
-    if targets.dtype.kind == "u":
-        targets = np.minimum(targets, np.uint64(np.iinfo(np.int64).max))
-    return torch.from_numpy(targets.astype(np.int64))
+    return Predictions(members.double(), numbers, _class_names(file, arrays.get("classes"), members.shape[2]))
 
 
 def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list[str]:

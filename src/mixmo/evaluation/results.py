@@ -102,11 +102,11 @@ class EvaluationResult:
         return found
 
 
-def evaluate_runs(runs: Sequence[RunFolder], options: EvaluationOptions | None = None) -> EvaluationResult:
+def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOptions | None = None) -> EvaluationResult:
     """Evaluate runs on their test set, as one ensemble of all their members. Nothing is printed.
 
     Args:
-        runs: One or several.
+        runs: One or several: folders, or open runs of the checkpoint that the options name.
         options: How; ``None`` takes the defaults.
 
     Raises:
@@ -117,34 +117,27 @@ def evaluate_runs(runs: Sequence[RunFolder], options: EvaluationOptions | None =
         >>> evaluate_runs([RunFolder("runs/quickstart")]).metrics.average["nll"]  # doctest: +SKIP
     """
     options = options or EvaluationOptions()
-    return evaluate_trained([TrainedRun(run, options.checkpoint, options.download) for run in runs], options)
-
-
-def evaluate_trained(runs: Sequence[TrainedRun], options: EvaluationOptions) -> EvaluationResult:
-    """Evaluate runs that are open already; as :func:`evaluate_runs`.
-
-    Args:
-        runs: One or several, of the checkpoint that the options name.
-        options: How.
-    """
-    names = [str(run.path) for run in runs]
-    for run in runs:
+    opened = [
+        TrainedRun(run, options.checkpoint, options.download) if isinstance(run, RunFolder) else run for run in runs
+    ]
+    names = [str(run.path) for run in opened]
+    for run in opened:
         run.warn_of_changes()
 
     def predictions(dataset: str) -> Predictions:
-        return join_predictions([predict(run, dataset, options.precision, options.refresh) for run in runs], names)
+        return join_predictions([predict(run, dataset, options.precision, options.refresh) for run in opened], names)
 
     test = predictions("test")
     others = {dataset: predictions(dataset) for dataset in options.ood}
     metrics = measure(test.logits, test.targets)
-    calibration, unscaled = _find_calibration(runs, options)
+    calibration, unscaled = _find_calibration(opened, options)
     scaled = scaled_metrics(test, calibration) if calibration else {}
     ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
     corruptions = None
     if options.corruptions:
         folder = None if options.corruptions is True else str(options.corruptions)
-        corruptions = evaluate_corruptions(runs, test.targets, options.precision, folder, options.refresh)
-    diagnosis = diagnose(runs[0], test.epochs, options.refresh) if len(runs) == 1 else None
+        corruptions = evaluate_corruptions(opened, test.targets, options.precision, folder, options.refresh)
+    diagnosis = diagnose(opened[0], test.epochs, options.refresh) if len(opened) == 1 else None
     return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import load_kept_predictions
-from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_trained
+from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_runs
 from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.ood import SCORES, OutOfDistribution
 from mixmo.runs import RunFolder
@@ -45,7 +45,7 @@ def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> E
         InputError: as :func:`mixmo.evaluation.results.evaluate_runs`, or if ``test.json`` cannot be written.
     """
     options = options or EvaluationOptions()
-    result = with_earlier(run, evaluate_trained([run], options), options)
+    result = with_earlier(run, evaluate_runs([run], options), options)
     write_results(run.folder, result, options)
     return result
 

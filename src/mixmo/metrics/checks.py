@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from mixmo.errors import InputError
+from mixmo.errors import InputError, reason
 from mixmo.metrics.chunks import in_chunks
+
+
+def as_tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
+    """Return numbers as a tensor; arrays that torch does not take as they are (read-only, swapped bytes) are copied.
+
+    Raises:
+        InputError: if they are none.
+
+    Example:
+        >>> as_tensor(["cat"], "targets")
+        Traceback (most recent call last):
+        mixmo.errors.InputError: targets are no array of numbers: ...
+    """
+    if isinstance(values, np.ndarray):
+        values = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} are no array of numbers: {reason(error)}.") from error
 
 
 def check_targets(targets: Tensor, rows: int, classes: int) -> Tensor:
