@@ -157,8 +157,8 @@ def plasma(count: int, height: int, width: int, decay: float, generator: torch.G
         middles, corners = maps[:, half::step, half::step], maps[:, ::step, ::step]
         above_below = middles + middles.roll(1, 1)
         maps[:, ::step, half::step] = settle(above_below + corners + corners.roll(-1, 2))
-        beside = middles + middles.roll(1, 2)
-        maps[:, half::step, ::step] = settle(beside + corners + corners.roll(-1, 1))
+        neighbours = middles + middles.roll(1, 2)
+        maps[:, half::step, ::step] = settle(neighbours + corners + corners.roll(-1, 1))
         step, wobble = half, wobble / decay
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return ((maps - low) / (high - low))[:, None, :height, :width]
