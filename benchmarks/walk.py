@@ -26,7 +26,7 @@ from mixmo.cli.main import main
 ROOT = str(Path(mixmo.__file__).parent)
 AGAIN = {
     "configuration parsed": ("config/plan.py", "make_plan"),
-    "dataset opened": ("data/datasets.py", "open_source"),
+    "dataset opened": ("data/datasets.py", "open"),
     "images decoded": ("data/reading.py", "decode_all"),
     "network built": ("network.py", "__init__"),
     "checkpoint read": ("checkpoints.py", "load"),

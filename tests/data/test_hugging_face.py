@@ -17,7 +17,7 @@ from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import sets
-from mixmo.data.datasets import find_splits, open_source
+from mixmo.data.datasets import NamedDataset, Reading, open_source
 from mixmo.data.given import open_given
 from mixmo.data.module import DataModule
 from mixmo.data.sources import decode
@@ -90,7 +90,7 @@ def values_of(source):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_image_is_found_with_its_label(tmp_path, kind):
     name = written(kind, tmp_path / "[data] *")
-    assert find_splits(name) == {"train", "test"}
+    assert NamedDataset(name).splits == {"train", "test"}
     source = open_source(name, "train")
     assert values_of(source) == list(range(23))
     assert source.labels.tolist() == [value % 3 for value in range(23)] and source.classes == NAMES
@@ -104,7 +104,7 @@ def test_every_image_is_found_with_its_label(tmp_path, kind):
 def test_a_single_file_has_classes_without_splits(tmp_path):
     write_parquet(tmp_path, "photos", list(range(12)), [value % 2 for value in range(12)], shard=12, names=None)
     name = f"parquet:{tmp_path}/photos-00000-of-00001.parquet"
-    assert find_splits(name) == set()
+    assert NamedDataset(name).splits == set()
     data = data_of(DataSettings(name=name, batch_size=4, validation=0.0))
     assert (len(data.train), len(data.test), data.classes) == (10, 2, ["0", "1"])
 
@@ -208,11 +208,11 @@ def test_copies_of_files_have_the_fingerprint_of_the_files(tmp_path):
 def test_folders_are_opened_as_datasets_of_the_hub_are(tmp_path):
     written("parquet", tmp_path / "data")
     name = f"hfds/{tmp_path}/data"
-    assert find_splits(name, download=True) == {"train", "test"}
+    assert NamedDataset(name, Reading(download=True)).splits == {"train", "test"}
     source = open_source(name, "train", download=True)
     assert values_of(source) == list(range(23)) and source.classes == NAMES
     write_parquet(tmp_path / "one", "train", list(range(12)), [value % 3 for value in range(12)])
-    assert find_splits(f"hfds/{tmp_path}/one", download=True) == set()
+    assert NamedDataset(f"hfds/{tmp_path}/one", Reading(download=True)).splits == set()
     with pytest.raises(InputError, match=r"dataset 'hfds/.*nowhere' cannot be read: "):
         open_source(f"hfds/{tmp_path}/nowhere", "train", download=True)
 

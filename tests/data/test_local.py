@@ -14,7 +14,7 @@ from PIL import Image
 
 from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import find_splits, open_source
+from mixmo.data.datasets import NamedDataset, open_source
 from mixmo.data.module import DataModule
 from mixmo.data.sources import decode
 from mixmo.errors import InputError
@@ -65,7 +65,7 @@ def test_classes_without_splits_are_drawn_class_by_class(photos, tmp_path, form)
         name = f"folder:{photos}"
     else:
         name = f"folder:{zipped(photos, tmp_path / 'photos.zip', 'holiday/' if 'top' in form else '')}"
-    assert find_splits(name) == set()
+    assert NamedDataset(name).splits == set()
     data = data_of(settings(name))
     assert data.classes == ["cat", "dog", "emu"]
     assert Counter(data.test.labels.tolist()) == {0: 2, 1: 1, 2: 1}
@@ -105,7 +105,7 @@ def test_a_validation_set_of_its_own(tmp_path, form, validation):
         "zip": lambda: f"folder:{zipped(folder, tmp_path / 'photos.zip')}",
         "csv": lambda: f"csv:{tabled(folder, tmp_path / 'photos.csv', lambda path: path.parts[-3])}",
     }[form]()
-    assert find_splits(name) == {"train", "validation", "test"}
+    assert NamedDataset(name).splits == {"train", "validation", "test"}
     data = data_of(settings(name, validation=0.1))
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 4) and data.drawn is None
     assert all(f"{validation}/" in each for each in names(data._parts.validation))
@@ -114,7 +114,7 @@ def test_a_validation_set_of_its_own(tmp_path, form, validation):
 
 def test_a_single_other_split_is_the_test_set(tmp_path):
     tree(tmp_path, *(f"{part}/{c}/{i}.png" for part in ("train", "valid") for c in ("a", "b") for i in range(4)))
-    assert find_splits(f"folder:{tmp_path}") == {"train", "test"}
+    assert NamedDataset(f"folder:{tmp_path}").splits == {"train", "test"}
     data = data_of(settings(f"folder:{tmp_path}"))
     assert len(data.test) == 8 and all("valid" in each for each in names(data._test_source))
 

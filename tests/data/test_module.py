@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import module
-from mixmo.data.datasets import open_source
+from mixmo.data.datasets import NamedDataset, open_source
 from mixmo.data.folders import FileImages
 from mixmo.data.module import DataModule
 from mixmo.data.sets import InMemoryImages, build_evaluation_loader, build_train_loader
@@ -354,13 +354,14 @@ def test_nothing_to_hold_out_is_one_sentence(tmp_path):
 
 
 def test_another_dataset_is_listed_once(image_folder, monkeypatch):
-    honest, opened = module.open_source, []
+    opened = []
 
-    def counted(name, *rest):
-        opened.append(name)
-        return honest(name, *rest)
+    class Counted(NamedDataset):
+        def __init__(self, name, how):
+            opened.append(name)
+            super().__init__(name, how)
 
-    monkeypatch.setattr(module, "open_source", counted)
+    monkeypatch.setattr(module, "NamedDataset", Counted)
     data = DataModule(DataSettings(name="digits", channels=1), 0)
     other = f"folder:{image_folder}"
     assert data.fingerprint("test", other) == data.fingerprint("test", other)

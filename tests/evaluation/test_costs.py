@@ -38,6 +38,6 @@ def test_a_set_input_size_opens_no_dataset(trained, monkeypatch):
     _, run, _ = trained
     run = TrainedRun(run)
     expected = costs(run)["macs"]
-    monkeypatch.setattr("mixmo.data.module.open_source", None)
+    monkeypatch.setattr("mixmo.data.module.NamedDataset", None)
     run.settings.data.crop_size = 8
     assert costs(run)["macs"] == expected

@@ -31,7 +31,7 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
 
     count(runs, "make_plan")
     count(inference, "load_checkpoint")
-    count(data_module, "open_source", lambda dataset, split, *_: f"{Path(dataset).name} {split}")
+    count(data_module.NamedDataset, "open", lambda dataset, split: f"{Path(dataset.name).name} {split}")
     count(data_module, "build_image_set", lambda source, *_: len(source))
     monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
     other = f"folder:{folder}/other"
@@ -43,7 +43,7 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
         "build_image_set 16",
         "build_image_set 9",
     ]  # test, other, validation
-    assert [called.count(f"open_source data {split}") for split in ("train", "test")] == [1, 1]
+    assert [called.count(f"open data {split}") for split in ("train", "test")] == [1, 1]
     assert called.count("make_plan") == called.count("load_checkpoint") == 1
     called.clear()
     evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))

@@ -13,7 +13,7 @@ from markupsafe import escape
 from mixmo.cli import test as command
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
-from mixmo.data import module
+from mixmo.data.datasets import NamedDataset
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.evaluate import measure
 from mixmo.evaluation.inference import TrainedRun
@@ -119,13 +119,13 @@ def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, capsys):
 def test_the_test_set_is_opened_once(trained, monkeypatch):
     """Metrics, costs and both rows of images, mistakes and disagreements, are of one DataModule."""
     _, two, _ = trained
-    honest, opened = module.open_source, []
+    honest, opened = NamedDataset.open, []
 
-    def counted(name, split, *rest):
+    def counted(dataset, split):
         opened.append(split)
-        return honest(name, split, *rest)
+        return honest(dataset, split)
 
-    monkeypatch.setattr(module, "open_source", counted)
+    monkeypatch.setattr(NamedDataset, "open", counted)
     assert main(["test", str(two.path)]) == 0
     assert opened.count("test") == 1
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -55,15 +55,8 @@ class Reading(NamedTuple):
     option: str = DOWNLOAD
 
 
-def open_source(
-    name: str,
-    split: str,
-    root: str = "data",
-    download: bool = False,
-    on_error: str = "raise",
-    option: str = DOWNLOAD,
-) -> Source:
-    """Open one split of a dataset; no image is decoded.
+class NamedDataset:
+    """A dataset by name, whose splits are looked for once.
 
     Args:
         name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each class
@@ -71,60 +64,65 @@ def open_source(
             ``csv:PATH``, a table of paths, labels and splits; ``webdataset:PATH``, tar shards; ``parquet:PATH``,
             Parquet files; ``hfds/NAME``, a dataset of the Hugging Face Hub; or one of torchvision's, as timm calls it:
             ``torch/cifar10``.
-        split: ``train`` or ``test``; ``validation`` where there are all three; ``all`` images where there are none.
-        root: Where torchvision's datasets lie or are downloaded to.
-        download: Whether a missing dataset may be downloaded.
-        on_error: ``raise``, or ``skip`` images without a label.
-        option: What allows downloads in the command at hand, for errors.
-
-    Raises:
-        MissingError: if the path is missing or empty, or has no such split.
-        InputError: if the name is unknown, or a training set has fewer than two classes.
-
-    Example:
-        >>> source = open_source("digits", "test")
-        >>> len(source), source.read(0).size
-        (360, (8, 8))
-    """
-    one_of(split, ("train", "test", "validation", "all"), "split")
-    found = _find_parts(name, Reading(root, download, on_error, option))
-    parts = _assign_roles(found)
-    if split == "all" and not parts:
-        parts = {"all": found[""]}
-    if split not in parts:
-        wanted = {"train": SPLITS[:1], "test": SPLITS[1:]}.get(split, SPLITS[2:])
-        raise MissingError(
-            f"{printable(name)} has no images for {split}: nothing in it is named {' or '.join(wanted)}."
-        )
-    source = parts[split]()
-    if split in ("train", "all") and len(source.classes) < 2:
-        raise InputError(
-            f"dataset {name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier needs "
-            "two or more."
-        )
-    check_look_alike(source.classes, f"dataset {name!r}")
-    if not len(source):
-        raise MissingError(f"dataset {name!r} has no images in its {split} split.")
-    return source
-
-
-def find_splits(name: str, download: bool = False, option: str = DOWNLOAD) -> set[str]:
-    """Return which of ``train``, ``validation`` and ``test`` a dataset has; nothing where classes stand without splits.
-
-    Args:
-        name: As for :func:`open_source`.
-        download: Whether a missing dataset may be downloaded.
-        option: What allows downloads in the command at hand, for errors.
+        how: How it is read.
 
     Raises:
         MissingError: if there is no such folder or file.
-        InputError: if it cannot be read.
+        InputError: if the name is unknown, or it cannot be listed.
 
     Example:
-        >>> sorted(find_splits("digits"))
-        ['test', 'train']
+        >>> digits = NamedDataset("digits")
+        >>> sorted(digits.splits), len(digits.open("test"))
+        (['test', 'train'], 360)
     """
-    return set(_assign_roles(_find_parts(name, Reading(download=download, option=option))))
+
+    def __init__(self, name: str, how: Reading = Reading()) -> None:  # noqa: B008 (it cannot change)
+        self.name, self._found = name, _find_parts(name, how)
+        self._parts = _assign_roles(self._found)
+
+    @property
+    def splits(self) -> set[str]:
+        """Which of ``train``, ``validation`` and ``test`` it has; nothing where classes stand without splits."""
+        return set(self._parts)
+
+    def open(self, split: str) -> Source:
+        """Return the images of a split; none is decoded.
+
+        Args:
+            split: ``train`` or ``test``; ``validation`` where there are all three; ``all`` where there are none.
+
+        Raises:
+            MissingError: if it has no such split, or the split is empty.
+            InputError: if it cannot be read, or a training set has fewer than two classes.
+        """
+        one_of(split, ("train", "test", "validation", "all"), "split")
+        opener = self._found.get("") if split == "all" and not self._parts else self._parts.get(split)
+        if opener is None:
+            wanted = {"train": SPLITS[:1], "test": SPLITS[1:]}.get(split, SPLITS[2:])
+            raise MissingError(
+                f"{printable(self.name)} has no images for {split}: nothing in it is named {' or '.join(wanted)}."
+            )
+        source = opener()
+        if split in ("train", "all") and len(source.classes) < 2:
+            raise InputError(
+                f"dataset {self.name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier "
+                "needs two or more."
+            )
+        check_look_alike(source.classes, f"dataset {self.name!r}")
+        if not len(source):
+            raise MissingError(f"dataset {self.name!r} has no images in its {split} split.")
+        return source
+
+
+def open_source(name: str, split: str, **how: Any) -> Source:
+    """Return the images of a split of a dataset (:meth:`NamedDataset.open`).
+
+    Args:
+        name: As for :class:`NamedDataset`.
+        split: As for :meth:`NamedDataset.open`.
+        **how: The attributes of :class:`Reading`.
+    """
+    return NamedDataset(name, Reading(**how)).open(split)
 
 
 def _find_parts(name: str, how: Reading) -> Parts:

@@ -80,7 +80,7 @@ def ignore_image_warnings() -> Iterator[None]:
         pillow.setLevel(level)
 
 
-def silence_pillow(worker: int = 0) -> None:
+def silence_pillow() -> None:
     """Have Pillow say nothing from now on, in a worker process."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"PIL\b")

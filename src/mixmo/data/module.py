@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import DOWNLOAD, find_splits, open_source
+from mixmo.data.datasets import DOWNLOAD, NamedDataset, Reading
 from mixmo.data.given import DatasetImages
 from mixmo.data.messages import list_some, warn_once
 from mixmo.data.reading import find_readable, first_size
@@ -78,7 +78,7 @@ class DataModule:
     @property
     def classes(self) -> list[str]:
         """The K class names."""
-        return self._train_source.classes if self._has_train else self._test_source.classes
+        return self._main_source.classes
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -86,10 +86,9 @@ class DataModule:
         side = self.settings.image_size
         if side is not None:
             return side, side
-        source = self._train_source if self._has_train else self._test_source
         if self._prepared:
-            return PreparedImages(source, self.settings).size
-        return first_size(source, self.settings)
+            return PreparedImages(self._main_source, self.settings).size
+        return first_size(self._main_source, self.settings)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -126,7 +125,6 @@ class DataModule:
             name: As for ``data.name``.
         """
         source = self._other_source(name)
-        del self._others[name]
         return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def batch(self, indices: Sequence[int]) -> Tensor:
@@ -138,8 +136,8 @@ class DataModule:
     @property
     def _prepared(self) -> bool:
         """Whether a Dataset prepares the images by transforms of its own."""
-        source = self._train_source if self._has_train else self._test_source
-        return isinstance(source.images, DatasetImages) and source.images.prepared
+        images = self._main_source.images
+        return isinstance(images, DatasetImages) and images.prepared
 
     def image(self, index: int) -> np.ndarray:
         """Return a test image (H, W, C) as it is decoded for the network, uint8.
@@ -235,26 +233,31 @@ class DataModule:
         """Whether there is a test set; only a program that gives images can leave it out."""
         return self.given is None or "test" in self.given
 
-    def _open(self, split: str, name: str | None = None) -> Source:
+    def _named(self, name: str) -> NamedDataset:
         own = self.settings
-        if name is None and self.given is not None:
-            if split not in self.given:
-                raise MissingError(f"no {split} images were given.")
-            return self.given[split]
-        return open_source(name or own.name, split, own.root, own.download, own.on_error, self.option)
+        return NamedDataset(name, Reading(own.root, own.download, own.on_error, self.option))
+
+    @cached_property
+    def _dataset(self) -> NamedDataset:
+        return self._named(self.settings.name)
+
+    def _open(self, split: str) -> Source:
+        if self.given is None:
+            return self._dataset.open(split)
+        if split not in self.given:
+            raise MissingError(f"no {split} images were given.")
+        return self.given[split]
 
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
         if name not in self._others:
-            self._others[name] = self._open("test" if self._splits_of(name) else "all", name)
+            other = self._named(name)
+            self._others[name] = other.open("test" if other.splits else "all")
         return self._others[name]
-
-    def _splits_of(self, name: str) -> set[str]:
-        return find_splits(name, self.settings.download, self.option)
 
     @cached_property
     def _splits(self) -> set[str]:
-        return self._splits_of(self.settings.name) if self.given is None else set(self.given)
+        return self._dataset.splits if self.given is None else set(self.given)
 
     @cached_property
     def drawn(self) -> dict[str, Source] | None:
@@ -280,8 +283,13 @@ class DataModule:
     def _has_train(self) -> bool:
         try:
             return bool(len(self._train_source))
-        except MissingError:  # a test set may stand alone
+        except MissingError:
             return False
+
+    @property
+    def _main_source(self) -> Source:
+        """The training set; a test set may stand alone."""
+        return self._train_source if self._has_train else self._test_source
 
     @cached_property
     def _test_source(self) -> Source:
