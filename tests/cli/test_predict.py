@@ -52,7 +52,7 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(gone, new_ima
     assert [name.removeprefix(f"{tmp_path}/photos/") for name in names] == ["b.png", "deep/a.png"]
 
 
-def test_pipes_in_a_folder_are_never_opened(gone, new_images, tmp_path, capsys):
+def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
     """Nobody writes into them: reading would wait forever."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_bytes(sorted(new_images.iterdir())[0].read_bytes())
@@ -60,6 +60,8 @@ def test_pipes_in_a_folder_are_never_opened(gone, new_images, tmp_path, capsys):
     os.mkfifo(tmp_path / "photos/pipe")
     assert main(["predict", str(gone), str(tmp_path / "photos")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["predict", str(gone), str(tmp_path / "photos/a.png"), str(tmp_path / "photos/pipe.png")]) == 1
+    assert "photos/pipe.png: it is a pipe, not a regular file" in capsys.readouterr().err
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixmo.config.data_settings import MOST_WORKERS
-from mixmo.data.decoding import MAX_BYTES, explain_error, image_pixels, to_size, too_long
-from mixmo.data.folders import walk
+from mixmo.data.decoding import explain_error, image_pixels, to_size
+from mixmo.data.folders import read_file, walk
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
 from mixmo.names import printable
@@ -57,9 +56,7 @@ def pixels_of(image: AnyImage, channels: int, window: Sequence[float] | None = N
     """
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "an image"
     if isinstance(image, str | os.PathLike):
-        if os.path.getsize(image) > MAX_BYTES:
-            raise too_long(os.path.getsize(image))
-        image = Path(image).read_bytes()
+        image = read_file(os.fspath(image))
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image if image.dim() == 2 else image.movedim(0, -1)).numpy()
