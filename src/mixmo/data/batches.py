@@ -24,7 +24,7 @@ class CenterCrop:
 
     Example:
         >>> how = Preparation(channels=1, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=2)
-        >>> CenterCrop(how).center(torch.zeros(1, 4, 4, 1, dtype=torch.uint8), torch.tensor([0])).shape
+        >>> CenterCrop(how).center(torch.zeros(1, 4, 4, 1, dtype=torch.uint8)).shape
         torch.Size([1, 1, 2, 2])
     """
 
@@ -33,11 +33,12 @@ class CenterCrop:
         mean, std = torch.tensor(how.mean), torch.tensor(how.std)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
-    def center(self, images: Tensor, index: Tensor) -> Tensor:
-        """Return (n, C, h, w): the middle crop of the images of ``index``, for evaluation; black beyond the border.
+    def center(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return (n, C, h, w): the middle crop of the images of ``index``, or of all; black beyond the border.
 
         Floating-point images (N, C, h, w), which a Dataset has prepared, are what they are.
         """
+        index = torch.arange(len(images), device=images.device) if index is None else index
         if images.is_floating_point():
             return images[index]
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)

@@ -72,7 +72,7 @@ class Spec(Header):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return what the network sees, (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
-        return CenterCrop(self.data).center(images, torch.arange(len(images), device=images.device))
+        return CenterCrop(self.data).center(images)
 
     def to_json(self, **more: Any) -> str:
         """Return all of it as JSON; of many validation images every n-th.

@@ -129,8 +129,7 @@ class TrainedRun:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return what the network sees, (B, C, h, w) on its device, of images (B, H, W, C) uint8 of the run's size."""
-        images = images.to(self.device)
-        return CenterCrop(self.header.data).center(images, torch.arange(len(images), device=self.device))
+        return CenterCrop(self.header.data).center(images.to(self.device))
 
     @property
     def data_settings(self) -> dict[str, Any]:
