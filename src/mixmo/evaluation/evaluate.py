@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from mixmo.metrics import Calibration, Diversity, Scores, SelectivePrediction
 from mixmo.metrics.calibration import bin_gaps, expected_error
@@ -100,27 +99,23 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     """
     targets = check_logits(logits, targets)
     members = logits.shape[1]
-    scores = [Scores() for _ in range(members + 2)]
-    others: list[list[Metric]] = [[Calibration(), SelectivePrediction()] for _ in scores]
+    each = [MetricCollection([Scores(), Calibration(), SelectivePrediction()], compute_groups=False)
+            for _ in range(members + 2)]  # fmt: skip
     between = [Diversity(members)] if members > 1 else []
     for chunk, labels in in_chunks(logits, targets):
         log_members = chunk.double().log_softmax(2)
         averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
-        for score, rest, logs in zip(scores, others, (*averages, *log_members.unbind(1)), strict=True):
-            score.update(logs.exp(), labels, logs)
-            for metric in rest:
-                metric.update(logs.exp(), labels)
+        for metrics, logs in zip(each, (*averages, *log_members.unbind(1)), strict=True):
+            metrics.update(probabilities=logs.exp(), targets=labels, log_probabilities=logs)
         for diversity in between:
             diversity.update(log_members.exp(), labels, log_members)
-    average, probability_average, *each = (
-        _compute_all([score, *rest]) for score, rest in zip(scores, others, strict=True)
-    )
+    average, probability_average, *alone = map(_compute, each)
     average |= _two_fold_metrics(logits, targets)
-    return EnsembleMetrics(average, probability_average, each, _compute_all(between))
+    return EnsembleMetrics(average, probability_average, alone, _compute(between[0]) if between else {})
 
 
-def _compute_all(metrics: Iterable[Metric]) -> dict[str, float]:
-    return {key: value.item() for metric in metrics for key, value in metric.compute().items()}
+def _compute(metric: Metric | MetricCollection) -> dict[str, float]:
+    return {key: value.item() for key, value in metric.compute().items()}
 
 
 def _two_fold_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
