@@ -153,13 +153,16 @@ def batch_making(case: Benchmark) -> Timer:
 
 def inference(case: Benchmark, members: int, count: int = 1, fused: bool = False, compiled: bool = False) -> Timer:
     """Return what times a pass of some networks of M members, plain ones for 0, or fused, over a batch of images."""
+
+    def build() -> nn.Module:
+        if not members:
+            return create_backbone(case.backbone, num_classes=case.num_classes)
+        net = MixMo(case.backbone, members, num_classes=case.num_classes, mix_at=case.mix_at)
+        return fuse(net) if fused else net
+
     passes = []
     for _ in range(count):
-        net: nn.Module = create_backbone(case.backbone, num_classes=case.num_classes)
-        if members:
-            net = MixMo(case.backbone, members, num_classes=case.num_classes, mix_at=case.mix_at)
-            net = fuse(net) if fused else net
-        net = net.eval().to(case.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = build().eval().to(case.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         passes.append(torch.compile(net.forward, dynamic=False) if compiled else net.forward)
     shape = (case.batch_size, 3, case.image_size, case.image_size)
     images = torch.randn(shape, device=case.device).contiguous(memory_format=torch.channels_last)
