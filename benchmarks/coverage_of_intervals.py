@@ -13,9 +13,9 @@ import argparse
 import numpy as np
 import torch
 
-from mixmo.cli.benchmark import report
 from mixmo.evaluation.intervals import difference_intervals, image_intervals
 from mixmo.evaluation.predictions import Predictions
+from mixmo.reporting.measurements import report
 
 KINDS, CLASSES = 5000, 5
 CASES = [(1, 1), (4, 1), (4, 2), (7, 1), (7, 2)]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from mixmo import evaluate, fuse
-from mixmo.cli.benchmark import report
 from mixmo.deploy.export import FORMATS, ExportOptions, export
 from mixmo.deploy.images import files_below
 from mixmo.deploy.models import Model, OnnxModel, TorchModel, open_model, open_run
@@ -24,6 +23,7 @@ from mixmo.deploy.predictor import Predictor
 from mixmo.evaluation.benchmark import summarise, time_in_turns
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.network import create_backbone
+from mixmo.reporting.measurements import report
 from mixmo.runs import RunFolder
 
 Rows = dict[str, dict[str, float]]

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from mixmo import evaluate
-from mixmo.cli.benchmark import report
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
 from mixmo.evaluation.benchmark import summarise, time_in_turns
 from mixmo.metrics import OutOfDistribution
+from mixmo.reporting.measurements import report
 
 MEMBERS = 2
 

@@ -32,7 +32,6 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.batch_mixing import BatchMixer, MixedBatch
-from mixmo.cli.benchmark import report
 from mixmo.cli.main import main as command
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
@@ -44,6 +43,7 @@ from mixmo.evaluation.benchmark import Benchmark, summarise, synchronize
 from mixmo.evaluation.inference import autocast
 from mixmo.mixing import mixed_cross_entropy
 from mixmo.network import MixMo
+from mixmo.reporting.measurements import report
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 from mixmo.training.optimizers import build_optimizer

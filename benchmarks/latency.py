@@ -23,11 +23,11 @@ from study_plans import plans_of
 from torch import Tensor
 
 from mixmo import fuse
-from mixmo.cli.benchmark import report
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.data.module import DataModule
 from mixmo.evaluation.benchmark import summarise, time_in_turns
+from mixmo.reporting.measurements import report
 from mixmo.training.build import build_network
 
 BATCHES = (1, 64)

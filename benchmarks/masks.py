@@ -10,9 +10,9 @@ import argparse
 import torch
 
 from mixmo import Mixer
-from mixmo.cli.benchmark import report
 from mixmo.evaluation.benchmark import Benchmark, Timer, TrainingStep, summarise, take_turns, time_in_turns
 from mixmo.masks import KINDS
+from mixmo.reporting.measurements import report
 
 
 def drawing(given: argparse.Namespace) -> dict[str, dict[str, float]]:

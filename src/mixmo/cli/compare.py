@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from mixmo.cli.options import Command, Word
+from mixmo.cli.options import Command, Overwrite, Word
 from mixmo.comparing import check_out, compare
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.names import printable
-from mixmo.validation import Boolean, Place, settings_class
+from mixmo.validation import Place, settings_class
 
 
 @settings_class()
@@ -20,8 +20,7 @@ class Options:
     """Runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before."""
     out: Place = "comparison"
     """The folder to write into."""
-    overwrite: Boolean = False
-    """Replace files that mixmo did not write there."""
+    overwrite: Overwrite = False
 
 
 COMMAND = Command(

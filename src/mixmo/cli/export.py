@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Literal
 
-from mixmo.cli.options import Command, Word
+from mixmo.cli.options import Command, Download, Overwrite, Word
 from mixmo.deploy.export import ExportOptions
 from mixmo.library import Run
 from mixmo.names import printable
 from mixmo.runs import Checkpoint
-from mixmo.validation import Boolean, Place, settings_class
+from mixmo.validation import Place, settings_class
 
 
 @settings_class()
@@ -23,12 +23,10 @@ class Options:
     """timm, onnx or safetensors."""
     out: Place | None = None
     """The file or folder; in the run's by default."""
-    overwrite: Boolean = False
-    """Replace files that mixmo did not write there."""
+    overwrite: Overwrite = False
     checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
-    download: Boolean = False
-    """Allow downloads of datasets and networks."""
+    download: Download = False
 
 
 COMMAND = Command(

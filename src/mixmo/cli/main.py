@@ -100,43 +100,39 @@ def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
                 loaded()
             with ignore_image_warnings():
                 return command.run(words[1:]) or 0
-        except InputError as error:
-            if not first:  # mostly all ranks say the same: the launcher ends this one when the first has said it
-                time.sleep(PATIENCE)
-            return _print_error(extract_message(error), 2)
-        except StoppedError as error:
-            return _print_error(str(error), error.code) if first else error.code
-        except KeyboardInterrupt:
-            return _print_error("stopped.", STOPPED)
-        except MemoryError:
-            return _print_error(FULL, 2)
         except BrokenPipeError:
             raise
         except SystemExit as end:  # argparse's own way to end after --help
             if end.code:
                 raise
             return 0
-        except OSError as error:
-            return _print_error(f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2)
-        except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's
-                return _print_error(FULL, 2)
-            if lost := _lost_worker(error):
-                return _print_error(lost, 2)
-            return _print_error(
-                f"{type(error).__name__}: {reason(error)}. Please report this defect, with {_save_traceback()}.", 1
-            )
+        except (Exception, KeyboardInterrupt) as error:
+            text, code = _explain(error)
+            if isinstance(error, InputError) and not first:
+                time.sleep(PATIENCE)  # mostly all ranks say the same: the launcher ends this one when the first has
+            if first or not isinstance(error, StoppedError):
+                print(f"mixmo: {message(text)}", file=sys.stderr)
+            return code
 
 
-def _print_error(text: str, code: int) -> int:
-    print(f"mixmo: {message(text)}", file=sys.stderr)
-    return code
-
-
-def _lost_worker(error: Exception) -> str | None:
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    if isinstance(error, InputError):
+        return extract_message(error), 2
+    if isinstance(error, StoppedError):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped.", STOPPED
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return FULL, 2
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2
     from mixmo.data.workers import lost_worker
 
-    return lost_worker(error)
+    if lost := lost_worker(error):
+        return lost, 2
+    defect = f"{type(error).__name__}: {reason(error)}"
+    return f"{defect}. Please report this defect, with {_save_traceback()}.", 1
 
 
 def _save_traceback() -> str:

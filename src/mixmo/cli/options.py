@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from mixmo.config.settings import Settings
 from mixmo.config.words import is_list, read_words
 from mixmo.errors import InputError
-from mixmo.validation import fields_of, hints_of
+from mixmo.validation import Boolean, fields_of, hints_of
 
 T = TypeVar("T")
 
@@ -22,6 +23,8 @@ class StandsAlone:
 
 
 Word = Annotated[T, StandsAlone()]
+Overwrite = Annotated[Boolean, Field(description="Replace files that mixmo did not write there.")]
+Download = Annotated[Boolean, Field(description="Allow downloads of datasets and networks.")]
 
 
 class Command(NamedTuple):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
+from rich.progress import track
 
-from mixmo.cli.options import Command, Word
+from mixmo.cli.options import Command, Download, Overwrite, Word
 from mixmo.config.data_settings import MOST_WORKERS, BatchSize
 from mixmo.config.hardware import Precision
 from mixmo.data.decoding import SIGNATURE, starts_like_image
@@ -24,11 +24,9 @@ from mixmo.deploy.writing import open_writer
 from mixmo.errors import InputError
 from mixmo.names import message, printable
 from mixmo.runs import Checkpoint
-from mixmo.validation import Boolean, Integer, Number, Place, settings_class
+from mixmo.validation import Integer, Number, Place, settings_class
 
 logger = logging.getLogger("mixmo")
-
-Batch = tuple[list[int], Tensor, dict[int, str]]
 
 SHOWN = 20
 """Unreadable files that are named."""
@@ -44,8 +42,7 @@ class Options:
     """Image files and folders; - reads an image, or names of images, a line each, from standard input."""
     out: Place | None = None
     """A .csv or .jsonl file."""
-    overwrite: Boolean = False
-    """Replace a file that mixmo did not write."""
+    overwrite: Overwrite = False
     coverage: Number = 0.95
     """How often sets hold the true class."""
     max_error_rate: Number = 0.05
@@ -58,8 +55,7 @@ class Options:
     """The last checkpoint, or the best on the validation set."""
     precision: Precision = "32-true"
     """bf16-mixed is faster where the device has units for it."""
-    download: Boolean = False
-    """Allow downloads of what a network is built from."""
+    download: Download = False
 
 
 COMMAND = Command("predict", "Predict classes, calibrated confidence and uncertainty of new images.", (Options,))
@@ -79,25 +75,16 @@ def run(words: list[str]) -> int:
         raise InputError(f"--out {printable(str(out))} is one of the images; choose another file.")
     with open_writer(out, chosen.overwrite) as write:
         batches = predictor.stream(images, chosen.batch_size, chosen.workers)
-        rows_shown = out is None and sys.stdout.isatty()  # a bar would run into them
-        for numbers, logits, errors in batches if rows_shown else _with_bar(batches, len(images)):
+        console = Console(stderr=True)
+        hidden = not console.is_terminal or (out is None and sys.stdout.isatty())  # a bar would run into the rows
+        count = math.ceil(len(images) / chosen.batch_size)
+        for numbers, logits, errors in track(batches, "predicting", count, console=console, disable=hidden):
             unreadable |= errors
             for row in predictor.interpret(logits, [names[number] for number in numbers]).rows():
                 write(row)
     if out is not None:
         print(f"written: {printable(str(out))}, {len(images) - len(unreadable)} images")
     return _report_unreadable(unreadable, names)
-
-
-def _with_bar(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
-    """Yield the batches, with a progress bar where there is a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("predicting", total=images)
-        for batch in batches:
-            yield batch
-            numbers, _, errors = batch
-            progress.advance(task, len(numbers) + len(errors))
 
 
 def _images(words: Sequence[str]) -> tuple[list[AnyImage], list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixmo.cli.options import Command, Word
+from mixmo.cli.options import Command, Overwrite, Word
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.names import printable
 from mixmo.reporting.preview import preview
-from mixmo.validation import Boolean, Place, settings_class
+from mixmo.validation import Place, settings_class
 
 
 @settings_class()
@@ -20,8 +20,7 @@ class Options:
     """A recipe's name, which `mixmo recipes` lists, or a YAML file."""
     out: Place | None = None
     """The folder to write into; preview/NAME of the recipe by default."""
-    overwrite: Boolean = False
-    """Replace files that mixmo did not write there."""
+    overwrite: Overwrite = False
 
 
 COMMAND = Command(

@@ -13,11 +13,11 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.launching import command
-from mixmo.metrics.catalogue import COSTS, METRICS
+from mixmo.metrics.catalogue import METRICS
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.samples import Samples
 from mixmo.reporting import charts
-from mixmo.reporting.comparison_tables import COMPARED, SHOWN, differences, interval_kinds
+from mixmo.reporting.comparison_tables import COMPARED, differences, interval_kinds
 from mixmo.reporting.headline import comparison_sentence
 from mixmo.reporting.page import Section, chart, render
 from mixmo.reporting.pictures import images_section
@@ -64,7 +64,7 @@ def comparison_page(
     }
     runs = {str(run.path): run for group in groups for entry in group.entries for run in entry.runs}
     sections = [
-        Section(tables=tables, notes=[text for text, holds in notes.items() if holds], inside=[_columns(tables)]),
+        Section(tables=tables, notes=[text for text, holds in notes.items() if holds]),
         *_differences(groups),
         confidence_section(parts, parts),
         *_images(firsts, parts, download),
@@ -72,25 +72,15 @@ def comparison_page(
         *_corruptions(results),
         *ood_sections(results),
         *member_sections(results),
-        metrics_section(
-            {
-                group.name: {key: group.mean(key) for key in group.entries[0].flat() if key in METRICS}
-                for group in groups
-            }
-        ),
+        metrics_section({group.name: _means(group) for group in groups}),
         reproduce_section(list(runs.values()), more=[command()]),
     ]
     title = f"Comparison of {' and '.join(firsts) if len(firsts) < 3 else f'{len(firsts)} networks'}"
     return render(title, comparison_sentence(groups, chosen), sections)
 
 
-def _columns(tables: Sequence[TextTable]) -> Section:
-    shown = {heading for table in tables for heading in table.header}
-    metrics = [METRICS[key] for key in (*SHOWN, *COSTS) if METRICS[key].column in shown]
-    return Section("What the columns mean", metrics=metrics, folded=True)
-
-
 def _means(group: Group) -> dict[str, float]:
+    """Return what is known of a group, means over seeds."""
     return {key: group.mean(key) for key in group.entries[0].flat() if key in METRICS}
 
 

@@ -26,7 +26,6 @@ logger = logging.getLogger("mixmo")
 MOST = 3
 """Networks that are named in addition to the first."""
 ACCURACY = METRICS["accuracy"].brief
-FAMILIES = {"wide_resnet": "WideResNet-", "preact_resnet": "PreActResNet-", "resnet": "ResNet-"}
 
 
 def backbone_name(name: str) -> str:
@@ -36,11 +35,11 @@ def backbone_name(name: str) -> str:
         >>> backbone_name("wide_resnet10_1"), backbone_name("resnet50"), backbone_name("efficientnet_b0")
         ('WideResNet-10-1', 'ResNet-50', 'efficientnet_b0')
     """
-    found = re.fullmatch(r"(wide_resnet|preact_resnet|resnet)(\d+)(?:_(\d+))?", name)
+    found = re.fullmatch(r"(wide_|preact_)?resnet(\d+)(?:_(\d+))?", name)
     if found is None:
         return name
-    family, depth, width = found.groups()
-    return f"{FAMILIES[family]}{depth}{f'-{width}' if width else ''}"
+    family = {"wide_": "Wide", "preact_": "PreAct", None: ""}[found[1]]
+    return f"{family}ResNet-{found[2]}{f'-{found[3]}' if found[3] else ''}"
 
 
 def run_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:

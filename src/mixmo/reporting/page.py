@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mixmo.errors import InputError, reason
-from mixmo.metrics.description import Description
 from mixmo.names import printable
 from mixmo.reporting.charts import DARK, STYLE
 from mixmo.reporting.text_table import TextTable
@@ -35,12 +34,12 @@ class Picture(NamedTuple):
 
     Attributes:
         uri: Its content, as a ``data:`` address; empty where it could not be drawn.
-        lines: Below it, or the sentence in its place.
+        caption: Lines below it, or the sentence in its place.
         alt: What it shows, for those who cannot see it.
     """
 
     uri: str
-    lines: Sequence[str]
+    caption: Sequence[str]
     alt: str
 
 
@@ -58,7 +57,6 @@ class Section:
         tables: Tables.
         notes: Sentences.
         listings: Texts in lines, by their heading.
-        metrics: Metrics, whose meaning is listed.
         inside: Sections within it.
         folded: Whether a click opens it.
     """
@@ -72,7 +70,6 @@ class Section:
     tables: Sequence[TextTable] = ()
     notes: Sequence[str] = ()
     listings: Mapping[str, str] = field(default_factory=dict)
-    metrics: Sequence[Description] = ()
     inside: Sequence[Section] = ()
     folded: bool = False
 
@@ -160,7 +157,7 @@ def svg_uri(figure: Figure) -> str:
         svg = svg.replace(light_color, f"var(--c{number}, {light_color})")
         dark += f"--c{number}: {dark_color}; "
     rule = f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
-    return _data_uri("svg+xml", svg.replace("</style>", rule, 1).encode())
+    return data_uri("svg+xml", svg.replace("</style>", rule, 1).encode())
 
 
 def png_of(figure: Figure, dpi: int = 110) -> bytes:
@@ -176,11 +173,6 @@ def png_of(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def png_uri(content: bytes) -> str:
-    """Return the content of a PNG file as an address that a page can hold."""
-    return _data_uri("png", content)
-
-
 def photo_uri(pixels: npt.NDArray[np.uint8]) -> str:
     """Return an image (H, W, C) uint8 as an address, made smaller if it is large.
 
@@ -192,8 +184,9 @@ def photo_uri(pixels: npt.NDArray[np.uint8]) -> str:
     image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return png_uri(buffer.getvalue())
+    return data_uri("png", buffer.getvalue())
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Return the content of a picture of a kind (``png``, ``svg+xml``) as an address that a page can hold."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -21,7 +21,7 @@ from mixmo.files import check_place, is_marked, make_folder, write_bytes, write_
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.names import label
-from mixmo.reporting.page import Picture, Section, png_of, png_uri, render
+from mixmo.reporting.page import Picture, Section, data_uri, png_of, render
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training.build import build_maker, build_network
 
@@ -72,7 +72,9 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
     draw_mixtures(above, mixtures, settings.data, data.classes)
     draw_catalogue(below, mixer, shape)
     content = png_of(figure)
-    shown = Picture(png_uri(content), [], "Mixtures of the first steps, and samples and ratios of each kind of mask")
+    shown = Picture(
+        data_uri("png", content), [], "Mixtures of the first steps, and samples and ratios of each kind of mask"
+    )
     configuration = Section("Configuration", listings={"": plan.yaml}, folded=True)
     sections = [Section(text=_explain(settings.data, mixer, shape), wide=[shown]), configuration]
     make_folder(folder)

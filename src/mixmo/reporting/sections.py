@@ -16,7 +16,7 @@ from mixmo.errors import InputError
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
-from mixmo.metrics.catalogue import CORRUPTED, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
+from mixmo.metrics.catalogue import CORRUPTED, COSTS, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.metrics.ood import ood_scores
 from mixmo.metrics.samples import Samples
 from mixmo.metrics.selective import cumulative_errors
@@ -42,6 +42,7 @@ TABLES = {
     "Diagnosis": DIAGNOSIS,
     "After temperature scaling of the logits": SCALED,
     "Corruptions": CORRUPTED,
+    "Costs": COSTS,
 }
 """The tables of all metrics."""
 SETTINGS = {
@@ -240,7 +241,7 @@ def metrics_section(columns: Mapping[str, Mapping[str, float]]) -> Section:
         ]
         if rows:
             tables.append(TextTable("", [title, *(known if len(known) > 1 else [""])], rows, meanings=MEANINGS))
-    return Section("All metrics", tables=tables, folded=True)
+    return Section("All metrics, and what they mean", tables=tables, folded=True)
 
 
 def reproduce_section(runs: Sequence[RunFolder], notes: Sequence[str] = (), more: Sequence[str] = ()) -> Section:

@@ -30,6 +30,21 @@ MEANINGS = {
 """What headings and names of rows mean."""
 
 
+def evaluation_tables(result: EvaluationResult, title: str) -> list[TextTable]:
+    """Return the tables of everything that is known of an evaluation.
+
+    Args:
+        result: The evaluation.
+        title: Above the first.
+    """
+    tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
+    if result.corruptions is not None:
+        tables.append(corruption_table(result.corruptions))
+    if result.per_class:
+        tables.append(class_table(result.per_class))
+    return tables
+
+
 def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
     """Return the scores of the ensemble and every member, or of the one network.
 
@@ -50,7 +65,7 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
         rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
         share = METRICS["disagreement"].text(metrics.diversity["disagreement"])
         note = f"Two members predict different classes for {share} of the images."
-    cells = [metrics_row(name, values) for name, values in rows.items()]
+    cells = [[name, *(METRICS[key].number(values[key]) for key in SCORES)] for name, values in rows.items()]
     return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
 
 
@@ -73,16 +88,6 @@ def calibration_sentence(scaled: Mapping[str, float]) -> str:
         f"sets of {scaled['set_size_95']:.2f} classes on average hold the true class of "
         f"{METRICS['set_coverage_95'].text(scaled['set_coverage_95'])} of the test images (95 % are promised)."
     )
-
-
-def metrics_row(name: str, metrics: Mapping[str, float]) -> list[str]:
-    """Return a row of :func:`metrics_table`.
-
-    Args:
-        name: Its first cell.
-        metrics: Of one network.
-    """
-    return [name, *(METRICS[key].number(metrics[key]) for key in SCORES)]
 
 
 def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
