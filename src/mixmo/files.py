@@ -24,8 +24,7 @@ PARTIAL = ".partial"
 """Ends the names of files that are being written; one that a killed process left may be deleted."""
 
 MARKDOWN_MARK = "<!-- written by mixmo -->"
-HTML_MARK = '<meta name="generator" content="mixmo">'
-MARKS = (MARKDOWN_MARK.encode(), HTML_MARK.encode(), b"Software\0mixmo")
+MARKS = (MARKDOWN_MARK.encode(), b'<meta name="generator" content="mixmo">', b"Software\0mixmo")
 JSON_START = b'{\n "about": {'
 """By which pages, tables, pictures (PNG) and measurements (JSON) of ours are known."""
 
