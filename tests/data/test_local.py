@@ -255,8 +255,13 @@ def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
         decode(open_source(f"csv:{tmp_path}/t.csv", "all"), 2, None, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04damaged", b"no zip at all"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04damaged", b"no zip at all", None])
 def test_damaged_zip_files_are_one_sentence(tmp_path, content):
+    if content is None:  # one byte of the list of files is another
+        tree(tmp_path / "photos", "cat/a.png", "dog/a.png")
+        whole = bytearray(zipped(tmp_path / "photos", tmp_path / "photos.zip").read_bytes())
+        whole[whole.index(b"PK\x01\x02") + 3] ^= 1
+        content = bytes(whole)
     (tmp_path / "photos.zip").write_bytes(content)
     with pytest.raises(
         InputError, match=r"photos\.zip cannot be unpacked into .*; unpack it into a folder of your own"

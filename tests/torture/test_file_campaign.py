@@ -72,7 +72,7 @@ def write_shards(folder):
         (folder / name).mkdir()
     with tarfile.open(folder / "shards" / "0.tar", "w") as tar:
         for number, (file, label) in enumerate(zip(files, labels, strict=True)):
-            for ending, content in ((file.suffix, file.read_bytes()), (".cls", str(label).encode())):
+            for ending, content in ((".jpg", file.read_bytes()), (".cls", str(label).encode())):
                 member = tarfile.TarInfo(f"{number}{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +15,10 @@ from mixmo.data.decoding import explain_error
 from mixmo.data.messages import logger
 from mixmo.data.sources import hash_parts, stamp
 from mixmo.errors import InputError
-from mixmo.files import make_folder
+from mixmo.files import explain_write_errors, make_folder
 from mixmo.names import printable
 
 ZIP = ".zip"
-_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, tarfile.TarError, shutil.ReadError, zlib.error)
 
 
 def unpack(archives: Sequence[Path]) -> Path:
@@ -38,7 +35,7 @@ def unpack(archives: Sequence[Path]) -> Path:
     about = [part for each in archives for part in (os.path.abspath(each), stamp(str(each), times=True))]
     kept = cache_folder("unpacked") / hash_parts(about)
     make_folder(kept.parent)
-    with FileLock(f"{kept}.lock"):
+    with explain_write_errors(kept), FileLock(f"{kept}.lock"):
         if not kept.is_dir():
             with tempfile.TemporaryDirectory(dir=kept.parent) as made:
                 for archive in archives:
@@ -54,7 +51,7 @@ def _extract(archive: Path, folder: Path) -> None:
             shutil.unpack_archive(archive, folder, "zip")
         else:
             shutil.unpack_archive(archive, folder, "tar", filter="data")
-    except _DAMAGED as error:
+    except Exception as error:  # each format and each compression has errors of its own
         raise InputError(
             f"{printable(str(archive))} cannot be unpacked into {printable(str(folder.parents[2]))}: "
             f"{explain_error(error).replace(str(archive), 'it')}; unpack it into a folder of your own, and name that."
