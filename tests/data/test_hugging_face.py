@@ -90,6 +90,8 @@ def values_of(source):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_image_is_found_with_its_label(tmp_path, kind):
     name = written(kind, tmp_path / "[data] *")
+    for ending in ("tar", "parquet"):
+        (tmp_path / "[data] *" / f"._train-9.{ending}").write_bytes(b"Mac OS X")
     assert NamedDataset(name).splits == {"train", "test"}
     source = open_source(name, "train")
     assert values_of(source) == list(range(23))

@@ -239,7 +239,7 @@ def every_source(folder):
     yield open_source(f"folder:{folder}", "train")
     yield open_source(f"folder:{folder.parent / 'plain'}", "train")
     yield open_source(f"folder:{folder.parent / 'packed'}", "train")
-    yield open_source("torch/image_folder", "train", str(folder))
+    yield open_source("torch/image_folder", "train", root=str(folder))
 
 
 def test_sources_can_be_pickled(image_folder):

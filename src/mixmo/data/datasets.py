@@ -229,7 +229,8 @@ def _open_archives(archives: list[Path], split: str) -> Source:
 def _find_shards(path: Path, kind: str, how: Reading) -> Parts:
     folder = path.parent if path.is_file() else _check_folder(path)
     files = [path] if path.is_file() else sorted(folder.rglob("*"))
-    found = [file for file in files if SHARDS[kind].fullmatch(file.name) and file.is_file()]
+    named = [file for file in files if SHARDS[kind].fullmatch(file.name) and not is_hidden(file.name)]
+    found = [file for file in named if file.is_file()]  # no pipe
     if not found:
         raise MissingError(f"there are no {kind} files in {printable(str(path))}.")
     splits = by_split(file.relative_to(folder).as_posix() for file in found)

@@ -116,12 +116,11 @@ def open_given(given: Any, split: str) -> Source:
         >>> source.classes, source.read(2).size
         (['0', '1'], (8, 8))
     """
-    where = f"{split} image"
     if isinstance(given, DataLoader):
         warn_once(f"a DataLoader was given for {split}; its dataset is taken, and batches are drawn from it anew.")
         given = given.dataset
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
-        return _open_arrays(given[0], given[1], where)
+        return _open_arrays(given[0], given[1], split)
     if isinstance(given, IterableDataset) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         raise InputError(
             f"{split} is a {type(given).__name__}; give a map-style Dataset, with __getitem__ and __len__, a pair of "
@@ -131,7 +130,7 @@ def open_given(given: Any, split: str) -> Source:
         raise InputError(f"{split} is empty: its Dataset has no images.")
     if _keeps_files(given):
         return open_table(given, split)
-    images = DatasetImages(given, where)
+    images = DatasetImages(given, f"{split} image")
     samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
@@ -146,15 +145,15 @@ def open_given(given: Any, split: str) -> Source:
     return Source(labels, names, images)
 
 
-def _open_arrays(images: Any, labels: Any, where: str) -> Source:
+def _open_arrays(images: Any, labels: Any, split: str) -> Source:
     if _is_float(images) and len(images.shape) == 4:
-        return open_given(TensorDataset(torch.as_tensor(images), torch.as_tensor(labels)), where.split()[0])
+        return open_given(TensorDataset(torch.as_tensor(images), torch.as_tensor(labels)), split)
     if len(images) != len(labels) or not len(images):
-        raise InputError(f"there are {len(images)} {where}s and {len(labels)} labels; give as many, one or more.")
-    pixels = np.stack([as_pixels(each, f"{where} {number}") for number, each in enumerate(images)])
+        raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give as many, one or more.")
+    pixels = np.stack([as_pixels(each, f"{split} image {number}") for number, each in enumerate(images)])
     values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
-    numbers, names = number_labels(values, None, where.split()[0])
-    return Source(numbers, names, ArrayImages(pixels, where))
+    numbers, names = number_labels(values, None, split)
+    return Source(numbers, names, ArrayImages(pixels, f"{split} image"))
 
 
 def as_pixels(image: Any, name: str) -> np.ndarray:

@@ -148,7 +148,7 @@ def open_shards(kind: str, folder: Path, split: str, files: Sequence[str], on_er
     if missing := _missing_parts(files):
         raise InputError(f"{printable(str(folder))}: {printable(missing[0])} is missing; bring it back.")
     paths = [str(folder / file) for file in files]
-    logger.info("reading %s; its images are copied into the cache of Hugging Face's library, once", folder)
+    logger.info("opening %s; the first time its images are copied into the cache of Hugging Face's library", folder)
     try:
         absolute = [glob.escape(str(Path(path).absolute())) for path in paths]
         dataset = _call("load_dataset", str(folder), kind, data_files=absolute, split="train")
@@ -170,7 +170,7 @@ def _missing_parts(files: Sequence[str]) -> list[str]:
     """
     wanted = set[str]()
     for file in files:
-        if found := re.fullmatch(r"(.*?)\d+-of-(\d+)(.*?)", file):
+        if found := re.fullmatch(r"(.*?)\d+-of-(\d{1,6})(.*?)", file):
             start, count, end = found.groups()
             wanted |= {f"{start}{number:0{len(count)}}-of-{count}{end}" for number in range(int(count))}
     return sorted(wanted.difference(files))
