@@ -100,7 +100,8 @@ def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
             for score, values in result.metrics.items()
         ]
         header = ["Score", *(METRICS[key].column for key in keys)]
-        tables.append(TextTable(f"Detection of out-of-distribution images: {dataset_name(dataset)}", header, rows))
+        title = f"Detection of out-of-distribution images: {dataset_name(dataset)}"
+        tables.append(TextTable(title, header, rows, meanings=MEANINGS))
     return tables
 
 
