@@ -260,4 +260,6 @@ WANTED = {
 
 def _wanted(error: Any) -> str:
     text = str((error.get("ctx") or {}).get("error") or error["msg"]).removeprefix("Input should ")
-    return WANTED.get(error["type"], text.removeprefix("it must ")).format(limit=text.rpartition(" ")[2])
+    if error["type"] in WANTED:
+        return WANTED[error["type"]].format(limit=text.rpartition(" ")[2])
+    return text.removeprefix("it must ")

@@ -80,7 +80,7 @@ def fit(
             checkpoint = open_checkpoint(plan, run, prepared, conditions, first) if resume else None
             if first and not resume:
                 _begin(plan, run, prepared.loaders.data, conditions)
-            train(plan, run, prepared, checkpoint, callbacks)
+            train(plan.settings, run, prepared, checkpoint, callbacks)
 
 
 def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, module: nn.Module | None) -> Prepared:

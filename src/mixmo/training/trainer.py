@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +20,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from mixmo.config.plan import Plan
-from mixmo.config.settings import Settings
+from mixmo.config.settings import Settings, TrainerSettings
 from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
@@ -32,9 +30,9 @@ from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
 
-OURS = {"devices", "num_nodes", "accumulate", "checkpoint_every_steps", "checkpoint_every_minutes",
-        "enable_progress_bar", "patience"}  # fmt: skip
-"""Settings of the section ``trainer`` that Lightning's trainer does not take, or not as they stand."""
+PASSED_ON = ("accelerator", "precision", "sync_batchnorm", "max_epochs", "limit_train_batches", "gradient_clip_val",
+             "deterministic")  # fmt: skip
+"""Settings of the section ``trainer`` that are keywords of Lightning's."""
 
 BETWEEN_LINES = 2.0
 """Seconds from a line of the log to the next, or more; the last epoch always has one."""
@@ -57,12 +55,12 @@ class Prepared(NamedTuple):
 
 
 def train(
-    plan: Plan, run: RunFolder, prepared: Prepared, checkpoint: Path | None, callbacks: Sequence[Callback]
+    settings: Settings, run: RunFolder, prepared: Prepared, checkpoint: Path | None, callbacks: Sequence[Callback]
 ) -> None:
     """Train, from a checkpoint if there is one.
 
     Args:
-        plan: What is trained.
+        settings: The run's.
         run: Where it is kept.
         prepared: What trains.
         checkpoint: To resume from.
@@ -75,13 +73,13 @@ def train(
         StoppedError: if a signal asked the run to stop.
     """
     training, loaders, loggers = prepared
-    own, options = plan.settings.trainer, asdict(plan.settings.trainer)
+    own = settings.trainer
     shown = sys.stdout.isatty() or "ipykernel" in sys.modules  # in a notebook, too
     bar = own.enable_progress_bar and shown and is_first()
     kept = Checkpoints(run, own, validated=loaders.data.validation is not None)
     trainer = L.Trainer(
-        **{key: value for key, value in options.items() if key not in OURS},
-        **_devices(plan),
+        **{key: getattr(own, key) for key in PASSED_ON},
+        **_devices(own),
         enable_progress_bar=bar,
         plugins=[SealedIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         callbacks=[EpochLog(run), kept, *([ProgressBar(training)] if bar else []), *callbacks],
@@ -93,40 +91,37 @@ def train(
     )
     try:
         trainer.fit(training, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
-    except torch.OutOfMemoryError as error:
-        raise InputError(_out_of_memory(plan)) from error
     except Exception as error:
-        if lost := lost_worker(error):
-            raise InputError(f"{lost} `mixmo fit {run.path}` resumes the run.") from error
-        if ranks.size() > 1 and re.search("closed by peer|reset by peer|gloo|NCCL", str(error)):
-            raise InputError(
-                "another process of the run died or stopped with an error, as its own output says; "
-                f"`mixmo fit {run.path}` resumes the run."
-            ) from error
-        if "not enough memory" in str(error):
-            raise InputError(_out_of_memory(plan)) from error
-        if plan.settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            raise InputError(
-                f"the network could not be compiled here: {reason(error)}; set --model.compile false."
-            ) from error
+        if sentence := _explain(error, settings, run):
+            raise InputError(sentence) from error
         raise
 
 
-def _devices(plan: Plan) -> dict[str, Any]:
+def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
+    """Return what a user can do about an error of training; nothing where it says so itself, or is a defect of ours."""
+    again = f"`mixmo fit {run.path}` resumes the run."
+    if lost := lost_worker(error):
+        return f"{lost} {again}"
+    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+        parts = settings.trainer.accumulate
+        return (
+            f"the memory is too small for a batch of {settings.data.batch_size} in {parts} part(s); compute the same "
+            f"batch in more parts by --trainer.accumulate {2 * parts}, or lower --data.batch_size."
+        )
+    if ranks.size() > 1 and re.search("closed by peer|reset by peer|gloo|NCCL", str(error)):
+        return f"another process of the run died or stopped with an error, as its own output says; {again}"
+    if settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"the network could not be compiled here: {reason(error)}; set --model.compile false."
+    return ""
+
+
+def _devices(settings: TrainerSettings) -> dict[str, Any]:
     """Return Lightning's options of devices."""
-    devices, nodes = world(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)
+    devices, nodes = world(settings.devices, settings.num_nodes)
     if devices * nodes == 1:
         return {"devices": 1}
     # Batch norms' statistics are averaged where they are used: a network does not wait for them at each step.
     return {"devices": devices, "num_nodes": nodes, "strategy": DDPStrategy(broadcast_buffers=False)}
-
-
-def _out_of_memory(plan: Plan) -> str:
-    parts = 2 * plan.settings.trainer.accumulate
-    return (
-        f"the memory is too small for a batch of {plan.settings.data.batch_size} in {parts // 2} part(s); compute the "
-        f"same batch in more parts by --trainer.accumulate {parts}, or lower --data.batch_size."
-    )
 
 
 def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
