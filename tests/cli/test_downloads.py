@@ -47,7 +47,11 @@ def asked(monkeypatch):
 
 def changed(run, to, **data):
     """Return a copy of a run that asks for another dataset, and allows all downloads in every file that it has."""
-    shutil.copytree(run.path, to / run.path.name, ignore=shutil.ignore_patterns("predictions", "test.json", "*.html"))
+    shutil.copytree(
+        run.path,
+        to / run.path.name,
+        ignore=shutil.ignore_patterns("predictions", "calibration-*", "test.json", "*.html"),
+    )
     copy = RunFolder(to / run.path.name)
     content = yaml.safe_load(copy.config_file.read_text())
     content["data"] |= {"download": True} | data
