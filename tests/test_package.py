@@ -44,7 +44,7 @@ def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     run(*build, cwd=tmp_path)
     (wheel,) = tmp_path.glob("mixmo-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    data = {"py.typed", "config/recipes/bases.yaml", "config/recipes/catalogue.yaml", "reporting/templates/base.html",
+    data = {"py.typed", "config/recipes/bases.yaml", "config/recipes/catalogue.yaml", "reporting/templates/page.html",
             "reporting/templates/style.css"}  # fmt: skip
     assert {f"mixmo/{file}" for file in data} <= set(names)
     assert "mixmo_command.py" in names and not [name for name in names if name.startswith("tests")]
