@@ -125,7 +125,7 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
             leave_out_images(each.data, row.avoided)
     found = evaluate_runs(trained, row.options)
     starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
-    histories = [read_history(run) for run in (*starts, *(each.run for each in trained))]
+    histories = [read_history(run) for run in (*starts, *(each.folder for each in trained))]
     settings, hardware = row.plans[0].settings, trained[0].folder.about()
     return row.about | {
         "dataset": Path(settings.data.name).name,
