@@ -34,7 +34,7 @@ def test_a_preview_is_a_picture_and_a_page(tmp_path, capsys, overrides):
     page = (out / "preview.html").read_text()
     assert page.count("data:image/png;base64,") == 1
     assert not re.search(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
-    for text in ("One mixture of each", "all kinds of masks", "Configuration", "batch_repetition"):
+    for text in ("one mixture of a training step", "every kind of mask", "Configuration", "batch_repetition"):
         assert text in page
     assert sorted(file.name for file in out.iterdir()) == ["preview.html", "preview.png"]
 
