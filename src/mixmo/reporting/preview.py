@@ -87,14 +87,14 @@ def _explain(own: DataSettings, mixer: Mixer, shape: FeatureShape) -> str:
     """Return what the two parts of the picture show."""
     start, end = f"{100 * own.input_repetition:g}\u00a0%", own.input_repetition_end
     change = "" if end is None else f" at first and {100 * end:g}\u00a0% at the end,"
-    repetition = f" In {start} of the mixtures{change} all members see the same image (input repetition), and in a few by chance."
+    repetition = f" In {start} of the mixtures{change} all members see the same image (input repetition)."
     return (
         "Each of the upper rows is one mixture of a training step: the members' inputs after augmentation and mixing "
         "in pixels, their masks in feature space (white is 1), and the masks applied to the pixels."
         f"{repetition if mixer.num_members > 1 else ''} Below are samples of every kind of mask on feature maps of "
         f"{'×'.join(map(str, shape))}, for {max(2, mixer.num_members)} members and alpha {mixer.alpha:g}, one color "
-        f"for each member; the {len(KINDS) - len(CONSTANT)} kinds that are not constant are drawn at probability 1. The "
-        "red line is the mean ratio."
+        f"for each member; the {len(KINDS) - len(CONSTANT)} kinds that are not constant are drawn at probability 1. "
+        "The red line is the mean ratio."
     )
 
 
