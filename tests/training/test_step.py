@@ -268,18 +268,21 @@ def test_the_names_of_torch_that_are_not_public_are_there():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_waits_nowhere(monkeypatch):
+    """From the draws to the updated weights, as Lightning calls them."""
     from mixmo.evaluation.benchmark import Benchmark, TrainingStep
 
-    original = Training.training_step
+    original, watched_steps = Training.optimizer_step, []
 
-    def watched(self, batch, batch_idx):
+    def watched(self, *arguments, **keywords):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return original(self, batch, batch_idx)
+            original(self, *arguments, **keywords)
+            watched_steps.append(self)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     step = TrainingStep(Benchmark(backbone="wide_resnet10_1", batch_size=16), 2)
     step()  # the first step moves constants to the device
-    monkeypatch.setattr(Training, "training_step", watched)
+    monkeypatch.setattr(Training, "optimizer_step", watched)
     step()
+    assert watched_steps
