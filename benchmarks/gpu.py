@@ -37,7 +37,7 @@ from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import BatchMaker
-from mixmo.data.sets import DistinctBatch
+from mixmo.data.image_sets import DistinctBatch
 from mixmo.deploy.reference import network_from_reference
 from mixmo.evaluation.benchmark import Benchmark, summarise, synchronize
 from mixmo.evaluation.inference import autocast

@@ -48,8 +48,8 @@ from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.data.batches import Augmentation
+from mixmo.data.image_sets import ImageSet
 from mixmo.data.module import DataModule
-from mixmo.data.sets import ImageSet
 from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import ood_metrics

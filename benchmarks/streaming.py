@@ -22,7 +22,7 @@ from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import open_source
-from mixmo.data.sets import StreamedImages, build_train_loader
+from mixmo.data.image_sets import StreamedImages, build_train_loader
 
 SHARD = 10_000
 

@@ -12,10 +12,10 @@ import yaml
 
 import mixmo
 from mixmo.batch_mixing import BatchMixer
+from mixmo.config.parsing import read_words
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import ModelSettings, Settings, known_settings, neutral_settings
-from mixmo.config.words import read_words
 from mixmo.errors import InputError
 from mixmo.pixel_mixing import PixelMixer
 from mixmo.validation import fields_of

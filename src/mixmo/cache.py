@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mixmo.errors import InputError
+from mixmo.escaping import printable
 from mixmo.files import make_folder, write_bytes
-from mixmo.names import printable
 
 logger = logging.getLogger("mixmo")
 

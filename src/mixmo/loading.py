@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mixmo.checkpoints import load as read_sealed
 from mixmo.errors import InputError, reason
+from mixmo.escaping import timm_scheme
 from mixmo.header import Header
 from mixmo.models.copying import copy_module
-from mixmo.names import timm_scheme
 from mixmo.network import MixMo, create_backbone
 from mixmo.runs import RunFolder
 from mixmo.seeding import DrawingFrom

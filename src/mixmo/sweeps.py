@@ -22,11 +22,11 @@ from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import SWEEP, Recipe, combine_bases, merge
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
+from mixmo.escaping import csv_cell
 from mixmo.evaluation.comparison import Networks
 from mixmo.evaluation.records import read_history
 from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
-from mixmo.names import csv_cell
 from mixmo.runs import RunFolder
 from mixmo.training.resuming import check_unchanged
 from mixmo.validation import Integer, settings_class

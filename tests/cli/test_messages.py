@@ -13,7 +13,7 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
-from mixmo.names import message
+from mixmo.escaping import message
 
 PARTS = ["a", "ab cd ", "x'y", '"', "[1, ", "{a: 1}, ", "\x1b[31m", "\u202e", "é\n", "a/", "..\\", "💥", "0"]
 huge = st.builds(lambda part, count: part * count, st.sampled_from(PARTS), st.integers(300, 3000))

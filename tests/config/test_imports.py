@@ -11,7 +11,7 @@ from mixmo.cli.main import main
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
 from mixmo.runs import RunFolder
-from mixmo.training.custom import resolve
+from mixmo.training.user_code import resolve
 
 CODE = """
 from pathlib import Path

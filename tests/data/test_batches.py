@@ -7,7 +7,7 @@ import torch
 from mixmo.batch_mixing import BatchMixer
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation, BatchMaker
-from mixmo.data.sets import DistinctBatch
+from mixmo.data.image_sets import DistinctBatch
 from mixmo.network import MixMo
 from mixmo.pixel_mixing import PixelMixer
 

@@ -16,9 +16,9 @@ from killing import differences
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data import sets
 from mixmo.data.datasets import NamedDataset, Reading, open_source
 from mixmo.data.given import open_given
+from mixmo.data.image_sets import build_train_loader
 from mixmo.data.module import DataModule
 from mixmo.data.sources import decode
 from mixmo.errors import InputError, MissingError
@@ -236,14 +236,14 @@ def test_ranks_and_workers_share_an_epoch_without_duplicates(tmp_path, kind, wor
                             in_memory=False, validation=0)  # fmt: skip
     images = DataModule(settings, seed=0).train
     device = torch.device("cpu")
-    whole = [batch.images[:, 0, 0, 0].tolist() for batch in sets.build_train_loader(images, settings, 0, device)]
+    whole = [batch.images[:, 0, 0, 0].tolist() for batch in build_train_loader(images, settings, 0, device)]
     assert len(whole) == 5 and len({value for batch in whole for value in batch}) == 20
     parts = [
-        [b.images[:, 0, 0, 0].tolist() for b in sets.build_train_loader(images, settings, 0, device, part=(rank, 2))]
+        [b.images[:, 0, 0, 0].tolist() for b in build_train_loader(images, settings, 0, device, part=(rank, 2))]
         for rank in range(2)
     ]
     assert [one + other for one, other in zip(*parts, strict=True)] == whole
-    begun = sets.build_train_loader(images, settings, 0, device, start=3)
+    begun = build_train_loader(images, settings, 0, device, start=3)
     assert [batch.images[:, 0, 0, 0].tolist() for batch in begun] == whole[3:]
 
 
@@ -269,7 +269,7 @@ def test_workers_may_be_started_in_any_way(tmp_path, kind, method):
 import multiprocessing, torch
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.module import DataModule
-from mixmo.data.sets import build_train_loader
+from mixmo.data.image_sets import build_train_loader, build_train_loader
 if __name__ == "__main__":
     multiprocessing.set_start_method({method!r})
     settings = DataSettings(name={name!r}, batch_size=4, image_size=8, workers=2, in_memory=False, validation=0)

@@ -14,8 +14,8 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.data import module
 from mixmo.data.datasets import NamedDataset, open_source
 from mixmo.data.folders import FileImages
+from mixmo.data.image_sets import InMemoryImages, build_evaluation_loader, build_train_loader
 from mixmo.data.module import DataModule
-from mixmo.data.sets import InMemoryImages, build_evaluation_loader, build_train_loader
 from mixmo.errors import InputError
 from mixmo.seeding import seed_for
 

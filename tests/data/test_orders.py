@@ -10,8 +10,8 @@ from conftest import data_of
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
+from mixmo.data.image_sets import StreamedImages, build_train_loader
 from mixmo.data.orders import EpochOrder
-from mixmo.data.sets import StreamedImages, build_train_loader
 from mixmo.seeding import STREAMS, Stream, generator_for, seed_for
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from mixmo.digests import is_whole_export
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.runs import RunFolder
-from mixmo.training.starting import read_weights
+from mixmo.training.initial_weights import read_weights
 
 FORMS = [*FORMATS, "shared"]
 

@@ -368,7 +368,7 @@ def test_keywords_are_the_settings():
 def test_copies_of_a_step_are_told_apart():
     """Where there are as many copies as places no copy stands twice, whatever the pairs."""
     from mixmo.data.batches import PreparedCopies
-    from mixmo.data.sets import DistinctBatch
+    from mixmo.data.image_sets import DistinctBatch
 
     distinct, repetition, members = 5, 3, 2
     count = repetition * members

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 import mixmo
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import BatchMaker
-from mixmo.data.sets import DistinctBatch
+from mixmo.data.image_sets import DistinctBatch
 from mixmo.pixel_mixing import PixelMixer
 
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from mixmo.cli.main import main
+from mixmo.config.parsing import read_words
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
-from mixmo.config.words import read_words
 from mixmo.errors import InputError, MissingError
 from mixmo.sweeps import load_sweep
 

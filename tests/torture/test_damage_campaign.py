@@ -14,7 +14,7 @@ from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.runs import RunFolder
-from mixmo.training.starting import read_weights
+from mixmo.training.initial_weights import read_weights
 
 
 @pytest.mark.torture

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 import mixmo
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
+from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.recipes import load_recipe
-from mixmo.config.starting import inherit_settings
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.models.paper import WideResNet

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mixmo import library
 from mixmo.cli.main import main
-from mixmo.data import sets, workers
+from mixmo.data import image_sets, workers
 from mixmo.deploy import images
 from mixmo.errors import InputError
 from mixmo.runs import RunFolder
@@ -81,7 +81,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(pictures, tmp_path
 
 def test_a_batch_that_cannot_be_handed_over_ends_the_run(pictures, tmp_path, monkeypatch):
     """The worker lives on otherwise, and the main process waits for a batch that never comes."""
-    monkeypatch.setattr(sets, "DistinctBatch", lambda *parts: threading.Lock())  # which no process can hand over
+    monkeypatch.setattr(image_sets, "DistinctBatch", lambda *parts: threading.Lock())  # which no process can hand over
     with pytest.raises(InputError, match=r"could not hand over its batch .* mostly for lack of shared memory"):
         fit(plan_of(pictures, *STREAMED), RunFolder(tmp_path / "run"))
 
@@ -103,7 +103,7 @@ def unshared():
 TWICE = """
 import sys
 from mixmo.cli.main import main
-from mixmo.data import sets
+from mixmo.data import image_sets
 codes = [main(sys.argv[1:])]
 sets.check_room = lambda *sizes: None
 sys.exit([*codes, main(sys.argv[1:])] != [2, 2])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mixmo.cli.options import Command, Overwrite, Word
 from mixmo.comparing import check_out, compare
+from mixmo.escaping import printable
 from mixmo.evaluation.results import EvaluationOptions
-from mixmo.names import printable
 from mixmo.validation import Place, settings_class
 
 

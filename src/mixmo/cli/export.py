@@ -7,8 +7,8 @@ from typing import Literal
 
 from mixmo.cli.options import Command, Download, Overwrite, Word
 from mixmo.deploy.export import ExportOptions
+from mixmo.escaping import printable
 from mixmo.library import Run
-from mixmo.names import printable
 from mixmo.runs import Checkpoint
 from mixmo.validation import Place, settings_class
 

@@ -8,9 +8,9 @@ from mixmo.cli.options import Command, Word
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
+from mixmo.escaping import printable
 from mixmo.launching import is_first
 from mixmo.library import train_plan
-from mixmo.names import printable
 from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, Place, settings_class
 

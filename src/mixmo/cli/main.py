@@ -17,8 +17,8 @@ from importlib import import_module
 import mixmo
 from mixmo.data.messages import ignore_image_warnings
 from mixmo.errors import InputError, StoppedError, extract_message, one_of, reason
+from mixmo.escaping import message, printable
 from mixmo.launching import is_first
-from mixmo.names import message, printable
 
 USAGE = """\
 usage: mixmo COMMAND …

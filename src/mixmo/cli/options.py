@@ -10,8 +10,8 @@ from jsonargparse import ArgumentParser
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from mixmo.config.parsing import is_list, read_words
 from mixmo.config.settings import Settings
-from mixmo.config.words import is_list, read_words
 from mixmo.errors import InputError
 from mixmo.validation import Boolean, fields_of, hints_of
 

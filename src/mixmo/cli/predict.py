@@ -22,7 +22,7 @@ from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
 from mixmo.deploy.writing import open_writer
 from mixmo.errors import InputError
-from mixmo.names import message, printable
+from mixmo.escaping import message, printable
 from mixmo.runs import Checkpoint
 from mixmo.validation import Integer, Number, Place, settings_class
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mixmo.cli.options import Command, Overwrite, Word
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.names import printable
+from mixmo.escaping import printable
 from mixmo.reporting.preview import preview
 from mixmo.validation import Place, settings_class
 

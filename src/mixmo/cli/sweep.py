@@ -8,7 +8,7 @@ from pathlib import Path
 from mixmo.cli.options import Command, Word
 from mixmo.comparing import compare
 from mixmo.errors import StoppedError
-from mixmo.names import message, printable
+from mixmo.escaping import message, printable
 from mixmo.sweeps import FILE, SweepRunner, load_sweep
 from mixmo.validation import Place, settings_class
 

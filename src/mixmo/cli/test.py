@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixmo.cli.options import Command, Word
 from mixmo.errors import InputError
+from mixmo.escaping import printable
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import (
     EvaluationOptions,
@@ -16,7 +17,6 @@ from mixmo.evaluation.results import (
     evaluate_runs,
 )
 from mixmo.evaluation.results_file import with_earlier, write_results
-from mixmo.names import printable
 from mixmo.reporting.advice import advice
 from mixmo.reporting.run_report import write_report
 from mixmo.reporting.tables import calibration_sentence, evaluation_tables

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mixmo.config.hardware import default_compile, default_precision, evaluation_factor, training_device
+from mixmo.config.parsing import owner_of, read_words
+from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.recipes import Recipe
 from mixmo.config.settings import Settings, known_settings, values_of
-from mixmo.config.starting import inherit_settings
-from mixmo.config.words import owner_of, read_words
 from mixmo.errors import InputError
 from mixmo.files import yaml_text
 

@@ -1,7 +1,7 @@
 """The settings of a run, section by section: the keys of a recipe and of the command line.
 
 Every section is a class of settings (:mod:`mixmo.validation`). All are plain values: nothing a recipe holds is
-imported, but for the functions of modules that the user allows (:mod:`mixmo.training.custom`).
+imported, but for the functions of modules that the user allows (:mod:`mixmo.training.user_code`).
 """
 
 from __future__ import annotations

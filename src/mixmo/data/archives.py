@@ -15,8 +15,8 @@ from mixmo.data.decoding import explain_error
 from mixmo.data.messages import logger
 from mixmo.data.sources import hash_parts, stamp
 from mixmo.errors import InputError
+from mixmo.escaping import printable
 from mixmo.files import explain_write_errors, make_folder
-from mixmo.names import printable
 
 ZIP = ".zip"
 

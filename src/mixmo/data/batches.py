@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from mixmo.batch_mixing import WHOLE, BatchMixer, ImageSource, MixedBatch
 from mixmo.config.data_settings import DataSettings
+from mixmo.data.image_sets import DistinctBatch
 from mixmo.data.policies import Policy
-from mixmo.data.sets import DistinctBatch
 from mixmo.header import Preparation
 
 

@@ -23,7 +23,7 @@ from mixmo.data.sources import ArrayImages, Source
 from mixmo.data.tables import open_rows, read_table
 from mixmo.data.torchvision import open_torchvision
 from mixmo.errors import InputError, MissingError, one_of
-from mixmo.names import printable
+from mixmo.escaping import printable
 
 DOWNLOAD = "--data.download true"
 """What allows downloads in a recipe's commands; those on a run have an option of their own."""

@@ -14,8 +14,8 @@ from mixmo.data.decoding import MAX_BYTES, SIGNATURE, explain_error, starts_like
 from mixmo.data.messages import log_progress, warn_once
 from mixmo.data.sources import Source, hash_parts, stamp
 from mixmo.errors import InputError, MissingError
+from mixmo.escaping import printable
 from mixmo.files import check_regular
-from mixmo.names import printable
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",

@@ -22,8 +22,8 @@ from mixmo.data.labels import number_labels
 from mixmo.data.messages import logger, warn_once
 from mixmo.data.sources import Source, hash_parts, spread_indices, stamps
 from mixmo.errors import InputError, MissingError
+from mixmo.escaping import printable
 from mixmo.files import check_regular
-from mixmo.names import printable
 
 IMAGES = ("image", "img", "pixel_values", "jpg", "png", "webp")
 LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "json")

@@ -12,7 +12,7 @@ import numpy as np
 
 from mixmo.data.messages import warn_once
 from mixmo.errors import InputError
-from mixmo.names import printable
+from mixmo.escaping import printable
 
 ABSENT = re.compile(r"|-\d+|none|null|nan", re.IGNORECASE)
 """What datasets write in place of a label."""

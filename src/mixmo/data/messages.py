@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from mixmo.names import printable
+from mixmo.escaping import printable
 
 Item = TypeVar("Item")
 

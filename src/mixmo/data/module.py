@@ -14,12 +14,12 @@ from torch import Tensor
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import DOWNLOAD, NamedDataset, Reading
 from mixmo.data.given import DatasetImages
+from mixmo.data.image_sets import ImageSet, PreparedImages, build_image_set
 from mixmo.data.messages import list_some, warn_once
 from mixmo.data.reading import find_readable, first_size
-from mixmo.data.sets import ImageSet, PreparedImages, build_image_set
 from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError, MissingError
-from mixmo.names import printable
+from mixmo.escaping import printable
 from mixmo.pairing import check_repetition
 from mixmo.seeding import Stream, seed_for
 

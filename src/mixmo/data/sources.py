@@ -17,7 +17,7 @@ from mixmo.data.decoding import explain_error, image_pixels, to_size
 from mixmo.data.labels import check_look_alike
 from mixmo.data.messages import list_some, warn_once
 from mixmo.errors import InputError
-from mixmo.names import printable
+from mixmo.escaping import printable
 
 
 class Images(Protocol):

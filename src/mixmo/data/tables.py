@@ -12,8 +12,8 @@ from mixmo.data.folders import FileImages
 from mixmo.data.labels import number_labels
 from mixmo.data.sources import Source
 from mixmo.errors import InputError, MissingError
+from mixmo.escaping import printable
 from mixmo.files import check_regular
-from mixmo.names import printable
 
 KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"))
 """What the columns of paths, labels and splits may be called."""

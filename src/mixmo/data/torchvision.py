@@ -15,7 +15,7 @@ from mixmo.data.folders import FileImages
 from mixmo.data.labels import number_labels
 from mixmo.data.sources import Source, hash_parts
 from mixmo.errors import InputError, MissingError, reason
-from mixmo.names import printable
+from mixmo.escaping import printable
 
 _ERRORS = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)
 """What torchvision raises where a dataset is missing or damaged."""

@@ -8,11 +8,11 @@ from typing import Any
 from mixmo.config.recipes import method_name
 from mixmo.deploy.export import is_known_to_timm
 from mixmo.deploy.spec import Spec
+from mixmo.escaping import markdown
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import load_kept_predictions
 from mixmo.metrics.catalogue import METRICS
-from mixmo.names import markdown
 from mixmo.reporting.headline import backbone_name
 
 SHOWN = ("accuracy", "nll", "brier", "ece", "temperature", "set_coverage_95", "set_size_95")

@@ -14,10 +14,10 @@ from mixmo.deploy.export import export
 from mixmo.deploy.load import MEMBERS
 from mixmo.deploy.spec import describe_run, write_description
 from mixmo.errors import InputError, reason
+from mixmo.escaping import printable, timm_scheme
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, make_folder, write_bytes, write_text
 from mixmo.fusing import can_fuse
-from mixmo.names import printable, timm_scheme
 from mixmo.runs import RunFolder
 
 

@@ -17,7 +17,7 @@ from mixmo.data.decoding import explain_error, image_pixels, to_size
 from mixmo.data.folders import read_file, walk
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
-from mixmo.names import printable
+from mixmo.escaping import printable
 
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 

@@ -15,9 +15,9 @@ from torch import nn
 from mixmo.deploy.spec import Spec
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.escaping import printable, timm_scheme
 from mixmo.files import read_yaml
 from mixmo.loading import check_download, load_checkpoint, rebuild
-from mixmo.names import printable, timm_scheme
 from mixmo.network import MixMo
 from mixmo.runs import CHECKPOINTS, RunFolder
 from mixmo.seeding import DrawingFrom

@@ -19,10 +19,10 @@ from mixmo.deploy.load import MEMBERS, load_members, load_timm, load_weights
 from mixmo.deploy.spec import Spec, describe_run
 from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, reason
+from mixmo.escaping import printable
 from mixmo.evaluation.calibration import Calibration, pool_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.evaluation.predictions import Predictions, load_kept_predictions
-from mixmo.names import printable
 from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 

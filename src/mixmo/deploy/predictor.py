@@ -16,8 +16,8 @@ from mixmo.deploy.image_predictions import ImagePredictions, interpret_logits
 from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
 from mixmo.errors import InputError, one_of
+from mixmo.escaping import printable
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.names import printable
 
 
 class Predictor:

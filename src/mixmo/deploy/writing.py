@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixmo.errors import InputError
+from mixmo.escaping import csv_cell
 from mixmo.files import check_place, replace_file
-from mixmo.names import csv_cell
 
 Row = dict[str, Any]
 Write = Callable[[Row], None]

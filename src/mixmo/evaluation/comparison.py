@@ -15,11 +15,11 @@ from mixmo.config.plan import flatten
 from mixmo.config.settings import known_settings, neutral_settings
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, MissingError
+from mixmo.escaping import printable
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import BIASED, UNKNOWN, Interval, difference_intervals, seeds_interval
 from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, evaluate_predictions, evaluate_runs
-from mixmo.names import printable
 from mixmo.runs import RunFolder
 
 

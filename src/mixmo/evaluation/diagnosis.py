@@ -1,4 +1,4 @@
-"""Diagnosis: are the members separate, and do they fit their training mixtures?."""
+"""Diagnosis: whether the members are separate, and fit their training mixtures."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from mixmo.metrics import Calibration, Diversity, Scores, SelectivePrediction
-from mixmo.metrics.calibration import bin_gaps, expected_error
+from mixmo.metrics.calibration_errors import bin_gaps, expected_error
 from mixmo.metrics.checks import as_tensor, check_logits
 from mixmo.metrics.chunks import in_chunks, mean_logits
 from mixmo.metrics.samples import per_sample

@@ -15,8 +15,8 @@ from mixmo import __version__
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.data.batches import CenterCrop
+from mixmo.data.image_sets import ImageSet
 from mixmo.data.module import DataModule
-from mixmo.data.sets import ImageSet
 from mixmo.errors import InputError
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint

@@ -16,7 +16,7 @@ from torch import Tensor
 from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import CenterCrop
-from mixmo.data.sets import build_evaluation_loader, check_shared_memory
+from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities

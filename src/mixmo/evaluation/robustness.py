@@ -20,12 +20,12 @@ from mixmo import __version__
 from mixmo.cache import keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
-from mixmo.data.sets import build_evaluation_loader
+from mixmo.data.image_sets import build_evaluation_loader
 from mixmo.errors import InputError, MissingError, reason
+from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.metrics.chunks import mean_logits
-from mixmo.names import printable
 from mixmo.seeding import generator_for
 
 logger = logging.getLogger("mixmo")

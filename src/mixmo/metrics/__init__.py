@@ -4,7 +4,7 @@ All take probabilities (B, K), or those of M members (B, M, K), and class number
 float64 scalars by the names of ``test.json``. A metric that is not defined (a ratio over nothing) is NaN.
 """
 
-from mixmo.metrics.calibration import Calibration
+from mixmo.metrics.calibration_errors import Calibration
 from mixmo.metrics.diversity import Diversity
 from mixmo.metrics.ood import OutOfDistribution
 from mixmo.metrics.scores import Scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mixmo.metrics.calibration import Calibration
+from mixmo.metrics.calibration_errors import Calibration
 from mixmo.metrics.description import Description, Descriptions, describe_share
 from mixmo.metrics.diversity import Diversity
 from mixmo.metrics.ood import OutOfDistribution

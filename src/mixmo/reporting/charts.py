@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from mixmo.escaping import label, printable
 from mixmo.evaluation.intervals import wilson
-from mixmo.metrics.calibration import bin_gaps, bin_numbers
+from mixmo.metrics.calibration_errors import bin_gaps, bin_numbers
 from mixmo.metrics.samples import Samples
-from mixmo.names import label, printable
 
 INK = "#010203"
 """The colour of text and axes; no other grey is near it."""

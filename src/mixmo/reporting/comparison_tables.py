@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from mixmo.escaping import csv_cell, dataset_name
 from mixmo.evaluation.comparison import Group, intervals_between
 from mixmo.evaluation.intervals import UNKNOWN, image_intervals, mcnemar
 from mixmo.metrics.catalogue import COSTS, METRICS
 from mixmo.metrics.description import Description
-from mixmo.names import csv_cell, dataset_name
 from mixmo.reporting.tables import MAIN, MEANINGS
 from mixmo.reporting.text_table import TextTable
 

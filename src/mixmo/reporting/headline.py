@@ -11,13 +11,13 @@ import numpy as np
 
 from mixmo.config.recipes import method_name
 from mixmo.errors import reason
+from mixmo.escaping import printable
 from mixmo.evaluation.comparison import Group
 from mixmo.evaluation.costs import network_size
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import UNKNOWN, Interval, image_intervals
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.catalogue import METRICS
-from mixmo.names import printable
 from mixmo.reporting.comparison_tables import differences
 from mixmo.reporting.tables import MAIN
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mixmo.environment import environment
+from mixmo.escaping import printable
 from mixmo.evaluation.benchmark import Rows
 from mixmo.files import make_folder, write_text
-from mixmo.names import printable
 from mixmo.reporting.text_table import TextTable
 
 

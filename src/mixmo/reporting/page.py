@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mixmo.errors import InputError, reason
-from mixmo.names import printable
+from mixmo.escaping import printable
 from mixmo.reporting.charts import DARK, STYLE
 from mixmo.reporting.text_table import TextTable
 

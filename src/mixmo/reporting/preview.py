@@ -15,12 +15,12 @@ from torch import Tensor
 from mixmo.batch_mixing import MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.plan import Plan
+from mixmo.data.image_sets import build_train_loader
 from mixmo.data.module import DataModule
-from mixmo.data.sets import build_train_loader
+from mixmo.escaping import label
 from mixmo.files import check_place, is_marked, make_folder, write_bytes, write_text
 from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
-from mixmo.names import label
 from mixmo.reporting.page import Picture, Section, data_uri, png_of, render
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training.build import build_maker, build_network

@@ -13,6 +13,7 @@ import numpy as np
 from mixmo.config.plan import flatten
 from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
+from mixmo.escaping import dataset_name
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
@@ -20,7 +21,6 @@ from mixmo.metrics.catalogue import CORRUPTED, COSTS, DIAGNOSIS, DIVERSITY, METR
 from mixmo.metrics.ood import ood_scores
 from mixmo.metrics.samples import Samples
 from mixmo.metrics.selective import cumulative_errors
-from mixmo.names import dataset_name
 from mixmo.reporting import charts
 from mixmo.reporting.advice import advice
 from mixmo.reporting.page import Picture, Section, chart, log_missing

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping
 
 from mixmo.corruptions import SEVERITIES
+from mixmo.escaping import dataset_name
 from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.catalogue import CORRUPTED, METRICS
 from mixmo.metrics.ood import SCORES as OOD_SCORES
-from mixmo.names import dataset_name
 from mixmo.reporting.text_table import TextTable
 
 MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")

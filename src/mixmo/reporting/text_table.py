@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixmo.names import markdown, printable
+from mixmo.escaping import markdown, printable
 
 
 @dataclass(frozen=True)

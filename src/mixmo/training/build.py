@@ -13,8 +13,8 @@ from mixmo.errors import InputError, reason
 from mixmo.header import Header, Preparation
 from mixmo.network import MixMo
 from mixmo.seeding import DrawingFrom, generator_for
-from mixmo.training.custom import find_masks, find_objective
-from mixmo.training.starting import init_from_pretrained
+from mixmo.training.initial_weights import init_from_pretrained
+from mixmo.training.user_code import find_masks, find_objective
 
 
 def build_network(settings: Settings, data: DataModule, drawn: bool = False, module: nn.Module | None = None) -> MixMo:

@@ -14,8 +14,8 @@ from torch import nn
 
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
+from mixmo.config.preprocessing import PRETRAINED
 from mixmo.config.settings import Settings
-from mixmo.config.starting import PRETRAINED
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world

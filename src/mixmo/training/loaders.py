@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from mixmo.data.image_sets import DistinctBatch, build_evaluation_loader, build_train_loader, check_shared_memory
 from mixmo.data.module import DataModule
-from mixmo.data.sets import DistinctBatch, build_evaluation_loader, build_train_loader, check_shared_memory
 from mixmo.training import ranks
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mixmo.data.sets import DistinctBatch
+from mixmo.data.image_sets import DistinctBatch
 
 
 def size() -> int:

@@ -14,8 +14,8 @@ from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.plan import Plan, flatten
 from mixmo.config.recipes import PERMISSIONS
 from mixmo.config.settings import Settings, known_settings, neutral_settings
+from mixmo.data.image_sets import InMemoryImages
 from mixmo.data.module import DataModule
-from mixmo.data.sets import InMemoryImages
 from mixmo.errors import InputError, reason
 from mixmo.files import read_yaml, write_text, yaml_text
 from mixmo.launching import world

@@ -17,7 +17,7 @@ from mixmo.batch_mixing import WHOLE, MixedBatch
 from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
-from mixmo.data.sets import DistinctBatch
+from mixmo.data.image_sets import DistinctBatch
 from mixmo.errors import TrainingError
 from mixmo.header import Header
 from mixmo.network import MixMo

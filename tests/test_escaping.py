@@ -19,12 +19,12 @@ from rich.console import Console
 from strategies import NAMES
 
 from mixmo.comparing import Comparison
+from mixmo.escaping import csv_cell, label, markdown, printable
 from mixmo.evaluation.comparison import Entry, Group
 from mixmo.evaluation.evaluate import measure
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.samples import per_sample
-from mixmo.names import csv_cell, label, markdown, printable
 from mixmo.reporting import charts
 from mixmo.reporting.comparison_page import comparison_page
 from mixmo.reporting.comparison_tables import as_csv

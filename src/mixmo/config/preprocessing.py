@@ -13,9 +13,9 @@ from typing import Any
 import timm
 
 from mixmo.errors import InputError
+from mixmo.escaping import timm_scheme
 from mixmo.files import read_yaml
 from mixmo.header import Preparation
-from mixmo.names import timm_scheme
 
 PREPARATION = tuple(each.name for each in fields(Preparation))
 PRETRAINED = "pretrained"

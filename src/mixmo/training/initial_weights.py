@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from mixmo.config.preprocessing import PRETRAINED, is_run
 from mixmo.config.settings import Settings
-from mixmo.config.starting import PRETRAINED, is_run
 from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.files import read_checkpoint

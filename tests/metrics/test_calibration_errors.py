@@ -8,7 +8,7 @@ from hypothesis import given
 from oracles import adaptive_gaps, draws, ece_by_loop, fast, in_batches, metrics_of, sample, softmax
 
 from mixmo.metrics import Calibration
-from mixmo.metrics.calibration import bin_numbers
+from mixmo.metrics.calibration_errors import bin_numbers
 
 
 @fast
