@@ -59,7 +59,7 @@ def titles(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("end", "words"), [("null", "50\u00a0% of the mixtures all"), ("0", "at first and 0\u00a0% at the end, all")]
+    ("end", "words"), [("null", "50 % of the mixtures all"), ("0", "at first and 0 % at the end, all")]
 )
 def test_a_preview_shows_input_repetition(tmp_path, titles, end, words):
     """Two of the four mixtures at rho = 0.5: both members have one target."""

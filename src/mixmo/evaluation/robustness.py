@@ -25,6 +25,7 @@ from mixmo.errors import InputError, MissingError, reason
 from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast
+from mixmo.files import check_regular
 from mixmo.metrics.chunks import mean_logits
 from mixmo.seeding import generator_for
 
@@ -159,9 +160,10 @@ def open_npy(file: Path) -> np.ndarray:
     """Return the array of an ``.npy`` file, which stays on the disk until it is read.
 
     Raises:
-        InputError: if the file is damaged or holds Python objects.
+        InputError: if the file is damaged, holds Python objects, or is a pipe.
     """
     try:
+        check_regular(file)
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except Exception as error:  # NumPy may raise anything for damaged bytes
         raise InputError(f"{file} cannot be read as an .npy file: {reason(error)}.") from error

@@ -85,8 +85,8 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
 
 def _explain(own: DataSettings, mixer: Mixer, shape: FeatureShape) -> str:
     """Return what the two parts of the picture show."""
-    start, end = f"{100 * own.input_repetition:g}\u00a0%", own.input_repetition_end
-    change = "" if end is None else f" at first and {100 * end:g}\u00a0% at the end,"
+    start, end = f"{100 * own.input_repetition:g} %", own.input_repetition_end
+    change = "" if end is None else f" at first and {100 * end:g} % at the end,"
     repetition = f" In {start} of the mixtures{change} all members see the same image (input repetition)."
     return (
         "Each of the upper rows is one mixture of a training step: the members' inputs after augmentation and mixing "
