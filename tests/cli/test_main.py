@@ -239,6 +239,7 @@ def test_an_unreadable_image_in_a_worker_is_one_sentence(tmp_path, capsys):
     assert "dog/003.png cannot be read" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_printed_and_kept(tmp_path, capsys):
     size = ["--backbone=wide_resnet10_1", "--batch_size=4", "--image_size=16", "--num_classes=5", "--rounds=1"]
     assert main(["benchmark", *size, "--compile=true", f"--save={tmp_path}/deep/kept.json"]) == 0
