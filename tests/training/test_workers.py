@@ -105,7 +105,7 @@ import sys
 from mixmo.cli.main import main
 from mixmo.data import image_sets
 codes = [main(sys.argv[1:])]
-sets.check_room = lambda *sizes: None
+image_sets.check_room = lambda *sizes: None
 sys.exit([*codes, main(sys.argv[1:])] != [2, 2])
 """
 """Fits with the check before training, and without it."""
