@@ -49,11 +49,11 @@ def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, A
 def read_tensors(file: Path) -> Kept | None:
     """Return what :func:`keep_tensors` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
 
-    def opened() -> Kept:
+    def read_content() -> Kept:
         with safetensors.safe_open(file, "pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}, json.loads(content.metadata()["note"])  # noqa: SIM118
 
-    return _read(file, opened)
+    return _read(file, read_content)
 
 
 def keep_json(file: Path, content: Mapping[str, Any]) -> bool:
@@ -67,12 +67,12 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return None if found is None else found[1]
 
 
-def _read(file: Path, opened: Callable[[], Kept]) -> Kept | None:
+def _read(file: Path, read_content: Callable[[], Kept]) -> Kept | None:
     """Return the tensors and the note in a file if their digest is right."""
     if not file.is_file():
         return None
     try:
-        tensors, note = opened()
+        tensors, note = read_content()
         if note.pop("sha256") == _digest(note, tensors):
             return tensors, note
     except Exception as error:  # the reader may raise anything for damaged bytes

@@ -138,11 +138,11 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     status = path.stat()
-    return _described(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    return _describe_file(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _described(path: Path, inode: int, size: int, time: int) -> dict[str, Any]:
+def _describe_file(path: Path, inode: int, size: int, time: int) -> dict[str, Any]:
     content = load(path)
     own = {key: content[key] for key in ("header", "inference", "num_classes") if key in content}
     return own | {"epochs": finished_epochs(content)}

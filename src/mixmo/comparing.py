@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Comparison:
         """
         return {group.name: differences(group, self.groups[0]) for group in self.groups[1:]}
 
-    @property
+    @cached_property
     def tables(self) -> list[TextTable]:
         """The tables of metrics, of differences between several networks, and of costs where these are known."""
         tables = [metrics_table(self.groups)]
@@ -195,7 +196,7 @@ def compare(
         (['one', 'two', 'both'], 'accuracy')
     """
     names = names if isinstance(names, str) else list(names)
-    given = [each for network in networks for each in _named(network)]
+    given = [each for network in networks for each in _name_networks(network)]
     if not given:
         raise InputError("there is nothing to compare; give runs, or their paths.")
     if names:
@@ -220,7 +221,7 @@ def check_out(folder: Path, overwrite: bool) -> None:
         check_place(folder / file, is_marked(folder / file), overwrite)
 
 
-def _named(network: Any) -> list[tuple[str, Any]]:
+def _name_networks(network: Any) -> list[tuple[str, Any]]:
     """Return what a mapping names, or one thing without a name."""
     return [(str(name), what) for name, what in network.items()] if isinstance(network, Mapping) else [("", network)]
 

@@ -40,21 +40,21 @@ def edges(images: Tensor, low: float, high: float) -> Tensor:
     across, down = (convolve(padded, kernel)[..., 1:-1, 1:-1] for kernel in (SOBEL, SOBEL.T))
     size = F.pad(across.abs() + down.abs(), (1, 1, 1, 1))
 
-    def shifted(rows: int, columns: int) -> Tensor:
+    def shift(rows: int, columns: int) -> Tensor:
         height, width = images.shape[-2:]
         return size[..., 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
 
-    own, tangent = shifted(0, 0), math.tan(math.pi / 8)
+    own, tangent = shift(0, 0), math.tan(math.pi / 8)
     flat = down.abs() < across.abs() * tangent
     steep = down.abs() > across.abs() * (2 + tangent)
     falling = (across < 0) == (down < 0)
     diagonal = torch.where(
         falling,
-        (own > shifted(-1, -1)) & (own > shifted(1, 1)),
-        (own > shifted(-1, 1)) & (own > shifted(1, -1)),
+        (own > shift(-1, -1)) & (own > shift(1, 1)),
+        (own > shift(-1, 1)) & (own > shift(1, -1)),
     )
-    level = (own > shifted(0, -1)) & (own >= shifted(0, 1))
-    upright = (own > shifted(-1, 0)) & (own >= shifted(1, 0))
+    level = (own > shift(0, -1)) & (own >= shift(0, 1))
+    upright = (own > shift(-1, 0)) & (own >= shift(1, 0))
     ridge = (own > low) & torch.where(flat, level, torch.where(steep, upright, diagonal))
     kept, more = ridge & (own > high), True
     while more:  # chains grow from strong pixels along weak ones

@@ -114,7 +114,7 @@ def open_table(
     numbers, classes = number_labels(labels, getattr(feature, "names", names), title, on_error)
     if type(kind := dataset.features[image]).__name__ == "Image":
         dataset = dataset.cast_column(image, type(kind)(decode=False))
-    return Source(numbers, classes, TableImages(dataset, image, title, files)).labelled()
+    return Source(numbers, classes, TableImages(dataset, image, title, files)).drop_unlabelled()
 
 
 def _find_column(dataset: Any, feature: str, usual: Sequence[str], title: str) -> str:

@@ -233,13 +233,13 @@ class DataModule:
         """Whether there is a test set; only a program that gives images can leave it out."""
         return self.given is None or "test" in self.given
 
-    def _named(self, name: str) -> NamedDataset:
+    def _find_dataset(self, name: str) -> NamedDataset:
         own = self.settings
         return NamedDataset(name, Reading(own.root, own.download, own.on_error, self.option))
 
     @cached_property
     def _dataset(self) -> NamedDataset:
-        return self._named(self.settings.name)
+        return self._find_dataset(self.settings.name)
 
     def _open(self, split: str) -> Source:
         if self.given is None:
@@ -251,7 +251,7 @@ class DataModule:
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
         if name not in self._others:
-            other = self._named(name)
+            other = self._find_dataset(name)
             self._others[name] = other.open("test" if other.splits else "all")
         return self._others[name]
 

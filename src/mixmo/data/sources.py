@@ -68,7 +68,7 @@ class Source:
         """
         return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen])
 
-    def labelled(self) -> Source:
+    def drop_unlabelled(self) -> Source:
         """Return the source of the images that have a label, whose class number is not -1."""
         return self if self.labels.min(initial=0) >= 0 else self.subset(np.flatnonzero(self.labels >= 0))
 

@@ -83,7 +83,7 @@ def open_torchvision(split: str, name: str, root: str, download: bool, option: s
         source = Source(numbers, names, FileImages(top, [os.path.relpath(file, top) for file, _ in files]))
     else:
         source = Source(numbers, names, TorchvisionImages(dataset, f"{name} {split} image"))
-    return source.labelled()
+    return source.drop_unlabelled()
 
 
 def _check_there(name: str, root: str) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,9 +71,13 @@ class Spec(Header):
 
     calibration: Annotated[Calibration | None, PlainValidator(_calibration)] = None
 
+    @cached_property
+    def _crop(self) -> CenterCrop:
+        return CenterCrop(self.data)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return what the network sees, (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
-        return CenterCrop(self.data).center(images)
+        return self._crop.center(images)
 
     def to_json(self, **more: Any) -> str:
         """Return all of it as JSON; of many validation images every n-th.

@@ -127,9 +127,14 @@ class TrainedRun:
             net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
             return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
+    @cached_property
+    def crop(self) -> CenterCrop:
+        """What prepares the network's images; once for all batches, since it moves to the device."""
+        return CenterCrop(self.header.data)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return what the network sees, (B, C, h, w) on its device, of images (B, H, W, C) uint8 of the run's size."""
-        return CenterCrop(self.header.data).center(images.to(self.device))
+        return self.crop.center(images.to(self.device))
 
     @property
     def data_settings(self) -> dict[str, Any]:

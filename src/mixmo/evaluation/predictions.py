@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
-from mixmo.data.batches import CenterCrop
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.evaluation.inference import TrainedRun, autocast
@@ -114,11 +113,11 @@ def _file(run: TrainedRun, dataset: str, precision: str) -> Path:
 def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
     net, (images, classes) = run.network, run.images(dataset)
     check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
-    crop, logits, targets = CenterCrop(run.header.data), [], []
+    logits, targets = [], []
     with autocast(run.device, precision):
         for batch in build_evaluation_loader(images, run.settings.data, run.device):
             pixels, labels, chosen = (each.to(run.device) for each in batch)
-            logits.append(net.members(crop.center(pixels, chosen)).float().cpu())
+            logits.append(net.members(run.crop.center(pixels, chosen)).float().cpu())
             targets.append(labels[chosen].cpu())
     return Predictions(torch.cat(logits), torch.cat(targets), classes, run.epochs)
 

@@ -46,7 +46,7 @@ def images_section(
             images[heading] = try_to_draw(draw, heading)
 
     if together.logits.shape[1] > 1:
-        add(disagree, disagreed(together.logits, IMAGES), networks)
+        add(disagree, find_disagreements(together.logits, IMAGES), networks)
     for heading, samples in wrong.items():
         add(heading, mistakes(samples, IMAGES // (2 if len(wrong) > 1 else 1)), {"predicted": samples})
     return Section("Images", notes=notes, images=images)
@@ -73,7 +73,7 @@ def mistakes(samples: Samples, count: int) -> list[int]:
     return _largest(samples.confidence, samples.right == 0, count)
 
 
-def disagreed(logits: Tensor, count: int) -> list[int]:
+def find_disagreements(logits: Tensor, count: int) -> list[int]:
     """Return the numbers of images for which members predict different classes, the most uncertain first.
 
     Args:
@@ -81,7 +81,7 @@ def disagreed(logits: Tensor, count: int) -> list[int]:
         count: How many at most.
 
     Example:
-        >>> disagreed(torch.tensor([[[9.0, 0], [9, 0]], [[0, 1], [1, 0]], [[0, 9], [9, 0]]]), 5)
+        >>> find_disagreements(torch.tensor([[[9.0, 0], [9, 0]], [[0, 1], [1, 0]], [[0, 9], [9, 0]]]), 5)
         [2, 1]
     """
     predicted = logits.argmax(2)

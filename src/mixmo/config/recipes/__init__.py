@@ -77,12 +77,16 @@ def without_permission(configuration: Mapping[str, Any]) -> Recipe:
         {'seed': 1, 'data': {}}
     """
 
-    def kept(section: Any, prefix: str) -> Any:
+    def drop_permissions(section: Any, prefix: str) -> Any:
         if not isinstance(section, Mapping):
             return section
-        return {key: kept(value, f"{key}.") for key, value in section.items() if f"{prefix}{key}" not in PERMISSIONS}
+        return {
+            key: drop_permissions(value, f"{key}.")
+            for key, value in section.items()
+            if f"{prefix}{key}" not in PERMISSIONS
+        }
 
-    return dict(kept(configuration, ""))
+    return dict(drop_permissions(configuration, ""))
 
 
 def _is_configuration(file: Path) -> bool:
