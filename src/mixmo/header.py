@@ -6,7 +6,7 @@ come and go without making weights unreadable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,6 @@ from mixmo.validation import (
     Numbers,
     describe_errors,
     settings_class,
-    take_integer,
     take_list,
 )
 
@@ -36,8 +35,22 @@ MOST_MEMBERS = 100
 Text = InstanceOf[str]  # names of files need not be valid Unicode
 Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
 Members = Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)]
-Channels = Annotated[Literal[1, 3, 4], BeforeValidator(take_integer)]
+MOST_CHANNELS = 512
+Channels = Annotated[Integer, Field(ge=1, le=MOST_CHANNELS)]
+Sides = Annotated[list[Side], Field(min_length=2, max_length=2), Strict(), BeforeValidator(take_list)]
+Size = Side | Sides
+"""The side of a square, or the height and the width of a rectangle."""
 Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], Strict(), BeforeValidator(take_list)]
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (h, w) of a size as settings have it: a side, or both.
+
+    Example:
+        >>> height_and_width(32), height_and_width([32, 48])
+        ((32, 32), (32, 48))
+    """
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @settings_class("data", frozen=True)
@@ -51,17 +64,19 @@ class Preparation:
     """
 
     channels: Channels
-    """3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are."""
+    """3 (RGB), 1 (grey), or the number of bands that images have, as they are."""
     interpolation: Literal["bicubic", "bilinear"]
     """How images are scaled."""
     mean: Numbers
     """Subtracted from each channel, in [0, 1]."""
     std: Deviations
     """Divides each channel, in [0, 1]."""
-    crop_size: Side | None
-    """Side of the crop in the middle that the network sees; ``None`` is the whole image."""
-    image_size: Side | None = None
-    """Side that images were asked to be brought to; ``None`` took them as they were, all of one size."""
+    crop_size: Size | None
+    """Side, or height and width, of the crop in the middle that the network sees; ``None`` is the whole image."""
+    image_size: Size | None = None
+    """Side, or height and width, that images were asked to be brought to; ``None`` took them as they were, all of one
+    size.
+    """
     window: Numbers | None = None
     """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255."""
     own_transforms: Boolean = False
@@ -116,7 +131,7 @@ class Header:
     def input_size(self) -> tuple[int, int]:
         """(h, w) of what the network sees."""
         crop = self.data.crop_size
-        return self.size if crop is None else (crop, crop)
+        return self.size if crop is None else height_and_width(crop)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -183,9 +198,10 @@ def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where
             own |= each if isinstance(each, Mapping) else {}
         parts[section] = {key: own[key] for key in keys if key in own}
     side = parts["data"].get("image_size")
-    if not known.get("size") and side is None:
+    size = known.get("size") or (None if side is None else list(height_and_width(side)))
+    if size is None:
         raise InputError(
             f"{where} is of an earlier version, whose files do not say the size of their images; set data.image_size "
             "in the config.yaml next to it."
         )
-    return found | {"size": known.get("size") or [side, side]} | parts["model"] | {"data": parts["data"]}
+    return found | {"size": size} | parts["model"] | {"data": parts["data"]}

@@ -322,7 +322,8 @@ def _of_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
 def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
     """Set what follows from images that are given: their channels, and whether a Dataset prepares them."""
     train = sources["train"]
-    own.setdefault("data.channels", channels_of(train))
+    if "data.channels" not in own:
+        own["data.channels"] = channels_of(train)
     prepared = any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values())
     if not prepared:
         return

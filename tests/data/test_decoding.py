@@ -187,7 +187,7 @@ def test_large_images_are_refused_before_their_pixels_are_allocated(side):
         tracemalloc.start()
         with (
             ignore_image_warnings(),
-            pytest.raises(InputError, match=r"cannot be read: it is an image of more than 67 megapixels\.$"),
+            pytest.raises(InputError, match=r"more than 67 megapixels; set the environment variable MIXMO_MAX_MEGAP"),
         ):
             decoded(png(side, side, 1, 0, bytes(1000)))
         peak = tracemalloc.get_traced_memory()[1]
@@ -377,18 +377,5 @@ def test_four_bands_reach_the_network_or_their_loss_is_said(mode, format, option
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "LA"])
 def test_other_bands_than_four_are_refused(mode):
-    with pytest.raises(InputError, match=r"data\.channels 4 takes files of four bands"):
+    with pytest.raises(InputError, match=r"it has the bands .*, but data\.channels is 4"):
         image_pixels(Image.new(mode, (4, 4)), 4)
-
-
-def test_a_fifth_band_is_refused():
-    """Pillow would leave it out in silence."""
-    values = bytes(range(2 * 2 * 5))
-    tags = [(256, 4, 1, 2), (257, 4, 1, 2), (258, 3, 5, 8 + 2 + 10 * 12 + 4), (259, 3, 1, 1), (262, 3, 1, 2),
-            (273, 4, 1, 8 + 2 + 10 * 12 + 4 + 10 + 4), (277, 3, 1, 5), (278, 4, 1, 2), (279, 4, 1, len(values)),
-            (338, 3, 2, 0)]  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + struct.pack("<5H", *[8] * 5) + bytes(4)
-    content += values
-    with pytest.raises(InputError, match="it has 5 bands, of which Pillow reads"):
-        image_pixels(content, 4)

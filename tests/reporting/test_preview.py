@@ -1,6 +1,8 @@
 """Pictures of what the network sees: they show what training draws, on pages that stand alone."""
 
+import base64
 import errno
+import io
 import os
 import re
 
@@ -15,6 +17,7 @@ from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
 from mixmo.masks import KINDS
 from mixmo.reporting import preview as module
+from mixmo.reporting.page import photo_uri
 from mixmo.reporting.preview import MIXTURES, blend, color_masks, draw_mixtures, montage, shown_images, target_of
 
 
@@ -169,3 +172,14 @@ def test_targets_in_words(target, text):
 
 def test_every_kind_is_in_the_catalogue():
     assert len(KINDS) == 17
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_any_number_of_bands_has_a_picture(channels):
+    inputs = torch.rand(2, channels, 4, 6)
+    shown = shown_images(inputs, DataSettings(channels=channels, mean=[0], std=[1]))
+    first = inputs[:, :3] if channels > 2 else inputs[:, :1].expand(-1, 3, -1, -1)
+    assert np.allclose(shown, first.permute(0, 2, 3, 1))
+    uri = photo_uri((inputs[0].permute(1, 2, 0) * 255).byte().numpy())
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert picture.size == (6, 4) and picture.mode == ("RGB" if channels > 2 else "L")

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 from conftest import Stopping, write_images
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 
 import mixmo
 from mixmo.cli.main import main
@@ -328,3 +329,29 @@ def test_grey_images_are_seen_as_colours_were(single, lite0):
             for each, images in ((net, grey), (colours, grey.expand(-1, 3, -1, -1)))
         )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_bands_start_from_colours_as_timm_has_it(single, lite0):
+    words = ["--data.channels=13", "--data.crop_size=32", "--data.color_jitter=0"]
+    settings = of_photos(single, lite0, *words).settings
+    net = build_network(settings, DataModule(settings.data, 0))
+    trained = load_file(lite0)["conv_stem.weight"]
+    stems = sum(encoder.weight for encoder in net.encoders)
+    torch.testing.assert_close(stems, adapt_input_conv(13, trained), atol=1e-4, rtol=1e-4)
+
+
+def test_bands_start_from_as_many_and_not_from_others(single, tmp_path):
+    backbone = timm.create_model("wide_resnet10_1", num_classes=3, in_chans=13)
+    save_file(backbone.state_dict(), tmp_path / "bands.safetensors")
+    words = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.start={tmp_path}/bands.safetensors",
+             "--data.image_size=8"]  # fmt: skip
+    for channels in (13, 5):
+        own = [f"--data.name=folder:{single[0]}/data", *words, f"--data.channels={channels}"]
+        settings = make_plan(load_recipe("digits-cut"), own).settings
+        if channels == 5:
+            with pytest.raises(InputError, match=r"does not fit .* is \(16, 13, 3, 3\), not \(16, 5, 3, 3\)"):
+                build_network(settings, DataModule(settings.data, 0))
+        else:
+            net = build_network(settings, DataModule(settings.data, 0)).eval()
+            images = torch.randn(2, 13, 8, 8)
+            torch.testing.assert_close(net(images), backbone.eval()(images), atol=1e-4, rtol=1e-4)

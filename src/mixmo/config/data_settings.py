@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mixmo.errors import InputError
-from mixmo.header import LARGEST_SIDE, Channels, Deviations, Preparation, Side
+from mixmo.header import LARGEST_SIDE, Channels, Deviations, Preparation, Size
 from mixmo.pairing import check_input_repetition, check_repetition
 from mixmo.validation import (
     Boolean,
@@ -63,17 +63,23 @@ class DataSettings:
     test images, so that they are tested on the same.
     """
     channels: Channels = 3
-    """3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA files as they are."""
+    """3 (RGB), 1 (grey), or the number of bands that images have, as they are: 4 of CMYK and RGBA files, 13 of a
+    satellite's.
+    """
     window: Numbers | None = None
-    """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255, those beyond clipped; null
+    """Values [low, high] of images with 16 or 32 bits or fractions that become 0 and 255, those beyond clipped; null
     takes the whole range of 16 bits.
     """
-    image_size: Side | None = None
-    """Input size: the side images are scaled and cropped to; null takes them as they are, all of one size."""
+    image_size: Size | None = None
+    """Input size, a side or [height, width], that images are scaled and cropped to; null takes them as they are, all
+    of one size.
+    """
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How images are scaled: bicubic or bilinear, antialiased."""
-    crop_size: Side | None = None
-    """Side of the random crop in training and of the center crop in evaluation; null is the input size."""
+    crop_size: Size | None = None
+    """Side, or [height, width], of the random crop in training and of the center crop in evaluation; null is the input
+    size.
+    """
     augmentation: Literal["crop", "photo"] = "crop"
     """crop, at random from the padded image, as published; or photo, by kornia: a part of the image of any size and
     shape, scaled to the crop (RandomResizedCrop), and colours changed.
@@ -133,10 +139,11 @@ class DataSettings:
         check_repetition(self.batch_size, self.batch_repetition)
         self.check_members(1)
         Preparation.of(self)  # checks what the two have in common
-        if self.channels == 4 and (self.policy != "none" or (self.augmentation == "photo" and self.color_jitter)):
+        recolours = self.policy != "none" or (self.augmentation == "photo" and self.color_jitter > 0)
+        if recolours and self.channels not in (1, 3):
             raise InputError(
-                "data.channels is 4, but data.policy and data.color_jitter change colours, which four bands are not; "
-                "set --data.policy none and --data.color_jitter 0."
+                f"data.channels is {self.channels}, but data.policy and data.color_jitter change colours, which these "
+                "bands are not; set --data.policy none and --data.color_jitter 0."
             )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"data.scale is {self.scale}; it is two shares, least and most, above 0 and up to 1.")

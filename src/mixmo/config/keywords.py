@@ -90,11 +90,11 @@ class FitSettings(TypedDict, total=False):
     validation: float
     images_per_class: int | None
     split_seed: int | None
-    channels: Literal[1, 3, 4]
+    channels: int
     window: list[float] | None
-    image_size: int | None
+    image_size: int | list[int] | None
     interpolation: Literal["bicubic", "bilinear"]
-    crop_size: int | None
+    crop_size: int | list[int] | None
     augmentation: Literal["crop", "photo"]
     padding: int
     padding_mode: Literal["zeros", "reflect"]

@@ -138,6 +138,6 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def is_list(hint: Any) -> bool:
-    """Return whether an annotation is of a list, and of no text."""
+    """Return whether an annotation is of a list, and of no text or number."""
     kinds = _kinds(hint)
-    return any(get_origin(kind) is list for kind in kinds) and str not in kinds
+    return any(get_origin(kind) is list for kind in kinds) and not {str, int} & set(kinds)

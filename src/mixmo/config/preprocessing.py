@@ -79,11 +79,17 @@ def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
     if known.get("interpolation") in ("bicubic", "bilinear"):
         found["data.interpolation"] = known["interpolation"]
     if "data.image_size" not in values:
-        crop = values.get("data.crop_size")
-        crop = crop if isinstance(crop, int) and crop > 0 else (known.get("input_size") or (3, 224, 224))[-1]
-        size = math.floor(crop / (known.get("crop_pct") or 1))
-        found |= {"data.crop_size": crop, "data.image_size": size}
+        crop = _sides(values.get("data.crop_size")) or list((known.get("input_size") or (224, 224))[-2:])
+        size = [math.floor(side / (known.get("crop_pct") or 1)) for side in crop]
+        for key, (height, width) in {"crop_size": crop, "image_size": size}.items():
+            found[f"data.{key}"] = height if height == width else [height, width]
     return found
+
+
+def _sides(size: Any) -> list[int]:
+    """Return the height and the width that a recipe sets, not checked yet; nothing where it sets none."""
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    return list(sides) if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else []
 
 
 def _pretrained_cfg(backbone: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from mixmo.batch_mixing import WHOLE, BatchMixer, ImageSource, MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.data.policies import Policy
-from mixmo.header import Preparation
+from mixmo.header import Preparation, height_and_width
 
 
 class CenterCrop:
@@ -29,7 +29,7 @@ class CenterCrop:
     """
 
     def __init__(self, how: Preparation | DataSettings) -> None:
-        self.crop_size = how.crop_size
+        self.crop_size = None if how.crop_size is None else height_and_width(how.crop_size)
         mean, std = torch.tensor(how.mean), torch.tensor(how.std)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -51,7 +51,7 @@ class CenterCrop:
         return self._normalise(pixels)
 
     def _crop(self, images: Tensor) -> tuple[int, int]:
-        return (images.shape[1], images.shape[2]) if self.crop_size is None else (self.crop_size, self.crop_size)
+        return self.crop_size or (images.shape[1], images.shape[2])
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         if self.scale.device != pixels.device:  # once: the host waits for it

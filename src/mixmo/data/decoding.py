@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 
+from mixmo.data.levels import MAX_BYTES, check_size, max_pixels, to_bytes, too_large, too_long
 from mixmo.data.messages import warn_once
+from mixmo.data.special_formats import (
+    DICOM_PLACE,
+    NPY,
+    TIFF,
+    exceeds_pillow,
+    is_dicom,
+    is_heic,
+    read_dicom,
+    read_heic,
+    read_npy,
+    read_tiff,
+)
 from mixmo.errors import InputError, reason
-
-MAX_PIXELS = 2**26
-"""Larger images are refused before their pixels are allocated."""
-
-MAX_BYTES = 2**28
-"""Larger files are refused before they are read."""
 
 Image.init()
 FORMATS = tuple(name for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF") if name in Image.OPEN)
-"""What is read. Pillow knows more, and hands some of it (EPS) to other programs."""
+"""What Pillow reads here. It knows more, and hands some of it (EPS) to other programs."""
 
 BACKGROUND = (255, 255, 255)
 """White, what transparent pixels show."""
@@ -29,52 +38,79 @@ BACKGROUND = (255, 255, 255)
 EIGHT_BITS = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 TRANSPARENT = {"RGBA", "LA", "PA", "RGBa", "La"}
 FOUR_BANDS = {"CMYK", "RGBA", "RGBX"}
-SAMPLES_PER_PIXEL = 277
-"""The tag of a TIFF file that counts its bands."""
-
-FEW_LEVELS = 16
-"""Grey levels below which an image of 16 bits has lost most of what it shows."""
+AS_THEY_ARE = {2: {"LA"}, 4: FOUR_BANDS}
+"""Modes whose bands are taken as they are, by their number."""
 
 SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 
+COLOURS = (1, 3, 4)
+"""Numbers of bands that become grey or RGB: those of grey, RGB and RGBA."""
+
 
 def image_pixels(
-    found: Image.Image | bytes,
+    found: Image.Image | np.ndarray | bytes,
     channels: int,
     window: Sequence[float] | None = None,
     name: Callable[[], str] = lambda: "an image",
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Return (H, W, C) uint8: upright by its EXIF orientation, on white where transparent, 16 bits scaled to 8.
+    """Return (H, W, C) uint8: upright by its EXIF orientation, on white where transparent, values scaled to 8 bits.
 
     What of an image does not reach the network is logged, once in a process.
 
     Args:
-        found: An image, or the content of an image file; of several frames the first is taken.
-        channels: C, 3 (RGB), 1 (grey), or 4, the bands of CMYK and RGBA images as they are.
-        window: Values of images with 16 or 32 bits or fractions that become 0 and 255; ``None`` is all of 16 bits.
+        found: An image, an array as :func:`arrange_bands` takes it, or the content of an image file; of several frames
+            the first is taken.
+        channels: C, 3 (RGB), 1 (grey), or the number of bands that the image has, which are taken as they are.
+        window: Values of images with 16 or 32 bits or fractions that become 0 and 255; ``None`` is all of 16 bits, and
+            what a DICOM file says.
         name: Returns what it is called.
+        size: (h, w) that it will be scaled to, by :func:`to_size`: a JPEG of more than ``max_pixels()`` is decoded at
+            1/2, 1/4 or 1/8 of its size where that is at least twice as large.
 
     Raises:
-        InputError: if it is larger than ``MAX_PIXELS``, no image of ``FORMATS``, of 32 bits a channel or fractions
-            where no window is set, or of other bands than 4 channels take.
-        Exception: what Pillow raises on damaged content, of any kind.
+        InputError: if it is too large, no image of a format that is read, of 32 bits a channel or fractions where no
+            window is set, or of other bands.
+        Exception: what Pillow and the other libraries raise on damaged content, of any kind.
 
     Example:
         >>> image_pixels(Image.new("LA", (4, 2)), 3).max()  # transparent black
         np.uint8(255)
+        >>> image_pixels(np.full((13, 2, 4), 65535, np.uint16), 13).shape
+        (2, 4, 13)
     """
-    image = _open_image(found) if isinstance(found, bytes) else found
-    _check_size(image)
-    _take_all_bands(image)
+    image = _open_image(found, channels, window, name, size) if isinstance(found, bytes) else found
+    if isinstance(image, np.ndarray):
+        values = arrange_bands(image, channels)
+        check_size(values.shape[1], values.shape[0], values.shape[2])
+        pixels = to_bytes(values, window, name)
+        if pixels.shape[2] == channels:
+            return np.array(pixels, order="C")
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    check_size(*image.size)
+    halved = len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
     whole_range = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = _apply_orientation(image)
     if whole_range or (window and image.mode in ("I", "F")):
-        image = _to_eight_bits(image, window, name)
-    if channels == 4:
-        if image.mode not in FOUR_BANDS:
-            raise InputError(f"it has Pillow's mode {image.mode}; data.channels 4 takes files of four bands")
-    elif image.mode in TRANSPARENT or "transparency" in image.info:
+        image = _to_eight_bits(image, whole_range, window, name)
+    if channels in (1, 3):
+        image = _to_colours(image, channels, name)
+    elif image.mode not in AS_THEY_ARE.get(channels, ()):
+        raise InputError(f"it has the bands {', '.join(image.getbands())}, but data.channels is {channels}")
+    pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    if halved and 0 < (largest := pixels.max()) < 16:
+        warn_once(
+            f"{name()} has bands of 16 bits, of which Pillow reads the upper 8, and these are {largest} at most; save "
+            "it as a TIFF file and set --data.window '[LOW, HIGH]', between which the values of all images lie.",
+            about="levels",
+        )
+    return pixels
+
+
+def _to_colours(image: Image.Image, channels: int, name: Callable[[], str]) -> Image.Image:
+    """Return an image of 8 bits as grey or RGB."""
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         image = _on_background(image)
     elif image.mode not in EIGHT_BITS:
         raise InputError(
@@ -84,36 +120,78 @@ def image_pixels(
     elif image.mode in FOUR_BANDS:
         done = "which Pillow converts to colours" if image.mode == "CMYK" else "of which the fourth is left out"
         warn_once(f"{name()} has four bands, {done}; --data.channels 4 takes all of them.", about=image.mode)
-    if channels != 4:
-        image = image.convert("RGB" if channels == 3 else "L")
-    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    return image.convert("RGB" if channels == 3 else "L")
 
 
-def _open_image(content: bytes) -> Image.Image:
+def arrange_bands(values: np.ndarray, channels: int) -> np.ndarray:
+    """Return (H, W, C) of an array (H, W), (H, W, C) or (C, H, W).
+
+    The bands are the last axis where it has ``channels`` entries, else the first. For 1 and 3 channels an axis of 1, 3
+    or 4 entries does as well: grey, RGB or RGBA.
+
+    Args:
+        values: The array.
+        channels: C that is wanted.
+
+    Raises:
+        InputError: if neither axis fits.
+
+    Example:
+        >>> arrange_bands(np.zeros((13, 8, 6)), 13).shape, arrange_bands(np.zeros((8, 6)), 3).shape
+        ((8, 6, 13), (8, 6, 1))
+    """
+    shaped = values[..., None] if values.ndim == 2 else values
+    for wanted in ((channels,), COLOURS) if channels in (1, 3) else ((channels,),):
+        for axis in (2, 0) if shaped.ndim == 3 and values.size else ():
+            if shaped.shape[axis] in wanted:
+                return np.moveaxis(shaped, axis, 2)
+    raise InputError(
+        f"it has shape {values.shape}, whose bands are not as many as data.channels, {channels}; arrays are (H, W), "
+        "(H, W, C) or (C, H, W)"
+    )
+
+
+def _open_image(
+    content: bytes,
+    channels: int,
+    window: Sequence[float] | None,
+    name: Callable[[], str],
+    size: tuple[int, int] | None,
+) -> Image.Image | np.ndarray:
     if len(content) > MAX_BYTES:
         raise too_long(len(content))
+    if content.startswith(NPY):
+        return read_npy(content)
+    if is_dicom(content):
+        return read_dicom(content, window, name)
+    if channels > 4 and content.startswith(TIFF):  # which Pillow would log for every file
+        return read_tiff(content)
+    limit = max_pixels()
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise InputError(f"it is damaged, or none of {', '.join(FORMATS)}") from error
+        if content.startswith(TIFF):
+            return read_tiff(content)
+        if is_heic(content):
+            return read_heic(content)
+        raise InputError(f"it is damaged, or none of {', '.join(FORMATS)}, NPY, DICOM, HEIC") from error
     except Image.DecompressionBombError as error:
-        raise _too_large() from error
+        if not content.startswith(b"\xff\xd8\xff"):
+            raise too_large() from error
+        image = JpegImageFile(io.BytesIO(content))
+    _take_fourth_band(image)
+    if exceeds_pillow(image, channels, window):
+        return read_tiff(content)
+    if size is not None and image.width * image.height > limit and isinstance(image, JpegImageFile):
+        _reduce_jpeg(image, size)
+    return image
 
 
-def too_long(size: int) -> InputError:
-    """Return the error of a file of ``size`` bytes that is not read."""
-    return InputError(f"it is a file of {size / 2**20:.0f} MiB, more than the {MAX_BYTES >> 20} MiB that are read")
-
-
-def _too_large() -> InputError:
-    return InputError(f"it is an image of more than {MAX_PIXELS // 10**6} megapixels")
-
-
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large()
-    if not image.width * image.height:
-        raise InputError("it has no pixels")
+def _reduce_jpeg(image: JpegImageFile, size: tuple[int, int]) -> None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size; a progressive one would be kept in memory as a whole."""
+    if "progressive" not in image.info:
+        scale = 2 * max(size) / min(image.size)
+        image.draft(None, (math.ceil(scale * image.width), math.ceil(scale * image.height)))  # type: ignore[arg-type]
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
@@ -127,34 +205,19 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _take_all_bands(image: Image.Image) -> None:
+def _take_fourth_band(image: Image.Image) -> None:
     """Have Pillow read the fourth band of a TIFF file, which it leaves out where its meaning is not told."""
-    count = getattr(image, "tag_v2", {}).get(SAMPLES_PER_PIXEL, 1)
-    if not isinstance(count, int) or count <= (bands := len(image.getbands())):
-        return
-    if count == 4 and image.mode == "RGB" and all("RGBX" in (tile[3] or ()) for tile in image.tile):  # type: ignore[attr-defined]
+    is_tiff = image.mode == "RGB" and image.format == "TIFF"
+    if is_tiff and image.tile and all("RGBX" in (tile[3] or ()) for tile in image.tile):  # type: ignore[attr-defined]
         image._mode = "RGBX"
-    else:
-        raise InputError(f"it has {count} bands, of which Pillow reads {bands}; save those wanted")
 
 
-def _to_eight_bits(image: Image.Image, window: Sequence[float] | None, name: Callable[[], str]) -> Image.Image:
+def _to_eight_bits(
+    image: Image.Image, whole_range: bool, window: Sequence[float] | None, name: Callable[[], str]
+) -> Image.Image:
     """Return grey of 8 bits: the window, or 0…65535, becomes 0…255, rounded."""
     values = np.asarray(image)
-    if window is None:
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        levels = np.count_nonzero(np.bincount(grey.ravel()))
-        if levels < FEW_LEVELS and levels < np.count_nonzero(np.bincount(values.ravel())):
-            warn_once(
-                f"{name()} has 16-bit values from {values.min()} to {values.max()}, of which {levels} of 256 grey "
-                "levels are left; set --data.window '[LOW, HIGH]', between which the values of all images lie.",
-                about="levels",
-            )
-    else:
-        if np.isnan(values).any():
-            raise InputError("it has values that are no numbers (NaN)")
-        low, high = window
-        grey = ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+    grey = np.array(to_bytes(values.astype(np.uint16) if whole_range else values, window, name))
     if isinstance(key := image.info.get("transparency"), int):
         grey[values == key] = BACKGROUND[0]
     return Image.fromarray(grey)
@@ -176,7 +239,7 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
         interpolation: ``bicubic`` or ``bilinear``.
 
     Raises:
-        InputError: if it would have to grow beyond ``MAX_PIXELS``, being narrow.
+        InputError: if it would have to grow beyond ``max_pixels()``, being narrow.
 
     Example:
         >>> to_size(np.zeros((10, 30, 3), np.uint8), (5, 5)).shape
@@ -187,7 +250,7 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
         return pixels
     scale = max(size[0] / height, size[1] / width)
     grown = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
-    if grown[0] * grown[1] > MAX_PIXELS:
+    if grown[0] * grown[1] > max_pixels():
         raise InputError(
             f"it is {height}×{width}, and would have to grow to {grown[0]}×{grown[1]} to cover the input size"
         )
@@ -198,7 +261,7 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
 
 
 def starts_like_image(start: bytes) -> bool:
-    """Return whether a file that starts so is an image of ``FORMATS``.
+    """Return whether a file that starts so is an image of a format that is read.
 
     Args:
         start: Its first ``SIGNATURE`` bytes, or all of a shorter one.
@@ -211,11 +274,13 @@ def starts_like_image(start: bytes) -> bool:
         return start[6:10] == bytes(4)
     if start[:1] == b"P":
         return start[1:2] in b"123456" and start[2:3].isspace()
-    known = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    return start.startswith(known) or start[8:12] == b"WEBP" or start[4:12] in (b"ftypavif", b"ftypavis")
+    known = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", NPY, *TIFF)
+    if start.startswith(known) or start[8:12] == b"WEBP" or start[4:12] in (b"ftypavif", b"ftypavis"):
+        return True
+    return is_heic(start) or is_dicom(start)
 
 
-SIGNATURE = 16
+SIGNATURE = DICOM_PLACE + 4
 """Bytes that tell what a file is."""
 
 

@@ -10,15 +10,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mixmo.data.decoding import MAX_BYTES, SIGNATURE, explain_error, starts_like_image, too_long
+from mixmo.data.decoding import SIGNATURE, explain_error, starts_like_image
+from mixmo.data.levels import MAX_BYTES, too_long
 from mixmo.data.messages import log_progress, warn_once
 from mixmo.data.sources import Source, hash_parts, stamp
+from mixmo.data.special_formats import SUFFIXES as SPECIAL
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.files import check_regular
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
+    *SPECIAL,
 )  # fmt: skip
 """Endings of images; files with others are looked into."""
 

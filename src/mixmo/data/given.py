@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
+from mixmo.data.decoding import COLOURS
 from mixmo.data.hugging_face import IMAGES, LABELS, open_table
 from mixmo.data.labels import number_labels
 from mixmo.data.messages import warn_once
 from mixmo.data.sources import ArrayImages, Source, hash_parts, spread_indices
 from mixmo.errors import InputError
+from mixmo.header import MOST_CHANNELS
 
 GIVEN = "given"
 """The name of a dataset that a program gave; only a program can give it again."""
@@ -56,10 +58,10 @@ class DatasetImages:
     one_by_one = True
     """A Dataset of somebody's own may not bear to be asked from several threads."""
 
-    def read(self, index: int) -> Image.Image | bytes:
-        """Return an image."""
+    def read(self, index: int) -> Image.Image | np.ndarray | bytes:
+        """Return an image, an array of its pixels, or the content of its file."""
         found = self.sample(index).image
-        return found if isinstance(found, bytes | Image.Image) else Image.fromarray(as_pixels(found, self.name(index)))
+        return found if isinstance(found, bytes | Image.Image) else as_pixels(found, self.name(index))
 
     def sample(self, index: int, seed: int = 0) -> Sample:
         """Return what the Dataset gives for an index.
@@ -104,8 +106,8 @@ def open_given(given: Any, split: str) -> Source:
 
     Args:
         given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
-            uint8 images (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with images
-            and labels; or a DataLoader, whose dataset is taken.
+            images of integers (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with
+            images and labels; or a DataLoader, whose dataset is taken.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
@@ -113,7 +115,7 @@ def open_given(given: Any, split: str) -> Source:
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
-        >>> source.classes, source.read(2).size
+        >>> source.classes, source.read(2).shape
         (['0', '1'], (8, 8))
     """
     if isinstance(given, DataLoader):
@@ -157,26 +159,31 @@ def _open_arrays(images: Any, labels: Any, split: str) -> Source:
 
 
 def as_pixels(image: Any, name: str) -> np.ndarray:
-    """Return (H, W) or (H, W, C) uint8 of an array or tensor, whose channels may come first.
+    """Return the integers (H, W), (H, W, C) or (C, H, W) of an array or tensor.
+
+    Grey, RGB and RGBA images become (H, W) and (H, W, C). Other bands come last where a tensor has them first, and stay
+    where an array has them, until the number of channels is known.
 
     Args:
-        image: uint8, (H, W), (H, W, C) or (C, H, W), C = 1, 3 or 4.
+        image: Integers, (H, W), (H, W, C) or (C, H, W).
         name: What it is called, for the error.
 
     Example:
         >>> as_pixels(torch.zeros(3, 8, 6, dtype=torch.uint8), "an image").shape
         (8, 6, 3)
+        >>> as_pixels(torch.zeros(13, 8, 6, dtype=torch.uint16), "an image").shape
+        (8, 6, 13)
     """
     pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
-    if pixels.dtype == np.uint8 and pixels.ndim in (2, 3):
-        if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
-            pixels = pixels.transpose(1, 2, 0)
-        if pixels.ndim == 2 or pixels.shape[2] in (1, 3, 4):
-            return np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    raise InputError(
-        f"{name} has shape {pixels.shape} and type {pixels.dtype}; images are PIL images, uint8 of shape (H, W), "
-        "(H, W, C) or (C, H, W) with C = 1, 3 or 4, or floats (C, H, W) as the network takes them."
-    )
+    if pixels.dtype.kind not in "iu" or pixels.ndim not in (2, 3):
+        raise InputError(
+            f"{name} has shape {pixels.shape} and type {pixels.dtype}; images are PIL images, integers of shape "
+            "(H, W), (H, W, C) or (C, H, W), or floats (C, H, W) as the network takes them."
+        )
+    if pixels.ndim == 3 and pixels.shape[2] not in COLOURS:
+        first = isinstance(image, Tensor) or pixels.shape[0] in COLOURS
+        pixels = pixels.transpose(1, 2, 0) if first else pixels
+    return np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
 def gives_floats(source: Source) -> bool:
@@ -185,11 +192,23 @@ def gives_floats(source: Source) -> bool:
 
 
 def channels_of(source: Source) -> int:
-    """Return C of a source's first image: 1, 3 or 4."""
+    """Return C of a source's first image: 3 of RGBA; of an array of other bands the axis that is no side of a square.
+
+    Raises:
+        InputError: if such an array is no square.
+    """
     images = source.images
     if isinstance(images, DatasetImages) and _is_float(found := images.sample(0).image):
         return int(found.shape[0])
     image = source.read(0)
+    if isinstance(image, np.ndarray):
+        first, second, last = (*image.shape, 1)[:3]
+        if last not in COLOURS and first != second != last:
+            raise InputError(
+                f"{source.name(0)} has shape {image.shape}; set channels (data.channels), which tells its bands from "
+                "its sides."
+            )
+        return int({1: 1, 3: 3, 4: 3}.get(last, last if first == second else first))
     if isinstance(image, bytes):
         return 3
     return {"L": 1, "1": 1, "I;16": 1, "I": 1, "F": 1}.get(image.mode, 3)
@@ -205,11 +224,16 @@ def _check_image(image: Any, name: str) -> None:
         )
     if not _is_float(image):
         as_pixels(image, name)
-    elif image.ndim != 3 or image.shape[0] not in (1, 3, 4) or not np.isfinite(np.asarray(image)).all():
+    elif image.ndim != 3 or _has_bands_last(*image.shape) or not np.isfinite(np.asarray(image)).all():
         raise InputError(
             f"{name} has shape {tuple(image.shape)} and type {image.dtype}, with values from {float(image.min()):.3g} "
-            f"to {float(image.max()):.3g}; floating-point images are finite and (C, H, W) with C = 1, 3 or 4."
+            f"to {float(image.max()):.3g}; floating-point images are finite and (C, H, W)."
         )
+
+
+def _has_bands_last(first: int, second: int, last: int) -> bool:
+    """Return whether an image of that shape is (H, W, C) rather than (C, H, W), as far as that can be seen."""
+    return first not in COLOURS and (last in COLOURS or first == second != last or first > MOST_CHANNELS)
 
 
 def _is_float(image: Any) -> bool:

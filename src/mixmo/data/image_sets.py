@@ -7,6 +7,7 @@ copies of them that a user's Dataset has prepared. :mod:`mixmo.data.batches` mak
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,12 +105,13 @@ class PreparedImages(Dataset[DistinctBatch]):
 
     Args:
         source: Images of a Dataset.
-        settings: ``channels``, ``mean`` and ``std``.
+        settings: ``channels``, ``window``, ``mean`` and ``std``.
     """
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         assert isinstance(source.images, DatasetImages)
-        self.source, self.images, self.channels = source, source.images, settings.channels
+        self.source, self.images = source, source.images
+        self.channels, self.window = settings.channels, settings.window
         self.labels = source.labels
         self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (settings.mean, settings.std))
         _, height, width = self._copy(0, 0).shape
@@ -136,8 +138,9 @@ class PreparedImages(Dataset[DistinctBatch]):
         if isinstance(image, np.ndarray | Tensor) and torch.as_tensor(image).is_floating_point():
             found = torch.as_tensor(image).float()
         else:
-            image = image if isinstance(image, bytes | Image.Image) else Image.fromarray(as_pixels(image, "an image"))
-            pixels = torch.from_numpy(image_pixels(image, self.channels)).permute(2, 0, 1)
+            name = partial(self.images.name, number)
+            image = image if isinstance(image, bytes | Image.Image) else as_pixels(image, name())
+            pixels = torch.from_numpy(image_pixels(image, self.channels, self.window, name)).permute(2, 0, 1)
             found = (pixels.float() / 255 - self.mean) / self.std
         wanted = (self.channels, *getattr(self, "size", found.shape[1:]))
         if found.shape != wanted:

@@ -18,6 +18,9 @@ logger = logging.getLogger("mixmo")
 PATIENCE = 3.0
 """Seconds after which a listing is told of."""
 
+READERS = ("PIL", "tifffile", "pydicom")
+"""Libraries that say something about single images."""
+
 _SAID: set[str] = set()
 
 
@@ -65,22 +68,23 @@ def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
 
 @contextmanager
 def ignore_image_warnings() -> Iterator[None]:
-    """Leave out what Pillow warns of and logs about single images.
+    """Leave out what Pillow and the other readers warn of and log about single images.
 
     Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
     change them. In a user's process they are the user's.
     """
-    pillow = logging.getLogger("PIL")
-    level = pillow.level
+    levels = {name: logging.getLogger(name).level for name in READERS}
     try:
         with warnings.catch_warnings():
             silence_pillow()
             yield
     finally:
-        pillow.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def silence_pillow() -> None:
-    """Have Pillow say nothing from now on, in a worker process."""
-    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"PIL\b")
+    """Have Pillow and the other readers say nothing from now on, in a worker process."""
+    for name in READERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(READERS)})\b")

@@ -20,6 +20,7 @@ from mixmo.data.reading import find_readable, first_size
 from mixmo.data.sources import Source, decode
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
+from mixmo.header import height_and_width
 from mixmo.pairing import check_repetition
 from mixmo.seeding import Stream, seed_for
 
@@ -83,9 +84,8 @@ class DataModule:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(H, W) of the decoded images: as set, or as the first image has it."""
-        side = self.settings.image_size
-        if side is not None:
-            return side, side
+        if self.settings.image_size is not None:
+            return height_and_width(self.settings.image_size)
         if self._prepared:
             return PreparedImages(self._main_source, self.settings).size
         return first_size(self._main_source, self.settings)

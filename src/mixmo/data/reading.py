@@ -12,6 +12,7 @@ import PIL
 from mixmo.cache import cache_folder, keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import explain_error
+from mixmo.data.levels import LIMIT
 from mixmo.data.messages import logger
 from mixmo.data.sources import Source, decode, hash_parts
 from mixmo.errors import InputError
@@ -60,6 +61,7 @@ def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSe
         str(size),
         str(settings.channels),
         str(settings.window),
+        os.environ.get(LIMIT, ""),
         os.path.abspath(source.name(0)),
         content,
         numbers,

@@ -23,8 +23,8 @@ from mixmo.escaping import printable
 class Images(Protocol):
     """Where images are: a plain object that can be pickled, since other processes read from it."""
 
-    def read(self, index: int) -> Image.Image | bytes:
-        """Return an image, or the content of its file."""
+    def read(self, index: int) -> Image.Image | np.ndarray | bytes:
+        """Return an image, an array of its pixels, or the content of its file."""
 
     def name(self, index: int) -> str:
         """Return what an image is called, for errors."""
@@ -52,8 +52,8 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int) -> Image.Image | bytes:
-        """Return the i-th image, or the content of its file."""
+    def read(self, index: int) -> Image.Image | np.ndarray | bytes:
+        """Return the i-th image, an array of its pixels, or the content of its file."""
         return self.images.read(self.number(index))
 
     def name(self, index: int) -> str:
@@ -170,7 +170,7 @@ class ArrayImages:
     """Images that are an array.
 
     Args:
-        pixels: (N, H, W) or (N, H, W, 3) uint8.
+        pixels: (N, H, W) or (N, H, W, C), each as :func:`mixmo.data.decoding.arrange_bands` takes it.
         title: What one is called, before its number.
 
     Example:
@@ -181,9 +181,9 @@ class ArrayImages:
     pixels: np.ndarray
     title: str
 
-    def read(self, index: int) -> Image.Image:
-        """Return an image."""
-        return Image.fromarray(self.pixels[index])
+    def read(self, index: int) -> np.ndarray:
+        """Return an image's pixels."""
+        return np.asarray(self.pixels[index])
 
     def name(self, index: int) -> str:
         """Return its title and number."""
@@ -224,7 +224,7 @@ def decode(
         (8, 6, 3)
     """
     try:
-        pixels = image_pixels(source.read(index), channels, window, partial(source.name, index))
+        pixels = image_pixels(source.read(index), channels, window, partial(source.name, index), size)
         return pixels if size is None else to_size(pixels, size, interpolation)
     except Exception as error:  # damaged content makes Pillow and its codecs raise anything
         raise InputError(f"image {source.name(index)} cannot be read: {explain_error(error)}.") from error

@@ -27,9 +27,9 @@ class Form(NamedTuple):
 
     Attributes:
         size: (H, W).
-        channels: 3, 1 or 4.
+        channels: C.
         interpolation: How images are scaled to the size.
-        window: Values of files with more than 8 bits that become 0 and 255.
+        window: Values of more than 8 bits that become 0 and 255.
     """
 
     size: tuple[int, int]
@@ -38,48 +38,42 @@ class Form(NamedTuple):
     window: tuple[float, ...] | None = None
 
 
-def pixels_of(image: AnyImage, channels: int, window: Sequence[float] | None = None) -> np.ndarray:
-    """Return an image (H, W, C) uint8, upright and on white, as training reads it.
+def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray:
+    """Return an image (h, w, C) uint8, upright, on white and of the size, as training reads it.
 
     Args:
-        image: A path, the content of an image file, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)
-            or (H, W): uint8, or floats from 0 to 1.
-        channels: C, 3, 1 or 4.
-        window: Values of files with more than 8 bits that become 0 and 255.
+        image: A path, the content of an image file, a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or a
+            tensor (C, H, W) or (H, W): uint8, uint16, or where the network has no window floats from 0 to 1, and where
+            it has one any numbers, which are in its units.
+        form: What the network takes.
+        name: What the image is called, where it has no path.
 
     Raises:
         InputError: if it is none of these, or cannot be read.
 
     Example:
-        >>> pixels_of(torch.ones(1, 2, 4), 3).shape, pixels_of(np.full((2, 4), 0.5), 1)[0, 0, 0]
+        >>> form = Form((2, 4), channels=3, interpolation="bicubic")
+        >>> pixels_of(torch.ones(1, 2, 4), form).shape, pixels_of(np.full((2, 4), 0.5), form)[0, 0, 0]
         ((2, 4, 3), np.uint8(128))
     """
-    name = os.fspath(image) if isinstance(image, str | os.PathLike) else "an image"
     if isinstance(image, str | os.PathLike):
-        image = read_file(os.fspath(image))
+        name = os.fspath(image)
+        image = read_file(name)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image if image.dim() == 2 else image.movedim(0, -1)).numpy()
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(_bytes_of(image))
-    if not isinstance(image, bytes | Image.Image):
+    if isinstance(image, np.ndarray) and image.dtype.kind == "f" and form.window is None:
+        image = _bytes_of(image)
+    if not isinstance(image, bytes | Image.Image | np.ndarray):
         raise InputError(f"a {type(image).__name__} is no image; give a path, bytes, a Pillow image, array or tensor.")
-    return image_pixels(image, channels, window, lambda: name)
+    pixels = image_pixels(image, form.channels, form.window, lambda: name, form.size)
+    return to_size(pixels, form.size, form.interpolation)
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Return (H, W) or (H, W, 3 or 4) uint8."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
-        raise InputError(
-            f"an image of shape {array.shape} is none: arrays are (H, W) or (H, W, C), tensors (H, W) or (C, H, W), "
-            "with 1, 3 or 4 channels."
-        )
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f" or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-        raise InputError(f"an image of {array.dtype} holds uint8, or finite floats from 0 to 1.")
+    """Return floats from 0 to 1 as uint8."""
+    if not array.size or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise InputError(f"an image of {array.dtype} holds finite values from 0 to 1, unless data.window is set.")
     return np.asarray((array * 255).round().astype(np.uint8))
 
 
@@ -131,9 +125,7 @@ class _Images(Dataset[Decoded]):
         parts: dict[Form, list[np.ndarray]] = {form: [] for form in self.forms}
         for number in numbers:
             try:
-                image = self.images[number]
-                found = [to_size(pixels_of(image, form.channels, form.window), form.size, form.interpolation)
-                         for form in self.forms]  # fmt: skip
+                found = [pixels_of(self.images[number], form, f"image {number}") for form in self.forms]
             except Exception as error:  # damaged content makes Pillow and its codecs raise anything
                 errors[number] = explain_error(error)
                 continue

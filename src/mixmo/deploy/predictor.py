@@ -84,10 +84,11 @@ class Predictor:
         """Return the predictions for images.
 
         Args:
-            images: One or several: paths, the contents of image files, Pillow images, arrays (H, W) or (H, W, C),
-                tensors (H, W) or (C, H, W); arrays and tensors are uint8, or floats from 0 to 1. A batch is an array
-                (N, H, W, C) or a tensor (N, C, H, W). Of a network that was trained on what a Dataset prepared,
-                floating point (C, H, W) as that gives them.
+            images: One or several: paths, the contents of image files, Pillow images, arrays (H, W), (H, W, C) or
+                (C, H, W), tensors (H, W) or (C, H, W); arrays and tensors are uint8, uint16, or floats from 0 to 1;
+                for a network with a window, any numbers in its units. A batch is an array (N, H, W, C) or a tensor
+                (N, C, H, W). Of a network that was trained on what a Dataset prepared, floating point (C, H, W) as
+                that gives them.
             batch_size: Images in a batch.
             workers: Processes that decode; 0 decodes in this one.
 

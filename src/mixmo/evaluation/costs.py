@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixmo.config.settings import Settings
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.records import read_known_history
+from mixmo.header import height_and_width
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
 
@@ -88,8 +89,8 @@ def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
 def _input_size(run: TrainedRun) -> tuple[int, int]:
     """Return (H, W) of what the network sees; the dataset is only opened where the settings leave it open."""
     data = run.settings.data
-    if (side := data.crop_size or data.image_size) is not None:
-        return side, side
+    if (size := data.crop_size or data.image_size) is not None:
+        return height_and_width(size)
     return run.data.size
 
 

@@ -26,6 +26,7 @@ from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast
 from mixmo.files import check_regular
+from mixmo.header import height_and_width
 from mixmo.metrics.chunks import mean_logits
 from mixmo.seeding import generator_for
 
@@ -145,9 +146,9 @@ class PublishedCorruptions:
         for part in np.split(self.labels, len(SEVERITIES)):
             if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
                 raise InputError(f"{file} does not have the test set's classes, as many of each at every severity.")
-        side = settings.image_size
         for kind, array in self.arrays.items():
-            height, width = (side, side) if side else (*array.shape[1:3], 0, 0)[:2]
+            own = settings.image_size
+            height, width = height_and_width(own) if own else (*array.shape[1:3], 0, 0)[:2]
             wanted = (len(self.labels), height, width, settings.channels)
             if array.shape != wanted or array.dtype != np.uint8:
                 raise InputError(

@@ -174,13 +174,14 @@ def png_of(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def photo_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return an image (H, W, C) uint8 as an address, made smaller if it is large.
+    """Return an image (H, W, C) uint8 as an address, made smaller if it is large; of many bands the first three.
 
     Example:
         >>> photo_uri(np.zeros((2, 2, 1), np.uint8)).startswith("data:image/png;base64,")
         True
     """
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[:, :, :3]))
+    shown = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
+    image = Image.fromarray(np.ascontiguousarray(shown))
     image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -168,7 +168,7 @@ def _frame(axis: Axes) -> None:
 
 
 def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
-    """Return inputs (M, C, H, W) as (M, H, W, 3) in [0, 1], their normalisation undone.
+    """Return inputs (M, C, H, W) as (M, H, W, 3) in [0, 1], their normalisation undone; of many bands the first three.
 
     Example:
         >>> shown_images(torch.zeros(2, 1, 4, 4), DataSettings(channels=1)).shape
@@ -176,7 +176,8 @@ def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
     """
     mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-    return pixels[..., :3].expand(*pixels.shape[:3], 3).numpy()
+    shown = pixels[..., : 3 if pixels.shape[3] >= 3 else 1]
+    return shown.expand(*pixels.shape[:3], 3).numpy()
 
 
 def montage(mask: Tensor) -> np.ndarray:

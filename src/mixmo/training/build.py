@@ -10,7 +10,7 @@ from mixmo.config.settings import Settings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
-from mixmo.header import Header, Preparation
+from mixmo.header import Header, Preparation, height_and_width
 from mixmo.network import MixMo
 from mixmo.seeding import DrawingFrom, generator_for
 from mixmo.training.initial_weights import init_from_pretrained
@@ -124,16 +124,17 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
 
 
 def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
-    side = settings.data.crop_size
+    crop = settings.data.crop_size
     height, width = data.size
     room = 2 * settings.data.padding
-    if side is not None and (side > height + room or side > width + room):
+    rows, columns = data.size if crop is None else height_and_width(crop)
+    if rows > height + room or columns > width + room:
         raise InputError(
-            f"data.crop_size is {side}, larger than images of {height}×{width} with padding {settings.data.padding}."
+            f"data.crop_size is {crop}, larger than images of {height}×{width} with padding {settings.data.padding}."
         )
     if settings.data.padding_mode == "reflect" and settings.data.padding >= min(height, width):
         raise InputError(
             f"data.padding is {settings.data.padding}; images of {height}×{width} can be reflected by less than their "
             "smaller side. Lower it, or set data.padding_mode to zeros."
         )
-    return data.size if side is None else (side, side)
+    return rows, columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,10 @@ def _plain(settings: Settings, start: str) -> Any:
     backbone: Any = create_backbone(own.backbone, **options)
     stems, heads = (backbone.pretrained_cfg.get(key) or () for key in ("first_conv", "classifier"))
     for name in [stems] if isinstance(stems, str) else stems:  # colours become grey as timm has it
-        if (stem := weights.get(f"{name}.weight")) is not None and stem.dim() == 4:
-            weights[f"{name}.weight"] = adapt_input_conv(settings.data.channels, stem)
+        stem = weights.get(f"{name}.weight")
+        if stem is not None and stem.dim() == 4 and stem.shape[1] != settings.data.channels:
+            with suppress(NotImplementedError):  # of other bands than colours, which _load says
+                weights[f"{name}.weight"] = adapt_input_conv(settings.data.channels, stem)
     head = weights.get(f"{heads if isinstance(heads, str) else ''.join(heads[:1])}.weight")
     if head is not None and len(head) != backbone.num_classes:
         backbone = create_backbone(own.backbone, num_classes=len(head), **options)

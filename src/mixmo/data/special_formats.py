@@ -1,0 +1,157 @@
+"""Images that Pillow does not read: TIFF files of many bands, NumPy arrays, DICOM and HEIC; all but NumPy's by extras.
+
+Each reader takes the content of a file, and checks its size before pixels are allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mixmo.data.levels import check_size, max_pixels, to_bytes, too_large
+from mixmo.errors import InputError
+
+SUFFIXES = (".npy", ".dcm", ".dicom", ".heic", ".heif")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NPY = b"\x93NUMPY"
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands of a file whose images are in HEVC, or may be."""
+
+DICOM_PLACE = 128
+"""Where a DICOM file says what it is."""
+
+SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258
+"""Tags of a TIFF file that tell its bands, and their bits."""
+
+
+def is_dicom(start: bytes) -> bool:
+    """Return whether a file that starts so is a DICOM file."""
+    return start[DICOM_PLACE : DICOM_PLACE + 4] == b"DICM"
+
+
+def is_heic(start: bytes) -> bool:
+    """Return whether a file that starts so is a HEIC file, or may be one.
+
+    Example:
+        >>> is_heic(b"....ftypheic"), is_heic(b"....ftypavif")
+        (True, False)
+    """
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC
+
+
+def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | None) -> bool:
+    """Return whether a TIFF file has bands, or with a window bits, of which Pillow leaves some out.
+
+    Args:
+        image: The file as Pillow opens it, not loaded yet.
+        channels: C; for other than 1 and 3 the pages of a file with one band a page are its bands.
+        window: Whether the lower bits of several bands matter.
+    """
+    if not (tags := getattr(image, "tag_v2", None)):
+        return False
+    count, bits = tags.get(SAMPLES_PER_PIXEL, 1), tags.get(BITS_PER_SAMPLE, (1,))
+    if not isinstance(count, int) or not isinstance(bits, tuple):  # damaged
+        return False
+    if count == 1:
+        return channels not in (1, 3) and getattr(image, "n_frames", 1) == channels
+    return count > len(image.getbands()) or (window is not None and max(bits, default=1) > 8)
+
+
+def read_tiff(content: bytes) -> np.ndarray:
+    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each.
+
+    Raises:
+        InputError: if tifffile is missing, or the file has further axes.
+    """
+    library = _import("tifffile", "a TIFF file whose bands Pillow does not read", "tiff")
+    with library.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        found = page if page.samplesperpixel > 1 else file.series[0]
+        axes = [axis for axis, length in zip(found.axes, found.shape, strict=True) if length > 1]
+        bands = [place for place, axis in enumerate(axes) if axis not in "YX"]
+        if len(bands) > 1:
+            raise InputError(f"it has the axes {found.axes} of {found.shape}; keep one image a file")
+        height, width = (found.shape[found.axes.index(axis)] for axis in "YX")
+        count = math.prod(found.shape) // (height * width)
+        check_size(width, height, count)
+        if math.prod(page.chunks) > 4 * max_pixels():
+            raise too_large()
+        values = found.asarray().squeeze()
+        return np.asarray(np.moveaxis(values, bands, [-1] * len(bands)).reshape(height, width, count))
+
+
+def read_npy(content: bytes) -> np.ndarray:
+    """Return the array of an ``.npy`` file; Python objects in it are refused, not loaded.
+
+    Example:
+        >>> np.save(file := io.BytesIO(), np.zeros((2, 3, 13)))
+        >>> read_npy(file.getvalue()).shape
+        (2, 3, 13)
+    """
+    return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
+
+
+def read_heic(content: bytes) -> Image.Image:
+    """Return the primary image of a HEIC file, 8 bits a channel.
+
+    Raises:
+        InputError: if pillow-heif is missing.
+    """
+    opened = _import("pillow_heif", "a HEIC file", "heic").open_heif(content)
+    check_size(*opened.size)
+    image: Image.Image = opened.to_pillow()
+    return image
+
+
+def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[], str]) -> np.ndarray:
+    """Return the first frame of a DICOM file, grey (H, W) uint8 or colours (H, W, 3).
+
+    Grey values are brought to their units (Hounsfield, say) by the file's rescaling or modality table, then to 8 bits
+    by ``window``; without one by the file's own first window, else its VOI table, else from the least to the largest
+    value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. Of colours YBR and palettes
+    become RGB.
+
+    Args:
+        content: The file.
+        window: Values that become 0 and 255, in those units.
+        name: Returns what it is called.
+
+    Raises:
+        InputError: if pydicom is missing, or the file has no image.
+    """
+    library = _import("pydicom", "a DICOM file", "dicom")
+    pixels: Any = import_module("pydicom.pixels")
+    file = library.dcmread(io.BytesIO(content))
+    if "PixelData" not in file:
+        raise InputError("it is a DICOM file without an image")
+    check_size(file.Columns, file.Rows, file.SamplesPerPixel)
+    values, kind = pixels.pixel_array(file, index=0), file.PhotometricInterpretation
+    if not kind.startswith("MONOCHROME"):
+        return np.asarray(pixels.apply_color_lut(values, file) if kind == "PALETTE COLOR" else values)
+    lowest = -(2 ** (file.BitsStored - 1)) if file.PixelRepresentation else 0
+    whole = pixels.apply_modality_lut(np.array([lowest, lowest + 2**file.BitsStored - 1]), file)
+    values = pixels.apply_modality_lut(values, file)
+    if window is None and "WindowWidth" in file:
+        for key in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):  # it is applied
+            file.pop(key, None)
+        file.BitsStored, file.PixelRepresentation = 8, 0  # what apply_windowing then scales to
+        grey = pixels.apply_windowing(values, file).round().astype(np.uint8)
+    elif window is None and file.get("VOILUTSequence"):
+        largest = 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1
+        grey = to_bytes(pixels.apply_voi(values.astype(np.int64), file).astype(np.float64), (0, largest), name)
+    else:
+        grey = to_bytes(values.astype(np.float64), window or (float(whole.min()), float(whole.max())), name)
+    return np.asarray(255 - grey if kind == "MONOCHROME1" else grey)
+
+
+def _import(module: str, what: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"it is {what}, which takes {module}; `pip install 'mixmo[{extra}]'` installs it") from error

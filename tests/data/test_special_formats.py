@@ -1,0 +1,227 @@
+"""Files that Pillow does not read, written by the libraries that do: what they hold is what the network sees."""
+
+import io
+import sys
+
+import numpy as np
+import pillow_heif
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileMetaDataset
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from mixmo.data import messages
+from mixmo.data.decoding import SIGNATURE, image_pixels, starts_like_image
+from mixmo.data.folders import SUFFIXES, walk
+from mixmo.data.special_formats import read_tiff
+from mixmo.errors import InputError
+
+RNG = np.random.default_rng(0)
+BANDS = RNG.integers(0, 65536, (6, 5, 13), dtype=np.uint16)
+SCALED = np.round(BANDS / 65535 * 255)
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """What is logged once in a process, as if nothing had been."""
+    monkeypatch.setattr(messages, "_SAID", set())
+    return caplog
+
+
+def tiff(values, **options):
+    tifffile.imwrite(file := io.BytesIO(), values, **options)
+    return file.getvalue()
+
+
+def npy(values):
+    np.save(file := io.BytesIO(), values)
+    return file.getvalue()
+
+
+PLANES = np.moveaxis(BANDS, 2, 0)
+LAYOUTS = {
+    "interleaved": tiff(BANDS, photometric="minisblack", planarconfig="contig"),
+    "planes": tiff(PLANES, photometric="minisblack", planarconfig="separate"),
+    "pages": tiff(PLANES, photometric="minisblack"),
+    "tiles": tiff(BANDS, photometric="minisblack", planarconfig="contig", tile=(16, 16)),
+    "deflate": tiff(BANDS, photometric="minisblack", planarconfig="contig", compression="zlib", predictor=True),
+    "big": tiff(BANDS, photometric="minisblack", planarconfig="contig", bigtiff=True, byteorder=">"),
+    "rows": npy(BANDS),
+    "bands first": npy(PLANES),
+    "other order": npy(BANDS.astype(">u2")),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_thirteen_bands_of_sixteen_bits(layout):
+    assert np.array_equal(image_pixels(LAYOUTS[layout], 13), SCALED)
+    low, high = 1000, 5095
+    window = np.clip((BANDS.astype(float) - low) / (high - low) * 255, 0, 255)
+    assert np.abs(image_pixels(LAYOUTS[layout], 13, (low, high)) - window).max() <= 0.5 + 1e-6
+    assert starts_like_image(LAYOUTS[layout][:SIGNATURE])
+
+
+@pytest.mark.parametrize(("layout", "said"), [("interleaved", "13"), ("rows", "13"), ("planes", "13")])
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+def test_bands_are_not_dropped_in_silence(layout, said, channels):
+    with pytest.raises(InputError, match=rf"shape .*{said}.*not as many as data\.channels, {channels}"):
+        image_pixels(LAYOUTS[layout], channels)
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_few_bands(count, kind):
+    values = RNG.integers(0, np.iinfo(kind).max, (7, 9, count)).astype(kind)
+    exact = values if kind == np.uint8 else values / 257
+    for content in (tiff(values, photometric="minisblack", planarconfig="contig"), npy(values), values):
+        seen = image_pixels(content, count)
+        assert seen.shape == (7, 9, count)
+        assert np.abs(seen - exact).max() < 1  # of four bands of 16 bits Pillow takes the upper 8
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_window_sees_all_bits_of_several_bands(count, said):
+    values = RNG.integers(0, 4096, (16, 16, count)).astype(np.uint16)
+    content = tiff(values, photometric="rgb", extrasamples=["unassalpha"] * (count - 3))
+    seen = image_pixels(content, count, (0, 4095))
+    assert np.abs(seen - values / 4095 * 255).max() <= 0.5 + 1e-6 and not said.messages
+    image_pixels(content, count)
+    (text,) = said.messages
+    assert "of which Pillow reads the upper 8, and these are 15 at most" in text and "--data.window" in text
+
+
+@pytest.mark.parametrize("values", [np.full((4, 4), 700, np.int16), np.full((4, 4, 3), 0.5)])
+def test_arrays_of_other_types_take_a_window(values):
+    with pytest.raises(InputError, match=rf"values are {values.dtype}, whose range is not known; set --data\.window"):
+        image_pixels(npy(values), 3)
+    assert (image_pixels(npy(values), 3, (0, 2 * values.max())) == 128).all()
+
+
+def test_python_objects_in_an_array_are_not_loaded():
+    np.save(file := io.BytesIO(), np.array([[{}]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        image_pixels(file.getvalue(), 1)
+
+
+def test_a_stack_of_images_is_refused():
+    stack = tiff(RNG.integers(0, 9, (2, 4, 6, 5)).astype(np.uint16), photometric="minisblack")
+    with pytest.raises(InputError, match="keep one image a file"):
+        read_tiff(stack)
+
+
+@pytest.mark.parametrize(
+    ("module", "content", "said"),
+    [
+        ("tifffile", LAYOUTS["interleaved"], r"it is a TIFF file .* takes tifffile; `pip install 'mixmo\[tiff\]'`"),
+        ("pydicom", bytes(128) + b"DICM", r"it is a DICOM file, which takes pydicom; `pip install 'mixmo\[dicom\]'`"),
+        ("pillow_heif", b"\0\0\0\x18ftypheic" + bytes(8), r"it is a HEIC file, .*; `pip install 'mixmo\[heic\]'`"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(module, content, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=said):
+        image_pixels(content, 3)
+
+
+def test_heic_is_seen_upright():
+    pixels = np.kron(np.array([[0, 80], [160, 240]]), np.ones((32, 48))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = pillow_heif.from_pillow(Image.fromarray(pixels).convert("RGB"))
+    picture.save(file := io.BytesIO(), quality=95, exif=exif.tobytes())
+    assert starts_like_image(file.getvalue()[:SIGNATURE])
+    seen = image_pixels(file.getvalue(), 3)
+    assert seen.shape == (96, 64, 3) and np.abs(seen.astype(int) - np.rot90(pixels, -1)[..., None]).max() <= 8
+    with pytest.raises(Exception, match=r"\w"):
+        image_pixels(file.getvalue()[:200], 3)
+
+
+def dicom(values, kind="MONOCHROME2", bits=12, **more):
+    """The content of a DICOM file of values (H, W)."""
+    file = pydicom.Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = CTImageStorage
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = "1.2.3"
+    file.Rows, file.Columns = values.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, kind
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, bits, bits - 1
+    file.PixelRepresentation = int(values.dtype.kind == "i")
+    file.PixelData = values.tobytes()
+    for key, value in more.items():
+        setattr(file, key, value)
+    pydicom.dcmwrite(content := io.BytesIO(), file, enforce_file_format=True)
+    return content.getvalue()
+
+
+STORED = RNG.integers(0, 4096, (6, 8)).astype(np.uint16)
+CT = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+VIEW = {"WindowCenter": 40, "WindowWidth": 400}
+
+
+def table(bits):
+    item = pydicom.Dataset()
+    item.LUTDescriptor, item.LUTData = [4096, 0, bits], [int((2**bits - 1) * (n / 4095) ** 2) for n in range(4096)]
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
+    return {"VOILUTSequence": pydicom.Sequence([item])}
+
+
+@pytest.mark.parametrize(
+    ("more", "low", "high"),
+    [
+        (CT | VIEW, -1024, 3071),
+        (VIEW | {"WindowWidth": [400, 80], "WindowCenter": [40, 40]}, 0, 4095),
+        (CT | VIEW | {"VOILUTFunction": "SIGMOID"}, -1024, 3071),
+        (CT | VIEW | {"VOILUTFunction": "LINEAR_EXACT"}, -1024, 3071),
+        (table(10), 0, 1023),
+    ],
+)
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_is_seen_as_it_asks_to_be(more, low, high, kind):
+    """The oracle is pydicom's own view of the values, whose range is that of the stored bits or of the table."""
+    content = dicom(STORED, kind, **more)
+    file = pydicom.dcmread(io.BytesIO(content))
+    shown = (apply_voi_lut(apply_modality_lut(STORED, file), file) - low) / (high - low) * 255
+    expected = 255 - shown if kind == "MONOCHROME1" else shown
+    assert np.abs(image_pixels(content, 1)[..., 0] - expected).max() <= 0.5 + 1e-6
+
+
+def test_a_window_of_ones_own_is_in_the_units_of_the_file(said):
+    content = dicom(STORED, **CT, **VIEW)
+    expected = np.clip((STORED - 1024.0 - 100) / 400 * 255, 0, 255)
+    assert np.abs(image_pixels(content, 3, (100, 500))[..., 1] - expected).max() <= 0.5 + 1e-6
+    signed = (STORED.astype(np.int16) - 2048).astype(np.int16)
+    assert np.abs(image_pixels(dicom(signed, **CT), 1)[..., 0] - STORED / 4095 * 255).max() <= 0.5 + 1e-6
+    assert not said.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("SC_rgb_rle.dcm", (100, 100, 3)), ("examples_palette.dcm", (350, 800, 3))]
+)
+def test_colours_of_dicom_files(name, shape):
+    found = get_testdata_file(name, download=False)
+    if found is None:
+        pytest.skip("not among pydicom's files")
+    with open(found, "rb") as file:
+        seen = image_pixels(file.read(), 3)
+    assert seen.shape == shape and seen.std(axis=2).max() > 0
+
+
+def test_a_dicom_file_without_an_image_is_refused():
+    file = pydicom.dcmread(io.BytesIO(dicom(STORED)))
+    del file.PixelData
+    pydicom.dcmwrite(content := io.BytesIO(), file, enforce_file_format=True)
+    with pytest.raises(InputError, match="a DICOM file without an image"):
+        image_pixels(content.getvalue(), 1)
+
+
+def test_files_of_sensors_are_found_in_folders(tmp_path):
+    contents = {"a.npy": npy(STORED), "b.DCM": b"", "c.heic": b"", "IM0001": dicom(STORED), "d": npy(STORED), "e": b"e"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert dict(walk(str(tmp_path))) == {name: "other" if name == "e" else "image" for name in contents}
+    assert {".tif", ".npy", ".dcm", ".heic"} <= set(SUFFIXES)
