@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import levels, messages
 from mixmo.data.datasets import open_source
-from mixmo.data.decoding import image_pixels
+from mixmo.data.decoding import image_pixels, to_size
 from mixmo.data.given import channels_of, open_given
 from mixmo.data.sources import decode
 from mixmo.deploy.images import Form, decode_image
@@ -121,6 +121,14 @@ def test_floats_with_their_bands_last_are_refused():
         with pytest.raises(InputError, match=r"floating-point images are finite and \(C, H, W\)"):
             open_given((np.zeros(shape, np.float32), [0, 1]), "train")
     assert channels_of(open_given((np.zeros((2, 13, 32, 32), np.float32), [0, 1]), "train")) == 13
+
+
+@pytest.mark.parametrize("channels", [2, 5, 13])
+def test_bands_are_scaled_each_as_it_would_be_alone(channels):
+    pixels = RNG.integers(0, 256, (20, 24, channels), dtype=np.uint8)
+    scaled = to_size(pixels, (10, 11))
+    alone = [to_size(np.repeat(pixels[..., [band]], 3, 2), (10, 11))[..., 0] for band in range(channels)]
+    assert np.array_equal(scaled, np.stack(alone, 2)) and scaled.flags.c_contiguous  # as batches take it
 
 
 @pytest.mark.parametrize("channels", [0, 513, 2.0])

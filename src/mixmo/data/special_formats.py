@@ -78,7 +78,7 @@ def read_tiff(content: bytes) -> np.ndarray:
         if len(bands) > 1:
             raise InputError(f"it has the axes {found.axes} of {found.shape}; keep one image a file")
         height, width = (found.shape[found.axes.index(axis)] for axis in "YX")
-        count = math.prod(found.shape) // (height * width)
+        count = math.prod(found.shape[place] for place, axis in enumerate(found.axes) if axis not in "YX")
         check_size(width, height, count)
         if math.prod(page.chunks) > 4 * max_pixels():
             raise too_large()
