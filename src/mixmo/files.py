@@ -309,7 +309,9 @@ def assemble(path: Path) -> Iterator[Path]:
         made, earlier = hidden / path.name, hidden / "earlier"
         try:
             yield made
-            for file in made.rglob("*") if made.is_dir() else [made]:
+            for file in [made, *made.rglob("*")]:
+                if file.is_dir():
+                    continue
                 with file.open("rb") as content:
                     os.fsync(content.fileno())
             if path.is_dir() and not path.is_symlink():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixmo.cli.options import Command, Word
 from mixmo.config.plan import make_plan
@@ -11,6 +13,7 @@ from mixmo.errors import InputError, StoppedError
 from mixmo.escaping import printable
 from mixmo.launching import is_first
 from mixmo.library import train_plan
+from mixmo.releases import unpack_release
 from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, Place, settings_class
 
@@ -25,6 +28,8 @@ class Options:
     """The run's folder; runs/NAME of the recipe by default."""
     accept_changes: Boolean = False
     """Resume a run with settings that have changed."""
+    released: Boolean = False
+    """Take the trained run of this recipe that comes with mixmo (digits-cut) instead of training."""
 
 
 COMMAND = Command("fit", "Train a recipe, or resume a run.", (Options,), True)
@@ -34,6 +39,9 @@ def run(words: list[str]) -> None:
     """``mixmo fit RECIPE [--name value …]`` or ``mixmo fit RUN``."""
     (own,), settings = COMMAND.read(words)
     target = own.recipe
+    if own.released:
+        _take_release(own, settings)
+        return
     if resume := Path(target).is_dir():
         if own.run:
             raise InputError(
@@ -55,3 +63,12 @@ def run(words: list[str]) -> None:
     if first:
         path = printable(str(run.path))
         print(f"{path} is {'trained' if trained else 'finished'}; `mixmo test {path}` evaluates it.")
+
+
+def _take_release(own: Options, settings: Mapping[str, Any]) -> None:
+    """Write a released run into its folder."""
+    if settings:
+        raise InputError(f"--released takes a run as it was trained; leave out --{next(iter(settings))}.")
+    folder = Path(own.run or f"runs/{own.recipe}")
+    unpack_release(own.recipe, folder)
+    print(f"{folder} holds a trained run; try `mixmo predict {folder} {folder}/digit.png` or `mixmo test {folder}`.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mixmo.escaping import printable, timm_scheme
 from mixmo.files import read_yaml
 from mixmo.loading import check_download, load_checkpoint, rebuild
 from mixmo.network import MixMo
+from mixmo.releases import RELEASES, unpack_release
 from mixmo.runs import CHECKPOINTS, RunFolder
 from mixmo.seeding import DrawingFrom
 
@@ -40,7 +42,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
     Args:
         name: A run's folder; a folder of :func:`~mixmo.deploy.hub.save_pretrained`, or ``hf-hub:user/name`` on the Hub;
             a folder of ``mixmo export --format timm`` or a file of ``--format safetensors``, whose members are fused
-            into one.
+            into one; or ``digits-cut``, a small trained network that comes with mixmo.
         checkpoint: Of a run: ``last``, or ``best`` on the validation set.
         download: Whether a network that is not here, ``user/name``, may be fetched from the Hub, and a backbone that is
             only described elsewhere (``hf-hub:…``) from there.
@@ -54,10 +56,15 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
         InputError: if it is damaged, of a newer format or of another network, or it takes a download.
 
     Example:
-        >>> net = load("runs/quickstart")  # doctest: +SKIP
+        >>> load("digits-cut").members(torch.zeros(1, 1, 16, 16)).shape
+        torch.Size([1, 2, 10])
     """
     one_of(checkpoint, CHECKPOINTS, "checkpoint")
     where = Path(name)
+    if name in RELEASES and not where.exists():
+        with tempfile.TemporaryDirectory() as place:
+            unpack_release(str(name), run := Path(place, "run"))
+            return load_checkpoint(RunFolder(run), checkpoint)
     if timm_scheme(str(name)) == "hf-hub":
         return from_pretrained(str(name).partition(":")[2], download=download, model=model)
     if where.is_file():

@@ -1,0 +1,40 @@
+"""Trained runs that come with the package, to try prediction, evaluation and export without training.
+
+``digits-cut`` is the folder that ``mixmo fit digits-cut`` writes, with an image of its test set, ``digit.png``.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from mixmo.errors import one_of
+from mixmo.files import assemble, check_place, make_folder
+
+FOLDER = Path(__file__).parent
+RELEASES = tuple(sorted(file.stem for file in FOLDER.glob("*.zip")))
+"""The recipes of which a trained run is there."""
+
+
+def unpack_release(name: str, folder: Path) -> None:
+    """Write a released run into a new folder.
+
+    Args:
+        name: One of :data:`RELEASES`.
+        folder: The run's folder, which does not exist yet.
+
+    Raises:
+        InputError: if there is no such release, or the folder exists or cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     unpack_release("digits-cut", Path(place, "run"))
+        ...     Path(place, "run", "checkpoints", "last.ckpt").is_file()
+        True
+    """
+    one_of(name, RELEASES, "released run")
+    check_place(folder, ours=False, folder=True)
+    make_folder(folder.parent)
+    with assemble(folder) as place, zipfile.ZipFile(FOLDER / f"{name}.zip") as archive:
+        archive.extractall(place)
