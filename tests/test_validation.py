@@ -38,7 +38,8 @@ def test_values_of_numpy_and_paths_are_taken_as_pythons():
     [
         ({"data": {"batch_size": 8.0}}, "data.batch_size is 8.0; it must be an integer"),
         ({"data": {"channels": True}}, "data.channels is True; it must be"),
-        ({"data": {"channels": "3"}}, "data.channels is '3'; it must be 1, 3 or 4"),
+        ({"data": {"channels": "3"}}, "data.channels is '3'; it must be an integer"),
+        ({"data": {"crop_size": [8]}}, "data.crop_size is [8]; it must be an integer or be a height and a width"),
         ({"data": {"mean": {0.5, 0.25}}}, "data.mean is "),
         ({"optimizer": {"lr": np.bool_(True)}}, "optimizer.lr is np.True_; it must be a number"),
         ({"data": {"int": 1}}, "unknown setting 'data.int'"),

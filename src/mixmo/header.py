@@ -31,13 +31,22 @@ FORMAT = 1
 
 LARGEST_SIDE = 8192
 MOST_MEMBERS = 100
+MOST_CHANNELS = 512
+
+
+def _take_sides(value: Any) -> Any:
+    """Return two sides as a list; refuse anything else."""
+    sides = take_list(value)
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise ValueError("it must be a height and a width")
+    return sides
+
 
 Text = InstanceOf[str]  # names of files need not be valid Unicode
 Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
 Members = Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)]
-MOST_CHANNELS = 512
 Channels = Annotated[Integer, Field(ge=1, le=MOST_CHANNELS)]
-Sides = Annotated[list[Side], Field(min_length=2, max_length=2), Strict(), BeforeValidator(take_list)]
+Sides = Annotated[list[Side], Strict(), BeforeValidator(_take_sides)]
 Size = Side | Sides
 """The side of a square, or the height and the width of a rectangle."""
 Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], Strict(), BeforeValidator(take_list)]

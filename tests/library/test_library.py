@@ -315,7 +315,8 @@ PIXELS = np.zeros((8, 8), np.uint8)
         (Wrong((PIXELS, 0), (PIXELS, None)), "train image 1 has the label None, a NoneType"),
         (Wrong((PIXELS, True), (PIXELS, False)), "has the label True, a bool"),
         (Wrong(("a.png", 0), ("b.png", 1)), "train image 0 of the Dataset is a str; it has to be a PIL image"),
-        (Wrong((np.zeros((8, 8, 5), np.uint8), 0)), r"train image 0 has shape \(8, 8, 5\) and type uint8"),
+        (Wrong((np.zeros((2, 8, 8, 5), np.uint8), 0)), r"train image 0 has shape \(2, 8, 8, 5\) and type uint8"),
+        (Wrong(*[(np.zeros((8, 7, 5), np.uint8), k % 2) for k in range(8)]), r"has shape \(8, 7, 5\); set channels"),
         (Wrong((torch.full((1, 8, 8), torch.nan), 0), (torch.zeros(1, 8, 8), 1)), "with values from nan"),
         (
             Wrong(*[(PIXELS, k % 2) for k in range(7)], (np.zeros((8, 9), np.uint8), 1)),
