@@ -151,8 +151,9 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
         if not difference <= tolerance * (1 + expected.abs().max()):  # NaN is no agreement
             raise InputError(
                 f"the fused network would answer otherwise: its logits for a random image differ by {difference:.3g}; "
-                "something in the network is not what its class says (a hook, a changed forward), or its stem "
-                "standardises weights and no normalisation follows."
+                "something in the network is not what its class says (a hook, a changed forward), what follows its "
+                "heads is not linear (VOLO takes the largest logits of all patches), or its stem standardises weights "
+                "and no normalisation follows. Deploy the network as it is."
             )
         return
     raise InputError(

@@ -114,6 +114,12 @@ class MixMo(nn.Module):
         stems = [_submodule(self.backbone, name, "stem") for name in self.stem_names]
         classifiers = [_submodule(self.backbone, name, "head") for name in self.head_names]
         self.in_chans = _input_channels(stems, self.stem_names)
+        channels = options.get("in_chans") or _settings(self.backbone).get("input_size", (self.in_chans,))[0]
+        if isinstance(backbone, str) and self.in_chans != channels:
+            raise InputError(
+                f"backbone {backbone!r} rearranges the pixels of {channels} channels into the {self.in_chans} that its "
+                "stem takes; members need a stem that sees the images themselves."
+            )
         self.num_classes = _output_classes(classifiers, self.head_names)
         if num_classes not in (None, self.num_classes):
             raise InputError(f"num_classes is {num_classes}, but the backbone's head has {self.num_classes} outputs.")
@@ -302,7 +308,8 @@ def _names(backbone: nn.Module, given: str | Sequence[str] | None, key: str, arg
     known = given or _settings(backbone).get(key)
     if not known:
         raise InputError(
-            f"{type(backbone).__name__} does not say which module is its {argument}; name it, as in {argument}='…'."
+            f"{type(backbone).__name__} does not say which module is its {argument}; name it, as in {argument}='…', or "
+            "take another backbone."
         )
     return (known,) if isinstance(known, str) else tuple(known)
 

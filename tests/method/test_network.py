@@ -16,7 +16,7 @@ FAMILIES = {
     "densenet121": 64, "hrnet_w18_small": 64, "pvt_v2_b0": 64, "ghostnet_050": 64, "mnasnet_small": 64,
     "dla46_c": 64, "poolformer_s12": 64, "edgenext_xx_small": 64, "mobilevit_xxs": 64, "rexnet_100": 64,
     "xception41": 96, "lcnet_035": 64, "mambaout_femto": 64, "hgnetv2_b0": 64, "ese_vovnet19b_dw": 64,
-    "inception_next_tiny": 64, "vgg11": 64,
+    "inception_next_tiny": 64, "vgg11": 64, "davit_tiny": 64,
 }  # fmt: skip
 """Backbones that take images of any size, and the side to try them with."""
 
@@ -114,7 +114,9 @@ def test_trained_backbones_of_every_kind_of_stem_start_out_as_they_were(name):
     ("name", "message"),
     [
         ("crossvit_tiny_240", "2 stems .* of different sizes, which one mask cannot fit"),
-        ("csatv2", "does not say which module is its stem"),
+        ("csatv2", "does not say which module is its stem; .* or take another backbone"),
+        ("tresnet_m", "'tresnet_m' rearranges the pixels of 3 channels into the 48 that its stem takes"),
+        ("naflexvit_base_patch16_gap", "stem 'embeds.proj' is a Linear without a convolution"),
         ("wide_resnet28_11", "unknown backbone 'wide_resnet28_11'; did you mean"),
     ],
 )

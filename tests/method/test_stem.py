@@ -102,6 +102,16 @@ class Late(Plain):
         return super().forward(x if self.calls <= 2 else x.mul_(2))
 
 
+def test_a_backbone_may_show_its_stem_a_copy():
+    """Padding by nothing makes one; sizes that are padded are refused (below)."""
+    torch.manual_seed(0)
+    net, plain = wrapped(Padded()), Plain()
+    plain.load_state_dict(mixmo.fuse(net, (16, 16)).state_dict())
+    images = torch.randn(4, 3, 16, 16)
+    masks = torch.full((4, 2, 1, 16, 16), 0.5)
+    torch.testing.assert_close(net(images[:, None].expand(4, 2, 3, 16, 16), masks).mean(1), plain(images))
+
+
 @pytest.mark.parametrize("backbone", [Padded, Late])
 def test_every_call_of_an_eager_network_is_checked_too(backbone):
     net, masks = wrapped(backbone()), torch.full((4, 2, 1, 9, 9), 0.5)
