@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from conftest import write_images
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mixmo.cli.main import main
 from mixmo.deploy.predictor import Predictor
@@ -101,6 +101,7 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "new.jpg").write_bytes((tmp_path / "photos/cat/000.png").read_bytes())
     for name in ("pretrained", "lite0"):
         save_file(timm.create_model("wide_resnet10_1", num_classes=9).state_dict(), f"{name}.safetensors")
+    torch.save({"state_dict": load_file("lite0.safetensors"), "arch": "wide_resnet10_1"}, "model_best.pth.tar")
     shrunk = [*SHRUNK, "--data.crop_size=32", "--data.validation=0.2"]
     names, commands, kinds = {}, [], {}
     for guide in ("photos", "deploy", "trust"):

@@ -17,7 +17,7 @@ from mixmo.digests import is_whole_export
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.runs import RunFolder
-from mixmo.training.initial_weights import read_weights
+from mixmo.training.initial_weights import read_tensors
 
 FORMS = [*FORMATS, "shared"]
 
@@ -39,7 +39,7 @@ def exported(gone, tmp_path_factory):
 def answers_of(path, files):
     """Return what a network answers, or the weights that a file holds, as bytes."""
     if path.suffix == ".safetensors":
-        return b"".join(each.numpy().tobytes() for _, each in sorted(read_weights(path).items()))
+        return b"".join(each.numpy().tobytes() for _, each in sorted(read_tensors(path)[""].items()))
     return mixmo.Predictor(path)(files).probabilities.numpy().tobytes()
 
 
@@ -89,9 +89,9 @@ def test_weights_to_start_from_are_checked(exported, tmp_path):
     name = next(iter(weights))
     save_file({key: value + (key == name) for key, value in weights.items()}, tmp_path / "a.safetensors", notes)
     with pytest.raises(InputError, match="is damaged: its content does not have the digest"):
-        read_weights(tmp_path / "a.safetensors")
+        read_tensors(tmp_path / "a.safetensors")[""]
     save_file(weights, tmp_path / "b.safetensors", {"sha256": "0" * 64, "format": "pt"})
-    assert torch.equal(read_weights(tmp_path / "b.safetensors")[name], weights[name])
+    assert torch.equal(read_tensors(tmp_path / "b.safetensors")[""][name], weights[name])
 
 
 def test_exports_have_the_rights_that_the_umask_leaves(exported):

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ from mixmo.models.paper import WideResNet
 from mixmo.runs import RunFolder
 from mixmo.training.build import build_network
 from mixmo.training.fit import fit
-from mixmo.training.optimizers import build_optimizer
+from mixmo.training.optimizers import FrozenCore, build_optimizer
+from mixmo.training.step import Training
 
 PLAIN = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3",
          "--data.validation=0", "--trainer.max_epochs=2"]  # fmt: skip
@@ -160,6 +160,56 @@ def test_a_backbone_that_names_no_classifier_is_one_sentence(single, tmp_path, m
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def state_after(single, folder, *overrides):
+    """Return the network after so many epochs of fine-tuning, and the one it started from, by name."""
+    run = RunFolder(folder)
+    own = ["--optimizer.weight_decay=0.5", "--model.start_noise=1", *overrides]
+    fit(make_plan(load_recipe("digits-cut"), words(single, *own)), run)
+    return mixmo.load(run.path).state_dict(), built(single, *own).state_dict()
+
+
+@pytest.mark.parametrize("average", ["0", "0.9"])
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(single, tmp_path, average):
+    """Against decay, and batch norms' statistics also."""
+    own = ["--optimizer.freeze_epochs=all", f"--optimizer.ema_decay={average}"]
+    after, before = state_after(single, tmp_path / "run", *own)
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert moved == {name for name in before if "encoders" in name or "heads" in name}
+
+
+@pytest.mark.parametrize(("epochs", "frozen"), [("1.75", 1), ("0.5", 0)])
+def test_what_is_thawed_starts_without_momentum(single, tmp_path, monkeypatch, epochs, frozen):
+    """Its first step is as SGD's first is: (1 + m) (g + decay w) with Nesterov's momentum."""
+    seen = []
+    original = Training.optimizer_step
+
+    def noted(self, *arguments):
+        weight = self.net.backbone.stages[0][0].conv1.weight
+        before = weight.detach().clone()
+        original(self, *arguments)
+        assert weight.requires_grad
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        seen.append(
+            weight.grad
+            if weight.grad is None
+            else torch.dist(weight, before - 1.9 * rate * (weight.grad + 0.5 * before)).item()
+        )
+
+    monkeypatch.setattr(Training, "optimizer_step", noted)
+    state_after(single, tmp_path / "run", f"--optimizer.freeze_epochs={epochs}")
+    steps, thawed = len(seen) // 2, round(float(epochs) * (len(seen) // 2))
+    assert steps >= 2 and seen[:thawed] == [None] * thawed
+    assert seen[thawed] < 1e-6 < 1e-4 < seen[thawed + 1]
+
+
+def test_freezing_needs_something_trained_and_something_to_train(single, tmp_path):
+    with pytest.raises(InputError, match=r"freeze_epochs is 2.0, but there are no trained weights .* set model.start"):
+        fit(make_plan(load_recipe("digits-cut"), words(single, "--model.start=null", "--optimizer.freeze_epochs=2")),
+            RunFolder(tmp_path / "run"))  # fmt: skip
+    with pytest.raises(InputError, match="freeze_epochs leaves nothing to train"):
+        FrozenCore(mixmo.MixMo("wide_resnet10_1", num_classes=3).requires_grad_(False))
+
+
 def test_copies_are_warned_of(single, caplog):
     built(single)
     assert "copies of each other" in caplog.text
@@ -232,15 +282,25 @@ def test_layers_near_the_images_learn_more_slowly(single, lite0):
     assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
 
 
+WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv_stem.weight": torch.zeros(2)}, "does not fit backbone 'wide_resnet10_1': it lacks stages"),
-        ({"x": torch.zeros(2)}, "it lacks conv_stem.weight (40 tensors do not fit its 46)"),
+        (
+            {"conv_stem.weight": torch.zeros(2)},
+            "does not fit backbone 'wide_resnet10_1': it has conv_stem.weight, where conv_stem.weight, stages.",
+        ),
+        ({k: v for k, v in WEIGHTS.items() if k != "fc.bias"}, "it lacks fc.bias (1 tensors do not fit its 46)"),
+        ({"x": torch.zeros(2)}, "'wide_resnet10_1': it has x, where conv_stem.weight, stages.0.0."),
         ({"epoch": 3}, "holds no weights: it has epoch"),
-        ({"x": torch.eye(2).to_sparse()}, "holds x as torch.sparse_coo of torch.float32 on cpu"),
-        ({"x": torch.eye(2).to_sparse_csr()}, "holds x as torch.sparse_csr"),
-        ({"x": torch.zeros(2, device="meta")}, "holds x as torch.strided of torch.float32 on meta"),
+        (WEIGHTS | {"fc.bias": torch.eye(2).to_sparse()}, "holds fc.bias as torch.sparse_coo of torch.float32 on cpu"),
+        (WEIGHTS | {"fc.bias": torch.eye(2).to_sparse_csr()}, "holds fc.bias as torch.sparse_csr"),
+        (
+            WEIGHTS | {"fc.bias": torch.zeros(2, device="meta")},
+            "holds fc.bias as torch.strided of torch.float32 on meta",
+        ),
         ({"x": Path("here")}, "holds an object pathlib"),
         (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, but only tensors"),
         (b"damaged", "cannot be read as a checkpoint"),
@@ -256,41 +316,6 @@ def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch,
     assert main(["fit", "digits-cut", f"--data.name=folder:{single[0]}/data", *plain]) == 2
     shown = capsys.readouterr().err.strip()
     assert message in shown and shown.count("\n") == 0 and "\x1b" not in shown
-
-
-WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
-
-
-def under(*prefixes):
-    return {"".join(prefixes) + name: tensor for name, tensor in WEIGHTS.items()}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        WEIGHTS,
-        under("module."),
-        under("_orig_mod."),
-        under("module.", "_orig_mod."),
-        {"n_averaged": torch.tensor(3), **under("module.")},
-        {"state_dict": under("model."), "hyper_parameters": {"lr": 0.1}},
-        {"state_dict": under("net.")},
-        {"model_state_dict": WEIGHTS, "epoch": 3},
-        {"state_dict": {}, "state_dict_ema": WEIGHTS, "args": Namespace(model="wide_resnet10_1", betas=(0.9, 0.99))},
-        {"model": {"state_dict": under("module.")}, "args": Namespace(inner=Namespace(lr=0.1))},
-    ],
-)
-def test_checkpoints_of_other_programs_start_the_same_network(single, tmp_path, content):
-    torch.save(content, tmp_path / "theirs.pth.tar")
-    start = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.start={tmp_path}/theirs.pth.tar"]
-    plan = make_plan(load_recipe("digits-single"), [f"--data.name=folder:{single[0]}/data", *start])
-    net, plain = (
-        build_network(plan.settings, DataModule(plan.settings.data, 0)).eval(),
-        timm.create_model("wide_resnet10_1", num_classes=3),
-    )
-    plain.load_state_dict(WEIGHTS)
-    images = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(net(images), plain.eval()(images), atol=1e-5, rtol=1e-5)
 
 
 def test_weights_are_not_fetched_unasked(single, tmp_path, monkeypatch, capsys):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,6 @@ from mixmo.network import MixMo, create_backbone
 from mixmo.runs import RunFolder
 
 log = logging.getLogger("mixmo")
-
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module", "net", "network",
-            "weights")  # fmt: skip
-"""Under what training programs put the weights in their checkpoints."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-"""What wrappers (DDP and averages, torch.compile, Lightning's modules) put before the name of every tensor."""
-
-COUNTER = "n_averaged"
-"""What torch's averages have counted, which checkpoints hold besides the weights."""
 
 
 def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> MixMo:
@@ -74,8 +66,8 @@ def _plain(settings: Settings, start: str) -> Any:
         _check_run(settings, start, run.header())
         _compare_splits(settings, run)
         return fuse(load_checkpoint(run, download=own.download))
-    weights = read_weights(Path(start))
     backbone: Any = create_backbone(own.backbone, **options)
+    weights = find_weights(read_tensors(Path(start)), list(backbone.state_dict()), start, own.backbone)
     stems, heads = (backbone.pretrained_cfg.get(key) or () for key in ("first_conv", "classifier"))
     for name in [stems] if isinstance(stems, str) else stems:  # colours become grey as timm has it
         stem = weights.get(f"{name}.weight")
@@ -116,15 +108,18 @@ def _compare_splits(settings: Settings, run: RunFolder) -> None:
         )  # fmt: skip
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.safetensors`` file or of a torch checkpoint, by name.
+def read_tensors(file: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a ``.safetensors`` file or of a torch checkpoint by name, for each mapping that holds some.
 
     Args:
         file: The file; nothing in it acts when it is read.
 
+    Returns:
+        The mappings by their keys in the checkpoint, joined by dots, as ``state_dict_ema``; "" is the file itself.
+
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is damaged, or holds no weights.
+        InputError: if it is damaged, or holds no tensors.
     """
     if not file.is_file():
         raise MissingError(f"there is no file of weights {file}.")
@@ -134,24 +129,81 @@ def read_weights(file: Path) -> dict[str, Tensor]:
                 described = SPEC in (opened.metadata() or {})
             if described:
                 has_digest(file)
-            return load_file(file)
+            return {"": load_file(file)}
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
     content: Mapping[str, Any] = read_checkpoint(file, [Namespace])  # a Namespace holds a program's options
-    while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
-        content = inner
-    weights = {str(name): each for name, each in content.items() if isinstance(each, Tensor) and name != COUNTER}
-    if not weights:
+    found: dict[str, dict[str, Tensor]] = {}
+    waiting, seen = [("", content)], set[int]()
+    for place, mapping in waiting:
+        if id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        if tensors := {str(name): each for name, each in mapping.items() if isinstance(each, Tensor)}:
+            found[place] = tensors
+        inner = ((name, each) for name, each in mapping.items() if isinstance(each, Mapping))
+        waiting += [(f"{place}.{name}".lstrip("."), each) for name, each in inner]
+    if not found:
         raise InputError(f"{file} holds no weights: it has {', '.join(map(str, list(content)[:3])) or 'nothing'}.")
+    return found
+
+
+def find_weights(
+    found: Mapping[str, Mapping[str, Tensor]], expected: Sequence[str], start: str, backbone: str
+) -> dict[str, Tensor]:
+    """Return a backbone's tensors among those of a checkpoint: where, behind one prefix, most of its names are.
+
+    Wrappers put prefixes before names: ``module.`` (DDP and averages), ``_orig_mod.`` (torch.compile), or an
+    attribute's name (Lightning's modules). Where several places have as many, averaged weights are taken, else the
+    first; the log then says which.
+
+    Args:
+        found: Tensors by name, of each mapping in the checkpoint (:func:`read_tensors`).
+        expected: The names of the backbone's tensors.
+        start: The file, for errors.
+        backbone: The backbone's name, for errors.
+
+    Raises:
+        InputError: if there are fewer than half of them anywhere, or one is no ordinary tensor.
+
+    Example:
+        >>> found = {"state_dict": {"model.fc.weight": torch.ones(2), "loss.weight": torch.zeros(2)}}
+        >>> find_weights(found, ["fc.weight", "fc.bias"], "theirs.ckpt", "tiny")
+        {'fc.weight': tensor([1., 1.])}
+    """
+    own = {name for name in expected if not name.endswith("num_batches_tracked")}  # which averages may lack
+    counts = Counter[tuple[str, str]]()
+    for place, tensors in found.items():
+        for name in tensors:
+            parts = name.split(".")
+            for depth in range(len(parts)):
+                if ".".join(parts[depth:]) in own:
+                    counts[place, "".join(f"{part}." for part in parts[:depth])] += 1
+    most = max(counts.values(), default=0)
+    if most < len(own) / 2:  # names such as norm.weight are in many networks
+        have = next(iter(found.values()))
+        raise InputError(
+            f"model.start {start} does not fit backbone {backbone!r}: it has {_first(have)}, where "
+            f"{_first(expected)} are expected."
+        )
+    best = [key for key in counts if counts[key] == most]
+    best.sort(key=lambda key: not re.search("ema|swa|average", "".join(key).lower()))
+    place, prefix = best[0]
+    if len(best) > 1:
+        shown = ["/".join(filter(None, key)) or "the file itself" for key in best]
+        log.info("model.start %s: weights taken from %s, not from %s.", start, shown[0], ", ".join(shown[1:]))
+    weights = {name[len(prefix) :]: each for name, each in found[place].items() if name.startswith(prefix)}
     for name, each in weights.items():
         if each.layout is not torch.strided or each.is_quantized or each.is_meta:
             raise InputError(
-                f"{file} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as an ordinary tensor "
-                "of floats."
+                f"{start} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as an ordinary "
+                "tensor of floats."
             )
-    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in weights)), ""):
-        weights = {name.removeprefix(prefix): each for name, each in weights.items()}
     return weights
+
+
+def _first(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:3])
 
 
 def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: str) -> None:

@@ -1,0 +1,122 @@
+"""Files of weights as other programs write them start the network that they were written from."""
+
+from argparse import Namespace
+from functools import partial
+
+import lightning as L
+import pytest
+import timm
+import torch
+from timm.utils import CheckpointSaver, ModelEmaV3
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from mixmo.config.plan import make_plan
+from mixmo.config.recipes import load_recipe
+from mixmo.errors import InputError
+from mixmo.training.initial_weights import init_from_pretrained
+
+WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
+
+
+class Theirs(L.LightningModule):
+    """A module of somebody's own around the backbone, with a loss that has weights and an average."""
+
+    def __init__(self, rate, backbone, averaged=None):
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone", "averaged"])
+        self.loss = nn.CrossEntropyLoss(torch.ones(3))
+        self.backbone, self.ema_model = backbone, averaged
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def by_timm(net, file, average=True):
+    """What timm's train.py writes, its arguments, optimiser and average included."""
+    other = ModelEmaV3(net) if average else None
+    if other is not None:
+        net.load_state_dict({name: torch.zeros_like(each) for name, each in WEIGHTS.items()})
+    arguments = Namespace(model="wide_resnet10_1", betas=(0.9, 0.99), inner=Namespace(lr=0.1))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.zeros(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    saver = CheckpointSaver(net, optimizer, arguments, other, checkpoint_dir=str(file.parent), max_history=1)
+    saver.save_checkpoint(3, metric=71.5)
+    (file.parent / "last.pth.tar").rename(file)
+
+
+def by_lightning(net, file, averaged=None):
+    trainer = L.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False)
+    trainer.strategy.connect(Theirs(0.1, net, averaged))
+    trainer.save_checkpoint(file)
+
+
+def by_lightning_with_average(net, file):
+    averaged = AveragedModel(net)
+    for weight in net.parameters():
+        weight.data.zero_()
+    by_lightning(net, file, averaged)
+
+
+def by_ddp(net, file):
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        torch.save(DistributedDataParallel(net).state_dict(), file)
+    finally:
+        distributed.destroy_process_group()
+
+
+WRITERS = {
+    "weights alone": lambda net, file: torch.save(net.state_dict(), file),
+    "timm": partial(by_timm, average=False),
+    "timm, averaged": by_timm,
+    "DDP": by_ddp,
+    "DDP of a compiled network": lambda net, file: by_ddp(torch.compile(net), file),
+    "torch.compile": lambda net, file: torch.save(torch.compile(net).state_dict(), file),
+    "Lightning": by_lightning,
+    "Lightning, averaged": by_lightning_with_average,
+    "AveragedModel": lambda net, file: torch.save(AveragedModel(net).state_dict(), file),
+    "tutorials": lambda net, file: torch.save({"epoch": 3, "model_state_dict": net.state_dict(), "loss": 0.1}, file),
+    "nested": lambda net, file: torch.save({"model": {"state_dict": {"model": net.state_dict()}}}, file),
+    "a program's own names": lambda net, file: torch.save(nn.ModuleDict({"student": net}).state_dict(), file),
+}
+TAKEN = {"timm, averaged": "taken from state_dict_ema, not from state_dict.",
+         "Lightning, averaged": "taken from state_dict/ema_model.module., not from state_dict/backbone.."}  # fmt: skip
+
+
+def started(file):
+    """Return the single network that starts from a file."""
+    words = ["--model.backbone=wide_resnet10_1", "--data.channels=3", f"--model.start={file}"]
+    return init_from_pretrained(make_plan(load_recipe("digits-single"), words).settings, str(file), 3).eval()
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_checkpoints_of_other_programs_start_the_same_network(tmp_path, caplog, way):
+    caplog.set_level("INFO", "mixmo")
+    net, file = timm.create_model("wide_resnet10_1", num_classes=3), tmp_path / "theirs.pth.tar"
+    net.load_state_dict(WEIGHTS)
+    WRITERS[way](net, file)
+    if way in TAKEN:  # the weights that are not averaged are zero
+        net.load_state_dict(WEIGHTS)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(started(file)(images), net.eval()(images), atol=1e-5, rtol=1e-5)
+    taken = [each.message.partition(": weights ")[2] for each in caplog.records if "weights taken" in each.message]
+    assert taken == ([TAKEN[way]] if way in TAKEN else [])
+
+
+def test_a_checkpoint_that_contains_itself_is_read(tmp_path):
+    content = {"model": dict(WEIGHTS)}
+    content["itself"] = content
+    torch.save(content, tmp_path / "file.pth")
+    assert torch.equal(started(tmp_path / "file.pth").heads[0].weight, WEIGHTS["fc.weight"])
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    torch.save({"state_dict": timm.create_model("test_vit").state_dict()}, tmp_path / "file.pth")
+    with pytest.raises(InputError) as refused:
+        started(tmp_path / "file.pth")
+    assert "it has cls_token, pos_embed, patch_embed.proj.weight, where conv_stem.weight, stages.0.0." in str(
+        refused.value
+    )
