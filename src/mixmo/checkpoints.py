@@ -23,8 +23,9 @@ SEAL = len(MARK) + 64
 """Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "header",
-        "num_classes", "inference", "unfinished")  # fmt: skip
-"""What is taken of a checkpoint; earlier versions wrote ``num_classes`` and ``inference`` in place of a header."""
+        "num_classes", "inference", "unfinished", "MixedPrecision")  # fmt: skip
+"""What is taken of a checkpoint, the scale of float16 losses included (``MixedPrecision``, Lightning's name); earlier
+versions wrote ``num_classes`` and ``inference`` in place of a header."""
 
 STATE = "Checkpoints"
 """The one callback whose state is taken as well: :class:`mixmo.training.checkpointing.Checkpoints`."""

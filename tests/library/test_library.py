@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import time
 from functools import partial
 
@@ -266,7 +267,10 @@ def test_training_ends_early_and_stays_ended(digits, tmp_path, caplog):
     values = [row["val_accuracy"] for row in run.metrics]
     best = int(np.argmax(values))
     assert len(values) == best + 3 < 30
-    assert f"none since epoch {best + 1} had a better accuracy" in caplog.text
+    (line,) = [each.message for each in caplog.records if "stopped early" in each.message]
+    assert f"after epoch {best + 3} of 30 (trainer.patience 2): epoch {best + 1} was the best" in line
+    assert f"accuracy of {100 * max(values):.1f} % on validation images; {27 - best} epochs were not run" in line
+    assert re.search(r"learning rate was still (1|0\.1|0\.01) of its peak$", line)
     again = mixmo.fit(NET, (digits["train"][0][:80], digits["train"][1][:80] % 2), resume=True, **options)
     assert len(again.metrics) == len(values)
     with pytest.raises(InputError, match="no validation images to judge by"):

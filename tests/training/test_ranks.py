@@ -10,6 +10,7 @@ import time
 from functools import partial
 
 import pytest
+import timm
 import torch
 from conftest import plan_of, write_splits
 from killing import Ask, fit_own, rows
@@ -29,19 +30,24 @@ WAYS = {
     "averaged": ["--optimizer.ema_decay=0.9"],
     "streamed": ["--data.in_memory=false", "--data.workers=1"],
     "in two parts": ["--trainer.accumulate=2"],
+    "frozen at first": ["--optimizer.freeze_epochs=1", "--model.start={}.pth"],
     "sharpness-aware": ["--optimizer.sam_radius=0.05", "--trainer.gradient_clip_val=0.5"],
 }
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_splits(tmp_path_factory.mktemp("images"), train=32)
+    """Pictures, and weights to start from next to them."""
+    folder = write_splits(tmp_path_factory.mktemp("images"), train=32)
+    torch.save(timm.create_model("test_convnext", num_classes=5).state_dict(), f"{folder}.pth")
+    return folder
 
 
 def two_epochs(images, *words):
     """Without batch norms, unless asked for; 23 validation images, which no number of ranks shares evenly."""
     own = ["--data.batch_size=16", "--data.image_size=32", "--data.validation=0.24", "--trainer.max_epochs=2"]
-    return plan_of(images, *own, "--model.backbone=test_convnext", "--trainer.precision=32-true", *words)
+    return plan_of(images, *own, "--model.backbone=test_convnext", "--trainer.precision=32-true",
+                   *(word.format(images) for word in words))  # fmt: skip
 
 
 class FirstGradient(Callback):
@@ -52,7 +58,8 @@ class FirstGradient(Callback):
 
     def on_before_optimizer_step(self, trainer, training, optimizer):
         if trainer.is_global_zero and not self.file.exists():
-            torch.save({name: each.grad for name, each in training.net.named_parameters()}, self.file)
+            learning = {name: each.grad for name, each in training.net.named_parameters() if each.grad is not None}
+            torch.save(learning, self.file)
 
 
 def free_port():

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
+import timm
 import torch
 from conftest import Stopping, plan_of, write_splits
 from killing import Ask, differences, go_on, in_a_process_of_its_own
@@ -24,6 +25,7 @@ WAYS = {
     "in memory": ["--pixels.kind=cutmix"],
     "streamed by workers": [*STREAMED, "--data.workers=2"],
     "averaged": ["--optimizer.ema_decay=0.9"],
+    "frozen at first": ["--optimizer.freeze_epochs=1.4", "--optimizer.ema_decay=0.9", "--model.start={}.pth"],
     "sharpness-aware": ["--optimizer.sam_radius=0.05"],
     "adamw, rho falls": ["--optimizer.name=adamw", "--data.input_repetition=0.9", "--data.input_repetition_end=0.5"],
     "augmented by kornia": [*STREAMED, "--data.workers=0", "--data.policy=trivialaugment"],
@@ -32,11 +34,15 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_splits(tmp_path_factory.mktemp("images"), train=16)
+    """Pictures, and weights to start from next to them."""
+    folder = write_splits(tmp_path_factory.mktemp("images"), train=16)
+    torch.save(timm.create_model("wide_resnet10_1", num_classes=5).state_dict(), f"{folder}.pth")
+    return folder
 
 
 def three_epochs(images, *words):
-    return plan_of(images, "--data.batch_size=14", "--trainer.max_epochs=3", *words)
+    own = ["--data.batch_size=14", "--trainer.max_epochs=3", *(word.format(images) for word in words)]
+    return plan_of(images, *own)
 
 
 @pytest.mark.parametrize("way", WAYS)

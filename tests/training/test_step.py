@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from conftest import plan_of, write_splits
@@ -97,6 +98,28 @@ def test_nothing_is_compiled_twice_and_the_curve_is_the_same(pictures, tmp_path,
         eager, other = ([float(row[key]) for row in each] for each in rows)
         assert other == pytest.approx(eager, rel=1e-3), key
     assert mixmo.load(tmp_path / "compiled").num_members == 2
+
+
+@pytest.mark.slow
+def test_a_frozen_network_is_compiled_once_and_once_more_when_thawed(pictures, tmp_path, monkeypatch):
+    graphs, compile_ = [], torch.compile
+
+    def noted(module, inputs):
+        graphs.append(len(inputs))
+        return aot_eager(module, inputs)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    start = tmp_path / "weights.pth"
+    torch.save(timm.create_model("wide_resnet10_1", num_classes=2).state_dict(), start)
+    words = ["--optimizer.freeze_epochs=1", f"--model.start={start}", "--data.validation=0"]
+    fit(short_plan(pictures, *words, "--model.compile=false"), RunFolder(tmp_path / "eager"))
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda function, **own: compile_(function, backend=noted, fullgraph=True))
+    fit(short_plan(pictures, *words, "--model.compile=true"), RunFolder(tmp_path / "compiled"))
+    assert len(graphs) == 2
+    eager, other = (RunFolder(tmp_path / name).read_metrics() for name in ("eager", "compiled"))
+    for row, wanted in zip(other, eager, strict=True):
+        assert float(row["train_loss"]) == pytest.approx(float(wanted["train_loss"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("progress", ["steps", "epochs"])
@@ -267,7 +290,8 @@ def test_the_names_of_torch_that_are_not_public_are_there():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_on_a_gpu_waits_nowhere(monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_a_step_on_a_gpu_waits_nowhere(monkeypatch, precision):
     """From the draws to the updated weights, as Lightning calls them."""
     from mixmo.evaluation.benchmark import Benchmark, TrainingStep
 
@@ -281,7 +305,7 @@ def test_a_step_on_a_gpu_waits_nowhere(monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    step = TrainingStep(Benchmark(backbone="wide_resnet10_1", batch_size=16), 2)
+    step = TrainingStep(Benchmark(backbone="wide_resnet10_1", batch_size=16), 2, precision)
     step()  # the first step moves constants to the device
     monkeypatch.setattr(Training, "optimizer_step", watched)
     step()

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-"""Lightning's names of what is offered: float32 throughout, or float32 weights with products in bfloat16."""
+"""Lightning's names of what is offered: float32 throughout, or float32 weights with products in bfloat16 or float16."""
 
 
 def training_device(accelerator: str = "auto") -> torch.device:
@@ -31,17 +31,19 @@ def training_device(accelerator: str = "auto") -> torch.device:
 
 
 def default_precision(device: torch.device) -> Precision:
-    """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
+    """Return ``bf16-mixed`` where the device has units for it, ``16-mixed`` where it has those alone, else ``32-true``.
+
+    NVIDIA's GPUs of compute capability 7.0 to 7.5, such as V100 and T4, have units for float16 alone.
 
     Example:
         >>> default_precision(torch.device("meta"))
         '32-true'
     """
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if native else "32-true"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed"
+        return "16-mixed" if torch.cuda.get_device_capability(device) >= (7, 0) else "32-true"
+    return "bf16-mixed" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
 def default_compile(device: torch.device) -> bool:

@@ -118,6 +118,7 @@ class FitSettings(TypedDict, total=False):
     momentum: float
     decay_all: bool
     layer_decay: float | None
+    freeze_epochs: float | Literal["all"]
     ema_decay: float
     sam_radius: float
     optimizer_options: dict[str, Any]

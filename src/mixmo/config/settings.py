@@ -55,8 +55,9 @@ class ModelSettings:
     """Compile the network and the loss; null does so on a GPU."""
     start: Text | None = None
     """What members start from, its stem / M as encoders and its head as heads, unless its classes are others:
-    pretrained (timm's weights of the backbone), a file of weights (.safetensors, .pth), or a run's folder. Images are
-    then prepared as they were there, unless data.mean, std, interpolation and the sizes are set.
+    pretrained (timm's weights of the backbone), a file of weights (.safetensors, .pth), also a checkpoint of another
+    program, or a run's folder. Images are then prepared as they were there, unless data.mean, std, interpolation and
+    the sizes are set.
     """
     start_noise: Annotated[Number, Field(ge=0, le=100)] = 0.0
     """Noise on encoders and heads that start equal, as a share of their weights' standard deviation; it sums to zero
@@ -94,6 +95,10 @@ class OptimizerSettings:
     layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Factor of the learning rate from each layer to the one before it, such as 0.75, for trained weights; null is
     one rate for all.
+    """
+    freeze_epochs: Annotated[Number, Field(ge=0)] | Literal["all"] = 0.0
+    """Epochs of the run, from its start, that train encoders and heads alone; all else stays as it started
+    (model.start), with the statistics of its batch norms. "all" is every epoch, 0 is none.
     """
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average is then
@@ -155,7 +160,9 @@ class TrainerSettings:
     accelerator: Neutral[Accelerator] = "auto"
     """auto, cpu, gpu, cuda or mps."""
     precision: Precision | None = None
-    """32-true or bf16-mixed; null takes what the device does best."""
+    """32-true, bf16-mixed, or 16-mixed with losses scaled so that small gradients are not lost; null takes what the
+    device does best.
+    """
     devices: Neutral[Count | None] = None
     """Devices of each node; null takes what torchrun was told, else one."""
     num_nodes: Neutral[Count | None] = None

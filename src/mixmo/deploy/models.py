@@ -44,7 +44,7 @@ class TorchModel:
         net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
         spec: Its description.
         run: The run that it is of; it computes on that run's device.
-        precision: ``32-true`` or ``bf16-mixed``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     """
 
     def __init__(self, net: nn.Module, spec: Spec, run: TrainedRun | None = None, precision: str = "32-true") -> None:

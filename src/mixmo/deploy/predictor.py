@@ -28,7 +28,7 @@ class Predictor:
         checkpoint: ``last``, or ``best`` on the validation set, of a run.
         coverage: Share of the images whose true class the conformal sets hold.
         max_error_rate: Share of the predictions that are not deferred that may be wrong.
-        precision: ``32-true`` or ``bf16-mixed``, of a run.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of a run.
         download: Whether what a run's network is built from may be downloaded.
 
     Attributes:

@@ -27,7 +27,7 @@ from mixmo.network import MixMo, create_backbone
 from mixmo.training.build import build_maker, build_network, describe
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
-from mixmo.training.trainer import silence_lightning
+from mixmo.training.trainer import build_precision, silence_lightning
 from mixmo.validation import Boolean, Count, settings_class
 
 STEPS = 10
@@ -120,7 +120,8 @@ class TrainingStep(Callback):
         )
         with silence_lightning():
             self.trainer = L.Trainer(
-                accelerator=case.accelerator, devices=1, precision=precision or case.fastest, callbacks=[self],
+                accelerator=case.accelerator, devices=1, callbacks=[self],
+                plugins=[build_precision(precision or case.fastest, case.accelerator)],
                 max_epochs=0, limit_train_batches=self.steps, logger=False, enable_checkpointing=False,
                 enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip

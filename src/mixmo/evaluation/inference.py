@@ -215,11 +215,12 @@ class TrainedRun:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a network computes in a precision, ``32-true`` or ``bf16-mixed``.
+    """Return the context in which a network computes in a precision, one of :data:`PRECISIONS`.
 
     Example:
         >>> with autocast(torch.device("cpu"), "bf16-mixed"):
         ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
         torch.bfloat16
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "32-true")

@@ -71,7 +71,7 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
         run: The run.
         dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images
             are brought to the input size of the run's.
-        precision: ``32-true`` or ``bf16-mixed``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         refresh: Predict again even if predictions are kept.
 
     Raises:

@@ -188,7 +188,7 @@ def evaluate_corruptions(
     Args:
         runs: The runs.
         targets: (N,) class numbers of the test set.
-        precision: ``32-true`` or ``bf16-mixed``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
         refresh: Evaluate again even if a result is kept.
 

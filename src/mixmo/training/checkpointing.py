@@ -160,12 +160,17 @@ class Checkpoints(Checkpoint):
     def _end_early(self, trainer: L.Trainer, epoch: int) -> None:
         """Ask the trainer to end where the score has not been beaten for too long."""
         patience = self.settings.patience
-        if patience is None or self.best_epoch < 0 or epoch - self.best_epoch < patience:
+        left = (trainer.max_epochs or 0) - epoch - 1
+        if patience is None or self.best_epoch < 0 or epoch - self.best_epoch < patience or not left:
             return
         trainer.should_stop = True
+        training = trainer.lightning_module
+        assert isinstance(training, Training)
         log.info(
-            "ended after epoch %d of %s: none since epoch %d had a better accuracy on validation images than %.1f %%",
-            epoch + 1, trainer.max_epochs, self.best_epoch + 1, 100 * self.best_score,
+            "stopped early after epoch %d of %s (trainer.patience %d): epoch %d was the best, with an accuracy of %.1f "
+            "%% on validation images; %d epochs were not run, and the learning rate was still %.2g of its peak",
+            epoch + 1, trainer.max_epochs, patience, self.best_epoch + 1, 100 * self.best_score,
+            left, training.schedule(trainer.global_step),
         )  # fmt: skip
 
     def _due(self, step: int) -> bool:

@@ -107,6 +107,11 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
             f"trainer.patience is {own.patience}, but there are no validation images to judge by; set "
             "data.validation to a share, or give a validation set."
         )
+    if (frozen := settings.optimizer.freeze_epochs) and settings.model.start is None and module is None:
+        raise InputError(
+            f"optimizer.freeze_epochs is {frozen}, but there are no trained weights to leave as they are: set "
+            "model.start, or optimizer.freeze_epochs 0."
+        )
     net = build_network(settings, data, drawn, module)
     loaders = Loaders(data, net.num_members)
     loaders.check_shared_memory(*world(own.devices, own.num_nodes))
@@ -181,6 +186,11 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
         log.warning(
             "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
             decay, round(1 / (1 - decay)), steps,
+        )  # fmt: skip
+    if training.warmup >= steps:
+        log.warning(
+            "the warm-up takes %d steps and the run has %d, so that the learning rate rises to its end; lower "
+            "schedule.warmup_epochs, or train longer.", training.warmup, steps,
         )  # fmt: skip
     shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:

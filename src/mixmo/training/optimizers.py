@@ -12,8 +12,10 @@ from typing import Any, Literal
 import timm.optim
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixmo.errors import InputError, one_of, reason
+from mixmo.network import MixMo
 
 
 def build_optimizer(
@@ -66,6 +68,12 @@ def build_optimizer(
         )
     except Exception as error:  # the optimiser's own checks
         raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
+    # The fused step of SGD cannot begin with some of a group's parameters, as where others are frozen, and takes
+    # momentum from uninitialised memory where its first step is skipped, as in float16.
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for each in group["params"] if group["momentum"] else ():
+                optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves it to its own schedulers
         group["initial_lr"] = group["lr"]
@@ -112,6 +120,45 @@ def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
         with torch.no_grad():
             for own, before in zip((*weights, *net.buffers()), kept, strict=True):
                 own.copy_(before)
+
+
+class FrozenCore:
+    """What members share, which this context leaves untrained: no gradients, and batch norms as in evaluation.
+
+    Without a gradient a parameter is moved by no optimiser, neither by decay nor by momentum.
+
+    Args:
+        net: The network; all but its encoders and heads is frozen, while the context lasts.
+
+    Raises:
+        InputError: if nothing is left to train.
+
+    Example:
+        >>> net = MixMo("wide_resnet10_1", num_classes=5)
+        >>> with FrozenCore(net):
+        ...     len([each for each in net.parameters() if each.requires_grad])  # two encoders, two heads with biases
+        6
+    """
+
+    def __init__(self, net: MixMo) -> None:
+        trained = {each for part in (*net.stems, *net.classifiers) for each in part.modules()}
+        weights = {each for module in trained for each in module.parameters()}
+        if not any(each.requires_grad for each in weights):
+            raise InputError("optimizer.freeze_epochs leaves nothing to train: encoders and heads need no gradient.")
+        self.parameters = [each for each in net.parameters() if each.requires_grad and each not in weights]
+        self.norms = [each for each in net.modules() if isinstance(each, _BatchNorm) and each not in trained]
+
+    def __enter__(self) -> None:
+        self._set(False)
+
+    def __exit__(self, *error: object) -> None:
+        self._set(True)
+
+    def _set(self, training: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad = training
+        for norm in self.norms:
+            norm.training = training
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from mixmo.batch_mixing import WHOLE, MixedBatch
@@ -23,7 +26,14 @@ from mixmo.header import Header
 from mixmo.network import MixMo
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training import ranks
-from mixmo.training.optimizers import Schedule, build_optimizer, is_setting, perturb_weights, warmup_steps
+from mixmo.training.optimizers import (
+    FrozenCore,
+    Schedule,
+    build_optimizer,
+    is_setting,
+    perturb_weights,
+    warmup_steps,
+)
 from mixmo.training.sums import EpochSums
 
 LOG_EVERY = 50
@@ -45,6 +55,7 @@ class Training(L.LightningModule):
         header: What checkpoints say of the network in addition to its weights.
 
     Attributes:
+        warmup: Steps of the warm-up.
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
         reports: How often the loss was read, by which a progress bar can tell a new value.
 
@@ -63,8 +74,12 @@ class Training(L.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.core = FrozenCore(self.net) if settings.optimizer.freeze_epochs else None
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
         self.maker, self.settings, self.num_images = maker, settings, num_images
+        data, own = settings.data, settings.schedule
+        published = warmup_steps(num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
+        self.warmup = published if own.warmup_steps is None else own.warmup_steps
         self.sample_batches, self.header = sample_batches, header
         self.accumulate = settings.trainer.accumulate
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
@@ -80,13 +95,13 @@ class Training(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser, and make the schedule, by which :meth:`optimizer_step` sets its learning rate."""
-        data, own = self.settings.data, self.settings.schedule
-        warmup = own.warmup_steps
-        if warmup is None:
-            warmup = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
+        own, frozen = self.settings.schedule, self.settings.optimizer.freeze_epochs
         epochs = int(self.trainer.max_epochs or 1)
         steps = int(self.trainer.estimated_stepping_batches) // epochs
-        self.schedule = Schedule(own.kind, steps, epochs, warmup, tuple(own.milestones), own.gamma)
+        self.schedule = Schedule(own.kind, steps, epochs, self.warmup, tuple(own.milestones), own.gamma)
+        if self.core:
+            self.core = FrozenCore(self.net)  # where SyncBatchNorm may have taken the place of batch norms
+        self.frozen_steps = math.inf if frozen == "all" else round(frozen * steps)
         return self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -111,13 +126,21 @@ class Training(L.LightningModule):
             mixed = self._mix(batch, generator, part)
             answers, loss = self._compiled_loss(mixed)
             if losses:
-                losses[-1].backward()  # all parts but the last, whose gradient the trainer asks for
+                self._scale(losses[-1]).backward()  # all parts but the last, whose gradient the trainer asks for
             losses.append(loss / self.accumulate)
             logits.append(answers.detach())
             targets.append(mixed.targets)
         if not self._perturbed:
             self.sums.add(torch.stack(losses).detach().sum(), torch.cat(logits), torch.cat(targets))
         return losses[-1]
+
+    def _scaler(self) -> GradScaler | None:
+        """Return what scales losses in float16, and skips a step whose scaled gradient overflows; it then halves."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _scale(self, loss: Tensor) -> Tensor:
+        scaler = self._scaler()
+        return loss if scaler is None else scaler.scale(loss)
 
     def _parts(self) -> list[slice]:
         """Return which of the global batch's mixtures this rank computes, part for part."""
@@ -159,10 +182,11 @@ class Training(L.LightningModule):
         """Stop if any loss or gradient so far was not finite."""
         if (step := int(self.bad_step)) >= 0:
             lr = self.peak_lr * self.schedule(step)
+            wider = "" if self._scaler() is None else ", or train in float32 (--trainer.precision 32-true)"
             raise TrainingError(
                 f"the loss or its gradient was not finite at step {step}, with learning rate {lr:.4g}; the last "
                 "checkpoint was written before it. Lower the learning rate, lengthen the warm-up, or clip the gradient "
-                "(--trainer.gradient_clip_val 1)."
+                f"(--trainer.gradient_clip_val 1){wider}."
             )
 
     def optimizer_step(
@@ -180,14 +204,16 @@ class Training(L.LightningModule):
         if self.settings.optimizer.sam_radius:
             optimizer_closure = partial(self._sam_closure, optimizer_closure)
         optimizer_closure = partial(self._with_finite_check, optimizer_closure, step)
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with self.core if self.core and step < self.frozen_steps else nullcontext():
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._move_average(step)
 
     def _with_finite_check(self, closure: Callable[[], Any], step: int) -> Any:
         """Note the first step whose loss or gradient is not finite."""
         loss = closure()
         norm = nn.utils.get_total_norm([each.grad for each in self.net.parameters() if each.grad is not None])
-        bad = ~(norm.isfinite() & loss.detach().isfinite())
+        overflow = self._scale(torch.ones_like(norm)) > 1  # of a scaled gradient: float16's scale is to be halved first
+        bad = ~((norm.isfinite() | overflow) & loss.detach().isfinite())
         self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
         return loss
 
@@ -213,6 +239,9 @@ class Training(L.LightningModule):
     ) -> None:
         """Clip the gradients' norm; Lightning's own way refuses fused optimisers, for the sake of float16 alone."""
         if gradient_clip_val:
+            scaler = self._scaler()
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                scaler.unscale_(optimizer)  # as Lightning has done for others; fused ones leave it to their step
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
     def on_fit_start(self) -> None:
@@ -268,6 +297,8 @@ class Training(L.LightningModule):
             return
         for own, theirs in zip(self.average.buffers(), self.net.buffers(), strict=True):
             own.copy_(theirs)  # what is no batch norm keeps the trained network's
+        if self.core and self.global_step <= self.frozen_steps:
+            return  # its statistics are still those it started from
         seed = seed_for(self.settings.seed, self.global_step, "estimate")
         torch.manual_seed(seed)  # dropout and the like
         generator = torch.Generator(self.device).manual_seed(seed)

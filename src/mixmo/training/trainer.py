@@ -18,9 +18,11 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
 
-from mixmo.config.settings import Settings, TrainerSettings
+from mixmo.config.hardware import training_device
+from mixmo.config.settings import Settings
 from mixmo.data.workers import lost_worker
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
@@ -30,7 +32,7 @@ from mixmo.training.checkpointing import Checkpoints, SealedIO
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
 
-PASSED_ON = ("accelerator", "precision", "sync_batchnorm", "max_epochs", "limit_train_batches", "gradient_clip_val",
+PASSED_ON = ("accelerator", "sync_batchnorm", "max_epochs", "limit_train_batches", "gradient_clip_val",
              "deterministic")  # fmt: skip
 """Settings of the section ``trainer`` that are keywords of Lightning's."""
 
@@ -79,9 +81,13 @@ def train(
     kept = Checkpoints(run, own, validated=loaders.data.validation is not None)
     trainer = L.Trainer(
         **{key: getattr(own, key) for key in PASSED_ON},
-        **_devices(own),
+        **_devices(settings),
         enable_progress_bar=bar,
-        plugins=[SealedIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        plugins=[
+            SealedIO(),
+            build_precision(own.precision or "32-true", own.accelerator),
+            *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
+        ],
         callbacks=[EpochLog(run), kept, *([ProgressBar(training)] if bar else []), *callbacks],
         logger=loggers,
         enable_model_summary=False,
@@ -95,6 +101,18 @@ def train(
         if sentence := _explain(error, settings, run):
             raise InputError(sentence) from error
         raise
+
+
+def build_precision(precision: str, accelerator: str) -> Precision:
+    """Return Lightning's plugin of a precision, also of float16 on a CPU, where its Trainer takes bfloat16 instead.
+
+    Example:
+        >>> build_precision("16-mixed", "cpu").scaler.is_enabled()
+        True
+    """
+    if precision == "32-true":
+        return Precision()
+    return MixedPrecision(precision, training_device(accelerator).type)  # type: ignore[arg-type]
 
 
 def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
@@ -115,13 +133,15 @@ def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
     return ""
 
 
-def _devices(settings: TrainerSettings) -> dict[str, Any]:
+def _devices(settings: Settings) -> dict[str, Any]:
     """Return Lightning's options of devices."""
-    devices, nodes = world(settings.devices, settings.num_nodes)
+    devices, nodes = world(settings.trainer.devices, settings.trainer.num_nodes)
     if devices * nodes == 1:
         return {"devices": 1}
     # Batch norms' statistics are averaged where they are used: a network does not wait for them at each step.
-    return {"devices": devices, "num_nodes": nodes, "strategy": DDPStrategy(broadcast_buffers=False)}
+    frozen = bool(settings.optimizer.freeze_epochs)  # parameters that get no gradient for some steps
+    strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=frozen)
+    return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
 
 
 def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
