@@ -80,7 +80,7 @@ def test_floats_are_in_the_units_of_a_window():
     (batch,) = decode_image([TWELVE[0] / 4095], [form], 1, 0)
     assert np.abs(batch.pixels[form][0, ..., 0].numpy() - TWELVE[0] / 4095 * 255).max() <= 0.51
     (batch,) = decode_image([TWELVE[0].astype(float)], [form], 1, 0)
-    assert "unless data.window is set" in batch.errors[0]
+    assert "trained with data.window" in batch.errors[0]
     form = form._replace(window=(1000.0, 4095.0))
     (batch,) = decode_image([TWELVE[0].astype(np.float32)], [form], 1, 0)
     assert np.abs(batch.pixels[form][0, ..., 0].numpy() - (TWELVE[0] - 1000.0) / 3095 * 255).max() <= 0.51

@@ -134,21 +134,20 @@ def arrange_bands(values: np.ndarray, channels: int) -> np.ndarray:
         channels: C that is wanted.
 
     Raises:
-        InputError: if neither axis fits.
+        InputError: if neither axis fits, or it is empty.
 
     Example:
         >>> arrange_bands(np.zeros((13, 8, 6)), 13).shape, arrange_bands(np.zeros((8, 6)), 3).shape
         ((8, 6, 13), (8, 6, 1))
     """
+    if not values.size:
+        raise InputError("it has no pixels")
     shaped = values[..., None] if values.ndim == 2 else values
     for wanted in ((channels,), COLOURS) if channels in (1, 3) else ((channels,),):
-        for axis in (2, 0) if shaped.ndim == 3 and values.size else ():
+        for axis in (2, 0) if shaped.ndim == 3 else ():
             if shaped.shape[axis] in wanted:
                 return np.moveaxis(shaped, axis, 2)
-    raise InputError(
-        f"it has shape {values.shape}, whose bands are not as many as data.channels, {channels}; set --data.channels "
-        "to their number"
-    )
+    raise InputError(f"it has shape {values.shape}, whose bands are not as many as data.channels, {channels}")
 
 
 def _open_image(

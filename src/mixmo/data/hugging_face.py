@@ -25,7 +25,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.files import check_regular
 
-IMAGES = ("image", "img", "pixel_values", "jpg", "png", "webp")
+IMAGES = ("image", "img", "pixel_values", "jpg", "png", "webp", "heic", "dcm")
 LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "json")
 """Names of columns, where the features do not tell what they are."""
 

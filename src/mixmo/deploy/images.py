@@ -62,19 +62,24 @@ def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image if image.dim() == 2 else image.movedim(0, -1)).numpy()
-    if isinstance(image, np.ndarray) and image.dtype.kind == "f" and form.window is None:
-        image = _bytes_of(image)
+    if isinstance(image, np.ndarray) and form.window is None:
+        image = _without_window(image)
     if not isinstance(image, bytes | Image.Image | np.ndarray):
         raise InputError(f"a {type(image).__name__} is no image; give a path, bytes, a Pillow image, array or tensor.")
     pixels = image_pixels(image, form.channels, form.window, lambda: name, form.size)
     return to_size(pixels, form.size, form.interpolation)
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Return floats from 0 to 1 as uint8."""
-    if not array.size or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-        raise InputError(f"an image of {array.dtype} holds finite values from 0 to 1, unless data.window is set.")
-    return np.asarray((array * 255).round().astype(np.uint8))
+def _without_window(array: np.ndarray) -> np.ndarray:
+    """Return floats from 0 to 1 as uint8, and other values whose range is known as they are."""
+    if array.dtype in (np.uint8, np.uint16):
+        return array
+    if array.dtype.kind == "f" and np.isfinite(array).all() and ((array >= 0) & (array <= 1)).all():
+        return np.asarray((array * 255).round().astype(np.uint8))
+    raise InputError(
+        f"an image of {array.dtype} holds uint8, uint16, or finite floats from 0 to 1; other values take a network "
+        "that was trained with data.window."
+    )
 
 
 def files_below(words: Iterable[str]) -> list[str]:
