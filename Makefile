@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast torture audit format clean
+.PHONY: quickstart test test-fast torture audit format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -24,12 +24,15 @@ audit: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip_audit --skip-editable
 
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

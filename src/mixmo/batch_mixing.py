@@ -33,6 +33,13 @@ class MixedBatch(NamedTuple):
         weights: (B, M) loss weights (equation 5 of the paper).
         shared: (B,) whether all members were shown the same image.
         objective: What :meth:`loss` computes of logits and batch; ``None`` is the paper's.
+
+    Example:
+        >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
+        >>> batch = BatchMixer(net, "cut", pixels="cutmix")(torch.zeros(4, 3, 32, 32), torch.arange(4))
+        >>> batch.targets.shape, bool(torch.allclose(batch.targets.sum(2), torch.ones(())))  # probabilities
+        (torch.Size([4, 2, 10]), True)
+        >>> loss = batch.loss(net(batch.inputs, batch.masks))  # a scalar, in nats
     """
 
     inputs: Tensor
@@ -194,7 +201,7 @@ class BatchMixer:
 
         Args:
             source: The images.
-            generator: As above.
+            generator: Source of every draw, on the images' device; ``None`` is the device's global generator.
             progress: Share of training done, which rho follows.
             mask_progress: What p follows; ``None`` is the same.
             part: Which of the B mixtures are wanted; draws are made for all, so that parts make up the whole.

@@ -45,8 +45,12 @@ class Comparison:
         folder: Where it was written; ``None`` if it was not.
 
     Example:
-        >>> comparison = compare("runs/a", "runs/b")  # doctest: +SKIP
-        >>> pandas.DataFrame(comparison.table)  # doctest: +SKIP
+        >>> import numpy, tempfile
+        >>> targets, file = numpy.arange(40) % 2, Path(tempfile.mkdtemp(), "theirs.npz")
+        >>> numpy.savez(file, logits=numpy.eye(2)[targets], targets=targets)
+        >>> comparison = compare({"theirs": file})
+        >>> comparison.names, comparison.images, comparison.table[0]["accuracy"]
+        (['theirs'], 40, 1.0)
     """
 
     groups: Sequence[Group]
@@ -109,6 +113,9 @@ class Comparison:
 
     def only(self, *names: str) -> Comparison:
         """Return the comparison of some of the networks, in this order; what was written stays as it is.
+
+        Args:
+            *names: Of :attr:`names`; the first is what the others are compared with.
 
         Raises:
             InputError: for a name that is none of :attr:`names`.

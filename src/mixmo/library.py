@@ -172,8 +172,12 @@ class Run(TrainedRun):
         MissingError: if there is no such run.
 
     Example:
-        >>> run = Run("runs/photos")  # doctest: +SKIP
-        >>> run.test()["accuracy"], run.predict("cat.jpg").labels  # doctest: +SKIP
+        >>> trained = fit(recipe="digits-cut", epochs=1, limit_train_batches=2, progress=False)
+        >>> run = Run(trained.path)
+        >>> run.network.num_members, len(run.metrics), 0 < run.test()["accuracy"] < 1
+        (2, 1, True)
+        >>> run.export("safetensors").path.name, run.report.name
+        ('model.safetensors', 'report.html')
     """
 
     def __init__(
@@ -231,6 +235,9 @@ class Run(TrainedRun):
                 floating-point tensors (N, C, H, W) as that gives them.
             **options: Of :class:`~mixmo.Predictor`: ``coverage``, ``max_error_rate`` ….
 
+        Returns:
+            Predictions; confidence and sets are calibrated where the run held out validation images.
+
         Raises:
             InputError: if one cannot be read; it is named.
         """
@@ -244,6 +251,13 @@ class Run(TrainedRun):
             out: Where; ``None`` is in the run's folder.
             overwrite: Whether a file is replaced that is no export of mixmo's.
             **options: Of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
+
+        Returns:
+            Where it is, its size and how far its answers are from the network's.
+
+        Raises:
+            InputError: if the format is unknown or has no room for an option, the network cannot be fused, or other
+                files stand there.
         """
         place = None if out is None else Path(out)
         return export(self, format, place, ExportOptions(**options), overwrite)

@@ -44,6 +44,11 @@ class Mix(NamedTuple):
     Attributes:
         masks: (B, M, 1 or F, h, w), in [0, 1], sum to one over the members at every position.
         ratios: (B, M), the realised ratios: each mask's mean. An empty mask has ratio 0.
+
+    Example:
+        >>> mix = Mixer("voronoi", probability=1.0).sample(4, (16, 8, 8), torch.Generator().manual_seed(0))
+        >>> bool(torch.allclose(mix.masks.mean((2, 3, 4)), mix.ratios))
+        True
     """
 
     masks: Tensor

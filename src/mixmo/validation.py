@@ -14,8 +14,9 @@ import math
 import operator
 import os
 import re
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -184,6 +185,48 @@ def hints_of(section: type) -> Mapping[str, Any]:
         <class 'int'>
     """
     return {name: field.annotation for name, field in fields_of(section).items()}
+
+
+@functools.cache
+def types_of(section: type) -> Mapping[str, str]:
+    """Return type and range of every setting of a class of sections in words, by its dotted name.
+
+    Example:
+        >>> from mixmo.config.settings import Settings
+        >>> [types_of(Settings)[name] for name in ("mixer.alpha", "data.crop_size", "mixer.draw_per")]
+        ['number, 0 to 1,000,000', 'integer, 1 to 8,192 or null', 'batch, sample']
+    """
+    found: dict[str, str] = {}
+    hints = get_type_hints(section, include_extras=True)
+    for name in section.__pydantic_fields__:  # type: ignore[attr-defined]
+        if dataclasses.is_dataclass(hint := hints[name]):
+            found |= {f"{name}.{key}": own for key, own in types_of(hint).items()}  # type: ignore[arg-type]
+        else:
+            found[name] = _describe_type(hint)
+    return found
+
+
+def _describe_type(hint: Any) -> str:
+    """Return the type and the range that an annotation allows."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limits = [each for mark in arguments[1:] for each in getattr(mark, "metadata", [mark])]
+        found = {key: f"{getattr(each, key):,.10g}" for key in SIGNS for each in limits if hasattr(each, key)}
+        if {"ge", "le"} <= found.keys():
+            return f"{_describe_type(arguments[0])}, {found['ge']} to {found['le']}"
+        return ", ".join([_describe_type(arguments[0]), *(f"{SIGNS[key]} {value}" for key, value in found.items())])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_describe_type, arguments)))
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin is list:
+        return f"list of {_describe_type(arguments[0])}"
+    return TYPES.get(origin or hint, str(getattr(hint, "__name__", hint)))
+
+
+TYPES = {int: "integer", float: "number", bool: "true or false", str: "text", dict: "mapping", type(None): "null",
+         Any: "text or mapping"}  # fmt: skip
+SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
 def join_sentences(sentences: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from conftest import write_images
 
 import mixmo
 from mixmo.cli.main import COMMANDS, PATIENCE, main, show_log
+from mixmo.config.recipes import catalogue
 from mixmo.runs import RunFolder
 
 FAST = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "--data.channels=3"]
@@ -43,13 +44,16 @@ def test_the_whole_way(pictures, capsys):
     assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
 
 
-def test_recipes_are_listed(capsys):
+def test_recipes_are_listed_in_groups(capsys):
+    """Whole names within 100 columns; where to start stands first."""
     assert main(["recipes"]) == 0
-    out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if "cifar100-wrn28x10-cut-cutmix " in line)
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells[1:6] == ["torch/cifar100", "wide_resnet28_10", "Cut-MixMo + CutMix", "4", "85.77–85.92"]
-    assert len([line for line in out.splitlines() if "-wrn28x10-" in line and "-fast-" not in line]) == 26
+    lines = capsys.readouterr().out.splitlines()
+    assert "mixmo fit quickstart" in lines[0] and max(map(len, lines)) <= 100
+    rows = {cells[0]: cells for line in lines if (cells := [cell.strip() for cell in line.strip("│").split("│")])[1:]}
+    assert {*catalogue()} == rows.keys() - {"recipe"}
+    assert rows["cifar100-wrn28x10-cut-cutmix"][1:] == ["Cut-MixMo + CutMix", "4", "300", "85.77–85.92"]
+    assert rows["quickstart"][1:] == ["Cut-MixMo", "2", "160"]
+    assert any("CIFAR-100, as published (torch/cifar100, wide_resnet28_10)" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -76,7 +80,7 @@ def test_a_closed_pipe_ends_quietly(monkeypatch, capsys):
     def printing():
         print("row\n" * 10_000)
 
-    monkeypatch.setattr("mixmo.cli.recipes.catalogue", printing)
+    monkeypatch.setattr("mixmo.cli.recipes.in_groups", printing)
     for words in (["--help"], ["recipes"]):
         reading, writing = os.pipe()
         os.close(reading)
@@ -95,7 +99,7 @@ def test_a_defect_is_one_line_with_the_traceback_in_a_file(monkeypatch, capsys, 
     def broken():
         raise KeyError("a\x1b[31mb")
 
-    monkeypatch.setattr("mixmo.cli.recipes.catalogue", broken)
+    monkeypatch.setattr("mixmo.cli.recipes.in_groups", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["recipes"]) == 1
     error = capsys.readouterr().err
@@ -117,7 +121,7 @@ def test_what_is_no_defect_has_exit_codes_of_its_own(monkeypatch, capsys, raised
     def stopped():
         raise raised
 
-    monkeypatch.setattr("mixmo.cli.recipes.catalogue", stopped)
+    monkeypatch.setattr("mixmo.cli.recipes.in_groups", stopped)
     assert main(["recipes"]) == code
     assert capsys.readouterr().err.startswith(message)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from mixmo.config.recipes import NOTES, catalogue, method_name
+from mixmo.config.recipes import in_groups, method_name
 from mixmo.errors import InputError
 from mixmo.reporting.text_table import TextTable
 
 ABOUT = "List the shipped recipes."
-CAPTION = "published: top-1 in % and where it stands; readme = README of the paper's code, best test epoch"
+FIRST = "Start with `mixmo fit quickstart`. With your own images: `mixmo fit RECIPE --data.name folder:PATH`.\n"
+NEEDS = ("data", "name"), ("model", "backbone")
+LAST = """\
+b: batch repetition, how often an image stands in a batch; an epoch shows each image b times.
+published: top-1 in % of the README of the paper's code, at the best test epoch."""
 
 
 def run(words: list[str]) -> None:
@@ -17,10 +21,18 @@ def run(words: list[str]) -> None:
         return
     if words:
         raise InputError(f"unrecognized arguments: {' '.join(words)}; recipes takes none.")
-    header = ["recipe", "dataset", "network", "method", "b", "published", "source"]
-    rows = []
-    for name, recipe in catalogue().items():
-        data, notes = recipe["data"], [str(recipe.get(key, "")) for key in NOTES]
-        repetition = str(data.get("batch_repetition", 1))
-        rows.append([name, data["name"], recipe["model"]["backbone"], method_name(recipe), repetition, *notes])
-    TextTable("Shipped recipes", header, rows, CAPTION).show(160)
+    groups = in_groups()
+    print(FIRST)
+    for title, recipes in groups.items():
+        rows = [
+            [
+                name, method_name(recipe), str(recipe["data"].get("batch_repetition", 1)),
+                str(recipe["trainer"]["max_epochs"]), str(recipe.get("published", "")),
+            ]
+            for name, recipe in recipes.items()
+        ]  # fmt: skip
+        header = ["recipe", "method", "b", "epochs", "published"]
+        shown = len(header) if any(row[-1] for row in rows) else -1
+        needs = dict.fromkeys(recipe[one][other] for one, other in NEEDS for recipe in recipes.values())
+        TextTable(f"{title} ({', '.join(needs)})", header[:shown], [row[:shown] for row in rows]).show()
+    print(LAST)

@@ -41,7 +41,15 @@ TOLERANCE = 1e-3
 
 @settings_class(frozen=True)
 class ExportOptions:
-    """What an ONNX file computes."""
+    """What an ONNX file computes: ``run.export("onnx", softmax=True)``.
+
+    Raises:
+        InputError: if a value is neither true nor false.
+
+    Example:
+        >>> ExportOptions(softmax=True, temperature=True).members
+        False
+    """
 
     normalize: Boolean = False
     """Take pixels from 0 to 255 in place of normalised ones."""

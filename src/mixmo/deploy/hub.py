@@ -80,7 +80,9 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
         InputError: if it is damaged, or the Hub refuses.
 
     Example:
-        >>> push_to_hub("runs/photos", "user/photos")  # doctest: +SKIP
+        >>> push_to_hub("runs/nowhere", "user/photos", private=True)
+        Traceback (most recent call last):
+        mixmo.errors.MissingError: there is no run folder runs/nowhere...
     """
     from huggingface_hub import HfApi
 

@@ -35,6 +35,15 @@ class ImagePredictions:
             not known apart: of a single network, and of an exported one that gives their average only.
         sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
         defer: (N,) whether the confidence is too low for the allowed error rate; ``None`` without a calibration.
+
+    Example:
+        >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
+        >>> found.classes[found.labels[0]], round(found.probability.item(), 3), found.agreement.item()
+        ('cat', 0.622, 0.5)
+        >>> bool(torch.allclose(found.total, found.aleatoric + found.epistemic))
+        True
+        >>> found.sets is None  # there is no calibration
+        True
     """
 
     names: Sequence[str]

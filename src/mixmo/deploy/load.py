@@ -103,7 +103,12 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
         InputError: if it is damaged, or of a newer format.
 
     Example:
-        >>> net = from_pretrained("user/photos")  # doctest: +SKIP
+        >>> import mixmo, tempfile
+        >>> from mixmo.deploy.hub import save_pretrained
+        >>> run = mixmo.fit(recipe="digits-cut", epochs=1, limit_train_batches=2, progress=False)
+        >>> folder = save_pretrained(run.path, Path(tempfile.mkdtemp(), "photos"))
+        >>> from_pretrained(folder).num_members  # from_pretrained("user/photos") is the Hub's
+        2
     """
     folder = Path(name)
     if not folder.is_dir():

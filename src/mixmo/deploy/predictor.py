@@ -42,8 +42,12 @@ class Predictor:
         InputError: if it is damaged or no path, the networks' classes differ, or a share is none.
 
     Example:
-        >>> found = Predictor("runs/photos")(["a.jpg", "b.png"])  # doctest: +SKIP
-        >>> found.classes[found.labels[0]], found.confidence[0].item()  # doctest: +SKIP
+        >>> import mixmo
+        >>> run = mixmo.fit(recipe="digits-cut", epochs=1, limit_train_batches=2, progress=False)
+        >>> predictor = Predictor(run.path, coverage=0.9)  # or Predictor("photos.onnx"), Predictor("runs/a+runs/b")
+        >>> found = predictor(np.zeros((2, 16, 16), np.uint8)[..., None])  # or predictor(["a.jpg", "b.png"])
+        >>> len(found), found.probabilities.shape, found.sets.shape
+        (2, torch.Size([2, 10]), torch.Size([2, 10]))
     """
 
     def __init__(

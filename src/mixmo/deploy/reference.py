@@ -40,7 +40,9 @@ def load_reference_checkpoint(path: str | Path) -> MixMo:
         InputError: if the file is damaged or holds another network.
 
     Example:
-        >>> net = load_reference_checkpoint("checkpoint_epoch_300.ckpt")  # doctest: +SKIP
+        >>> net = load_reference_checkpoint("tests/golden/wrn10-1_m2.ckpt")
+        >>> net.num_members, net.num_classes, net.encoder_shape(32, 32)
+        (2, 10, (16, 32, 32))
     """
     content = read_checkpoint(path)
     if "classifier_state_dict" not in content:

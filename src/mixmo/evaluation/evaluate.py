@@ -63,7 +63,8 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
         targets: (N,) class numbers, of any type of integers.
 
     Returns:
-        A flat dict of floats; NaN where a metric is not defined. Of (N, K) the keys without a prefix.
+        A flat dict of floats; NaN where a metric is not defined. Of (N, K) the keys without a prefix. Accuracies and
+        calibration errors are shares from 0 to 1, NLL is in nats; docs/evaluation.md has all formulas.
 
     Raises:
         InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.

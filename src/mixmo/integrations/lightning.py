@@ -37,7 +37,10 @@ class MixMoModule(L.LightningModule):
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
         >>> optimizer = partial(torch.optim.SGD, lr=0.1)
         >>> module = MixMoModule(net, BatchMixer(net, "cut", batch_repetition=2), optimizer=optimizer)
-        >>> L.Trainer(max_epochs=1).fit(module, loader)  # doctest: +SKIP
+        >>> images = torch.utils.data.TensorDataset(torch.zeros(8, 3, 32, 32), torch.arange(8))
+        >>> loader = torch.utils.data.DataLoader(images, batch_size=4)
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> L.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, loader)
         >>> module(torch.zeros(4, 3, 32, 32)).shape
         torch.Size([4, 10])
     """
@@ -85,15 +88,15 @@ class MixMoModule(L.LightningModule):
         return min(1.0, self.global_step / steps) if 0 < steps < float("inf") else 0.0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score the ensemble and each member on images."""
+        """Score the ensemble and each member on a batch of images (B, C, H, W) and labels (B,)."""
         self._score(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score the ensemble and each member on images."""
+        """Score the ensemble and each member on a batch of images (B, C, H, W) and labels (B,)."""
         self._score(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the members' logits (B, M, K) of images, with or without labels."""
+        """Return the members' logits (B, M, K) of a batch of images (B, C, H, W), with or without labels."""
         return self.net.members(batch[0] if isinstance(batch, tuple | list) else batch)
 
     def _score(self, batch: tuple[Tensor, Tensor], split: str) -> None:

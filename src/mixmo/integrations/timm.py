@@ -65,11 +65,24 @@ class MixMoTask(ClassificationTask):
         return {"loss": mixed.loss(output), "output": output}
 
     def get_task_state(self, *arguments: Any, ema: bool = False, **options: Any) -> dict[str, Any]:
-        """Return what a checkpoint keeps in addition to the network: how many batches were seen."""
+        """Return what a checkpoint keeps in addition to the network: how many batches were seen.
+
+        Args:
+            *arguments: As timm's tasks have them.
+            ema: Whether the state is that of averaged weights, which see no batches.
+            **options: As timm's tasks have them.
+        """
         return {} if ema else {"step": self.step}
 
     def load_task_state(self, state: dict[str, Any] | None, *arguments: Any, ema: bool = False, **options: Any) -> None:
-        """Go on from what :meth:`get_task_state` returned."""
+        """Go on from what :meth:`get_task_state` returned.
+
+        Args:
+            state: That; ``None`` starts from the first batch.
+            *arguments: As timm's tasks have them.
+            ema: Whether the state is that of averaged weights, which changes nothing here.
+            **options: As timm's tasks have them.
+        """
         if not ema:
             self.step = int((state or {}).get("step", 0))
 

@@ -16,6 +16,17 @@ from mixmo.files import read_yaml
 Recipe = dict[str, Any]
 NOTES = ("published", "source")
 """Keys of a catalogue entry that say what is known of it; they are no settings."""
+GROUPS = {
+    "quickstart": "Start here, a minute on a CPU: 20 digits of each class",
+    "digits-": "Half a minute on a CPU, all digits",
+    "finetune-": "Photos of your own, from pretrained weights",
+    "cifar100-mini-": "CIFAR-100 in minutes on a CPU",
+    "cifar100-fast-": "CIFAR-100 in minutes on a large GPU (not run yet)",
+    "cifar100-wrn": "CIFAR-100, as published",
+    "cifar10-wrn": "CIFAR-10, as published",
+    "tiny-": "Tiny-ImageNet, as published",
+}
+"""What recipes whose names begin alike are for, in the order in which they are listed."""
 SWEEP = "sweep"
 """The section of a file that says what to vary (:mod:`mixmo.sweeps`); the rest of it is a recipe."""
 PERMISSIONS = ("allow_imports", "data.download", "model.download")
@@ -39,6 +50,20 @@ def catalogue() -> dict[str, Recipe]:
     return {
         name: resolve(entry, "catalogue.yaml") | {note: entry[note] for note in NOTES if note in entry}
         for name, entry in _read_shipped("catalogue.yaml").items()
+    }
+
+
+def in_groups() -> dict[str, dict[str, Recipe]]:
+    """Return the catalogue in groups, each by what it is for.
+
+    Example:
+        >>> [*in_groups()["Half a minute on a CPU, all digits"]]
+        ['digits-cut', 'digits-single']
+    """
+    recipes = catalogue()
+    return {
+        title: {name: recipe for name, recipe in recipes.items() if name.startswith(prefix)}
+        for prefix, title in GROUPS.items()
     }
 
 

@@ -1,0 +1,114 @@
+"""Tables of settings and of recipes, made of what defines them."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from mixmo.config.keywords import keywords
+from mixmo.config.recipes import in_groups, method_name
+from mixmo.config.settings import Settings, neutral_settings
+from mixmo.validation import types_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = ([" ".join(cell.replace("|", "&#124;").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def settings_rows(kind: type) -> dict[str, list[str]]:
+    """Return type and range, default and meaning of each field of a class of settings."""
+    kinds, rows = types_of(kind), {}
+    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        default = "" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+        meaning = re.sub(r":\w+:`~?", "`", field.description or "").replace("``", "`")
+        rows[name] = [kinds.get(name, "").replace("null", "None"), default, meaning]
+    return rows
+
+
+def settings_table(kind: type) -> str:
+    """Return the table of a class of settings."""
+    rows = ([f"`{name}`", *row] for name, row in settings_rows(kind).items())
+    return table(["argument", "type and range", "default", "meaning"], rows)
+
+
+def fit_settings() -> str:
+    """Return a table of every keyword of ``mixmo.fit``, for each section of a recipe."""
+    kinds, neutral = get_type_hints(Settings), neutral_settings()
+    sections: dict[str, list[list[str]]] = {}
+    for keyword, setting in keywords().items():
+        section, _, name = setting.rpartition(".")
+        row = settings_rows(kinds[section] if section else Settings)[name]
+        meaning = row[2] + (" *Changes no result.*" if setting in neutral else "")
+        sections.setdefault(section, []).append([f"`{keyword}`", f"`{setting}`", *row[:2], meaning])
+    header = ["keyword", "in recipes, and on the command line as --…", "type and range", "default", "meaning"]
+    return "\n\n".join(f"## {section or 'The run'}\n\n{table(header, rows)}" for section, rows in sections.items())
+
+
+STUDIED = {"quickstart": "Cut-MixMo", "quickstart-single": "single", "quickstart-single-cutmix": "single + CutMix"}
+"""Methods of the study digits-tuned by the recipes that have their settings."""
+
+ABOUT = """\
+# Recipes
+
+Each is one name for `mixmo fit NAME` and `mixmo.fit(recipe="NAME")`; any setting can be changed
+([settings](api/mixmo.config.keywords.FitSettings.md)). `mixmo recipes` lists them in the terminal, and
+[own recipes](extend.md#a-recipe) extend them. This page is made of the
+[catalogue](files/src/mixmo/config/recipes/catalogue.yaml.md). An empty cell has not been measured.
+
+- **b**: batch repetition, how often an image stands in a batch. **Epochs**: each shows every image b times.
+- **Time**, **result**: of five runs in float32 on one thread of the named processor, which other work shared: shortest
+  and longest time; mean and standard deviation of the top-1 accuracy ([protocol](evidence.md#protocol),
+  [rows](files/benchmarks/results/digits-tuned.csv.md)).
+- **Published**: top-1 in % of the README of the paper's code, single checkpoints at the best test epoch. None is
+  reproduced here yet. On an NVIDIA H100 a step of WideResNet-28-10 with two members takes 26.5 ms at batch 256
+  ([performance](performance.md#on-a-gpu)).
+- **Memory** has not been measured for a whole run of any recipe; `mixmo benchmark` measures that of a step on your GPU.
+"""
+
+
+def recipes() -> str:
+    """Return the page of all shipped recipes."""
+    header = ["command", "network", "method", "b", "epochs", "time", "memory", "result, top-1 %", "published"]
+    parts = [ABOUT]
+    for title, group in in_groups().items():
+        rows = [
+            [f"`mixmo fit {name}{ALLOWED.get(recipe['data']['name'], '')}`", recipe["model"]["backbone"],
+             method_name(recipe).replace(" ", "\u00a0"), str(recipe["data"].get("batch_repetition", 1)),
+             str(recipe["trainer"]["max_epochs"]), *measured(name, recipe), str(recipe.get("published", ""))]
+            for name, recipe in group.items()
+        ]  # fmt: skip
+        filled = [index for index in range(len(header)) if any(row[index] for row in rows)]
+        (data,) = {recipe["data"]["name"] for recipe in group.values()}
+        shown = table([header[index] for index in filled], ([row[index] for index in filled] for row in rows))
+        parts.append(f"## {title}\n\nData: `{data}`.\n\n{shown}")
+    return "\n\n".join(parts)
+
+
+ALLOWED = {"torch/cifar10": " --data.download true", "torch/cifar100": " --data.download true",
+           "folder:photos": " --model.download true"}  # fmt: skip
+"""What a command has to allow, by the name of the data."""
+
+
+def measured(name: str, recipe: Mapping[str, Any]) -> list[str]:
+    """Return time, memory and accuracy of a recipe; empty where the kept rows have other settings."""
+    data, optimizer = recipe["data"], recipe["optimizer"]
+    wanted = {"backbone": recipe["model"]["backbone"], "base_lr": optimizer["base_lr"],
+              "weight_decay": optimizer.get("weight_decay"), "input_repetition": data.get("input_repetition", 0.0),
+              "passes": recipe["trainer"]["max_epochs"] * data.get("batch_repetition", 1)}  # fmt: skip
+    with (ROOT / "benchmarks" / "results" / "digits-tuned.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == STUDIED.get(name)]
+    rows = [row for row in rows if all(type(value)(row[key]) == value for key, value in wanted.items())]
+    if not rows:
+        return ["", "", ""]
+    seconds, accuracies = [int(row["seconds"]) for row in rows], [100 * float(row["accuracy"]) for row in rows]
+    time = f"{min(seconds)} to {max(seconds)} s, {rows[0]['device']}".replace(" ", "\u00a0")
+    return [time, "", f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}"]
