@@ -4,17 +4,18 @@ import atexit
 import base64
 import html
 import json
-import logging
 import os
+import pickle
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
-import time
 import uuid
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 import matplotlib.font_manager  # noqa: F401  it keeps a list of fonts in the real cache
 import numpy as np
@@ -30,8 +31,10 @@ from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
-from mixmo.deploy.predictor import Predictor
+from mixmo.deploy.export import FORMATS, export
+from mixmo.deploy.hub import save_pretrained
 from mixmo.evaluation import predictions
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
@@ -59,6 +62,7 @@ def cache(tmp_path_factory, monkeypatch):
     """The user's cache: no test leaves anything in the real one, or finds there what another test has kept."""
     folder = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # which is slow, and nothing here has to outlive the power
     return folder
 
 
@@ -117,6 +121,58 @@ def image_folder(tmp_path):
 def pictures(tmp_path_factory):
     """A folder of pictures for several runs, which change none of them."""
     return write_splits(tmp_path_factory.mktemp("pictures"))
+
+
+class InThisProcess:
+    """In place of a pool of processes: calls at once, with what a process would get and give back, pickled."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, *call):
+        """Return the future of a call that is done."""
+        future = Future()
+        function, *given = pickle.loads(pickle.dumps(call))
+        try:
+            future.set_result(pickle.loads(pickle.dumps(function(*given))))
+        except Exception as error:
+            future.set_exception(pickle.loads(pickle.dumps(error)))
+        return future
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys):
+    """Runs a program in this process, which has imported everything, in the test's folder; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", InThisProcess)
+
+    def called(file, *words):
+        monkeypatch.setattr(sys, "argv", [str(file), *map(str, words)])
+        runpy.run_path(str(file), run_name="__main__")
+        return capsys.readouterr().out
+
+    return called
+
+
+@pytest.fixture
+def few_masks(monkeypatch):
+    """Has a preview draw two kinds of masks, where all of them take seconds."""
+    monkeypatch.setattr("mixmo.reporting.preview.KINDS", ["cut", "voronoi"])
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Has ``torch.compile`` trace graphs and run them as they are, where building machine code takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture
@@ -198,6 +254,20 @@ def gone(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def exported(gone, tmp_path_factory):
+    """The network of ``gone`` in every form, by form."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder, run = tmp_path_factory.mktemp("exported"), TrainedRun(RunFolder(gone))
+    umask = os.umask(0o027)
+    try:
+        found = {form: export(run, form, folder / name).path for form, name in FORMATS.items()}
+        return found | {"shared": save_pretrained(gone, folder / "shared")}
+    finally:
+        os.umask(umask)
+
+
+@pytest.fixture(scope="session")
 def new_images(tmp_path_factory):
     """Twelve images of 14×14 to predict."""
     folder = tmp_path_factory.mktemp("images")
@@ -205,19 +275,20 @@ def new_images(tmp_path_factory):
     return folder / "new"
 
 
+FRAME = '<iframe style="border: 0; width: {width}px; height: 30000px" srcdoc="{page}"></iframe>'
 PROBE = """<!doctype html>
 <meta charset="utf-8"><meta name="color-scheme" content="light dark">
-<iframe style="border: 0; width: {width}px; height: 30000px" srcdoc="{page}"></iframe>
+{frames}
 <pre id="probe"></pre>
 <script>
-addEventListener("load", () => {{
-  const inside = document.querySelector("iframe").contentWindow, page = inside.document;
+const measured = (frame) => {{
+  const inside = frame.contentWindow, page = inside.document;
   const all = (selector) => [...page.querySelectorAll(selector)];
   const wide = () => page.documentElement.scrollWidth;
   const closed = wide();
   all("details").forEach((each) => {{ each.open = true; }});
   const ids = all("[id]").map((each) => each.id);
-  const found = {{
+  return {{
     inner: inside.innerWidth, closed: closed, opened: wide(), text: page.body.innerText,
     outside: all("body *").filter((each) => each.getBoundingClientRect().right > inside.innerWidth + 1
       && !each.closest(".scroll > *, pre, svg *")).map((each) => each.outerHTML.slice(0, 100)),
@@ -225,11 +296,14 @@ addEventListener("load", () => {{
     repeated: ids.filter((id, place) => ids.indexOf(id) !== place),
     background: inside.getComputedStyle(page.body).backgroundColor,
   }};
+}};
+addEventListener("load", () => {{
+  const found = [...document.querySelectorAll("iframe")].map(measured);
   document.querySelector("#probe").textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found))));
 }});
 </script>
 """
-"""Measures a page in a frame of any width (windows are never narrower than 500 pixels)."""
+"""Measures a page in frames of any widths (windows are never narrower than 500 pixels)."""
 
 
 @pytest.fixture
@@ -245,38 +319,16 @@ def computed(monkeypatch):
     return asked
 
 
-def answers_of_threads(net, size, calls):
-    """Eight threads ask one network for images and for mixtures with masks of their own, eight cases in turn.
-
-    Returns how many of the calls answer as one thread alone does.
-    """
-    _, height, width = net.encoder_shape(size, size)
-    cases = []
-    for count in range(1, 9):
-        mask = (torch.arange(width) < count * width // 9).float().expand(count, 1, 1, height, width)
-        cases.append((torch.randn(count, 2, 3, size, size), torch.cat([mask, 1 - mask], 1)))
-    with torch.inference_mode():
-        expected = [(net(inputs[:, 0]), net(inputs, masks)) for inputs, masks in cases]
-
-    def ask(number):
-        (inputs, masks), (images_logits, logits) = cases[number % 8], expected[number % 8]
-        with torch.inference_mode():
-            return torch.equal(net(inputs[:, 0]), images_logits) and torch.equal(net(inputs, masks), logits)
-
-    with ThreadPoolExecutor(8) as pool:
-        return sum(pool.map(ask, range(calls)))
-
-
 @pytest.fixture
 def chromium(tmp_path):
-    """Opens a page in headless Chromium; returns what was measured in it and what the browser logged."""
+    """Opens a page in headless Chromium; returns what was measured at each width and what the browser logged."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs Chromium")
 
-    def opened(page, width=1280, dark=False):
-        probe = tmp_path / "probe.html"
-        probe.write_text(PROBE.format(width=width, page=html.escape(page.read_text())))
+    def opened(page, *widths, dark=False):
+        probe, content = tmp_path / "probe.html", html.escape(page.read_text())
+        probe.write_text(PROBE.format(frames="".join(FRAME.format(width=width, page=content) for width in widths)))
         words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
         words += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
         words += ["--force-dark-mode"] if dark else []
@@ -311,31 +363,3 @@ def another_seed(trained):
     run = RunFolder(folder / "another")
     fit(make_plan(two.config() | {"seed": 1}), run)
     return run
-
-
-def shared_state():
-    """Return what belongs to the whole process: draws, filters of warnings, and levels of logs."""
-    return torch.get_rng_state().tolist(), list(warnings.filters), logging.getLogger("PIL").level, logging.root.level
-
-
-def predictions_of_threads(path, images, seconds=None, calls=200):
-    """Eight threads ask one predictor for images, and open predictors of their own now and then.
-
-    Returns how many answers were right, how many were wrong, and whether the process is as it was.
-    """
-    predictor = Predictor(path)
-    expected = {number: predictor(images[:number]).probabilities for number in range(1, 9)}
-    before, end = shared_state(), None if seconds is None else time.monotonic() + seconds
-
-    def ask(thread):
-        right = wrong = 0
-        while time.monotonic() < end if end else right + wrong < calls // 8:
-            number = (thread + right + wrong) % 8 + 1
-            own = Predictor(path) if (right + wrong) % 20 == 0 else predictor
-            same = torch.equal(own(images[:number]).probabilities, expected[number])
-            right, wrong = right + same, wrong + (not same)
-        return right, wrong
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(ask, range(8)))
-    return sum(right for right, _ in found), sum(wrong for _, wrong in found), shared_state() == before

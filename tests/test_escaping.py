@@ -33,7 +33,7 @@ from mixmo.reporting.sections import risk_coverage
 from mixmo.reporting.text_table import TextTable
 
 quick = settings(max_examples=60, deadline=None)
-slow = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def prediction(classes=("a", "b")):

@@ -1,5 +1,6 @@
 """What ``import mixmo`` and the command line load, and that every public name is there all the same."""
 
+import json
 import subprocess
 import sys
 
@@ -10,38 +11,30 @@ import mixmo
 HEAVY = ("jsonargparse", "lightning", "matplotlib", "pandas", "scipy", "sklearn", "torchmetrics")
 
 
-def in_a_new_process(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+NAMES = """
+import json, sys, mixmo
+loaded, unknown = [*sys.modules], hasattr(mixmo, "evaluat")
+resolved = [name for name in mixmo.__all__ if getattr(mixmo, name) is not None]
+from mixmo import *
+print(json.dumps([loaded, unknown, resolved, callable(evaluate) and callable(load)]))
+"""
 
 
 @pytest.mark.slow
-def test_importing_the_package_loads_the_method_only():
-    loaded = in_a_new_process("import sys, mixmo; print(*{name.partition('.')[0] for name in sys.modules})")
-    assert {"torch", "timm"} <= set(loaded)
-    assert not set(HEAVY) & set(loaded)
-    own = in_a_new_process("import sys, mixmo; print(*(name for name in sys.modules if name.startswith('mixmo.')))")
-    rooms = {name.split(".")[1] for name in own}
+def test_importing_the_package_loads_the_method_only_and_other_names_when_they_are_used():
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded, unknown, resolved, by_star = json.loads(done.stdout)
+    packages = {name.partition(".")[0] for name in loaded}
+    assert {"torch", "timm"} <= packages and not set(HEAVY) & packages
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("mixmo.")}
     method = {"batch_mixing", "masks", "mixing", "models", "network", "pairing", "pixel_mixing", "stem"}
     assert rooms == method | {"errors", "seeding", "validation"}
+    assert resolved == mixmo.__all__ and by_star and not unknown
 
 
-@pytest.mark.slow
-def test_every_public_name_resolves():
-    code = "import mixmo; print(*(name for name in mixmo.__all__ if getattr(mixmo, name) is not None))"
-    assert in_a_new_process(code) == mixmo.__all__
-    assert set(mixmo.__all__) <= set(dir(mixmo))
-
-
-def test_an_unknown_name_is_an_attribute_error():
-    assert not hasattr(mixmo, "no_such_name")
-    assert in_a_new_process("import mixmo; print(hasattr(mixmo, 'evaluat'))") == ["False"]
-
-
-@pytest.mark.slow
-def test_star_import_brings_every_public_name():
-    assert in_a_new_process("from mixmo import *; print(callable(evaluate), callable(load))") == ["True", "True"]
+def test_public_names_are_listed():
+    assert set(mixmo.__all__) <= set(dir(mixmo)) and not hasattr(mixmo, "no_such_name")
 
 
 COMMAND = """
@@ -83,12 +76,6 @@ def test_what_needs_no_network_loads_nothing_for_one(words, code, said):
     done = command(*words)
     assert done.returncode == code and said in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-@pytest.mark.slow
-def test_the_command_loads_what_it_needs(tmp_path):
-    done = command("test", str(tmp_path / "nowhere"))
-    assert done.returncode == 2 and "there is no run folder" in done.stderr and "'torch'" in done.stdout
 
 
 def test_an_interrupt_during_imports_ends_the_command_at_once():

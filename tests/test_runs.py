@@ -1,11 +1,11 @@
 """A run's folder: whole checkpoints, nothing lost, nothing that acts, one process at a time."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
+import time
 import warnings
 
 import numpy as np
@@ -299,21 +299,23 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
 
 
 def test_two_processes_never_train_in_one_folder(run):
-    code = f"""
-import sys
-from mixmo.runs import RunFolder
-with RunFolder({str(run.path)!r}).lock():
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    context = multiprocessing.get_context("fork")
+    locked = context.Event()
+
+    def hold():
+        with RunFolder(run.path).lock():
+            locked.set()
+            time.sleep(120)
+
+    other = context.Process(target=hold)
+    other.start()
     try:
-        assert other.stdout.readline() == "locked\n"
+        assert locked.wait(60)
         with pytest.raises(InputError, match="another process is training in"):
             fit(make_plan(run.resumed_config()), run, resume=True)
     finally:
         other.kill()
-        other.communicate()
+        other.join()
     longer(run, 4)  # the lock ends with the process that was killed
 
 

@@ -5,7 +5,6 @@ import doctest
 import importlib
 import json
 import multiprocessing
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import write_images
+from conftest import InThisProcess, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
@@ -29,6 +28,14 @@ sys.path.append(str(ROOT / "benchmarks"))
 study, study_metrics, study_plans, study_tables, tuning = (
     importlib.import_module(name) for name in ("study", "study_metrics", "study_plans", "study_tables", "tuning")
 )
+
+FILE = ROOT / "benchmarks" / "study.py"
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    monkeypatch.setattr(tuning, "ProcessPoolExecutor", InThisProcess)
+
 
 STUDY = """
 seeds: [3]
@@ -45,11 +52,14 @@ methods:
 
 
 @pytest.mark.slow
-def test_a_study_makes_each_row_once(tmp_path):
-    """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each."""
+def test_a_study_makes_each_row_once(tmp_path, run_here):
+    """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each.
+
+    In the end in processes of its own.
+    """
     (tmp_path / "study.yaml").write_text(STUDY)
-    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=1"]
-    assert "5 rows to make, of 6 networks" in run(*words, cwd=tmp_path)
+    words = [FILE, "study.yaml", "--out=rows", "--jobs=1"]
+    assert "5 rows to make, of 6 networks" in run_here(*words)
     with (tmp_path / "rows/study.csv").open(newline="") as file:
         rows = {(row["task"], row["method"], row["seed"]): row for row in csv.DictReader(file)}
     assert len(rows) == 5 and {seed for *_, seed in rows} == {"3"}
@@ -66,7 +76,7 @@ def test_a_study_makes_each_row_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_evaluates_on_other_images(tmp_path):
+def test_a_study_evaluates_on_other_images(tmp_path, run_here):
     """Corrupted and out-of-distribution images have columns; networks start from one trained before, or a file."""
     for seed, folder in enumerate(("photos/train", "photos/test", "others/train", "others/test")):
         write_images(tmp_path / folder, classes=("cat", "dog"), count=6, seed=seed)
@@ -82,8 +92,8 @@ methods:
 """)
     trained = timm.create_model("wide_resnet10_1", in_chans=3, num_classes=2)
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
-    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=2", "--data"]
-    printed = run(*words, "torch/cifar10=folder:photos", "torch/cifar100=folder:others", cwd=tmp_path)
+    words = [FILE, "study.yaml", "--out=rows", "--jobs=2", "--data"]
+    printed = run_here(*words, "torch/cifar10=folder:photos", "torch/cifar100=folder:others")
     assert "3 rows to make, of 3 networks" in printed
     rows = {row["method"]: row for row in study.read_rows(tmp_path / "rows/study.csv")}
     assert rows.keys() == {"single", "started", "from a file"} and rows["single"]["d_re"] == ""
@@ -110,11 +120,11 @@ methods:
 
 
 @pytest.mark.slow
-def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
+def test_a_study_tunes_each_method_with_as_many_trials(tmp_path, run_here):
     """The settings of rows are those of the trial with the least score, and no trial is made twice."""
     (tmp_path / "study.yaml").write_text(TUNED)
-    words = [ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=1"]
-    run(*words, cwd=tmp_path)
+    words = [FILE, "study.yaml", "--out=rows", "--jobs=1"]
+    run_here(*words)
     files = [tmp_path / f"rows/study{kind}.csv" for kind in ("", ".trials", ".chosen")]
     rows, trials, chosen = map(study.read_rows, files)
     assert sorted((row["method"], row["trial"], row["fold"]) for row in trials) == [
@@ -140,8 +150,9 @@ def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
     assert all(len(row["digest"]) == 12 and row["aurc"] and row["set_size_95_two_fold"] for row in rows)
     contents = [file.read_text().splitlines() for file in files]
     (tmp_path / "study.yaml").write_text(TUNED.replace("passes: 2}", "passes: 4}"))
-    refused = subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode == 1 and refused.stderr.splitlines()[-1] == (
+    with pytest.raises(SystemExit) as refused:
+        run_here(*words)
+    assert refused.value.code == (
         "error: rows/study.trials.csv has the row few, cut, 0, 0 with other settings than the study says now; undo the "
         "edit, take another --out, or delete that row."
     )
@@ -149,7 +160,7 @@ def test_a_study_tunes_each_method_with_as_many_trials(tmp_path):
     assert [file.read_text().splitlines() for file in files] == contents
     files[0].write_text("\n".join(contents[0][:-1]) + "\n")
     files[1].write_text("\n".join(contents[1][:-1]) + "\n")  # stopped before the last of each
-    assert run(*words, cwd=tmp_path).count("1 rows to make, of 2 networks") == 1
+    assert run_here(*words).count("1 rows to make, of 2 networks") == 1
     assert [file.read_text().splitlines() for file in files] == contents
 
 
@@ -169,10 +180,10 @@ def test_trials_that_diverge_are_not_chosen(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_that_diverges_loses_its_rows_alone(tmp_path):
+def test_a_network_that_diverges_loses_its_rows_alone(tmp_path, run_here):
     edited = STUDY.replace("cut: {extends: [cut, b2],", "cut: {extends: [cut, b2], optimizer: {base_lr: 1.0e+30},")
-    (tmp_path / "study.yaml").write_text(edited.replace("passes: 2", "passes: 10"))
-    printed = run(ROOT / "benchmarks" / "study.py", "study.yaml", "--out=rows", "--jobs=1", "--tasks=few", cwd=tmp_path)
+    (tmp_path / "study.yaml").write_text(edited.replace("passes: 2", "passes: 4"))
+    printed = run_here(FILE, "study.yaml", "--out=rows", "--jobs=1", "--tasks=few")
     assert "No row for few, cut, 3: the loss or its gradient was not finite" in printed
     methods = {row["method"] for row in study.read_rows(tmp_path / "rows/study.csv")}
     assert methods == {"single", "two", "two halves"}
@@ -191,7 +202,7 @@ def test_folds_leave_images_to_validate_on():
 def test_many_processes_append_to_one_file(tmp_path):
     """Each row once, whole, by whoever is first; other columns are refused, and what is there stays."""
     file = tmp_path / "rows.csv"
-    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
         rows = [{"seed": seed % 10, "nll": seed} for seed in range(40)]
         done = list(pool.map(study_plans.append, [file] * 40, rows, [["seed"]] * 40))
     assert sum(done) == 10 and sorted(int(row["seed"]) for row in study.read_rows(file)) == list(range(10))

@@ -132,7 +132,7 @@ def shared(folder):
     ],
     ids=" ".join,
 )
-def test_a_runs_own_list_allows_nothing(shared, words, capsys):
+def test_a_runs_own_list_allows_nothing(shared, words, few_masks, capsys):
     config = shared / "shared" / "config.yaml"
     (shared / "shared" / "renamed.yaml").write_bytes(config.read_bytes())
     assert main(words) == 2

@@ -124,7 +124,7 @@ ATTACK = "{class_path: os.system, init_args: {command: 'touch attacked'}}"
         "model: {options: {x: !!python/object/apply:os.system ['touch attacked']}}",
     ],
 )
-def test_nothing_in_a_recipe_is_run(text, tmp_path, monkeypatch, capsys):
+def test_nothing_in_a_recipe_is_run(text, tmp_path, monkeypatch, few_masks, capsys):
     """Neither as a recipe nor as the configuration of a run that somebody shared, nor imported on the way."""
     write_images(tmp_path / "pictures" / "train")
     write_images(tmp_path / "pictures" / "test")
@@ -167,7 +167,7 @@ def planned(*arguments):
         return str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(name=names | st.sampled_from(["data", "model", "model.options", "x", ""]), value=values)
 def test_any_value_in_a_recipe_is_taken_or_refused_in_a_sentence(name, value):
     section, _, key = name.partition(".")
@@ -194,7 +194,7 @@ TEXTS = st.one_of(
 """Texts that YAML could take for something else: line breaks, numbers, its own signs."""
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     options=st.dictionaries(TEXTS, TEXTS | st.dictionaries(TEXTS, st.lists(TEXTS, max_size=2), max_size=2), max_size=3)
 )
@@ -206,7 +206,7 @@ def test_texts_are_read_back_from_a_runs_configuration_as_they_were(options, fol
     assert plan.settings.model.options == again.settings.model.options == options
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(name=names, text=st.text(max_size=12) | values.map(lambda value: yaml.safe_dump(value).split("\n...")[0]))
 def test_any_word_is_taken_or_refused_in_a_sentence(name, text):
     plan = planned(BASE, [f"--{name}={text}"])

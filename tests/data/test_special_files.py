@@ -4,15 +4,17 @@ import io
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
+from contextlib import redirect_stderr
+from functools import partial
 
 import pytest
 from conftest import tree
+from killing import in_a_process_of_its_own
 from PIL import Image
 
 import mixmo
+from mixmo.cli.main import main
 from mixmo.data import messages
 from mixmo.data.datasets import open_source
 from mixmo.errors import InputError
@@ -22,13 +24,20 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named p
 SECONDS = 60
 
 
-def answered(*words):
-    """Return what a command says, which has to end by itself."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mixmo", *map(str, words)], capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 2, done.stderr
-    return done.stderr
+@pytest.fixture
+def answered(tmp_path):
+    """Returns what a command says, which has to end by itself: a fork that waits is killed."""
+    file = tmp_path / "said.txt"
+
+    def work(words):
+        with file.open("w") as said, redirect_stderr(said):
+            assert main([*map(str, words)]) == 2
+
+    def answer(*words):
+        assert in_a_process_of_its_own(partial(work, words), SECONDS)
+        return file.read_text()
+
+    return answer
 
 
 def test_what_is_no_regular_file_is_named(tmp_path):
@@ -40,9 +49,8 @@ def test_what_is_no_regular_file_is_named(tmp_path):
         check_regular(tmp_path / "nowhere")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pipe.png", "/dev/zero", "link.png"])
-def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, name):
+def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, answered, name):
     tree(tmp_path, "a.png", "b.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("pipe.png")
@@ -53,9 +61,8 @@ def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, name
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
-def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, kind):
+def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, answered, kind):
     pytest.importorskip("datasets")
     tree(tmp_path, "x.png")
     os.mkfifo(tmp_path / ("train.tar" if kind == "webdataset" else "train.parquet"))
@@ -74,8 +81,7 @@ def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, kin
     assert "classes.txt cannot be read: it is a pipe" in said
 
 
-@pytest.mark.slow
-def test_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path):
+def test_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path, answered):
     _, run, _ = trained
     (tmp_path / "c").mkdir()
     for name in ("labels", "fog"):

@@ -1,7 +1,6 @@
 """Exports have a digest of all they hold: damage is one sentence, never another answer."""
 
 import json
-import os
 import stat
 
 import pytest
@@ -11,29 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mixmo
-from mixmo.deploy.export import FORMATS, export
-from mixmo.deploy.hub import save_pretrained
+from mixmo.deploy.export import FORMATS
 from mixmo.digests import is_whole_export
 from mixmo.errors import InputError
-from mixmo.evaluation.inference import TrainedRun
-from mixmo.runs import RunFolder
 from mixmo.training.initial_weights import read_tensors
 
 FORMS = [*FORMATS, "shared"]
-
-
-@pytest.fixture(scope="module")
-def exported(gone, tmp_path_factory):
-    """A run's network in every form, by form."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    folder, run = tmp_path_factory.mktemp("exported"), TrainedRun(RunFolder(gone))
-    umask = os.umask(0o027)
-    try:
-        found = {form: export(run, form, folder / name).path for form, name in FORMATS.items()}
-        return found | {"shared": save_pretrained(gone, folder / "shared")}
-    finally:
-        os.umask(umask)
 
 
 def answers_of(path, files):

@@ -14,6 +14,7 @@ import torch
 from conftest import describe_otherwise, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 import mixmo
 from mixmo.cli.main import main
@@ -43,6 +44,8 @@ def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
     assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "read again, its log-probabilities differ" in said and str(out) in said
+    needs_mixmo = "timm itself does not know wide_resnet10_1: `import mixmo` before" in said  # which registers it
+    assert needs_mixmo == (format == "timm") == ("import mixmo" in said)
     files = sorted(new_images.iterdir())
     expected, found = mixmo.Predictor(gone)(files), mixmo.Predictor(out)(files)
     torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
@@ -50,11 +53,15 @@ def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
     assert torch.equal(found.sets, expected.sets)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("softmax", [False, True])
-@pytest.mark.parametrize("members", [False, True])
+@pytest.mark.parametrize(
+    ("normalize", "softmax", "members"),
+    [(False, False, False), (True, True, False), (True, False, True), (False, True, True)],
+)
 def test_graphs_compute_what_was_asked_for(gone, tmp_path, normalize, softmax, members):
-    """By hand, for any number of images; what else was asked for is undone where mixmo predicts with the file."""
+    """By hand, for any number of images; what else was asked for is undone where mixmo predicts with the file.
+
+    Every pair of options is there.
+    """
     run = TrainedRun(RunFolder(gone))
     options = ExportOptions(normalize=normalize, softmax=softmax, members=members, temperature=softmax)
     out = export(run, "onnx", tmp_path / "model.onnx", options).path
@@ -87,13 +94,15 @@ import timm, torch
 net = timm.create_model("local-dir:exported", pretrained=True).eval()
 content = torch.load("content.pt", weights_only=True)
 prepare = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
-print((net(content["images"]) - content["logits"]).abs().max().item() < 1e-4)
+fused = timm.create_model("resnet18", num_classes=3, checkpoint_path="fused.pt").eval()
+for each in (net, fused):
+    print((each(content["images"]) - content["logits"]).abs().max().item() < 1e-4)
 print(net.pretrained_cfg["label_names"], prepare.transforms[-1].mean.tolist(), tuple(prepare.transforms[1].size))
 """
 
 
 @pytest.mark.slow
-def test_timm_opens_the_folder_without_mixmo(tmp_path, monkeypatch):
+def test_timm_opens_the_folder_and_a_fused_network_without_mixmo(tmp_path, monkeypatch):
     """With class names and preprocessing; a backbone of timm's own."""
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", count=8, size=40)
@@ -104,9 +113,10 @@ def test_timm_opens_the_folder_without_mixmo(tmp_path, monkeypatch):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.save({"images": images, "logits": mixmo.load("run")(images)}, "content.pt")
+    torch.save(mixmo.fuse(mixmo.load("run")).state_dict(), "fused.pt")
     done = subprocess.run([sys.executable, "-c", WITHOUT_MIXMO], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["True", "['cat', 'dog', 'emu'] [0.10000000149011612, 0.20000000298023224, "
-                                        "0.30000001192092896] (32, 32)"], done.stderr  # fmt: skip
+    prepared = "['cat', 'dog', 'emu'] [0.10000000149011612, 0.20000000298023224, 0.30000001192092896] (32, 32)"
+    assert done.stdout.splitlines() == ["True", "True", prepared], done.stderr
     assert main(["export", "run", "--format=safetensors"]) == 0
     plain = timm.create_model("resnet18", num_classes=3, checkpoint_path="run/model.safetensors").eval()
     torch.testing.assert_close(plain(images), mixmo.load("run")(images), atol=1e-5, rtol=1e-5)
@@ -204,10 +214,10 @@ def test_crops_beyond_the_image_are_black_also_where_the_file_normalises(tmp_pat
 
 
 @pytest.mark.parametrize("format", module.FORMATS)
-def test_a_failed_export_leaves_the_earlier_one(gone, tmp_path, monkeypatch, capsys, format):
+def test_a_failed_export_leaves_the_earlier_one(gone, exported, tmp_path, monkeypatch, capsys, format):
     """A network that answers otherwise, say: the file counts as written once it was read again."""
     out = tmp_path / module.FORMATS[format]
-    assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0
+    (shutil.copytree if exported[format].is_dir() else shutil.copy)(exported[format], out)
     assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0  # takes its own place
     files = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
     fuse = module.fuse
@@ -236,17 +246,13 @@ def test_libraries_that_are_missing_are_named(gone, tmp_path, monkeypatch, capsy
     assert not list(tmp_path.iterdir())
 
 
-def test_files_say_what_they_are(gone, tmp_path):
+def test_files_say_what_they_are(exported):
     """Read by anybody: the description stands in the metadata of each."""
     onnx = pytest.importorskip("onnx")
-    for format, name in module.FORMATS.items():
-        export(TrainedRun(RunFolder(gone)), format, tmp_path / name)
-    notes = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
+    notes = {each.key: each.value for each in onnx.load(exported["onnx"]).metadata_props}
     assert json.loads(notes["mixmo.json"])["classes"] == ["cat", "dog", "emu"]
-    assert json.loads((tmp_path / "timm/mixmo.json").read_text())["size"] == [16, 16]
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "model.safetensors", "pt") as content:
+    assert json.loads((exported["timm"] / "mixmo.json").read_text())["size"] == [16, 16]
+    with safe_open(exported["safetensors"], "pt") as content:
         assert json.loads(content.metadata()["mixmo.json"])["backbone"] == "wide_resnet10_1"
 
 
@@ -256,14 +262,6 @@ def test_an_export_leaves_the_runs_network_on_its_device(gone, tmp_path, monkeyp
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: moved.append(self) or self)
     export(run, "safetensors", tmp_path / "a.safetensors")
     assert moved and all(each is not run.network for each in moved)
-
-
-def test_timm_folders_that_need_mixmo_say_so(gone, tmp_path, capsys):
-    """The paper's backbones are registered with timm by mixmo; the others are timm's."""
-    assert main(["export", str(gone), "--format=timm", f"--out={tmp_path}/timm"]) == 0
-    assert "timm itself does not know wide_resnet10_1: `import mixmo` before" in capsys.readouterr().out
-    assert main(["export", str(gone), "--format=onnx", f"--out={tmp_path}/a.onnx"]) == 0
-    assert "import mixmo" not in capsys.readouterr().out
 
 
 def test_what_is_in_an_exports_place_stays_unless_it_is_an_export(gone, tmp_path, capsys):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mixmo
@@ -96,13 +95,10 @@ def test_evaluation_leaves_out_unknown_settings_of_training_and_says_so(trained,
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_export_carries_the_header(gone, tmp_path, format):
-    if format == "onnx":
-        pytest.importorskip("onnxruntime")
-    run = TrainedRun(RunFolder(gone))
-    out = export(run, format, tmp_path / FORMATS[format]).path
+def test_every_export_carries_the_header(gone, exported, format):
+    out = exported[format]
     spec = open_model(out).spec
-    assert Header.from_dict(spec.to_dict()) == run.header and spec.calibration is not None
+    assert Header.from_dict(spec.to_dict()) == RunFolder(gone).header() and spec.calibration is not None
     images = torch.randn(2, 3, 12, 12)
     if format in ("timm", "safetensors"):
         net = mixmo.load(out)
@@ -221,10 +217,9 @@ def test_an_earlier_run_without_its_configuration_is_loaded_too(tmp_path):
     assert torch.equal(earlier_logits(mixmo.load(tmp_path / "run")), expected)
 
 
-def test_descriptions_of_earlier_graphs_are_read(gone, tmp_path):
+def test_descriptions_of_earlier_graphs_are_read(exported, tmp_path):
     onnx = pytest.importorskip("onnx")
-    out = export(TrainedRun(RunFolder(gone)), "onnx", tmp_path / "a.onnx").path
-    model = onnx.load(out)
+    model = onnx.load(exported["onnx"])
     notes = {each.key: each.value for each in model.metadata_props}
     spec = {key: value for key, value in json.loads(notes["mixmo.json"]).items()
             if key in ("classes", "size", "data", "calibration")}  # fmt: skip
@@ -232,16 +227,12 @@ def test_descriptions_of_earlier_graphs_are_read(gone, tmp_path):
     onnx.helper.set_model_props(model, notes | {"mixmo.json": json.dumps(spec)})
     onnx.save(model, tmp_path / "b.onnx")
     image = torch.zeros(10, 10, 3, dtype=torch.uint8).numpy()
-    expected, found = (mixmo.Predictor(tmp_path / name)(image).probabilities for name in ("a.onnx", "b.onnx"))
+    expected, found = (mixmo.Predictor(each)(image).probabilities for each in (exported["onnx"], tmp_path / "b.onnx"))
     assert torch.equal(found, expected)
 
 
-def test_weights_say_what_they_are(gone, tmp_path):
-    out = export(TrainedRun(RunFolder(gone)), "safetensors", tmp_path / "a.safetensors").path
-    with safe_open(out, "pt") as content:
-        notes = content.metadata()
-    assert json.loads(notes["mixmo.json"])["backbone"] == "wide_resnet10_1"
-    save_file(load_file(out), tmp_path / "b.safetensors")
+def test_weights_say_what_they_are(exported, tmp_path):
+    save_file(load_file(exported["safetensors"]), tmp_path / "b.safetensors")
     with pytest.raises(InputError, match=r"b\.safetensors does not say what network its tensors are of"):
         mixmo.load(tmp_path / "b.safetensors")
     (tmp_path / "c.safetensors").write_bytes(b"x")

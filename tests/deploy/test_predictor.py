@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import predictions_of_threads, shared_state
 from PIL import Image
 from scipy.stats import entropy
+from threads import predictions_of_threads, shared_state
 
 import mixmo
 from mixmo.config.data_settings import DataSettings
@@ -111,16 +111,12 @@ def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(
     assert f"{one.path} and {another_seed.path} held out different images for validation" in others.uncalibrated
 
 
-def test_nothing_is_said_of_members_that_are_not_known(gone, new_images, tmp_path):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    files, run = sorted(new_images.iterdir()), TrainedRun(RunFolder(gone))
-    for name, members in (("mean", False), ("members", True)):
-        export(run, "onnx", tmp_path / f"{name}.onnx", ExportOptions(members=members))
+def test_nothing_is_said_of_members_that_are_not_known(gone, exported, new_images, tmp_path):
+    files, apart = sorted(new_images.iterdir()), tmp_path / "members.onnx"
+    export(TrainedRun(RunFolder(gone)), "onnx", apart, ExportOptions(members=True))
     expected = next(mixmo.Predictor(gone)(files).rows())
-    for name in ("mean", "members"):
-        row = next(mixmo.Predictor(tmp_path / f"{name}.onnx")(files).rows())
-        known = name == "members"
+    for file, known in ((exported["onnx"], False), (apart, True)):
+        row = next(mixmo.Predictor(file)(files).rows())
         for key in ("aleatoric", "epistemic", "agreement"):
             assert row[key] == (pytest.approx(expected[key], abs=1e-4) if known else None)
         assert row["total"] > 0 and row["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)

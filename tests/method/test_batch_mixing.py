@@ -1,10 +1,8 @@
 """Batches of a user's own loop: the trainer's draws, shapes, targets, and what is refused."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 import mixmo
 from mixmo.config.data_settings import DataSettings
@@ -69,15 +67,6 @@ def test_pixels_are_mixed_with_what_is_visible_as_targets(generator):
     torch.testing.assert_close(batch.targets[filled], visible[filled], atol=1e-5, rtol=0)
 
 
-def test_the_loss_is_the_papers_with_label_smoothing(generator):
-    images, labels = numbered()
-    batch = mixmo.BatchMixer(network(), label_smoothing=0.1)(images, labels, generator=generator)
-    logits = torch.randn(8, 2, 5, generator=generator)
-    each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=0.1)
-    expected = (each.view(8, 2) * batch.weights).sum(1).mean()
-    torch.testing.assert_close(batch.loss(logits), expected)
-
-
 def test_soft_labels(generator):
     images, _ = numbered()
     labels = torch.rand(8, 5, generator=generator).softmax(1)
@@ -137,29 +126,3 @@ def test_wrong_settings_are_refused(options, message):
 def test_wrong_batches_are_refused(images, labels, message):
     with pytest.raises(mixmo.errors.InputError, match=message):
         mixmo.BatchMixer(network())(images, labels)
-
-
-@pytest.mark.slow
-def test_a_loop_of_ones_own_learns_the_digits():
-    """A coupling that is broken (targets of other images, masks that are not used) stays near one in ten."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    images = F.interpolate(torch.tensor(digits.images[order] / 6 - 0.8, dtype=torch.float32)[:, None], size=16)
-    labels = torch.tensor(digits.target[order])
-    torch.manual_seed(0)
-    net = mixmo.MixMo("wide_resnet10_1", 2, num_classes=10, in_chans=1)
-    mixer = mixmo.BatchMixer(net, "cut", batch_repetition=2, input_repetition=0.5)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    generator, steps = torch.Generator().manual_seed(0), 200
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
-        chosen = torch.randint(1000, (16,), generator=generator)
-        batch = mixer(images[chosen], labels[chosen], step / steps, generator)
-        optimizer.zero_grad()
-        batch.loss(net(batch.inputs, batch.masks)).backward()
-        optimizer.step()
-    net.eval()
-    with torch.no_grad():
-        metrics = mixmo.evaluate(net.members(images[1000:]), labels[1000:])
-        right = (net(images[1000:]).argmax(1) == labels[1000:]).double().mean().item()
-    assert metrics["accuracy"] == pytest.approx(right) and right > 0.9

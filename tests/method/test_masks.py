@@ -181,6 +181,11 @@ def test_kinds_are_drawn_with_their_probabilities(draw_per, generator):
         ({"kind": {"cut": 0.5, "cow": 0.6}}, "probabilities are 0 or more and sum to 1"),
         ({"kind": {"cut": 1.5, "cow": -0.5}}, "probabilities are 0 or more and sum to 1"),
         ({"draw_per": "epoch"}, "unknown mixer.draw_per 'epoch'"),
+        ({"num_members": 0}, "num_members is 0"),
+        ({"alpha": -1.0}, "alpha is -1.0"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"probability": 1.5}, "probability is 1.5"),
+        ({"probability": float("nan")}, "probability is nan"),
     ],
 )
 def test_bad_mixers_are_refused(arguments, message):

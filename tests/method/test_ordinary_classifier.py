@@ -1,9 +1,6 @@
 """What loops, metrics and trainers of others do with ``net(images)`` as it stands: all give the ensemble's accuracy."""
 
-from types import SimpleNamespace
-
 import lightning
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,14 +69,6 @@ def test_timms_validation_loop(net, loader, expected):
     assert losses.avg == pytest.approx(metrics["nll"], rel=1e-5)
 
 
-def test_torchmetrics(net, loader, expected):
-    metric = MulticlassAccuracy(num_classes=10, average="micro")
-    with torch.no_grad():
-        for images, labels in loader:
-            metric.update(net(images), labels)
-    assert metric.compute().item() == pytest.approx(expected)
-
-
 class Classifier(LightningModule):
     """A LightningModule as for any classifier."""
 
@@ -102,15 +91,3 @@ def test_lightnings_validation_loop(net, loader, expected):
     )  # fmt: skip
     (found,) = trainer.validate(Classifier(net), loader, verbose=False)
     assert found["accuracy"] == pytest.approx(expected)
-
-
-def test_metrics_as_for_transformers_trainer(net, loader, expected):
-    """Its ``compute_metrics`` gets NumPy's arrays of all batches, joined along the first axis."""
-
-    def compute_metrics(prediction):
-        return {"accuracy": (np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean()}
-
-    with torch.no_grad():
-        logits = np.concatenate([net(images).numpy() for images, _ in loader])
-    labels = np.concatenate([labels.numpy() for _, labels in loader])
-    assert compute_metrics(SimpleNamespace(predictions=logits, label_ids=labels))["accuracy"] == pytest.approx(expected)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from conftest import Plain, answers_of_threads
+from conftest import Plain
+from threads import answers_of_threads
 
 import mixmo
 
@@ -147,12 +148,12 @@ def test_the_trial_of_a_mixture_leaves_everything_as_it_was():
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_a_compiled_network_computes_as_the_eager_one():
+def test_a_compiled_network_is_one_graph_and_computes_as_the_eager_one():
     torch.manual_seed(0)
     net = wrapped(Plain()).eval()
     inputs, mask = torch.randn(4, 2, 3, 9, 9), (torch.arange(9) < 4).float().expand(4, 1, 1, 9, 9)
     masks = torch.cat([mask, 1 - mask], 1)
-    torch.testing.assert_close(torch.compile(net, backend="eager")(inputs, masks), net(inputs, masks))
+    torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(inputs, masks), net(inputs, masks))
 
 
 def test_a_stem_that_sees_no_whole_images_is_refused():

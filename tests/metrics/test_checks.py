@@ -68,14 +68,13 @@ def one_process(rank, port, file):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(tmp_path):
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [context.Process(target=one_process, args=(rank, port, tmp_path / "found.pt")) for rank in (0, 1)]
     for worker in workers:
         worker.start()

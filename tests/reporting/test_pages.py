@@ -21,15 +21,17 @@ WIDTHS = (1280, 768, 400)
 KEYS = re.compile(r"\b(\w+_two_fold|two fold|d re|accuracy_\w+|nll_\w+|ece_\w+|member_\d\S*|\w+_auroc)\b")
 
 
-def check(opened, page, width):
-    found, log = opened(page, width)
-    assert found["inner"] == width
-    assert found["closed"] <= width and found["opened"] <= width
-    assert found["outside"] == [] and found["unnamed"] == 0 and found["repeated"] == []
+def check(opened, page, **options):
+    """Check a page at every width; return its text and its background."""
+    frames, log = opened(page, *WIDTHS, **options)
     assert "CONSOLE" not in log
-    answer = found["text"].split("Reproduce")[0]
-    assert KEYS.findall(answer) == []
-    return answer
+    for width, found in zip(WIDTHS, frames, strict=True):
+        assert found["inner"] == width
+        assert found["closed"] <= width and found["opened"] <= width
+        assert found["outside"] == [] and found["unnamed"] == 0 and found["repeated"] == []
+        answer = found["text"].split("Reproduce")[0]
+        assert KEYS.findall(answer) == []
+    return answer, found["background"]
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +57,12 @@ def pages(trained, tmp_path_factory):
     return made | {"comparison": out / "comparison.html"}
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["two", "one", "comparison"])
-def test_nothing_overflows(pages, chromium, name, width):
-    answer = check(chromium, pages[name], width)
+@pytest.mark.parametrize(("name", "dark"), [("two", False), ("one", True), ("comparison", False)])
+def test_nothing_overflows_and_dark_mode_is_dark(pages, chromium, name, dark):
+    answer, background = check(chromium, pages[name], dark=dark)
+    assert background == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
     for text in ("Accuracy", "Brier score", "Misclassification AUROC", "All metrics", "12 test images"):
         assert text in answer
-
-
-def test_dark_mode_is_dark(pages, chromium):
-    light, _ = chromium(pages["two"])
-    dark, log = chromium(pages["two"], dark=True)
-    assert light["background"] == "rgb(255, 255, 255)" and dark["background"] == "rgb(20, 23, 28)"
-    assert "CONSOLE" not in log
 
 
 @pytest.mark.parametrize("name", ["two", "one", "comparison"])
@@ -87,8 +82,7 @@ def test_many_classes_with_long_names(tmp_path, chromium):
     run = RunFolder(tmp_path / "many")
     fit(make_plan(load_recipe("digits-cut"), words), run)
     page = write_report(TrainedRun(run), evaluate_runs([run]))
-    for width in (1280, 400):
-        assert "Most confused pairs" in check(chromium, page, width)
+    assert "Most confused pairs" in check(chromium, page)[0]
     text = page.read_text()
     assert "Confusion matrix" not in text and "15 worst" in text
 

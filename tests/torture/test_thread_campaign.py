@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import answers_of_threads, predictions_of_threads
+from threads import answers_of_threads, predictions_of_threads
 
 import mixmo
 from mixmo.deploy.export import FORMATS, export
