@@ -55,7 +55,7 @@ def test_the_page_of_fit_runs_from_top_to_bottom(tmp_path, monkeypatch):
 def test_settings_of_the_table_are_arguments():
     made, called = (inspect.signature(each).parameters for each in (mixmo.BatchMixer, mixmo.BatchMixer.__call__))
     named = re.findall(r"^\| `(\w+)`", PAGE, re.MULTILINE)
-    assert len(named) == 6 and {*named} <= {*made, *called}
+    assert len(named) == 7 and {*named} <= {*made, *called}
 
 
 @pytest.mark.parametrize("pixels", [None, "cutmix"])

@@ -6,7 +6,7 @@ and what is kept of them. So a step is a function of its generator alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
@@ -33,6 +33,7 @@ class MixedBatch(NamedTuple):
         weights: (B, M) loss weights (equation 5 of the paper).
         shared: (B,) whether all members were shown the same image.
         objective: What :meth:`loss` computes of logits and batch; ``None`` is the paper's.
+        class_weights: (K,) factors of the losses of the classes; ``None`` is 1 for all.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -48,12 +49,13 @@ class MixedBatch(NamedTuple):
     weights: Tensor
     shared: Tensor
     objective: Objective | None = None
+    class_weights: Tensor | None = None
 
     def loss(self, logits: Tensor) -> Tensor:
         """Return the loss of the members' logits (B, M, K): a scalar, in nats unless the objective says otherwise."""
         if self.objective is not None:
             return self.objective(logits, self)
-        return mixed_cross_entropy(logits, self.targets, self.weights)
+        return mixed_cross_entropy(logits, self.targets, self.weights, class_weights=self.class_weights)
 
 
 Objective = Callable[[Tensor, MixedBatch], Tensor]
@@ -62,7 +64,7 @@ Objective = Callable[[Tensor, MixedBatch], Tensor]
 
 def smoothed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float) -> Tensor:
     """Return the paper's loss (equation 3) with smoothed targets, (1 - ε) y + ε / K."""
-    return mixed_cross_entropy(logits, batch.targets, batch.weights, label_smoothing)
+    return mixed_cross_entropy(logits, batch.targets, batch.weights, label_smoothing, batch.class_weights)
 
 
 class ImageSource(Protocol):
@@ -123,6 +125,9 @@ class BatchMixer:
         pixels: ``none``, ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, which mixes each input
             with another image of the batch; targets are then what stays visible of each.
         label_smoothing: ε of the paper's loss.
+        class_weights: K factors of the losses of the classes, for rare ones, in the order of the class numbers; scale
+            them to average 1 over the training images (scikit-learn's ``compute_class_weight("balanced", …)`` do), and
+            the learning rate can stay. ``None`` is 1 for all.
         loss: A loss of your own, a function of logits (B, M, K) and the :class:`MixedBatch`.
         draw_per: ``batch``, the published rule, or ``sample``.
 
@@ -152,6 +157,7 @@ class BatchMixer:
         input_repetition: float | tuple[float, float] = 0.0,
         pixels: Literal["none", "mixup", "cutmix"] | PixelMixer | None = None,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | Sequence[float] | None = None,
         loss: Objective | None = None,
         draw_per: Literal["batch", "sample"] = "batch",
     ) -> None:
@@ -160,6 +166,13 @@ class BatchMixer:
             raise InputError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1.")
         if loss is not None and label_smoothing:
             raise InputError("label_smoothing is part of the paper's loss; a loss of your own smooths by itself.")
+        if loss is not None and class_weights is not None:
+            raise InputError("class_weights are part of the paper's loss; a loss of your own weighs by itself.")
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        if self.class_weights is not None and (
+            self.class_weights.shape != (net.num_classes,) or not bool((self.class_weights > 0).all())
+        ):
+            raise InputError(f"class_weights are {class_weights}; they are {net.num_classes} positive numbers.")
         if label_smoothing:
             loss = partial(smoothed_cross_entropy, label_smoothing=label_smoothing)
         start, end = input_repetition if isinstance(input_repetition, tuple) else (input_repetition, input_repetition)
@@ -226,7 +239,9 @@ class BatchMixer:
             inputs = mix_pixels(inputs, source.copies(partner, part), keep)
             share = visible_share(keep, masks)
             targets = shared_targets(targets, labels[partner[part]], share, self.net.num_classes)
-        return MixedBatch(inputs, masks, targets, weights, shared, self.objective)
+        if self.class_weights is not None and self.class_weights.device != labels.device:  # once: the host waits for it
+            self.class_weights = self.class_weights.to(labels.device)
+        return MixedBatch(inputs, masks, targets, weights, shared, self.objective, self.class_weights)
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
         channels = self.net.in_chans

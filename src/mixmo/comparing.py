@@ -71,8 +71,8 @@ class Comparison:
 
     @property
     def images(self) -> int:
-        """N, the images of the test set."""
-        return len(self.groups[0].entries[0].result.predictions.targets)
+        """N, the images of the test set, or of all folds of a cross-validation."""
+        return self.groups[0].images
 
     @property
     def table(self) -> list[dict[str, str | float]]:

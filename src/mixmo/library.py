@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
-from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given
+from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given, with_groups
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
 from mixmo.deploy.export import Exported, ExportOptions, export
@@ -45,6 +45,7 @@ def fit(
     val: Any = None,
     test: Any = None,
     *,
+    groups: Any = None,
     num_members: int | None = None,
     epochs: int | None = None,
     recipe: str | Path | None = None,
@@ -67,7 +68,9 @@ def fit(
         train: Training images, or the name of a dataset as recipes have it (``folder:photos``, ``torch/cifar100`` …),
             which has its own validation and test images.
         val: Validation images; ``None`` holds out a share of the training images (``validation``, 0.1 by default).
-        test: Test images, for :meth:`Run.test`; they choose nothing.
+        test: Test images, for :meth:`Run.test`; they choose nothing. With ``folds`` a fold of the training images.
+        groups: A number or name for each training image that is given: images of one group, such as a patient or a
+            burst of photos, are never divided between training, validation and a fold.
         num_members: M, 2 without a recipe; 1 is the ordinary network.
         epochs: How often each image is shown, times ``batch_repetition``.
         recipe: The name of a shipped recipe, or a YAML file: its settings hold where no argument or keyword says
@@ -103,6 +106,10 @@ def fit(
         own["trainer.max_epochs"] = epochs
     _name_model(own, model, num_members)
     name, sources = _open_sources(train, val, test)
+    if groups is not None:
+        if sources is None:
+            raise InputError("groups are of training images that are given; a table names its own in a column `group`.")
+        sources["train"] = with_groups(sources["train"], groups)
     if name is not None:
         own["data.name"] = name
     if sources is not None:
@@ -113,6 +120,8 @@ def fit(
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(below, own)
+    if plan.settings.data.folds and "test" in (sources or ()):
+        raise InputError("test is given, and so is folds, of which one is the test set; leave one of them out.")
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
     with _show_log(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)

@@ -287,15 +287,23 @@ def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
 
 
 def mixed_cross_entropy(
-    logits: Tensor, targets: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the loss: mean over the batch of Σ_i w_i * CE(logits_i, y_i) (equation 3 of the paper).
+
+    With class weights c, CE is torch's ``cross_entropy(…, weight=c)``: -Σ_k c_k y_k log p_k. It is not divided by the
+    sum of the weights, so that the scale of the loss is theirs.
 
     Args:
         logits: (B, M, K).
         targets: (B, M) class numbers, or (B, M, K) probabilities (from mixing in pixels).
         weights: (B, M) from :func:`loss_weights`; ``None`` means 1 for every member.
         label_smoothing: ε; targets become (1 - ε) y + ε / K.
+        class_weights: (K,), c, on the logits' device; ``None`` means 1 for every class.
 
     Returns:
         A float32 scalar: summed over members, averaged over the batch, in nats.
@@ -315,10 +323,17 @@ def mixed_cross_entropy(
             f"targets have shape {tuple(targets.shape)}, but logits {tuple(logits.shape)} ask for "
             f"{(batch, members)} class numbers or {(batch, members, classes)} probabilities."
         )
+    if class_weights is not None and class_weights.shape != (classes,):
+        raise InputError(f"class_weights have shape {tuple(class_weights.shape)}, but there are {classes} classes.")
     flat_logits, flat_targets = logits.float().flatten(0, 1), targets.flatten(0, 1)
     try:
         losses = F.cross_entropy(
-            flat_logits, flat_targets, reduction="none", ignore_index=NOTHING, label_smoothing=label_smoothing
+            flat_logits,
+            flat_targets,
+            weight=class_weights,
+            reduction="none",
+            ignore_index=NOTHING,
+            label_smoothing=label_smoothing,
         )
     except IndexError as error:
         message = str(error).rstrip(".")

@@ -1,4 +1,4 @@
-"""Sweeps: every combination of a grid with every seed, trained and compared."""
+"""Sweeps: every combination of a grid with every seed and fold, trained and compared."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from mixmo.validation import Integer, settings_class
 FILE = "trials.csv"
 COLUMNS = ("trial", "seed", "status", "epochs", "val_accuracy", "train_loss", "seconds", "error")
 """Of that file; behind the first stand those of the grid."""
+FOLD = "data.fold"
 RESERVED = ("comparison", FILE)
 """What else is in a sweep's folder."""
 MAX_NAME = 120
@@ -55,6 +56,8 @@ class SweepSettings:
     """Of every configuration; the recipe's own by default. All see the same split of the images, which the recipe's
     own seed draws unless ``data.split_seed`` is set.
     """
+    folds: Annotated[Integer, Field(ge=2)] | None = None
+    """k: every configuration is trained k times, each fold of the images (``data.folds``) being the test set once."""
 
 
 class Choice(NamedTuple):
@@ -76,8 +79,8 @@ class Trial:
     """A run of a sweep.
 
     Attributes:
-        name: Of its configuration, which trials that differ by their seed share.
-        choices: The label of its value on every axis.
+        name: Of its configuration, which trials that differ by their seed or fold share.
+        choices: The label of its value on every axis, and its fold.
         recipe: Its settings but for those of the command line.
         overrides: Those of the command line, the seed among them.
         plan: What follows from both on this machine.
@@ -92,11 +95,12 @@ class Trial:
     @property
     def key(self) -> str:
         """The trial's folder within the sweep's."""
-        return f"{self.name}/seed-{self.plan.settings.seed}"
+        own = self.plan.settings
+        return f"{self.name}/seed-{own.seed}{'' if own.data.folds is None else f'_fold-{own.data.fold}'}"
 
 
 def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[Trial]:
-    r"""Return the trials of a sweep's file, the first seed of every configuration first; all of them are checked.
+    r"""Return the trials of a sweep's file, the first seed and fold of every configuration first; all are checked.
 
     Args:
         file: A recipe with a section ``sweep`` (:class:`SweepSettings`).
@@ -134,15 +138,16 @@ def _read_settings(section: Mapping[str, Any]) -> SweepSettings:
     settings = SweepSettings(**{str(name): value for name, value in section.items()})
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
-    if not (settings.grid or settings.seeds):
-        raise InputError("sweep names no grid and no seeds: there is nothing to vary.")
+    if not (settings.grid or settings.seeds or settings.folds):
+        raise InputError("sweep names no grid, no seeds and no folds: there is nothing to vary.")
     return settings
 
 
 def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any], file: Path) -> Iterator[Trial]:
     configurations = _combine(settings.grid, file.stem)
-    for seed in settings.seeds or (None,):
+    for seed, fold in itertools.product(settings.seeds or (None,), range(settings.folds or 1)):
         own = overrides if seed is None else {**overrides, "seed": seed}
+        own = {**own, "data.folds": settings.folds, FOLD: fold} if settings.folds else own
         for name, choices in configurations:
             try:
                 recipe = combine_bases([base, *(choice.settings for choice in choices)], str(file))
@@ -156,7 +161,8 @@ def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any
                         f"trial {name}: trainer.{setting} is {count}, and each trial of a sweep takes one device; "
                         "train on many with `mixmo fit`."
                     )
-            yield Trial(name, {choice.axis: choice.label for choice in choices}, recipe, own, plan)
+            labels = {choice.axis: choice.label for choice in choices} | ({FOLD: str(fold)} if settings.folds else {})
+            yield Trial(name, labels, recipe, own, plan)
 
 
 def _combine(grid: Mapping[str, Any], stem: str) -> list[tuple[str, tuple[Choice, ...]]]:
@@ -192,8 +198,8 @@ def _read_axis(axis: str, values: Any) -> list[Choice]:
 
 def _check_setting(name: str) -> None:
     """Refuse the dotted name of a setting that there is not; options of other libraries are not known."""
-    if name == "seed":
-        raise InputError("sweep.grid names seed; list seeds in sweep.seeds, whose runs are averaged in the comparison.")
+    if place := {"seed": "list seeds in sweep.seeds", FOLD: "set sweep.folds"}.get(name):
+        raise InputError(f"sweep.grid names {name}; {place}, whose runs are averaged in the comparison.")
     known = known_settings()
     section, options, _ = name.partition(".options.")
     if not (options and f"{section}.options" in known):
@@ -253,7 +259,8 @@ class SweepRunner:
 
     Args:
         trials: What to train (:func:`load_sweep`).
-        folder: Where, ``NAME/seed-S`` for each trial. Finished trials are not trained again, others are resumed.
+        folder: Where, ``NAME/seed-S`` for each trial, with folds ``NAME/seed-S_fold-I``. Finished trials are not
+            trained again, others are resumed.
 
     Attributes:
         errors: Why trials failed, by their keys.
@@ -350,7 +357,7 @@ class SweepRunner:
         write_text(self.folder / FILE, text.getvalue())
 
     def groups(self) -> list[Networks]:
-        """Return the configurations of which every seed is finished, to compare them."""
+        """Return the configurations of which every seed and fold is finished, to compare them."""
         unfinished = {trial.name for trial in self.trials if self.status(trial) != "finished"}
         names = dict.fromkeys(trial.name for trial in self.trials if trial.name not in unfinished)
         return [

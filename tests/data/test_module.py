@@ -2,11 +2,12 @@
 
 import re
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import data_of, write_images
+from conftest import data_of, tree, write_images
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
@@ -326,9 +327,8 @@ def test_small_classes_are_shared_out_too(tmp_path, counts, caplog):
     assert (held_out >= 1).tolist() == [count > 3 for count in counts]
     assert list(data.split_rows()) == list(again.split_rows()) != list(other.split_rows())
     without = {2: "kind05", 3: "kind00"}.get(min(counts))
-    said = [text for text in caplog.messages if "hold any of them out for validation" in text]
-    assert len(said) == (without is not None) and all(f"too few images of {without} to" in text for text in said)
-    assert ("classes too small for an even validation share of 0.1" in caplog.text) == (3 not in counts)
+    said = [text for text in caplog.messages if "too small for every split" in text]
+    assert len(said) == (without is not None) and all(f"validation has no image of {without}." in text for text in said)
     assert "populated" not in caplog.text and "train_size" not in caplog.text
 
 
@@ -345,10 +345,66 @@ def test_even_shares_are_drawn_as_before(image_folder):
             assert names == [source.name(int(place)) for place in np.sort(places)]
 
 
+def test_folds_are_test_sets_and_hold_each_image_once(image_folder, caplog):
+    """Of a dataset with splits the training images are divided; its test images are left alone."""
+    own = settings(image_folder, validation=0.25, batch_size=4)
+    data = [data_of(replace(own, folds=4, fold=fold)) for fold in range(4)]
+    tested = [name for each in data for name, _, split in each.split_rows() if split == "test"]
+    assert len(tested) == len(set(tested)) == 24 and not any("/test/" in name for name in tested)
+    for each in data:
+        parts = [{source.name(place) for place in range(len(source))} for source in each.sources.values()]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+        assert torch.bincount(each.test.labels).tolist() == [2, 2, 2]
+    assert list(data[0].split_rows()) == list(data_of(replace(own, folds=4)).split_rows())
+    again = data_of(replace(own, folds=4, split_seed=1))
+    assert again.fingerprint("test") != data[0].fingerprint("test") == data_of(data[0].settings, 1).fingerprint("test")
+    assert data[0].draws("test") and not data_of(own).draws("test")
+    with pytest.raises(InputError, match=r"data\.fold is 4, but data\.folds is 4"):
+        replace(own, folds=4, fold=4)
+    with pytest.raises(InputError, match=r"data\.folds is 9, but there are 8 images of a class at most"):
+        data_of(replace(own, folds=9))
+
+
+GROUPED = [f"{kind}/{patient}-{number}.png,{kind},{patient}" for kind, patients in
+           {"ill": "abcdef", "well": "ghijkl"}.items() for patient in patients for number in range(3)]  # fmt: skip
+
+
+def test_groups_of_a_table_are_never_divided(tmp_path, caplog):
+    tree(tmp_path, *(row.partition(",")[0] for row in GROUPED))
+    (tmp_path / "table.csv").write_text("path,label,Group\n" + "\n".join(GROUPED))
+    own = DataSettings(name=f"csv:{tmp_path}/table.csv", batch_size=4, validation=0.25, channels=1, padding=1)
+    for changes in ({}, {"folds": 3, "fold": 1}, {"split_seed": 5}, {"test": 0.5}):
+        parts = {}
+        data = data_of(replace(own, **changes))
+        for name, _, split in data.split_rows():
+            parts.setdefault(split, set()).add(name.rpartition("/")[2][0])
+        assert set(parts) == {"train", "validation", "test"} and sum(map(len, parts.values())) == 12
+        assert {len(set("abcdef") & part) > 0 for part in parts.values()} == {True}
+    plain = tmp_path / "plain.csv"
+    plain.write_text("path,label\n" + "\n".join(row.rpartition(",")[0] for row in GROUPED))
+    assert open_source(f"csv:{plain}", "all").fingerprint() != open_source(own.name, "all").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["a.png,x,train,p", "b.png,y,test,p"], r"line 3, has group p in test, but an earlier line has it in train"),
+        (["a.png,x,train,p", "b.png,y,test,"], r"line 3, has no group\."),
+    ],
+)
+def test_groups_on_both_sides_of_a_tables_own_split_are_refused(tmp_path, rows, message):
+    (tmp_path / "table.csv").write_text("path,label,split,group\n" + "\n".join(rows))
+    with pytest.raises(InputError, match=message):
+        NamedDataset(f"csv:{tmp_path}/table.csv")
+
+
 def test_nothing_to_hold_out_is_one_sentence(tmp_path):
     write_images(tmp_path / "data" / "train", count=1)
     write_images(tmp_path / "data" / "test", count=1)
-    with pytest.raises(InputError, match=r"no class of .* has two images to train on.*--data\.validation 0\."):
+    with pytest.raises(
+        InputError,
+        match=r"no class of .* has two images, one to .* for validation; set --data\.validation 0\.",
+    ):
         data_of(settings(tmp_path / "data", validation=0.1, batch_size=2))
     assert len(data_of(settings(tmp_path / "data", batch_size=2)).train) == 3
 

@@ -10,7 +10,9 @@ from conftest import data_of
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
+from mixmo.data.given import open_given
 from mixmo.data.image_sets import StreamedImages, build_train_loader
+from mixmo.data.module import DataModule
 from mixmo.data.orders import EpochOrder
 from mixmo.seeding import STREAMS, Stream, generator_for, seed_for
 
@@ -56,6 +58,57 @@ def test_a_loader_begins_at_any_epoch(numbered, workers):
     assert shown(loader) == order(3, 5)
     loader.batch_sampler.sampler.set_epoch(6)
     assert shown(loader) == order(3, 6)
+
+
+def test_a_balanced_epoch_shows_each_class_as_often():
+    """And of a class each image, but for one more; another epoch leaves out others, and the same one none else."""
+    labels = torch.tensor([0] * 90 + [3] * 4 + [1] * 6)
+    epochs = [list(EpochOrder(100, 5, epoch, labels=labels)) for epoch in range(4)]
+    assert epochs[1] == list(EpochOrder(100, 5, 1, labels=labels)) != list(EpochOrder(100, 6, 1, labels=labels))
+    for epoch in epochs:
+        counts = np.bincount(epoch, minlength=100)
+        assert sorted([counts[:90].sum(), counts[90:94].sum(), counts[94:].sum()]) == [33, 33, 34]
+        for own in (counts[:90], counts[90:94], counts[94:]):
+            assert own.max() - own.min() <= 1
+        assert (labels[epoch[:50]] == 3).sum() in range(8, 26)  # mixed
+    assert len(set().union(*epochs)) > 80 and len(set(epochs[0])) < 50
+    assert len({index for epoch in epochs for index in epoch if labels[index] == 0}) > 60
+
+
+def test_copies_of_an_image_that_is_shown_twice_are_others():
+    """Also within a batch; ranks and runs that are resumed are shown the same ones."""
+    dataset = Numbers(torch.arange(9), torch.tensor([0] * 8 + [1]))
+    own = DataSettings(
+        name="given", own_transforms=True, channels=1, validation=0.0, batch_size=4, sampler="balanced", workers=0
+    )
+    images = DataModule(own, 0, given={"train": open_given(dataset, "train")}).train
+
+    def batches(**options):
+        return list(build_train_loader(images, own, 3, CPU, epoch=2, copies=3, **options))
+
+    whole = batches()
+    order = list(EpochOrder(9, 3, 2, labels=dataset.targets))
+    assert [index for batch in whole for index in batch.images[::3, 0, 0, 0].int().tolist()] == order[:8]
+    assert [number for batch in whole for number in batch.labels.tolist()] == dataset.targets[order[:8]].tolist()
+    values = torch.cat([batch.images for batch in whole]).flatten(1)[:, 0]
+    assert order.count(8) >= 4 and len(values.unique()) == 24
+    parts = zip(batches(part=(0, 2)), batches(part=(1, 2)), strict=True)
+    assert torch.equal(torch.cat([each.images for pair in parts for each in pair]).flatten(1)[:, 0], values)
+    (rest,) = batches(start=1)
+    assert torch.equal(rest.images, whole[1].images)
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Images of noise, another each time."""
+
+    def __init__(self, numbers, targets):
+        self.numbers, self.targets = numbers, targets
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        return self.numbers[index] + torch.rand(1, 4, 4), int(self.targets[index])
 
 
 class Recorder(L.LightningModule):

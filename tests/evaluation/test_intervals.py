@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, ttest_ind, ttest_rel
+from scipy.stats import binom, t, ttest_ind, ttest_rel
 
 from mixmo.evaluation.intervals import LEAST, difference_intervals, image_intervals, mcnemar, seeds_interval
 from mixmo.evaluation.predictions import Predictions
@@ -85,3 +85,13 @@ def test_mcnemar_is_a_sign_test(pairs):
     expected = 1.0 if not n else min(1.0, 2 * binom.cdf(k, n, 0.5))
     assert mcnemar(own, other) == pytest.approx(expected)
     assert mcnemar(own, own) == 1
+
+
+def test_intervals_over_folds_are_wider():
+    """By the corrected resampled t-test: the variance of a mean of n is s² (1/n + 1/(k - 1))."""
+    own, other = [0.9, 0.8, 0.95, 0.7, 0.85], [0.7, 0.75, 0.8, 0.72, 0.8]
+    gains = np.subtract(own, other)
+    half = t.ppf(0.975, 4) * gains.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)
+    expected = (gains.mean() - half, gains.mean() + half)
+    assert seeds_interval(own, other, paired=True, folds=5) == pytest.approx(expected)
+    assert seeds_interval(own, own, paired=True, folds=5) == pytest.approx((np.nan, np.nan), nan_ok=True)

@@ -125,11 +125,14 @@ def test_sections_and_flat_keys_agree(trained):
 def test_metrics_of_classes_average_to_those_of_all(trained):
     _, run, _ = trained
     result = evaluate_runs([run])
-    by_class = class_metrics(result.predictions)
+    by_class = class_metrics(result.predictions, result.calibration)
     assert {name: own["images"] for name, own in by_class.items()} == {"cat": 4, "dog": 4, "emu": 4}
     for key in ("accuracy", "nll"):
         mean = sum(own[key] for own in by_class.values()) / 3
         assert mean == pytest.approx(result.metrics.average[key])
+    for key in ("set_coverage_90", "set_coverage_95"):
+        assert sum(own[key] for own in by_class.values()) / 3 == pytest.approx(result.scaled[key])
+    assert "set_coverage_90" not in class_metrics(result.predictions)["cat"]
 
 
 def test_test_json_has_metrics_and_conventions(trained):

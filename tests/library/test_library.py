@@ -1,5 +1,7 @@
 """``mixmo.fit``: one's own Dataset, arrays or LightningDataModule in one call, and what its run can do."""
 
+import csv
+import json
 import logging
 import random
 import re
@@ -359,6 +361,41 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
     mixmo.fit(NET, train, out=tmp_path / "run", **FAST)
     with pytest.raises(InputError, match="exists already"):
         mixmo.fit(NET, train, out=tmp_path / "run", **FAST)
+
+
+def test_groups_and_folds_of_arrays(digits, tmp_path):
+    images, labels = digits["train"]
+    patients = np.array([f"patient {number // 4}" for number in range(400)])
+    own = FAST | {"epochs": 1, "limit_train_batches": 2, "folds": 4, "fold": 1}
+    run = mixmo.fit(NET, (images, labels), groups=patients, out=tmp_path / "run", **own)
+    parts = {}
+    for row in csv.DictReader((tmp_path / "run/split.csv").open()):
+        parts.setdefault(row["split"], set()).add(patients[int(row["path"].split()[-1])])
+    assert set(parts) == {"train", "validation", "test"} and sum(map(len, parts.values())) == 100
+    run.test()
+    about = json.loads((tmp_path / "run/test.json").read_text())["about"]
+    assert 80 < about["images"] < 120 and about["images"] == 4 * len(parts["test"])
+    own["epochs"] = 2
+    with pytest.raises(InputError, match="training data has changed"):
+        mixmo.fit(NET, (images, labels), groups=np.roll(patients, 1), out=tmp_path / "run", resume=True, **own)
+    mixmo.Run(tmp_path / "run").test(digits["test"])  # others in place of the fold
+    assert json.loads((tmp_path / "run/test.json").read_text())["about"]["images"] == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": [1, 2]}, "there are 2 groups and 400 training images"),
+        ({"groups": [None] * 400}, r"groups\[0\] is None; groups are numbers or names"),
+        ({"train": "digits", "test": None, "groups": [1]}, "a table names its own in a column `group`"),
+        ({"folds": 3}, "test is given, and so is folds"),
+        ({"test": None, "groups": [0, 1] * 200, "folds": 3}, "data.folds is 3, but there are 2 groups at most"),
+        ({"class_weights": [1, 2]}, "objective.class_weights has 2 numbers, but there are 10 classes"),
+    ],
+)
+def test_wrong_groups_folds_and_weights_are_one_sentence(digits, changes, message):
+    with pytest.raises(InputError, match=message):
+        mixmo.fit(**{"model": NET, **digits, **FAST} | changes)
 
 
 def test_keywords_are_the_settings():

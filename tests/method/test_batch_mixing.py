@@ -126,3 +126,23 @@ def test_wrong_settings_are_refused(options, message):
 def test_wrong_batches_are_refused(images, labels, message):
     with pytest.raises(mixmo.errors.InputError, match=message):
         mixmo.BatchMixer(network())(images, labels)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"pixels": "cutmix"}])
+def test_class_weights_are_factors_of_the_loss(options, generator):
+    images, labels = numbered()
+    factors = [0.5, 2.0, 1.0, 1.0, 0.5]
+    mixer = mixmo.BatchMixer(network(), class_weights=factors, **options)
+    batch, logits = mixer(images, labels, generator=generator), torch.randn(8, 2, 5, generator=generator)
+    smoothing = options.get("label_smoothing", 0.0)
+    expected = mixmo.mixed_cross_entropy(logits, batch.targets, batch.weights, smoothing, torch.tensor(factors))
+    assert torch.equal(batch.loss(logits), expected)
+    assert not torch.equal(expected, mixmo.mixed_cross_entropy(logits, batch.targets, batch.weights, smoothing))
+
+
+@pytest.mark.parametrize("factors", [[1.0] * 4, [1.0, 1.0, 1.0, 1.0, 0.0], [[1.0] * 5]])
+def test_class_weights_are_one_positive_number_for_each_class(factors):
+    with pytest.raises(ValueError, match=r"class_weights are .*; they are 5 positive"):
+        mixmo.BatchMixer(network(), class_weights=factors)
+    with pytest.raises(ValueError, match="a loss of your own weighs by itself"):
+        mixmo.BatchMixer(network(), class_weights=[1.0] * 5, loss=lambda logits, batch: logits.sum())

@@ -64,6 +64,29 @@ def test_loss_is_equation_three(soft):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_are_those_of_torch(soft, smoothing):
+    """Σ_k c_k t_k (-log p_k), t the smoothed target; not divided by the sum of the weights."""
+    rng = np.random.default_rng(1)
+    logits, weights, factors = rng.standard_normal((5, 3, 4)), rng.random((5, 3)), rng.random(4) + 0.1
+    targets = rng.integers(0, 4, (5, 3))
+    probabilities = rng.dirichlet(np.ones(4), (5, 3)) if soft else np.eye(4)[targets]
+    smoothed = (1 - smoothing) * probabilities + smoothing / 4
+    log_softmax = logits - np.log(np.exp(logits).sum(2, keepdims=True))
+    expected = (weights * -(factors * smoothed * log_softmax).sum(2)).sum(1).mean()
+    loss = mixed_cross_entropy(
+        torch.from_numpy(logits).float(),
+        torch.from_numpy(probabilities).float() if soft else torch.from_numpy(targets),
+        torch.from_numpy(weights).float(),
+        smoothing,
+        torch.from_numpy(factors).float(),
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"class_weights have shape \(3,\), but there are 4 classes"):
+        mixed_cross_entropy(torch.zeros(1, 2, 4), torch.zeros(1, 2).long(), class_weights=torch.ones(3))
+
+
 def test_loss_is_computed_in_float32():
     logits = torch.randn(4, 2, 10)
     targets = torch.randint(10, (4, 2))

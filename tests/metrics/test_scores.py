@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from oracles import draws, fast, in_batches, metrics_of, sample, softmax
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from mixmo.metrics import Scores
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of scikit-learn, on few samples
 @fast
 @given(**draws)
 def test_scores_match_the_oracles(n, classes, scale, coarse, seed):
@@ -17,6 +18,7 @@ def test_scores_match_the_oracles(n, classes, scale, coarse, seed):
     p, t = softmax(logits.numpy()[:, 0]), targets.numpy()
     found = metrics_of(Scores(), *in_batches(torch.from_numpy(p), targets))
     assert found["accuracy"] == pytest.approx((p.argmax(1) == t).mean())
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(t, p.argmax(1)))
     distinct = all(len(set(row)) == classes for row in p)
     if classes > 5 and distinct:  # scikit-learn breaks ties the other way round
         expected = top_k_accuracy_score(t, p, k=5, labels=range(classes))

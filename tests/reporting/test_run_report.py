@@ -155,7 +155,7 @@ def test_awkward_names_of_classes_and_runs(trained, tmp_path):
     assert main(["test", str(run.path), "--per_class=true"]) == 0
     page = (run.path / "report.html").read_text()
     assert "<h1>Run $r^{$ &lt;script&gt;&amp;</h1>" in page
-    assert "could not be drawn" not in page and "<script" not in page
+    assert "could not be drawn" not in page and "<script" not in page and "Every class" in page
 
 
 def test_cards_have_intervals_where_these_cover():
@@ -164,7 +164,9 @@ def test_cards_have_intervals_where_these_cover():
     made = cards(measure(logits, found.targets).average, image_intervals(found))
     shown = {each["heading"]: each["interval"] for each in made}
     assert {heading for heading, interval in shown.items() if interval} == {"Accuracy ↑", "NLL ↓", "Brier score ↓"}
-    assert "ECE ↓" in shown and shown["Accuracy ↑"] == "[47.4, 71.4]"
+    assert "ECE ↓" in shown and shown["Accuracy ↑"] == "[47.4, 71.4]" and "Balanced accuracy ↑" not in shown
+    uneven = cards(measure(logits[:29], found.targets[:29]).average, {})
+    assert [each["value"] for each in uneven if each["heading"] == "Balanced accuracy ↑"] == ["17.0 %"]
 
 
 def test_networks_of_a_report():

@@ -91,6 +91,19 @@ def test_seeds_alone_are_a_sweep(sweep):
     assert [trial.key for trial in sweep({"seeds": [0, 1]})] == ["some/seed-0", "some/seed-1"]
 
 
+def test_folds_alone_are_a_sweep(sweep):
+    trials = sweep({"folds": 3})
+    assert [trial.key for trial in trials] == [f"some/seed-0_fold-{fold}" for fold in range(3)]
+    assert [(each.plan.settings.data.folds, each.plan.settings.data.fold) for each in trials] == [
+        (3, 0),
+        (3, 1),
+        (3, 2),
+    ]
+    many = sweep({"folds": 2, "seeds": [0, 1], "grid": {"mixer.alpha": [1, 4]}})
+    assert len(many) == 8 and {trial.choices["data.fold"] for trial in many} == {"0", "1"}
+    assert many[2].key == "alpha-1/seed-0_fold-1" and many[2].name == "alpha-1"
+
+
 @pytest.mark.parametrize(
     ("section", "words", "problem"),
     [
@@ -108,6 +121,8 @@ def test_seeds_alone_are_a_sweep(sweep):
         ({"seeds": []}, [], "sweep.seeds is []"),
         ({"grid": None}, [], "sweep.grid is None; it must be a mapping"),
         ({"grid": {"seed": [1, 2]}}, [], "list seeds in sweep.seeds"),
+        ({"grid": {"data.fold": [0, 1]}}, [], "set sweep.folds, whose runs are averaged"),
+        ({"folds": 1}, [], "sweep.folds is 1; it must be at least 2"),
         ({"grid": {"method": {"comparison": None}}}, [], "is named comparison, as a file in its folder is"),
         ({"grid": {"mixer.alpha": [*range(1, 102)], "optimizer.lr": [*range(1, 101)]}}, [], "10000 are the most"),
         ({"random": {"mixer.alpha": [1, 2]}}, [], "sweep.random is no setting: a sweep trains every combination"),

@@ -2,14 +2,17 @@
 
 import csv
 import re
+import shutil
 import signal
 
+import numpy as np
 import pytest
 import yaml
 from killing import Ask, differences
 
 from mixmo import library, sweeps
 from mixmo.cli.main import main
+from mixmo.comparing import compare
 from mixmo.errors import InputError
 from mixmo.runs import RunFolder
 from mixmo.sweeps import SweepRunner, load_sweep
@@ -55,6 +58,27 @@ def test_a_sweep_compares_what_it_has_trained(write, tmp_path, capsys):
     (lead,) = re.findall('<p class="lead">(.*?)</p>', page)
     assert lead.startswith(f"{winner}, the best on validation data, classifies ") and lead.count("the best") == 1
     assert "Student&#39;s over seeds" in page and "over test images)" not in page
+
+
+@pytest.mark.slow
+def test_a_sweep_over_folds_compares_them_in_pairs(write, tmp_path, capsys):
+    file = write({"grid": {"mixer.alpha": [1, 4]}, "folds": 2})
+    assert main(["sweep", str(file)]) == 0
+    assert "4 finished" in (shown := capsys.readouterr().out) and "n = 2" in shown and "over n folds" in shown
+    page = (tmp_path / "runs/some/comparison/comparison.html").read_text()
+    assert "Student&#39;s over folds, paired" in page and "1437 test images" in page and "of the first fold" in page
+    rows = list(csv.DictReader((tmp_path / "runs/some/trials.csv").open()))
+    assert [row["data.fold"] for row in rows] == ["0", "0", "1", "1"]
+    one, two = (tmp_path / "runs/some" / name for name in ("alpha-1", "alpha-4"))
+    found = compare(one, two)
+    values = [[row["accuracy"] for row in found.table if row["group"] == each.name] for each in (one, two)]
+    gain, low, high = found.differences["alpha-4"]["accuracy"]
+    assert gain == pytest.approx(np.mean(values[1]) - np.mean(values[0])) and low < gain < high
+    with pytest.raises(InputError, match="was tested on other images"):
+        compare(one / "seed-0_fold-0", two / "seed-0_fold-1")
+    shutil.copytree(two / "seed-0_fold-0", tmp_path / "half/fold-0")
+    with pytest.raises(InputError, match=r"half was tested on the folds \[0\] and alpha-1 on \[0, 1\]"):
+        compare(one, tmp_path / "half")
 
 
 def test_a_trial_is_what_fit_trains(write, tmp_path):

@@ -28,6 +28,7 @@ WAYS = {
     "frozen at first": ["--optimizer.freeze_epochs=1.4", "--optimizer.ema_decay=0.9", "--model.start={}.pth"],
     "sharpness-aware": ["--optimizer.sam_radius=0.05"],
     "adamw, rho falls": ["--optimizer.name=adamw", "--data.input_repetition=0.9", "--data.input_repetition_end=0.5"],
+    "rare classes": ["--data.sampler=balanced", "--objective.class_weights=[1, 2, 3]"],
     "augmented by kornia": [*STREAMED, "--data.workers=0", "--data.policy=trivialaugment"],
 }
 

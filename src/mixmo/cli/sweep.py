@@ -23,7 +23,9 @@ class Options:
     """The folder of the trials; runs/NAME by default."""
 
 
-COMMAND = Command("sweep", "Train every combination of a grid with every seed, and compare them.", (Options,), True)
+COMMAND = Command(
+    "sweep", "Train every combination of a grid with every seed and fold, and compare them.", (Options,), True
+)
 
 
 def run(words: list[str]) -> int:

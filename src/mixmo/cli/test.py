@@ -68,7 +68,7 @@ def run(words: list[str]) -> None:
 def _show(title: str, result: EvaluationResult, per_class: bool) -> EvaluationResult:
     """Print the tables and sentences of an evaluation; return it, with the metrics of classes if asked for."""
     if per_class:
-        result = replace(result, per_class=class_metrics(result.predictions))
+        result = replace(result, per_class=class_metrics(result.predictions, result.calibration))
     for table in evaluation_tables(result, title):
         table.show()
     verdict = advice(result.diagnosis, result.predictions.logits.shape[1])

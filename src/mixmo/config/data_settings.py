@@ -50,6 +50,12 @@ class DataSettings:
     """rho at the end of training, reached linearly in steps; null keeps input_repetition."""
     test: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     """Share of each class drawn for testing where a folder or a table has no splits."""
+    folds: Annotated[Integer, Field(ge=2)] | None = None
+    """k of a cross-validation: the images, or those for training where there are splits, are divided into k folds of
+    which one is the test set; null draws or takes the test set as above.
+    """
+    fold: Annotated[Integer, Field(ge=0)] = 0
+    """Which of them is the test set, from 0; the others are trained on, less what is held out for validation."""
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     """Share of the training set held out for selection, where the dataset has no validation set of its own; 0 is
     without, the published protocol.
@@ -60,7 +66,11 @@ class DataSettings:
     """
     split_seed: Annotated[Integer, Field(ge=0)] | None = None
     """Seed of the draws above; null is the run's, so that runs of other seeds learn from other images, and 0 for the
-    test images, so that they are tested on the same.
+    test images and the folds, so that they are tested on the same.
+    """
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Training images of an epoch: shuffle shows each once; balanced shows as many, but every class equally often, so
+    that images of rare classes are repeated, and some of frequent ones left to other epochs.
     """
     channels: Channels = 3
     """3 (RGB), 1 (grey), or the number of bands that images have, as they are: 4 of CMYK and RGBA files, 13 of a
@@ -137,6 +147,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_repetition(self.batch_size, self.batch_repetition)
+        if self.fold >= (self.folds or 1):
+            raise InputError(f"data.fold is {self.fold}, but data.folds is {self.folds}; folds are counted from 0.")
         self.check_members(1)
         Preparation.of(self)  # checks what the two have in common
         recolours = self.policy != "none" or (self.augmentation == "photo" and self.color_jitter > 0)

@@ -12,7 +12,7 @@ from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, explain_unknown
 from mixmo.validation import join_sentences
 
-ARGUMENTS = ("model", "train", "val", "test", "num_members", "epochs", "recipe", "out", "resume", "progress",
+ARGUMENTS = ("model", "train", "val", "test", "groups", "num_members", "epochs", "recipe", "out", "resume", "progress",
              "callbacks")  # fmt: skip
 """Arguments of :func:`mixmo.fit` that are not settings."""
 
@@ -87,9 +87,12 @@ class FitSettings(TypedDict, total=False):
     input_repetition: float
     input_repetition_end: float | None
     data_test: float
+    folds: int | None
+    fold: int
     validation: float
     images_per_class: int | None
     split_seed: int | None
+    sampler: Literal["shuffle", "balanced"]
     channels: int
     window: list[float] | None
     image_size: int | list[int] | None
@@ -111,6 +114,7 @@ class FitSettings(TypedDict, total=False):
     eval_batch_size: int | None
     objective_name: str
     label_smoothing: float
+    class_weights: str | list[float] | dict[str, float]
     optimizer_name: str
     base_lr: float
     lr: float | None

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import Accelerator, Precision
-from mixmo.errors import InputError
+from mixmo.errors import InputError, one_of
 from mixmo.header import Members
 from mixmo.mixing import Mixer
 from mixmo.pixel_mixing import PixelMixer
@@ -32,6 +32,7 @@ from mixmo.validation import (
     fields_of,
     hints_of,
     settings_class,
+    take_list,
 )
 
 RESERVED = {"backbone", "num_members", "num_classes", "in_chans", "mix_at", "stem", "head", "trained", "fresh_heads",
@@ -121,6 +122,11 @@ class OptimizerSettings:
             raise InputError(f"optimizer.options.{taken[0]} has a setting of its own: optimizer.{taken[0]}.")
 
 
+def _take_weights(value: Any) -> Any:
+    """Return class weights with names for keys, which YAML may read as numbers."""
+    return {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else take_list(value)
+
+
 @settings_class("objective")
 class ObjectiveSettings:
     """The training objective."""
@@ -129,12 +135,25 @@ class ObjectiveSettings:
     """mixed_cross_entropy, or a function of your own, package.module:function, of a module in allow_imports."""
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of each target that is spread evenly over all classes."""
+    class_weights: Annotated[str | list[Positive] | dict[str, Number], BeforeValidator(_take_weights)] = "none"
+    """Factor of the loss of each class: none; balanced, N / (K n_k) for the n_k of N training images that are of a
+    class; or numbers, one for each class in their order, or by the names of the classes. Numbers are scaled to average
+    1 over the training images, as balanced ones do, so that the learning rate can stay.
+    """
 
     def __post_init__(self) -> None:
-        if self.label_smoothing and self.name != "mixed_cross_entropy":
-            raise InputError(
-                f"objective.label_smoothing belongs to mixed_cross_entropy; {self.name} has its own terms."
-            )
+        if isinstance(self.class_weights, str):
+            one_of(self.class_weights, ("none", "balanced"), "objective.class_weights")
+        elif isinstance(self.class_weights, dict):
+            for name, weight in self.class_weights.items():
+                if weight <= 0:
+                    raise InputError(f"objective.class_weights.{name} is {weight}; it must be greater than 0.")
+        for key, value in {
+            "label_smoothing": self.label_smoothing,
+            "class_weights": self.class_weights != "none",
+        }.items():
+            if value and self.name != "mixed_cross_entropy":
+                raise InputError(f"objective.{key} belongs to mixed_cross_entropy; {self.name} has its own terms.")
 
 
 @settings_class("schedule")
@@ -222,6 +241,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.data.check_members(self.model.num_members)
+        if self.objective.class_weights == self.data.sampler == "balanced":
+            raise InputError(
+                "objective.class_weights and data.sampler are both balanced, which makes up for rare classes twice; "
+                "set one of them."
+            )
         self.mixer = replace(self.mixer, num_members=self.model.num_members)
 
 

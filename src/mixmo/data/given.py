@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -156,6 +156,30 @@ def _open_arrays(images: Any, labels: Any, split: str) -> Source:
     values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
     numbers, names = number_labels(values, None, split)
     return Source(numbers, names, ArrayImages(pixels, f"{split} image"))
+
+
+def with_groups(source: Source, groups: Any) -> Source:
+    """Return training images with the groups they belong to, such as a patient or a burst of photos.
+
+    Args:
+        source: N images.
+        groups: N numbers or names; images with the same one are a group.
+
+    Raises:
+        InputError: if they are not as many, or something else.
+
+    Example:
+        >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
+        >>> with_groups(source, ["ann", "ann", "bob", "bob"]).groups
+        array([0, 0, 1, 1])
+    """
+    values = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else [_as_python(each) for each in groups]
+    if len(values) != len(source):
+        raise InputError(f"there are {len(values)} groups and {len(source)} training images; give one for each.")
+    if odd := next((each for each in enumerate(values) if not isinstance(each[1], int | str)), None):
+        raise InputError(f"groups[{odd[0]}] is {odd[1]!r}; groups are numbers or names, one for each training image.")
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return replace(source, groups=np.array([numbers[value] for value in values]))
 
 
 def as_pixels(image: Any, name: str) -> np.ndarray:

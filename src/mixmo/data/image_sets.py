@@ -120,12 +120,12 @@ class PreparedImages(Dataset[DistinctBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, wanted: list[int] | list[tuple[int, int]]) -> DistinctBatch:
-        """Return a copy for each index or (index, seed); copies of one image stand one after another."""
-        pairs = [each if isinstance(each, tuple) else (each, 0) for each in wanted]
-        copies = torch.stack([self._copy(*pair) for pair in pairs])
-        distinct = [index for number, (index, _) in enumerate(pairs) if not number or pairs[number - 1][0] != index]
-        return DistinctBatch(copies, torch.from_numpy(self.labels[distinct]), torch.arange(len(distinct)))
+    def __getitems__(self, wanted: list[int] | list[tuple[int, list[int]]]) -> DistinctBatch:
+        """Return a copy for each index, or for each seed of (index, seeds); copies of an image stand together."""
+        pairs = [each if isinstance(each, tuple) else (each, [0]) for each in wanted]
+        copies = torch.stack([self._copy(index, seed) for index, seeds in pairs for seed in seeds])
+        labels = torch.from_numpy(self.labels[[index for index, _ in pairs]])
+        return DistinctBatch(copies, labels, torch.arange(len(pairs)))
 
     def to(self, device: torch.device) -> PreparedImages:
         """Return itself: batches travel one by one."""
@@ -189,7 +189,7 @@ def build_train_loader(
     """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
 
     An epoch shows every image b times: floor(N / U) steps, b times those of a single network
-    (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64).
+    (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64). With ``sampler`` balanced it has as many steps.
 
     Args:
         images: The training images.
@@ -204,7 +204,8 @@ def build_train_loader(
         copies: How many copies of each image a Dataset that prepares them is asked for.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
-    order = EpochOrder(len(images), seed, epoch, stream)
+    labels = torch.as_tensor(images.labels).cpu() if settings.sampler == "balanced" else None
+    order = EpochOrder(len(images), seed, epoch, stream, labels)
     shared = not isinstance(images, InMemoryImages)
     shown = Batches(order, distinct, batches, start, part if shared else (0, 1))
     if isinstance(images, PreparedImages):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
@@ -18,6 +17,7 @@ from mixmo.data.image_sets import ImageSet, PreparedImages, build_image_set
 from mixmo.data.messages import list_some, warn_once
 from mixmo.data.reading import find_readable, first_size
 from mixmo.data.sources import Source, decode
+from mixmo.data.splits import draw_fold, draw_share, draw_validation
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.header import height_and_width
@@ -158,6 +158,12 @@ class DataModule:
         _ = self.train, self.validation
         return self
 
+    @property
+    def sources(self) -> dict[str, Source]:
+        """``train``, ``validation``, ``unused`` and ``test``, those that there are; nothing is decoded."""
+        parts = {**self._parts._asdict(), "test": self._test_source if self._has_test else None}
+        return {split: source for split, source in parts.items() if source is not None}
+
     def source(self, split: str) -> Source:
         """Return the images of a split as ``given`` takes them; nothing is decoded.
 
@@ -178,12 +184,9 @@ class DataModule:
 
     def split_rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield the name of each image, its class, and what it is for, in the order of the splits."""
-        parts = {"train": self._parts.train, "validation": self._parts.validation, "unused": self._parts.unused}
-        if self._has_test:
-            parts["test"] = self._test_source
-        for split, source in parts.items():
-            for index, label in enumerate(source.labels if source is not None else ()):
-                yield source.name(index), self.classes[label], split  # type: ignore[union-attr]
+        for split, source in self.sources.items():
+            for index, label in enumerate(source.labels):
+                yield source.name(index), self.classes[label], split
 
     def fingerprint(self, split: str, other: str | None = None, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that tells whether a split changed; nothing is decoded.
@@ -212,11 +215,13 @@ class DataModule:
             split: ``train``, ``validation`` or ``test``.
         """
         own = self.settings
-        if self.drawn is not None:
-            return split != "validation" or own.validation > 0
         held_out = own.validation > 0 and "validation" not in self._splits
-        few = own.images_per_class is not None
-        return {"train": held_out or few, "validation": held_out, "test": few and own.name == "digits"}[split]
+        few, divided = own.images_per_class is not None, not self._splits or own.folds is not None
+        return {
+            "train": divided or held_out or few,
+            "validation": held_out,
+            "test": self._draws_test or (few and self._joins_unused),
+        }[split]
 
     def _without_images(self, images: ImageSet) -> str:
         """Return the classes of which a set has no image, in words; nothing if it has all."""
@@ -231,7 +236,7 @@ class DataModule:
     @property
     def _has_test(self) -> bool:
         """Whether there is a test set; only a program that gives images can leave it out."""
-        return self.given is None or "test" in self.given
+        return self.given is None or "test" in self.given or self.settings.folds is not None
 
     def _find_dataset(self, name: str) -> NamedDataset:
         own = self.settings
@@ -266,14 +271,26 @@ class DataModule:
         Every run draws the same test images of the same dataset, regardless of its seed, unless ``split_seed`` is set:
         those of an ensemble have seen none of them.
         """
-        if self._splits:
+        own, seed = self.settings, seed_for(self.settings.split_seed or 0, 0, "test")
+        if self._splits and own.folds is None:
             return None
-        source = self._open("all")
-        if (few := np.bincount(source.labels, minlength=len(source.classes)) < 2).any():
-            name = printable(source.classes[int(few.argmax())])
-            raise InputError(f"class {name} has one image; to train and to test it takes two or more.")
-        chosen = _share_of_each(source.labels, self.settings.test, seed_for(self.settings.split_seed or 0, 0, "test"))
+        source = self._open("train" if self._splits else "all")
+        if own.folds is None:
+            chosen = draw_share(source.labels, own.test, seed, source.groups)
+        else:
+            chosen = draw_fold(source.labels, own.folds, own.fold, seed, source.groups)
+        self._check_some(chosen, source, "testing", "add images, or test images of their own")
         return {"train": source.subset(np.flatnonzero(~chosen)), "test": source.subset(np.flatnonzero(chosen))}
+
+    @property
+    def _joins_unused(self) -> bool:
+        """Whether images that are not used are tested on."""
+        return self.settings.name == "digits" and self.settings.folds is None
+
+    @property
+    def _draws_test(self) -> bool:
+        """Whether test images are drawn; those that a program gives later are taken in place of a fold."""
+        return not self._splits or (self.settings.folds is not None and "test" not in (self.given or ()))
 
     @cached_property
     def _train_source(self) -> Source:
@@ -294,8 +311,8 @@ class DataModule:
     @cached_property
     def _test_source(self) -> Source:
         """The test set, numbered by the classes of the training set, where that is there."""
-        source = self._open("test") if self.drawn is None else self.drawn["test"]
-        if self.settings.name == "digits" and (unused := self._parts.unused) is not None:
+        source = self.drawn["test"] if self._draws_test and self.drawn is not None else self._open("test")
+        if self._joins_unused and (unused := self._parts.unused) is not None:
             return source.joined(unused)  # few test images otherwise
         if not self._has_train:
             return source
@@ -316,39 +333,37 @@ class DataModule:
             where = f"the validation set of {self.settings.name!r}"
             held_out = self._open("validation").with_classes(source.classes, where)
         elif self.settings.validation:
-            rest, chosen = self._split_validation(source)
-            source, held_out = source.subset(rest), source.subset(chosen)
+            seed = self._split_seed("split")
+            chosen = draw_validation(source.labels, self.settings.validation, seed, source.groups)
+            self._check_some(chosen, source, "validation", "set --data.validation 0")
+            source, held_out = source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
+        self._warn_of_small_classes(source, held_out)
         if self.settings.images_per_class is None:
             return Parts(source, held_out, None)
-        chosen, unused = self._draw_few(source, self.settings.images_per_class)
-        return Parts(source.subset(chosen), held_out, source.subset(unused))
+        few, unused = self._draw_few(source, self.settings.images_per_class)
+        return Parts(source.subset(few), held_out, source.subset(unused))
 
     def _split_seed(self, stream: Stream) -> int:
         return seed_for(self.settings.seed_of_split(self.seed), 0, stream)
 
-    def _split_validation(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Return the places of what remains, and of what is held out for validation."""
-        share, labels, seed = self.settings.validation, source.labels, self._split_seed("split")
-        try:
-            rest, held_out = train_test_split(
-                np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed % 2**32
+    def _check_some(self, chosen: np.ndarray, source: Source, purpose: str, advice: str) -> None:
+        """Refuse a draw of nothing."""
+        if not chosen.any():
+            what = "images" if source.groups is None else "groups of images"
+            raise InputError(
+                f"no class of {self.settings.name!r} has two {what}, one to train on and one for {purpose}; {advice}."
             )
-        except ValueError:  # a class is too small for its part of the share
-            chosen = _share_of_each(labels, share, seed)
-            rest, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-            if not len(held_out):
-                raise InputError(
-                    f"no class of {self.settings.name!r} has two images to train on, so that none can be held out for "
-                    "validation; set --data.validation 0."
-                ) from None
-            warn_once(
-                f"{self.settings.name!r} has classes too small for an even validation share of {share}: "
-                f"{len(held_out)} of {len(labels)} images are held out, one or more of each class that has two."
-            )
-        if without := np.setdiff1d(labels, labels[held_out]).tolist():
-            classes = list_some([source.classes[number] for number in without])
-            warn_once(f"{self.settings.name!r} has too few images of {classes} to hold any of them out for validation.")
-        return np.sort(rest), np.sort(held_out)
+
+    def _warn_of_small_classes(self, trained: Source, held_out: Source | None) -> None:
+        """Name the classes that are too small to be in all parts that are drawn."""
+        parts = {"validation": held_out if self.draws("validation") else None}
+        parts["test"] = self.drawn["test"] if self.drawn is not None else None
+        found = []
+        for name, part in parts.items():
+            if part is not None and len(missing := np.setdiff1d(trained.labels, part.labels)):
+                found.append(f"{name} has no image of {list_some([trained.classes[number] for number in missing])}")
+        if found:
+            warn_once(f"{self.settings.name!r} has classes too small for every split: {'; '.join(found)}.")
 
     def _draw_few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the places of ``count`` images of each class, which hold those of any smaller count, and the rest."""
@@ -363,13 +378,3 @@ class DataModule:
                 )
             chosen[own[:count]] = True
         return np.flatnonzero(chosen), np.flatnonzero(~chosen)
-
-
-def _share_of_each(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return which images (N,) are drawn: a share of each class, at least one, and never its last."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    chosen = np.zeros(len(order), dtype=bool)
-    for number in np.unique(labels):
-        own = order[labels[order] == number]
-        chosen[own[: min(len(own) - 1, max(1, round(share * len(own))))]] = True
-    return chosen

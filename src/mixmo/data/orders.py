@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
 from mixmo.seeding import Stream, generator_for, seed_for
@@ -22,15 +23,21 @@ class EpochOrder(Sampler[int]):
         seed: The run's seed.
         epoch: The first epoch.
         stream: The stream of seeds.
+        labels: (N,) class numbers, to show every class equally often; ``None`` shows every image once.
 
     Example:
         >>> order = EpochOrder(6, seed=0)
         >>> sorted(order) == list(range(6)), list(order) == list(order)
         (True, True)
+        >>> sorted(EpochOrder(6, seed=0, labels=torch.tensor([0, 0, 0, 0, 0, 1])))[3:]
+        [5, 5, 5]
     """
 
-    def __init__(self, size: int, seed: int, epoch: int = 0, stream: Stream = "order") -> None:
+    def __init__(
+        self, size: int, seed: int, epoch: int = 0, stream: Stream = "order", labels: Tensor | None = None
+    ) -> None:
         self.size, self.seed, self.epoch, self.stream = size, seed, epoch, stream
+        self.classes = None if labels is None else _group_by_class(labels)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each, but for the first one after workers have begun it."""
@@ -41,8 +48,27 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = generator_for(self.seed, self.epoch, self.stream)
-        for chunk in torch.randperm(self.size, generator=generator).split(CHUNK):
+        order = torch.randperm(self.size, generator=generator)
+        if self.classes is not None:
+            order = self._balance(self.classes, generator)[order]
+        for chunk in order.split(CHUNK):
             yield from chunk.tolist()
+
+    def _balance(self, classes: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """Return N indices, as many of each class, and of each image within a class, but for one more of some."""
+        extra = torch.randperm(len(classes), generator=generator) < self.size % len(classes)
+        chosen = []
+        for own, more in zip(classes, extra.tolist(), strict=True):
+            count = self.size // len(classes) + more
+            mixed = own[torch.randperm(len(own), generator=generator)]
+            chosen.append(mixed.repeat(-(-count // len(own)))[:count])
+        return torch.cat(chosen)
+
+
+def _group_by_class(labels: Tensor) -> Sequence[Tensor]:
+    """Return the indices of each class's images."""
+    groups: Sequence[Tensor] = labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist())
+    return groups
 
 
 class Batches(BatchSampler):
@@ -74,27 +100,32 @@ class Batches(BatchSampler):
     def __len__(self) -> int:
         return super().__len__() if self.limit is None else min(self.limit, super().__len__())
 
-    def __iter__(self) -> Iterator[list[int]]:
+    @property
+    def first(self) -> int:
+        """The batch that the order's epoch begins with."""
         epoch, start = self.start
+        return start if self.order.epoch == epoch else 0
+
+    def __iter__(self) -> Iterator[list[int]]:
         (number, parts), share = self.part, self.batch_size // self.part[1]
-        for batch in islice(super().__iter__(), start if self.order.epoch == epoch else 0, len(self)):
+        for batch in islice(super().__iter__(), self.first, len(self)):
             yield batch[number * share : (number + 1) * share] if parts > 1 else batch
 
 
 class CopyBatches(BatchSampler):
-    """Batches in which every index stands as often as copies of its image are wanted, each with a seed of its own.
+    """Batches in which every index stands with a seed for each copy of its image that is wanted.
 
-    The seed is a function of (seed, stream, epoch, index, copy): a run that is resumed, or has other workers, is shown
-    the same copies.
+    The seed is a function of (seed, stream, epoch, index, copy), or of the place in the epoch where that shows an index
+    several times: a run that is resumed, or has other workers, is shown the same copies.
 
     Args:
-        batches: Batches of distinct indices.
+        batches: Batches of indices.
         copies: c, copies of each.
 
     Example:
         >>> batch = next(iter(CopyBatches(Batches(EpochOrder(4, seed=0), 2), copies=3)))
-        >>> len(batch), len({index for index, _ in batch}), len({seed for _, seed in batch})
-        (6, 2, 6)
+        >>> len(batch), [len(seeds) for _, seeds in batch], len({seed for _, seeds in batch for seed in seeds})
+        (2, [3, 3], 6)
     """
 
     def __init__(self, batches: Batches, copies: int) -> None:
@@ -104,9 +135,15 @@ class CopyBatches(BatchSampler):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:  # type: ignore[override]
         order, copies = self.batches.order, range(self.copies)
         own = seed_for(order.seed, 0, order.stream)
-        for batch in self.batches:
-            first = {index: (order.epoch * order.size + index) * self.copies for index in batch}
-            yield [(index, seed_for(own, first[index] + copy, "copy")) for index in batch for copy in copies]
+        part, parts = self.batches.part
+        for number, batch in enumerate(self.batches, self.batches.first):
+            start = number * self.batch_size + part * (self.batch_size // parts)
+            places = batch if order.classes is None else range(start, start + len(batch))
+            first = [(order.epoch * order.size + place) * self.copies for place in places]
+            yield [
+                (index, [seed_for(own, each + copy, "copy") for copy in copies])
+                for index, each in zip(batch, first, strict=True)
+            ]

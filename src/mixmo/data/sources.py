@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -42,12 +42,14 @@ class Source:
         classes: The K class names, in the order of their numbers.
         images: Where the images are.
         numbers: (N,) their numbers there; ``None`` is all of them in their order.
+        groups: (N,) numbers of the groups they belong to, none of which is divided by a draw; ``None`` without groups.
     """
 
     labels: np.ndarray
     classes: list[str]
     images: Images
     numbers: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +68,8 @@ class Source:
         Args:
             chosen: Their positions, in the order wanted.
         """
-        return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen], groups)
 
     def drop_unlabelled(self) -> Source:
         """Return the source of the images that have a label, whose class number is not -1."""
@@ -100,7 +103,7 @@ class Source:
         if missing := sorted(set(classes) - set(self.classes)):
             warn_once(f"{where} has no images of {list_some(missing)}, which the training set has.")
         places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
-        return Source(places[self.labels], classes, self.images, self.numbers)
+        return replace(self, labels=places[self.labels], classes=classes)
 
     def fingerprint(self, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that tells whether images, their order, labels or classes changed.
@@ -112,7 +115,8 @@ class Source:
         """
         chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
         labels = self.labels.astype(np.int64).tobytes()
-        return hash_parts([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen])
+        groups = [] if self.groups is None else [self.groups]
+        return hash_parts([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen, *groups])
 
     def _numbers(self) -> np.ndarray:
         return np.arange(len(self.labels)) if self.numbers is None else self.numbers

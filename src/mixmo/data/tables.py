@@ -7,6 +7,8 @@ import functools
 import os
 from pathlib import Path
 
+import numpy as np
+
 from mixmo.data.decoding import explain_error
 from mixmo.data.folders import FileImages
 from mixmo.data.labels import number_labels
@@ -15,23 +17,25 @@ from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.files import check_regular
 
-KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"))
-"""What the columns of paths, labels and splits may be called."""
+KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"), ("group",))
+"""What the columns of paths, labels, splits and groups may be called."""
 
-Table = dict[str, list[tuple[str, str]]]
-"""(path, label) by split, or under an empty name where there is no column of splits."""
+Table = dict[str, list[tuple[str, str, str]]]
+"""(path, label, group) by split, or under an empty name where there is no column of splits; without a column of groups
+these are empty.
+"""
 
 
 def read_table(file: Path) -> Table:
-    """Return the paths and labels of a CSV file by split.
+    """Return the paths, labels and groups of a CSV file by split.
 
     Args:
         file: Its first line names the columns: ``path`` (or file, filename, image), ``label`` (or class, target) and
-            perhaps ``split`` (or set). Paths are below the file's folder, unless they are absolute.
+            perhaps ``split`` (or set) and ``group``. Paths are below the file's folder, unless they are absolute.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is none, lacks a column, a row is short, or two name the same image.
+        InputError: if it is none, lacks a column, a row is short, two name the same image, or splits share a group.
     """
     if not os.path.isfile(file):
         raise MissingError(f"there is no table {printable(str(file))}.")
@@ -48,20 +52,20 @@ def read_table(file: Path) -> Table:
 
 
 def _rows(reader: csv.DictReader[str], file: Path) -> Table:
-    shown, lines = printable(str(file)), dict[str, int]()
+    shown, lines, homes = printable(str(file)), dict[str, int](), dict[str, str]()
     folder_of = functools.cache(os.path.realpath)  # of a million images few folders have to be looked up
     names = {name.strip().lower(): name for name in reader.fieldnames or ()}
-    path, label, split = (next((names[name] for name in known if name in names), None) for known in KNOWN)
+    path, label, split, group = (next((names[name] for name in known if name in names), None) for known in KNOWN)
     if path is None or label is None:
         raise InputError(
             f"{shown} has the columns {', '.join(map(printable, names)) or 'none'}; it needs path and label, and may "
-            "have split."
+            "have split and group."
         )
     rows: Table = {}
     for row in reader:
         if None in row or None in row.values():
             raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
-        if missing := [name for name in (path, label, split) if name is not None and not row[name].strip()]:
+        if missing := [name for name in (path, label, split, group) if name is not None and not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
         folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
         place = os.path.join(folder_of(folder), name)
@@ -74,7 +78,13 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
             )
         lines[place] = reader.line_num
         part = row[split].strip().lower() if split else ""
-        rows.setdefault(part, []).append((row[path].strip(), row[label].strip()))
+        kin = row[group].strip() if group else ""
+        if kin and (home := homes.setdefault(kin, part)) != part:
+            raise InputError(
+                f"{shown}, line {reader.line_num}, has {group} {printable(kin)} in {part}, but an earlier line has it "
+                f"in {home}: a group stands in one split, so that none is both trained and tested on."
+            )
+        rows.setdefault(part, []).append((row[path].strip(), row[label].strip(), kin))
     return rows
 
 
@@ -88,17 +98,19 @@ def _check_image(place: str, where: str) -> None:
         return
 
 
-def open_rows(file: Path, rows: list[tuple[str, str]], on_error: str) -> Source:
+def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str) -> Source:
     """Return the images of some rows of a table; classes are its labels, sorted.
 
     Args:
         file: The table, for its folder.
-        rows: Paths and labels.
+        rows: Paths, labels and groups.
         on_error: ``raise``, or ``skip`` rows whose label is -1 (no label).
 
     Raises:
         InputError: if there are such rows and ``on_error`` is ``raise``.
     """
-    labels, classes = number_labels([label for _, label in rows], None, str(file), on_error)
-    paths = [path for (path, _), label in zip(rows, labels, strict=True) if label >= 0]
-    return Source(labels[labels >= 0], classes, FileImages(str(file.parent), paths))
+    labels, classes = number_labels([label for _, label, _ in rows], None, str(file), on_error)
+    known = [row for row, label in zip(rows, labels, strict=True) if label >= 0]
+    groups = [group for _, _, group in known]
+    numbers = np.unique(groups, return_inverse=True)[1] if any(groups) else None
+    return Source(labels[labels >= 0], classes, FileImages(str(file.parent), [row[0] for row in known]), groups=numbers)

@@ -44,8 +44,13 @@ class TorchvisionImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return the hash of the pixels; empty where the dataset does not have them in memory."""
+        return "" if self.pixels is None else hash_parts([self.pixels])
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """(N, …), where the dataset has them in memory."""
         pixels = getattr(self.dataset, "data", None)
-        return "" if pixels is None else hash_parts([np.asarray(pixels)])
+        return None if pixels is None else np.asarray(pixels)
 
 
 def open_torchvision(split: str, name: str, root: str, download: bool, option: str, on_error: str) -> Source:

@@ -6,13 +6,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mixmo.config.plan import flatten
-from mixmo.config.settings import known_settings, neutral_settings
+from mixmo.config.settings import Settings, neutral_settings, values_of
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
@@ -28,14 +29,33 @@ class Networks(NamedTuple):
 
     Attributes:
         name: What to call it.
-        entries: One, or one for each seed of one method: the folders of runs, or open ones, which are one ensemble if
-            they are several, or another program's file.
+        entries: One, or one for each seed and fold of one method: the folders of runs, or open ones, which are one
+            ensemble if they are several, or another program's file.
         place: A longer name, for where two have the same.
     """
 
     name: str
     entries: Sequence[Sequence[Path | TrainedRun]]
     place: str = ""
+
+
+class Replicate(NamedTuple):
+    """What tells runs of one method apart, and pairs those of two.
+
+    Attributes:
+        seed: The run's; 0 for another program's predictions.
+        fold: Of a cross-validation, which is the test set; ``None`` without one.
+    """
+
+    seed: int
+    fold: int | None
+
+
+def _replicate(runs: Sequence[RunFolder]) -> Replicate:
+    if not runs:
+        return Replicate(0, None)
+    settings = runs[0].settings()
+    return Replicate(settings.seed, None if settings.data.folds is None else settings.data.fold)
 
 
 @dataclass(frozen=True)
@@ -60,10 +80,15 @@ class Entry:
         """Return metrics and costs, by the keys of ``test.json`` and of :func:`mixmo.evaluation.costs.costs`."""
         return self.result.flat() | self.costs
 
+    @cached_property
+    def replicate(self) -> Replicate:
+        """The seed and the fold of its first run."""
+        return _replicate(self.runs)
+
 
 @dataclass(frozen=True)
 class Group:
-    """Entries that differ by their seed only, or a single one.
+    """Entries that differ by their seed and fold only, or a single one.
 
     Attributes:
         name: What to call them.
@@ -81,9 +106,25 @@ class Group:
         """Return the mean over entries; NaN where it is not known."""
         return statistics.fmean(self.values(key))
 
-    def seeds(self) -> list[int]:
-        """Return the seed of every run, in the order of the entries."""
-        return [entry.runs[0].settings().seed for entry in self.entries]
+    def replicates(self) -> list[Replicate]:
+        """Return the seed and the fold of every entry, in their order."""
+        return [entry.replicate for entry in self.entries]
+
+    @property
+    def folds(self) -> int:
+        """Number of folds that are test sets; 1 where all entries have one test set."""
+        return len({each.fold for each in self.replicates()})
+
+    @property
+    def unit(self) -> str:
+        """What the entries are, in words: seeds, folds, or seeds and folds."""
+        seeds = len({each.seed for each in self.replicates()}) > 1
+        return "seeds and folds" if seeds and self.folds > 1 else "folds" if self.folds > 1 else "seeds"
+
+    @property
+    def images(self) -> int:
+        """The images of the test set, or of all folds together."""
+        return sum({each.replicate.fold: len(each.result.predictions.targets) for each in self.entries}.values())
 
     def deviation(self, key: str) -> float:
         """Return the standard deviation over entries; NaN for a single one, or where it is not known."""
@@ -99,7 +140,7 @@ def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> 
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
-        InputError: if they were tested on different images, or a group's runs differ in more than their seed.
+        InputError: if they were tested on different images, or a group's runs differ in more than their seed and fold.
     """
     found = [read_word(word) if isinstance(word, str) else word for word in words]
     short = [each.name for each in found]
@@ -111,10 +152,10 @@ def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> 
             _check_different(each.place or each.name, members)
         if len(each.entries) > 1:
             _check_seeds(each.place or each.name, [RunFolder(_place(run)) for (run,) in each.entries])
-    groups = [
-        Group(name, [_entry(members, options) for members in each.entries])
-        for name, each in zip(names, found, strict=True)
-    ]
+    groups = []
+    for name, each in zip(names, found, strict=True):
+        entries = [_entry(members, options) for members in each.entries]
+        groups.append(Group(name, sorted(entries, key=lambda entry: entry.replicate.fold or 0)))
     _check_alike(groups)
     return groups
 
@@ -123,8 +164,8 @@ def read_word(word: str) -> Networks:
     """Return what a word of the command line names.
 
     Args:
-        word: A run's folder; a folder of runs that differ by their seed; several runs joined by ``+``, which are one
-            ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
+        word: A run's folder; a folder of runs that differ by their seed or fold; several runs joined by ``+``, which
+            are one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
 
     Raises:
         MissingError: if a folder is missing or holds no run.
@@ -155,22 +196,22 @@ def _check_different(name: str, members: Sequence[Path | TrainedRun]) -> None:
 
 
 def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
-    """Refuse to average runs that differ in more than their seed and where they were trained."""
-    known = known_settings()
-    seeds = [run.settings().seed for run in runs]
-    if len(set(seeds)) < len(seeds):
-        twice = next(seed for seed in seeds if seeds.count(seed) > 1)
-        same = [str(run.path) for run, seed in zip(runs, seeds, strict=True) if seed == twice]
-        raise InputError(f"{' and '.join(same[:2])} have the same seed {twice}: one run, counted twice; remove one.")
-    first = runs[0].conditions() | dict(flatten(runs[0].trained_config()))
+    """Refuse to average runs that differ in more than their seed, their fold and where they were trained."""
+    free = neutral_settings() | {"seed", "data.fold"}
+    found = [_replicate([run]) for run in runs]
+    if twice := next((each for each in found if found.count(each) > 1), None):
+        same = [str(run.path) for run, each in zip(runs, found, strict=True) if each == twice]
+        what = f"the same seed {twice.seed}" + ("" if twice.fold is None else f" and fold {twice.fold}")
+        raise InputError(f"{' and '.join(same[:2])} have {what}: one run, counted twice; remove one.")
+    default = dict(flatten(values_of(Settings())))  # of what earlier versions did not know
+    first = default | runs[0].conditions() | dict(flatten(runs[0].trained_config()))
     for run in runs[1:]:
-        own = run.conditions() | dict(flatten(run.trained_config()))
-        for key in {**first, **own}:
-            told = key in known or (key in first and key in own)  # earlier versions kept no conditions
-            if key not in neutral_settings() | {"seed"} and told and own.get(key) != first.get(key):
+        own = default | run.conditions() | dict(flatten(run.trained_config()))
+        for key in first:
+            if key not in free and key in own and own[key] != first[key]:  # earlier versions kept no conditions
                 raise InputError(
-                    f"runs in {folder} differ in more than the seed: {key} is {first.get(key)!r} in {runs[0].path} but "
-                    f"{own.get(key)!r} in {run.path}; compare such runs by naming them one by one."
+                    f"runs in {folder} differ in more than the seed: {key} is {first[key]!r} in {runs[0].path} but "
+                    f"{own[key]!r} in {run.path}; compare such runs by naming them one by one."
                 )
 
 
@@ -193,25 +234,36 @@ def _entry(members: Sequence[Path | TrainedRun], options: EvaluationOptions) -> 
 
 def _check_alike(groups: Sequence[Group]) -> None:
     entries = [entry for group in groups for entry in group.entries]
-    first, wanted = entries[0], entries[0].result.predictions
+    firsts = {entry.replicate.fold: entry for entry in reversed(groups[0].entries)}
     sources = {entry.result.corruptions.source for entry in entries if entry.result.corruptions is not None}
     if len(sources) > 1:
         raise InputError(f"the corruptions are not the same for all: {'; '.join(sorted(sources))}.")
     for entry in entries:
-        own = entry.result.predictions
+        own, first = entry.result.predictions, firsts.get(entry.replicate.fold, groups[0].entries[0])
+        wanted = first.result.predictions
         named = bool(entry.runs and first.runs)  # files may lack the names of classes
         fits = own.are_of(wanted) and own.logits.shape[2] == wanted.logits.shape[2]
         if not fits or (named and own.classes != wanted.classes):
             raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
+    for group in groups if any(len(each.entries) > 1 for each in groups) else ():
+        if (tested := _folds(group)) != (others := _folds(groups[0])):
+            raise InputError(
+                f"{group.name} was tested on the folds {tested} and {groups[0].name} on {others}; compare the same."
+            )
+
+
+def _folds(group: Group) -> list[int]:
+    """Return the folds that are test sets, none without a cross-validation."""
+    return sorted({each.fold for each in group.replicates() if each.fold is not None})
 
 
 def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[str, Interval]:
     """Return 95 % intervals of the differences of ``group`` to ``first``; those that are not known are left out.
 
     Of one network on each side they are over test images, for the metrics that have such
-    (:func:`mixmo.evaluation.intervals.difference_intervals`). Of two seeds or more on both sides they are Student's
-    over seeds, paired where both have the same seeds, Welch's where not, of all metrics that bins do not bias. Of one
-    seed against several there is none.
+    (:func:`mixmo.evaluation.intervals.difference_intervals`). Of two seeds or folds or more on both sides they are
+    Student's over these, paired where both have the same, Welch's where not, of all metrics that bins do not bias. Of
+    one seed against several there is none.
 
     Args:
         group: One side.
@@ -223,13 +275,13 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
         own, other = (each.entries[0].result.predictions.average() for each in (group, first))
         found = difference_intervals(own, other)
     elif min(counts) > 1:
-        own_seeds, first_seeds = group.seeds(), first.seeds()
-        paired = sorted(own_seeds) == sorted(first_seeds)
+        own_keys, first_keys = group.replicates(), first.replicates()
+        paired = sorted(own_keys) == sorted(first_keys)
         found = {}
         for key in set(keys) - set(BIASED):
-            sides = ((own_seeds, group.values(key)), (first_seeds, first.values(key)))
+            sides = ((own_keys, group.values(key)), (first_keys, first.values(key)))
             own_values, values = ([value for _, value in sorted(zip(*side, strict=True))] for side in sides)
-            found[key] = seeds_interval(own_values, values, paired)
+            found[key] = seeds_interval(own_values, values, paired, group.folds)
     else:
         found = {}
     return {key: found[key] for key in keys if not math.isnan(found.get(key, UNKNOWN)[0])}

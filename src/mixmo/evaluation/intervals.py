@@ -72,15 +72,17 @@ def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
     return ranges | {key: _mean((getattr(own, key) - getattr(other, key)).numpy()) for key in ("nll", "brier")}
 
 
-def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool) -> Interval:
+def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool, folds: int = 1) -> Interval:
     """Return Student's 95 % interval of the difference of two methods' means over seeds; Welch's if not paired.
 
-    It is not known (NaN) where the seeds are all alike, which few images or seeds can be by chance.
+    It is not known (NaN) where the seeds are all alike, which few images or seeds can be by chance. Over folds it is
+    wider by √(1 + n / (k - 1)) for n values, since any two folds share training images (Nadeau and Bengio 2003).
 
     Args:
         own: A metric, for two seeds or more.
         other: The same of the other method; in the same order of seeds if ``paired``.
         paired: Whether both have the same seeds.
+        folds: k where the values are of k folds, or of several seeds of each; 1 where all have one test set.
 
     Example:
         >>> [round(end, 1) for end in seeds_interval([3.0, 10.0, 16.0], [0.0, 1.0, 0.0], paired=True)]
@@ -90,7 +92,10 @@ def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool) -
         warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are alike
         test = ttest_rel(own, other) if paired else ttest_ind(own, other, equal_var=False)
         low, high = test.confidence_interval(0.95)
-    return (float(low), float(high)) if high - low > 1e-12 else UNKNOWN
+    if not high - low > 1e-12:
+        return UNKNOWN
+    more = (high - low) / 2 * (math.sqrt(1 + len(own) / (folds - 1)) - 1) if folds > 1 else 0.0
+    return float(low - more), float(high + more)
 
 
 def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[Array, Array]:

@@ -80,6 +80,7 @@ class EvaluationResult:
         corruptions: On corrupted test images; ``None`` where that was not asked for.
         diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
         per_class: Metrics of each class by its name (:func:`class_metrics`); empty where that was not asked for.
+        calibration: What ``scaled`` is by; ``None`` where there is none.
     """
 
     predictions: Predictions
@@ -90,6 +91,7 @@ class EvaluationResult:
     corruptions: CorruptionResult | None = None
     diagnosis: Diagnosis | None = None
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def flat(self) -> dict[str, float]:
         """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
@@ -138,7 +140,7 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         folder = None if options.corruptions is True else str(options.corruptions)
         corruptions = evaluate_corruptions(opened, test.targets, options.precision, folder, options.refresh)
     diagnosis = diagnose(opened[0], test.epochs, options.refresh) if len(opened) == 1 else None
-    return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis)
+    return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis, calibration=calibration)
 
 
 def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[Calibration | None, str]:
@@ -194,11 +196,26 @@ def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, fl
     return {score: {key: values[f"{score}/{key}"].item() for key in OutOfDistribution.descriptions} for score in SCORES}
 
 
-def class_metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Return ``images``, ``accuracy`` and ``nll`` of the logit average for each class, by its name."""
-    samples, found = predictions.average(), {}
+def class_metrics(predictions: Predictions, calibration: Calibration | None = None) -> dict[str, dict[str, float]]:
+    """Return metrics of the logit average for each class, by its name; NaN for a class without images.
+
+    Args:
+        predictions: On the test set.
+        calibration: For the coverage of conformal sets.
+
+    Returns:
+        ``images``, ``accuracy`` and ``nll``; with a calibration ``set_coverage_90`` and ``set_coverage_95``, which the
+        sets promise for all images together, not for each class.
+    """
+    samples, average = predictions.average(), mean_logits(predictions.logits)
+    found: dict[str, dict[str, float]] = {}
     for number, name in enumerate(predictions.classes):
         own = predictions.targets == number
         accuracy, nll = samples.right[own].mean().item(), samples.nll[own].mean().item()
         found[name] = {"images": int(own.sum()), "accuracy": accuracy, "nll": nll}
+        if calibration is not None:
+            probabilities, targets = calibration.probabilities(average[own]), predictions.targets[own]
+            for percent in COVERAGES:
+                sets = measure_sets(probabilities, targets, calibration.set_threshold(percent / 100))
+                found[name][f"set_coverage_{percent}"] = sets["set_coverage"]
     return found

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mixmo.metrics.checks import check_probabilities, check_some, check_targets, zeros
+from mixmo.metrics.checks import check_probabilities, check_some, check_targets, gather_state, zeros
 from mixmo.metrics.description import Description, Descriptions, describe_share
 from mixmo.metrics.samples import score_samples
 
 
 class Scores(Metric):
-    """Top-1, top-5, negative log-likelihood and Brier score.
+    """Top-1, balanced and top-5 accuracy, negative log-likelihood and Brier score.
 
     * ``accuracy``, ``accuracy_top5``: share of samples whose class is among the 1 or 5 most probable ones (all
       count where there are fewer); a tie for the last place goes to the lower class number.
+    * ``balanced_accuracy``: mean over classes of the share of their samples that are right (recall), so that each class
+      counts alike; classes without samples do not count.
     * ``nll``: mean of -log p(target), in nats; infinite where a target has probability 0.
     * ``brier``: mean of Σ_k (p_k - [k = target])², in [0, 2]; for two classes it is twice scikit-learn's
       ``brier_score_loss``, which counts one of them.
@@ -27,7 +29,8 @@ class Scores(Metric):
         >>> scores = Scores()
         >>> scores.update(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 0]))
         >>> {name: round(value.item(), 3) for name, value in scores.compute().items()}
-        {'accuracy': 0.5, 'accuracy_top5': 1.0, 'nll': 1.04, 'brier': 0.812, 'brier_per_class': 0.406}
+        {'accuracy': 0.5, 'accuracy_top5': 1.0, 'nll': 1.04, 'brier': 0.812, 'brier_per_class': 0.406,
+         'balanced_accuracy': 0.5}
     """
 
     descriptions: ClassVar[Descriptions] = {
@@ -40,15 +43,22 @@ class Scores(Metric):
             "Brier score", "Mean squared distance between probabilities and truth, summed over classes.", False
         ),
         "brier_per_class": Description("Brier score per class", "Brier score divided by the number of classes.", False),
+        "balanced_accuracy": describe_share(
+            "Balanced accuracy", "Mean over classes of the share of their images that are right (recall).", True
+        ),
     }
     full_state_update = False
     total: Tensor
     count: Tensor
+    right: list[Tensor]
+    targets: list[Tensor]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.add_state("total", zeros(5), dist_reduce_fx="sum")
         self.add_state("count", zeros(), dist_reduce_fx="sum")
+        for name in ("right", "targets"):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, probabilities: Tensor, targets: Tensor, log_probabilities: Tensor | None = None) -> None:
         """Add a batch.
@@ -69,6 +79,8 @@ class Scores(Metric):
         values = [own.right, own.right_top5, own.nll, own.brier, own.brier / p.shape[1]]
         self.total += torch.stack([value.sum() for value in values])
         self.count += len(p)
+        self.right.append(own.right)
+        self.targets.append(targets)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of all batches.
@@ -77,4 +89,7 @@ class Scores(Metric):
             InputError: if there were none.
         """
         check_some(self.count)
-        return dict(zip(self.descriptions, self.total / self.count, strict=True))
+        right, targets = gather_state(self.right), gather_state(self.targets)
+        recalls = right.new_zeros(int(targets.max()) + 1).scatter_reduce(0, targets, right, "mean", include_self=False)
+        balanced = recalls[targets.unique()].mean()
+        return dict(zip(self.descriptions, [*self.total / self.count, balanced], strict=True))

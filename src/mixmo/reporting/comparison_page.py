@@ -59,7 +59,9 @@ def comparison_page(
     notes = {
         note: bool(note),
         STARS: any(table.best for table in tables),
-        "Plots, images and advice are of the first seed.": any(len(group.entries) > 1 for group in groups),
+        f"Plots, images and advice are of the first {'fold' if groups[0].folds > 1 else 'seed'}.": any(
+            len(group.entries) > 1 for group in groups
+        ),
         **{f"{name}: {result.unscaled}": bool(result.unscaled) for name, result in results.items()},
     }
     runs = {str(run.path): run for group in groups for entry in group.entries for run in entry.runs}

@@ -17,7 +17,7 @@ from mixmo.metrics.description import Description
 from mixmo.reporting.tables import MAIN, MEANINGS
 from mixmo.reporting.text_table import TextTable
 
-SHOWN = (*MAIN, "d_re", "corruption/accuracy")
+SHOWN = (*MAIN, "balanced_accuracy", "d_re", "corruption/accuracy")
 """The columns of the first table, where known."""
 COMPARED = MAIN
 """The metrics whose differences have intervals."""
@@ -43,10 +43,12 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
     Args:
         groups: What is compared.
     """
-    images = len(groups[0].entries[0].result.predictions.targets)
+    images = groups[0].images
     seeds = any(len(group.entries) > 1 for group in groups)
-    spread = "mean ± standard deviation over n seeds" if seeds else "95 % intervals over test images"
+    spread = f"mean ± standard deviation over n {groups[0].unit}" if seeds else "95 % intervals over test images"
     columns = {key: METRICS[key] for key in SHOWN} | _ood_columns(groups)
+    if all(math.isclose(each.mean("balanced_accuracy"), each.mean("accuracy")) for each in groups):
+        del columns["balanced_accuracy"]
     corrupted = [entry.result.corruptions for group in groups for entry in group.entries]
     ranges = {} if seeds else {each.name: image_intervals(each.entries[0].result.predictions) for each in groups}
     note = next((f"corruptions: {found.source}" for found in corrupted if found is not None), "")
@@ -156,7 +158,7 @@ def interval_kinds(groups: Sequence[Group]) -> str:
     kinds = {
         (1, 1): "over test images",
         (1, 2): "none for one run against several seeds",
-        (2, 2): "Student's over seeds, paired where the seeds are the same, else Welch's",
+        (2, 2): "Student's over {0}, paired where the {0} are the same, else Welch's".format(groups[0].unit),
     }
     found = [tuple(sorted(min(len(each.entries), 2) for each in (group, groups[0]))) for group in groups[1:]]
     return "; ".join(text for kind, text in kinds.items() if kind in found)

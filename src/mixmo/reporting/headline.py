@@ -102,6 +102,8 @@ def _reference(found: EvaluationResult) -> str:
 def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Sequence[dict[str, str]]:
     """Return the metrics that matter, each with its meaning, and its interval where it has one.
 
+    Balanced accuracy is among them where it is not the accuracy, since test images are of some classes more often.
+
     Args:
         metrics: Those of the average, and the diversity.
         ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
@@ -113,8 +115,8 @@ def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Seque
             "value": METRICS[key].brief.text(metrics[key]),
             "interval": METRICS[key].brief.interval(*ranges.get(key, UNKNOWN)),
         }
-        for key in (*MAIN, "d_re", "disagreement")
-        if key in metrics
+        for key in (*MAIN, "balanced_accuracy", "d_re", "disagreement")
+        if key in metrics and (key != "balanced_accuracy" or not math.isclose(metrics[key], metrics["accuracy"]))
     ]
 
 
@@ -127,7 +129,7 @@ def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
         groups: What is compared.
         chosen: The name of the group that is the best on validation data, where that is known.
     """
-    images = len(groups[0].entries[0].result.predictions.targets)
+    images = groups[0].images
     first = next((group for group in groups if group.name == chosen), groups[0])
     others = [group for group in groups if group is not first]
     name = f"{first.name}, the best on validation data," if chosen == first.name else first.name

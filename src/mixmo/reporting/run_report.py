@@ -65,7 +65,7 @@ def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
     sections = [
         Section(cards=cards(metrics.average | metrics.diversity, ranges), notes=[INTERVALS]),
         confidence_section({name: average}, parts),
-        class_section(tested, average),
+        class_section(tested, average, result.per_class),
         images_section(
             trained.data, {"Most confident mistakes": average}, tested, dict(members) or parts,
             "Images on which members disagree most",

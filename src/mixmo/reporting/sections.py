@@ -24,7 +24,7 @@ from mixmo.metrics.selective import cumulative_errors
 from mixmo.reporting import charts
 from mixmo.reporting.advice import advice
 from mixmo.reporting.page import Picture, Section, chart, log_missing
-from mixmo.reporting.tables import MEANINGS, ood_tables
+from mixmo.reporting.tables import MEANINGS, class_table, ood_tables
 from mixmo.reporting.text_table import TextTable
 from mixmo.runs import RunFolder
 
@@ -86,8 +86,16 @@ def risk_coverage(samples: Samples) -> charts.Curve:
     return 100 * kept / len(errors), 100 * errors[kept - 1] / kept
 
 
-def class_section(found: Predictions, samples: Samples) -> Section:
-    """Return which classes are confused, and the accuracy of each."""
+def class_section(
+    found: Predictions, samples: Samples, by_class: Mapping[str, Mapping[str, float]] | None = None
+) -> Section:
+    """Return which classes are confused, and the accuracy of each.
+
+    Args:
+        found: On the test set.
+        samples: What is known of them.
+        by_class: More metrics of each class, for a table that a click opens.
+    """
     classes = len(found.classes)
     numbers = found.targets.numpy() * classes + samples.predicted.numpy()
     counts = np.bincount(numbers, minlength=classes * classes).reshape(classes, classes).astype(float)
@@ -99,7 +107,8 @@ def class_section(found: Predictions, samples: Samples) -> Section:
         plots.insert(0, chart(charts.confusion, counts, found.classes, caption="Confusion matrix", alt=text))
     elif pairs:
         tables.append(TextTable("Most confused pairs", ["True class", "taken for", "images", "of the class"], pairs))
-    return Section("Classes", plots=plots, tables=tables)
+    inside = [Section("Every class", tables=[class_table(by_class)], folded=True)] if by_class else []
+    return Section("Classes", plots=plots, tables=tables, inside=inside)
 
 
 def _pairs(counts: charts.Array, classes: Sequence[str]) -> list[list[str]]:

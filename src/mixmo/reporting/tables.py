@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ from mixmo.reporting.text_table import TextTable
 MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")
 """The metrics of the cards at the top of a page, and of comparisons."""
 
-SCORES = ("accuracy", "accuracy_top5", "nll", "brier", "ece")
+SCORES = ("accuracy", "balanced_accuracy", "accuracy_top5", "nll", "brier", "ece")
 """The metrics of the table on screen."""
 
 MEANINGS = {
@@ -146,9 +147,11 @@ def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
 
 
 def class_table(by_class: Mapping[str, Mapping[str, float]]) -> TextTable:
-    """Return the metrics of each class."""
+    """Return the metrics of each class (:func:`mixmo.evaluation.results.class_metrics`)."""
+    keys = [key for key in METRICS if any(key in own for own in by_class.values())]
     rows = [
-        [name, str(own["images"]), f"{100 * own['accuracy']:.2f}", f"{own['nll']:.4f}"]
+        [name, str(own["images"]), *(METRICS[key].number(own.get(key, math.nan)) for key in keys)]
         for name, own in by_class.items()
     ]
-    return TextTable("by class, logit average", ["class", "images", "Accuracy, %", "NLL"], rows)
+    header = ["class", "images", *(METRICS[key].column for key in keys)]
+    return TextTable("by class, logit average", header, rows, meanings=MEANINGS)

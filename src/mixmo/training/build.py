@@ -13,6 +13,7 @@ from mixmo.errors import InputError, reason
 from mixmo.header import Header, Preparation, height_and_width
 from mixmo.network import MixMo
 from mixmo.seeding import DrawingFrom, generator_for
+from mixmo.training.imbalance import find_class_weights
 from mixmo.training.initial_weights import init_from_pretrained
 from mixmo.training.user_code import find_masks, find_objective
 
@@ -117,6 +118,7 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
         input_repetition=(images.input_repetition_at(0), images.input_repetition_at(1)),
         pixels=settings.pixels,
         label_smoothing=settings.objective.label_smoothing,
+        class_weights=find_class_weights(settings, data),
         loss=find_objective(settings.objective.name, allowed, members, net.num_classes, soft),
     )
     mixer.mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts

@@ -16,6 +16,7 @@ from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.config.preprocessing import PRETRAINED
 from mixmo.config.settings import Settings
+from mixmo.data.duplicates import warn_of_duplicates
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
 from mixmo.launching import is_first, world
@@ -23,6 +24,7 @@ from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import RunFolder
 from mixmo.training.build import build_maker, build_network, describe
+from mixmo.training.imbalance import warn_of_imbalance
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_unchanged, describe_data, find_conditions, open_checkpoint
@@ -120,6 +122,9 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
     )
     _try_optimizer(settings)
     _tell_of_short_runs(plan, training)
+    if is_first():
+        warn_of_imbalance(settings, data)
+        warn_of_duplicates(data)
     return Prepared(training, loaders, build_loggers(settings, run))
 
 

@@ -30,6 +30,9 @@ from mixmo.runs import RunFolder
 
 log = logging.getLogger("mixmo")
 
+SHARES = ("validation", "test", "folds", "fold", "images_per_class")
+"""Settings of ``data`` that say which images are drawn, in addition to its seed."""
+
 
 def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> MixMo:
     """Return a network whose members start from trained weights: it computes at first what the plain one computed.
@@ -99,12 +102,12 @@ def _compare_splits(settings: Settings, run: RunFolder) -> None:
     theirs, own = run.settings(), settings.data
     if theirs.data.name == own.name and (
         theirs.data.seed_of_split(theirs.seed) != own.seed_of_split(settings.seed)
-        or any(getattr(theirs.data, key) != getattr(own, key) for key in ("validation", "test", "images_per_class"))
+        or any(getattr(theirs.data, key) != getattr(own, key) for key in SHARES)
     ):
         log.warning(
             "model.start %s was trained on other shares of %s, and may have learned from images that are held out "
-            "here; set the same data.validation, data.test, data.images_per_class and data.split_seed.",
-            run.path, own.name,
+            "here; set the same %s and data.split_seed.",
+            run.path, own.name, ", ".join(f"data.{key}" for key in SHARES),
         )  # fmt: skip
 
 

@@ -1,0 +1,107 @@
+"""Images that are held out and trained on as well."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mixmo.data.folders import FileImages, read_file
+from mixmo.data.messages import list_some, warn_once
+from mixmo.data.module import DataModule
+from mixmo.data.sources import ArrayImages, Source
+from mixmo.data.torchvision import TorchvisionImages
+from mixmo.errors import InputError
+from mixmo.files import check_regular
+
+MOST_FILES = 2**18
+"""Files up to which they are looked through, since many of one size have to be read."""
+START = 2**12
+"""Bytes at the start of a file, which tell most from others of their size."""
+
+Key = Callable[[int], object]
+"""Returns what is the same for equal images, or ``None`` where one cannot be read."""
+
+
+def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
+    """Return the places of equal images, the same bytes of a file or the same pixels of an array, in two sources.
+
+    Files are compared by their sizes, then their beginnings, and only what is left as a whole.
+
+    Args:
+        held_out: Images of which none should be trained on.
+        train: Those that are.
+
+    Returns:
+        For each image of ``held_out`` that is in ``train`` as well its place, and the first place there; nothing for
+        images of which only a program can tell the content, and for many files.
+
+    Example:
+        >>> images = ArrayImages(np.array([[[1]], [[2]], [[1]]], np.uint8), "image")
+        >>> source = Source(np.array([0, 1, 0]), ["a", "b"], images)
+        >>> find_duplicates(source.subset(np.array([2])), source.subset(np.array([1, 0])))
+        [(0, 1)]
+    """
+    sides = (held_out, train)
+    places: list[Sequence[int]] = [range(len(side)) for side in sides]
+    found: list[dict[int, object]] = [{}, {}]
+    for own, other in zip(*map(_keys, sides), strict=False):
+        found = [{place: key(side.number(place)) for place in known}
+                 for side, key, known in zip(sides, (own, other), places, strict=True)]  # fmt: skip
+        common = set(found[0].values()) & set(found[1].values()) - {None}
+        found = [{place: value for place, value in each.items() if value in common} for each in found]
+        places = [list(each) for each in found]
+    first = {value: place for place, value in reversed(found[1].items())}
+    return [(place, first[value]) for place, value in found[0].items()]
+
+
+def _keys(source: Source) -> Sequence[Key]:
+    """Return what images are compared by, the cheapest first."""
+    images = source.images
+    pixels = getattr(images, "pixels", None) if isinstance(images, ArrayImages | TorchvisionImages) else None
+    if pixels is not None:
+        return (lambda number: (pixels.shape[1:], _hash(np.ascontiguousarray(pixels[number]).data)),)
+    if not isinstance(images, FileImages) or len(source) > MOST_FILES:
+        return ()
+
+    def of_file(read: Callable[[str], object]) -> Key:
+        def key(number: int) -> object:
+            try:
+                return read(os.path.join(images.root, images.paths[number]))
+            except (OSError, InputError):  # which is said where images are decoded
+                return None
+
+        return key
+
+    return of_file(os.path.getsize), of_file(_start), of_file(lambda path: _hash(read_file(path)))
+
+
+def _start(path: str) -> bytes:
+    check_regular(path)
+    with open(path, "rb") as file:
+        return _hash(file.read(START))
+
+
+def _hash(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def warn_of_duplicates(data: DataModule) -> None:
+    """Warn of test and validation images that are training images as well, byte for byte.
+
+    Args:
+        data: A run's images.
+    """
+    parts = data.sources
+    train, texts, names = parts["train"], list[str](), list[str]()
+    for split in ("test", "validation"):
+        if split in parts and (found := find_duplicates(parts[split], train)):
+            texts.append(f"{len(found)} of {len(parts[split])} {split} images")
+            names += [f"{parts[split].name(place)} is {train.name(other)}" for place, other in found]
+    if texts:
+        warn_once(
+            f"{' and '.join(texts)} are training images as well, byte for byte ({list_some(names)}), which makes "
+            "results look better than they are; remove them from one side, or give equal images one group."
+        )

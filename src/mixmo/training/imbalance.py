@@ -1,0 +1,79 @@
+"""Classes of unequal size: the weights of their losses, and what is said of them before training."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixmo.config.settings import Settings
+from mixmo.data.messages import list_some
+from mixmo.data.module import DataModule
+from mixmo.errors import InputError, one_of
+from mixmo.escaping import printable
+
+RATIO = 10
+"""Times the training images of the smallest class, from which on the largest is warned of."""
+
+log = logging.getLogger("mixmo")
+
+
+def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
+    """Return the factors (K,) of the classes' losses; ``None`` where all are 1.
+
+    Args:
+        settings: The run's; ``objective.class_weights`` says how.
+        data: Its images; the mean of the weights over those that are shown is 1.
+
+    Raises:
+        InputError: if there is not one number for each class, or a name is of none.
+
+    Example:
+        >>> from mixmo.config.settings import ObjectiveSettings
+        >>> from mixmo.data.module import DataSettings
+        >>> data = DataModule(DataSettings(name="digits", channels=1), seed=0)
+        >>> settings = Settings(data=data.settings, objective=ObjectiveSettings(class_weights=[1.0] * 9 + [2.0]))
+        >>> find_class_weights(settings, data)[8:]
+        tensor([0.9086, 1.8173])
+    """
+    asked, classes = settings.objective.class_weights, data.classes
+    if asked == "none":
+        return None
+    counts = np.bincount(np.asarray(data.train.labels), minlength=len(classes))
+    if isinstance(asked, str):
+        weights = 1 / counts
+    elif isinstance(asked, dict):
+        for name in asked:
+            one_of(name, classes, "class in objective.class_weights")
+        if missing := [name for name in classes if name not in asked]:
+            raise InputError(f"objective.class_weights has no weight of {list_some(missing)}; give one for each class.")
+        weights = np.array([asked[name] for name in classes])
+    else:
+        weights = np.array(asked)
+    if len(weights) != len(classes):
+        raise InputError(
+            f"objective.class_weights has {len(weights)} numbers, but there are {len(classes)} classes; give one for "
+            "each, in their order."
+        )
+    shown = np.ones(len(classes)) if settings.data.sampler == "balanced" else counts
+    return torch.tensor(weights * shown.sum() / (weights * shown).sum(), dtype=torch.float32)
+
+
+def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
+    """Log that the largest class has many times the training images of the smallest, where nothing makes up for it.
+
+    Args:
+        settings: The run's.
+        data: Its images.
+    """
+    counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    remedied = settings.objective.class_weights != "none" or settings.data.sampler == "balanced"
+    if not remedied and counts[most] >= RATIO * counts[least]:
+        log.warning(
+            "class %s has %d training images and class %s only %d, which the network may hardly ever predict; "
+            "objective.class_weights balanced or data.sampler balanced makes up for it.",
+            printable(data.classes[most]), counts[most], printable(data.classes[least]), counts[least],
+        )  # fmt: skip
