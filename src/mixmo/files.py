@@ -29,12 +29,13 @@ JSON_START = b'{\n "about": {'
 """By which pages, tables, pictures (PNG) and measurements (JSON) of ours are known."""
 
 
-def read_checkpoint(path: str | Path, kinds: Sequence[type] = ()) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, kinds: Sequence[Any] = ()) -> dict[str, Any]:
     """Return what a torch checkpoint holds, on the CPU, unpickling tensors and plain values only.
 
     Args:
         path: The file.
-        kinds: Further classes of objects that may be in it; they are data, too.
+        kinds: Further classes and functions that may be in it, as for ``torch.serialization.safe_globals``; what they
+            make is data, too.
 
     Raises:
         MissingError: if there is no such file.

@@ -56,7 +56,15 @@ class Weights(Callback):
         self.note(training)
 
 
-@pytest.mark.parametrize("words", [[], ["--optimizer.name=adamw", "--optimizer.lr=1e-3"], ["--trainer.accumulate=2"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--optimizer.name=adamw", "--optimizer.lr=1e-3"],
+        ["--trainer.accumulate=2"],
+        ["--optimizer.sam_radius=0.05"],
+    ],
+)
 def test_it_learns_as_float32_does_with_a_clipped_gradient(images, tmp_path, words):
     """A norm of 0.1 is that of the gradient, not of the scaled one."""
     moved = {}

@@ -4,6 +4,7 @@ from argparse import Namespace
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import timm
 import torch
@@ -79,6 +80,7 @@ WRITERS = {
     "Lightning, averaged": by_lightning_with_average,
     "AveragedModel": lambda net, file: torch.save(AveragedModel(net).state_dict(), file),
     "tutorials": lambda net, file: torch.save({"epoch": 3, "model_state_dict": net.state_dict(), "loss": 0.1}, file),
+    "a score of NumPy's": lambda net, file: torch.save({"net": net.state_dict(), "best": np.float64(0.9)}, file),
     "nested": lambda net, file: torch.save({"model": {"state_dict": {"model": net.state_dict()}}}, file),
     "a program's own names": lambda net, file: torch.save(nn.ModuleDict({"student": net}).state_dict(), file),
 }

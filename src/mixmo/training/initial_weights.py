@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -27,6 +28,11 @@ from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo, create_backbone
 from mixmo.runs import RunFolder
+
+_SCALAR = np.float64().__reduce__()[0]
+PLAIN = (Namespace, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype,
+         *{type(np.dtype(code)) for code in "?bhilqBHILQefd"})  # fmt: skip
+"""Data in checkpoints besides tensors and Python's own: options of programs, and scores as NumPy's numbers."""
 
 log = logging.getLogger("mixmo")
 
@@ -135,7 +141,7 @@ def read_tensors(file: Path) -> dict[str, dict[str, Tensor]]:
             return {"": load_file(file)}
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
-    content: Mapping[str, Any] = read_checkpoint(file, [Namespace])  # a Namespace holds a program's options
+    content: Mapping[str, Any] = read_checkpoint(file, PLAIN)
     found: dict[str, dict[str, Tensor]] = {}
     waiting, seen = [("", content)], set[int]()
     for place, mapping in waiting:

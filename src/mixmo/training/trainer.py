@@ -233,7 +233,7 @@ class ProgressBar(RichProgressBar):
 QUIET = (
     "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
     "no `val_dataloader`", "LeafSpec", "dataloader is not resumable", "broadcast_buffers", "sync_dist",
-    "across ranks is zero",
+    "across ranks is zero", "find_unused_parameters",
 )  # fmt: skip
 """Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
 
