@@ -33,14 +33,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from methods_training import METHODS, SkippedError, Trained, first_images, macs_of
-from scipy.optimize import minimize
 from study_metrics import OOD, as_cells, set_size_two_fold
 from study_plans import append, digest_of, has_row, name_row, plans_of, read_rows, stop_with
-from torch import Tensor
 from tuning import choose, fold_of, leave_out_images, scores_of, tuned
 
 from mixmo import __version__, evaluate
@@ -54,6 +51,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import ood_metrics
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.temperature import fit_weights
 
 KEYS = ("task", "method", "seed")
 BASE = {"extends": ["single"]}
@@ -88,43 +86,16 @@ def predict_all(trained: Trained, data: DataModule, settings: Settings, ood: Seq
 def weigh(found: dict[str, Predictions]) -> dict[str, Predictions]:
     """Return predictions of two members, each by its weight: that of validation images, or of the other half."""
     if "validation" in found:
-        weights = fit_weights(found["validation"].logits, found["validation"].targets)
+        weights = fit_weights(found["validation"].logits, found["validation"].targets)[:, None]
         return {name: replace(each, logits=each.logits * weights) for name, each in found.items()}
     test = found["test"]
-    halves = [fit_weights(test.logits[1 - half :: 2], test.targets[1 - half :: 2]) for half in (0, 1)]
+    halves = [fit_weights(test.logits[1 - half :: 2], test.targets[1 - half :: 2])[:, None] for half in (0, 1)]
     logits = test.logits.clone()
     for half, weights in enumerate(halves):
         logits[half::2] *= weights
     mean = (halves[0] + halves[1]) / 2
     others = {name: replace(each, logits=each.logits * mean) for name, each in found.items()}
     return others | {"test": replace(test, logits=logits)}
-
-
-def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return weights (M, 1) of mean 1 by which the members' average has the least NLL at its best temperature.
-
-    Args:
-        logits: (N, M, K).
-        targets: (N,) class numbers.
-
-    Example:
-        >>> sure = torch.tensor([[2.0, 0.0], [0.0, 2.0]] * 4)
-        >>> logits = torch.stack([sure, torch.zeros(8, 2)], 1)
-        >>> fit_weights(logits, torch.tensor([0, 1, 0, 1, 0, 1, 1, 0]))[0].item() > 1
-        True
-    """
-    values, members = logits.double(), logits.shape[1]
-
-    def loss(scales: np.ndarray) -> tuple[float, np.ndarray]:
-        given = torch.tensor(scales, requires_grad=True)
-        nll = torch.nn.functional.cross_entropy(torch.einsum("nmk,m->nk", values, given), targets)
-        (gradient,) = torch.autograd.grad(nll, given)
-        return nll.item(), gradient.numpy()
-
-    with torch.enable_grad():
-        scales = minimize(loss, np.full(members, 1 / members), jac=True, bounds=[(0, 100)] * members).x
-    found = torch.tensor(scales if scales.any() else np.ones(members))
-    return (found / found.mean()).float()[:, None]
 
 
 def measure(trained: Trained, data: DataModule, settings: Settings, ood: Sequence[str]) -> dict[str, float]:

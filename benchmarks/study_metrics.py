@@ -60,7 +60,8 @@ def set_size_two_fold(predictions: Predictions, coverage: float) -> float:
     average, targets, sizes = mean_logits(predictions.logits), predictions.targets, 0
     for half in (0, 1):
         other = fit_calibration(average[1 - half :: 2], targets[1 - half :: 2])
-        sets = prediction_sets(other.probabilities(average[half::2]), other.set_threshold(coverage))
+        thresholds = other.set_thresholds(coverage, average.shape[1])
+        sets = prediction_sets(other.probabilities(average[half::2]), thresholds)
         sizes += int(sets.sum())
     return sizes / len(targets)
 

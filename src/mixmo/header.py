@@ -26,7 +26,7 @@ from mixmo.validation import (
     take_list,
 )
 
-FORMAT = 1
+FORMAT = 2
 """The number of the header's format. It grows when a header says what earlier versions would not understand."""
 
 LARGEST_SIDE = 8192
@@ -125,7 +125,7 @@ class Header:
         True
         >>> Header.from_dict(header.to_dict() | {"format": 99}, "a.ckpt")
         Traceback (most recent call last):
-        mixmo.errors.InputError: a.ckpt is of format 99, but this version of mixmo reads formats up to 1: update mixmo.
+        mixmo.errors.InputError: a.ckpt is of format 99, but this version of mixmo reads formats up to 2: update mixmo.
     """
 
     classes: Annotated[list[Text], Field(min_length=1)]

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,18 @@ def test_the_forms_hold_the_same(gone, new_images, tmp_path, capsys):
         assert text["set"].split("; ") == line["set"] and text["defer"] == {True: "yes", False: "no"}[line["defer"]]
         assert list(line["top5"].values()) == sorted(line["top5"].values(), reverse=True)
     assert all(sum(line["top5"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
+
+
+def test_arrays_have_all_classes_and_features(gone, new_images, tmp_path):
+    out = tmp_path / "a.npz"
+    words = ["--features", "--sets=raps", "--batch_size=5", "--out", str(out)]
+    assert main(["predict", str(gone), str(new_images), *words]) == 0
+    found = mixmo.Predictor(gone, features=True, sets="raps")(sorted(new_images.iterdir()))
+    with np.load(out, allow_pickle=False) as arrays:
+        assert arrays["names"].tolist() == found.names and arrays["classes"].tolist() == found.classes
+        for name in ("probabilities", "logits", "features", "confidence", "epistemic"):
+            np.testing.assert_allclose(arrays[name], getattr(found, name), rtol=1e-4, atol=1e-5)
+        assert (arrays["sets"] == found.sets.numpy()).all() and (arrays["labels"] == found.labels.numpy()).all()
 
 
 def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(gone, new_images, tmp_path, capsys):
@@ -97,12 +110,15 @@ def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, caps
         (["{run}", "nowhere"], "there is no image or folder nowhere"),
         (["{run}", "{empty}"], "holds no images"),
         (["nowhere", "{images}"], "there is no run folder nowhere"),
-        (["{run}", "{images}", "--out=a.txt"], "predictions are written as .csv or .jsonl"),
+        (["{run}", "{images}", "--out=a.txt"], "predictions are written as .csv, .jsonl or .npz"),
         (["{run}", "{images}", "--out=none/a.csv"], "none/a.csv cannot be written"),
         (["{run}", "{images}", "--batch_size=0"], "batch_size is 0; it must be at least 1"),
         (["{run}", "{images}", "--workers=1000000"], "workers is 1000000; it must be at most 256"),
         (["{run}", "{images}", "--coverage=2"], "coverage is 2.0; it is a share between 0 and 1"),
         (["{run}", "{images}", "--max_error_rate=0"], "max_error_rate is 0.0; it is a share between 0 and 1"),
+        (["{run}", "{images}", "--features"], "--features are written into an .npz file; name one with --out"),
+        (["{run}", "{images}", "--tta=rotate"], "unknown tta 'rotate'"),
+        (["{run}", "{images}", "--sets=class"], "unknown sets 'class'"),
         (["{run}", "{images}", "--checkpoint=first"], "unknown checkpoint 'first'"),
         (["{run}", "{images}", "--precision=16"], "unknown precision '16'"),
     ],

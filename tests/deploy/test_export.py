@@ -194,6 +194,32 @@ def test_damaged_descriptions_are_one_sentence(data):
         assert found.calibration is None or 0 < found.calibration.temperature < math.inf
 
 
+@pytest.mark.parametrize("members", [False, True])
+def test_an_ensemble_is_one_file(trained, new_images, tmp_path, members):
+    """Weighted and calibrated as the runs are together; members of both stand apart where they are asked for."""
+    pytest.importorskip("onnxruntime")
+    files, paths = sorted(new_images.iterdir()), [str(run.path) for run in trained[1:]]
+    words = ["--format=onnx", "--weights=fitted", f"--members={str(members).lower()}", f"--out={tmp_path}/both.onnx"]
+    assert main(["export", "+".join(paths), *words]) == 0
+    expected = mixmo.Predictor(paths, weights="fitted")(files)
+    found = mixmo.Predictor(tmp_path / "both.onnx")(files)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
+    assert torch.equal(found.sets, expected.sets) and torch.equal(found.defer, expected.defer)
+    if members:
+        torch.testing.assert_close(found.agreement, expected.agreement)
+
+
+def test_runs_that_do_not_fit_are_not_one_file(trained, gone, tmp_path, capsys):
+    _, two, one = trained
+    for words, message in {
+        (f"{two.path}+{gone}", "--format=onnx", "--out=a.onnx"): f"{gone} prepares images otherwise than {two.path}",
+        (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file, which --out names",
+        (f"{two.path}+{one.path}", "--format=timm", "--out=a"): "several runs are exported as one .onnx file",
+    }.items():
+        assert main(["export", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_descriptions_keep_every_digit():
     likely = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spec = Spec(["a", "b"], (8, 8), HOW, calibration=Calibration(1 / 3, likely, likely > 0.5, likely))

@@ -125,7 +125,7 @@ def test_shared_folders_are_loaded_by_their_header(gone, tmp_path):
 
 
 def test_a_newer_format_is_refused(run, tmp_path):
-    newer = r"is of format 2, but this version of mixmo reads formats up to 1: update mixmo\."
+    newer = rf"is of format {FORMAT + 1}, but this version of mixmo reads formats up to {FORMAT}: update mixmo\."
     export(TrainedRun(run), "safetensors", tmp_path / "a.safetensors")
     folder = save_pretrained(run.path, tmp_path / "shared")
     with_header(run, run.header().to_dict() | {"format": FORMAT + 1, "warp": 9})

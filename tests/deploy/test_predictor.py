@@ -19,10 +19,12 @@ from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.image_predictions import interpret_logits
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import fit_calibration
+from mixmo.evaluation.calibration import Calibration, fit_calibration
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.results import evaluate_runs
+from mixmo.evaluation.predictions import predict
+from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.header import Preparation
+from mixmo.metrics.conformal import SETS, prediction_sets
 from mixmo.runs import RunFolder
 
 
@@ -168,8 +170,8 @@ def test_a_network_is_no_path(gone):
 
 def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypatch):
     files, predictor = sorted(new_images.iterdir()), mixmo.Predictor(gone)
-    logits = predictor._logits
-    monkeypatch.setattr(predictor, "_logits", lambda images: logits(images) * torch.nan)
+    answer = predictor._answer
+    monkeypatch.setattr(predictor, "_answer", lambda images: (answer(images)[0] * torch.nan, None))
     with pytest.raises(InputError, match=rf"answers image {files[0]} with numbers that are not finite"):
         predictor(files)
 
@@ -220,14 +222,120 @@ def test_what_is_deferred_and_what_is_in_the_sets():
     assert unsure.defer.all() and unsure.sets.all()
 
 
+def test_sets_of_every_kind_follow_from_the_option(gone, new_images, caplog):
+    """Those of the metrics' functions, at the thresholds of the kept calibration."""
+    files = sorted(new_images.iterdir())
+    for sets in SETS:
+        caplog.clear()
+        predictor = mixmo.Predictor(gone, coverage=0.8, sets=sets)
+        found = predictor(files)
+        thresholds = predictor.calibration.set_thresholds(0.8, 3, sets)
+        assert torch.equal(found.sets, prediction_sets(found.probabilities, thresholds, sets))
+        assert caplog.records == []
+    mixmo.Predictor(gone, coverage=0.99, sets="classwise")
+    (warning,) = caplog.records
+    assert (
+        warning.getMessage() == "Every set holds cat, dog, emu: too few validation images for class-wise sets of 0.99."
+    )
+    with pytest.raises(InputError, match="unknown sets 'class'"):
+        mixmo.Predictor(gone, sets="class")
+
+
+def test_features_are_what_the_heads_see(gone, new_images, tmp_path):
+    """Shared by the members; logits are those of all classes, calibrated."""
+    files, net = sorted(new_images.iterdir()), mixmo.load(gone)
+    found, plain = mixmo.Predictor(gone, features=True)(files), mixmo.Predictor(gone)(files)
+    assert plain.features is None and found.features.shape == (12, net.backbone.num_features)
+    with torch.no_grad():
+        average = torch.stack([head(found.features) for head in net.heads]).mean(0).double()
+    expected = average / mixmo.Predictor(gone).calibration.temperature
+    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(found.logits.softmax(1), found.probabilities) and torch.equal(found.logits, plain.logits)
+    folder = export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm").path
+    torch.testing.assert_close(mixmo.Predictor(folder, features=True)(files).features, found.features)
+
+
+def test_features_that_are_not_to_be_had_are_one_sentence(gone, trained, new_images, tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = export(TrainedRun(RunFolder(gone)), "onnx", tmp_path / "a.onnx").path
+    with pytest.raises(InputError, match="an ONNX file gives no features; predict with the run"):
+        mixmo.Predictor(file, features=True)(sorted(new_images.iterdir()))
+    with pytest.raises(InputError, match="features are those of one network, not of 2"):
+        mixmo.Predictor([run.path for run in trained[1:]], features=True)
+
+
+def test_views_are_averaged_and_calibrated_alike(trained, new_images):
+    """By hand: logits of the image and of its mirror image, at the temperature of validation images seen so."""
+    _, two, one = trained
+    files = sorted(new_images.iterdir())
+    predictor = mixmo.Predictor(two.path, tta="flip")
+    found = predictor(files)
+    run = TrainedRun(two)
+    pixels = np.stack([to_size(np.asarray(Image.open(file)), (8, 8)) for file in files])
+    prepared = run.prepare(torch.from_numpy(pixels))
+    with torch.no_grad():
+        average = (run.network(prepared) + run.network(prepared.flip(3))).double() / 2
+    held_out = predict(run, "validation", tta="flip")
+    temperature = fit_calibration(held_out.logits.mean(1), held_out.targets).temperature
+    torch.testing.assert_close(found.logits, average / temperature, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found.logits, mixmo.Predictor(two.path)(files).logits, atol=1e-3)
+    assert not torch.equal(held_out.logits, predict(run, "validation").logits)
+    both = mixmo.Predictor([two.path, one.path], tta="flip")
+    other = predict(TrainedRun(one), "validation", tta="flip")
+    pooled = torch.cat([held_out.logits, other.logits], 1).mean(1)
+    assert both.calibration.temperature == pytest.approx(fit_calibration(pooled, held_out.targets).temperature)
+
+
+def test_without_its_validation_images_nothing_is_calibrated_for_other_views(gone, new_images, tmp_path):
+    """Neither a run whose photos are gone nor an export takes the calibration of one view for that of two."""
+    files, folder = sorted(new_images.iterdir()), export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm").path
+    reasons = {
+        gone: f"{gone} cannot be calibrated with tta flip: there is no dataset folder",
+        folder: f"{folder} is calibrated without test-time augmentation; predict with the run, or leave out tta.",
+    }
+    for path, why in reasons.items():
+        predictor = mixmo.Predictor(path, tta="flip")
+        assert not predictor.calibrated and predictor.uncalibrated.startswith(why)
+        found = predictor(files)
+        assert found.sets is None and found.defer is None
+        assert next(found.rows())["confidence"] is None
+
+
+def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, another_seed, new_images):
+    _, two, one = trained
+    files, paths = sorted(new_images.iterdir()), [two.path, one.path]
+    found = mixmo.Predictor(paths, weights="fitted")
+    weights = found.calibration.weights
+    assert (
+        sum(weights) == pytest.approx(2)
+        and evaluate_runs([two, one], EvaluationOptions(weights="fitted")).calibration.weights == weights
+    )
+    singles = [next(mixmo.Predictor(path).stream(files)).logits.double() for path in paths]
+    average = (singles[0].sum(1) * weights[0] + singles[1].sum(1) * weights[1]) / 3
+    torch.testing.assert_close(found(files).logits, average / found.calibration.temperature)
+    with pytest.raises(InputError, match=r"weights cannot be fitted: .* held out different images for validation"):
+        mixmo.Predictor([one.path, another_seed.path], weights="fitted")
+
+
+def test_a_calibration_by_an_earlier_version_has_marginal_sets_alone():
+    calibration = fit_calibration(torch.randn(30, 2), torch.randint(2, (30,)))
+    earlier = Calibration(calibration.temperature, calibration.confidence, calibration.correct, calibration.likely)
+    data = Preparation(crop_size=6, mean=[0.5], std=[0.5], interpolation="bilinear", channels=3)
+    earlier = Spec.from_json(Spec(["a", "b"], (8, 8), data, calibration=earlier).to_json()).calibration
+    assert torch.equal(earlier.set_thresholds(0.9, 2), calibration.set_thresholds(0.9, 2))
+    with pytest.raises(InputError, match="by an earlier version, which kept nothing for raps sets"):
+        earlier.set_thresholds(0.9, 2, "raps")
+
+
 def test_descriptions_are_read_again_and_checked():
     calibration = fit_calibration(torch.randn(30, 2), torch.randint(2, (30,)))
     data = Preparation(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear", channels=3)
     spec = Spec(["a", "ü"], (8, 9), data, calibration=calibration)
     again = Spec.from_json(spec.to_json())
     assert (again.classes, again.size, again.data, again.input_size) == (spec.classes, (8, 9), data, (6, 6))
+    assert torch.equal(again.calibration.targets, calibration.targets)
     for coverage in (0.5, 0.9):
-        assert again.calibration.set_threshold(coverage) == pytest.approx(calibration.set_threshold(coverage), abs=1e-6)
+        assert torch.equal(again.calibration.set_thresholds(coverage, 2), calibration.set_thresholds(coverage, 2))
     for text in (
         "",
         "{}",

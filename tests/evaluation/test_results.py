@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from conftest import moved
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 import mixmo
 from mixmo.errors import InputError
 from mixmo.evaluation import inference
-from mixmo.evaluation.calibration import pool_calibration
+from mixmo.evaluation.calibration import calibrate_run, fit_calibration, load_kept_calibration, pool_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_runs
 from mixmo.evaluation.results_file import evaluate_run, write_results
 from mixmo.metrics import fit_temperature
+from mixmo.metrics.conformal import prediction_sets
 from mixmo.metrics.ood import SCORES
 from mixmo.runs import RunFolder
 
@@ -51,7 +53,8 @@ def test_several_runs_are_one_ensemble(trained):
     logits = torch.cat([predict(TrainedRun(run)).logits for run in (two, one)], 1)
     assert logits.shape[1] == 3 == len(result.metrics.members)
     expected = mixmo.evaluate(logits, predict(TrainedRun(one)).targets)
-    assert (result.flat() | result.scaled) == pytest.approx(expected | result.scaled, nan_ok=True)
+    flat = result.flat()
+    assert {key: flat[key] for key in expected} == pytest.approx(expected, nan_ok=True)
 
 
 def likeliest_temperature(logits, targets):
@@ -95,6 +98,70 @@ def test_the_temperature_of_several_networks_is_that_of_their_members_average():
         pool_calibration([parts[0], replace(parts[1], images="")], ["a", "b"])
 
 
+def test_sets_of_every_kind_are_measured(trained):
+    """By hand, from what is kept of validation and test images."""
+    _, run, _ = trained
+    result = evaluate_runs([run])
+    test, validation = (predict(TrainedRun(run), dataset) for dataset in ("test", "validation"))
+    calibration = fit_calibration(validation.logits.mean(1), validation.targets)
+    for sets, values in result.sets.items():
+        thresholds = calibration.set_thresholds(0.9, 3, sets)
+        chosen = prediction_sets(calibration.probabilities(test.logits.mean(1)), thresholds, sets)
+        covered = chosen[torch.arange(12), test.targets].double()
+        assert values["set_coverage_90"] == covered.mean() and values["set_size_90"] == chosen.sum() / 12
+        assert values["set_coverage_class_90"] == min(covered[test.targets == number].mean() for number in range(3))
+        assert values["set_rare_classes_90"] == thresholds.isinf().sum()
+    assert result.flat()["sets/classwise/set_rare_classes_95"] == 3 == result.sets["marginal"]["set_rare_classes_95"]
+
+
+def test_a_temperature_of_few_images_is_doubted_once_when_a_run_ends(trained, caplog):
+    _, run, _ = trained
+    calibrate_run(run, run.settings())
+    (warning,) = caplog.messages
+    low, high = load_kept_calibration(TrainedRun(run)).interval
+    assert f"by these validation images it lies between {low:.2f} and {high:.2f}" in warning and high > 2 * low
+
+
+def test_views_have_results_of_their_own(trained, tmp_path, caplog):
+    """Kept next to those of one view, which stay; a later call takes nothing over from other views."""
+    folder, run, _ = trained
+    run = moved(run, folder, tmp_path)
+    name, flip = f"folder:{folder}/other", EvaluationOptions(tta="flip")
+    first = evaluate_run(TrainedRun(run), EvaluationOptions(ood=[name])).flat()
+    assert caplog.records == []
+    found = evaluate_run(TrainedRun(run), flip)
+    assert "was trained without mirrored images (data.flip is false)" in caplog.text
+    net, (images, _) = TrainedRun(run).network, TrainedRun(run).images("test")
+    prepared = TrainedRun(run).prepare(images.images)
+    with torch.no_grad():
+        expected = (net.members(prepared) + net.members(prepared.flip(3))) / 2
+    torch.testing.assert_close(found.predictions.logits, expected, atol=1e-5, rtol=1e-4)
+    held_out = predict(TrainedRun(run), "validation", tta="flip")
+    expected = fit_calibration(held_out.logits.mean(1), held_out.targets).temperature
+    assert found.scaled["temperature"] == pytest.approx(expected)
+    assert json.loads((run.path / "test.json").read_text())["about"]["tta"] == "flip" and not found.ood
+    assert evaluate_run(TrainedRun(run)).flat() == {key: first[key] for key in first if "ood/" not in key}
+
+
+def test_weights_of_networks_have_the_least_loss_on_validation_images():
+    """SciPy finds no better weights and temperature; a sure and wrong network counts for less."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 500)
+    good = rng.normal(size=(500, 2, 4)) + 2 * np.eye(4)[targets][:, None]
+    poor = 3 * rng.normal(size=(500, 1, 4)) + np.eye(4)[targets][:, None]
+    labels, names = torch.from_numpy(targets), list("abcd")
+    parts = [Predictions(torch.from_numpy(each), labels, names, 1, "x") for each in (good, poor)]
+    found = pool_calibration(parts, ["a", "b"], "fitted")
+
+    def loss(scales):
+        logits = good.sum(1) * scales[0] + poor.sum(1) * scales[1]
+        return -log_softmax(logits, 1)[np.arange(500), targets].mean()
+
+    best = minimize(loss, [0.5, 0.5], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}).x
+    assert found.weights == pytest.approx(2 * best / best.sum(), rel=1e-3) and found.weights[0] > 1.5
+    assert found.temperature == pytest.approx(2 / (3 * best.sum()), rel=1e-3)
+
+
 def test_why_an_ensemble_is_not_calibrated_is_said(trained, another_seed):
     _, two, _ = trained
     result = evaluate_runs([two, another_seed])
@@ -117,6 +184,7 @@ def test_sections_and_flat_keys_agree(trained):
     assert len(result.ood[name].predictions.targets) == 16
     assert flat["selectivity"] == result.diagnosis.separation.selectivity
     parts = [metrics.average, metrics.probability_average, *metrics.members, metrics.diversity, result.scaled]
+    parts += [values for sets, values in result.sets.items() if sets != "marginal"]
     parts.append(result.diagnosis.flat())
     assert len(flat) == sum(map(len, parts)) + 4 * 3
     assert result.corruptions is None and not any(key.startswith("corruption") for key in flat)

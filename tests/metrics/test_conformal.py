@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from mixmo.errors import InputError
-from mixmo.metrics.conformal import conformity, measure_sets, prediction_sets, set_threshold
+from mixmo.evaluation.calibration import fit_calibration
+from mixmo.metrics.conformal import SETS, conformity, measure_sets, prediction_sets, score_classes, set_threshold
 from mixmo.metrics.selective import confidence_threshold
 
 
@@ -21,15 +22,62 @@ def drawn(rng, count, classes=5, scale=2):
     return torch.from_numpy(logits).softmax(1), torch.from_numpy(targets)
 
 
+@pytest.mark.parametrize("sets", ["marginal", "aps", "raps"])
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
-def test_sets_hold_the_true_class_as_often_as_asked(coverage):
+def test_sets_hold_the_true_class_as_often_as_asked(coverage, sets):
     """On average over draws of 50 validation images and 200 new ones: between the share and 1 / (N + 1) above it."""
     rng, found = np.random.default_rng(0), []
     for _ in range(300):
-        threshold = set_threshold(conformity(*drawn(rng, 50)), coverage)
-        found.append(measure_sets(*drawn(rng, 200), threshold)["set_coverage"])
+        threshold = set_threshold(conformity(*drawn(rng, 50), sets), coverage)
+        probabilities, targets = drawn(rng, 200)
+        found.append(measure_sets(prediction_sets(probabilities, threshold, sets), targets)["set_coverage"])
     error = 4 * np.std(found) / math.sqrt(len(found))
-    assert coverage - error < np.mean(found) < coverage + 1 / 51 + error + 0.005  # the likeliest class adds a little
+    likeliest = 0.005 if sets == "marginal" else 0.02  # which is added where it is not in the set
+    assert coverage - error < np.mean(found) < coverage + 1 / 51 + error + likeliest
+
+
+def imbalanced(rng, count):
+    """Logits of a network that has seen little of the last class, 5 % of the images."""
+    targets = rng.choice(4, count, p=[0.35, 0.3, 0.3, 0.05])
+    logits = rng.normal(size=(count, 4)) + 3 * np.eye(4)[targets]
+    logits[:, 3] -= 3
+    return torch.from_numpy(logits), torch.from_numpy(targets)
+
+
+def test_class_wise_sets_cover_a_rare_class():
+    """Marginal sets buy their 90 % with the frequent classes; class-wise ones keep the promise for each class."""
+    rng, found = np.random.default_rng(0), {"marginal": [], "classwise": []}
+    for _ in range(40):
+        calibration, (logits, targets) = fit_calibration(*imbalanced(rng, 600)), imbalanced(rng, 4000)
+        for sets, covered in found.items():
+            thresholds = calibration.set_thresholds(0.9, 4, sets)
+            chosen = prediction_sets(calibration.probabilities(logits), thresholds, sets)
+            covered.append(chosen.gather(1, targets[:, None])[targets == 3].double().mean().item())
+    assert np.mean(found["marginal"]) < 0.5
+    assert 0.88 < np.mean(found["classwise"]) < 0.96
+
+
+def test_a_class_of_too_few_images_is_in_every_set():
+    """n validation images give a threshold for 90 % from n = 9 on."""
+    logits, targets = torch.randn(19, 3), torch.tensor([0] * 9 + [1] * 8 + [2] * 2)
+    thresholds = fit_calibration(logits, targets).set_thresholds(0.9, 3, "classwise")
+    assert thresholds.isinf().tolist() == [False, True, True]
+    assert prediction_sets(torch.randn(50, 3).softmax(1), thresholds, "classwise")[:, 1:].all()
+
+
+@pytest.mark.parametrize("sets", ["aps", "raps"])
+def test_adaptive_sets_are_those_of_torch_uncertainty(sets):
+    conformal = pytest.importorskip("torch_uncertainty.post_processing.conformal")
+    kind = {"aps": conformal.ConformalClsAPS, "raps": conformal.ConformalClsRAPS}[sets]
+    theirs = kind(alpha=0.2, model=torch.nn.Identity(), randomized=False, enable_ts=False)
+    logits, targets = torch.randn(60, 7, dtype=torch.double) * 2, torch.randint(7, (60,))
+    theirs.fit([(logits, targets)])
+    torch.testing.assert_close(
+        1 - score_classes(logits.softmax(1), sets), theirs._calculate_all_labels(logits.softmax(1))
+    )
+    fresh = torch.randn(200, 7, dtype=torch.double)
+    found = prediction_sets(fresh.softmax(1), 1 - theirs.quantile.item(), sets)
+    assert torch.equal(found, theirs(fresh) > 0) and 1 < found.sum(1).double().mean() < 7
 
 
 @settings(deadline=None)
@@ -38,15 +86,17 @@ def test_thresholds_are_quantiles(values, coverage):
     """All but k - 1 of the validation images' true classes are at the threshold or above."""
     threshold = set_threshold(torch.tensor(values, dtype=torch.float64), coverage)
     rank = math.floor((len(values) + 1) * (1 - coverage) + 1e-9)
-    assert threshold == (sorted(values)[rank - 1] if rank else 0.0)
+    assert threshold == (sorted(values)[rank - 1] if rank else -math.inf)
 
 
 def test_sets_are_never_empty():
     probabilities, targets = drawn(np.random.default_rng(1), 90)
-    found = measure_sets(probabilities, targets, 0.9)
-    sets = prediction_sets(probabilities, 0.9)
-    assert (sets.sum(1) == 1).all() and torch.equal(sets.int().argmax(1), probabilities.argmax(1))
-    assert found == {"set_coverage": (probabilities.argmax(1) == targets).double().mean(), "set_size": 1}
+    for kind in SETS:
+        sets = prediction_sets(probabilities, 0.99, kind)
+        assert (sets.sum(1) == 1).all() and torch.equal(sets.int().argmax(1), probabilities.argmax(1))
+    right = (probabilities.argmax(1) == targets).double()
+    least = min(right[targets == number].mean().item() for number in range(5))
+    assert measure_sets(sets, targets) == {"set_coverage": right.mean(), "set_coverage_class": least, "set_size": 1}
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from oracles import fast, sample, softmax
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import fit_calibration
 from mixmo.metrics import fit_temperature
-from mixmo.metrics.temperature import two_fold
+from mixmo.metrics.temperature import describe_doubt, temperature_interval, two_fold
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,6 +61,19 @@ def test_temperature_is_the_best_of_a_grid(truth, seed):
     grid = np.exp(np.linspace(math.log(0.05), math.log(20), 400))
     assert nll(found) <= min(nll(t) for t in grid) + 1e-9
     assert found == pytest.approx(truth, rel=0.35)
+
+
+@pytest.mark.parametrize(("count", "sure"), [(20, False), (200, True)])
+def test_intervals_hold_the_true_temperature_and_tell_when_images_are_too_few(count, sure):
+    """In 95 % of 150 draws, by binomial bounds; 20 images never pin a temperature down, 200 do."""
+    rng, hits, truth = np.random.default_rng(0), 0, 1.5
+    for _ in range(150):
+        logits = 2 * rng.standard_normal((count, 5))
+        targets = np.array([rng.choice(5, p=row) for row in softmax(logits)])
+        low, high = temperature_interval(torch.from_numpy(truth * logits), torch.from_numpy(targets))
+        hits += low <= truth <= high
+        assert (describe_doubt(low, high) == "") == sure
+    assert 0.88 < hits / 150 < 0.99
 
 
 def test_two_fold_scaling_never_fits_what_it_evaluates():

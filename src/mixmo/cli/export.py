@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from pathlib import Path
 from typing import Literal
 
 from mixmo.cli.options import Command, Download, Overwrite, Word
-from mixmo.deploy.export import ExportOptions
+from mixmo.deploy.export import ExportOptions, export
 from mixmo.escaping import printable
+from mixmo.evaluation.calibration import Weights
 from mixmo.library import Run
 from mixmo.runs import Checkpoint
 from mixmo.validation import Place, settings_class
@@ -18,7 +19,7 @@ class Options:
     """Which network is written, how and where."""
 
     run: Word[str]
-    """The run's folder."""
+    """The run's folder; RUN+RUN is one ensemble, for onnx."""
     format: Literal["timm", "onnx", "safetensors"]
     """timm, onnx or safetensors."""
     out: Place | None = None
@@ -27,6 +28,8 @@ class Options:
     checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
     download: Download = False
+    weights: Weights = "equal"
+    """fitted weights the runs of an ensemble by their validation images."""
 
 
 COMMAND = Command(
@@ -37,8 +40,9 @@ COMMAND = Command(
 def run(words: list[str]) -> None:
     """``mixmo export RUN --format timm|onnx|safetensors [--out PATH]``."""
     (own, options), _ = COMMAND.read(words)
-    trained = Run(own.run, own.checkpoint, download=own.download)
-    found = trained.export(own.format, own.out, own.overwrite, **asdict(options))
+    paths = [own.run] if Path(own.run).exists() else own.run.split("+")
+    runs = [Run(path, own.checkpoint, download=own.download) for path in paths]
+    found = export(runs, own.format, None if own.out is None else Path(own.out), options, own.overwrite, own.weights)
     print(
         f"written: {printable(str(found.path))}, {found.size / 1e6:.2f} MB; read again, its log-probabilities differ "
         f"from the trained network's by {found.difference:.2g} at most"

@@ -23,10 +23,18 @@ from mixmo.deploy.predictor import Predictor
 from mixmo.deploy.writing import open_writer
 from mixmo.errors import InputError
 from mixmo.escaping import message, printable
+from mixmo.evaluation.calibration import Weights
+from mixmo.evaluation.inference import Augmentations
+from mixmo.metrics.conformal import Sets
 from mixmo.runs import Checkpoint
-from mixmo.validation import Integer, Number, Place, settings_class
+from mixmo.validation import Boolean, Integer, Number, Place, settings_class
 
 logger = logging.getLogger("mixmo")
+
+PREDICTOR = (
+    "checkpoint", "coverage", "max_error_rate", "precision", "download", "sets", "tta", "weights", "features",
+)  # fmt: skip
+"""Options of :class:`~mixmo.Predictor`."""
 
 SHOWN = 20
 """Unreadable files that are named."""
@@ -41,12 +49,20 @@ class Options:
     images: Word[list[str]]
     """Image files and folders; - reads an image, or names of images, a line each, from standard input."""
     out: Place | None = None
-    """A .csv or .jsonl file."""
+    """A .csv or .jsonl file; an .npz has the probabilities and logits of all classes."""
+    features: Boolean = False
+    """Write the features before the heads into the .npz file as well."""
     overwrite: Overwrite = False
     coverage: Number = 0.95
     """How often sets hold the true class."""
     max_error_rate: Number = 0.05
     """Share of the predictions that are not deferred that may be wrong."""
+    sets: Sets = "marginal"
+    """marginal, classwise, aps or raps sets."""
+    tta: Augmentations = "none"
+    """flip averages over the image and its mirror image."""
+    weights: Weights = "equal"
+    """fitted weights the runs of an ensemble by their validation images."""
     batch_size: BatchSize = 64
     """Images in a batch."""
     workers: Annotated[Integer, Field(ge=0, le=MOST_WORKERS)] = 0
@@ -65,11 +81,12 @@ def run(words: list[str]) -> int:
     """``mixmo predict RUN IMAGES…|FOLDER|- [--out FILE]``; 1 if some files cannot be read."""
     (chosen,), _ = COMMAND.read(words)
     images, names = _images(chosen.images)
-    how = (chosen.checkpoint, chosen.coverage, chosen.max_error_rate, chosen.precision, chosen.download)
-    predictor = Predictor(chosen.model, *how)
+    out = None if chosen.out is None else Path(chosen.out)
+    if chosen.features and (out is None or out.suffix.lower() != ".npz"):
+        raise InputError("--features are written into an .npz file; name one with --out.")
+    predictor = Predictor(chosen.model, **{key: getattr(chosen, key) for key in PREDICTOR})
     if predictor.uncalibrated:
         logger.warning("confidence, set and defer stay empty: %s", predictor.uncalibrated)
-    out = None if chosen.out is None else Path(chosen.out)
     unreadable: dict[int, str] = {}
     if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):
         raise InputError(f"--out {printable(str(out))} is one of the images; choose another file.")
@@ -78,10 +95,10 @@ def run(words: list[str]) -> int:
         console = Console(stderr=True)
         hidden = not console.is_terminal or (out is None and sys.stdout.isatty())  # a bar would run into the rows
         count = math.ceil(len(images) / chosen.batch_size)
-        for numbers, logits, errors in track(batches, "predicting", count, console=console, disable=hidden):
+        for numbers, logits, features, errors in track(batches, "predicting", count, console=console, disable=hidden):
             unreadable |= errors
-            for row in predictor.interpret(logits, [names[number] for number in numbers]).rows():
-                write(row)
+            if numbers:
+                write(predictor.interpret(logits, [names[number] for number in numbers], features))
     if out is not None:
         print(f"written: {printable(str(out))}, {len(images) - len(unreadable)} images")
     return _report_unreadable(unreadable, names)

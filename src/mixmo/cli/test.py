@@ -72,7 +72,10 @@ def _show(title: str, result: EvaluationResult, per_class: bool) -> EvaluationRe
     for table in evaluation_tables(result, title):
         table.show()
     verdict = advice(result.diagnosis, result.predictions.logits.shape[1])
-    for text in (calibration_sentence(result.scaled), result.unscaled, verdict):
+    shares = () if result.calibration is None else result.calibration.weights or ()
+    shown = ", ".join(f"{share:.2f}" for share in shares)
+    weights = f"Weights of the runs' logits, fitted on validation images: {shown}." if shown else ""
+    for text in (calibration_sentence(result.scaled), result.unscaled, weights, verdict):
         if text:
             print(printable(text))
     return result

@@ -85,7 +85,8 @@ def _figures(run: TrainedRun) -> str:
         return "Not evaluated yet: `mixmo test` had not been run when this card was written."
     if about.get("digest") != run.digest:
         return "Not evaluated yet: `mixmo test` was run on another checkpoint than this one."
-    kept = load_kept_predictions(run, "test")
+    tta = about.get("tta", "none")
+    kept = load_kept_predictions(run, "test", about["precision"], tta)
     ranges = {} if kept is None else image_intervals(kept)
     rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
     for key in SHOWN:
@@ -94,7 +95,8 @@ def _figures(run: TrainedRun) -> str:
             shown = metric.interval(*ranges[key]) if key in ranges else ""
             rows.append(f"| {metric.heading} | {metric.number(found[key])} | {shown} |")
     note = (
-        f"{count} test images of {dataset}, {about['checkpoint']} checkpoint after {about['epochs']} epochs, one run."
+        f"{count} test images of {dataset}, {about['checkpoint']} checkpoint after {about['epochs']} epochs, one run"
+        f"{'.' if tta == 'none' else f', test-time augmentation: {tta}.'}"
     )
     return "\n".join([*rows, "", note + " Intervals are over test images."])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
-from mixmo.deploy.models import Model, OnnxModel, TorchModel
+from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, open_run
 from mixmo.deploy.onnx_files import write_onnx
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
 from mixmo.errors import InputError, one_of
+from mixmo.evaluation.calibration import Weights
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.loading import MODULE
 from mixmo.metrics.ood import decompose_uncertainty
 from mixmo.models.copying import copy_module
-from mixmo.network import MixMo
 from mixmo.validation import Boolean, settings_class
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "safetensors": "model.safetensors"}
@@ -97,6 +98,28 @@ class Deployed(nn.Module):
         return answer, logs.exp(), decompose_uncertainty(logs).epistemic
 
 
+class Joined(nn.Module):
+    """Networks side by side: the logits of each, times its scale, one after the other.
+
+    Args:
+        networks: Each maps images (B, C, h, w) to (B, n * K).
+        scales: One for each.
+
+    Example:
+        >>> Joined([nn.Identity(), nn.Identity()], [1.0, 3.0])(torch.tensor([[2.0, 1.0]]))
+        tensor([[2., 1., 6., 3.]])
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], scales: Sequence[float]) -> None:
+        super().__init__()
+        self.networks, self.scales = nn.ModuleList(networks), list(scales)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, h, w) to (B, Σ n * K)."""
+        parts = zip(self.networks, self.scales, strict=True)
+        return torch.cat([scale * network(images) for network, scale in parts], 1)
+
+
 @dataclass(frozen=True)
 class Exported:
     """What was written.
@@ -115,11 +138,12 @@ class Exported:
 
 
 def export(
-    run: TrainedRun,
+    run: TrainedRun | Sequence[TrainedRun],
     format: str,
     out: Path | None = None,
     options: ExportOptions | None = None,
     overwrite: bool = False,
+    weights: Weights = "equal",
 ) -> Exported:
     """Write a run's network for other programs, whole or not at all, with a digest that tells damage.
 
@@ -129,22 +153,27 @@ def export(
     * ``onnx``: the fused network as a graph for any number of images.
 
     Args:
-        run: The run.
+        run: The run; several are one ensemble, for ``onnx``, with the calibration that they have together.
         format: One of these.
         out: The file or folder; ``None`` is in the run's folder. An earlier export there is replaced.
         options: What an ONNX file computes.
         overwrite: Whether another file is replaced as well, or a damaged export, or one by an earlier version.
+        weights: Of the runs of an ensemble: ``equal``, or ``fitted`` to their common validation images.
 
     Raises:
         MissingError: if the run or its checkpoint is missing.
-        InputError: if the network cannot be fused, the format has no room for an option, its library is missing, the
-            file would answer otherwise, its place is taken, or it cannot be written.
+        InputError: if the network cannot be fused, runs have other classes or prepare images otherwise, the format has
+            no room for an option, its library is missing, the file would answer otherwise, its place is taken, or it
+            cannot be written.
     """
     options = options or ExportOptions()
     options.check(format)
-    out = out or run.path / FORMATS[format]
+    runs = [run] if isinstance(run, TrainedRun) else [*run]
+    if len(runs) > 1 and (out is None or format != "onnx"):
+        raise InputError("several runs are exported as one .onnx file, which --out names.")
+    out = out or runs[0].path / FORMATS[format]
     _check_free(out, format, overwrite)
-    spec = describe_run(run)
+    spec, scales = _describe_ensemble(runs, weights) if len(runs) > 1 else (describe_run(runs[0]), [1.0])
     if format != "onnx" and spec.backbone.startswith(MODULE):
         raise InputError(
             f"--format {format} is for networks of timm's; export a {spec.backbone} as onnx, or keep the weights of "
@@ -152,15 +181,45 @@ def export(
         )
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, which a run with a validation set has.")
-    net = copy_module(run.network).cpu()  # the run's own stays on its device
-    fused = fuse(net, spec.input_size, "probabilities" if options.members else "logits").eval()
-    plain = fused.backbone if isinstance(fused, ProbabilityAverage) else fused
+    plain, net = _fuse_runs(runs, scales, spec, options.members)
     make_folder(out.parent)
     with assemble(out) as made:
         difference = _check_answers(_write(made, format, plain, spec, options), net, spec)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     unknown = format == "timm" and not is_known_to_timm(name := architecture(plain, spec.backbone))
     return Exported(out, difference, size, name if unknown else None)
+
+
+def _fuse_runs(
+    runs: Sequence[TrainedRun], scales: Sequence[float], spec: Spec, members: bool
+) -> tuple[nn.Module, nn.Module]:
+    """Return the plain network of one run, or of several side by side, and what was trained, to compare it with."""
+    nets = [copy_module(run.network).cpu() for run in runs]  # the runs' own stay on their device
+    fused = [fuse(net, spec.input_size, "probabilities" if members else "logits").eval() for net in nets]
+    plains = [each.backbone if isinstance(each, ProbabilityAverage) else each for each in fused]
+    if len(runs) == 1:
+        return plains[0], nets[0]
+    counts = [net.num_members for net in nets]  # a run's average stands for as many
+    shares = [scale * count * len(nets) / sum(counts) for scale, count in zip(scales, counts, strict=True)]
+    return Joined(plains, scales if members else shares), Joined(nets, shares)
+
+
+def _describe_ensemble(runs: Sequence[TrainedRun], weights: Weights) -> tuple[Spec, list[float]]:
+    """Return the description of several runs as one network, and the weight of each."""
+    models, names = [open_run(run) for run in runs], [str(run.path) for run in runs]
+    first = models[0].spec
+    for model, name in zip(models[1:], names[1:], strict=True):
+        for key in ("classes", "size", "data"):
+            if getattr(model.spec, key) != getattr(first, key):
+                what = "has other classes than" if key == "classes" else "prepares images otherwise than"
+                raise InputError(f"{name} {what} {names[0]}: they cannot be one file; export each.")
+    calibration, missing = find_calibration(models, names, weights=weights)
+    if calibration is None and weights == "fitted":
+        raise InputError(f"weights cannot be fitted: {missing}")
+    scales = [1.0] * len(runs) if calibration is None else [*(calibration.weights or [1.0] * len(runs))]
+    own = None if calibration is None else replace(calibration, weights=None)  # they are in the graph
+    backbone, members = " + ".join(model.spec.backbone for model in models), sum(m.spec.num_members for m in models)
+    return replace(first, backbone=backbone, options={}, num_members=members, mix_at=None, calibration=own), scales
 
 
 def _write(made: Path, format: str, plain: nn.Module, spec: Spec, options: ExportOptions) -> Model:
@@ -225,13 +284,13 @@ def is_known_to_timm(name: str) -> bool:
 
 
 @torch.no_grad()
-def _check_answers(model: Model, net: MixMo, spec: Spec) -> float:
+def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
     """Return how far a file's answers to random images are from the trained network's, as log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for count in (1, 3):
         images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
-        expected = net(spec.prepare(images)).log_softmax(1)
+        expected = net(spec.prepare(images)).unflatten(1, (-1, len(spec.classes))).mean(1).log_softmax(1)
         if not expected.isfinite().all():
             raise InputError("the network answers with numbers that are not finite; its training has diverged.")
         found = model.logits(images).mean(1).log_softmax(1)

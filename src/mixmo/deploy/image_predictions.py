@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixmo.evaluation.calibration import Calibration
-from mixmo.metrics.conformal import prediction_sets
+from mixmo.metrics.conformal import Sets, prediction_sets
 from mixmo.metrics.ood import decompose_uncertainty
 
 TOP = 5
@@ -35,6 +35,9 @@ class ImagePredictions:
             not known apart: of a single network, and of an exported one that gives their average only.
         sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
         defer: (N,) whether the confidence is too low for the allowed error rate; ``None`` without a calibration.
+        logits: (N, K), the average of the members', divided by the temperature where there is a calibration:
+            ``probabilities`` are their softmax.
+        features: (N, D) before the heads, which the members share; ``None`` where they were not asked for.
 
     Example:
         >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
@@ -58,6 +61,8 @@ class ImagePredictions:
     agreement: Tensor
     sets: Tensor | None
     defer: Tensor | None
+    logits: Tensor
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,6 +97,8 @@ def interpret_logits(
     calibration: Calibration | None = None,
     coverage: float = 0.95,
     max_error_rate: float = 0.05,
+    sets: Sets = "marginal",
+    features: Tensor | None = None,
 ) -> ImagePredictions:
     """Return the predictions that logits (N, M, K) are.
 
@@ -102,6 +109,8 @@ def interpret_logits(
         calibration: From validation images; ``None`` without them.
         coverage: Share of the images whose true class the conformal sets hold.
         max_error_rate: Share of the predictions that are not deferred that may be wrong.
+        sets: How the conformal sets are made (:func:`mixmo.metrics.conformal.score_classes`).
+        features: (N, D), where they were asked for.
 
     Example:
         >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
@@ -111,18 +120,19 @@ def interpret_logits(
     """
     _, total, aleatoric, epistemic = decompose_uncertainty(logits.double().log_softmax(2))
     average = logits.double().mean(1)
-    probabilities = average.softmax(1) if calibration is None else calibration.probabilities(average)
+    scaled = average if calibration is None else average / calibration.temperature
+    probabilities = scaled.softmax(1)
     confidence, labels = probabilities.max(1)
     agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
     if logits.shape[1] == 1:  # nothing is known of members
         aleatoric, epistemic, agreement = torch.full((3, len(labels)), math.nan, dtype=torch.double)
-    sets = defer = None
+    chosen = defer = None
     if calibration is not None:
-        sets = prediction_sets(probabilities, calibration.set_threshold(coverage))
+        chosen = prediction_sets(probabilities, calibration.set_thresholds(coverage, len(classes), sets), sets)
         threshold = calibration.confidence_threshold(max_error_rate)  # infinite if no threshold is sure enough
         defer = confidence < threshold
     probability = average.softmax(1).gather(1, labels[:, None])[:, 0]
     return ImagePredictions(
-        names, classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic, agreement, sets,
-        defer,
+        names, classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic, agreement, chosen,
+        defer, scaled, features,
     )  # fmt: skip

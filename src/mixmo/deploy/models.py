@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +21,9 @@ from mixmo.deploy.spec import Spec, describe_run
 from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, reason
 from mixmo.escaping import printable
-from mixmo.evaluation.calibration import Calibration, pool_calibration
-from mixmo.evaluation.inference import TrainedRun, autocast
-from mixmo.evaluation.predictions import Predictions, load_kept_predictions
+from mixmo.evaluation.calibration import Calibration, Weights, calibrate, pool_calibration
+from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
+from mixmo.evaluation.predictions import Predictions, load_kept_predictions, predict
 from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 
@@ -33,8 +34,11 @@ class Model(Protocol):
     spec: Spec
     run: TrainedRun | None
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
         """Return the members' logits (B, M, K), on the CPU, of images (B, H, W, C) uint8 of the description's size."""
+
+    def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
+        """Return the pooled features (B, D) before the heads, which the members share, on the CPU."""
 
 
 class TorchModel:
@@ -51,13 +55,30 @@ class TorchModel:
         self.net, self.spec, self.run, self.precision = net, spec, run, precision
         self.device = torch.device("cpu") if run is None else run.device
 
+    def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
+        """Return logits (B, M, K), averaged over the views of test-time augmentation."""
+        net = self.net
+        return self._answer(net.members if isinstance(net, MixMo) else lambda x: net(x)[:, None], images, tta)
+
+    def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
+        """Return features (B, D), as timm's ``forward_head(forward_features(x), pre_logits=True)`` has them.
+
+        Raises:
+            InputError: if the backbone does not give them.
+        """
+        backbone: Any = self.net.backbone if isinstance(self.net, MixMo) else self.net
+        if not hasattr(backbone, "forward_head"):
+            raise InputError(
+                f"a {type(backbone).__name__} gives no features, as networks of timm's do (forward_features and "
+                "forward_head) that mix behind the stem."
+            )
+        head = partial(backbone.forward_head, pre_logits=True)
+        return self._answer(lambda x: head(backbone.forward_features(x)).flatten(1), images, tta)
+
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Return logits (B, M, K)."""
+    def _answer(self, answer: Callable[[Tensor], Tensor], images: Tensor, tta: Augmentations) -> Tensor:
         with autocast(self.device, self.precision):
-            prepared = self.spec.prepare(images.to(self.device))
-            found = self.net.members(prepared) if isinstance(self.net, MixMo) else self.net(prepared)[:, None]
-        return found.float().cpu()  # type: ignore[no-any-return]
+            return average_views(answer, self.spec.prepare(images.to(self.device)), tta).cpu()
 
 
 def open_run(run: TrainedRun, precision: str = "32-true") -> TorchModel:
@@ -97,13 +118,19 @@ class OnnxModel:
         self.options: dict[str, Any] = json.loads(known.get("options", "{}"))  # what the file computes
         _check_classes(self, file)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
         """Return logits (B, M, K) up to a constant: a softmax and a temperature in the file are taken back."""
         spec = self.spec
         if self.options.get("normalize"):  # it takes pixels from 0 to 255
             spec = replace(spec, data=replace(spec.data, mean=[0.0], std=[1 / 255]))
-        pixels = spec.prepare(images).numpy()
-        found = self.session.run(None, {self.session.get_inputs()[0].name: pixels})
+        return average_views(self._run, spec.prepare(images), tta)
+
+    def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
+        """Refuse: the graph has none."""
+        raise InputError("an ONNX file gives no features; predict with the run, or its timm export.")
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        found = self.session.run(None, {self.session.get_inputs()[0].name: pixels.numpy()})
         parts, tiny = [torch.from_numpy(np.asarray(each)).float() for each in found], torch.finfo(torch.float32).tiny
         if self.options.get("members"):
             return parts[1].clamp(min=tiny).log()
@@ -157,23 +184,34 @@ def get_form(spec: Spec) -> Form:
     return Form(spec.size, spec.data.channels, spec.data.interpolation, window)
 
 
-def find_calibration(models: Sequence[Model], names: Sequence[str]) -> tuple[Calibration | None, str]:
+def find_calibration(
+    models: Sequence[Model], names: Sequence[str], tta: Augmentations = "none", weights: Weights = "equal"
+) -> tuple[Calibration | None, str]:
     """Return the calibration of one network, or of several together by validation images that they share.
 
     Args:
         models: The networks, which are one ensemble.
         names: Where they are.
+        tta: Test-time augmentation, with which it has to be fitted; a run's validation images are predicted for it.
+        weights: Of the networks.
 
     Returns:
         It and an empty text, or ``None`` and the reason why there is none.
     """
     if len(models) > 1:
         try:
-            parts = [_on_validation(model, name) for model, name in zip(models, names, strict=True)]
-            return pool_calibration(parts, names), ""
+            parts = [_on_validation(model, name, tta) for model, name in zip(models, names, strict=True)]
+            return pool_calibration(parts, names, weights), ""
         except InputError as error:
             return None, str(error)
     (model,), (name,) = models, names
+    if tta != "none" and model.spec.calibration is not None:
+        if model.run is None:
+            return None, f"{name} is calibrated without test-time augmentation; predict with the run, or leave out tta."
+        try:
+            return calibrate(model.run, tta=tta), ""
+        except InputError as error:
+            return None, f"{name} cannot be calibrated with tta {tta}: {error}"
     if model.spec.calibration is not None:
         return model.spec.calibration, ""
     if model.run is not None and _held_out(model.run):
@@ -189,7 +227,7 @@ def _held_out(run: TrainedRun) -> bool:
         return False
 
 
-def _on_validation(model: Model, name: str) -> Predictions:
+def _on_validation(model: Model, name: str, tta: Augmentations) -> Predictions:
     """Return what a run predicted for its validation images when it was calibrated."""
     run = model.run
     if run is None:
@@ -197,6 +235,8 @@ def _on_validation(model: Model, name: str) -> Predictions:
     if not _held_out(run):
         raise InputError(f"{name} held out no images for validation (data.validation is 0).")
     for precision in PRECISIONS:
-        if (found := load_kept_predictions(run, "validation", precision)) is not None:
+        if (found := load_kept_predictions(run, "validation", precision, tta)) is not None:
             return found
+    if tta != "none":
+        return predict(run, "validation", tta=tta)
     raise InputError(f"{name} keeps no predictions on its validation images; `mixmo test {name}` makes them.")

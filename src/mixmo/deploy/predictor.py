@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,7 +19,27 @@ from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
 from mixmo.errors import InputError, one_of
 from mixmo.escaping import printable
-from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.calibration import Weights
+from mixmo.evaluation.inference import Augmentations, TrainedRun
+from mixmo.metrics.conformal import SETS, Sets
+
+logger = logging.getLogger("mixmo")
+
+
+class Answers(NamedTuple):
+    """What networks answer to a batch of images.
+
+    Attributes:
+        numbers: Places of the B images among all.
+        logits: (B, M, K).
+        features: (B, D); ``None`` where they were not asked for.
+        errors: Why others cannot be read, by their places.
+    """
+
+    numbers: list[int]
+    logits: Tensor
+    features: Tensor | None
+    errors: dict[int, str]
 
 
 class Predictor:
@@ -30,6 +52,13 @@ class Predictor:
         max_error_rate: Share of the predictions that are not deferred that may be wrong.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of a run.
         download: Whether what a run's network is built from may be downloaded.
+        sets: How the conformal sets are made: ``marginal``, ``classwise``, ``aps`` or ``raps``
+            (:func:`mixmo.metrics.conformal.score_classes`).
+        tta: Test-time augmentation: ``flip`` averages logits over the image and its mirror image. A run is calibrated
+            with the same views, by its validation images; an export is not calibrated then.
+        weights: ``fitted`` weights the runs of an ensemble by their common validation images (Asymmetric Duos,
+            arXiv 2505.18636); ``equal`` averages all members.
+        features: Whether predictions have the pooled features before the heads, at the cost of a second pass.
 
     Attributes:
         classes: The K class names.
@@ -39,7 +68,8 @@ class Predictor:
 
     Raises:
         MissingError: if there is no such network.
-        InputError: if it is damaged or no path, the networks' classes differ, or a share is none.
+        InputError: if it is damaged or no path, the networks' classes differ, weights cannot be fitted, features are
+            asked of several, or a share is none.
 
     Example:
         >>> import mixmo
@@ -58,12 +88,20 @@ class Predictor:
         max_error_rate: float = 0.05,
         precision: str = "32-true",
         download: bool = False,
+        sets: Sets = "marginal",
+        tta: Augmentations = "none",
+        weights: Weights = "equal",
+        features: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
+        one_of(sets, SETS, "sets")
+        one_of(tta, get_args(Augmentations), "tta")
+        one_of(weights, get_args(Weights), "weights")
         for name, share in (("coverage", coverage), ("max_error_rate", max_error_rate)):
             if not 0 < share < 1:
                 raise InputError(f"{name} is {share}; it is a share between 0 and 1.")
-        self.coverage, self.max_error_rate = coverage, max_error_rate
+        self.coverage, self.max_error_rate, self.sets = coverage, max_error_rate, sets
+        self.tta, self.features = tta, features
         if isinstance(models, TrainedRun):
             names: list[str | Path] = [models.path]
             self.models: list[Model] = [open_run(models, precision)]
@@ -75,7 +113,35 @@ class Predictor:
         self.classes = self.models[0].spec.classes
         if any(model.spec.classes != self.classes for model in self.models):
             raise InputError("the networks of an ensemble have other classes; join those of the same data.")
-        self.calibration, self.uncalibrated = find_calibration(self.models, [printable(str(name)) for name in names])
+        self._check_inputs()
+        shown = [printable(str(name)) for name in names]
+        self.calibration, self.uncalibrated = find_calibration(self.models, shown, tta, weights)
+        if weights == "fitted" and self.uncalibrated and len(names) > 1:
+            raise InputError(f"weights cannot be fitted: {self.uncalibrated}")
+        self._warn_of_rare_classes()
+
+    def _check_inputs(self) -> None:
+        """Refuse networks that cannot answer together; warn of views they do not know."""
+        if len({model.spec.data.own_transforms for model in self.models}) > 1:
+            raise InputError(
+                "one network takes images, another what a Dataset's own transforms gave: they cannot be one ensemble."
+            )
+        if self.features and len(self.models) > 1:
+            raise InputError(f"features are those of one network, not of {len(self.models)}; predict with each.")
+        for model in self.models:
+            if model.run is not None:
+                with suppress(InputError):  # its configuration may be gone
+                    model.run.warn_of_views(self.tta)
+
+    def _warn_of_rare_classes(self) -> None:
+        """Name the classes that class-wise sets never leave out."""
+        if self.calibration is None or self.sets == "marginal":
+            return
+        unbounded = self.calibration.set_thresholds(self.coverage, len(self.classes), self.sets).isinf()
+        if self.sets == "classwise" and bool(unbounded.any()):
+            rare = ", ".join(self.classes[number] for number in unbounded.nonzero()[:, 0].tolist())
+            why = f"too few validation images for class-wise sets of {self.coverage:g}"
+            logger.warning("%s", printable(f"Every set holds {rare}: {why}."))
 
     @property
     def calibrated(self) -> bool:
@@ -102,21 +168,22 @@ class Predictor:
         several = _as_list(images)
         if not several:
             raise InputError("there are no images to predict.")
-        logits = []
-        for _, found, errors in self.stream(several, batch_size, workers):
+        logits, features = [], []
+        for _, found, own, errors in self.stream(several, batch_size, workers):
             for number, why in errors.items():
                 raise InputError(f"image {_name(several[number], number)} cannot be read: {why}.")
             logits.append(found)
-        return self.interpret(torch.cat(logits), [_name(image, number) for number, image in enumerate(several)])
+            features += [] if own is None else [own]
+        names = [_name(image, number) for number, image in enumerate(several)]
+        return self.interpret(torch.cat(logits), names, torch.cat(features) if features else None)
 
-    def interpret(self, logits: Tensor, names: Sequence[str]) -> ImagePredictions:
-        """Return the predictions that logits (N, M, K) of :meth:`stream` are, for images of these names."""
-        return interpret_logits(logits, names, self.classes, self.calibration, self.coverage, self.max_error_rate)
+    def interpret(self, logits: Tensor, names: Sequence[str], features: Tensor | None = None) -> ImagePredictions:
+        """Return the predictions of images of these names by the logits (N, M, K) and features of :meth:`stream`."""
+        promises = (self.calibration, self.coverage, self.max_error_rate, self.sets)
+        return interpret_logits(logits, names, self.classes, *promises, features)
 
-    def stream(
-        self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0
-    ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
-        """Yield, batch by batch, numbers of images, their logits (B, M, K), and why others cannot be read.
+    def stream(self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Iterator[Answers]:
+        """Yield, batch by batch, numbers of images, what the networks answer, and why others cannot be read.
 
         Args:
             images: The images.
@@ -131,21 +198,28 @@ class Predictor:
             for start in range(0, len(images), batch_size):
                 numbers = list(range(start, min(start + batch_size, len(images))))
                 prepared = torch.stack([_prepared(images[number], number) for number in numbers])
-                yield numbers, self._logits(dict.fromkeys(forms, prepared)), {}
+                yield Answers(numbers, *self._answer(dict.fromkeys(forms, prepared)), {})
             return
         for batch in decode_image(images, forms, batch_size, workers):
-            logits = self._logits(batch.pixels) if batch.numbers else torch.zeros(0, 1, len(self.classes))
+            logits, features = torch.zeros(0, 1, len(self.classes)), None
+            if batch.numbers:
+                logits, features = self._answer(batch.pixels)
             if len(bad := (~logits.isfinite()).flatten(1).any(1).nonzero()):
                 number = batch.numbers[int(bad[0])]
                 raise InputError(
                     f"the network answers image {_name(images[number], number)} with numbers that are not finite; its "
                     "training has diverged, or it was made of such weights: train it again, with a lower learning rate."
                 )
-            yield batch.numbers, logits, batch.errors
+            yield Answers(batch.numbers, logits, features, batch.errors)
 
-    def _logits(self, images: dict[Form, Tensor]) -> Tensor:
-        """Return the logits (B, M, K) of all members of all networks."""
-        return torch.cat([model.logits(images[get_form(model.spec)]) for model in self.models], 1)
+    def _answer(self, images: dict[Form, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the logits (B, M, K) of all members of all networks, and features (B, D) if they are asked for."""
+        shown = [images[get_form(model.spec)] for model in self.models]
+        logits = [model.logits(each, self.tta) for model, each in zip(self.models, shown, strict=True)]
+        if self.calibration is not None and self.calibration.weights is not None:
+            logits = [weight * each for weight, each in zip(self.calibration.weights, logits, strict=True)]
+        features = self.models[0].features(shown[0], self.tta) if self.features else None
+        return torch.cat(logits, 1), features
 
 
 def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from mixmo.data.batches import CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
-from mixmo.evaluation.calibration import Calibration, load_kept_calibration
+from mixmo.evaluation.calibration import COLUMNS, Calibration, load_kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
 from mixmo.header import Header, header_of_earlier
-from mixmo.validation import CONFIG, Boolean, Number, Share, describe_errors
+from mixmo.validation import CONFIG, Boolean, Integer, Number, Share, describe_errors
 
 MOST_IMAGES = 10_000
 """Validation images whose confidences are written into a file."""
@@ -38,6 +38,9 @@ class _Columns:
     confidence: Annotated[list[Share], Field(min_length=1)]
     correct: list[Boolean]
     likely: list[Share]
+    targets: list[Annotated[Integer, Field(ge=0)]] | None = None
+    aps: list[Share] | None = None
+    raps: list[Number] | None = None
 
 
 def _calibration(value: Any) -> Calibration | None:
@@ -48,10 +51,14 @@ def _calibration(value: Any) -> Calibration | None:
         own = TypeAdapter(_Columns).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"of its calibration {describe_errors(error, _Columns)[0]}") from error
-    if not len(own.correct) == len(own.confidence) == len(own.likely):
+    columns = {key: column for key in COLUMNS if (column := getattr(own, key)) is not None}
+    if len({len(column) for column in columns.values()}) > 1:
         raise ValueError("its calibration has columns of other lengths")
-    confidence, likely = (torch.tensor(column, dtype=torch.float64) for column in (own.confidence, own.likely))
-    return Calibration(own.temperature, confidence, torch.tensor(own.correct), likely)
+    kinds = {"correct": torch.bool, "targets": torch.int64}
+    made: dict[str, Any] = {
+        key: torch.tensor(column, dtype=kinds.get(key, torch.float64)) for key, column in columns.items()
+    }
+    return Calibration(own.temperature, **made)
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -89,7 +96,7 @@ class Spec(Header):
         if (own := self.calibration) is not None:
             step = -(-len(own.correct) // MOST_IMAGES)
             content["calibration"] = {"temperature": own.temperature} | {
-                key: getattr(own, key)[::step].tolist() for key in ("confidence", "correct", "likely")
+                key: column[::step].tolist() for key in COLUMNS if (column := getattr(own, key)) is not None
             }
         return json.dumps(content, ensure_ascii=False)
 

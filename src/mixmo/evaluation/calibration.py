@@ -5,10 +5,13 @@ It is kept in the run's folder, so that using the network needs neither the vali
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from mixmo.cache import keep_tensors, read_tensors
@@ -16,13 +19,21 @@ from mixmo.config.settings import Settings
 from mixmo.data.datasets import DOWNLOAD
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
-from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.inference import Augmentations, TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict
 from mixmo.metrics.chunks import mean_logits
-from mixmo.metrics.conformal import conformity, set_threshold
+from mixmo.metrics.conformal import Sets, conformity, set_threshold
 from mixmo.metrics.selective import confidence_threshold
-from mixmo.metrics.temperature import fit_temperature
+from mixmo.metrics.temperature import describe_doubt, fit_temperature, fit_weights, temperature_interval
 from mixmo.runs import CHECKPOINTS, RunFolder
+
+logger = logging.getLogger("mixmo")
+
+Weights = Literal["equal", "fitted"]
+"""How the networks of an ensemble are weighted."""
+
+COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
+"""What is kept of each validation image; files by earlier versions lack the last three."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +45,53 @@ class Calibration:
         confidence: (N,) largest probabilities after it.
         correct: (N,) whether those classes were right.
         likely: (N,) probabilities of the true classes.
+        targets: (N,) the true classes; this and what follows is ``None`` in files by earlier versions.
+        aps: (N,) scores of the true classes for adaptive sets (:func:`mixmo.metrics.conformal.score_classes`).
+        raps: (N,) the same for regularised ones.
+        interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); exports have none.
+        weights: By which the logits of each network of an ensemble are multiplied, where they are fitted.
 
     Example:
-        >>> import torch
         >>> found = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
-        >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_threshold(0.5) > 0.7
-        (3.64, 0.75, True)
+        >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_thresholds(0.5, 2)
+        (3.64, 0.75, tensor([0.7500, 0.7500], dtype=torch.float64))
     """
 
     temperature: float
     confidence: Tensor
     correct: Tensor
     likely: Tensor
+    targets: Tensor | None = None
+    aps: Tensor | None = None
+    raps: Tensor | None = None
+    interval: tuple[float, float] | None = None
+    weights: tuple[float, ...] | None = None
 
-    def set_threshold(self, coverage: float) -> float:
-        """Return the least probability of a class in a set (:func:`mixmo.metrics.conformal.set_threshold`)."""
-        return set_threshold(self.likely, coverage)
+    def set_thresholds(self, coverage: float, num_classes: int, sets: Sets = "marginal") -> Tensor:
+        """Return the least score (K,) of each class in a set (:func:`mixmo.metrics.conformal.set_threshold`).
+
+        Args:
+            coverage: Between 0 and 1.
+            num_classes: K.
+            sets: How classes are chosen; ``classwise`` has a threshold for each class, minus infinity where its
+                validation images are too few for that coverage.
+
+        Raises:
+            InputError: if the coverage is no such share, or the calibration lacks what such sets need.
+        """
+        if sets == "marginal":
+            parts = [self.likely]
+        elif self.targets is None or self.aps is None or self.raps is None:
+            raise InputError(
+                f"the calibration is by an earlier version, which kept nothing for {sets} sets; `mixmo test` on the "
+                "run renews it, and an export has to be made again."
+            )
+        elif sets == "classwise":
+            parts = [self.likely[self.targets == number] for number in range(num_classes)]
+        else:
+            parts = [self.aps if sets == "aps" else self.raps]
+        found = torch.tensor([set_threshold(part, coverage) for part in parts], dtype=torch.float64)
+        return found.expand(num_classes)
 
     def confidence_threshold(self, risk: float) -> float:
         """Return the least confidence to answer at (:func:`mixmo.metrics.selective.confidence_threshold`)."""
@@ -78,16 +120,21 @@ def fit_calibration(logits: Tensor, targets: Tensor) -> Calibration:
         temperature = max(temperature, 1.0)
     probabilities = (logits.double() / temperature).softmax(1)
     confidence, predicted = probabilities.max(1)
-    return Calibration(temperature, confidence, predicted == targets, conformity(probabilities, targets))
+    likely, aps, raps = (conformity(probabilities, targets, sets) for sets in ("marginal", "aps", "raps"))
+    interval = temperature_interval(logits, targets)
+    return Calibration(temperature, confidence, predicted == targets, likely, targets, aps, raps, interval)
 
 
-def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False) -> Calibration | None:
+def calibrate(
+    run: TrainedRun, precision: str = "32-true", refresh: bool = False, tta: Augmentations = "none"
+) -> Calibration | None:
     """Return the calibration of a run's checkpoint, kept in its folder; ``None`` without a validation set.
 
     Args:
         run: The run; its validation images are needed, unless a calibration of the checkpoint is kept already.
         precision: Of the predictions.
         refresh: Predict again even if predictions are kept.
+        tta: Test-time augmentation, with which it is fitted; each has a calibration of its own.
 
     Raises:
         MissingError: if the checkpoint or the dataset is missing.
@@ -95,22 +142,23 @@ def calibrate(run: TrainedRun, precision: str = "32-true", refresh: bool = False
     """
     if not run.settings.data.validation:
         return None
-    if not refresh and (known := load_kept_calibration(run)) is not None:
+    if not refresh and (known := load_kept_calibration(run, tta)) is not None and known.targets is not None:
         return known
-    found = predict(run, "validation", precision, refresh)
+    found = predict(run, "validation", precision, refresh, tta)
     calibration = fit_calibration(mean_logits(found.logits), found.targets)
-    tensors = {"confidence": calibration.confidence, "correct": calibration.correct, "likely": calibration.likely}
-    note = {"checkpoint": run.digest, "temperature": calibration.temperature}
-    keep_tensors(_file(run), tensors, note)
+    note = {"checkpoint": run.digest, "temperature": calibration.temperature, "interval": calibration.interval}
+    keep_tensors(_file(run, tta), {key: getattr(calibration, key) for key in COLUMNS}, note)
     return calibration
 
 
-def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Calibration:
+def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights: Weights = "equal") -> Calibration:
     """Return the calibration of the average of all members' logits on validation images that networks share.
 
     Args:
         parts: What each network predicts for its validation images.
         names: The networks', for the error.
+        weights: ``equal``, or ``fitted``: a weight for each network's logits, which the same images give
+            (:func:`mixmo.metrics.temperature.fit_weights`).
 
     Raises:
         InputError: if they are not known to be the same: one network may have learned from what another held out.
@@ -131,14 +179,18 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str]) -> Cali
                 f"{names[0]} and {name} held out different images for validation, so that one has learned from what "
                 "the other is judged by; train them with one data.split_seed, or give the dataset a val folder."
             )
-    found = join_predictions(parts, names)
-    return fit_calibration(mean_logits(found.logits), found.targets)
+    if weights == "equal":
+        found = join_predictions(parts, names)
+        return fit_calibration(mean_logits(found.logits), found.targets)
+    own = fit_weights(torch.stack([part.logits.double().sum(1) for part in parts], 1), first.targets)
+    scaled = [replace(part, logits=weight * part.logits) for part, weight in zip(parts, own, strict=True)]
+    return replace(pool_calibration(scaled, names), weights=tuple(own.tolist()))
 
 
 def calibrate_run(
     run: RunFolder, settings: Settings, data: DataModule | None = None, module: nn.Module | None = None
 ) -> None:
-    """Keep the calibration of each of a run's checkpoints, so that predictions need no dataset.
+    """Keep the calibration of each of a run's checkpoints, so that predictions need no dataset; say if it is unsure.
 
     Args:
         run: The run's folder.
@@ -151,20 +203,27 @@ def calibrate_run(
         trained = TrainedRun(run, checkpoint, allowed, DOWNLOAD, data, module)
         if not run.differences(checkpoint):  # else the network has settings of its own
             trained.settings = settings
-        calibrate(trained)
+        found = calibrate(trained)
+        interval = None if found is None else found.interval
+        if checkpoint == CHECKPOINTS[0] and interval is not None and (doubt := describe_doubt(*interval)):
+            logger.warning("%s", doubt)
 
 
-def load_kept_calibration(run: TrainedRun) -> Calibration | None:
+def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> Calibration | None:
     """Return the calibration kept in a run's folder; ``None`` if there is none, or it is of another checkpoint.
 
     Args:
         run: The run; its dataset may be gone.
+        tta: As for :func:`calibrate`.
     """
-    if (known := read_tensors(_file(run))) is None or known[1].get("checkpoint") != run.digest:
+    if (known := read_tensors(_file(run, tta))) is None or known[1].get("checkpoint") != run.digest:
         return None
     tensors, note = known
-    return Calibration(float(note["temperature"]), *(tensors[key] for key in ("confidence", "correct", "likely")))
+    columns: dict[str, Any] = {key: tensors[key] for key in COLUMNS if key in tensors}
+    interval = tuple(map(float, note["interval"])) if "interval" in note else None
+    return Calibration(float(note["temperature"]), **columns, interval=interval)  # type: ignore[arg-type]
 
 
-def _file(run: TrainedRun) -> Path:
-    return run.path / f"calibration-{run.checkpoint}.safetensors"
+def _file(run: TrainedRun, tta: Augmentations) -> Path:
+    views = "" if tta == "none" else f"-{tta}"
+    return run.path / f"calibration-{run.checkpoint}{views}.safetensors"

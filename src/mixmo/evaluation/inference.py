@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 
 log = logging.getLogger("mixmo")
+
+Augmentations = Literal["none", "flip"]
+"""Test-time augmentation: the image as it is, or that and its mirror image."""
 
 
 class TrainedRun:
@@ -104,6 +108,13 @@ class TrainedRun:
         if found := self.folder.differences(self.checkpoint):
             log.warning("%s has changed since training: %s; the network's own settings are used.",
                         self.folder.config_file, "; ".join(found))  # fmt: skip
+
+    def warn_of_views(self, tta: Augmentations) -> None:
+        """Warn where test-time augmentation shows the network what training did not."""
+        if tta == "flip" and not (self.settings.data.flip or self.settings.data.own_transforms):
+            log.warning(
+                "%s was trained without mirrored images (data.flip is false): with tta flip it may do worse.", self.path
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -212,6 +223,22 @@ class TrainedRun:
         if dataset in ("test", "validation"):
             return self.data.fingerprint(dataset, times=times)
         return self.data.fingerprint("test", dataset, times)
+
+
+def average_views(answer: Callable[[Tensor], Tensor], images: Tensor, tta: Augmentations) -> Tensor:
+    """Return a network's answer to images (B, C, h, w) in float32, averaged over the views of test-time augmentation.
+
+    Args:
+        answer: Logits (B, M, K), say, of prepared images.
+        images: As the network takes them.
+        tta: ``none``, or ``flip``: the image and its mirror image.
+
+    Example:
+        >>> average_views(lambda images: images[:, 0, 0], torch.tensor([[[[1.0, 3.0]]]]), "flip")
+        tensor([[2., 2.]])
+    """
+    views = [images] if tta == "none" else [images, images.flip(3)]
+    return torch.stack([answer(view).float() for view in views]).mean(0)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

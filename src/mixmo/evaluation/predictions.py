@@ -17,7 +17,7 @@ from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, MissingError, one_of, reason
-from mixmo.evaluation.inference import TrainedRun, autocast
+from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
 from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.samples import Samples, per_sample
@@ -60,7 +60,13 @@ class Predictions:
         return per_sample(mean_logits(self.logits), self.targets)
 
 
-def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", refresh: bool = False) -> Predictions:
+def predict(
+    run: TrainedRun,
+    dataset: str = "test",
+    precision: str = "32-true",
+    refresh: bool = False,
+    tta: Augmentations = "none",
+) -> Predictions:
     """Return a run's predictions; those kept in its folder if nothing they depend on has changed since.
 
     They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. If
@@ -73,6 +79,7 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
             are brought to the input size of the run's.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         refresh: Predict again even if predictions are kept.
+        tta: Test-time augmentation, over whose views logits are averaged: ``none`` or ``flip``.
 
     Raises:
         MissingError: if the run, the checkpoint or the dataset is missing.
@@ -80,44 +87,48 @@ def predict(run: TrainedRun, dataset: str = "test", precision: str = "32-true", 
     """
     one_of(precision, PRECISIONS, "precision")
     about, images = run.depends_on(dataset), run.fingerprint(dataset, times=False)
-    file = _file(run, dataset, precision)
+    file = _file(run, dataset, precision, tta)
     if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
         tensors, note = known
         return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], images)
-    found = replace(_computed(run, dataset, precision), images=images)
+    found = replace(_computed(run, dataset, precision, tta), images=images)
     note = {"about": about, "classes": found.classes, "epochs": found.epochs, "images": images}
     keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
 
 
-def load_kept_predictions(run: TrainedRun, dataset: str, precision: str = "32-true") -> Predictions | None:
+def load_kept_predictions(
+    run: TrainedRun, dataset: str, precision: str = "32-true", tta: Augmentations = "none"
+) -> Predictions | None:
     """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone.
 
     Args:
         run: The run.
         dataset: As for :func:`predict`.
         precision: As for :func:`predict`.
+        tta: As for :func:`predict`.
     """
-    known = read_tensors(_file(run, dataset, precision))
+    known = read_tensors(_file(run, dataset, precision, tta))
     if known is None or known[1]["about"]["checkpoint"] != run.digest:
         return None
     tensors, note = known
     return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], note.get("images", ""))
 
 
-def _file(run: TrainedRun, dataset: str, precision: str) -> Path:
-    return run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}.safetensors"
+def _file(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Path:
+    views = "" if tta == "none" else f"-{tta}"
+    return run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}{views}.safetensors"
 
 
 @torch.inference_mode()
-def _computed(run: TrainedRun, dataset: str, precision: str) -> Predictions:
+def _computed(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Predictions:
     net, (images, classes) = run.network, run.images(dataset)
     check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
     logits, targets = [], []
     with autocast(run.device, precision):
         for batch in build_evaluation_loader(images, run.settings.data, run.device):
             pixels, labels, chosen = (each.to(run.device) for each in batch)
-            logits.append(net.members(run.crop.center(pixels, chosen)).float().cpu())
+            logits.append(average_views(net.members, run.crop.center(pixels, chosen), tta).cpu())
             targets.append(labels[chosen].cpu())
     return Predictions(torch.cat(logits), torch.cat(targets), classes, run.epochs)
 

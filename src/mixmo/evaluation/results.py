@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
 
 from mixmo.config.hardware import Precision
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import Calibration, calibrate, pool_calibration
+from mixmo.evaluation.calibration import Calibration, Weights, calibrate, pool_calibration
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
-from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.inference import Augmentations, TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import OutOfDistribution
-from mixmo.metrics.chunks import mean_logits
-from mixmo.metrics.conformal import measure_sets
+from mixmo.metrics.chunks import in_chunks, mean_logits
+from mixmo.metrics.conformal import SETS, Sets, measure_sets, prediction_sets
 from mixmo.metrics.ood import SCORES
 from mixmo.runs import Checkpoint, RunFolder
 from mixmo.validation import Boolean, Text, settings_class
@@ -38,6 +40,10 @@ class EvaluationOptions:
     """The last checkpoint, or the best on the validation set."""
     precision: Precision = "32-true"
     """bf16-mixed is faster where the device has units for it."""
+    tta: Augmentations = "none"
+    """flip averages logits over the image and its mirror image, calibrated alike."""
+    weights: Weights = "equal"
+    """fitted weights the runs of an ensemble by their common validation images."""
     ood: list[Text] = field(default_factory=list)
     """Out-of-distribution datasets, whose images are of none of the classes."""
     corruptions: Boolean | Text | None = None
@@ -72,9 +78,10 @@ class EvaluationResult:
     Attributes:
         predictions: On the test set.
         metrics: Of the ensemble and of each member.
-        scaled: ``temperature``, fitted on the validation set, and of the logit average on the test set after it
-            ``nll_scaled``, ``ece_scaled``, and coverage and size of conformal sets; empty without a validation set that
-            all runs share.
+        scaled: ``temperature``, fitted on the validation set, its interval, and of the logit average on the test set
+            after it ``nll_scaled``, ``ece_scaled``, and coverage and size of marginal conformal sets; empty without a
+            validation set that all runs share.
+        sets: Coverage and size of conformal sets of every kind (:func:`set_metrics`); empty like ``scaled``.
         unscaled: Why several runs have none of these; empty if they have.
         ood: By the name of the out-of-distribution dataset.
         corruptions: On corrupted test images; ``None`` where that was not asked for.
@@ -86,6 +93,7 @@ class EvaluationResult:
     predictions: Predictions
     metrics: EnsembleMetrics
     scaled: dict[str, float] = field(default_factory=dict)
+    sets: Mapping[Sets, Mapping[str, float]] = field(default_factory=dict)
     unscaled: str = ""
     ood: dict[str, OODResult] = field(default_factory=dict)
     corruptions: CorruptionResult | None = None
@@ -96,6 +104,9 @@ class EvaluationResult:
     def flat(self) -> dict[str, float]:
         """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
         found = self.metrics.flat() | self.scaled | (self.diagnosis.flat() if self.diagnosis else {})
+        for sets, values in self.sets.items():
+            if sets != "marginal":  # those are among `scaled`
+                found |= {f"sets/{sets}/{key}": value for key, value in values.items()}
         for dataset, result in self.ood.items():
             for score, metrics in result.metrics.items():
                 found |= {f"ood/{dataset}/{score}/{key}": value for key, value in metrics.items()}
@@ -125,35 +136,43 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
     names = [str(run.path) for run in opened]
     for run in opened:
         run.warn_of_changes()
-
-    def predictions(dataset: str) -> Predictions:
-        return join_predictions([predict(run, dataset, options.precision, options.refresh) for run in opened], names)
-
-    test = predictions("test")
-    others = {dataset: predictions(dataset) for dataset in options.ood}
-    metrics = measure(test.logits, test.targets)
+        run.warn_of_views(options.tta)
+    how = (options.precision, options.refresh, options.tta)
+    test, *others = (
+        join_predictions([predict(run, dataset, *how) for run in opened], names) for dataset in ("test", *options.ood)
+    )
     calibration, unscaled = _find_calibration(opened, options)
-    scaled = scaled_metrics(test, calibration) if calibration else {}
-    ood = {dataset: OODResult(other, ood_metrics(test, other)) for dataset, other in others.items()}
+    if unscaled and options.weights == "fitted":
+        raise InputError(unscaled)
+    weights = () if calibration is None else calibration.weights or ()
+    if weights:
+        members = torch.tensor([run.header.num_members for run in opened])
+        by_member = torch.tensor(weights).repeat_interleave(members)[:, None]
+        test, *others = (replace(each, logits=by_member * each.logits) for each in (test, *others))
+    metrics = measure(test.logits, test.targets)
+    sets = set_metrics(test, calibration) if calibration else {}
+    scaled = scaled_metrics(test, calibration) | sets["marginal"] if calibration else {}
+    ood = {name: OODResult(other, ood_metrics(test, other)) for name, other in zip(options.ood, others, strict=True)}
     corruptions = None
     if options.corruptions:
         folder = None if options.corruptions is True else str(options.corruptions)
-        corruptions = evaluate_corruptions(opened, test.targets, options.precision, folder, options.refresh)
+        corruptions = evaluate_corruptions(opened, test.targets, folder, *how, weights=weights)
     diagnosis = diagnose(opened[0], test.epochs, options.refresh) if len(opened) == 1 else None
-    return EvaluationResult(test, metrics, scaled, unscaled, ood, corruptions, diagnosis, calibration=calibration)
+    return EvaluationResult(test, metrics, scaled, sets, unscaled, ood, corruptions, diagnosis, calibration=calibration)
 
 
 def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[Calibration | None, str]:
     """Return the calibration, or why several runs have none together."""
+    how = (options.precision, options.refresh, options.tta)
     if len(runs) == 1:
-        return calibrate(runs[0], options.precision, options.refresh), ""
+        return calibrate(runs[0], *how), ""
     names = [str(run.path) for run in runs]
     try:
         for run, name in zip(runs, names, strict=True):
             if not run.settings.data.validation:
                 raise InputError(f"{name} held out no images for validation (data.validation is 0).")
-        parts = [predict(run, "validation", options.precision, options.refresh) for run in runs]
-        return pool_calibration(parts, names), ""
+        parts = [predict(run, "validation", *how) for run in runs]
+        return pool_calibration(parts, names, options.weights), ""
     except InputError as error:
         return None, f"Not calibrated as an ensemble: {error}"
 
@@ -176,14 +195,31 @@ def evaluate_predictions(file: str | Path) -> EvaluationResult:
 
 
 def scaled_metrics(test: Predictions, calibration: Calibration) -> dict[str, float]:
-    """Return metrics of the logit average on the test set, by the temperature and the sets of the validation set."""
-    average = mean_logits(test.logits)
-    basic = basic_metrics(average / calibration.temperature, test.targets)
+    """Return the temperature of the validation set, its interval, and metrics of the test set's logit average by it."""
+    basic = basic_metrics(mean_logits(test.logits) / calibration.temperature, test.targets)
     found = {"temperature": calibration.temperature, "nll_scaled": basic["nll"], "ece_scaled": basic["ece"]}
-    for percent in COVERAGES:
-        threshold = calibration.set_threshold(percent / 100)
-        sets = measure_sets(calibration.probabilities(average), test.targets, threshold)
-        found |= {f"{key}_{percent}": value for key, value in sets.items()}
+    if calibration.interval is not None:
+        found["temperature_low"], found["temperature_high"] = calibration.interval
+    return found
+
+
+def set_metrics(test: Predictions, calibration: Calibration) -> dict[Sets, dict[str, float]]:
+    """Return for each kind of conformal sets coverage and size on the test set, by thresholds of the validation set.
+
+    Keys are those of :func:`mixmo.metrics.conformal.measure_sets`, with the promised coverage behind, and
+    ``set_rare_classes_95``, how many classes are in every set since validation images are too few.
+    """
+    average, classes = mean_logits(test.logits), test.logits.shape[2]
+    found: dict[Sets, dict[str, float]] = {sets: {} for sets in SETS}
+    for sets, own in found.items():
+        thresholds = torch.stack([calibration.set_thresholds(percent / 100, classes, sets) for percent in COVERAGES])
+        parts = [
+            prediction_sets(calibration.probabilities(part), thresholds[:, None], sets)
+            for (part,) in in_chunks(average)
+        ]
+        for percent, chosen, least in zip(COVERAGES, torch.cat(parts, 1), thresholds, strict=True):
+            measured = measure_sets(chosen, test.targets) | {"set_rare_classes": float(least.isinf().sum())}
+            own |= {f"{key}_{percent}": value for key, value in measured.items()}
     return found
 
 
@@ -207,15 +243,16 @@ def class_metrics(predictions: Predictions, calibration: Calibration | None = No
         ``images``, ``accuracy`` and ``nll``; with a calibration ``set_coverage_90`` and ``set_coverage_95``, which the
         sets promise for all images together, not for each class.
     """
-    samples, average = predictions.average(), mean_logits(predictions.logits)
+    samples, covered = predictions.average(), dict[str, torch.Tensor]()
     found: dict[str, dict[str, float]] = {}
+    if calibration is not None:
+        probabilities = calibration.probabilities(mean_logits(predictions.logits))
+        for percent in COVERAGES:
+            sets = prediction_sets(probabilities, calibration.set_thresholds(percent / 100, probabilities.shape[1]))
+            covered[f"set_coverage_{percent}"] = sets.gather(1, predictions.targets[:, None])[:, 0].double()
     for number, name in enumerate(predictions.classes):
         own = predictions.targets == number
         accuracy, nll = samples.right[own].mean().item(), samples.nll[own].mean().item()
         found[name] = {"images": int(own.sum()), "accuracy": accuracy, "nll": nll}
-        if calibration is not None:
-            probabilities, targets = calibration.probabilities(average[own]), predictions.targets[own]
-            for percent in COVERAGES:
-                sets = measure_sets(probabilities, targets, calibration.set_threshold(percent / 100))
-                found[name][f"set_coverage_{percent}"] = sets["set_coverage"]
+        found[name] |= {key: each[own].mean().item() for key, each in covered.items()}
     return found

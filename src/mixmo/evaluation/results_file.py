@@ -79,6 +79,7 @@ def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationO
         "digest": run.digest(options.checkpoint),
         "epochs": result.predictions.epochs,
         "precision": options.precision,
+        "tta": options.tta,
         "conventions": CONVENTIONS,
     }
     return run.write_json("test.json", content)
@@ -101,7 +102,7 @@ def with_earlier(trained: TrainedRun, result: EvaluationResult, options: Evaluat
         about = known["about"]
         own = {"digest": run.digest(options.checkpoint), "precision": options.precision,
                "test_images": result.predictions.images}  # fmt: skip
-        if any(about[key] != value for key, value in own.items()):
+        if any(about[key] != value for key, value in own.items()) or about.get("tta", "none") != options.tta:
             return result
         corruptions, kept = result.corruptions, known.get("corruptions")
         if corruptions is None and kept is not None:
@@ -124,7 +125,7 @@ def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptio
     found = {}
     for name in names:
         metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in keys} for score in SCORES}
-        kept = load_kept_predictions(trained, name, options.precision)
+        kept = load_kept_predictions(trained, name, options.precision, options.tta)
         if kept is not None:
             found[name] = OODResult(kept, metrics)
     return found

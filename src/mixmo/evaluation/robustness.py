@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mixmo.data.image_sets import build_evaluation_loader
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
-from mixmo.evaluation.inference import TrainedRun, autocast
+from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
 from mixmo.files import check_regular
 from mixmo.header import height_and_width
 from mixmo.metrics.chunks import mean_logits
@@ -176,9 +177,11 @@ Corruptions = GeneratedCorruptions | PublishedCorruptions
 def evaluate_corruptions(
     runs: Sequence[TrainedRun],
     targets: Tensor,
-    precision: str = "32-true",
     folder: str | Path | None = None,
+    precision: str = "32-true",
     refresh: bool = False,
+    tta: Augmentations = "none",
+    weights: Sequence[float] = (),
 ) -> CorruptionResult:
     """Evaluate runs, as one ensemble, on corrupted test images.
 
@@ -188,15 +191,17 @@ def evaluate_corruptions(
     Args:
         runs: The runs.
         targets: (N,) class numbers of the test set.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         refresh: Evaluate again even if a result is kept.
+        tta: Test-time augmentation.
+        weights: Of each run's logits; none are equal.
 
     Raises:
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.
         InputError: if a checkpoint or a file is damaged, or the runs see different images.
     """
-    about = {
+    about: dict[str, Any] = {
         "version": __version__,
         "checkpoints": [run.digest for run in runs],
         "data": [run.data_settings for run in runs],
@@ -204,6 +209,7 @@ def evaluate_corruptions(
         "precision": precision,
         "files": None if folder is None else _list_files(Path(folder)),
     }
+    about |= ({} if tta == "none" else {"tta": tta}) | ({"weights": list(weights)} if weights else {})
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = runs[0].path / "predictions" / f"corruptions-{key}.json"
     known = None if refresh else read_json(file)
@@ -216,7 +222,8 @@ def evaluate_corruptions(
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
-        kinds[kind] = {severity: _measure_one(runs, corruptions, kind, severity, precision) for severity in SEVERITIES}
+        logits = partial(_logits, runs, weights or [1.0] * len(runs), precision=precision, tta=tta)
+        kinds[kind] = {severity: _measure_one(logits, corruptions, kind, severity) for severity in SEVERITIES}
         shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in kinds[kind].values())
         logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), shown)
         whole = len(kinds) == len(corruptions.kinds)
@@ -249,20 +256,26 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
     return GeneratedCorruptions(runs[0]) if folder is None else PublishedCorruptions(Path(folder), targets, first)
 
 
-def _logits(run: TrainedRun, images: Tensor, precision: str) -> Tensor:
+def _logits(
+    runs: Sequence[TrainedRun], weights: Sequence[float], images: Tensor, precision: str, tta: Augmentations
+) -> Tensor:
     """Return logits (B, M, K) on the CPU, computed in batches of the size that suits the network's device."""
-    with autocast(run.device, precision):
-        parts = images.to(run.device).split(run.settings.data.evaluation_size)
-        return torch.cat([run.network.members(run.prepare(part)).float().cpu() for part in parts])
+    found = []
+    for run, weight in zip(runs, weights, strict=True):
+        with autocast(run.device, precision):
+            parts = images.to(run.device).split(run.settings.data.evaluation_size)
+            answers = [average_views(run.network.members, run.prepare(part), tta).cpu() for part in parts]
+        found.append(weight * torch.cat(answers))
+    return torch.cat(found, 1)
 
 
 @torch.inference_mode()
 def _measure_one(
-    runs: Sequence[TrainedRun], corruptions: Corruptions, kind: str, severity: int, precision: str
+    answer: Callable[[Tensor], Tensor], corruptions: Corruptions, kind: str, severity: int
 ) -> dict[str, float]:
     parts, labels = [], []
     for images, own in corruptions.batches(kind, severity):
-        parts.append(torch.cat([_logits(run, images, precision) for run in runs], 1))
+        parts.append(answer(images))
         labels.append(own.cpu())
     logits, targets = torch.cat(parts), torch.cat(labels)
     metrics = basic_metrics(mean_logits(logits), targets)

@@ -50,10 +50,14 @@ def _variant(key: str, name: str, meaning: str) -> Description:
 
 def _describe_sets(percent: int) -> Descriptions:
     coverage = f"Share of conformal sets for {percent} % that hold the true class."
+    least = f"Coverage of {percent} % sets for the class where it is least."
     size = f"Mean number of classes in conformal sets for {percent} %."
+    rare = f"Classes in every {percent} % set, since validation images are too few to leave them out."
     return {
         f"set_coverage_{percent}": describe_share(f"Coverage of {percent} % sets", coverage, None),
+        f"set_coverage_class_{percent}": describe_share(f"Least coverage of a class, {percent} % sets", least, None),
         f"set_size_{percent}": Description(f"Size of {percent} % sets", size, False, digits=2),
+        f"set_rare_classes_{percent}": Description(f"Classes in every {percent} % set", rare, False, digits=0),
     }
 
 
@@ -61,6 +65,10 @@ SCALED: Descriptions = {
     "temperature": Description(
         "Temperature", "Fitted on the validation set; above 1 the network is too confident, below 1 too cautious."
     ),
+    **{
+        f"temperature_{end}": Description(f"Temperature, {words}", "End of its 95 % profile-likelihood interval.")
+        for end, words in (("low", "at least"), ("high", "at most"))
+    },
     **{
         f"{key}_scaled": _variant(key, "{} after temperature scaling", "{} at the temperature of the validation set.")
         for key in ("nll", "ece")

@@ -1,41 +1,80 @@
-"""Conformal prediction sets."""
+"""Conformal prediction sets: marginal, class-wise and adaptive."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mixmo.errors import InputError
 from mixmo.metrics.checks import check_probabilities, check_targets
 
+Sets = Literal["marginal", "classwise", "aps", "raps"]
+SETS: tuple[Sets, ...] = get_args(Sets)
+"""How the classes of a set are chosen (:func:`score_classes`)."""
 
-def conformity(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Return how likely the true classes were, (N,): what conformal thresholds are made of.
+PENALTY = 0.1
+"""λ of RAPS, what each rank behind the likeliest class costs."""
+
+
+def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
+    """Return how well each class conforms, (N, K) float64: sets hold the classes of a score above a threshold.
+
+    * ``marginal``, ``classwise``: the class's probability p_k (Sadinle et al. 2019). Class-wise sets have a threshold
+      for each class, which is Mondrian conformal prediction (Vovk 2012).
+    * ``aps``: 1 - Σ p_j over the class and all likelier ones (Romano et al. 2020).
+    * ``raps``: the same less 0.1 for each rank behind the likeliest class (Angelopoulos et al. 2021; λ = 0.1,
+      k_reg = 1).
+
+    The random term of the last two papers is left out, so that an image has one set; its size is a little larger.
+
+    Args:
+        probabilities: (N, K).
+        sets: One of these.
+
+    Example:
+        >>> score_classes(torch.tensor([[0.25, 0.5, 0.25]]), "aps")
+        tensor([[0.2500, 0.5000, 0.0000]], dtype=torch.float64)
+    """
+    p = check_probabilities(probabilities)
+    if sets in ("marginal", "classwise"):
+        return p
+    ordered, order = p.sort(dim=1, descending=True, stable=True)
+    less_likely = pad(ordered.flip(1).cumsum(1).flip(1)[:, 1:], (0, 1))  # more digits than 1 - cumsum
+    if sets == "raps":
+        less_likely = less_likely - PENALTY * torch.arange(p.shape[1], device=p.device)
+    return torch.empty_like(p).scatter_(1, order, less_likely)
+
+
+def conformity(probabilities: Tensor, targets: Tensor, sets: Sets = "marginal") -> Tensor:
+    """Return the scores (N,) of the true classes: what conformal thresholds are made of.
 
     Args:
         probabilities: (N, K).
         targets: (N,) class numbers.
+        sets: As for :func:`score_classes`.
 
     Example:
         >>> conformity(torch.tensor([[0.9, 0.1]]), torch.tensor([1]))
         tensor([0.1000], dtype=torch.float64)
     """
-    p = check_probabilities(probabilities)
-    targets = check_targets(targets, *p.shape)
-    return p.gather(1, targets[:, None])[:, 0]
+    scores = score_classes(probabilities, sets)
+    targets = check_targets(targets, *scores.shape)
+    return scores.gather(1, targets[:, None])[:, 0]
 
 
-def set_threshold(likely: Tensor, coverage: float) -> float:
-    """Return t such that the classes of probability t or more hold the true one in a share ``coverage`` of new images.
+def set_threshold(scores: Tensor, coverage: float) -> float:
+    """Return t such that the classes of score t or more hold the true one in a share ``coverage`` of new images.
 
-    Of N validation images the k-th smallest probability of the true class, k = ⌊(N + 1) (1 - coverage)⌋ (Sadinle et al.
-    2019); 0, so that every class is in the set, where N is too small for that coverage. The share holds on average over
-    draws of validation images and new ones of the same kind.
+    Of N validation images the k-th smallest score of the true class, k = ⌊(N + 1) (1 - coverage)⌋ (Sadinle et al.
+    2019); minus infinity, so that every class is in the set, where N is too small for that coverage. The share holds on
+    average over draws of validation images and new ones of the same kind.
 
     Args:
-        likely: (N,), of :func:`conformity` on validation images.
+        scores: (N,), of :func:`conformity` on validation images; those of one class give that class's threshold.
         coverage: Between 0 and 1.
 
     Raises:
@@ -43,42 +82,53 @@ def set_threshold(likely: Tensor, coverage: float) -> float:
 
     Example:
         >>> set_threshold(torch.arange(1, 100).double() / 100, 0.9), set_threshold(torch.tensor([0.5]), 0.9)
-        (0.1, 0.0)
+        (0.1, -inf)
     """
     if not 0 < coverage < 1:
         raise InputError(f"coverage is {coverage}; it is a share between 0 and 1.")
-    rank = math.floor((len(likely) + 1) * (1 - coverage) + 1e-9)
-    return float(likely.sort().values[rank - 1]) if rank else 0.0
+    rank = math.floor((len(scores) + 1) * (1 - coverage) + 1e-9)
+    return float(scores.sort().values[rank - 1]) if rank else -math.inf
 
 
-def prediction_sets(probabilities: Tensor, threshold: float) -> Tensor:
-    """Return which classes are in each set, (N, K): those of at least that probability, and always the likeliest.
+def prediction_sets(probabilities: Tensor, threshold: float | Tensor, sets: Sets = "marginal") -> Tensor:
+    """Return which classes are in each set, (N, K): those of at least that score, and always the likeliest.
+
+    Args:
+        probabilities: (N, K).
+        threshold: Of :func:`set_threshold`; (K,) for class-wise sets, and (T, 1, K) gives T sets for each image,
+            (T, N, K).
+        sets: As for :func:`score_classes`.
 
     Example:
         >>> prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25]]), 0.5)
         tensor([[ True, False, False],
                 [ True, False, False]])
     """
-    sets = probabilities >= threshold
-    return sets.scatter(1, probabilities.argmax(1, keepdim=True), True)
+    likeliest = torch.zeros_like(probabilities, dtype=torch.bool)
+    likeliest.scatter_(1, probabilities.argmax(1, keepdim=True), True)
+    return likeliest | (score_classes(probabilities, sets) >= threshold)
 
 
-def measure_sets(probabilities: Tensor, targets: Tensor, threshold: float) -> dict[str, float]:
+def measure_sets(sets: Tensor, targets: Tensor) -> dict[str, float]:
     """Return how often prediction sets hold the true class, and how large they are.
 
     Args:
-        probabilities: (N, K).
+        sets: (N, K), of :func:`prediction_sets`.
         targets: (N,) class numbers.
-        threshold: Of :func:`set_threshold`, from other images.
 
     Returns:
-        ``set_coverage``, the share of the images whose set holds the true class, and ``set_size``, the mean number of
-        classes in a set.
+        ``set_coverage``, the share of the images whose set holds the true class, ``set_coverage_class``, the same of
+        the class where it is least, and ``set_size``, the mean number of classes in a set.
 
     Example:
-        >>> measure_sets(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), torch.tensor([1, 2]), 0.3)
-        {'set_coverage': 0.5, 'set_size': 2.0}
+        >>> sets = prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), 0.3)
+        >>> measure_sets(sets, torch.tensor([1, 2]))
+        {'set_coverage': 0.5, 'set_coverage_class': 0.0, 'set_size': 2.0}
     """
-    sets = prediction_sets(probabilities, threshold)
-    covered = torch.gather(sets, 1, targets[:, None])
-    return {"set_coverage": covered.double().mean().item(), "set_size": sets.sum(1).double().mean().item()}
+    covered = torch.gather(sets, 1, targets[:, None])[:, 0].double()
+    by_class = torch.bincount(targets, covered) / torch.bincount(targets)  # NaN where there is no image
+    return {
+        "set_coverage": covered.mean().item(),
+        "set_coverage_class": by_class[~by_class.isnan()].min().item(),
+        "set_size": sets.sum(1).double().mean().item(),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mixmo.evaluation.inference import TrainedRun
@@ -23,7 +24,7 @@ from mixmo.reporting.sections import (
     ood_sections,
     reproduce_section,
 )
-from mixmo.reporting.tables import accuracies, corruption_table
+from mixmo.reporting.tables import accuracies, corruption_table, sets_tables, temperature_doubt
 
 LINES = 6
 """Members up to which each has a line of its own in plots."""
@@ -62,9 +63,10 @@ def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
     if several:
         columns |= {"Probability average": metrics.probability_average}
         columns |= {f"Member {index}": values for index, values in enumerate(metrics.members)}
+    doubts = [doubt] if (doubt := temperature_doubt(result.scaled)) else []
     sections = [
         Section(cards=cards(metrics.average | metrics.diversity, ranges), notes=[INTERVALS]),
-        confidence_section({name: average}, parts),
+        replace(confidence_section({name: average}, parts), tables=sets_tables(result.sets), notes=doubts),
         class_section(tested, average, result.per_class),
         images_section(
             trained.data, {"Most confident mistakes": average}, tested, dict(members) or parts,

@@ -12,7 +12,9 @@ from mixmo.evaluation.evaluate import EnsembleMetrics
 from mixmo.evaluation.results import EvaluationResult, OODResult
 from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.catalogue import CORRUPTED, METRICS
+from mixmo.metrics.conformal import Sets
 from mixmo.metrics.ood import SCORES as OOD_SCORES
+from mixmo.metrics.temperature import describe_doubt
 from mixmo.reporting.text_table import TextTable
 
 MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")
@@ -38,7 +40,7 @@ def evaluation_tables(result: EvaluationResult, title: str) -> list[TextTable]:
         result: The evaluation.
         title: Above the first.
     """
-    tables = [metrics_table(result.metrics, title), *ood_tables(result.ood)]
+    tables = [metrics_table(result.metrics, title), *sets_tables(result.sets), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
     if result.per_class:
@@ -88,7 +90,25 @@ def calibration_sentence(scaled: Mapping[str, float]) -> str:
         f"ECE {METRICS['ece'].text(scaled['ece_scaled'])}, NLL {METRICS['nll'].text(scaled['nll_scaled'])}; "
         f"sets of {scaled['set_size_95']:.2f} classes on average hold the true class of "
         f"{METRICS['set_coverage_95'].text(scaled['set_coverage_95'])} of the test images (95 % are promised)."
-    )
+        f" {temperature_doubt(scaled)}"
+    ).rstrip()
+
+
+def temperature_doubt(scaled: Mapping[str, float]) -> str:
+    """Return :func:`mixmo.metrics.temperature.describe_doubt` of an evaluation; nothing where it is not known."""
+    return describe_doubt(scaled.get("temperature_low", 1.0), scaled.get("temperature_high", 1.0))
+
+
+def sets_tables(found: Mapping[Sets, Mapping[str, float]]) -> list[TextTable]:
+    """Return the table of coverage and size of each kind of conformal sets; none without a calibration."""
+    if not found:
+        return []
+    keys = [f"{key}_{percent}" for percent in (90, 95) for key in ("set_coverage", "set_coverage_class", "set_size")]
+    rows = [[sets, *(METRICS[key].number(values[key]) for key in keys)] for sets, values in found.items()]
+    header = [f"{percent} %: {shown}" for percent in (90, 95) for shown in ("coverage, %", "worst class, %", "size")]
+    rare = found["classwise"]["set_rare_classes_95"]
+    note = f"Classes in every class-wise 95 % set, since they have too few validation images: {rare:.0f}." * bool(rare)
+    return [TextTable("Conformal sets", ["Sets", *header], rows, note)]
 
 
 def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
