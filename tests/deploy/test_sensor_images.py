@@ -100,6 +100,6 @@ def test_weights_for_rectangles_bring_their_size():
 
 
 def test_a_rectangle_larger_than_the_image_is_refused(tmp_path, capsys):
-    words = ["--data.crop_size=[8, 20]", "--trainer.max_epochs=1", "--run", str(tmp_path / "run")]
+    words = ["--data.crop_size=[8, 99]", "--trainer.max_epochs=1", "--run", str(tmp_path / "run")]
     assert main(["fit", "digits-cut", *words]) != 0
-    assert "data.crop_size is [8, 20], larger than images of 8×8" in capsys.readouterr().err
+    assert "data.crop_size is [8, 99], larger than images of" in capsys.readouterr().err
