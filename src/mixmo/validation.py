@@ -193,8 +193,8 @@ def types_of(section: type) -> Mapping[str, str]:
 
     Example:
         >>> from mixmo.config.settings import Settings
-        >>> [types_of(Settings)[name] for name in ("mixer.alpha", "data.crop_size", "mixer.draw_per")]
-        ['number, 0 to 1,000,000', 'integer, 1 to 8,192 or null', 'batch, sample']
+        >>> [types_of(Settings)[name] for name in ("mixer.alpha", "data.split_seed", "mixer.draw_per")]
+        ['number, 0 to 1,000,000', 'integer, ≥ 0 or null', 'batch, sample']
     """
     found: dict[str, str] = {}
     hints = get_type_hints(section, include_extras=True)
