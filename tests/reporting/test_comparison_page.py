@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,8 +257,8 @@ def group_of(name, *predictions, runs=(), costs=()):
 class Seeded:
     """What a comparison asks a run of a method for."""
 
-    def __init__(self, seed):
-        self.seed = seed
+    def __init__(self, seed, fold=None):
+        self.seed, self.data = seed, SimpleNamespace(folds=None if fold is None else 3, fold=fold or 0)
 
     def settings(self):
         return self
@@ -310,6 +311,19 @@ def test_over_seeds_intervals_are_students_of_paired_seeds():
     assert f"[−{-100 * (gains.mean() - half):.2f}, +" in table.markdown()
     second.entries.reverse()
     assert differences(second, first)["accuracy"] == pytest.approx(found["accuracy"])
+
+
+def test_over_folds_intervals_are_wider_and_tables_say_so():
+    first, second = groups_of_seeds((80, 84, 85), (40, 90, 70))
+    folds = [replace(each, entries=[replace(entry, runs=[Seeded(0, fold)]) for fold, entry in enumerate(each.entries)])
+             for each in (first, second)]  # fmt: skip
+    (gain, low, high), seeds = (differences(pair[1], pair[0])["accuracy"] for pair in (folds, (first, second)))
+    assert gain == seeds.value and high - low == pytest.approx((seeds.high - seeds.low) * math.sqrt(1 + 3 / 2))
+    assert folds[0].images == 1200 and "of 1200 test images" in comparison_sentence(folds)
+    assert "over n folds" in metrics_table(folds).title and "over folds" in differences_table(folds).title
+    twice = [replace(folds[0], entries=[*folds[0].entries, *(replace(entry, runs=[Seeded(1, fold)])
+             for fold, entry in enumerate(folds[0].entries))])]  # fmt: skip
+    assert twice[0].images == 1200 and "over n seeds and folds" in metrics_table(twice).title
 
 
 def test_what_is_better_beyond_chance_is_stressed_and_costs_never_are():
