@@ -51,7 +51,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, observed, clean
 
 def test_the_page_covers_what_can_be_added():
     assert re.findall(r"^## (.*)$", PAGE, re.MULTILINE) == [
-        "A mask", "An objective", "A recipe", "A metric", "A corruption",
+        "A mask", "An objective", "A recipe", "A backbone", "A metric", "A corruption",
     ]  # fmt: skip
     assert {file for _, file, _ in BLOCKS if file} == {
         "own.yaml", *(f"mypackage/{name}.py" for name in ("masks", "losses", "metrics", "corruptions")),
