@@ -11,11 +11,11 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --durations 20
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 20
 	$(BIN)/python -m pytest -m gpu tests/method tests/training
 
 test-fast: .venv/installed-dev
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not slow and not torture and not gpu" --numprocesses auto --maxprocesses 4
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not slow and not torture and not gpu" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 torture: .venv/installed-dev
 	$(BIN)/python -m pytest -m torture tests/torture

@@ -29,7 +29,7 @@ def clean(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, observed, clean, capsys):
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, observed, clean, few_masks, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names, commands = {}, []

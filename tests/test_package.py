@@ -65,10 +65,10 @@ def test_versions_agree():
 
 
 @pytest.mark.slow
-def test_the_quickstart_ends_with_its_table(tmp_path):
+def test_the_quickstart_ends_with_its_table(tmp_path, run_here):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)  # what is there already is left alone
-    words = [ROOT / "examples" / "quickstart.py", "epochs=1", "limit_train_batches=2", "model=wide_resnet10_1"]
-    out = run(*words, cwd=tmp_path)
+    words = ["epochs=1", "limit_train_batches=2", "model=wide_resnet10_1"]
+    out = run_here(ROOT / "examples" / "quickstart.py", *words)
     table = out[out.index("20 digits of each class, 1597 test images") :]
     macs = {}
     for row in ("single network", "single network + CutMix", "Cut-MixMo", "two single networks"):
@@ -85,13 +85,13 @@ def test_the_quickstart_ends_with_its_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_plain_loop_learns_what_it_says(tmp_path):
+def test_the_plain_loop_learns_what_it_says(tmp_path, run_here):
     """Two fifths of its epochs, to 97.2 %; targets of other images, or the first digits of each class, stay below."""
     text = (ROOT / "examples" / "plain_pytorch.py").read_text(encoding="utf-8")
     shorter = text.replace("EPOCHS, REPETITION = 100, 2", "EPOCHS, REPETITION = 40, 2")
     assert shorter != text
     (tmp_path / "shorter.py").write_text(shorter, encoding="utf-8")
-    found = dict(re.findall(r"([\w/]+) ([\d.]+)", run("shorter.py", cwd=tmp_path)))
+    found = dict(re.findall(r"([\w/]+) ([\d.]+)", run_here("shorter.py")))
     assert float(found["accuracy"]) > 0.96 and float(found["nll"]) < 0.2
     weights = torch.load(tmp_path / "digits.pt", weights_only=True)
     plain = timm.create_model("wide_resnet10_2", num_classes=10, in_chans=1)
@@ -103,22 +103,22 @@ def test_the_plain_loop_learns_what_it_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_loop_with_averaged_weights_trains(tmp_path):
+def test_the_loop_with_averaged_weights_trains(tmp_path, run_here):
     """A quarter of its epochs."""
     text = (ROOT / "examples" / "plain_pytorch_ema.py").read_text(encoding="utf-8")
     shorter = text.replace("EPOCHS, REPETITION = 80, 2", "EPOCHS, REPETITION = 20, 2")
     assert shorter != text and len(text.splitlines()) < 60
     (tmp_path / "shorter.py").write_text(shorter, encoding="utf-8")
-    printed = run("shorter.py", cwd=tmp_path)
+    printed = run_here("shorter.py")
     assert float(re.search(r"accuracy ([\d.]+)", printed)[1]) > 0.85
     assert (tmp_path / "digits-ema.pt").is_file()
 
 
 @pytest.mark.slow
-def test_another_librarys_ensembles_are_evaluated(tmp_path):
+def test_another_librarys_ensembles_are_evaluated(tmp_path, run_here):
     """The example's files are read, and hold what its networks predict."""
     pytest.importorskip("torch_uncertainty")
-    run(ROOT / "examples" / "other_libraries.py", "--epochs=2", cwd=tmp_path)
+    run_here(ROOT / "examples" / "other_libraries.py", "--epochs=2")
     for name in ("packed", "batch-ensemble"):
         found = evaluate_predictions(tmp_path / "theirs" / f"{name}.npz")
         assert found.predictions.logits.shape == (360, 4, 10)
@@ -126,17 +126,24 @@ def test_another_librarys_ensembles_are_evaluated(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_gpu_script_runs(tmp_path):
+def test_the_gpu_script_runs(tmp_path, monkeypatch, capsys, traced):
     """On this machine's device, with sizes to match: everything once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    measure = gpu.measure
+    monkeypatch.setattr(gpu, "measure", lambda call, device, seconds=0: measure(call, device, 0))
     sizes = ["--backbone=wide_resnet10_1", "--batches=2", "--matmul=64", "--recipe=quickstart"]
-    out = run(ROOT / "benchmarks" / "gpu.py", "--out=out", *sizes, "--", *TINY, cwd=tmp_path)
-    assert "compiled" in out and "ensemble, logit average" in out
-    assert json.loads((tmp_path / "out" / "gpu.json").read_text())["tables"]["ceilings"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out=out", *sizes, "--", *TINY])
+    gpu.main()
+    assert "ensemble, logit average" in capsys.readouterr().out
+    tables = json.loads((tmp_path / "out" / "gpu.json").read_text())["tables"]
+    assert tables["ceilings"] and tables["training steps"]["batch 2, compiled"]["ms"] > 0
     assert (tmp_path / "out" / "run" / "test.json").is_file()
 
 
 @pytest.mark.slow
-def test_every_form_of_a_network_is_measured(tmp_path):
+def test_every_form_of_a_network_is_measured(tmp_path, run_here):
     """Accuracy is the same in all."""
     pytest.importorskip("onnxruntime")
     write_images(tmp_path / "photos", count=12, size=16)
@@ -147,8 +154,7 @@ def test_every_form_of_a_network_is_measured(tmp_path):
         f"--run={tmp_path}/run",
     ]
     assert main(["fit", "digits-cut", *words, "--trainer.max_epochs=1"]) == 0
-    words = [ROOT / "benchmarks" / "deployment.py", "run", "--rounds=2", "--images=photos", "--save=kept.json"]
-    run(*words, cwd=tmp_path)
+    run_here(ROOT / "benchmarks" / "deployment.py", "run", "--rounds=2", "--images=photos", "--save=kept.json")
     tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
     forms = tables["forms, ratios to the plain backbone"]
     assert {forms[name]["accuracy"] for name in forms if name != "plain backbone"} == {forms["fused"]["accuracy"]}
@@ -172,8 +178,9 @@ def test_what_limits_many_gpus_is_worked_out_as_docs_say(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells the memory of processes")
-def test_streaming_is_measured(tmp_path):
-    printed = run(ROOT / "benchmarks" / "streaming.py", "--images=3000", "--workers=1", cwd=tmp_path)
+def test_streaming_is_measured(monkeypatch, run_here):
+    monkeypatch.setenv("HF_DATASETS_CACHE", os.environ["HF_DATASETS_CACHE"])  # which the program sets
+    printed = run_here(ROOT / "benchmarks" / "streaming.py", "--images=3000", "--workers=1")
     rows = [line.split(",") for line in printed.partition("images,seconds,MiB\n")[2].splitlines()[:-1]]
     assert [int(row[0]) for row in rows][-1] == 2816 and all(float(row[2]) > 50 for row in rows)
     assert "2816 images shown" in printed

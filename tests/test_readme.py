@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mixmo.cli.main import main
 from mixmo.deploy.predictor import Predictor
+from mixmo.evaluation import robustness
 from mixmo.masks import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -55,11 +56,12 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.slow
-def test_commands_run(tmp_path, monkeypatch, capsys, observed):
+def test_commands_run(tmp_path, monkeypatch, capsys, observed, traced, few_masks):
     """In the pages' order, in one folder; training is cut short and pictures stand in for downloads."""
     write_images(tmp_path / "pictures" / "train", size=32)
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(robustness, "KINDS", {kind: robustness.KINDS[kind] for kind in ("fog", "contrast")})
     np.savez("theirs.npz", logits=np.zeros((6, 3)), targets=np.zeros(6, int))
     (tmp_path / "digit.png").write_bytes((tmp_path / "pictures/test/cat/000.png").read_bytes())
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -36,7 +36,7 @@ def asked(monkeypatch):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # how soon it notices its end
     connect, look_up = socket.socket.connect, socket.getaddrinfo
     monkeypatch.setattr(socket.socket, "connect", lambda self, to: (found.append(to), connect(self, to))[1])
     monkeypatch.setattr(socket, "getaddrinfo", lambda *to, **how: (found.append(to), look_up(*to, **how))[1])

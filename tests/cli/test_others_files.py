@@ -23,7 +23,7 @@ def commands(run, images, out):
 
 
 @pytest.mark.parametrize("name", ["predict", "compare", "preview"])
-def test_files_of_others_stay(trained, gone, new_images, tmp_path, capsys, name):
+def test_files_of_others_stay(trained, gone, new_images, tmp_path, capsys, few_masks, name):
     """Each file alone, and a link to it; ours are replaced, --overwrite replaces all."""
     words, files = commands(gone if name == "predict" else trained[2].path, new_images, tmp_path / "out")[name]
     (tmp_path / "out").mkdir()

@@ -74,18 +74,6 @@ def maker(own, kind="cut", pixels=None, members=2, probability=1.0):
     return BatchMaker(own, mixer)
 
 
-def test_targets_belong_to_the_images(generator):
-    images, labels = labelled()
-    own = DataSettings(batch_size=16, batch_repetition=2, channels=1, padding=0, mean=[0.0], std=[1.0])
-    batch = DistinctBatch(images, labels, torch.tensor([3, 1, 4, 11, 5, 9, 2, 6]))
-    inputs, masks, targets, weights, *_ = maker(own)(batch, generator)
-    assert inputs.shape == (16, 2, 1, 6, 6) and masks.shape == (16, 2, 1, 6, 6)
-    shown = (inputs[:, :, 0, 0, 0] * 255 / 20).round().long()
-    assert torch.equal(targets, labels[shown])
-    assert sorted(shown[:, 0].tolist()) == sorted([3, 1, 4, 11, 5, 9, 2, 6] * 2)
-    assert weights.shape == (16, 2)
-
-
 def test_shared_positions_are_those_of_one_image(generator):
     images, labels = labelled()
     batch = DistinctBatch(images, labels, torch.arange(8))
@@ -115,18 +103,6 @@ def test_pixel_partners_come_from_the_whole_set(generator):
         seen |= set((inputs * 255 / 20).round().long().flatten().tolist())
         torch.testing.assert_close(targets.sum(2), torch.ones(2, 2))
     assert seen == set(range(12))
-
-
-def test_soft_targets_are_what_is_visible(generator):
-    images, labels = labelled(5)
-    own = DataSettings(batch_size=4, channels=1, padding=0, mean=[0.0], std=[1.0])
-    batch = DistinctBatch(images, labels, torch.tensor([0, 1, 2, 3]))
-    for _ in range(10):
-        inputs, masks, targets, *_ = maker(own, pixels=PixelMixer("cutmix", probability=1.0))(batch, generator)
-        shown = torch.nn.functional.one_hot((inputs[:, :, 0] * 255 / 20).round().long(), 5).float()
-        visible = (shown * masks[:, :, 0, :, :, None]).sum((2, 3)) / masks.sum((2, 3, 4))[..., None]
-        filled = masks.sum((2, 3, 4)) > 0
-        torch.testing.assert_close(targets[filled], visible[filled], atol=1e-5, rtol=0)
 
 
 def test_a_batch_is_a_function_of_its_generator(generator):

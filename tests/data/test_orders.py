@@ -2,7 +2,6 @@
 
 from typing import get_args
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -109,42 +108,6 @@ class Numbers(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return self.numbers[index] + torch.rand(1, 4, 4), int(self.targets[index])
-
-
-class Recorder(L.LightningModule):
-    """Trains nothing and notes what it sees, epoch by epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen = {}
-
-    def training_step(self, batch, batch_idx):
-        self.seen.setdefault(self.current_epoch, []).extend(shown([batch]))
-        return self.weight * 0
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_sees_the_epochs_that_are_left(numbered, tmp_path, workers):
-    numbered.workers = workers
-    images = data_of(numbered).train
-
-    def run(epochs, first, checkpoint=None):
-        module = Recorder()
-        trainer = L.Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, use_distributed_sampler=False, num_sanity_val_steps=0,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        loader = build_train_loader(images, numbered, 1, CPU, epoch=first)
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-        return module.seen
-
-    assert run(2, 0) == {epoch: order(1, epoch) for epoch in (0, 1)}
-    assert run(4, 2, tmp_path / "last.ckpt") == {epoch: order(1, epoch) for epoch in (2, 3)}
 
 
 def test_a_few_batches_of_another_stream(numbered, monkeypatch):

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import Stopping, plan_of, write_splits
+from conftest import plan_of, write_splits
 from torch import nn
 
 import mixmo
-from mixmo.config.plan import make_plan
 from mixmo.errors import TrainingError
 from mixmo.evaluation.costs import training_images
 from mixmo.runs import RunFolder
@@ -98,13 +97,3 @@ def test_a_step_counts_twice_as_cost(pictures, tmp_path):
         for radius, own in rows.items()
     }
     assert images[0.05] == 2 * images[0.0] > 0
-
-
-def test_it_resumes_bit_for_bit(pictures, tmp_path):
-    clipped = "--trainer.gradient_clip_val=1"
-    whole, _ = trained(pictures, tmp_path / "whole", 0.05, clipped)
-    with pytest.raises(ZeroDivisionError):
-        trained(pictures, tmp_path / "parts", 0.05, clipped, callbacks=[Stopping(epoch=2)])
-    run = RunFolder(tmp_path / "parts")
-    fit(make_plan(run.config()), run, resume=True)
-    assert all(torch.equal(value, whole[name]) for name, value in mixmo.load(run.path).state_dict().items())

@@ -247,11 +247,10 @@ def test_other_normalisations_follow_the_trained_network(pictures, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decay", [0.99, 0.999])
-def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path, decay):
+def test_averaged_weights_are_no_worse_than_the_weights_themselves(tmp_path):
     """Digits, a quarter of the recipe: NLL on the test set at most 0.02 above the raw weights'."""
     run = RunFolder(tmp_path / "run")
-    plan = make_plan(load_recipe("digits-cut"), [f"--optimizer.ema_decay={decay}", "--trainer.max_epochs=5"])
+    plan = make_plan(load_recipe("digits-cut"), ["--optimizer.ema_decay=0.999", "--trainer.max_epochs=5"])
     fit(plan, run)
     state, net = checkpoints.load(run.checkpoint_file())["state_dict"], mixmo.load(run.path)
     test, nll = DataModule(plan.settings.data, 0).test, {}
