@@ -106,6 +106,16 @@ def difference(rows: Rows, task: str, method: str, other: str, metric: str) -> D
     return Difference(statistics.fmean(each), half, len(each), sum(value < 0 for value in each))
 
 
+def read_all(files: Sequence[Path]) -> Rows:
+    """Return the rows of some files; those of ``methods.py``, which name no dataset, have that of the file before."""
+    rows, dataset = Rows(), ""
+    for file in files:
+        for row in read_rows(file):
+            dataset = row.setdefault("dataset", dataset)
+            rows.append(row)
+    return rows
+
+
 def number(value: float, factor: float, digits: int, sign: bool = False) -> str:
     """Return a number as text, with a minus sign that is one, and none for zero.
 
@@ -220,7 +230,7 @@ def renewed(text: str) -> str:
 
     def new(found: re.Match[str]) -> str:
         mark, kind, files, of, against, _ = found.groups()
-        rows = [row for file in files.split("; ") for row in read_rows(RESULTS / file)]
+        rows = read_all([RESULTS / file for file in files.split("; ")])
         if kind == "chosen":
             return f"{mark}{chosen_table(rows, of)}\n\n"
         if kind == "short":
@@ -281,7 +291,7 @@ def main() -> None:
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
     if not given.rows:
         return
-    rows = [row for file in given.rows for row in read_rows(file)]
+    rows = read_all(given.rows)
     if given.picture:
         draw_intervals(rows, given.method, given.against).savefig(given.picture, dpi=130)
         return
