@@ -25,6 +25,7 @@ from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.results import evaluate_runs
 from mixmo.header import Preparation
 from mixmo.runs import RunFolder
 
@@ -199,6 +200,7 @@ def test_an_ensemble_is_one_file(trained, new_images, tmp_path, members):
     """Weighted and calibrated as the runs are together; members of both stand apart where they are asked for."""
     pytest.importorskip("onnxruntime")
     files, paths = sorted(new_images.iterdir()), [str(run.path) for run in trained[1:]]
+    evaluate_runs(trained[1:])  # which keeps predictions on validation images
     words = ["--format=onnx", "--weights=fitted", f"--members={str(members).lower()}", f"--out={tmp_path}/both.onnx"]
     assert main(["export", "+".join(paths), *words]) == 0
     expected = mixmo.Predictor(paths, weights="fitted")(files)

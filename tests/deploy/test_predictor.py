@@ -258,8 +258,11 @@ def test_features_are_what_the_heads_see(gone, new_images, tmp_path):
 def test_features_that_are_not_to_be_had_are_one_sentence(gone, trained, new_images, tmp_path):
     pytest.importorskip("onnxruntime")
     file = export(TrainedRun(RunFolder(gone)), "onnx", tmp_path / "a.onnx").path
+    files = sorted(new_images.iterdir())
+    flipped, expected = (mixmo.Predictor(path, tta="flip")(files).probabilities for path in (file, gone))
+    torch.testing.assert_close(flipped, expected, atol=1e-5, rtol=1e-4)  # views it has
     with pytest.raises(InputError, match="an ONNX file gives no features; predict with the run"):
-        mixmo.Predictor(file, features=True)(sorted(new_images.iterdir()))
+        mixmo.Predictor(file, features=True)(files)
     with pytest.raises(InputError, match="features are those of one network, not of 2"):
         mixmo.Predictor([run.path for run in trained[1:]], features=True)
 
@@ -304,6 +307,7 @@ def test_without_its_validation_images_nothing_is_calibrated_for_other_views(gon
 def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, another_seed, new_images):
     _, two, one = trained
     files, paths = sorted(new_images.iterdir()), [two.path, one.path]
+    evaluate_runs([two, one])  # which keeps predictions on validation images
     found = mixmo.Predictor(paths, weights="fitted")
     weights = found.calibration.weights
     assert (
@@ -313,6 +317,7 @@ def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, 
     singles = [next(mixmo.Predictor(path).stream(files)).logits.double() for path in paths]
     average = (singles[0].sum(1) * weights[0] + singles[1].sum(1) * weights[1]) / 3
     torch.testing.assert_close(found(files).logits, average / found.calibration.temperature)
+    evaluate_runs([another_seed])
     with pytest.raises(InputError, match=r"weights cannot be fitted: .* held out different images for validation"):
         mixmo.Predictor([one.path, another_seed.path], weights="fitted")
 

@@ -113,6 +113,20 @@ def test_replaced_pictures_are_corrupted_again(trained, few, tmp_path):
     assert evaluate_corruptions([TrainedRun(run)], TARGETS) == after
 
 
+def test_views_and_weights_hold_for_corrupted_images_too(trained, few):
+    """By hand: members' logits of the image and its mirror image, times the weight of their run."""
+    runs, weights = [TrainedRun(run) for run in trained[1:]], (1.5, 0.5)
+    found = evaluate_corruptions(runs, TARGETS, tta="flip", weights=weights).kinds["fog"][3]
+    ((images, labels),) = GeneratedCorruptions(runs[0]).batches("fog", 3)
+    logits = []
+    for run, weight in zip(runs, weights, strict=True):
+        shown = run.prepare(images)
+        with torch.no_grad():
+            logits.append(weight * (run.network.members(shown) + run.network.members(shown.flip(3))) / 2)
+    average = torch.cat(logits, 1).double().mean(1)
+    assert found["nll"] == pytest.approx(torch.nn.functional.cross_entropy(average, labels).item(), rel=1e-5)
+
+
 @pytest.fixture
 def evaluated(monkeypatch):
     """The kinds of corruption for which a network predicted."""

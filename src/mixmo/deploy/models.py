@@ -205,14 +205,14 @@ def find_calibration(
         except InputError as error:
             return None, str(error)
     (model,), (name,) = models, names
-    if tta != "none" and model.spec.calibration is not None:
-        if model.run is None:
-            return None, f"{name} is calibrated without test-time augmentation; predict with the run, or leave out tta."
+    if tta != "none" and model.run is None and model.spec.calibration is not None:
+        return None, f"{name} is calibrated without test-time augmentation; predict with the run, or leave out tta."
+    if tta != "none" and model.run is not None and _held_out(model.run):
         try:
             return calibrate(model.run, tta=tta), ""
         except InputError as error:
             return None, f"{name} cannot be calibrated with tta {tta}: {error}"
-    if model.spec.calibration is not None:
+    if tta == "none" and model.spec.calibration is not None:
         return model.spec.calibration, ""
     if model.run is not None and _held_out(model.run):
         return None, f"{name} has not been calibrated yet; `mixmo test {name}` does so."
