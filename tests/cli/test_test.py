@@ -185,6 +185,7 @@ def test_several_runs_are_shown_and_not_written(trained, tmp_path, capsys):
     assert not any((run.path / "test.json").exists() for run in copies)
 
 
+@pytest.mark.slow
 def test_a_later_call_keeps_what_an_earlier_one_found_of_the_same_checkpoint(trained, tmp_path, monkeypatch):
     """In test.json and on the page; newer figures replace those of the same key, another checkpoint all of them."""
     folder, run, _ = trained

@@ -42,6 +42,7 @@ def order(seed, epoch, stream="order"):
     return torch.randperm(COUNT, generator=generator_for(seed, epoch, stream)).tolist()
 
 
+@pytest.mark.slow
 def test_spawned_workers_show_the_order(numbered):
     """As on macOS and Windows, and from Python 3.14 on by forkserver: what a worker needs is pickled."""
     numbered.workers = 1  # they start slowly

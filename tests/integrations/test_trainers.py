@@ -136,6 +136,7 @@ def test_timm(net, digits):
         MixMoTask(net, mixer_of(net), steps=0)
 
 
+@pytest.mark.slow
 def test_transformers(net, digits, tmp_path):
     """Its Trainer with a ``compute_loss`` of a few lines, as docs/own-loop.md has it."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
