@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mixmo.cli.main import main
+from mixmo.config.keywords import ARGUMENTS, OWN, FitSettings, keywords
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
@@ -211,3 +213,12 @@ def test_texts_are_read_back_from_a_runs_configuration_as_they_were(options, fol
 def test_any_word_is_taken_or_refused_in_a_sentence(name, text):
     plan = planned(BASE, [f"--{name}={text}"])
     assert plan.endswith((".", "?")) if isinstance(plan, str) else plan.settings
+
+
+def test_keywords_are_the_settings():
+    """Each setting has one keyword, of its type, so that editors complete them."""
+    assert sorted(keywords().values()) == sorted(set(known_settings()) - OWN)
+    assert not set(keywords()) & set(ARGUMENTS)
+    hints = get_type_hints(FitSettings)
+    known = known_settings() | {"mixer.kind": dict[str, float] | str}  # no function, which a file cannot hold
+    assert hints == {keyword: known[name] for keyword, name in keywords().items()}

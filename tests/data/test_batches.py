@@ -6,9 +6,10 @@ import torch
 
 from mixmo.batch_mixing import BatchMixer
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.batches import Augmentation, BatchMaker
+from mixmo.data.batches import Augmentation, BatchMaker, PreparedCopies
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.network import MixMo
+from mixmo.pairing import pair
 from mixmo.pixel_mixing import PixelMixer
 
 
@@ -113,3 +114,17 @@ def test_a_batch_is_a_function_of_its_generator(generator):
         maker(own, pixels=PixelMixer("mixup"))(batch, torch.Generator().manual_seed(5), 0.3) for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one[:5], other[:5], strict=True))
+
+
+def test_copies_of_a_step_are_told_apart():
+    """Where there are as many copies as places no copy stands twice, whatever the pairs."""
+    distinct, repetition, members = 5, 3, 2
+    count = repetition * members
+    images = torch.arange(float(distinct * count))[:, None, None, None]
+    copies = PreparedCopies(DistinctBatch(images, torch.arange(distinct), torch.arange(distinct)))
+    for seed in range(20):
+        pairs = pair(distinct, members, repetition, 0.4, torch.Generator().manual_seed(seed))
+        found = copies.repeated(pairs, slice(None)).flatten().int()
+        assert (found // count).tolist() == pairs.flatten().tolist() and len(found.unique()) == len(found)
+        parts = [copies.repeated(pairs, part) for part in (slice(0, 4), slice(4, 15))]
+        assert torch.equal(torch.cat(parts).flatten().int(), found)

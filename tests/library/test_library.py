@@ -21,8 +21,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import mixmo
 from mixmo import checkpoints
-from mixmo.config.keywords import ARGUMENTS, OWN, FitSettings, keywords
-from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, MissingError
 from mixmo.runs import RunFolder
 
@@ -396,29 +394,3 @@ def test_groups_and_folds_of_arrays(digits, tmp_path):
 def test_wrong_groups_folds_and_weights_are_one_sentence(digits, changes, message):
     with pytest.raises(InputError, match=message):
         mixmo.fit(**{"model": NET, **digits, **FAST} | changes)
-
-
-def test_keywords_are_the_settings():
-    """Each setting has one keyword, of its type, so that editors complete them."""
-    assert sorted(keywords().values()) == sorted(set(known_settings()) - OWN)
-    assert not set(keywords()) & set(ARGUMENTS)
-    hints = __import__("typing").get_type_hints(FitSettings)
-    known = known_settings() | {"mixer.kind": dict[str, float] | str}  # no function, which a file cannot hold
-    assert hints == {keyword: known[name] for keyword, name in keywords().items()}
-
-
-def test_copies_of_a_step_are_told_apart():
-    """Where there are as many copies as places no copy stands twice, whatever the pairs."""
-    from mixmo.data.batches import PreparedCopies
-    from mixmo.data.image_sets import DistinctBatch
-
-    distinct, repetition, members = 5, 3, 2
-    count = repetition * members
-    images = torch.arange(float(distinct * count))[:, None, None, None]
-    copies = PreparedCopies(DistinctBatch(images, torch.arange(distinct), torch.arange(distinct)))
-    for seed in range(20):
-        pairs = mixmo.pair(distinct, members, repetition, 0.4, torch.Generator().manual_seed(seed))
-        found = copies.repeated(pairs, slice(None)).flatten().int()
-        assert (found // count).tolist() == pairs.flatten().tolist() and len(found.unique()) == len(found)
-        parts = [copies.repeated(pairs, part) for part in (slice(0, 4), slice(4, 15))]
-        assert torch.equal(torch.cat(parts).flatten().int(), found)
