@@ -107,7 +107,7 @@ def test_it_resumes_bit_for_bit_with_its_scale(images, tmp_path, monkeypatch):
     plan = two_epochs(images, FLOAT16, "--optimizer.ema_decay=0.9", "--trainer.gradient_clip_val=1")
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     fit(plan, whole)
-    for number, step in enumerate((4, 7)):
+    for number, step in enumerate((2, 6)):
         with pytest.raises(StoppedError):
             fit(plan, run, resume=number > 0, callbacks=[Ask(step)])
     fit(plan, run, resume=True)
