@@ -71,6 +71,7 @@ def test_help_of_the_program(capsys):
     assert main(["--help"]) == 0 and main(["help"]) == 0
     one, other = capsys.readouterr().out.split("usage: ")[1:]
     assert one == other and all(f"\n  {command} " in one for command in COMMANDS)
+    assert max(map(len, one.splitlines())) <= 100
 
 
 def test_a_closed_pipe_ends_quietly(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Options of every command: none is abbreviated, and flags are true or false wherever they stand."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -93,6 +94,15 @@ def test_help_names_every_option_with_its_meaning(command, capsys):
     for name in options_of(command):
         assert f"--{name}" in said
     assert main([command, "--help"]) == 0
+
+
+def test_help_says_what_values_an_option_takes(capsys):
+    """In words and with the range, without Python's and Sphinx's notation."""
+    assert main(["help", "fit"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not constant. (type: number, 0 to 1, default: 0.5)" in said
+    assert "(type: integer, ≥ 0, default: 0)" in said and "(type: integer, ≥ 1 or null, default: null)" in said
+    assert not re.search(r"Optional\[|Literal\[|Union\[|:\w+:`", said)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

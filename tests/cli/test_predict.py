@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -50,6 +51,18 @@ def test_arrays_have_all_classes_and_features(gone, new_images, tmp_path):
         for name in ("probabilities", "logits", "features", "confidence", "epistemic"):
             np.testing.assert_allclose(arrays[name], getattr(found, name), rtol=1e-4, atol=1e-5)
         assert (arrays["sets"] == found.sets.numpy()).all() and (arrays["labels"] == found.labels.numpy()).all()
+
+
+def test_a_terminal_gets_a_table(gone, new_images, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["predict", str(gone), str(new_images)]) == 0
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    found = mixmo.Predictor(gone)(sorted(new_images.iterdir()))
+    assert max(map(len, lines)) <= 100 and "--coverage" in "".join(lines)
+    numbers = [row[2] for row in rows if row[2]]  # of long names the end stands on a line of its own
+    assert numbers == [f"{100 * value:.1f} %" for value in found.confidence.tolist()]
 
 
 def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(gone, new_images, tmp_path, capsys):

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 import mixmo
 from mixmo.cli.main import main
 from mixmo.errors import InputError, MissingError
+from mixmo.metrics.catalogue import METRICS
 
 FAST = {"batch_size": 16, "lr": 0.1, "epochs": 1, "progress": False, "workers": 0}
 
@@ -93,6 +94,8 @@ def test_it_is_what_the_command_writes(trained, tmp_path, capsys):
     assert gain == pytest.approx(found.table[1]["accuracy"] - found.table[0]["accuracy"]) and low < gain < high
     assert found.sentence.startswith("single classifies") and found.sentence in str(found)
     assert found.tables[0].title.split(",")[0] in printed
+    interval = METRICS["accuracy"].interval(low, high, sign=True)
+    assert interval in printed and max(map(len, printed.splitlines()[:-1])) <= 100  # the last line is a path
     assert mixmo.compare(*words, names=["a", "b", "c"]).names == ["a", "b", "c"]
 
 

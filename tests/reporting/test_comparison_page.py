@@ -35,7 +35,7 @@ def compare(words, out=None, **options):
     """Compare and print the tables, as the command does; return the groups."""
     found = mixmo.compare(*words, out=out, **options)
     for table in found.tables:
-        table.show(200)
+        table.show()
     return found.groups
 
 

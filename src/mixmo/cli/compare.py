@@ -9,6 +9,7 @@ from mixmo.cli.options import Command, Overwrite, Word
 from mixmo.comparing import check_out, compare
 from mixmo.escaping import printable
 from mixmo.evaluation.results import EvaluationOptions
+from mixmo.reporting.comparison_tables import ON_PAGES
 from mixmo.validation import Place, settings_class
 
 
@@ -35,6 +36,6 @@ def run(words: list[str]) -> None:
     check_out(out, own.overwrite)
     comparison = compare(*own.networks, **asdict(options))
     for table in comparison.tables:
-        table.show(200)
+        table.show(ON_PAGES)
     comparison.write(out, own.overwrite, download=options.download)
     print(f"written: {printable(str(out / 'comparison.csv'))}, comparison.md and comparison.html")

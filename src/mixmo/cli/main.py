@@ -23,20 +23,20 @@ from mixmo.launching import is_first
 USAGE = """\
 usage: mixmo COMMAND …
 
-  fit RECIPE [--run FOLDER] [--data.batch_size 128 …]   train a shipped recipe or a YAML file
-  fit RUN                                               resume a run
-  sweep FILE [--out FOLDER]                             every combination of a grid with every seed
-  test RUN… [--ood DATASET …] [--corruptions]           metrics on the test set, of several runs as one ensemble
-  test --predictions FILE.npz                           the same metrics for another program's predictions
-  compare RUN RUN+RUN FILE.npz… [--out FOLDER]          side by side, with intervals; folders of seeds too
-  predict RUN IMAGES…|FOLDER|- [--out FILE]             classes, confidence and uncertainty of new images
-  export RUN --format timm|onnx|safetensors             a file or folder that other programs open
-  recipes                                               list the shipped recipes
-  preview RECIPE [--out FOLDER]                         pictures of what the network sees, and of every mask
-  benchmark [--backbone resnet50 …]                     what MixMo costs on this machine
-  completion bash|zsh|tcsh                              a script that completes commands and options
-  help COMMAND                                          the options of a command
-  --version                                             the version
+  fit RECIPE [--run FOLDER] [--SETTING VALUE …] train a shipped recipe or a YAML file
+  fit RUN                                       resume a run
+  sweep FILE [--out FOLDER]                     every combination of a grid with every seed
+  test RUN… [--ood DATASET …] [--corruptions]   test-set metrics; several runs are one ensemble
+  test --predictions FILE.npz                   the same metrics for another program's predictions
+  compare RUN RUN+RUN FILE.npz… [--out FOLDER]  side by side, with intervals; folders of seeds too
+  predict RUN IMAGES…|FOLDER|- [--out FILE]     classes, confidence and uncertainty of new images
+  export RUN --format timm|onnx|safetensors     a file or folder that other programs open
+  recipes                                       list the shipped recipes
+  preview RECIPE [--out FOLDER]                 pictures of what the network sees and of masks
+  benchmark [--backbone resnet50 …]             what MixMo costs on this machine
+  completion bash|zsh|tcsh                      a script that completes commands and options
+  help COMMAND                                  the options of a command
+  --version                                     the version
 
 `mixmo help COMMAND` and `mixmo COMMAND --help` say more."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from mixmo.config.parsing import is_list, read_words
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError
-from mixmo.validation import Boolean, fields_of, hints_of
+from mixmo.validation import Boolean, fields_of, hints_of, types_of
 
 T = TypeVar("T")
 
@@ -25,6 +26,13 @@ class StandsAlone:
 Word = Annotated[T, StandsAlone()]
 Overwrite = Annotated[Boolean, Field(description="Replace files that mixmo did not write there.")]
 Download = Annotated[Boolean, Field(description="Allow downloads of datasets and networks.")]
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Says an option's range in words, where jsonargparse has the annotation."""
+
+    def _get_type_str(self, action: Any) -> str | None:
+        return getattr(action, "described", None)
 
 
 class Command(NamedTuple):
@@ -72,16 +80,19 @@ class Command(NamedTuple):
         first = fields_of(self.options[0]).items()
         alone = [name.upper() + "…" * is_list(field.annotation) for name, field in first if _stands_alone(field)]
         usage = " ".join(["mixmo", self.name, *alone, "[--name value …]"])
-        parser = ArgumentParser(prog=f"mixmo {self.name}", usage=usage, exit_on_error=False, description=self.about)
+        parser = ArgumentParser(
+            prog=f"mixmo {self.name}", usage=usage, exit_on_error=False, description=self.about,
+            formatter_class=_Formatter,
+        )  # fmt: skip
         for kind in self.options:
             for name, field in fields_of(kind).items():
-                _add(parser, name, field, hints_of(kind)[name])
+                _add(parser, name, field, hints_of(kind)[name], types_of(kind)[name])
         if self.takes_settings:
             settings = fields_of(Settings)
             for section, names in itertools.groupby(settings, lambda name: name.partition(".")[0]):
                 group = parser.add_argument_group(section)
                 for name in names:
-                    _add(group, name, settings[name], hints_of(Settings)[name])
+                    _add(group, name, settings[name], hints_of(Settings)[name], types_of(Settings)[name])
         return parser
 
     def _assign(self, names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
@@ -108,9 +119,10 @@ def _stands_alone(field: FieldInfo) -> bool:
     return any(isinstance(each, StandsAlone) for each in field.metadata)
 
 
-def _add(parser: Any, name: str, field: FieldInfo, hint: Any) -> None:
+def _add(parser: Any, name: str, field: FieldInfo, hint: Any, described: str) -> None:
     """Add an option to a parser."""
-    text = " ".join((field.description or "").replace("``", "").split()).replace("%", "%%")
+    text = re.sub(r":\w+:`~?([\w.]+)`", r"\1", (field.description or "").replace("``", ""))
+    text = " ".join(text.split()).replace("%", "%%")
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if _stands_alone(field):
         many = "*" if not field.is_required() else "+" if is_list(hint) else None
@@ -118,4 +130,6 @@ def _add(parser: Any, name: str, field: FieldInfo, hint: Any) -> None:
     else:
         of_list = get_origin(hint) is list
         takes: dict[str, Any] = {"nargs": "+", "type": get_args(hint)[0]} if of_list else {"type": hint}
-        parser.add_argument(f"--{name}", default=default, help=text, **takes)
+        action = parser.add_argument(f"--{name}", default=default, help=text, **takes)
+        if "{" not in str(action.metavar):  # which names the choices
+            action.described = described

@@ -9,6 +9,7 @@ from mixmo.cli.options import Command, Word
 from mixmo.comparing import compare
 from mixmo.errors import StoppedError
 from mixmo.escaping import message, printable
+from mixmo.reporting.comparison_tables import ON_PAGES
 from mixmo.sweeps import FILE, SweepRunner, load_sweep
 from mixmo.validation import Place, settings_class
 
@@ -58,6 +59,6 @@ def _compare(runner: SweepRunner) -> None:
     download = asked.data.download or asked.model.download
     comparison = compare(*groups, download=download)
     for table in comparison.tables:
-        table.show(200)
+        table.show(ON_PAGES)
     comparison.write(out, note=note, chosen=chosen, download=download)
     print(f"written: {printable(str(out / 'comparison.html'))}")

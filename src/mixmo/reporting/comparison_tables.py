@@ -19,6 +19,8 @@ from mixmo.reporting.text_table import TextTable
 
 SHOWN = (*MAIN, "balanced_accuracy", "d_re", "corruption/accuracy")
 """The columns of the first table, where known."""
+ON_PAGES = {"Misclassification AUROC", "Error-ratio diversity", "ECE, points"}
+"""Headings of columns that pages and files have, and the terminal has no room for."""
 COMPARED = MAIN
 """The metrics whose differences have intervals."""
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from mixmo.escaping import markdown, printable
+
+WIDTH = 100
+"""Columns of what is printed, where the output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,28 @@ class TextTable:
     details: Mapping[tuple[int, int], str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
 
-    def show(self, width: int = 120) -> None:
-        """Print it, as wide as the terminal, or as ``width`` where the output is none."""
-        Console(width=None if sys.stdout.isatty() else width).print(self.rich())
+    def show(self, leave_out: Container[str] = ()) -> None:
+        """Print it, as wide as the terminal, or within 100 columns where the output is none.
 
-    def rich(self) -> Table:
-        """Return it for a terminal."""
+        Args:
+            leave_out: Headings of columns for which a terminal has no room.
+        """
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(self.rich(leave_out))
+
+    def rich(self, leave_out: Container[str] = ()) -> Table:
+        """Return it for a terminal, details in a line below their cell."""
         note = Text(printable(self.note)) if self.note else None
-        table = Table(title=Text(printable(self.title)), caption=note)
-        for index, heading in enumerate(self.header):
-            table.add_column(Text(printable(heading)), justify="right" if index else "left")
-        for row in self._cells(printable):
-            table.add_row(*(Text(text, "bold" if best else "") for text, best in row))
+        title = Text(printable(self.title))
+        table = Table(title=title, caption=note, min_width=min(title.cell_len, WIDTH))  # the title stays on one line
+        shown = [index for index, heading in enumerate(self.header) if heading not in leave_out]
+        for index in shown:
+            whole = any(index == column for _, column in self.details)  # an interval stays on one line
+            whole |= index == 0 and not self.details and all(len(row[0]) <= WIDTH // 3 for row in self.rows)
+            justify: JustifyMethod = "right" if index else "left"
+            table.add_column(Text(printable(self.header[index])), justify=justify, overflow="fold", no_wrap=whole)
+        for row in self._cells(printable, "\n"):
+            cells = [row[index] for index in shown]
+            table.add_row(*(Text(text, "bold" if best else "") for text, best in cells))
         return table
 
     def markdown(self) -> str:
@@ -65,11 +78,11 @@ class TextTable:
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
-    def _cells(self, safe: Callable[[str], str]) -> list[list[tuple[str, bool]]]:
+    def _cells(self, safe: Callable[[str], str], between: str = " ") -> list[list[tuple[str, bool]]]:
         """Return the text of each cell with its details, made safe, and whether it is to be stressed."""
         return [
             [
-                (safe(f"{cell} {self.details.get((i, j), '')}".rstrip(" ")), (i, j) in self.best)
+                (f"{safe(cell)}{between}{safe(self.details.get((i, j), ''))}".rstrip(" \n"), (i, j) in self.best)
                 for j, cell in enumerate(row)
             ]
             for i, row in enumerate(self.rows)

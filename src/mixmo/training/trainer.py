@@ -193,21 +193,24 @@ class EpochLog(Callback):
 
 
 def summarise(measured: dict[str, float]) -> str:
-    """Return an epoch's metrics in one line; accuracies in %, members in brackets.
+    """Return an epoch's metrics in one line; training accuracy is that of each member on its part of the mixtures.
 
     Example:
-        >>> members = {f"train_member_{i}_accuracy": 0.5 for i in range(2)}
+        >>> members = {f"{split}_member_{i}_accuracy": 0.5 for split in ("train", "val") for i in range(2)}
         >>> summarise({"train_loss": 1.25, "images_per_second": 900.0, "val_accuracy": 0.75} | members)
-        'loss 1.25  train (50.0 50.0)  val 75.0  900 images/s'
+        'loss 1.25  training accuracy 50.0, 50.0 %  validation 75.0 % (members 50.0, 50.0)  900 images/s'
     """
 
-    def members(split: str) -> str:
-        found = [100 * value for key, value in measured.items() if key.startswith(f"{split}_member_")]
-        return f" ({' '.join(f'{value:.1f}' for value in found)})" if found else ""
+    def members(split: str) -> list[str]:
+        found = [value for key, value in measured.items() if key.startswith(f"{split}_member_")]
+        return [f"{100 * value:.1f}" for value in found]
 
-    parts = [f"loss {measured['train_loss']:.4g}", f"train{members('train')}"]
+    parts = [f"loss {measured['train_loss']:.4g}"]
+    if trained := members("train"):
+        parts.append(f"training accuracy {', '.join(trained)} %")
     if "val_accuracy" in measured:
-        parts.append(f"val {100 * measured['val_accuracy']:.1f}{members('val')}")
+        own = f" (members {', '.join(found)})" if len(found := members("val")) > 1 else ""
+        parts.append(f"validation {100 * measured['val_accuracy']:.1f} %{own}")
     return "  ".join([*parts, f"{measured['images_per_second']:.0f} images/s"])
 
 
