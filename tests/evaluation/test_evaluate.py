@@ -27,7 +27,7 @@ def test_averages_and_members_are_evaluated(n, scale, seed, members):
             for key, value in metrics_of(metric, (torch.from_numpy(p), targets)).items():
                 assert metrics[prefix + key] == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), prefix + key
     shared = 2 + 4 if members > 1 else 0
-    assert len(metrics) == (5 + 4 + 2) * (members + 2) + shared + 2
+    assert len(metrics) == (6 + 4 + 2) * (members + 2) + shared + 2
     assert ("d_re" in metrics) == (members > 1)
 
 
@@ -36,7 +36,7 @@ def test_an_ensembles_logits_give_the_metrics_of_the_average():
     whole = mixmo.evaluate(logits, targets)
     average = mixmo.evaluate(logits.mean(1), targets)
     assert average == pytest.approx({key: whole[key] for key in average}, rel=1e-6)
-    assert len(average) == 5 + 4 + 2 + 2 and "member_0/nll" not in average
+    assert len(average) == 6 + 4 + 2 + 2 and "member_0/nll" not in average
 
 
 def test_evaluation_in_pieces_is_evaluation(monkeypatch):
