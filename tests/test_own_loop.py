@@ -77,3 +77,13 @@ def test_the_loss_trains_every_member_and_timms_one_only(pixels):
         (gradient,) = torch.autograd.grad(timm.loss.LabelSmoothingCrossEntropy(0.1)(logits, batch.targets), logits)
         first, second = gradient.abs().sum((0, 2))
         assert first > 0.1 and second < 0.1 * first  # what is left of the second is smoothing, of no class
+
+
+@pytest.mark.slow
+def test_the_page_of_several_labels_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "multi-label.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        names = {}
+        exec(compile(block, "docs/multi-label.md", "exec"), names)
+        assert names["probabilities"].shape[1] == 4 and "map" in names["metrics"]

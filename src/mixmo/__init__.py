@@ -25,6 +25,7 @@ __all__ = [
     "load_reference_checkpoint",
     "loss_weights",
     "masks",
+    "mixed_binary_cross_entropy",
     "mixed_cross_entropy",
     "pair",
     "push_to_hub",
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from mixmo.evaluation.evaluate import evaluate
     from mixmo.fusing import fuse
     from mixmo.library import Run, fit
-    from mixmo.mixing import Mix, Mixer, loss_weights, mixed_cross_entropy
+    from mixmo.mixing import Mix, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
     from mixmo.network import MixMo
     from mixmo.pairing import pair
 else:  # hidden from type checkers, for which every attribute would exist
@@ -62,6 +63,7 @@ else:  # hidden from type checkers, for which every attribute would exist
         "load": "mixmo.deploy.load",
         "load_reference_checkpoint": "mixmo.deploy.reference",
         "loss_weights": "mixmo.mixing",
+        "mixed_binary_cross_entropy": "mixmo.mixing",
         "mixed_cross_entropy": "mixmo.mixing",
         "pair": "mixmo.pairing",
         "push_to_hub": "mixmo.deploy.hub",

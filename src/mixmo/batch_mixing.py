@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixmo.errors import InputError
-from mixmo.mixing import Kind, Mixer, loss_weights, mixed_cross_entropy
+from mixmo.mixing import Kind, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.pairing import check_input_repetition, check_repetition, pair
 from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
@@ -29,7 +29,7 @@ class MixedBatch(NamedTuple):
     Attributes:
         inputs: (B, M, C, H, W), the members' images.
         masks: (B, M, 1 or F, h, w), in [0, 1]; they sum to one over the members.
-        targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed or labels were soft.
+        targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed or labels soft or several.
         weights: (B, M) loss weights (equation 5 of the paper).
         shared: (B,) whether all members were shown the same image.
         objective: What :meth:`loss` computes of logits and batch; ``None`` is the paper's.
@@ -67,11 +67,16 @@ def smoothed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: f
     return mixed_cross_entropy(logits, batch.targets, batch.weights, label_smoothing, batch.class_weights)
 
 
+def summed_binary_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float) -> Tensor:
+    """Return the loss of images with several labels, whose targets are smoothed, (1 - ε) y + ε / 2."""
+    return mixed_binary_cross_entropy(logits, batch.targets, batch.weights, label_smoothing)
+
+
 class ImageSource(Protocol):
     """The images that a step is made of.
 
     Attributes:
-        labels: (N,) class numbers of all images, or (N, K) probabilities; partners are drawn from them.
+        labels: (N,) class numbers of all images, or (N, K) probabilities or 0 and 1; partners are drawn from them.
         chosen: (U,) places of the step's distinct images among them.
     """
 
@@ -128,6 +133,8 @@ class BatchMixer:
         class_weights: K factors of the losses of the classes, for rare ones, in the order of the class numbers; scale
             them to average 1 over the training images (scikit-learn's ``compute_class_weight("balanced", …)`` do), and
             the learning rate can stay. ``None`` is 1 for all.
+        multi_label: Whether an image has any number of labels: labels are (U, K), 0 or 1, and the loss is
+            :func:`~mixmo.mixing.mixed_binary_cross_entropy`.
         loss: A loss of your own, a function of logits (B, M, K) and the :class:`MixedBatch`.
         draw_per: ``batch``, the published rule, or ``sample``.
 
@@ -158,6 +165,7 @@ class BatchMixer:
         pixels: Literal["none", "mixup", "cutmix"] | PixelMixer | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | Sequence[float] | None = None,
+        multi_label: bool = False,
         loss: Objective | None = None,
         draw_per: Literal["batch", "sample"] = "batch",
     ) -> None:
@@ -168,19 +176,22 @@ class BatchMixer:
             raise InputError("label_smoothing is part of the paper's loss; a loss of your own smooths by itself.")
         if loss is not None and class_weights is not None:
             raise InputError("class_weights are part of the paper's loss; a loss of your own weighs by itself.")
+        if multi_label and class_weights is not None:
+            raise InputError("class_weights are for images of one class each; with multi_label leave them out.")
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         if self.class_weights is not None and (
             self.class_weights.shape != (net.num_classes,) or not bool((self.class_weights > 0).all())
         ):
             raise InputError(f"class_weights are {class_weights}; they are {net.num_classes} positive numbers.")
-        if label_smoothing:
-            loss = partial(smoothed_cross_entropy, label_smoothing=label_smoothing)
+        if loss is None and (multi_label or label_smoothing):
+            own = summed_binary_cross_entropy if multi_label else smoothed_cross_entropy
+            loss = partial(own, label_smoothing=label_smoothing)
         start, end = input_repetition if isinstance(input_repetition, tuple) else (input_repetition, input_repetition)
         for share in (start, end):
             check_input_repetition(share, net.num_members)
         check_repetition(batch_repetition, batch_repetition)
         self.net, self.batch_repetition, self.objective = net, batch_repetition, loss
-        self.input_repetition = (start, end)
+        self.input_repetition, self.multi_label = (start, end), multi_label
         mixer = PixelMixer(pixels) if isinstance(pixels, str) else pixels
         self.pixels = None if mixer is None or mixer.kind == "none" else mixer
 
@@ -191,7 +202,7 @@ class BatchMixer:
 
         Args:
             images: (U, C, H, W) floating point, as the network takes them: augmented and normalised.
-            labels: (U,) class numbers, or (U, K) probabilities.
+            labels: (U,) class numbers, or (U, K) probabilities; with ``multi_label`` (U, K), 0 or 1.
             progress: Share of training done, in [0, 1]: p falls to 0 over the last twelfth, and rho follows it.
             generator: Source of every draw, on the images' device; ``None`` is the device's global generator.
 
@@ -224,7 +235,7 @@ class BatchMixer:
         rho = start + progress * (end - start)
         pairs = pair(len(chosen), members, self.batch_repetition, rho, generator, labels.device)
         inputs = source.repeated(pairs, part)
-        targets = labels[chosen[pairs[part]]]
+        targets = _as_targets(labels[chosen[pairs[part]]])
         shape = self.net.encoder_shape(inputs.shape[-2], inputs.shape[-1])
         progress = progress if mask_progress is None else mask_progress
         masks, ratios = self.mixer.sample(len(pairs), shape, generator, progress, labels.device)
@@ -238,7 +249,7 @@ class BatchMixer:
                 keep = keep_majority(keep, masks)
             inputs = mix_pixels(inputs, source.copies(partner, part), keep)
             share = visible_share(keep, masks)
-            targets = shared_targets(targets, labels[partner[part]], share, self.net.num_classes)
+            targets = shared_targets(targets, _as_targets(labels[partner[part]]), share, self.net.num_classes)
         if self.class_weights is not None and self.class_weights.device != labels.device:  # once: the host waits for it
             self.class_weights = self.class_weights.to(labels.device)
         return MixedBatch(inputs, masks, targets, weights, shared, self.objective, self.class_weights)
@@ -250,11 +261,15 @@ class BatchMixer:
                 f"images have shape {tuple(images.shape)} and type {images.dtype}; a BatchMixer takes floating-point "
                 f"images (U, {channels}, H, W), as the network does."
             )
-        soft = labels.is_floating_point()
+        soft = labels.is_floating_point() or self.multi_label
         if labels.shape != ((len(images), self.net.num_classes) if soft else (len(images),)):
             raise InputError(
                 f"labels have shape {tuple(labels.shape)} for {len(images)} images; they are {len(images)} class "
-                f"numbers, or probabilities ({len(images)}, {self.net.num_classes})."
+                f"numbers, or probabilities ({len(images)}, {self.net.num_classes}); of several labels "
+                "(multi_label=True) 0 or 1 in this shape."
             )
-        if soft and self.pixels is not None:
-            raise InputError("labels are probabilities; mixing in pixels makes them of class numbers.")
+
+
+def _as_targets(labels: Tensor) -> Tensor:
+    """Return class numbers (B, M), or what there is for each class, (B, M, K), as floats."""
+    return labels if labels.dim() == 2 else labels.float()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -60,6 +60,26 @@ def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str
     if value not in names:
         raise InputError(explain_unknown(value, names, what, listed))
     return value
+
+
+def refuse_labels(name: str, asked: Mapping[str, object]) -> None:
+    """Refuse what is for one class for each image of a network of several labels.
+
+    Args:
+        name: The network's.
+        asked: What is, by its name; what is true was asked for.
+
+    Raises:
+        InputError: naming the first.
+
+    Example:
+        >>> refuse_labels("runs/a", {"ood": ["digits"]})
+        Traceback (most recent call last):
+        mixmo.errors.InputError: ood is for networks of one class for each image; runs/a is multi-label: leave it out.
+    """
+    for key, value in asked.items():
+        if value:
+            raise InputError(f"{key} is for networks of one class for each image; {name} is multi-label: leave it out.")
 
 
 def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "") -> str:

@@ -64,7 +64,8 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
     Args:
         net: The network.
         image_size: (H, W) of that image; ``None`` takes what timm says of the backbone, or tries usual sizes.
-        average: ``logits``, or ``probabilities`` of the members: their heads then stay, as one layer of M * K outputs.
+        average: ``logits``, or ``probabilities`` of the members, softmax of one class for each image, not of several
+            labels: their heads then stay, as one layer of M * K outputs.
 
     Returns:
         A new module with ``plain(images)`` = ``net(images)`` up to rounding. For ``probabilities`` a

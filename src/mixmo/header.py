@@ -117,6 +117,8 @@ class Header:
         options: More keywords of the timm model.
         num_members: M that were trained. A fused network is the average of as many.
         mix_at: Module behind which features are mixed; ``None`` is behind the stem.
+        multi_label: Whether an image may have several of the classes, or none: probabilities are then the sigmoid of
+            each logit, not their softmax.
 
     Example:
         >>> data = Preparation(channels=1, interpolation="bicubic", mean=[0.5], std=[0.25], crop_size=None)
@@ -135,6 +137,7 @@ class Header:
     options: dict[str, Any] = Field(default_factory=dict)
     num_members: Members = 1
     mix_at: Text | None = None
+    multi_label: Boolean = False
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -176,7 +179,7 @@ class Header:
     def sections(self) -> dict[str, dict[str, Any]]:
         """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""
         own = {key: getattr(self, key) for key in ("backbone", "num_members", "options", "mix_at")}
-        return {"model": own, "data": asdict(self.data)}
+        return {"model": own, "data": asdict(self.data) | {"multi_label": self.multi_label}}
 
 
 def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where: str = "it") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, op
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
 from mixmo.deploy.export import Exported, ExportOptions, export
-from mixmo.deploy.image_predictions import ImagePredictions
+from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions
 from mixmo.deploy.images import AnyImage
 from mixmo.deploy.predictor import Predictor
 from mixmo.errors import InputError
@@ -60,7 +60,9 @@ def fit(
     Images are a map-style Dataset of (image, label), a pair of arrays or tensors (images, labels), a dataset of the
     Hugging Face library, or a LightningDataModule's. PIL images and uint8 are kept on the device where they fit, and
     augmented there (``flip``, ``padding`` …). A Dataset whose own transforms are random, or give floating-point images,
-    is asked again for each copy, and the network takes what it gives. Labels are class numbers from 0, or names.
+    is asked again for each copy, and the network takes what it gives. Labels are class numbers from 0, or names; images
+    with several have an array (K,) of 0 and 1, or a list of numbers or names, and are trained with binary
+    cross-entropy (docs/multi-label.md).
 
     Args:
         model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`; ``None``
@@ -236,8 +238,8 @@ class Run(TrainedRun):
         write_report(trained, result)
         return result.flat()
 
-    def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> ImagePredictions:
-        """Return classes, calibrated confidence and uncertainty of images.
+    def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> ImagePredictions | LabelPredictions:
+        """Return classes, calibrated confidence and uncertainty of images; of several labels those above thresholds.
 
         Args:
             images: One or several: paths, PIL images, arrays, tensors; of a run whose Dataset prepared its images,
@@ -347,6 +349,7 @@ def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> 
     train = sources["train"]
     if "data.channels" not in own:
         own["data.channels"] = channels_of(train)
+    own.setdefault("data.multi_label", train.multi_label)
     prepared = any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values())
     if not prepared:
         return

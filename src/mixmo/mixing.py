@@ -338,9 +338,51 @@ def mixed_cross_entropy(
     except IndexError as error:
         message = str(error).rstrip(".")
         raise InputError(f"{message}: class numbers of {classes} classes range from 0 to {classes - 1}.") from error
-    losses = losses.view(batch, members)
+    return _sum_members(losses.view(batch, members), weights)
+
+
+def mixed_binary_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the loss of images with any number of labels: mean over the batch of Σ_i w_i * Σ_k BCE(logits_ik, y_ik).
+
+    It is equation 3 of the paper with binary cross-entropy in place of cross-entropy, summed over the K classes: the
+    negative log-likelihood of all labels of an image. The gradient of a logit is as large as that of cross-entropy,
+    so that learning rates carry over; the mean over classes would need K times the rate (of SGD).
+
+    Args:
+        logits: (B, M, K).
+        targets: (B, M, K), 1 where a class is present and 0 where not, or between where pixels were mixed.
+        weights: (B, M) from :func:`loss_weights`; ``None`` means 1 for every member.
+        label_smoothing: ε; targets become (1 - ε) y + ε / 2.
+
+    Returns:
+        A float32 scalar: summed over classes and members, averaged over the batch, in nats.
+
+    Raises:
+        InputError: if shapes do not fit.
+
+    Example:
+        >>> logits, targets = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
+        >>> mixed_binary_cross_entropy(logits, targets).item()  # 3 log 2 + log(1 + e⁻²)
+        2.206...
+    """
+    if targets.shape != logits.shape:
+        raise InputError(
+            f"targets have shape {tuple(targets.shape)}, but those of several labels are 0 or 1 for each of the logits "
+            f"{tuple(logits.shape)}."
+        )
+    smoothed = (1 - label_smoothing) * targets.float() + label_smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").sum(2)
+    return _sum_members(losses, weights)
+
+
+def _sum_members(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean over the batch of the weighted sum of the members' losses (B, M)."""
     if weights is not None:
         if weights.shape != losses.shape:
-            raise InputError(f"weights have shape {tuple(weights.shape)}, but the members' losses {(batch, members)}.")
+            raise InputError(
+                f"weights have shape {tuple(weights.shape)}, but the members' losses {tuple(losses.shape)}."
+            )
         losses = losses * weights
     return losses.sum(1).mean()

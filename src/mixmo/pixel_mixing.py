@@ -143,18 +143,20 @@ def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_
     """Return soft targets: share * onehot(target) + (1 - share) * onehot(partner).
 
     Args:
-        targets: (B, M) class numbers of the indexed images.
-        partner_targets: (B, M) class numbers of their partners.
+        targets: (B, M) class numbers of the indexed images, or (B, M, K) for each class how far it is present.
+        partner_targets: The same of their partners.
         share: (B, M) visible shares of the indexed images.
         num_classes: K.
 
     Returns:
-        Probabilities (B, M, K), float32.
+        Targets (B, M, K), float32.
 
     Example:
         >>> shared_targets(torch.tensor([[0]]), torch.tensor([[2]]), torch.tensor([[0.75]]), 3).tolist()
         [[[0.75, 0.0, 0.25]]]
     """
+    if targets.is_floating_point():
+        return torch.lerp(partner_targets, targets, share[:, :, None])
     soft = share.new_zeros(*targets.shape, num_classes)
     soft.scatter_add_(2, targets[:, :, None], share[:, :, None])
     return soft.scatter_add_(2, partner_targets[:, :, None], 1 - share[:, :, None])

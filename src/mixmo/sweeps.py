@@ -155,6 +155,10 @@ def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any
                 plan = make_plan(recipe, own)
             except InputError as error:
                 raise InputError(f"trial {name}: {error}") from error
+            if plan.settings.data.multi_label:
+                raise InputError(
+                    f"trial {name}: data.multi_label is true, but a sweep chooses by accuracy; train one by one."
+                )
             for setting in ("devices", "num_nodes"):
                 if (count := getattr(plan.settings.trainer, setting)) not in (None, 1):
                     raise InputError(

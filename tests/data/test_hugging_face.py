@@ -287,3 +287,11 @@ def test_nothing_is_left_without_labels(tmp_path):
     write_parquet(tmp_path, "train", [1, 2, 3], [-1, -1, -1])
     with pytest.raises(InputError, match="3 of 3 labels are -1"):
         open_source(f"parquet:{tmp_path}", "train", on_error="skip")
+
+
+def test_lists_of_class_labels_are_several_labels():
+    lists = datasets.Sequence(datasets.ClassLabel(names=NAMES))
+    features = datasets.Features({"image": datasets.Image(), "tags": lists})
+    rows = {"image": [{"bytes": png(value), "path": None} for value in range(3)], "tags": [[0, 2], [], [1]]}
+    source = open_given(datasets.Dataset.from_dict(rows, features), "train")
+    assert source.classes == NAMES and source.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]

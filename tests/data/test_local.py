@@ -255,6 +255,31 @@ def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
         decode(open_source(f"csv:{tmp_path}/t.csv", "all"), 2, None, 3)
 
 
+def test_a_cell_lists_any_number_of_labels(tmp_path):
+    """Images without a label are of no class; each class is held out by the rarest labels of its images."""
+    cells = ["cat | dog", "", "dog", "owl|cat|dog", "dog", "cat"] * 6 + ["ape|owl"] * 2
+    tree(tmp_path, *(f"{number}.png" for number in range(len(cells))))
+    rows = [f"{number}.png,{cell}" for number, cell in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    name = f"csv:{tmp_path}/t.csv"
+    source = open_source(name, "all", multi_label=True)
+    assert source.classes == ["ape", "cat", "dog", "owl"]
+    assert source.labels[:4].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 1, 1]]
+    data = data_of(settings(name, multi_label=True, validation=0.25, test=0.5, batch_size=4))
+    parts = [np.asarray(each.labels) for each in (data.train, data.validation, data.test)]
+    assert [part.shape for part in parts] == [(13, 4), (6, 4), (19, 4)]
+    assert parts[2][:, 0].sum() == 1 and (parts[2][:, 3].sum(), (parts[2].sum(1) == 0).sum()) == (4, 3)
+    assert parts[0].any(0).all()
+    told = {name: label for name, label, _ in data.split_rows()}
+    assert told[str(tmp_path / "0.png")] == "cat|dog" and told[str(tmp_path / "1.png")] == ""
+    with pytest.raises(InputError, match="line 3, has no label"):
+        data_of(settings(name))
+    with pytest.raises(InputError, match="images_per_class is 2, which draws images class by class"):
+        settings(name, multi_label=True, images_per_class=2)
+    with pytest.raises(InputError, match=r"have one label each, but data\.multi_label is True"):
+        data_of(settings("digits", multi_label=True))
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04damaged", b"no zip at all", None])
 def test_damaged_zip_files_are_one_sentence(tmp_path, content):
     if content is None:  # one byte of the list of files is another

@@ -8,6 +8,7 @@ import mixmo
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import BatchMaker
 from mixmo.data.image_sets import DistinctBatch
+from mixmo.errors import InputError
 from mixmo.pixel_mixing import PixelMixer
 
 
@@ -73,6 +74,28 @@ def test_soft_labels(generator):
     batch = mixmo.BatchMixer(network())(images, labels, generator=generator)
     assert torch.equal(batch.targets, labels[batch.inputs[:, :, 0, 0, 0].long()])
     assert torch.isfinite(batch.loss(torch.randn(8, 2, 5)))
+
+
+@pytest.mark.parametrize("pixels", [None, "mixup", "cutmix"])
+def test_several_labels(generator, pixels):
+    """Image i has the labels of its binary digits; mixing in pixels mixes the labels by the same shares."""
+    images = numbered()[0]
+    labels = (torch.arange(8)[:, None] >> torch.arange(3)) & 1
+    mixer = mixmo.BatchMixer(network(classes=3), "linear", pixels=pixels, multi_label=True, label_smoothing=0.1)
+    batch = mixer(images, labels, generator=generator)
+    assert batch.targets.shape == (8, 2, 3) and batch.targets.dtype == torch.float32
+    if pixels is None:
+        assert torch.equal(batch.targets, labels[batch.inputs[:, :, 0, 0, 0].long()].float())
+    elif pixels == "mixup":  # an input's value is the sum of its labels' values, of two images as of one
+        value = (batch.targets * torch.tensor([1.0, 2.0, 4.0])).sum(2)
+        torch.testing.assert_close(batch.inputs.mean((2, 3, 4)), value)
+        assert (batch.targets % 1 > 0).any()
+    logits = torch.randn(8, 2, 3, generator=generator)
+    smooth = 0.9 * batch.targets + 0.05
+    each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").sum(2)
+    torch.testing.assert_close(batch.loss(logits), (each * batch.weights).sum(1).mean())
+    with pytest.raises(InputError, match="labels have shape"):
+        mixer(images, torch.arange(8) % 3)
 
 
 def test_masks_and_losses_of_ones_own_are_functions(generator):

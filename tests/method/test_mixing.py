@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmo import Mixer, loss_weights, mixed_cross_entropy, pair
+from mixmo import Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy, pair
+from mixmo.errors import InputError
 from mixmo.masks import KINDS
 from mixmo.mixing import mix_features, scheduled_probability
 from mixmo.pixel_mixing import PixelMixer
@@ -174,3 +175,19 @@ def test_ratios_are_dirichlet(alpha, generator):
     assert ratios.var(0).tolist() == pytest.approx([2 / 9 / (3 * alpha + 1)] * 3, rel=0.03)
     again = Mixer("linear", 3, alpha=alpha).sample(40_000, (1, 1, 1), torch.Generator().manual_seed(0)).ratios
     assert torch.equal(ratios, again)
+
+
+def test_the_loss_of_several_labels_is_the_weighted_sum_of_binary_cross_entropies(generator):
+    logits, targets = torch.randn(5, 2, 3, generator=generator), torch.rand(5, 2, 3, generator=generator).round()
+    weights = torch.rand(5, 2, generator=generator)
+    p = logits.sigmoid()
+    by_hand = -(weights[..., None] * (targets * p.log() + (1 - targets) * (1 - p).log())).sum((1, 2)).mean()
+    torch.testing.assert_close(mixed_binary_cross_entropy(logits, targets, weights), by_hand)
+    two = torch.stack([torch.zeros_like(logits), logits], -1).flatten(1, 2)  # absent and present: two classes
+    smooth = mixed_cross_entropy(two, targets.flatten(1).long(), weights.repeat_interleave(3, 1), 0.2)
+    torch.testing.assert_close(mixed_binary_cross_entropy(logits, targets, weights, 0.2), smooth)
+    for wrong, message in ((targets[:, 0], "targets have shape"), (targets[:, :, :2], "targets have shape")):
+        with pytest.raises(InputError, match=message):
+            mixed_binary_cross_entropy(logits, wrong)
+    with pytest.raises(InputError, match="weights have shape"):
+        mixed_binary_cross_entropy(logits, targets, weights[:, :1])

@@ -18,7 +18,7 @@ from mixmo.reporting.advice import FITTED, advice
         (0.97, 0.59, 5, "are hardly separate"),
         (FITTED - 0.01, 0.95, 2, "raise data.input_repetition, the width or the epochs"),
         (FITTED - 0.01, 0.5, 2, "are hardly separate"),
-        (math.nan, 0.95, 2, "are separate and fit"),
+        (math.nan, 0.95, 2, "are separate ("),  # of images with several labels, or where metrics.csv is gone
     ],
 )
 def test_advice_follows_from_the_diagnosis(train, selectivity, members, words):

@@ -162,7 +162,14 @@ def test_the_mixture_is_the_sum_of_masked_inputs():
 
 
 @pytest.mark.parametrize(
-    ("target", "text"), [(torch.tensor([[1]]), "dog"), (torch.tensor([[[0.25, 0.75, 0.0]]]), "0.75 dog + 0.25 cat")]
+    ("target", "text"),
+    [
+        (torch.tensor([[1]]), "dog"),
+        (torch.tensor([[[0.25, 0.75, 0.0]]]), "0.75 dog + 0.25 cat"),
+        (torch.tensor([[[1.0, 0.0, 1.0]]]), "cat + emu"),
+        (torch.tensor([[[1.0, 0.25, 0.75]]]), "1.00 cat + 0.75 emu + 0.25 dog"),
+        (torch.zeros(1, 1, 3), "none"),
+    ],
 )
 def test_targets_in_words(target, text):
     empty = torch.zeros(1, 1)

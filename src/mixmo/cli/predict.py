@@ -20,7 +20,7 @@ from mixmo.config.hardware import Precision
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
-from mixmo.deploy.writing import open_writer
+from mixmo.deploy.writing import COLUMNS, LABEL_COLUMNS, open_writer
 from mixmo.errors import InputError
 from mixmo.escaping import message, printable
 from mixmo.evaluation.calibration import Weights
@@ -53,10 +53,10 @@ class Options:
     features: Boolean = False
     """Write the features before the heads into the .npz file as well."""
     overwrite: Overwrite = False
-    coverage: Number = 0.95
-    """How often sets hold the true class."""
-    max_error_rate: Number = 0.05
-    """Share of the predictions that are not deferred that may be wrong."""
+    coverage: Number | None = None
+    """How often sets hold the true class; null is 0.95."""
+    max_error_rate: Number | None = None
+    """Share of the predictions that are not deferred that may be wrong; null is 0.05."""
     sets: Sets = "marginal"
     """marginal, classwise, aps or raps sets."""
     tta: Augmentations = "none"
@@ -86,11 +86,12 @@ def run(words: list[str]) -> int:
         raise InputError("--features are written into an .npz file; name one with --out.")
     predictor = Predictor(chosen.model, **{key: getattr(chosen, key) for key in PREDICTOR})
     if predictor.uncalibrated:
-        logger.warning("confidence, set and defer stay empty: %s", predictor.uncalibrated)
+        kept = "thresholds are 0.5" if predictor.multi_label else "confidence, set and defer stay empty"
+        logger.warning("%s: %s", kept, predictor.uncalibrated)
     unreadable: dict[int, str] = {}
     if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):
         raise InputError(f"--out {printable(str(out))} is one of the images; choose another file.")
-    with open_writer(out, chosen.overwrite) as write:
+    with open_writer(out, chosen.overwrite, LABEL_COLUMNS if predictor.multi_label else COLUMNS) as write:
         batches = predictor.stream(images, chosen.batch_size, chosen.workers)
         console = Console(stderr=True)
         hidden = not console.is_terminal or (out is None and sys.stdout.isatty())  # a bar would run into the rows

@@ -38,6 +38,10 @@ class DataSettings:
     """Where torchvision's datasets lie."""
     download: Neutral[Boolean] = False
     """Whether a missing dataset may be downloaded."""
+    multi_label: Boolean = False
+    """Whether an image has any number of labels, also none: a table's cell lists them with | between them. The loss is
+    then binary cross-entropy, summed over classes.
+    """
     batch_size: BatchSize = 64
     """B, the mixtures of a step."""
     batch_repetition: Count = 1
@@ -156,6 +160,11 @@ class DataSettings:
             raise InputError(
                 f"data.channels is {self.channels}, but data.policy and data.color_jitter change colours, which these "
                 "bands are not; set --data.policy none and --data.color_jitter 0."
+            )
+        if self.multi_label and self.images_per_class is not None:
+            raise InputError(
+                f"data.images_per_class is {self.images_per_class}, which draws images class by class; those with "
+                "several labels (data.multi_label) cannot be drawn so: leave it out."
             )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"data.scale is {self.scale}; it is two shares, least and most, above 0 and up to 1.")

@@ -82,6 +82,7 @@ class FitSettings(TypedDict, total=False):
     pixels_probability: float
     data_root: str
     data_download: bool
+    multi_label: bool
     batch_size: int
     batch_repetition: int
     input_repetition: float

@@ -132,9 +132,11 @@ class ObjectiveSettings:
     """The training objective."""
 
     name: str = "mixed_cross_entropy"
-    """mixed_cross_entropy, or a function of your own, package.module:function, of a module in allow_imports."""
+    """mixed_cross_entropy (binary, where images have several labels), or a function of your own,
+    package.module:function, of a module in allow_imports.
+    """
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Share of each target that is spread evenly over all classes."""
+    """Share of each target that is spread evenly over all classes; of several labels over presence and absence."""
     class_weights: Annotated[str | list[Positive] | dict[str, Number], BeforeValidator(_take_weights)] = "none"
     """Factor of the loss of each class: none; balanced, N / (K n_k) for the n_k of N training images that are of a
     class; or numbers, one for each class in their order, or by the names of the classes. Numbers are scaled to average
@@ -197,8 +199,8 @@ class TrainerSettings:
     for batch norms, which see a part each.
     """
     patience: Count | None = None
-    """Epochs without a better accuracy on the validation set after which training ends; null trains on. The schedule
-    is that of max_epochs all the same.
+    """Epochs without a better accuracy, or mAP of several labels, on the validation set after which training ends;
+    null trains on. The schedule is that of max_epochs all the same.
     """
     checkpoint_every_steps: Neutral[Count | None] = None
     """Steps from a checkpoint to the next within an epoch; null keeps none by steps."""
@@ -245,6 +247,11 @@ class Settings:
             raise InputError(
                 "objective.class_weights and data.sampler are both balanced, which makes up for rare classes twice; "
                 "set one of them."
+            )
+        if self.data.multi_label and (self.objective.class_weights != "none" or self.data.sampler == "balanced"):
+            raise InputError(
+                "objective.class_weights and data.sampler balanced are for images of one class each; with "
+                "data.multi_label leave them out."
             )
         self.mixer = replace(self.mixer, num_members=self.model.num_members)
 

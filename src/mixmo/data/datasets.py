@@ -47,12 +47,14 @@ class Reading(NamedTuple):
         download: Whether the network may be asked.
         on_error: ``raise``, or ``skip`` images without a label.
         option: What allows downloads in the command at hand, for errors.
+        multi_label: Whether a table's cell lists any number of labels.
     """
 
     root: str = "data"
     download: bool = False
     on_error: str = "raise"
     option: str = DOWNLOAD
+    multi_label: bool = False
 
 
 class NamedDataset:
@@ -180,12 +182,13 @@ def _open_digits(split: str) -> Source:
 
 
 def _find_rows(path: Path, kind: str, how: Reading) -> Parts:
-    table = read_table(path)
+    table = read_table(path, how.multi_label)
     if strange := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
             f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
         )
-    return {split: partial(open_rows, path, rows, how.on_error) for split, rows in (table or {"": []}).items()}
+    arguments = how.on_error, how.multi_label
+    return {split: partial(open_rows, path, rows, *arguments) for split, rows in (table or {"": []}).items()}
 
 
 def _find_folders(path: Path, kind: str, how: Reading) -> Parts:

@@ -107,7 +107,8 @@ def open_given(given: Any, split: str) -> Source:
     Args:
         given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
             images of integers (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with
-            images and labels; or a DataLoader, whose dataset is taken.
+            images and labels; or a DataLoader, whose dataset is taken. A label is a class number or name; several are
+            an array or tensor (K,) of 0 and 1, or a list of class numbers or names.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
@@ -148,13 +149,13 @@ def open_given(given: Any, split: str) -> Source:
 
 
 def _open_arrays(images: Any, labels: Any, split: str) -> Source:
-    if _is_float(images) and len(images.shape) == 4:
-        return open_given(TensorDataset(torch.as_tensor(images), torch.as_tensor(labels)), split)
     if len(images) != len(labels) or not len(images):
         raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give as many, one or more.")
+    numbers, names = number_labels(_as_list(labels), None, split)
+    if _is_float(images) and len(images.shape) == 4:
+        source = open_given(TensorDataset(torch.as_tensor(images), torch.from_numpy(numbers)), split)
+        return replace(source, labels=numbers, classes=names)
     pixels = np.stack([as_pixels(each, f"{split} image {number}") for number, each in enumerate(images)])
-    values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
-    numbers, names = number_labels(values, None, split)
     return Source(numbers, names, ArrayImages(pixels, f"{split} image"))
 
 
@@ -303,8 +304,8 @@ def _labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
     """Return all labels: as the Dataset lists them where it does, else as it gives them one by one."""
     known, count = _get_labels(images.dataset), len(images.dataset)
     if known is not None and len(known) == count:
-        values = known.tolist() if isinstance(known, np.ndarray | Tensor) else list(known)
-        if all(values[index] == _as_python(sample.label) for index, sample in samples.items()):
+        values = _as_list(known)
+        if all(np.array_equal(values[index], _as_python(sample.label)) for index, sample in samples.items()):
             return values
     if count > 10_000:
         warn_once(f"asking for all {count} samples once, for their labels; an attribute `targets` would save that.")
@@ -334,6 +335,17 @@ def _class_names(dataset: Any) -> list[str] | None:
     return list(found) if isinstance(found, Sequence) and all(isinstance(each, str) for each in found) else None
 
 
+def _as_list(labels: Any) -> list[Any]:
+    """Return labels as values of Python's, or arrays of 0 and 1."""
+    if isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1:
+        return labels.tolist()  # type: ignore[no-any-return]
+    return [_as_python(label) for label in labels]
+
+
 def _as_python(label: Any) -> Any:
-    """Return a label as a value of Python's."""
-    return label.item() if isinstance(label, np.generic | np.ndarray | Tensor) and label.ndim == 0 else label
+    """Return a label as a value of Python's, several as an array of 0 and 1 or a list of such values."""
+    if isinstance(label, list | tuple | set):
+        return [_as_python(each) for each in label]
+    if isinstance(label, np.generic | np.ndarray | Tensor):
+        return label.item() if label.ndim == 0 else np.asarray(label)
+    return label

@@ -93,8 +93,8 @@ def open_table(
     """Return the images of a dataset of the Hugging Face library.
 
     Args:
-        dataset: The dataset. The columns of images and labels are those of features Image and ClassLabel, or those with
-            usual names.
+        dataset: The dataset. The columns of images and labels are those of features Image and ClassLabel (or lists of
+            it: several labels), or those with usual names.
         title: What it is called, for names and errors.
         on_error: ``raise``, or ``skip`` images without a label.
         names: The class names, where no ClassLabel has them.
@@ -111,7 +111,8 @@ def open_table(
     labels = dataset.select_columns([label])[:][label]
     if isinstance(feature, Mapping):  # of webdataset's JSON files
         labels = [row and row.get("label") for row in labels]
-    numbers, classes = number_labels(labels, getattr(feature, "names", names), title, on_error)
+    known = getattr(getattr(feature, "feature", feature), "names", names)  # of a list those of what it lists
+    numbers, classes = number_labels(labels, known, title, on_error)
     if type(kind := dataset.features[image]).__name__ == "Image":
         dataset = dataset.cast_column(image, type(kind)(decode=False))
     return Source(numbers, classes, TableImages(dataset, image, title, files)).drop_unlabelled()
@@ -119,7 +120,10 @@ def open_table(
 
 def _find_column(dataset: Any, feature: str, usual: Sequence[str], title: str) -> str:
     """Return the column of a feature, or one with a usual name."""
-    noted = [name for name, kind in dataset.features.items() if type(kind).__name__ == feature]
+    kinds = dataset.features.items()
+    noted = [name for name, kind in kinds if type(kind).__name__ == feature] or [
+        name for name, kind in kinds if type(getattr(kind, "feature", None)).__name__ == feature == "ClassLabel"
+    ]
     found = [name for name in usual if name in (noted or dataset.features)] or noted
     if not found:
         raise InputError(

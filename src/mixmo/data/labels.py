@@ -14,20 +14,31 @@ from mixmo.data.messages import warn_once
 from mixmo.errors import InputError
 from mixmo.escaping import printable
 
+SEPARATOR = "|"
+"""What stands between the labels of an image in a table's cell."""
+
 ABSENT = re.compile(r"|-\d+|none|null|nan", re.IGNORECASE)
 """What datasets write in place of a label."""
 
 
 def number_labels(
-    labels: Sequence[Any], names: Sequence[str] | None, where: str, on_error: str | None = None
+    labels: Sequence[Any],
+    names: Sequence[str] | None,
+    where: str,
+    on_error: str | None = None,
+    images: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Return the class numbers (N,) of N labels, -1 where there is none, and the class names.
 
+    Where images have several labels it is (N, K) uint8: 1 where a class is present.
+
     Args:
-        labels: Class numbers or class names; -1, ``None`` or nothing where an image has no label.
+        labels: Class numbers or class names; -1, ``None`` or nothing where an image has no label. Where images have
+            several: for each a list of class numbers or names, or an array (K,) of 0 and 1.
         names: The class names in the order of their numbers; ``None`` where nobody tells.
         where: Whose labels they are, for errors.
         on_error: ``raise``, or ``skip`` images without a label, which is logged; ``None`` knows no such images.
+        images: Which image each label is of, for errors; ``None`` is one after another.
 
     Raises:
         InputError: if a label is neither a number nor a name, or of no known class, or labels are missing and
@@ -38,13 +49,18 @@ def number_labels(
         (array([1, 0, 1]), ['bat', 'owl'])
         >>> number_labels([1, -1], ["bat", "owl"], "here", on_error="skip")
         (array([ 1, -1]), ['bat', 'owl'])
+        >>> number_labels([["owl", "bat"], [], ["owl"]], None, "here")[0].tolist()
+        [[1, 1], [0, 0], [0, 1]]
     """
+    if any(isinstance(label, list | tuple | set | np.ndarray) for label in labels):
+        return _number_sets(labels, names, where)
+    images = range(len(labels)) if images is None else images
     allowed = {int, str} if on_error is None else {int, str, type(None)}
     if odd := {type(label) for label in labels} - allowed:
         index, wrong = next((i, label) for i, label in enumerate(labels) if type(label) in odd)
         raise InputError(
-            f"{where} image {index} has the label {wrong!r}, a {type(wrong).__name__}; labels are class numbers, "
-            "integers from 0, or names."
+            f"{where} image {images[index]} has the label {wrong!r}, a {type(wrong).__name__}; labels are class "
+            "numbers, integers from 0, or names."
         )
     counts = Counter(labels)
     absent = set[Any]() if on_error is None else _find_absent(counts)
@@ -60,8 +76,69 @@ def number_labels(
     for index, label in enumerate(labels):
         if label not in absent and (label not in numbers or not 0 <= numbers[label] < len(names)):
             what = f"class numbers lie between 0 and {len(names) - 1}" if label in numbers else "which no class has"
-            raise InputError(f"{where} image {index} has the label {label!r}; {what}.")
+            raise InputError(f"{where} image {images[index]} has the label {label!r}; {what}.")
     return np.array([numbers.get(label, -1) for label in labels], dtype=np.int64), list(names)
+
+
+def _number_sets(labels: Sequence[Any], names: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:
+    """Return 0 or 1 for each class of each image (N, K), and the class names."""
+    vectors = isinstance(labels[0], np.ndarray)
+    for index, label in enumerate(labels):
+        if vectors:
+            size = len(names or labels[0])
+            fits = isinstance(label, np.ndarray) and label.shape == (size,) and np.isin(label, (0, 1)).all()
+            wanted = f"an array of {size} values, 0 or 1 for each class, as the first one or the class names have it"
+        else:
+            fits = isinstance(label, list | tuple | set) and len({*label}) == len(label)
+            wanted = "a list of class numbers or names, each once; 0 and 1 for each class stand in an array"
+        if not fits:
+            raise InputError(f"{where} image {index} has the labels {label!r}; they have to be {wanted}.")
+    if vectors:
+        found = np.stack(labels).astype(np.uint8)
+        names = [str(number) for number in range(found.shape[1])] if names is None else names
+    else:
+        images = [index for index, label in enumerate(labels) for _ in label]
+        numbers, names = number_labels([each for label in labels for each in label], names, where, images=images)
+        found = np.zeros((len(labels), len(names)), np.uint8)
+        found[images, numbers] = 1
+    return found, list(names)
+
+
+def rarest_labels(labels: np.ndarray) -> np.ndarray:
+    """Return class numbers (N,): of several labels that which the fewest images have, K where there is none.
+
+    Args:
+        labels: (N,) class numbers, which are what they are, or (N, K), 0 or 1.
+
+    Example:
+        >>> rarest_labels(np.array([[1, 1], [1, 0], [0, 0]])).tolist()
+        [1, 0, 2]
+    """
+    if labels.ndim == 1:
+        return labels
+    counts = np.where(labels, labels.sum(0), len(labels) + 1)
+    return np.asarray(np.where(labels.any(1), counts.argmin(1), labels.shape[1]))
+
+
+def present_classes(labels: np.ndarray) -> np.ndarray:
+    """Return the numbers of the classes that images have, some of them several times.
+
+    Example:
+        >>> present_classes(np.array([[0, 1, 0], [0, 1, 1]])).tolist(), present_classes(np.array([2, 0, 2])).tolist()
+        ([1, 2], [2, 0, 2])
+    """
+    return np.flatnonzero(labels.any(0)) if labels.ndim == 2 else labels
+
+
+def name_label(label: np.ndarray, classes: Sequence[str]) -> str:
+    """Return the name of an image's class, or those of several with | between them.
+
+    Example:
+        >>> name_label(np.array([1, 0, 1]), ["bat", "cat", "owl"]), name_label(np.array(1), ["bat", "cat"])
+        ('bat|owl', 'cat')
+    """
+    numbers = np.flatnonzero(label).tolist() if label.ndim else [int(label)]
+    return SEPARATOR.join(classes[number] for number in numbers)
 
 
 def _find_absent(labels: Iterable[Any]) -> set[Any]:

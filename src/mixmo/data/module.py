@@ -14,6 +14,7 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.data.datasets import DOWNLOAD, NamedDataset, Reading
 from mixmo.data.given import DatasetImages
 from mixmo.data.image_sets import ImageSet, PreparedImages, build_image_set
+from mixmo.data.labels import name_label, present_classes
 from mixmo.data.messages import list_some, warn_once
 from mixmo.data.reading import find_readable, first_size
 from mixmo.data.sources import Source, decode
@@ -186,7 +187,7 @@ class DataModule:
         """Yield the name of each image, its class, and what it is for, in the order of the splits."""
         for split, source in self.sources.items():
             for index, label in enumerate(source.labels):
-                yield source.name(index), self.classes[label], split
+                yield source.name(index), name_label(label, self.classes), split
 
     def fingerprint(self, split: str, other: str | None = None, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that tells whether a split changed; nothing is decoded.
@@ -225,7 +226,7 @@ class DataModule:
 
     def _without_images(self, images: ImageSet) -> str:
         """Return the classes of which a set has no image, in words; nothing if it has all."""
-        missing = np.setdiff1d(np.arange(len(self.classes)), np.asarray(images.labels))
+        missing = np.setdiff1d(np.arange(len(self.classes)), present_classes(np.asarray(images.labels)))
         return ", ".join(printable(self.classes[number]) for number in missing[:3])
 
     def _noticed(self, images: ImageSet, split: str) -> ImageSet:
@@ -240,18 +241,25 @@ class DataModule:
 
     def _find_dataset(self, name: str) -> NamedDataset:
         own = self.settings
-        return NamedDataset(name, Reading(own.root, own.download, own.on_error, self.option))
+        return NamedDataset(name, Reading(own.root, own.download, own.on_error, self.option, own.multi_label))
 
     @cached_property
     def _dataset(self) -> NamedDataset:
         return self._find_dataset(self.settings.name)
 
     def _open(self, split: str) -> Source:
-        if self.given is None:
-            return self._dataset.open(split)
-        if split not in self.given:
+        if self.given is not None and split not in self.given:
             raise MissingError(f"no {split} images were given.")
-        return self.given[split]
+        name, source = self.settings.name, self._dataset.open(split) if self.given is None else self.given[split]
+        if source.multi_label != self.settings.multi_label:
+            found = "lists of labels" if source.multi_label else "one label each"
+            raise InputError(
+                f"the {split} images of {name!r} have {found}, but data.multi_label is {self.settings.multi_label}; "
+                "set it to what they are, or label all of them alike."
+            )
+        if source.multi_label and split in ("train", "all") and (source.labels.sum(1) == 1).all():
+            warn_once(f"each training image of {name!r} has one label; if none can have several, give class numbers.")
+        return source
 
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
@@ -276,9 +284,9 @@ class DataModule:
             return None
         source = self._open("train" if self._splits else "all")
         if own.folds is None:
-            chosen = draw_share(source.labels, own.test, seed, source.groups)
+            chosen = draw_share(source.strata, own.test, seed, source.groups)
         else:
-            chosen = draw_fold(source.labels, own.folds, own.fold, seed, source.groups)
+            chosen = draw_fold(source.strata, own.folds, own.fold, seed, source.groups)
         self._check_some(chosen, source, "testing", "add images, or test images of their own")
         return {"train": source.subset(np.flatnonzero(~chosen)), "test": source.subset(np.flatnonzero(chosen))}
 
@@ -334,7 +342,7 @@ class DataModule:
             held_out = self._open("validation").with_classes(source.classes, where)
         elif self.settings.validation:
             seed = self._split_seed("split")
-            chosen = draw_validation(source.labels, self.settings.validation, seed, source.groups)
+            chosen = draw_validation(source.strata, self.settings.validation, seed, source.groups)
             self._check_some(chosen, source, "validation", "set --data.validation 0")
             source, held_out = source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
         self._warn_of_small_classes(source, held_out)
@@ -360,7 +368,8 @@ class DataModule:
         parts["test"] = self.drawn["test"] if self.drawn is not None else None
         found = []
         for name, part in parts.items():
-            if part is not None and len(missing := np.setdiff1d(trained.labels, part.labels)):
+            known, own = (present_classes(each.labels) for each in (trained, part or trained))
+            if len(missing := np.setdiff1d(known, own)):
                 found.append(f"{name} has no image of {list_some([trained.classes[number] for number in missing])}")
         if found:
             warn_once(f"{self.settings.name!r} has classes too small for every split: {'; '.join(found)}.")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mixmo.data.decoding import explain_error, image_pixels, to_size
-from mixmo.data.labels import check_look_alike
+from mixmo.data.labels import check_look_alike, rarest_labels
 from mixmo.data.messages import list_some, warn_once
 from mixmo.errors import InputError
 from mixmo.escaping import printable
@@ -38,7 +38,7 @@ class Source:
     """Labelled images that can be read one by one.
 
     Attributes:
-        labels: (N,) class numbers, int64.
+        labels: (N,) class numbers, int64; where an image may have several (N, K) uint8, 1 for each that it has.
         classes: The K class names, in the order of their numbers.
         images: Where the images are.
         numbers: (N,) their numbers there; ``None`` is all of them in their order.
@@ -53,6 +53,16 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def strata(self) -> np.ndarray:
+        """(N,) the classes by which images are drawn: of several labels the rarest, K where there is none."""
+        return rarest_labels(self.labels)
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
         """Return the i-th image, an array of its pixels, or the content of its file."""
@@ -103,7 +113,10 @@ class Source:
         if missing := sorted(set(classes) - set(self.classes)):
             warn_once(f"{where} has no images of {list_some(missing)}, which the training set has.")
         places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
-        return replace(self, labels=places[self.labels], classes=classes)
+        labels = places[self.labels] if not self.multi_label else np.zeros((len(self), len(classes)), np.uint8)
+        if self.multi_label:
+            labels[:, places] = self.labels
+        return replace(self, labels=labels, classes=classes)
 
     def fingerprint(self, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that tells whether images, their order, labels or classes changed.

@@ -6,12 +6,13 @@ import csv
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixmo.data.decoding import explain_error
 from mixmo.data.folders import FileImages
-from mixmo.data.labels import number_labels
+from mixmo.data.labels import SEPARATOR, number_labels
 from mixmo.data.sources import Source
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
@@ -26,12 +27,13 @@ these are empty.
 """
 
 
-def read_table(file: Path) -> Table:
+def read_table(file: Path, multi_label: bool = False) -> Table:
     """Return the paths, labels and groups of a CSV file by split.
 
     Args:
         file: Its first line names the columns: ``path`` (or file, filename, image), ``label`` (or class, target) and
             perhaps ``split`` (or set) and ``group``. Paths are below the file's folder, unless they are absolute.
+        multi_label: Whether a cell of labels may be empty: the image shows none of the classes.
 
     Raises:
         MissingError: if there is no such file.
@@ -42,7 +44,7 @@ def read_table(file: Path) -> Table:
     shown = printable(str(file))
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
-            return _rows(csv.DictReader(content, strict=True), file)
+            return _rows(csv.DictReader(content, strict=True), file, multi_label)
     except InputError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -51,7 +53,7 @@ def read_table(file: Path) -> Table:
         ) from error
 
 
-def _rows(reader: csv.DictReader[str], file: Path) -> Table:
+def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
     shown, lines, homes = printable(str(file)), dict[str, int](), dict[str, str]()
     folder_of = functools.cache(os.path.realpath)  # of a million images few folders have to be looked up
     names = {name.strip().lower(): name for name in reader.fieldnames or ()}
@@ -65,7 +67,8 @@ def _rows(reader: csv.DictReader[str], file: Path) -> Table:
     for row in reader:
         if None in row or None in row.values():
             raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
-        if missing := [name for name in (path, label, split, group) if name is not None and not row[name].strip()]:
+        needed = [name for name in (path, None if multi_label else label, split, group) if name is not None]
+        if missing := [name for name in needed if not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
         folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
         place = os.path.join(folder_of(folder), name)
@@ -98,19 +101,24 @@ def _check_image(place: str, where: str) -> None:
         return
 
 
-def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str) -> Source:
+def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str, multi_label: bool = False) -> Source:
     """Return the images of some rows of a table; classes are its labels, sorted.
 
     Args:
         file: The table, for its folder.
         rows: Paths, labels and groups.
         on_error: ``raise``, or ``skip`` rows whose label is -1 (no label).
+        multi_label: Whether a cell lists any number of labels, with :data:`~mixmo.data.labels.SEPARATOR` between them.
 
     Raises:
         InputError: if there are such rows and ``on_error`` is ``raise``.
     """
-    labels, classes = number_labels([label for _, label, _ in rows], None, str(file), on_error)
-    known = [row for row, label in zip(rows, labels, strict=True) if label >= 0]
+    cells: list[Any] = [label for _, label, _ in rows]
+    if multi_label:
+        cells = [[name for each in cell.split(SEPARATOR) if (name := each.strip())] for cell in cells]
+    labels, classes = number_labels(cells, None, str(file), on_error)
+    kept = np.ones(len(rows), dtype=bool) if multi_label else labels >= 0
+    known = [row for row, own in zip(rows, kept, strict=True) if own]
     groups = [group for _, _, group in known]
     numbers = np.unique(groups, return_inverse=True)[1] if any(groups) else None
-    return Source(labels[labels >= 0], classes, FileImages(str(file.parent), [row[0] for row in known]), groups=numbers)
+    return Source(labels[kept], classes, FileImages(str(file.parent), [row[0] for row in known]), groups=numbers)

@@ -9,13 +9,15 @@ from mixmo.config.recipes import method_name
 from mixmo.deploy.export import is_known_to_timm
 from mixmo.deploy.spec import Spec
 from mixmo.escaping import markdown
+from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import load_kept_predictions
 from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.headline import backbone_name
 
-SHOWN = ("accuracy", "nll", "brier", "ece", "temperature", "set_coverage_95", "set_size_95")
+SHOWN = ("accuracy", "nll", "brier", "ece", "map", "f1_macro_tuned", "f1_micro_tuned", "bce_scaled", "temperature",
+         "set_coverage_95", "set_size_95")  # fmt: skip
 MOST_CLASSES = 50
 FOLDER = "path/to/folder"
 
@@ -42,7 +44,13 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
         "It had no validation images, so that its confidence is not calibrated."
         if spec.calibration is None
         else f"The calibration rests on {len(spec.calibration.correct)} validation images."
+        if isinstance(spec.calibration, Calibration)
+        else "Temperature and thresholds were chosen on validation images."
     )
+    found = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
+    several = ", of which an image may have any number" if spec.multi_label else ""
+    others = "probabilities say" if spec.multi_label else "confidence says"
+    advice = "" if spec.multi_label else "; look at the\nepistemic uncertainty, and at `mixmo test --ood`"
     return f"""---
 pipeline_tag: image-classification
 library_name: mixmo
@@ -51,8 +59,8 @@ tags: [image-classification, mixmo, timm]
 
 # {method[:1].upper()}{method[1:]} on {backbone_name(spec.backbone)}
 
-An image classifier of {len(spec.classes)} classes: {names}{more}. It sees {height}×{width} pixels. {kind} Trained with
-mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
+An image classifier of {len(spec.classes)} classes{several}: {names}{more}. It sees {height}×{width} pixels. {kind}
+Trained with mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
 
 ## How good
 
@@ -65,13 +73,12 @@ import mixmo
 
 net = mixmo.from_pretrained("{name or FOLDER}")
 # net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
-predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: classes, confidence, uncertainty
+predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: {found}
 ```
 {_plainly(fused, spec.backbone, name)}
 ## Limits
 
-The figures hold for images like those of the test set. Of other images the confidence says little; look at the
-epistemic uncertainty, and at `mixmo test --ood`. {calibration}
+The figures hold for images like those of the test set. Of other images the {others} little{advice}. {calibration}
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
 from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, open_run
 from mixmo.deploy.onnx_files import write_onnx
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
-from mixmo.errors import InputError, one_of
-from mixmo.evaluation.calibration import Weights
+from mixmo.errors import InputError, one_of, refuse_labels
+from mixmo.evaluation.calibration import Calibration, Weights
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_place, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
@@ -169,6 +171,9 @@ def export(
     options = options or ExportOptions()
     options.check(format)
     runs = [run] if isinstance(run, TrainedRun) else [*run]
+    if runs[0].header.multi_label:
+        asked = {"softmax": options.softmax, "members": options.members, "weights": weights != "equal"}
+        refuse_labels(str(runs[0].path), asked)
     if len(runs) > 1 and (out is None or format != "onnx"):
         raise InputError("several runs are exported as one .onnx file, which --out names.")
     out = out or runs[0].path / FORMATS[format]
@@ -209,15 +214,15 @@ def _describe_ensemble(runs: Sequence[TrainedRun], weights: Weights) -> tuple[Sp
     models, names = [open_run(run) for run in runs], [str(run.path) for run in runs]
     first = models[0].spec
     for model, name in zip(models[1:], names[1:], strict=True):
-        for key in ("classes", "size", "data"):
+        for key in ("classes", "multi_label", "size", "data"):
             if getattr(model.spec, key) != getattr(first, key):
-                what = "has other classes than" if key == "classes" else "prepares images otherwise than"
+                what = "prepares images otherwise than" if key in ("size", "data") else "has other classes than"
                 raise InputError(f"{name} {what} {names[0]}: they cannot be one file; export each.")
     calibration, missing = find_calibration(models, names, weights=weights)
     if calibration is None and weights == "fitted":
         raise InputError(f"weights cannot be fitted: {missing}")
     scales = [1.0] * len(runs) if calibration is None else [*(calibration.weights or [1.0] * len(runs))]
-    own = None if calibration is None else replace(calibration, weights=None)  # they are in the graph
+    own = replace(calibration, weights=None) if isinstance(calibration, Calibration) else calibration  # in the graph
     backbone, members = " + ".join(model.spec.backbone for model in models), sum(m.spec.num_members for m in models)
     return replace(first, backbone=backbone, options={}, num_members=members, mix_at=None, calibration=own), scales
 
@@ -287,13 +292,14 @@ def is_known_to_timm(name: str) -> bool:
 def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
     """Return how far a file's answers to random images are from the trained network's, as log-probabilities."""
     generator = torch.Generator().manual_seed(0)
+    log_probabilities = logsigmoid if spec.multi_label else partial(torch.log_softmax, dim=1)
     largest = 0.0
     for count in (1, 3):
         images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
-        expected = net(spec.prepare(images)).unflatten(1, (-1, len(spec.classes))).mean(1).log_softmax(1)
+        expected = log_probabilities(net(spec.prepare(images)).unflatten(1, (-1, len(spec.classes))).mean(1))
         if not expected.isfinite().all():
             raise InputError("the network answers with numbers that are not finite; its training has diverged.")
-        found = model.logits(images).mean(1).log_softmax(1)
+        found = log_probabilities(model.logits(images).mean(1))
         difference = float((found - expected).abs().max())
         if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
             raise InputError(f"the file would answer otherwise: its log-probabilities differ by {difference:.3g}.")

@@ -1,4 +1,4 @@
-"""Predictions for images: class, calibrated confidence, uncertainty, conformal set, deferral."""
+"""Predictions for images: class, calibrated confidence, uncertainty, conformal set, deferral; or several labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixmo.evaluation.calibration import Calibration
+from mixmo.evaluation.calibration import Calibration, LabelCalibration
 from mixmo.metrics.conformal import Sets, prediction_sets
 from mixmo.metrics.ood import decompose_uncertainty
 
@@ -83,6 +83,67 @@ class ImagePredictions:
             row["set"] = None if self.sets is None else [self.classes[int(k)] for k in self.sets[index].nonzero()[:, 0]]
             row["defer"] = None if self.defer is None else bool(self.defer[index])
             yield row
+
+
+@dataclass(frozen=True)
+class LabelPredictions:
+    """Predictions for N images, each of which may have several of K classes, or none.
+
+    Attributes:
+        names: What the images are called, or their numbers.
+        classes: The K class names.
+        probabilities: (N, K), that each class is present: sigmoids of the average of the members' logits; calibrated
+            where there is a calibration.
+        present: (N, K) whether a class is predicted: its probability is above its threshold.
+        thresholds: (K,), those of the validation images, or 0.5.
+
+    Example:
+        >>> found = interpret_labels(torch.tensor([[[2.0, -1.0, 1.0]]]), ["a.png"], ["cat", "dog", "owl"])
+        >>> found.labels, found.probabilities.round(decimals=2).tolist()
+        ([['cat', 'owl']], [[0.88, 0.27, 0.73]])
+    """
+
+    names: Sequence[str]
+    classes: Sequence[str]
+    probabilities: Tensor
+    present: Tensor
+    thresholds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """The names of the classes that are predicted for each image."""
+        return [[self.classes[int(k)] for k in row.nonzero()[:, 0]] for row in self.present]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for each image, as ``mixmo predict`` writes it."""
+        for name, labels, p in zip(self.names, self.labels, self.probabilities, strict=True):
+            shares = {label: _round(share) for label, share in zip(self.classes, p, strict=True)}
+            yield {"file": name, "labels": labels, "probabilities": shares}
+
+
+def interpret_labels(
+    logits: Tensor, names: Sequence[str], classes: Sequence[str], calibration: LabelCalibration | None = None
+) -> LabelPredictions:
+    """Return the predictions that logits (N, M, K) are for images with several labels.
+
+    Args:
+        logits: The members' logits.
+        names: What the N images are called.
+        classes: The K class names.
+        calibration: From validation images; ``None`` without them.
+
+    Example:
+        >>> found = interpret_labels(torch.tensor([[[2.0, -1.0], [0.0, 0.0]]]), ["a.png"], ["cat", "dog"])
+        >>> next(found.rows())
+        {'file': 'a.png', 'labels': ['cat'], 'probabilities': {'cat': 0.731059, 'dog': 0.377541}}
+    """
+    if calibration is None:
+        calibration = LabelCalibration(1.0, torch.full((len(classes),), 0.5, dtype=torch.float64))
+    p = calibration.probabilities(logits.double().mean(1))
+    return LabelPredictions(names, classes, p, p > calibration.thresholds, calibration.thresholds)
 
 
 def _round(value: Tensor) -> float | None:

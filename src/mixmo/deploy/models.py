@@ -21,7 +21,7 @@ from mixmo.deploy.spec import Spec, describe_run
 from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, reason
 from mixmo.escaping import printable
-from mixmo.evaluation.calibration import Calibration, Weights, calibrate, pool_calibration
+from mixmo.evaluation.calibration import AnyCalibration, Weights, calibrate, pool_calibration
 from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
 from mixmo.evaluation.predictions import Predictions, load_kept_predictions, predict
 from mixmo.network import MixMo
@@ -186,7 +186,7 @@ def get_form(spec: Spec) -> Form:
 
 def find_calibration(
     models: Sequence[Model], names: Sequence[str], tta: Augmentations = "none", weights: Weights = "equal"
-) -> tuple[Calibration | None, str]:
+) -> tuple[AnyCalibration | None, str]:
     """Return the calibration of one network, or of several together by validation images that they share.
 
     Args:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
-from mixmo.deploy.image_predictions import ImagePredictions, interpret_logits
+from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
-from mixmo.errors import InputError, one_of
+from mixmo.errors import InputError, one_of, refuse_labels
 from mixmo.escaping import printable
-from mixmo.evaluation.calibration import Weights
+from mixmo.evaluation.calibration import Calibration, LabelCalibration, Weights
 from mixmo.evaluation.inference import Augmentations, TrainedRun
 from mixmo.metrics.conformal import SETS, Sets
 
@@ -48,8 +48,9 @@ class Predictor:
     Args:
         models: A run, its folder, an exported folder or file, or several; ``A+B`` is several, too.
         checkpoint: ``last``, or ``best`` on the validation set, of a run.
-        coverage: Share of the images whose true class the conformal sets hold.
-        max_error_rate: Share of the predictions that are not deferred that may be wrong.
+        coverage: Share of the images whose true class the conformal sets hold; ``None`` is 0.95.
+        max_error_rate: Share of the predictions that are not deferred that may be wrong; ``None`` is 0.05. Images with
+            several labels have neither sets nor deferral.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of a run.
         download: Whether what a run's network is built from may be downloaded.
         sets: How the conformal sets are made: ``marginal``, ``classwise``, ``aps`` or ``raps``
@@ -62,6 +63,7 @@ class Predictor:
 
     Attributes:
         classes: The K class names.
+        multi_label: Whether an image may have several of them.
         calibration: That of the network, or of several together; ``None`` if there is none, and confidence, set and
             defer stay empty.
         uncalibrated: Why there is none; empty if there is one.
@@ -84,8 +86,8 @@ class Predictor:
         self,
         models: str | Path | TrainedRun | Sequence[str | Path],
         checkpoint: str = "last",
-        coverage: float = 0.95,
-        max_error_rate: float = 0.05,
+        coverage: float | None = None,
+        max_error_rate: float | None = None,
         precision: str = "32-true",
         download: bool = False,
         sets: Sets = "marginal",
@@ -98,10 +100,11 @@ class Predictor:
         one_of(tta, get_args(Augmentations), "tta")
         one_of(weights, get_args(Weights), "weights")
         for name, share in (("coverage", coverage), ("max_error_rate", max_error_rate)):
-            if not 0 < share < 1:
+            if share is not None and not 0 < share < 1:
                 raise InputError(f"{name} is {share}; it is a share between 0 and 1.")
-        self.coverage, self.max_error_rate, self.sets = coverage, max_error_rate, sets
-        self.tta, self.features = tta, features
+        self.coverage = 0.95 if coverage is None else coverage
+        self.max_error_rate = 0.05 if max_error_rate is None else max_error_rate
+        self.sets, self.tta, self.features = sets, tta, features
         if isinstance(models, TrainedRun):
             names: list[str | Path] = [models.path]
             self.models: list[Model] = [open_run(models, precision)]
@@ -111,8 +114,14 @@ class Predictor:
                 raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
             self.models = [open_model(path, checkpoint, precision, download) for path in names]
         self.classes = self.models[0].spec.classes
-        if any(model.spec.classes != self.classes for model in self.models):
-            raise InputError("the networks of an ensemble have other classes; join those of the same data.")
+        self.multi_label = self.models[0].spec.multi_label
+        for model in self.models:
+            if model.spec.classes != self.classes or model.spec.multi_label != self.multi_label:
+                raise InputError("the networks of an ensemble have other classes; join those of the same data.")
+        if self.multi_label:
+            asked = {"coverage": coverage, "max_error_rate": max_error_rate, "sets": sets != "marginal",
+                     "weights": weights != "equal", "features": features}  # fmt: skip
+            refuse_labels(printable(str(names[0])), asked)
         self._check_inputs()
         shown = [printable(str(name)) for name in names]
         self.calibration, self.uncalibrated = find_calibration(self.models, shown, tta, weights)
@@ -135,7 +144,7 @@ class Predictor:
 
     def _warn_of_rare_classes(self) -> None:
         """Name the classes that class-wise sets never leave out."""
-        if self.calibration is None or self.sets == "marginal":
+        if not isinstance(self.calibration, Calibration) or self.sets == "marginal":
             return
         unbounded = self.calibration.set_thresholds(self.coverage, len(self.classes), self.sets).isinf()
         if self.sets == "classwise" and bool(unbounded.any()):
@@ -150,7 +159,7 @@ class Predictor:
 
     def __call__(
         self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, workers: int = 0
-    ) -> ImagePredictions:
+    ) -> ImagePredictions | LabelPredictions:
         """Return the predictions for images.
 
         Args:
@@ -177,9 +186,15 @@ class Predictor:
         names = [_name(image, number) for number, image in enumerate(several)]
         return self.interpret(torch.cat(logits), names, torch.cat(features) if features else None)
 
-    def interpret(self, logits: Tensor, names: Sequence[str], features: Tensor | None = None) -> ImagePredictions:
+    def interpret(
+        self, logits: Tensor, names: Sequence[str], features: Tensor | None = None
+    ) -> ImagePredictions | LabelPredictions:
         """Return the predictions of images of these names by the logits (N, M, K) and features of :meth:`stream`."""
-        promises = (self.calibration, self.coverage, self.max_error_rate, self.sets)
+        known = self.calibration
+        if self.multi_label:
+            return interpret_labels(logits, names, self.classes, known if isinstance(known, LabelCalibration) else None)
+        own = known if isinstance(known, Calibration) else None
+        promises = (own, self.coverage, self.max_error_rate, self.sets)
         return interpret_logits(logits, names, self.classes, *promises, features)
 
     def stream(self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Iterator[Answers]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
@@ -18,7 +18,7 @@ from torch import Tensor
 from mixmo.data.batches import CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
-from mixmo.evaluation.calibration import COLUMNS, Calibration, load_kept_calibration
+from mixmo.evaluation.calibration import COLUMNS, AnyCalibration, Calibration, LabelCalibration, load_kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
 from mixmo.header import Header, header_of_earlier
@@ -27,6 +27,7 @@ from mixmo.validation import CONFIG, Boolean, Integer, Number, Share, describe_e
 MOST_IMAGES = 10_000
 """Validation images whose confidences are written into a file."""
 
+Kind = TypeVar("Kind")
 Temperature = Annotated[Number, Field(gt=0, lt=math.inf)]
 
 
@@ -43,14 +44,22 @@ class _Columns:
     raps: list[Number] | None = None
 
 
-def _calibration(value: Any) -> Calibration | None:
+@dataclass(frozen=True, config=CONFIG)
+class _Thresholds:
+    """A calibration of several labels as plain values."""
+
+    temperature: Temperature
+    thresholds: Annotated[list[Share], Field(min_length=1)]
+
+
+def _calibration(value: Any) -> AnyCalibration | None:
     """Return the calibration of a description; refuse what is none."""
-    if value is None or isinstance(value, Calibration):
+    if value is None or isinstance(value, AnyCalibration):
         return value
-    try:
-        own = TypeAdapter(_Columns).validate_python(value)
-    except ValidationError as error:
-        raise ValueError(f"of its calibration {describe_errors(error, _Columns)[0]}") from error
+    if isinstance(value, Mapping) and "thresholds" in value:
+        found = _read_columns(value, _Thresholds)
+        return LabelCalibration(found.temperature, torch.tensor(found.thresholds, dtype=torch.float64))
+    own = _read_columns(value, _Columns)
     columns = {key: column for key in COLUMNS if (column := getattr(own, key)) is not None}
     if len({len(column) for column in columns.values()}) > 1:
         raise ValueError("its calibration has columns of other lengths")
@@ -59,6 +68,13 @@ def _calibration(value: Any) -> Calibration | None:
         key: torch.tensor(column, dtype=kinds.get(key, torch.float64)) for key, column in columns.items()
     }
     return Calibration(own.temperature, **made)
+
+
+def _read_columns(value: Any, kind: type[Kind]) -> Kind:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"of its calibration {describe_errors(error, kind)[0]}") from error
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -76,7 +92,15 @@ class Spec(Header):
         True
     """
 
-    calibration: Annotated[Calibration | None, PlainValidator(_calibration)] = None
+    calibration: Annotated[AnyCalibration | None, PlainValidator(_calibration)] = None
+
+    def __post_init__(self) -> None:
+        if (own := self.calibration) is None:
+            return
+        if isinstance(own, LabelCalibration) != self.multi_label or (
+            isinstance(own, LabelCalibration) and len(own.thresholds) != len(self.classes)
+        ):
+            raise ValueError("its calibration is not of its classes")
 
     @cached_property
     def _crop(self) -> CenterCrop:
@@ -94,9 +118,11 @@ class Spec(Header):
         """
         content = self.to_dict() | more
         if (own := self.calibration) is not None:
-            step = -(-len(own.correct) // MOST_IMAGES)
+            step = -(-len(own.correct) // MOST_IMAGES) if isinstance(own, Calibration) else 1
             content["calibration"] = {"temperature": own.temperature} | {
-                key: column[::step].tolist() for key in COLUMNS if (column := getattr(own, key)) is not None
+                key: column[::step].tolist()
+                for key in (*COLUMNS, "thresholds")
+                if (column := getattr(own, key, None)) is not None
             }
         return json.dumps(content, ensure_ascii=False)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,21 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixmo.deploy.image_predictions import ImagePredictions
+from mixmo.data.labels import SEPARATOR
+from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions
 from mixmo.errors import InputError
 from mixmo.escaping import csv_cell
 from mixmo.files import check_place, replace_file
 from mixmo.reporting.text_table import TextTable
 
-Write = Callable[[ImagePredictions], None]
+Found = ImagePredictions | LabelPredictions
+Write = Callable[[Found], None]
 COLUMNS = (
     "file", "class", "probability", "confidence", "top5", "total", "aleatoric", "epistemic", "agreement", "set",
     "defer",
 )  # fmt: skip
+LABEL_COLUMNS = ("file", "labels", "probabilities")
+"""Those of images with several labels."""
 
 
 @contextmanager
-def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
+def open_writer(out: Path | None, overwrite: bool = False, columns: Sequence[str] = COLUMNS) -> Iterator[Write]:
     """Take batches of predictions and write them.
 
     Rows are those of :meth:`mixmo.deploy.image_predictions.ImagePredictions.rows`; an .npz file has all tensors of
@@ -40,13 +45,14 @@ def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
         out: A file that ends in .csv, .jsonl or .npz; ``None`` shows a table in a terminal, and writes comma-separated
             values to a standard output that is none.
         overwrite: Whether a file that is there already is replaced.
+        columns: The keys of the rows.
 
     Raises:
         InputError: if the ending is another, or the file exists or cannot be written; nothing is left half written.
     """
     if out is None:
         if not sys.stdout.isatty():
-            yield _csv(sys.stdout)
+            yield _csv(sys.stdout, columns)
             return
         rows = list[dict[str, Any]]()
         yield lambda found: rows.extend(found.rows())
@@ -55,13 +61,13 @@ def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
             empty = {name for name, *cells in zip(table.header, *table.rows, strict=True) if not any(cells)}
             table.show(empty)
         return
-    kinds = {".csv": _csv, ".jsonl": _json_lines}
+    kinds: dict[str, Callable[[IO[str]], Write]] = {".csv": partial(_csv, columns=columns), ".jsonl": _json_lines}
     if (suffix := out.suffix.lower()) not in (*kinds, ".npz"):
         raise InputError(f"--out is {out}; predictions are written as .csv, .jsonl or .npz.")
     check_place(out, False, overwrite)
     with replace_file(out) as file:
         if suffix == ".npz":
-            found = list[ImagePredictions]()
+            found = list[Found]()
             yield found.append
             np.savez(file, allow_pickle=False, **_arrays(found))
             return
@@ -72,6 +78,8 @@ def open_writer(out: Path | None, overwrite: bool = False) -> Iterator[Write]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> TextTable:
     """Return what a reader at a terminal wants to know of each image."""
+    if "labels" in rows[0]:
+        return TextTable("", ["image", "labels"], [[row["file"], ", ".join(row["labels"])] for row in rows])
     certainty = "probability" if rows[0]["confidence"] is None else "confidence"
     cells = []
     for row in rows:
@@ -92,35 +100,40 @@ NOTE = (
 )
 
 
-def _csv(file: IO[str]) -> Write:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+def _csv(file: IO[str], columns: Sequence[str]) -> Write:
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
 
-    def write(found: ImagePredictions) -> None:
+    def text(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = "; ".join(f"{name} {share:.4f}" for name, share in value.items())
+        elif isinstance(value, list):
+            value = (SEPARATOR if key == "labels" else "; ").join(value)  # labels as tables of images have them
+        elif isinstance(value, bool):
+            return "yes" if value else "no"
+        return csv_cell(value) if isinstance(value, str) else value
+
+    def write(found: Found) -> None:
         for row in found.rows():
-            texts = {"file": csv_cell(row["file"]), "class": csv_cell(row["class"])}
-            texts["top5"] = csv_cell("; ".join(f"{name} {share:.4f}" for name, share in row["top5"].items()))
-            texts["set"] = "" if row["set"] is None else csv_cell("; ".join(row["set"]))
-            texts["defer"] = {None: "", True: "yes", False: "no"}[row["defer"]]
-            writer.writerow(row | texts)
+            writer.writerow({key: text(key, value) for key, value in row.items()})
 
     return write
 
 
 def _json_lines(file: IO[str]) -> Write:
-    def write(found: ImagePredictions) -> None:
+    def write(found: Found) -> None:
         for row in found.rows():
             print(json.dumps(row, ensure_ascii=False), file=file)
 
     return write
 
 
-def _arrays(found: list[ImagePredictions]) -> dict[str, np.ndarray]:
+def _arrays(found: list[Found]) -> dict[str, np.ndarray]:
     """Return the arrays of all batches by their names."""
     arrays = {"names": np.array([name for each in found for name in each.names], str)}
     arrays["classes"] = np.array(found[0].classes if found else [], str)
-    for field in fields(ImagePredictions):
+    for field in fields(found[0]) if found else ():
         parts = [part for each in found if isinstance(part := getattr(each, field.name), Tensor)]
         if parts:
-            arrays[field.name] = torch.cat(parts).numpy()
+            arrays[field.name] = (parts[0] if field.name == "thresholds" else torch.cat(parts)).numpy()
     return arrays

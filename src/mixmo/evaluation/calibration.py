@@ -23,6 +23,7 @@ from mixmo.evaluation.inference import Augmentations, TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import Sets, conformity, set_threshold
+from mixmo.metrics.multi_label import as_binary, best_thresholds
 from mixmo.metrics.selective import confidence_threshold
 from mixmo.metrics.temperature import describe_doubt, fit_temperature, fit_weights, temperature_interval
 from mixmo.runs import CHECKPOINTS, RunFolder
@@ -102,22 +103,50 @@ class Calibration:
         return (logits.double() / self.temperature).softmax(1)
 
 
-def fit_calibration(logits: Tensor, targets: Tensor) -> Calibration:
+@dataclass(frozen=True)
+class LabelCalibration:
+    """What follows from predictions on validation images with several labels; never from the test set.
+
+    Attributes:
+        temperature: T, by which the average of logits is divided.
+        thresholds: (K,) probabilities after it, above which a class is predicted
+            (:func:`mixmo.metrics.multi_label.best_thresholds`).
+    """
+
+    temperature: float
+    thresholds: Tensor
+
+    interval = weights = None
+    """What only a :class:`Calibration` has."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the calibrated probability of each class (N, K) of averaged logits (N, K), in float64."""
+        return (logits.double() / self.temperature).sigmoid()
+
+
+AnyCalibration = Calibration | LabelCalibration
+
+
+def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
     """Return the calibration that validation images give.
 
     T is :func:`mixmo.metrics.fit_temperature`'s; where every image is right it is at least 1, since the likelihood then
-    grows as T falls to 0, and a few images without a mistake are no reason to be surer.
+    grows as T falls to 0, and a few images without a mistake are no reason to be surer. Of several labels each is an
+    answer of its own between two classes, absent and present.
 
     Args:
         logits: (N, K), averaged over the members.
-        targets: (N,) class numbers.
+        targets: (N,) class numbers, or (N, K), 0 or 1.
 
     Raises:
         InputError: if there are none, or they do not fit.
     """
-    temperature = fit_temperature(logits, targets)
-    if bool((logits.argmax(1) == targets).all()):
+    answers, right = (logits, targets) if targets.dim() == 1 else as_binary(logits, targets)
+    temperature = fit_temperature(answers, right)
+    if bool((answers.argmax(1) == right).all()):
         temperature = max(temperature, 1.0)
+    if targets.dim() == 2:
+        return LabelCalibration(temperature, best_thresholds((logits.double() / temperature).sigmoid(), targets))
     probabilities = (logits.double() / temperature).softmax(1)
     confidence, predicted = probabilities.max(1)
     likely, aps, raps = (conformity(probabilities, targets, sets) for sets in ("marginal", "aps", "raps"))
@@ -127,7 +156,7 @@ def fit_calibration(logits: Tensor, targets: Tensor) -> Calibration:
 
 def calibrate(
     run: TrainedRun, precision: str = "32-true", refresh: bool = False, tta: Augmentations = "none"
-) -> Calibration | None:
+) -> AnyCalibration | None:
     """Return the calibration of a run's checkpoint, kept in its folder; ``None`` without a validation set.
 
     Args:
@@ -142,16 +171,18 @@ def calibrate(
     """
     if not run.settings.data.validation:
         return None
-    if not refresh and (known := load_kept_calibration(run, tta)) is not None and known.targets is not None:
+    known = None if refresh else load_kept_calibration(run, tta)
+    if isinstance(known, LabelCalibration) or (known is not None and known.targets is not None):
         return known
     found = predict(run, "validation", precision, refresh, tta)
     calibration = fit_calibration(mean_logits(found.logits), found.targets)
     note = {"checkpoint": run.digest, "temperature": calibration.temperature, "interval": calibration.interval}
-    keep_tensors(_file(run, tta), {key: getattr(calibration, key) for key in COLUMNS}, note)
+    columns = {key: getattr(calibration, key, None) for key in (*COLUMNS, "thresholds")}
+    keep_tensors(_file(run, tta), {key: column for key, column in columns.items() if column is not None}, note)
     return calibration
 
 
-def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights: Weights = "equal") -> Calibration:
+def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights: Weights = "equal") -> AnyCalibration:
     """Return the calibration of the average of all members' logits on validation images that networks share.
 
     Args:
@@ -184,7 +215,9 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights
         return fit_calibration(mean_logits(found.logits), found.targets)
     own = fit_weights(torch.stack([part.logits.double().sum(1) for part in parts], 1), first.targets)
     scaled = [replace(part, logits=weight * part.logits) for part, weight in zip(parts, own, strict=True)]
-    return replace(pool_calibration(scaled, names), weights=tuple(own.tolist()))
+    pooled = pool_calibration(scaled, names)
+    assert isinstance(pooled, Calibration)  # fit_weights takes class numbers only
+    return replace(pooled, weights=tuple(own.tolist()))
 
 
 def calibrate_run(
@@ -209,7 +242,7 @@ def calibrate_run(
             logger.warning("%s", doubt)
 
 
-def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> Calibration | None:
+def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:
     """Return the calibration kept in a run's folder; ``None`` if there is none, or it is of another checkpoint.
 
     Args:
@@ -219,6 +252,8 @@ def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> Calib
     if (known := read_tensors(_file(run, tta))) is None or known[1].get("checkpoint") != run.digest:
         return None
     tensors, note = known
+    if run.header.multi_label:
+        return LabelCalibration(float(note["temperature"]), tensors["thresholds"])
     columns: dict[str, Any] = {key: tensors[key] for key in COLUMNS if key in tensors}
     interval = tuple(map(float, note["interval"])) if "interval" in note else None
     return Calibration(float(note["temperature"]), **columns, interval=interval)  # type: ignore[arg-type]

@@ -98,6 +98,11 @@ class Group:
     name: str
     entries: list[Entry]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether images may have several labels."""
+        return self.entries[0].result.predictions.multi_label
+
     def values(self, key: str) -> list[float]:
         """Return a metric or a cost of every entry, by its key of :meth:`Entry.flat`; NaN where it is not known."""
         return [entry.flat().get(key, math.nan) for entry in self.entries]
@@ -242,7 +247,8 @@ def _check_alike(groups: Sequence[Group]) -> None:
         own, first = entry.result.predictions, firsts.get(entry.replicate.fold, groups[0].entries[0])
         wanted = first.result.predictions
         named = bool(entry.runs and first.runs)  # files may lack the names of classes
-        fits = own.are_of(wanted) and own.logits.shape[2] == wanted.logits.shape[2]
+        fits = own.multi_label == wanted.multi_label and own.are_of(wanted)
+        fits = fits and own.logits.shape[2] == wanted.logits.shape[2]
         if not fits or (named and own.classes != wanted.classes):
             raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
     for group in groups if any(len(each.entries) > 1 for each in groups) else ():
@@ -263,7 +269,7 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
     Of one network on each side they are over test images, for the metrics that have such
     (:func:`mixmo.evaluation.intervals.difference_intervals`). Of two seeds or folds or more on both sides they are
     Student's over these, paired where both have the same, Welch's where not, of all metrics that bins do not bias. Of
-    one seed against several there is none.
+    one seed against several there is none, nor over images with several labels.
 
     Args:
         group: One side.
@@ -271,7 +277,9 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
         keys: Metrics, by their keys of :meth:`Entry.flat`.
     """
     counts = len(group.entries), len(first.entries)
-    if counts == (1, 1):
+    if counts == (1, 1) and group.multi_label:
+        found: dict[str, Interval] = {}
+    elif counts == (1, 1):
         own, other = (each.entries[0].result.predictions.average() for each in (group, first))
         found = difference_intervals(own, other)
     elif min(counts) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import asdict, dataclass, field
 
@@ -130,7 +131,7 @@ def _is_harder(run: TrainedRun) -> bool:
 
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:
-    """Return what ``metrics.csv`` says of an epoch; NaN if it does not."""
+    """Return what ``metrics.csv`` says of an epoch; NaN if it does not, as of images with several labels."""
     rows = [row for row in read_known_history(run.folder) if row["epoch"] == epoch]
-    found = [value for row in rows for key, value in row.items() if key.startswith("train_member_")]
+    found = [value for row in rows for key, value in row.items() if re.fullmatch(r"train_member_\d+_accuracy", key)]
     return statistics.fmean(found) if found else math.nan

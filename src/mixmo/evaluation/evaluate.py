@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torchmetrics import Metric, MetricCollection
 
-from mixmo.metrics import Calibration, Diversity, Scores, SelectivePrediction
+from mixmo.metrics import Calibration, Diversity, MultiLabelScores, Scores, SelectivePrediction
 from mixmo.metrics.calibration_errors import bin_gaps, expected_error
 from mixmo.metrics.checks import as_tensor, check_logits
 from mixmo.metrics.chunks import in_chunks, mean_logits
+from mixmo.metrics.diversity import disagreement
+from mixmo.metrics.multi_label import check_label_sets
 from mixmo.metrics.samples import per_sample
 from mixmo.metrics.temperature import two_fold
 
@@ -24,14 +27,16 @@ class EnsembleMetrics:
 
     ``average``, ``probability_average`` and each of ``members`` have the metrics of :class:`mixmo.metrics.Scores`
     (``accuracy``, ``nll``, ``brier``, …), :class:`~mixmo.metrics.Calibration` (``ece``, …) and
-    :class:`~mixmo.metrics.SelectivePrediction` (``aurc``, …).
+    :class:`~mixmo.metrics.SelectivePrediction` (``aurc``, …). Of images with several labels they have those of
+    :class:`~mixmo.metrics.MultiLabelScores` (``map``, …).
 
     Attributes:
         average: Of the average of the logits, the paper's rule; also ``nll_two_fold`` and ``ece_two_fold``, after
             temperature scaling of each half of the samples by the temperature of the other (the paper's NLLc).
         probability_average: Of the average of the probabilities.
         members: Of each member by itself.
-        diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …). Empty for one member.
+        diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …), or ``label_disagreement``,
+            the share of labels that two members decide differently. Empty for one member.
     """
 
     average: dict[str, float]
@@ -60,7 +65,7 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
 
     Args:
         logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble; tensors or arrays.
-        targets: (N,) class numbers, of any type of integers.
+        targets: (N,) class numbers, of any type of integers; of several labels (N, K), 0 or 1 for each class.
 
     Returns:
         A flat dict of floats; NaN where a metric is not defined. Of (N, K) the keys without a prefix. Accuracies and
@@ -76,6 +81,8 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
         (1.0, 0.5, 0.5)
         >>> evaluate(logits.mean(1), torch.tensor([0, 0]))["nll"] == metrics["nll"]
         True
+        >>> evaluate(logits, torch.tensor([[1, 0], [1, 0]]))["exact_match"]
+        0.5
     """
     members, numbers = as_tensor(logits, "logits"), as_tensor(targets, "targets")
     numbers = numbers.to(members.device)
@@ -88,7 +95,7 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
 
     Args:
         logits: (N, M, K).
-        targets: (N,) class numbers.
+        targets: (N,) class numbers, or (N, K), 0 or 1.
 
     Raises:
         InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
@@ -98,6 +105,8 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
         >>> found.average["accuracy"], len(found.members), found.diversity
         (0.75, 1, {})
     """
+    if targets.dim() == 2:
+        return _measure_labels(logits, check_label_sets(logits, targets))
     targets = check_logits(logits, targets)
     members = logits.shape[1]
     each = [MetricCollection([Scores(), Calibration(), SelectivePrediction()], compute_groups=False)
@@ -113,6 +122,21 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     average, probability_average, *alone = map(_compute, each)
     average |= _two_fold_metrics(logits, targets)
     return EnsembleMetrics(average, probability_average, alone, _compute(between[0]) if between else {})
+
+
+def _measure_labels(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
+    """Return the metrics of M members on images with several labels."""
+    members, found = logits.double(), []
+    log_present, log_absent = (logsigmoid(side).logsumexp(1) for side in (members, -members))  # log-odds of their mean
+    for own in (members.mean(1), log_present - log_absent, *members.unbind(1)):
+        scores = MultiLabelScores()
+        scores.update(own, targets)
+        found.append(_compute(scores))
+    diversity = {}
+    if members.shape[1] > 1:
+        decided = (members > 0).movedim(1, 2).flatten(0, 1)
+        diversity = {"label_disagreement": disagreement(decided).mean().item()}
+    return EnsembleMetrics(found[0], found[1], found[2:], diversity)
 
 
 def _compute(metric: Metric | MetricCollection) -> dict[str, float]:

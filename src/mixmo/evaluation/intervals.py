@@ -24,7 +24,7 @@ Interval = tuple[float, float]
 Z = 1.959964
 LEAST = 20
 """Wrong predictions below which the interval of one network's NLL or Brier score covers too seldom."""
-BIASED = ("ece",)
+BIASED = ("ece", "label_ece")
 """Metrics whose bins bias them, by how much depends on the network: no interval covers their true difference."""
 UNKNOWN: Interval = (math.nan, math.nan)
 
@@ -33,7 +33,7 @@ def image_intervals(found: Predictions) -> dict[str, Interval]:
     """Return 95 % intervals over test images of ``accuracy``, ``nll``, ``brier`` and ``disagreement``.
 
     Those of shares are Wilson's, those of means Student's; for ``nll`` and ``brier`` there have to be 20 wrong
-    predictions, and for ``disagreement`` several members.
+    predictions, and for ``disagreement`` several members. Of images with several labels there are none.
 
     Args:
         found: Predictions of N images.
@@ -44,6 +44,8 @@ def image_intervals(found: Predictions) -> dict[str, Interval]:
         >>> [round(end, 2) for end in image_intervals(one)["accuracy"]]
         [0.34, 1.0]
     """
+    if found.multi_label:
+        return {}
     samples, count = found.average(), len(found.targets)
     hits = float(samples.right.sum())
     ranges = {"accuracy": _share(hits, count)}

@@ -20,6 +20,7 @@ from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
 from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.multi_label import check_label_sets
 from mixmo.metrics.samples import Samples, per_sample
 
 ARRAYS = ("targets", "logits", "probabilities", "classes")
@@ -32,7 +33,8 @@ class Predictions:
 
     Attributes:
         logits: (N, M, K) float32.
-        targets: (N,) class numbers; those of another dataset's own classes where images are out of distribution.
+        targets: (N,) class numbers; those of another dataset's own classes where images are out of distribution. Of
+            several labels (N, K), 0 or 1.
         classes: The K class names.
         epochs: Epochs the members were trained for; 0 if that is not known.
         images: What tells the images from others, regardless of their labels; empty if that is not known.
@@ -43,6 +45,11 @@ class Predictions:
     classes: list[str]
     epochs: int = 0
     images: str = ""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.targets.dim() == 2
 
     def are_of(self, other: Predictions) -> bool:
         """Return whether both are of the same images, as far as that is known.
@@ -146,7 +153,8 @@ def read_predictions(file: str | Path) -> Predictions:
 
     Args:
         file: An ``.npz`` with ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes``
-            (K,) names are optional. The logit average of probabilities is their normalised geometric mean.
+            (K,) names are optional. The logit average of probabilities is their normalised geometric mean. With
+            ``targets`` (N, K), 0 or 1, images have several labels, and each probability is of one.
 
     Raises:
         MissingError: if there is no such file.
@@ -177,9 +185,14 @@ def read_predictions(file: str | Path) -> Predictions:
     native = values.astype(f"f{min(values.dtype.itemsize, 8)}", copy=False)  # torch has no long doubles
     try:
         members = as_tensor(native if values.ndim == 3 else native[:, None], "predictions")
-        if "probabilities" in arrays:
+        several = targets.ndim == 2
+        if "probabilities" in arrays and several:
+            if not bool(((members >= 0) & (members <= 1)).all()):
+                raise InputError("probabilities are not all between 0 and 1.")
+            members = members.double().logit(torch.finfo(torch.float64).eps)
+        elif "probabilities" in arrays:
             members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
-        numbers = check_logits(members, as_tensor(targets, "targets"))
+        numbers = (check_label_sets if several else check_logits)(members, as_tensor(targets, "targets"))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return Predictions(members.double(), numbers, _class_names(file, arrays.get("classes"), members.shape[2]))

@@ -9,16 +9,24 @@ from pathlib import Path
 import torch
 
 from mixmo.config.hardware import Precision
-from mixmo.errors import InputError
-from mixmo.evaluation.calibration import Calibration, Weights, calibrate, pool_calibration
+from mixmo.errors import InputError, refuse_labels
+from mixmo.evaluation.calibration import (
+    AnyCalibration,
+    Calibration,
+    LabelCalibration,
+    Weights,
+    calibrate,
+    pool_calibration,
+)
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import Augmentations, TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
-from mixmo.metrics import OutOfDistribution
+from mixmo.metrics import MultiLabelScores, OutOfDistribution
 from mixmo.metrics.chunks import in_chunks, mean_logits
 from mixmo.metrics.conformal import SETS, Sets, measure_sets, prediction_sets
+from mixmo.metrics.multi_label import average_precisions
 from mixmo.metrics.ood import SCORES
 from mixmo.runs import Checkpoint, RunFolder
 from mixmo.validation import Boolean, Text, settings_class
@@ -79,9 +87,11 @@ class EvaluationResult:
         predictions: On the test set.
         metrics: Of the ensemble and of each member.
         scaled: ``temperature``, fitted on the validation set, its interval, and of the logit average on the test set
-            after it ``nll_scaled``, ``ece_scaled``, and coverage and size of marginal conformal sets; empty without a
+            after it ``nll_scaled``, ``ece_scaled``, and coverage and size of marginal conformal sets; of several labels
+            ``bce_scaled`` … and, at the thresholds of the validation set, ``f1_macro_tuned`` …. Empty without a
             validation set that all runs share.
-        sets: Coverage and size of conformal sets of every kind (:func:`set_metrics`); empty like ``scaled``.
+        sets: Coverage and size of conformal sets of every kind (:func:`set_metrics`); empty like ``scaled``, and of
+            several labels.
         unscaled: Why several runs have none of these; empty if they have.
         ood: By the name of the out-of-distribution dataset.
         corruptions: On corrupted test images; ``None`` where that was not asked for.
@@ -99,7 +109,7 @@ class EvaluationResult:
     corruptions: CorruptionResult | None = None
     diagnosis: Diagnosis | None = None
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    calibration: Calibration | None = None
+    calibration: AnyCalibration | None = None
 
     def flat(self) -> dict[str, float]:
         """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
@@ -134,8 +144,11 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         TrainedRun(run, options.checkpoint, options.download) if isinstance(run, RunFolder) else run for run in runs
     ]
     names = [str(run.path) for run in opened]
-    for run in opened:
+    for run, name in zip(opened, names, strict=True):
         run.warn_of_changes()
+        if run.header.multi_label:
+            asked = {"ood": options.ood, "corruptions": options.corruptions, "weights": options.weights != "equal"}
+            refuse_labels(name, asked)
         run.warn_of_views(options.tta)
     how = (options.precision, options.refresh, options.tta)
     test, *others = (
@@ -150,8 +163,8 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         by_member = torch.tensor(weights).repeat_interleave(members)[:, None]
         test, *others = (replace(each, logits=by_member * each.logits) for each in (test, *others))
     metrics = measure(test.logits, test.targets)
-    sets = set_metrics(test, calibration) if calibration else {}
-    scaled = scaled_metrics(test, calibration) | sets["marginal"] if calibration else {}
+    sets = set_metrics(test, calibration) if isinstance(calibration, Calibration) else {}
+    scaled = scaled_metrics(test, calibration) | sets.get("marginal", {}) if calibration else {}
     ood = {name: OODResult(other, ood_metrics(test, other)) for name, other in zip(options.ood, others, strict=True)}
     corruptions = None
     if options.corruptions:
@@ -161,7 +174,7 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
     return EvaluationResult(test, metrics, scaled, sets, unscaled, ood, corruptions, diagnosis, calibration=calibration)
 
 
-def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[Calibration | None, str]:
+def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[AnyCalibration | None, str]:
     """Return the calibration, or why several runs have none together."""
     how = (options.precision, options.refresh, options.tta)
     if len(runs) == 1:
@@ -194,9 +207,19 @@ def evaluate_predictions(file: str | Path) -> EvaluationResult:
         raise InputError(f"{file}: {error}") from error
 
 
-def scaled_metrics(test: Predictions, calibration: Calibration) -> dict[str, float]:
-    """Return the temperature of the validation set, its interval, and metrics of the test set's logit average by it."""
-    basic = basic_metrics(mean_logits(test.logits) / calibration.temperature, test.targets)
+def scaled_metrics(test: Predictions, calibration: AnyCalibration) -> dict[str, float]:
+    """Return the temperature of the validation set, its interval, and metrics of the test set's logit average by it.
+
+    Of several labels the thresholds of the validation set are taken as well.
+    """
+    average = mean_logits(test.logits)
+    if isinstance(calibration, LabelCalibration):
+        scores = MultiLabelScores(calibration.thresholds)
+        scores.update(average.double() / calibration.temperature, test.targets)
+        values = {key: value.item() for key, value in scores.compute().items() if key != "map"}
+        ends = {key: "scaled" if key in ("bce", "label_brier", "label_ece") else "tuned" for key in values}
+        return {"temperature": calibration.temperature} | {f"{key}_{ends[key]}": values[key] for key in values}
+    basic = basic_metrics(average / calibration.temperature, test.targets)
     found = {"temperature": calibration.temperature, "nll_scaled": basic["nll"], "ece_scaled": basic["ece"]}
     if calibration.interval is not None:
         found["temperature_low"], found["temperature_high"] = calibration.interval
@@ -232,7 +255,7 @@ def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, fl
     return {score: {key: values[f"{score}/{key}"].item() for key in OutOfDistribution.descriptions} for score in SCORES}
 
 
-def class_metrics(predictions: Predictions, calibration: Calibration | None = None) -> dict[str, dict[str, float]]:
+def class_metrics(predictions: Predictions, calibration: AnyCalibration | None = None) -> dict[str, dict[str, float]]:
     """Return metrics of the logit average for each class, by its name; NaN for a class without images.
 
     Args:
@@ -241,11 +264,17 @@ def class_metrics(predictions: Predictions, calibration: Calibration | None = No
 
     Returns:
         ``images``, ``accuracy`` and ``nll``; with a calibration ``set_coverage_90`` and ``set_coverage_95``, which the
-        sets promise for all images together, not for each class.
+        sets promise for all images together, not for each class. Of several labels the number of images that have it,
+        and its ``average_precision``.
     """
+    if predictions.multi_label:
+        precisions = average_precisions(mean_logits(predictions.logits), predictions.targets).tolist()
+        counts = predictions.targets.sum(0).tolist()
+        rows = [{"images": count, "average_precision": each} for count, each in zip(counts, precisions, strict=True)]
+        return dict(zip(predictions.classes, rows, strict=True))
     samples, covered = predictions.average(), dict[str, torch.Tensor]()
     found: dict[str, dict[str, float]] = {}
-    if calibration is not None:
+    if isinstance(calibration, Calibration):
         probabilities = calibration.probabilities(mean_logits(predictions.logits))
         for percent in COVERAGES:
             sets = prediction_sets(probabilities, calibration.set_thresholds(percent / 100, probabilities.shape[1]))

@@ -18,6 +18,9 @@ from mixmo.runs import RunFolder
 CONVENTIONS = {
     "accuracy": "share, 0 to 1",
     "nll": "nats",
+    "bce": "nats, mean over images and classes",
+    "map": "mean over the classes that an image has",
+    "tuned": "at the threshold of each class that is best for F1 on the validation set",
     "brier": "summed over classes; brier_per_class is divided by K, as in the paper's code",
     "ece": "15 equal bins, lo < confidence <= hi, top label",
     "misclassification_auroc": "right predictions are the positive class, confidence is the score",

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,7 +23,8 @@ class MixMoModule(L.LightningModule):
 
     Every draw of a step is a function of (seed, step): a training that Lightning resumes continues the same, as far as
     its loader does. ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … are logged, and
-    ``train_loss``; in testing ``test_…``.
+    ``train_loss``; in testing ``test_…``. Of several labels (``BatchMixer(…, multi_label=True)``) these are
+    ``val_label_accuracy`` …, the share of labels that are right, and ``val_bce``.
 
     Args:
         net: The network.
@@ -103,8 +104,18 @@ class MixMoModule(L.LightningModule):
         images, labels = batch
         members = self.net.members(images)
         average = members.mean(1)
-        found = {"accuracy": (average.argmax(1) == labels).float().mean(), "nll": cross_entropy(average, labels)}
-        for number, logits in enumerate(members.unbind(1)):
-            found[f"member_{number}_accuracy"] = (logits.argmax(1) == labels).float().mean()
+        several = self.mixer.multi_label
+        name = "label_accuracy" if several else "accuracy"
+
+        def accuracy(logits: Tensor) -> Tensor:
+            right = (logits > 0) == (labels > 0.5) if several else logits.argmax(1) == labels
+            return right.float().mean()
+
+        found = {name: accuracy(average)}
+        if several:
+            found["bce"] = binary_cross_entropy_with_logits(average, labels.float())
+        else:
+            found["nll"] = cross_entropy(average, labels)
+        found |= {f"member_{number}_{name}": accuracy(logits) for number, logits in enumerate(members.unbind(1))}
         own = {f"{split}_{key}": value for key, value in found.items()}
         self.log_dict(own, batch_size=len(images), prog_bar=True, sync_dist=True)

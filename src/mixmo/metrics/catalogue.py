@@ -7,14 +7,25 @@ from dataclasses import replace
 from mixmo.metrics.calibration_errors import Calibration
 from mixmo.metrics.description import Description, Descriptions, describe_share
 from mixmo.metrics.diversity import Diversity
+from mixmo.metrics.multi_label import MultiLabelScores
 from mixmo.metrics.ood import OutOfDistribution
 from mixmo.metrics.scores import Scores
 from mixmo.metrics.selective import SelectivePrediction
 
-PER_NETWORK: Descriptions = {**Scores.descriptions, **Calibration.descriptions, **SelectivePrediction.descriptions}
+PER_NETWORK: Descriptions = {
+    **Scores.descriptions,
+    **Calibration.descriptions,
+    **SelectivePrediction.descriptions,
+    **MultiLabelScores.descriptions,
+}
 """Metrics of the average and of each member."""
 
-DIVERSITY: Descriptions = Diversity.descriptions
+DIVERSITY: Descriptions = {
+    **Diversity.descriptions,
+    "label_disagreement": describe_share(
+        "Disagreement on labels", "Share of the labels that two members decide differently, mean over pairs.", None
+    ),
+}
 """Those of several members together."""
 
 DIAGNOSIS: Descriptions = {
@@ -71,7 +82,13 @@ SCALED: Descriptions = {
     },
     **{
         f"{key}_scaled": _variant(key, "{} after temperature scaling", "{} at the temperature of the validation set.")
-        for key in ("nll", "ece")
+        for key in ("nll", "ece", "bce", "label_brier", "label_ece")
+    },
+    **{
+        f"{key}_tuned": _variant(
+            key, "{} with thresholds", "{} with the threshold of each class that is best for F1 on the validation set."
+        )
+        for key in ("f1_micro", "f1_macro", "exact_match", "hamming_loss")
     },
     **_describe_sets(90),
     **_describe_sets(95),
@@ -111,6 +128,7 @@ COSTS: Descriptions = {
 
 METRICS: Descriptions = {
     **PER_NETWORK,
+    "average_precision": describe_share("Average precision", "Area under a class's precision–recall curve.", True),
     **DIVERSITY,
     **DIAGNOSIS,
     **SCALED,

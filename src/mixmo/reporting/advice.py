@@ -42,5 +42,5 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
             "epochs, or start from a trained network (model.start); where there is no budget for that, one network "
             "with CutMix is more accurate."
         )
-    fit = "" if diagnosis.harder else " and fit their training mixtures"
+    fit = "" if diagnosis.harder or math.isnan(accuracy) else " and fit their training mixtures"
     return f"The members are separate{fit} {known}."

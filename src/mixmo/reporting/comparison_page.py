@@ -17,7 +17,7 @@ from mixmo.metrics.catalogue import METRICS
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.samples import Samples
 from mixmo.reporting import charts
-from mixmo.reporting.comparison_tables import COMPARED, differences, interval_kinds
+from mixmo.reporting.comparison_tables import compared_metrics, differences, interval_kinds
 from mixmo.reporting.headline import comparison_sentence
 from mixmo.reporting.page import Section, chart, render
 from mixmo.reporting.pictures import images_section
@@ -55,7 +55,8 @@ def comparison_page(
     """
     firsts = {group.name: group.entries[0] for group in groups}
     results = {name: entry.result for name, entry in firsts.items()}
-    parts = {name: result.predictions.average() for name, result in results.items()}
+    several = groups[0].multi_label
+    parts = {} if several else {name: result.predictions.average() for name, result in results.items()}
     notes = {
         note: bool(note),
         STARS: any(table.best for table in tables),
@@ -68,8 +69,7 @@ def comparison_page(
     sections = [
         Section(tables=tables, notes=[text for text, holds in notes.items() if holds]),
         *_differences(groups),
-        confidence_section(parts, parts),
-        *_images(firsts, parts, download),
+        *([] if several else [confidence_section(parts, parts), *_images(firsts, parts, download)]),
         *curves_sections({_run_name(run, groups): run for run in runs.values()}, CURVES),
         *_corruptions(results),
         *ood_sections(results),
@@ -91,7 +91,7 @@ def _differences(groups: Sequence[Group]) -> list[Section]:
         return []
     found = {group.name: differences(group, groups[0]) for group in groups[1:]}
     plots = []
-    for key in COMPARED:
+    for key in compared_metrics(groups[0]):
         metric = METRICS[key]
         values = {
             name: [metric.factor * value for value in each[key]]

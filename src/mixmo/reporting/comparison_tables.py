@@ -14,15 +14,13 @@ from mixmo.evaluation.comparison import Group, intervals_between
 from mixmo.evaluation.intervals import UNKNOWN, image_intervals, mcnemar
 from mixmo.metrics.catalogue import COSTS, METRICS
 from mixmo.metrics.description import Description
-from mixmo.reporting.tables import MAIN, MEANINGS
+from mixmo.reporting.tables import LABELS_MAIN, MAIN, MEANINGS
 from mixmo.reporting.text_table import TextTable
 
-SHOWN = (*MAIN, "balanced_accuracy", "d_re", "corruption/accuracy")
+SHOWN = (*MAIN, *LABELS_MAIN, "balanced_accuracy", "d_re", "corruption/accuracy")
 """The columns of the first table, where known."""
 ON_PAGES = {"Misclassification AUROC", "Error-ratio diversity", "ECE, points"}
 """Headings of columns that pages and files have, and the terminal has no room for."""
-COMPARED = MAIN
-"""The metrics whose differences have intervals."""
 
 
 class Difference(NamedTuple):
@@ -47,7 +45,8 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
     """
     images = groups[0].images
     seeds = any(len(group.entries) > 1 for group in groups)
-    spread = f"mean ± standard deviation over n {groups[0].unit}" if seeds else "95 % intervals over test images"
+    spread = f", mean ± standard deviation over n {groups[0].unit}" if seeds else ", 95 % intervals over test images"
+    spread = "" if not seeds and groups[0].multi_label else spread
     columns = {key: METRICS[key] for key in SHOWN} | _ood_columns(groups)
     if all(math.isclose(each.mean("balanced_accuracy"), each.mean("accuracy")) for each in groups):
         del columns["balanced_accuracy"]
@@ -62,8 +61,8 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
             return "" if math.isnan(deviation) else f"± {metric.number(deviation)}"
         return metric.interval(*ranges[group.name].get(key, UNKNOWN))
 
-    best = {key: name for key in COMPARED if (name := _best_beyond_chance(groups, key))}
-    return replace(groups_table(groups, columns, f"{images} test images, {spread}", spread_text, best), note=note)
+    best = {key: name for key in compared_metrics(groups[0]) if (name := _best_beyond_chance(groups, key))}
+    return replace(groups_table(groups, columns, f"{images} test images{spread}", spread_text, best), note=note)
 
 
 def costs_table(groups: Sequence[Group]) -> TextTable:
@@ -103,6 +102,11 @@ def groups_table(
     return TextTable(title, header, rows, best=stressed, details=details, meanings=MEANINGS)
 
 
+def compared_metrics(group: Group) -> Sequence[str]:
+    """Return the metrics whose differences are shown."""
+    return LABELS_MAIN if group.multi_label else MAIN
+
+
 def differences(group: Group, first: Group) -> dict[str, Difference]:
     """Return the differences of a group to another one, with 95 % intervals (:func:`intervals_between`).
 
@@ -110,8 +114,9 @@ def differences(group: Group, first: Group) -> dict[str, Difference]:
         group: One side.
         first: The other, from which the differences are taken.
     """
-    ranges = intervals_between(group, first, COMPARED)
-    return {key: Difference(group.mean(key) - first.mean(key), *ranges.get(key, UNKNOWN)) for key in COMPARED}
+    keys = compared_metrics(first)
+    ranges = intervals_between(group, first, keys)
+    return {key: Difference(group.mean(key) - first.mean(key), *ranges.get(key, UNKNOWN)) for key in keys}
 
 
 def differences_table(groups: Sequence[Group]) -> TextTable:
@@ -130,17 +135,18 @@ def differences_table(groups: Sequence[Group]) -> TextTable:
                 details[len(rows), len(cells)] = behind
             cells.append(metric.number(value, sign=True))
         rows.append([*cells, _p_value(group, first)])
-    title = f"Differences with 95 % intervals ({interval_kinds(groups)})"
+    kinds = interval_kinds(groups)
+    title = f"Differences with 95 % intervals ({kinds})" if kinds else "Differences"
     units = {"%": ", points", "": ""}
-    header = ["", *(f"{METRICS[key].name}{units[METRICS[key].unit]}" for key in COMPARED), "McNemar's p"]
+    header = ["", *(f"{METRICS[key].name}{units[METRICS[key].unit]}" for key in compared_metrics(first)), "McNemar's p"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return TextTable(title, header, rows, details=details, meanings=MEANINGS)
 
 
 def _p_value(group: Group, first: Group) -> str:
-    """Return McNemar's exact p-value for two groups of one network each; nothing for seeds."""
-    if len(group.entries) > 1 or len(first.entries) > 1:
+    """Return McNemar's exact p-value for two groups of one network each; nothing for seeds, or several labels."""
+    if len(group.entries) > 1 or len(first.entries) > 1 or first.multi_label:
         return ""
     own, other = (each.entries[0].result.predictions.average() for each in (group, first))
     p = mcnemar(own, other)
@@ -158,12 +164,12 @@ def _ood_columns(groups: Sequence[Group]) -> dict[str, Description]:
 def interval_kinds(groups: Sequence[Group]) -> str:
     """Return in words what the intervals of the differences to the first group are over."""
     kinds = {
-        (1, 1): "over test images",
+        (1, 1): "" if groups[0].multi_label else "over test images",
         (1, 2): "none for one run against several seeds",
         (2, 2): "Student's over {0}, paired where the {0} are the same, else Welch's".format(groups[0].unit),
     }
     found = [tuple(sorted(min(len(each.entries), 2) for each in (group, groups[0]))) for group in groups[1:]]
-    return "; ".join(text for kind, text in kinds.items() if kind in found)
+    return "; ".join(text for kind, text in kinds.items() if text and kind in found)
 
 
 def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:

@@ -19,7 +19,7 @@ from mixmo.evaluation.intervals import UNKNOWN, Interval, image_intervals
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.comparison_tables import differences
-from mixmo.reporting.tables import MAIN
+from mixmo.reporting.tables import LABELS_MAIN, MAIN, calibration_sentence
 
 logger = logging.getLogger("mixmo")
 
@@ -57,6 +57,13 @@ def run_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[s
     learned = "" if count is None else f", trained on {count} images,"
     members, method = config["model"]["num_members"], method_name(config)
     what = f"A {method}" if members == 1 else f"{method} with {members} members"
+    if found.predictions.multi_label:
+        shown = METRICS["map"].brief.text(metrics["map"])
+        return (
+            f"{what} on {backbone}{learned} reaches a mean average precision of {shown} on "
+            f"{len(found.predictions.targets)} test images with any of {len(found.predictions.classes)} labels"
+            f"{_costs(trained)}. {calibration_sentence(found.scaled)}"
+        ).strip()
     sentences = [
         f"{what} on {backbone}{learned} classifies {ACCURACY.number(metrics['accuracy'])} % "
         f"{ACCURACY.interval(*ranges['accuracy'])} of {len(found.predictions.targets)} test images correctly; "
@@ -115,7 +122,7 @@ def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Seque
             "value": METRICS[key].brief.text(metrics[key]),
             "interval": METRICS[key].brief.interval(*ranges.get(key, UNKNOWN)),
         }
-        for key in (*MAIN, "balanced_accuracy", "d_re", "disagreement")
+        for key in (*MAIN, *LABELS_MAIN, "balanced_accuracy", "d_re", "disagreement", "label_disagreement")
         if key in metrics and (key != "balanced_accuracy" or not math.isclose(metrics[key], metrics["accuracy"]))
     ]
 
@@ -133,6 +140,8 @@ def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
     first = next((group for group in groups if group.name == chosen), groups[0])
     others = [group for group in groups if group is not first]
     name = f"{first.name}, the best on validation data," if chosen == first.name else first.name
+    if first.multi_label:
+        return _precision_sentence(first, name, others, images)
     sentence = f"{name} classifies {_accuracy(first)} of {images} test images correctly"
     if not others:
         return f"{sentence} (ECE {METRICS['ece'].brief.text(first.mean('ece'))})."
@@ -141,6 +150,18 @@ def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
     if len(others) == 1:
         parts += [_nll(others[0], first), _cost_ratio(others[0], first)]
     return " ".join(part for part in parts if part)
+
+
+def _precision_sentence(first: Group, name: str, others: Sequence[Group], images: int) -> str:
+    """Return the mean average precision of networks, and the differences, which have intervals over seeds only."""
+    metric, parts = METRICS["map"].brief, []
+    for group in others[:MOST]:
+        gain, low, high = differences(group, first)["map"]
+        change = f"{metric.number(gain, sign=True)} points {metric.interval(low, high, sign=True)}".strip()
+        parts.append(f"{group.name} {metric.text(group.mean('map'))}, {change}{_doubt(low, high)}")
+    more = "; the table has the others" if len(others) > MOST else ""
+    reached = f"{name} reaches a mean average precision of {metric.text(first.mean('map'))} on {images} test images"
+    return f"{'; '.join([reached, *parts])}{more}."
 
 
 def _accuracy(group: Group) -> str:

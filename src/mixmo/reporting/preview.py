@@ -218,12 +218,12 @@ def blend(inputs: np.ndarray, masks: Tensor) -> np.ndarray:
 
 
 def target_of(mixed: MixedBatch, member: int, classes: list[str]) -> str:
-    """Return a member's target in words: its class, or the two classes with their shares."""
+    """Return a member's target in words: its class or classes, where pixels were mixed with their shares."""
     target = mixed.targets[0, member]
     if not target.is_floating_point():
         return classes[int(target)]
-    shares = target.topk(min(2, len(classes)))
-    parts = [(float(share), classes[int(k)]) for share, k in zip(shares.values, shares.indices, strict=True)]
-    if parts[0][0] > 0.995:
-        return parts[0][1]
+    shares = target.sort(descending=True, stable=True)
+    parts = [(float(share), classes[int(k)]) for share, k in zip(*shares, strict=True) if share >= 0.005]
+    if all(share > 0.995 for share, _ in parts):
+        return " + ".join(name for _, name in parts) or "none"
     return " + ".join(f"{share:.2f} {name}" for share, name in parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.results import EvaluationResult
+from mixmo.evaluation.results import EvaluationResult, class_metrics
 from mixmo.files import write_text
 from mixmo.metrics.samples import Samples, per_sample
 from mixmo.reporting.headline import cards, run_sentence
@@ -24,7 +24,7 @@ from mixmo.reporting.sections import (
     ood_sections,
     reproduce_section,
 )
-from mixmo.reporting.tables import accuracies, corruption_table, sets_tables, temperature_doubt
+from mixmo.reporting.tables import accuracies, class_table, corruption_table, sets_tables, temperature_doubt
 
 LINES = 6
 """Members up to which each has a line of its own in plots."""
@@ -56,36 +56,49 @@ def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
         result: Its evaluation.
     """
     run, tested, metrics = trained.folder, result.predictions, result.metrics
-    ranges, parts, several = image_intervals(tested), networks(tested), bool(metrics.diversity)
-    (name, average), *members = parts.items()
-    config = run.trained_config()
+    ranges, several, config = image_intervals(tested), bool(metrics.diversity), run.trained_config()
     columns = {"Logit average": result.flat()}
     if several:
         columns |= {"Probability average": metrics.probability_average}
         columns |= {f"Member {index}": values for index, values in enumerate(metrics.members)}
-    doubts = [doubt] if (doubt := temperature_doubt(result.scaled)) else []
+    shown = _label_sections(result) if tested.multi_label else _class_sections(trained, result)
     sections = [
-        Section(cards=cards(metrics.average | metrics.diversity, ranges), notes=[INTERVALS]),
+        Section(cards=cards(metrics.average | metrics.diversity, ranges), notes=[INTERVALS] if ranges else []),
+        *shown,
+        *curves_sections({"run": run}, CURVES if config["model"]["num_members"] > 1 else ""),
+    ]
+    if result.corruptions is not None:
+        who = {part: "" if index == 0 else f"member_{index - 1}" for index, part in enumerate(networks(tested))}
+        lines = {part: accuracies(result, prefix) for part, prefix in who.items()}
+        sections.append(corruption_section(lines, corruption_table(result.corruptions)))
+    about = f"Trained for {tested.epochs} epochs with seed {config['seed']}."
+    sections += [
+        *ood_sections({"the members together" if several else "the network": result}),
+        *member_sections({"ensemble" if several else "network": result}),
+        metrics_section(columns),
+        reproduce_section([run], [about]),
+    ]
+    return render(f"Run {run.path.name}", run_sentence(trained, result, ranges), sections)
+
+
+def _class_sections(trained: TrainedRun, result: EvaluationResult) -> list[Section]:
+    """Return how far confidence can be trusted, which classes are confused, and telling images."""
+    tested, parts = result.predictions, networks(result.predictions)
+    (name, average), *members = parts.items()
+    doubts = [doubt] if (doubt := temperature_doubt(result.scaled)) else []
+    return [
         replace(confidence_section({name: average}, parts), tables=sets_tables(result.sets), notes=doubts),
         class_section(tested, average, result.per_class),
         images_section(
             trained.data, {"Most confident mistakes": average}, tested, dict(members) or parts,
             "Images on which members disagree most",
         ),
-        *curves_sections({"run": run}, CURVES if config["model"]["num_members"] > 1 else ""),
     ]  # fmt: skip
-    if result.corruptions is not None:
-        who = {part: "" if index == 0 else f"member_{index - 1}" for index, part in enumerate(parts)}
-        lines = {part: accuracies(result, prefix) for part, prefix in who.items()}
-        sections.append(corruption_section(lines, corruption_table(result.corruptions)))
-    about = f"Trained for {tested.epochs} epochs with seed {config['seed']}."
-    sections += [
-        *ood_sections({"the members together" if several else "the network": result}),
-        *member_sections({name: result}),
-        metrics_section(columns),
-        reproduce_section([run], [about]),
-    ]
-    return render(f"Run {run.path.name}", run_sentence(trained, result, ranges), sections)
+
+
+def _label_sections(result: EvaluationResult) -> list[Section]:
+    """Return the metrics of each class, of images with several labels."""
+    return [Section("Classes", tables=[class_table(class_metrics(result.predictions))])]
 
 
 def networks(tested: Predictions) -> dict[str, Samples]:

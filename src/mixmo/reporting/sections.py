@@ -160,13 +160,14 @@ def curves_sections(runs: Mapping[str, RunFolder], text: str) -> list[Section]:
     if len(runs) == 1:
         ((name, rows),) = histories.items()
         accuracies = {column: _curve(rows, key, 100) for column, key in _accuracies(rows, members[name] == 1).items()}
-        caption = "Accuracy by epoch"
+        what = "mAP" if "val_map" in rows[-1] else "Accuracy"
+        caption = f"{what} by epoch"
     else:
         known = {name: rows for name, rows in histories.items() if "val_accuracy" in rows[-1]}
         accuracies = {name: _curve(rows, "val_accuracy", 100) for name, rows in known.items()}
-        caption = "Accuracy on validation data by epoch"
+        what, caption = "Accuracy", "Accuracy on validation data by epoch"
     if accuracies:
-        plots.append(chart(charts.lines, accuracies, "Accuracy, %", "epoch", caption=caption))
+        plots.append(chart(charts.lines, accuracies, f"{what}, %", "epoch", caption=caption))
     return [Section("Learning curves", text, plots=plots, notes=notes)]
 
 
@@ -175,11 +176,11 @@ def _curve(rows: Sequence[Mapping[str, float]], key: str, factor: float) -> char
 
 
 def _accuracies(rows: Sequence[Mapping[str, float]], single: bool) -> dict[str, str]:
-    """Return the columns of accuracies by their names in words."""
-    found = {}
+    """Return the columns of accuracies, or of mAP, by their names in words."""
+    found, score = {}, "map" if "val_map" in rows[-1] else "accuracy"
     for key in rows[-1]:
-        if key.endswith("accuracy") and not (single and key == "val_member_0_accuracy"):  # as val_accuracy
-            name = key.removesuffix("_accuracy").replace("train", "training").replace("val", "validation")
+        if key.endswith(f"_{score}") and not (single and key == f"val_member_0_{score}"):  # as that of the network
+            name = key.removesuffix(f"_{score}").replace("train", "training").replace("val", "validation")
             found[(name.removesuffix("_member_0") if single else name).replace("_", " ")] = key
     return found
 

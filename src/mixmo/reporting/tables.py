@@ -20,8 +20,11 @@ from mixmo.reporting.text_table import TextTable
 MAIN = ("accuracy", "nll", "brier", "ece", "misclassification_auroc")
 """The metrics of the cards at the top of a page, and of comparisons."""
 
-SCORES = ("accuracy", "balanced_accuracy", "accuracy_top5", "nll", "brier", "ece")
-"""The metrics of the table on screen."""
+LABELS_MAIN = ("map", "f1_macro", "f1_micro", "exact_match", "bce", "label_ece")
+"""Those of images with several labels."""
+
+SCORES = ("accuracy", "balanced_accuracy", "accuracy_top5", "nll", "brier", "ece", *LABELS_MAIN)
+"""The metrics of the table on screen, where known."""
 
 MEANINGS = {
     **{metric.column: metric.help for metric in METRICS.values()},
@@ -62,14 +65,18 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
         4
     """
     rows, note = {"single network": metrics.average}, ""
+    keys = [key for key in SCORES if key in metrics.average]
     if metrics.diversity:
         averages = metrics.average, metrics.probability_average
         rows = dict(zip(("ensemble, logit average", "ensemble, probability average"), averages, strict=True))
         rows |= {f"member {index}": member for index, member in enumerate(metrics.members)}
-        share = METRICS["disagreement"].text(metrics.diversity["disagreement"])
-        note = f"Two members predict different classes for {share} of the images."
-    cells = [[name, *(METRICS[key].number(values[key]) for key in SCORES)] for name, values in rows.items()]
-    return TextTable(title, ["", *(METRICS[key].column for key in SCORES)], cells, note)
+        if (share := metrics.diversity.get("label_disagreement")) is not None:
+            note = f"Two members decide {METRICS['label_disagreement'].text(share)} of the labels differently."
+        else:
+            shown = METRICS["disagreement"].text(metrics.diversity["disagreement"])
+            note = f"Two members predict different classes for {shown} of the images."
+    cells = [[name, *(METRICS[key].number(values[key]) for key in keys)] for name, values in rows.items()]
+    return TextTable(title, ["", *(METRICS[key].column for key in keys)], cells, note)
 
 
 def calibration_sentence(scaled: Mapping[str, float]) -> str:
@@ -85,6 +92,12 @@ def calibration_sentence(scaled: Mapping[str, float]) -> str:
     """
     if not scaled:
         return ""
+    if "bce_scaled" in scaled:
+        shown = {key: METRICS[key].text(scaled[key]) for key in ("bce_scaled", "f1_macro_tuned", "f1_micro_tuned")}
+        return (
+            f"Calibrated on validation images (temperature {scaled['temperature']:.3f}, a threshold for each class): "
+            f"BCE {shown['bce_scaled']}, macro F1 {shown['f1_macro_tuned']}, micro F1 {shown['f1_micro_tuned']}."
+        )
     return (
         f"Calibrated on validation images (temperature {scaled['temperature']:.3f}): "
         f"ECE {METRICS['ece'].text(scaled['ece_scaled'])}, NLL {METRICS['nll'].text(scaled['nll_scaled'])}; "
@@ -168,7 +181,7 @@ def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
 
 def class_table(by_class: Mapping[str, Mapping[str, float]]) -> TextTable:
     """Return the metrics of each class (:func:`mixmo.evaluation.results.class_metrics`)."""
-    keys = [key for key in METRICS if any(key in own for own in by_class.values())]
+    keys = [key for key in METRICS if key != "images" and any(key in own for own in by_class.values())]
     rows = [
         [name, str(own["images"]), *(METRICS[key].number(own.get(key, math.nan)) for key in keys)]
         for name, own in by_class.items()

@@ -95,6 +95,7 @@ def describe(settings: Settings, data: DataModule) -> Header:
         options=own.options,
         num_members=own.num_members,
         mix_at=own.mix_at,
+        multi_label=settings.data.multi_label,
     )
 
 
@@ -106,7 +107,7 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
     """
     allowed, images, members = settings.allow_imports, settings.data, net.num_members
     shape = net.encoder_shape(*_crop(settings, data))
-    own, soft = settings.mixer, settings.pixels.kind != "none"
+    own, soft = settings.mixer, settings.pixels.kind != "none" or images.multi_label
     mixer = BatchMixer(
         net,
         find_masks(own.kinds, allowed, members, shape),
@@ -119,6 +120,7 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
         pixels=settings.pixels,
         label_smoothing=settings.objective.label_smoothing,
         class_weights=find_class_weights(settings, data),
+        multi_label=images.multi_label,
         loss=find_objective(settings.objective.name, allowed, members, net.num_classes, soft),
     )
     mixer.mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts

@@ -142,7 +142,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last and, where it is, the best."""
-        score = float(trainer.callback_metrics["val_accuracy"]) if self.validated else float("-inf")
+        assert isinstance(pl_module, Training)
+        key = "val_map" if pl_module.multi_label else "val_accuracy"
+        score = float(trainer.callback_metrics[key]) if self.validated else float("-inf")
         improved = score > self.best_score
         if improved:
             self.best_score, self.best_epoch = score, trainer.current_epoch
@@ -167,9 +169,10 @@ class Checkpoints(Checkpoint):
         training = trainer.lightning_module
         assert isinstance(training, Training)
         log.info(
-            "stopped early after epoch %d of %s (trainer.patience %d): epoch %d was the best, with an accuracy of %.1f "
+            "stopped early after epoch %d of %s (trainer.patience %d): epoch %d was the best, with %s of %.1f "
             "%% on validation images; %d epochs were not run, and the learning rate was still %.2g of its peak",
-            epoch + 1, trainer.max_epochs, patience, self.best_epoch + 1, 100 * self.best_score,
+            epoch + 1, trainer.max_epochs, patience, self.best_epoch + 1,
+            "a mAP" if training.multi_label else "an accuracy", 100 * self.best_score,
             left, training.schedule(trainer.global_step),
         )  # fmt: skip
 

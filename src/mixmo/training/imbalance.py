@@ -64,10 +64,14 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
 def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
     """Log that the largest class has many times the training images of the smallest, where nothing makes up for it.
 
+    Images with several labels are not looked at.
+
     Args:
         settings: The run's.
         data: Its images.
     """
+    if settings.data.multi_label:
+        return
     counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
     most, least = int(counts.argmax()), int(counts.argmin())
     remedied = settings.objective.class_weights != "none" or settings.data.sampler == "balanced"

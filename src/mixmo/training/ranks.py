@@ -83,13 +83,30 @@ def gather(batch: DistinctBatch) -> DistinctBatch:
     Args:
         batch: The rank's share: (U / R, H, W, C) images and their labels.
     """
-
-    def whole(own: Tensor) -> Tensor:
-        parts = [torch.empty_like(own) for _ in range(size())]
-        dist.all_gather(parts, own.contiguous())
-        return torch.cat(parts)
-
     if size() == 1:
         return batch
-    labels = whole(batch.labels)
-    return DistinctBatch(whole(batch.images), labels, torch.arange(len(labels), device=labels.device))
+    labels = torch.cat(_gather(batch.labels))
+    images = torch.cat(_gather(batch.images))
+    return DistinctBatch(images, labels, torch.arange(len(labels), device=labels.device))
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """Return the rows of all ranks, each of which may have another number of them; every rank has to call this.
+
+    Example:
+        >>> gather_rows(torch.tensor([1, 2]))
+        tensor([1, 2])
+    """
+    if size() == 1:
+        return own
+    counts = torch.cat(_gather(torch.tensor([len(own)], device=own.device))).tolist()
+    padded = own.new_zeros(max(counts), *own.shape[1:])
+    padded[: len(own)] = own
+    return torch.cat([part[:count] for part, count in zip(_gather(padded), counts, strict=True)])
+
+
+def _gather(own: Tensor) -> list[Tensor]:
+    """Return every rank's tensor of this shape."""
+    parts = [torch.empty_like(own) for _ in range(size())]
+    dist.all_gather(parts, own.contiguous())
+    return parts

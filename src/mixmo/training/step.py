@@ -23,6 +23,7 @@ from mixmo.data.batches import BatchMaker
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.errors import TrainingError
 from mixmo.header import Header
+from mixmo.metrics.multi_label import average_precisions
 from mixmo.network import MixMo
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training import ranks
@@ -58,6 +59,7 @@ class Training(L.LightningModule):
         warmup: Steps of the warm-up.
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
         reports: How often the loss was read, by which a progress bar can tell a new value.
+        multi_label: Whether images have several labels.
 
     Raises:
         TrainingError: from ``fit``, if the loss is not finite.
@@ -84,7 +86,8 @@ class Training(L.LightningModule):
         self.accumulate = settings.trainer.accumulate
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.reports = 0
-        self.sums = EpochSums(net.num_members)
+        self.multi_label = settings.data.multi_label
+        self.sums = EpochSums(net.num_members, self.multi_label)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
         self._unfinished: dict[str, Any] | None = None
         self._perturbed, self._ready_at = False, -1
@@ -287,6 +290,7 @@ class Training(L.LightningModule):
         """Get ready for validation."""
         self.sync_before_eval()
         self.scores = torch.zeros(self.net.num_members + 3, device=self.device)
+        self.validated: list[tuple[Tensor, Tensor]] = []
 
     def estimate_statistics(self) -> None:
         """Give the average batch-norm statistics of its own, from training mixtures.
@@ -316,17 +320,34 @@ class Training(L.LightningModule):
         images, labels, index = batch
         targets = labels[index]
         logits = self._evaluate_batch(images, index)
+        if self.multi_label:  # average precision is of all images together
+            self.validated.append((logits, targets))
+            return
         average = logits.mean(1)
         right = [(answer.argmax(1) == targets).sum() for answer in (average, *logits.unbind(1))]
         nll = torch.nn.functional.cross_entropy(average, targets, reduction="sum")
         self.scores += torch.stack([*right, nll, nll.new_tensor(len(targets))])
 
     def on_validation_epoch_end(self) -> None:
-        """Report the means over all images of all ranks, each counted once."""
+        """Report the means over all images of all ranks, each counted once; of several labels mAP."""
+        if self.multi_label:
+            self._report_labels()
+            return
         *scores, count = ranks.sum_over_ranks(self.scores)
         names = ["accuracy", *(f"member_{number}_accuracy" for number in range(self.net.num_members)), "nll"]
         for name, score in zip(names, scores, strict=True):
             self.log(f"val_{name}", score / count, prog_bar=name != "nll", logger=False)
+
+    def _report_labels(self) -> None:
+        members, classes = self.net.num_members, self.net.num_classes
+        none = torch.zeros(0, members, classes), torch.zeros(0, classes, dtype=torch.uint8)  # few images on many ranks
+        found = zip((each.to(self.device) for each in none), *self.validated, strict=True)
+        logits, targets = (ranks.gather_rows(torch.cat(each)).cpu() for each in found)
+        networks = {"": logits.mean(1)} | {f"member_{number}_": each for number, each in enumerate(logits.unbind(1))}
+        for name, own in networks.items():
+            self.log(f"val_{name}map", average_precisions(own, targets).nanmean(), prog_bar=True, logger=False)
+        bce = torch.nn.functional.binary_cross_entropy_with_logits(networks[""], targets.float())
+        self.log("val_bce", bce, logger=False)
 
     def _evaluate_batch(self, images: Tensor, index: Tensor) -> Tensor:
         """Return logits of the images of ``index``; a compiled network is always shown a whole batch."""

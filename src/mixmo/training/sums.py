@@ -17,6 +17,7 @@ class EpochSums:
 
     Args:
         num_members: M.
+        multi_label: Whether images have several labels; accuracy is then the share of labels that are right at 0.5.
 
     Example:
         >>> sums = EpochSums(num_members=2)
@@ -27,7 +28,8 @@ class EpochSums:
         (0.5, 0.0)
     """
 
-    def __init__(self, num_members: int) -> None:
+    def __init__(self, num_members: int, multi_label: bool = False) -> None:
+        self.multi_label = multi_label
         self.sums, self.steps = torch.zeros(1 + num_members), 0
         self._timed, self._since = 0, 0.0
 
@@ -48,10 +50,13 @@ class EpochSums:
         Args:
             loss: A scalar.
             logits: (B, M, K).
-            targets: (B, M) class numbers, or (B, M, K) probabilities, whose largest counts.
+            targets: (B, M) class numbers, or (B, M, K) probabilities, whose largest counts, or several labels.
         """
-        classes = targets.argmax(2) if targets.is_floating_point() else targets
-        accuracy = (logits.argmax(2) == classes).float().mean(0)
+        if self.multi_label:
+            accuracy = ((logits > 0) == (targets > 0.5)).float().mean((0, 2))
+        else:
+            classes = targets.argmax(2) if targets.is_floating_point() else targets
+            accuracy = (logits.argmax(2) == classes).float().mean(0)
         self.sums += torch.cat([loss[None], accuracy])
         self.steps += 1
         self._timed += 1
@@ -59,7 +64,8 @@ class EpochSums:
     def report(self, batch_size: int) -> dict[str, Any]:
         """Return the means over the epoch's steps so far, of all processes, and mixtures per second."""
         loss, *accuracies = mean_over_ranks(self.sums) / self.steps
-        members = {f"train_member_{member}_accuracy": accuracy for member, accuracy in enumerate(accuracies)}
+        name = "label_accuracy" if self.multi_label else "accuracy"
+        members = {f"train_member_{member}_{name}": accuracy for member, accuracy in enumerate(accuracies)}
         speed = self._timed * batch_size / (time.perf_counter() - self._since)
         return {"train_loss": loss} | members | {"images_per_second": speed}
 

@@ -208,9 +208,9 @@ def summarise(measured: dict[str, float]) -> str:
     parts = [f"loss {measured['train_loss']:.4g}"]
     if trained := members("train"):
         parts.append(f"training accuracy {', '.join(trained)} %")
-    if "val_accuracy" in measured:
+    for key in {"val_accuracy", "val_map"} & measured.keys():
         own = f" (members {', '.join(found)})" if len(found := members("val")) > 1 else ""
-        parts.append(f"validation {100 * measured['val_accuracy']:.1f} %{own}")
+        parts.append(f"validation {'mAP ' if key == 'val_map' else ''}{100 * measured[key]:.1f} %{own}")
     return "  ".join([*parts, f"{measured['images_per_second']:.0f} images/s"])
 
 

@@ -127,7 +127,7 @@ def find_objective(name: str, allowed: Sequence[str], members: int, classes: int
         allowed: The modules that may be imported.
         members: M.
         classes: K.
-        soft: Whether targets are probabilities (B, M, K), as with mixing in pixels, rather than class numbers (B, M).
+        soft: Whether targets are (B, M, K), as with mixing in pixels or several labels, not class numbers (B, M).
 
     Raises:
         InputError: if it is unknown, not allowed, or fails on a batch of zeros.
