@@ -241,3 +241,13 @@ def test_parts_of_a_batch_are_free_but_for_batch_norms(images, tmp_path, backbon
     resume(other, *words, accept=not alike)
     one, two = (torch.cat([each.flatten() for each in mixmo.load(each.path).parameters()]) for each in (run, other))
     assert ((one - two).abs().max() < 1e-4) == alike
+
+
+def test_a_setting_that_an_earlier_version_lacked_had_its_default(images, tmp_path):
+    run = begun(images, tmp_path)
+    about = run.about()
+    del about["settings"]["data"]["sampler"]
+    run.write_json("environment.json", about)
+    assert find_changes(run, make_plan(run.resumed_config())) == {}
+    with pytest.raises(InputError, match=r"data\.sampler is 'balanced', and was 'shuffle'"):
+        resume(run, "--data.sampler=balanced")

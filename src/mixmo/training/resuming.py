@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mixmo.checkpoints import LAST, duplicate, finished_epochs
 from mixmo.config.plan import Plan, flatten
 from mixmo.config.recipes import PERMISSIONS
-from mixmo.config.settings import Settings, known_settings, neutral_settings
+from mixmo.config.settings import Settings, known_settings, neutral_settings, values_of
 from mixmo.data.image_sets import InMemoryImages
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
@@ -69,7 +69,9 @@ def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | Non
     """
     about = run.about()
     began, resolved = (dict(get_section(about, key)) for key in ("settings", "resolved"))
-    first = dict(flatten(fill_open_settings(began, resolved))) | run.conditions()
+    defaults = dict(flatten(values_of(Settings()))) if began else {}  # of settings that an earlier version lacked
+    first = {name: value for name, value in defaults.items() if name not in dict(flatten(plan.resolved))}
+    first |= dict(flatten(fill_open_settings(began, resolved))) | run.conditions()
     now = dict(flatten(fill_open_settings(yaml.safe_load(plan.yaml), plan.resolved))) | dict(conditions or {})
     return {
         name: (first[name], value) for name, value in now.items()
