@@ -22,9 +22,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_released_run_is_tested_predicts_and_is_exported(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = mixmo.Run(released)
     assert run.test()["accuracy"] > 0.97
-    found = run.predict(released / "digit.png")
+    found = run.predict(released / "digit.png", sets="classwise")  # its calibration is not by an earlier version
     assert found.classes[found.labels[0]] == "7"
-    assert found.confidence[0] > 0.5  # it has its calibration
+    assert found.confidence[0] > 0.9 and found.sets is not None
     assert main(["export", str(released), "--format", "safetensors"]) == 0
     assert main(["fit", str(released)]) == 0
     assert "finished" in capsys.readouterr().out

@@ -106,8 +106,8 @@ def test_ood_datasets_and_classes(trained, capsys):
     assert main(["test", str(run.path), "--ood", name, "--per_class=true"]) == 0
     out = capsys.readouterr().out
     assert "out-of-distribution" in out and "Mutual information" in out and "by class" in out
-    assert "Conformal sets" in out and "The temperature is not sure" in out  # of nine validation images
-    assert "The temperature is not sure" in (run.path / "report.html").read_text()
+    assert "Conformal sets" in out and "The temperature is uncertain" in out  # of nine validation images
+    assert "The temperature is uncertain" in (run.path / "report.html").read_text()
     stored = json.loads((run.path / "test.json").read_text())
     both = (predict(TrainedRun(run)), predict(TrainedRun(run), name))
     known, other = (ood_scores(each.logits)["entropy"].numpy() for each in both)

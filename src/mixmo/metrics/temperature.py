@@ -98,13 +98,13 @@ def describe_doubt(low: float, high: float) -> str:
 
     Example:
         >>> describe_doubt(0.5, 1.75), describe_doubt(0.9, 1.75)
-        ('The temperature is not sure: by these validation images it lies between 0.50 and 1.75 (95 % ...).', '')
+        ('The temperature is uncertain: these validation images put it between 0.50 and 1.75 (95 % ...).', '')
     """
     if high <= 2 * low:
         return ""
     return (
-        f"The temperature is not sure: by these validation images it lies between {low:.2f} and {high:.2f} (95 % "
-        "interval); more of them would tell (data.validation)."
+        f"The temperature is uncertain: these validation images put it between {low:.2f} and {high:.2f} (95 % "
+        "interval); more of them narrow it (data.validation)."
     )
 
 
