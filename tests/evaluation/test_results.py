@@ -119,7 +119,7 @@ def test_a_temperature_of_few_images_is_doubted_once_when_a_run_ends(trained, ca
     calibrate_run(run, run.settings())
     (warning,) = caplog.messages
     low, high = load_kept_calibration(TrainedRun(run)).interval
-    assert f"by these validation images it lies between {low:.2f} and {high:.2f}" in warning and high > 2 * low
+    assert f"these validation images put it between {low:.2f} and {high:.2f}" in warning and high > 2 * low
 
 
 def test_views_have_results_of_their_own(trained, tmp_path, caplog):
