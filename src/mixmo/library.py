@@ -38,6 +38,9 @@ from mixmo.runs import RunFolder
 from mixmo.training.fit import fit as train_run
 from mixmo.training.resuming import check_unchanged
 
+PREPARING = ("image_size", "crop_size", "augmentation", "policy", "erasing")
+"""Settings of ``data`` that ask for what is not done to images which a Dataset prepares."""
+
 
 def fit(
     model: str | nn.Module | None = None,
@@ -320,8 +323,9 @@ def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str
         if given[one] is not None and given[one] is given[other]:
             raise InputError(f"{one} is the same object as {other}; give images that are not among those.")
     sources = {split: open_given(each, split) for split, each in given.items() if each is not None}
-    if len(sources["train"].classes) < 2:
-        raise InputError(f"train has one class only ({sources['train'].classes[0]}); a classifier needs two or more.")
+    if len(classes := sources["train"].classes) < 2:
+        found = f"one class only ({classes[0]})" if classes else "no class, since no image has a label"
+        raise InputError(f"train has {found}; a classifier needs two or more.")
     floats = {split: gives_floats(source) for split, source in sources.items()}
     if len(set(floats.values())) > 1:
         raise InputError(
@@ -353,13 +357,21 @@ def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> 
     prepared = any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values())
     if not prepared:
         return
+    floats = gives_floats(train)
+    for key in (*PREPARING, *(["window"] if floats else [])):
+        if (value := own.get(f"data.{key}")) and value not in ("none", "crop"):
+            why = "are floating point" if floats else "come from a Dataset with random transforms of its own"
+            raise InputError(
+                f"{key} is {value!r}, but the images {why}, and the network takes them as they are; leave it out, or "
+                "give integers or PIL images without such transforms."
+            )
     own["data.own_transforms"] = True
     own.setdefault("data.image_size", None)  # also with a recipe, whose size is that of its own images
     own.setdefault("data.crop_size", None)
     for source in sources.values():  # a validation set without random transforms goes the same way
         if isinstance(source.images, DatasetImages):
             source.images.prepared = True
-    if gives_floats(train):
+    if floats:
         own.setdefault("data.mean", [0.0])
         own.setdefault("data.std", [1.0])
 

@@ -384,7 +384,8 @@ def test_groups_and_folds_of_arrays(digits, tmp_path):
     ("changes", "message"),
     [
         ({"groups": [1, 2]}, "there are 2 groups and 400 training images"),
-        ({"groups": [None] * 400}, r"groups\[0\] is None; groups are numbers or names"),
+        ({"groups": [None] * 400}, r"groups\[0\] is None; groups are whole numbers or names"),
+        ({"groups": 5}, "groups is 5; groups are whole numbers or names"),
         ({"train": "digits", "test": None, "groups": [1]}, "a table names its own in a column `group`"),
         ({"folds": 3}, "test is given, and so is folds"),
         ({"test": None, "groups": [0, 1] * 200, "folds": 3}, "data.folds is 3, but there are 2 groups at most"),
@@ -394,3 +395,11 @@ def test_groups_and_folds_of_arrays(digits, tmp_path):
 def test_wrong_groups_folds_and_weights_are_one_sentence(digits, changes, message):
     with pytest.raises(InputError, match=message):
         mixmo.fit(**{"model": NET, **digits, **FAST} | changes)
+
+
+@pytest.mark.parametrize(("key", "value"), [("window", [0, 1]), ("image_size", 8), ("policy", "randaugment")])
+def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
+    floats = {split: (images / np.float32(255), labels) for split, (images, labels) in digits.items()}
+    floats = {split: (images.reshape(len(images), 1, 8, 8), labels) for split, (images, labels) in floats.items()}
+    with pytest.raises(InputError, match=f"{key} is .*, but the images are floating point"):
+        mixmo.fit(NET, **floats, **FAST, **{key: value})

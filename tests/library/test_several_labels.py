@@ -197,11 +197,19 @@ def test_an_earlier_version_refuses_the_network(run, monkeypatch):
         ([[0, 1], [1, 1]] * 4, r"train image 1 has the labels \[1, 1\]; .* each once"),
         ([[0, 1], 2] * 4, "train image 1 has the labels 2; they have to be a list"),
         ([["a"], ["b", 3]] * 4, "train image 1 has the label"),
+        ([[]] * 8, "train has no class, since no image has a label"),
+        (np.eye(4, dtype=int)[[0, 1, 2] * 2 + [0, 1]], "no training image is of 3"),
     ],
 )
 def test_labels_that_are_none_are_one_sentence(labels, message):
     with pytest.raises(InputError, match=message):
         mixmo.fit(NET, (np.zeros((8, 8, 8), np.uint8), labels), **FAST)
+
+
+def test_validation_images_without_any_label_are_refused(images):
+    pixels, labels = images["test"]
+    with pytest.raises(InputError, match="no validation image of 'given' has a label"):
+        mixmo.fit(NET, images["train"], val=(pixels[:8], 0 * labels[:8]), **FAST)
 
 
 def test_other_programs_predictions(run, images, tmp_path):

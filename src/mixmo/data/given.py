@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -174,11 +174,13 @@ def with_groups(source: Source, groups: Any) -> Source:
         >>> with_groups(source, ["ann", "ann", "bob", "bob"]).groups
         array([0, 0, 1, 1])
     """
+    if isinstance(groups, str) or not isinstance(groups, Iterable) or getattr(groups, "ndim", 1) == 0:
+        raise InputError(f"groups is {groups!r}; groups are whole numbers or names, one for each training image.")
     values = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else [_as_python(each) for each in groups]
     if len(values) != len(source):
         raise InputError(f"there are {len(values)} groups and {len(source)} training images; give one for each.")
     if odd := next((each for each in enumerate(values) if not isinstance(each[1], int | str)), None):
-        raise InputError(f"groups[{odd[0]}] is {odd[1]!r}; groups are numbers or names, one for each training image.")
+        raise InputError(f"groups[{odd[0]}] is {odd[1]!r}; groups are whole numbers or names, one for each image.")
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     return replace(source, groups=np.array([numbers[value] for value in values]))
 

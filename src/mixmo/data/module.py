@@ -96,7 +96,9 @@ class DataModule:
         """Training images, less those held out for validation."""
         images = build_image_set(self._parts.train, self.settings, self.size, check=self.check)
         if missing := self._without_images(images):
-            raise InputError(f"no training image of {missing} can be read; bring them back, or remove the class.")
+            raise InputError(
+                f"no training image is of {missing}, or none of those can be read; add some, or remove the class."
+            )
         distinct = check_repetition(self.settings.batch_size, self.settings.batch_repetition)
         if len(images) < distinct:
             raise InputError(
@@ -112,6 +114,11 @@ class DataModule:
         held_out = self._parts.validation
         if held_out is None:
             return None
+        if held_out.multi_label and not held_out.labels.any():
+            raise InputError(
+                f"no validation image of {self.settings.name!r} has a label, so that they measure no mAP; give or draw "
+                "others, or set --data.validation 0."
+            )
         return self._noticed(build_image_set(held_out, self.settings, self.size, check=self.check), "validation")
 
     @cached_property

@@ -248,6 +248,11 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
             raise InputError(
                 f"the images of {run.path} are prepared by a Dataset's own transforms; corrupt them there, and test it."
             )
+        if run.settings.data.channels not in (1, 3):
+            raise InputError(
+                f"corruptions are of grey and colour images, and {run.path} takes {run.settings.data.channels} bands "
+                "(data.channels)."
+            )
         for key in ("image_size", "channels"):
             if (own := getattr(run.settings.data, key)) != (wanted := getattr(first, key)):
                 raise InputError(

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
-from mixmo.errors import one_of
-from mixmo.files import assemble, check_place, make_folder
+from mixmo.errors import InputError, one_of
+from mixmo.files import assemble, make_folder
 
 FOLDER = Path(__file__).parent
 RELEASES = tuple(sorted(file.stem for file in FOLDER.glob("*.zip")))
@@ -34,7 +35,8 @@ def unpack_release(name: str, folder: Path) -> None:
         True
     """
     one_of(name, RELEASES, "released run")
-    check_place(folder, ours=False, folder=True)
+    if os.path.lexists(folder):
+        raise InputError(f"{folder} exists already; choose another place with --run.")
     make_folder(folder.parent)
     with assemble(folder) as place, zipfile.ZipFile(FOLDER / f"{name}.zip") as archive:
         archive.extractall(place)
