@@ -403,3 +403,11 @@ def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
     floats = {split: (images.reshape(len(images), 1, 8, 8), labels) for split, (images, labels) in floats.items()}
     with pytest.raises(InputError, match=f"{key} is .*, but the images are floating point"):
         mixmo.fit(NET, **floats, **FAST, **{key: value})
+
+
+def test_prepared_images_of_several_shapes_are_refused_by_name(digits):
+    images, labels = digits["train"]
+    floats = images.reshape(len(images), 1, 8, 8) / np.float32(255)
+    run = mixmo.fit(NET, (floats, labels), **FAST | {"epochs": 1, "limit_train_batches": 1})
+    with pytest.raises(InputError, match=r"image 1 has shape \(1, 8, 9\), but image 0 has \(1, 8, 8\)"):
+        run.predict([torch.zeros(1, 8, 8), torch.zeros(1, 8, 9)])

@@ -304,6 +304,7 @@ WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
         ({"x": Path("here")}, "holds an object pathlib"),
         (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, but only tensors"),
         (b"damaged", "cannot be read as a checkpoint"),
+        (b"extends: digits-cut", "cannot be read as a checkpoint"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, content, message):

@@ -212,8 +212,14 @@ class Predictor:
         if self.models[0].spec.data.own_transforms:
             for start in range(0, len(images), batch_size):
                 numbers = list(range(start, min(start + batch_size, len(images))))
-                prepared = torch.stack([_prepared(images[number], number) for number in numbers])
-                yield Answers(numbers, *self._answer(dict.fromkeys(forms, prepared)), {})
+                prepared = [_prepared(images[number], number) for number in numbers]
+                for number, each in zip(numbers, prepared, strict=True):
+                    if each.shape != prepared[0].shape:
+                        raise InputError(
+                            f"image {number} has shape {tuple(each.shape)}, but image {start} has "
+                            f"{tuple(prepared[0].shape)}; prepare all alike."
+                        )
+                yield Answers(numbers, *self._answer(dict.fromkeys(forms, torch.stack(prepared))), {})
             return
         for batch in decode_image(images, forms, batch_size, workers):
             logits, features = torch.zeros(0, 1, len(self.classes)), None
