@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 import mixmo
 from mixmo import header
 from mixmo.cli.main import main
+from mixmo.data.tables import open_rows
 from mixmo.deploy.export import export
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
@@ -198,7 +199,7 @@ def test_an_earlier_version_refuses_the_network(run, monkeypatch):
         ([[0, 1], 2] * 4, "train image 1 has the labels 2; they have to be a list"),
         ([["a"], ["b", 3]] * 4, "train image 1 has the label"),
         ([[]] * 8, "train has no class, since no image has a label"),
-        (np.eye(4, dtype=int)[[0, 1, 2] * 2 + [0, 1]], "no training image is of 3"),
+        (np.array([[1, 1, 0, 0], [0, 1, 1, 0]] * 4), "no training image is of 3"),
     ],
 )
 def test_labels_that_are_none_are_one_sentence(labels, message):
@@ -224,3 +225,10 @@ def test_one_label_each_is_told(images, caplog):
     with caplog.at_level("WARNING", "mixmo"):
         mixmo.fit(NET, (images["train"][0][:40], np.eye(5, dtype=int)[np.arange(40) % 5]), **FAST | {"epochs": 1})
     assert "each training image of 'given' has one label" in caplog.text
+
+
+def test_a_table_whose_cells_list_labels_is_told_of(tmp_path, caplog):
+    file = tmp_path / "t.csv"
+    with caplog.at_level("WARNING", "mixmo"):
+        assert open_rows(file, [("0.png", "a|b", ""), ("1.png", "b", "")], "raise").classes == ["a|b", "b"]
+    assert "has the label a|b, taken as one class" in caplog.text

@@ -260,8 +260,9 @@ class DataModule:
         name, source = self.settings.name, self._dataset.open(split) if self.given is None else self.given[split]
         if source.multi_label != self.settings.multi_label:
             found = "lists of labels" if source.multi_label else "one label each"
+            which = "" if split == "all" else f"the {split} "
             raise InputError(
-                f"the {split} images of {name!r} have {found}, but data.multi_label is {self.settings.multi_label}; "
+                f"{which}images of {name!r} have {found}, but data.multi_label is {self.settings.multi_label}; "
                 "set it to what they are, or label all of them alike."
             )
         if source.multi_label and split in ("train", "all") and (source.labels.sum(1) == 1).all():

@@ -13,6 +13,7 @@ import numpy as np
 from mixmo.data.decoding import explain_error
 from mixmo.data.folders import FileImages
 from mixmo.data.labels import SEPARATOR, number_labels
+from mixmo.data.messages import warn_once
 from mixmo.data.sources import Source
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
@@ -116,6 +117,11 @@ def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str, multi
     cells: list[Any] = [label for _, label, _ in rows]
     if multi_label:
         cells = [[name for each in cell.split(SEPARATOR) if (name := each.strip())] for cell in cells]
+    elif joined := next((cell for cell in cells if SEPARATOR in cell), None):
+        warn_once(
+            f"{printable(str(file))} has the label {printable(joined)}, taken as one class; if {SEPARATOR} stands "
+            "between several labels of an image, set --data.multi_label true."
+        )
     labels, classes = number_labels(cells, None, str(file), on_error)
     kept = np.ones(len(rows), dtype=bool) if multi_label else labels >= 0
     known = [row for row, own in zip(rows, kept, strict=True) if own]
