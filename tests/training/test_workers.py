@@ -129,3 +129,15 @@ def test_a_small_shared_memory_ends_the_run_with_a_sentence(pictures, tmp_path):
         and "for lack of" in said[-1]
         and f"`mixmo fit {tmp_path}/run` resumes" in said[-1]
     )
+
+
+def test_a_worker_that_ends_while_its_batch_is_fetched_is_named():
+    """The main process then meets an error of multiprocessing without a message."""
+    from multiprocessing import resource_sharer
+
+    gone = resource_sharer.DupFd(0)
+    resource_sharer.stop()
+    with pytest.raises((EOFError, ConnectionError, FileNotFoundError)) as caught:
+        gone.detach()
+    assert "could not hand over its batch" in str(workers.lost_worker(caught.value))
+    assert workers.lost_worker(FileNotFoundError("else")) is None

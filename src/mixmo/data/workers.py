@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -97,10 +98,14 @@ def lost_worker(error: BaseException) -> str | None:
         >>> lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
         'a process that reads images was killed (Killed), as systems do when the memory is full; take fewer workers.'
     """
-    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    fetching = any(name.endswith("resource_sharer.py") for name in frames)  # a batch, of a worker that ends meanwhile
+    vanished = isinstance(error, EOFError | ConnectionError | FileNotFoundError) and fetching
+    torch_says = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    if not vanished and not torch_says:
         return None
     text = f"{error} {error.__cause__}"  # where the main process waited, the cause says how the worker ended
-    if "Bus error" in text or f"exit code {UNSENT}." in text:
+    if vanished or "Bus error" in text or f"exit code {UNSENT}." in text:
         return (
             "a process that reads images could not hand over its batch (the lines above say why), mostly for lack of "
             f"shared memory; {WAYS_OUT}."
