@@ -23,6 +23,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import nn
 
 from mixmo import checkpoints
@@ -309,13 +311,13 @@ addEventListener("load", () => {{
 @pytest.fixture
 def computed(monkeypatch):
     """The datasets for which a network predicted."""
-    honest, asked = predictions._computed, []
+    honest, asked = predictions._compute, []
 
     def counted(run, dataset, *rest):
         asked.append(dataset)
         return honest(run, dataset, *rest)
 
-    monkeypatch.setattr(predictions, "_computed", counted)
+    monkeypatch.setattr(predictions, "_compute", counted)
     return asked
 
 
@@ -363,3 +365,12 @@ def another_seed(trained):
     run = RunFolder(folder / "another")
     fit(make_plan(two.config() | {"seed": 1}), run)
     return run
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """400 digits to train on, 200 to test on: images (N, 8, 8) uint8 and labels."""
+    found = load_digits()
+    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
+    train, test = train_test_split(np.arange(600), train_size=400, stratify=found.target[:600], random_state=0)
+    return {name: (pixels[part], found.target[part]) for name, part in {"train": train, "test": test}.items()}

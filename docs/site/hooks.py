@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# mkdocs loads this file by its path: its neighbours and the package are found here only
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "src")]
 
 from docstrings import find, symbols  # noqa: E402
@@ -91,7 +92,7 @@ def _site_path(path: str) -> str:
 
 def _title(path: str) -> str:
     """Return the first heading of a page, which links name in place of its file."""
-    return re.search(r"^# (.*)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)[1]  # type: ignore[index]
+    return re.search(r"^# (.*)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
 def _read(source: str) -> str:

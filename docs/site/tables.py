@@ -27,7 +27,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def settings_rows(kind: type) -> dict[str, list[str]]:
     """Return type and range, default and meaning of each field of a class of settings."""
     kinds, rows = types_of(kind), {}
-    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+    for name, field in kind.__pydantic_fields__.items():
         default = "" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
         meaning = re.sub(r":\w+:`~?", "`", field.description or "").replace("``", "`")
         rows[name] = [kinds.get(name, "").replace("null", "None"), default, meaning]
@@ -83,7 +83,7 @@ def recipes() -> str:
         rows = [
             [f"`mixmo fit {name}{ALLOWED.get(recipe['data']['name'], '')}`", recipe["model"]["backbone"],
              method_name(recipe).replace(" ", "\u00a0"), str(recipe["data"].get("batch_repetition", 1)),
-             str(recipe["trainer"]["max_epochs"]), *measured(name, recipe), str(recipe.get("published", ""))]
+             str(recipe["trainer"]["max_epochs"]), *read_measurements(name, recipe), str(recipe.get("published", ""))]
             for name, recipe in group.items()
         ]  # fmt: skip
         filled = [index for index in range(len(header)) if any(row[index] for row in rows)]
@@ -98,7 +98,7 @@ ALLOWED = {"torch/cifar10": " --data.download true", "torch/cifar100": " --data.
 """What a command has to allow, by the name of the data."""
 
 
-def measured(name: str, recipe: Mapping[str, Any]) -> list[str]:
+def read_measurements(name: str, recipe: Mapping[str, Any]) -> list[str]:
     """Return time, memory and accuracy of a recipe; empty where the kept rows have other settings."""
     data, optimizer = recipe["data"], recipe["optimizer"]
     wanted = {"backbone": recipe["model"]["backbone"], "base_lr": optimizer["base_lr"],

@@ -1,7 +1,5 @@
 """``mixmo.fit``: one's own Dataset, arrays or LightningDataModule in one call, and what its run can do."""
 
-import csv
-import json
 import logging
 import random
 import re
@@ -14,8 +12,6 @@ import pytest
 import torch
 from killing import differences, fit_own, in_a_process_of_its_own
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
@@ -26,15 +22,6 @@ from mixmo.runs import RunFolder
 
 FAST = {"batch_size": 16, "lr": 0.1, "num_members": 2, "epochs": 2, "progress": False}
 NET = "wide_resnet10_1"
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """400 digits to train on, 200 to test on: images (N, 8, 8) uint8 and labels."""
-    found = load_digits()
-    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
-    train, test = train_test_split(np.arange(600), train_size=400, stratify=found.target[:600], random_state=0)
-    return {name: (pixels[part], found.target[part]) for name, part in {"train": train, "test": test}.items()}
 
 
 class Own(Dataset):
@@ -359,55 +346,3 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
     mixmo.fit(NET, train, out=tmp_path / "run", **FAST)
     with pytest.raises(InputError, match="exists already"):
         mixmo.fit(NET, train, out=tmp_path / "run", **FAST)
-
-
-def test_groups_and_folds_of_arrays(digits, tmp_path):
-    images, labels = digits["train"]
-    patients = np.array([f"patient {number // 4}" for number in range(400)])
-    own = FAST | {"epochs": 1, "limit_train_batches": 2, "folds": 4, "fold": 1}
-    run = mixmo.fit(NET, (images, labels), groups=patients, out=tmp_path / "run", **own)
-    parts = {}
-    for row in csv.DictReader((tmp_path / "run/split.csv").open()):
-        parts.setdefault(row["split"], set()).add(patients[int(row["path"].split()[-1])])
-    assert set(parts) == {"train", "validation", "test"} and sum(map(len, parts.values())) == 100
-    run.test()
-    about = json.loads((tmp_path / "run/test.json").read_text())["about"]
-    assert 80 < about["images"] < 120 and about["images"] == 4 * len(parts["test"])
-    own["epochs"] = 2
-    with pytest.raises(InputError, match="training data has changed"):
-        mixmo.fit(NET, (images, labels), groups=np.roll(patients, 1), out=tmp_path / "run", resume=True, **own)
-    mixmo.Run(tmp_path / "run").test(digits["test"])  # others in place of the fold
-    assert json.loads((tmp_path / "run/test.json").read_text())["about"]["images"] == 200
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"groups": [1, 2]}, "there are 2 groups and 400 training images"),
-        ({"groups": [None] * 400}, r"groups\[0\] is None; groups are whole numbers or names"),
-        ({"groups": 5}, "groups is 5; groups are whole numbers or names"),
-        ({"train": "digits", "test": None, "groups": [1]}, "a table names its own in a column `group`"),
-        ({"folds": 3}, "test is given, and so is folds"),
-        ({"test": None, "groups": [0, 1] * 200, "folds": 3}, "data.folds is 3, but there are 2 groups at most"),
-        ({"class_weights": [1, 2]}, "objective.class_weights has 2 numbers, but there are 10 classes"),
-    ],
-)
-def test_wrong_groups_folds_and_weights_are_one_sentence(digits, changes, message):
-    with pytest.raises(InputError, match=message):
-        mixmo.fit(**{"model": NET, **digits, **FAST} | changes)
-
-
-@pytest.mark.parametrize(("key", "value"), [("window", [0, 1]), ("image_size", 8), ("policy", "randaugment")])
-def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
-    floats = {split: (images / np.float32(255), labels) for split, (images, labels) in digits.items()}
-    floats = {split: (images.reshape(len(images), 1, 8, 8), labels) for split, (images, labels) in floats.items()}
-    with pytest.raises(InputError, match=f"{key} is .*, but the images are floating point"):
-        mixmo.fit(NET, **floats, **FAST, **{key: value})
-
-
-def test_prepared_images_of_several_shapes_are_refused_by_name(digits):
-    images, labels = digits["train"]
-    floats = images.reshape(len(images), 1, 8, 8) / np.float32(255)
-    run = mixmo.fit(NET, (floats, labels), **FAST | {"epochs": 1, "limit_train_batches": 1})
-    with pytest.raises(InputError, match=r"image 1 has shape \(1, 8, 9\), but image 0 has \(1, 8, 8\)"):
-        run.predict([torch.zeros(1, 8, 8), torch.zeros(1, 8, 9)])

@@ -340,7 +340,8 @@ def _class_names(dataset: Any) -> list[str] | None:
 def _as_list(labels: Any) -> list[Any]:
     """Return labels as values of Python's, or arrays of 0 and 1."""
     if isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1:
-        return labels.tolist()  # type: ignore[no-any-return]
+        values: list[Any] = labels.tolist()
+        return values
     return [_as_python(label) for label in labels]
 
 

@@ -86,7 +86,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> TextTable:
         classes, more = (row["set"] or [])[:LISTED], len(row["set"] or []) - LISTED
         agreement = "" if row["agreement"] is None else f"{100 * row['agreement']:.0f} %"
         held = ", ".join(classes) + (f" and {more} more" if more > 0 else "")
-        defer = {None: "", True: "yes", False: "no"}[row["defer"]]
+        defer = "" if row["defer"] is None else _say(row["defer"])
         cells.append([row["file"], row["class"], f"{100 * row[certainty]:.1f} %", held, agreement, defer])
     header = ["image", "class", certainty, "set of classes", "members agree", "defer"]
     return TextTable("", header, cells, "" if certainty == "probability" else NOTE)
@@ -100,6 +100,10 @@ NOTE = (
 )
 
 
+def _say(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _csv(file: IO[str], columns: Sequence[str]) -> Write:
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -110,7 +114,7 @@ def _csv(file: IO[str], columns: Sequence[str]) -> Write:
         elif isinstance(value, list):
             value = (SEPARATOR if key == "labels" else "; ").join(value)  # labels as tables of images have them
         elif isinstance(value, bool):
-            return "yes" if value else "no"
+            return _say(value)
         return csv_cell(value) if isinstance(value, str) else value
 
     def write(found: Found) -> None:

@@ -98,7 +98,7 @@ def predict(
     if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
         tensors, note = known
         return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], images)
-    found = replace(_computed(run, dataset, precision, tta), images=images)
+    found = replace(_compute(run, dataset, precision, tta), images=images)
     note = {"about": about, "classes": found.classes, "epochs": found.epochs, "images": images}
     keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
@@ -128,7 +128,7 @@ def _file(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> 
 
 
 @torch.inference_mode()
-def _computed(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Predictions:
+def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Predictions:
     net, (images, classes) = run.network, run.images(dataset)
     check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
     logits, targets = [], []

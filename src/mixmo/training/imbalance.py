@@ -41,7 +41,7 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
     asked, classes = settings.objective.class_weights, data.classes
     if asked == "none":
         return None
-    counts = np.bincount(np.asarray(data.train.labels), minlength=len(classes))
+    counts = _count_images(data)
     if isinstance(asked, str):
         weights = 1 / counts
     elif isinstance(asked, dict):
@@ -72,7 +72,7 @@ def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
     """
     if settings.data.multi_label:
         return
-    counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
+    counts = _count_images(data)
     most, least = int(counts.argmax()), int(counts.argmin())
     remedied = settings.objective.class_weights != "none" or settings.data.sampler == "balanced"
     if not remedied and counts[most] >= RATIO * counts[least]:
@@ -81,3 +81,8 @@ def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
             "objective.class_weights balanced or data.sampler balanced makes up for it.",
             printable(data.classes[most]), counts[most], printable(data.classes[least]), counts[least],
         )  # fmt: skip
+
+
+def _count_images(data: DataModule) -> np.ndarray:
+    """Return the number (K,) of training images of each class."""
+    return np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))

@@ -69,8 +69,9 @@ def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | Non
     """
     about = run.about()
     began, resolved = (dict(get_section(about, key)) for key in ("settings", "resolved"))
-    defaults = dict(flatten(values_of(Settings()))) if began else {}  # of settings that an earlier version lacked
-    first = {name: value for name, value in defaults.items() if name not in dict(flatten(plan.resolved))}
+    open_ones = {name for name, _ in flatten(plan.resolved)}
+    defaults = flatten(values_of(Settings())) if began else ()  # of settings that an earlier version lacked
+    first = {name: value for name, value in defaults if name not in open_ones}
     first |= dict(flatten(fill_open_settings(began, resolved))) | run.conditions()
     now = dict(flatten(fill_open_settings(yaml.safe_load(plan.yaml), plan.resolved))) | dict(conditions or {})
     return {

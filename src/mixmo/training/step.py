@@ -215,8 +215,10 @@ class Training(L.LightningModule):
         """Note the first step whose loss or gradient is not finite."""
         loss = closure()
         norm = nn.utils.get_total_norm([each.grad for each in self.net.parameters() if each.grad is not None])
-        scaled = self._scale(torch.ones_like(norm)) > 1  # in float16, where a step that overflows is skipped
-        bad = ~((norm.isfinite() | scaled) & loss.detach().isfinite())
+        allowed = norm.isfinite()
+        if self._scaler() is not None:  # in float16, where a step that overflows is skipped
+            allowed |= self._scale(torch.ones_like(norm)) > 1
+        bad = ~(allowed & loss.detach().isfinite())
         self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
         return loss
 
