@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +16,15 @@ import torch
 
 from mixmo.errors import InputError, MissingError
 from mixmo.files import PARTIAL, explain_write_errors, read_checkpoint, replace_file, sync_folder
-from mixmo.header import Header, header_of_earlier
+from mixmo.header import Header
 
 MARK = b"sha256:"
 SEAL = len(MARK) + 64
 """Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "header",
-        "num_classes", "inference", "unfinished", "MixedPrecision")  # fmt: skip
-"""What is taken of a checkpoint, the scale of float16 losses included (``MixedPrecision``, Lightning's name); earlier
-versions wrote ``num_classes`` and ``inference`` in place of a header."""
+        "unfinished", "MixedPrecision")  # fmt: skip
+"""What is taken of a checkpoint, the scale of float16 losses included (``MixedPrecision``, Lightning's name)."""
 
 STATE = "Checkpoints"
 """The one callback whose state is taken as well: :class:`mixmo.training.checkpointing.Checkpoints`."""
@@ -109,24 +108,17 @@ def load(path: Path) -> dict[str, Any]:
     return kept
 
 
-def read_header(path: Path, config: Callable[[], Mapping[str, Any]]) -> Header:
+def read_header(path: Path) -> Header:
     """Return what a checkpoint says of its network; the file is read once while it stays as it is.
 
     Args:
         path: The file.
-        config: Returns the configuration of its training, which is asked for where an earlier version wrote the file.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is damaged, or of a newer format.
+        InputError: if it is damaged, has no header, or one of a newer format.
     """
-    content = describe(path)
-    if "header" in content:
-        return Header.from_dict(content["header"], str(path))
-    known = dict(found) if isinstance(found := content.get("inference"), Mapping) else {}
-    if "classes" not in known and isinstance(count := content.get("num_classes"), int):
-        known["classes"] = [str(number) for number in range(count)]
-    return Header.from_dict(header_of_earlier(known, config(), str(path)), str(path))
+    return Header.from_dict(describe(path).get("header"), str(path))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -145,21 +137,17 @@ def describe(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _describe_file(path: Path, inode: int, size: int, time: int) -> dict[str, Any]:
     content = load(path)
-    own = {key: content[key] for key in ("header", "inference", "num_classes") if key in content}
-    return own | {"epochs": finished_epochs(content)}
+    return {"header": content.get("header"), "epochs": finished_epochs(content)}
 
 
 def finished_epochs(content: Mapping[str, Any]) -> int:
     """Return how many epochs a checkpoint's training had finished; one may have been begun.
 
     Example:
-        >>> finished_epochs({"epoch": 3, "loops": {}})
+        >>> finished_epochs({"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 4}}}}})
         4
     """
-    try:
-        return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-    except (KeyError, TypeError, ValueError):  # of a version that kept none within an epoch
-        return int(content["epoch"]) + 1
+    return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def digest(file: IO[bytes], size: int) -> str:

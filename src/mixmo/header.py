@@ -112,8 +112,7 @@ class Header:
         classes: The K class names.
         size: (H, W) that images are brought to: scaled until they cover it, then cropped in their middle.
         data: How they are prepared.
-        backbone: timm's name of the backbone, or ``module NAME`` of a program's own; empty where an earlier version's
-            export does not say it.
+        backbone: timm's name of the backbone, or ``module NAME`` of a program's own.
         options: More keywords of the timm model.
         num_members: M that were trained. A fused network is the average of as many.
         mix_at: Module behind which features are mixed; ``None`` is behind the stem.
@@ -162,7 +161,7 @@ class Header:
             InputError: if they are of a newer format, or damaged.
         """
         if not isinstance(content, Mapping):
-            raise InputError(f"{where} is damaged, or none of mixmo's: its header is no mapping.")
+            raise InputError(f"{where} is damaged, or none of mixmo's: it has no header.")
         found = content.get("format")
         if type(found) is not int or found < 1:
             raise InputError(f"{where} is damaged, or none of mixmo's: its header has the format {found!r}.")
@@ -180,40 +179,3 @@ class Header:
         """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""
         own = {key: getattr(self, key) for key in ("backbone", "num_members", "options", "mix_at")}
         return {"model": own, "data": asdict(self.data) | {"multi_label": self.multi_label}}
-
-
-def header_of_earlier(known: Mapping[str, Any], config: Mapping[str, Any], where: str = "it") -> dict[str, Any]:
-    """Return a header's content for a network that an earlier version saved, which kept none.
-
-    Args:
-        known: What is saved with its tensors: ``classes``, ``size``, and parts of ``model`` and ``data``.
-        config: The configuration of its training, for what does not.
-        where: The file, for errors.
-
-    Raises:
-        InputError: if neither says the size of its images.
-
-    Example:
-        >>> config = {"model": {"num_members": 3}, "data": {"image_size": 8}}
-        >>> content = header_of_earlier({"classes": ["a", "b"]}, config)
-        >>> content["num_members"], content["size"]
-        (3, [8, 8])
-    """
-    found: dict[str, Any] = {"format": FORMAT, "classes": known.get("classes")}
-    parts: dict[str, dict[str, Any]] = {}
-    for section, keys in (
-        ("model", ("backbone", "num_members", "options", "mix_at")),
-        ("data", tuple(each.name for each in fields(Preparation))),
-    ):
-        own: dict[str, Any] = {}
-        for each in (config.get(section), known.get(section)):
-            own |= each if isinstance(each, Mapping) else {}
-        parts[section] = {key: own[key] for key in keys if key in own}
-    side = parts["data"].get("image_size")
-    size = known.get("size") or (None if side is None else list(height_and_width(side)))
-    if size is None:
-        raise InputError(
-            f"{where} is of an earlier version, whose files do not say the size of their images; set data.image_size "
-            "in the config.yaml next to it."
-        )
-    return found | {"size": size} | parts["model"] | {"data": parts["data"]}

@@ -7,16 +7,6 @@ from typing import Any
 
 from mixmo.config.settings import known_settings
 
-REMOVED: dict[str, tuple[Any, ...] | None] = {
-    "model.fresh_heads": (None,),
-    "trainer.strategy": ("auto", "ddp", "fsdp"),
-    "trainer.profiler": (None,),
-    "trainer.on_nonfinite": ("stop",),
-    "data.repeat": ("index",),
-    "data.shuffle_shards": None,
-}
-"""Settings of earlier versions, and the values with which this version trains as those did; ``None`` is any."""
-
 
 def get_section(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return a section of a file, empty where it is missing or of another kind.
@@ -39,22 +29,6 @@ def fill_open_settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -
     for section, values in resolved.items():
         own = get_section(found, section)
         found[section] = dict(own) | {key: value for key, value in values.items() if own.get(key) is None}
-    return found
-
-
-def drop_removed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without those that earlier versions had, where this version does the same without them.
-
-    Example:
-        >>> drop_removed({"seed": 1, "trainer": {"strategy": "auto", "devices": 2}})
-        {'seed': 1, 'trainer': {'devices': 2}}
-    """
-    found = dict(config)
-    for name, values in REMOVED.items():
-        section, key = name.split(".")
-        own = get_section(found, section)
-        if key in own and (values is None or own[key] in values):
-            found[section] = {other: value for other, value in own.items() if other != key}
     return found
 
 

@@ -30,7 +30,7 @@ from mixmo.environment import environment
 from mixmo.errors import InputError, InUseError, MissingError, one_of
 from mixmo.files import PARTIAL, explain_write_errors, make_folder, read_yaml, write_text
 from mixmo.header import Header
-from mixmo.run_settings import drop_removed, drop_unknown, fill_open_settings, get_section
+from mixmo.run_settings import drop_unknown, fill_open_settings, get_section
 
 Checkpoint = Literal["last", "best"]
 CHECKPOINTS: tuple[str, ...] = get_args(Checkpoint)
@@ -147,10 +147,10 @@ class RunFolder:
         """
         if not self.require().config_file.is_file():
             raise MissingError(f"{self.config_file} is missing, which says how {self.path} was trained, and on what.")
-        return drop_removed(without_permission(read_yaml(self.config_file, "configuration")))
+        return without_permission(read_yaml(self.config_file, "configuration"))
 
     def header(self, which: str = "last") -> Header:
-        """Return what a checkpoint says of its network; the configuration is asked for one of an earlier version only.
+        """Return what a checkpoint says of its network.
 
         Args:
             which: The checkpoint, ``last`` or ``best``.
@@ -159,7 +159,7 @@ class RunFolder:
             MissingError: if there is no such run or checkpoint.
             InputError: if it is damaged, or of a newer format.
         """
-        return read_header(self.checkpoint_file(which), lambda: self.config() if self.config_file.is_file() else {})
+        return read_header(self.checkpoint_file(which))
 
     def trained_config(self, which: str = "last") -> dict[str, Any]:
         """Return the run's settings with those of a checkpoint's network, which its header decides.
@@ -222,7 +222,7 @@ class RunFolder:
     def resolved(self) -> dict[str, Any]:
         """Return the settings that followed from the machine where the run began; nothing if that is not known."""
         resolved = self.about().get("resolved")
-        return drop_removed(without_permission(resolved)) if isinstance(resolved, dict) else {}
+        return without_permission(resolved) if isinstance(resolved, dict) else {}
 
     def about(self) -> dict[str, Any]:
         """Return ``environment.json``; nothing if it is missing or damaged."""

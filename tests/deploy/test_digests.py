@@ -48,17 +48,17 @@ def test_a_digest_that_is_gone_is_noticed(exported, tmp_path, new_images, form):
 
 
 def test_folders_without_a_digest_still_open(exported, new_images, tmp_path):
-    """Those of earlier versions, and of other programs."""
+    """Other programs may have written them."""
     files, folder = sorted(new_images.iterdir()), exported["timm"]
     content = json.loads((folder / "mixmo.json").read_text())
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    earlier = {key: value for key, value in content.items() if key not in ("files", "sha256")}
-    (tmp_path / "mixmo.json").write_text(json.dumps(earlier))
+    plain = {key: value for key, value in content.items() if key not in ("files", "sha256")}
+    (tmp_path / "mixmo.json").write_text(json.dumps(plain))
     assert answers_of(tmp_path, files) == answers_of(folder, files)
     assert not is_whole_export(tmp_path) and is_whole_export(folder)
     content["classes"].append("eleventh")
-    (tmp_path / "mixmo.json").write_text(json.dumps(earlier | {"classes": content["classes"]}))
+    (tmp_path / "mixmo.json").write_text(json.dumps(plain | {"classes": content["classes"]}))
     with pytest.raises(InputError, match=r"names 4 classes, but answers"):
         mixmo.Predictor(tmp_path)
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import Calibration
+from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.header import Preparation
@@ -179,8 +180,7 @@ def test_an_export_whose_place_cannot_be_taken_leaves_the_earlier_one(gone, tmp_
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_descriptions_are_one_sentence(data):
-    shares, right = torch.tensor([0.9, 0.8], dtype=torch.float64), torch.tensor([True, False])
-    calibration = Calibration(1.5, shares, right, shares)
+    calibration = fit_calibration(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     content = json.loads(Spec(["cat", "dog"], (8, 8), HOW, calibration=calibration).to_json())
     places = [(content, key) for key in content] + [(content[key], one) for key in ("data", "calibration")
                                                     for one in content[key]]  # fmt: skip
@@ -224,7 +224,8 @@ def test_runs_that_do_not_fit_are_not_one_file(trained, gone, tmp_path, capsys):
 
 def test_descriptions_keep_every_digit():
     likely = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spec = Spec(["a", "b"], (8, 8), HOW, calibration=Calibration(1 / 3, likely, likely > 0.5, likely))
+    kept = replace(fit_calibration(torch.rand(50, 2), torch.arange(50) % 2), temperature=1 / 3)
+    spec = Spec(["a", "b"], (8, 8), HOW, calibration=replace(kept, likely=likely, confidence=likely))
     again = Spec.from_json(spec.to_json()).calibration
     assert again.temperature == 1 / 3 and torch.equal(again.likely, likely) and torch.equal(again.confidence, likely)
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.header import FORMAT, Header
 from mixmo.runs import RunFolder
 
-EARLIER = Path(__file__).parent / "earlier"
 """What the version before headers wrote: a run of two members on digits, its weights fused, and shared."""
 
 
@@ -174,61 +172,6 @@ def test_classes_whose_names_are_no_unicode_are_kept(run):
     header = run.header().to_dict() | {"classes": ["cat", "caf\udce9", "emu"]}
     with_header(run, header)
     assert run.header().classes[1] == "caf\udce9" and mixmo.load(run.path).num_classes == 3
-
-
-def earlier_logits(net):
-    with torch.no_grad():
-        return net.members(torch.linspace(-1, 1, 512).view(2, 1, 16, 16))
-
-
-@pytest.mark.parametrize("name", ["run", "shared", "model.safetensors", "timm"])
-def test_what_earlier_versions_saved_is_loaded(tmp_path, name):
-    expected = torch.tensor(json.loads((EARLIER / "logits.json").read_text()))
-    path = EARLIER / name
-    if name == "timm":
-        path = tmp_path / "timm"
-        shutil.copytree(EARLIER / "shared", path, ignore=shutil.ignore_patterns("members.safetensors", "config.yaml"))
-    found = earlier_logits(mixmo.load(path))
-    expected = expected if found.shape[1] == 2 else expected.mean(1, keepdim=True)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    predicted = mixmo.Predictor(path)(torch.zeros(16, 16, dtype=torch.uint8))
-    assert predicted.classes == [str(digit) for digit in range(10)] and predicted.sets is not None
-
-
-def test_an_earlier_run_is_resumed_and_then_has_a_header(tmp_path):
-    shutil.copytree(EARLIER / "run", tmp_path / "run")
-    run = RunFolder(tmp_path / "run")
-    shutil.copy(run.checkpoint_file(), run.checkpoint_folder / "best.ckpt")
-    content = checkpoints.load(run.checkpoint_file())
-    assert "header" not in content and content["epoch"] == 1
-    header = run.header()
-    assert main(["fit", str(run.path), "--trainer.max_epochs=3"]) == 0
-    content = checkpoints.load(run.checkpoint_file())
-    assert content["epoch"] == 2 and content["header"] == header.to_dict() and "inference" not in content
-    missing(run)
-    assert mixmo.load(run.path).num_members == 2
-
-
-def test_an_earlier_run_without_its_configuration_is_loaded_too(tmp_path):
-    """Its checkpoint holds the settings of the network already, if none of the training."""
-    shutil.copytree(EARLIER / "run", tmp_path / "run")
-    expected = earlier_logits(mixmo.load(tmp_path / "run"))
-    missing(RunFolder(tmp_path / "run"))
-    assert torch.equal(earlier_logits(mixmo.load(tmp_path / "run")), expected)
-
-
-def test_descriptions_of_earlier_graphs_are_read(exported, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    model = onnx.load(exported["onnx"])
-    notes = {each.key: each.value for each in model.metadata_props}
-    spec = {key: value for key, value in json.loads(notes["mixmo.json"]).items()
-            if key in ("classes", "size", "data", "calibration")}  # fmt: skip
-    spec["data"] = {key: value for key, value in spec["data"].items() if key not in ("image_size", "own_transforms")}
-    onnx.helper.set_model_props(model, notes | {"mixmo.json": json.dumps(spec)})
-    onnx.save(model, tmp_path / "b.onnx")
-    image = torch.zeros(10, 10, 3, dtype=torch.uint8).numpy()
-    expected, found = (mixmo.Predictor(each)(image).probabilities for each in (exported["onnx"], tmp_path / "b.onnx"))
-    assert torch.equal(found, expected)
 
 
 def test_weights_say_what_they_are(exported, tmp_path):

@@ -8,7 +8,6 @@ import yaml
 from conftest import moved
 
 import mixmo
-from mixmo import checkpoints
 from mixmo.deploy.export import export
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
@@ -46,18 +45,3 @@ def test_what_the_network_sees_is_the_checkpoints_not_the_configurations(trained
     assert torch.equal(evaluate_runs([run]).predictions.logits, expected) and len(caplog.records) == 1
     assert export(TrainedRun(run), "timm").difference < 1e-4
     assert torch.allclose(mixmo.Predictor(run.path / "timm")(files).probabilities, before, atol=1e-5)
-
-
-def test_checkpoints_of_an_earlier_version_are_as_the_configuration_says(trained, tmp_path):
-    """They do not hold how images were prepared."""
-    folder, two, _ = trained
-    run = moved(two, folder, tmp_path)
-    files = sorted((tmp_path / "data/test/cat").iterdir())
-    before = mixmo.Predictor(run.path)(files).probabilities
-    content = checkpoints.load(run.checkpoint_file())
-    earlier = {key: content["header"][key] for key in ("classes", "size")}
-    content = {key: value for key, value in content.items() if key != "header"}
-    checkpoints.save(run.checkpoint_file(), content | {"inference": earlier, "num_classes": 3})
-    assert torch.equal(mixmo.Predictor(run.path)(files).probabilities, before)
-    edited(run, "data", "mean", [0.8])
-    assert not torch.equal(mixmo.Predictor(run.path)(files).probabilities, before)

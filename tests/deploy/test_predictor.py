@@ -19,7 +19,7 @@ from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.image_predictions import interpret_logits
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import Calibration, fit_calibration
+from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
@@ -320,16 +320,6 @@ def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, 
     evaluate_runs([another_seed])
     with pytest.raises(InputError, match=r"weights cannot be fitted: .* held out different images for validation"):
         mixmo.Predictor([one.path, another_seed.path], weights="fitted")
-
-
-def test_a_calibration_by_an_earlier_version_has_marginal_sets_alone():
-    calibration = fit_calibration(torch.randn(30, 2), torch.randint(2, (30,)))
-    earlier = Calibration(calibration.temperature, calibration.confidence, calibration.correct, calibration.likely)
-    data = Preparation(crop_size=6, mean=[0.5], std=[0.5], interpolation="bilinear", channels=3)
-    earlier = Spec.from_json(Spec(["a", "b"], (8, 8), data, calibration=earlier).to_json()).calibration
-    assert torch.equal(earlier.set_thresholds(0.9, 2), calibration.set_thresholds(0.9, 2))
-    with pytest.raises(InputError, match="by an earlier version, which kept nothing for raps sets"):
-        earlier.set_thresholds(0.9, 2, "raps")
 
 
 def test_descriptions_are_read_again_and_checked():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from mixmo.deploy.spec import Spec
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.escaping import printable, timm_scheme
-from mixmo.files import read_yaml
 from mixmo.loading import check_download, load_checkpoint, rebuild
 from mixmo.network import MixMo
 from mixmo.releases import RELEASES, unpack_release
@@ -26,9 +24,6 @@ from mixmo.seeding import DrawingFrom
 
 MEMBERS = "members.safetensors"
 """The members' weights in a shared folder."""
-
-CONFIG = "config.yaml"
-"""The settings of training in a folder that an earlier version shared, which loaded it by these."""
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 """The fused network in an exported or shared folder, as timm reads it."""
@@ -115,7 +110,7 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(str(name), allow_patterns=[MEMBERS, CONFIG, SPEC], **options))
+            folder = Path(snapshot_download(str(name), allow_patterns=[MEMBERS, SPEC], **options))
         except Exception as error:  # the network and the Hub raise many kinds of errors
             raise MissingError(f"there is no folder {name}, and the Hub says: {reason(error)}.") from error
     return load_members(folder, download, model)[0]
@@ -137,7 +132,7 @@ def load_members(folder: Path, download: bool = False, module: nn.Module | None 
         if not (folder / file).is_file():
             raise MissingError(f"{folder} is no network of mixmo's: it has no {file}.")
     digest, text = check_files(folder, [MEMBERS]), (folder / SPEC).read_text("utf-8", "replace")
-    spec = Spec.from_json(text, str(folder / SPEC), digest, config=lambda: read_yaml(folder / CONFIG, "configuration"))
+    spec = Spec.from_json(text, str(folder / SPEC), digest)
     check_download(spec.backbone, download, f"the folder {folder}", DOWNLOAD)
     return rebuild(spec, _read(folder / MEMBERS), folder / MEMBERS, module), spec
 
@@ -161,7 +156,7 @@ def load_weights(file: Path, download: bool = False, module: nn.Module | None = 
     if SPEC not in notes:
         inside = f"; load the folder {file.parent}" if (file.parent / SPEC).is_file() else ""
         raise InputError(f"{file} does not say what network its tensors are of, as mixmo's exports do{inside}.")
-    spec = Spec.from_json(notes[SPEC], str(file), has_digest(file), model=_model_of_earlier(notes))
+    spec = Spec.from_json(notes[SPEC], str(file), has_digest(file))
     check_download(spec.backbone, download, f"the file {file}", DOWNLOAD)
     return rebuild(spec, _read(file), file, module, fused=True), spec
 
@@ -188,12 +183,6 @@ def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
     except Exception as error:  # timm may raise anything for the folder
         raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
     return net.eval(), spec
-
-
-def _model_of_earlier(notes: dict[str, str]) -> dict[str, Any]:
-    """Return what earlier versions noted of the backbone apart from the description."""
-    options = json.loads(notes.get("options", "{}"))
-    return {"backbone": notes.get("backbone", ""), "options": {k: v for k, v in options.items() if k != "in_chans"}}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import COLUMNS, AnyCalibration, Calibration, LabelCalibration, load_kept_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
-from mixmo.header import Header, header_of_earlier
+from mixmo.header import Header
 from mixmo.validation import CONFIG, Boolean, Integer, Number, Share, describe_errors
 
 MOST_IMAGES = 10_000
@@ -39,9 +39,9 @@ class _Columns:
     confidence: Annotated[list[Share], Field(min_length=1)]
     correct: list[Boolean]
     likely: list[Share]
-    targets: list[Annotated[Integer, Field(ge=0)]] | None = None
-    aps: list[Share] | None = None
-    raps: list[Number] | None = None
+    targets: list[Annotated[Integer, Field(ge=0)]]
+    aps: list[Share]
+    raps: list[Number]
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -60,7 +60,7 @@ def _calibration(value: Any) -> AnyCalibration | None:
         found = _read_columns(value, _Thresholds)
         return LabelCalibration(found.temperature, torch.tensor(found.thresholds, dtype=torch.float64))
     own = _read_columns(value, _Columns)
-    columns = {key: column for key in COLUMNS if (column := getattr(own, key)) is not None}
+    columns = {key: getattr(own, key) for key in COLUMNS}
     if len({len(column) for column in columns.values()}) > 1:
         raise ValueError("its calibration has columns of other lengths")
     kinds = {"correct": torch.bool, "targets": torch.int64}
@@ -127,22 +127,13 @@ class Spec(Header):
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
-    def from_json(
-        cls,
-        text: str,
-        where: str = "its description",
-        checked_digest: bool = True,
-        model: Mapping[str, Any] | None = None,
-        config: Callable[[], Mapping[str, Any]] = dict,
-    ) -> Spec:
+    def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True) -> Spec:
         """Return what :meth:`to_json` wrote.
 
         Args:
             text: The JSON.
             where: Whose it is, for errors.
             checked_digest: Whether the digest was found, and was right; if not, the text has to name none.
-            model: What an earlier version, which wrote no header, kept elsewhere of the section ``model``.
-            config: Returns the whole configuration that an earlier version kept elsewhere.
 
         Raises:
             InputError: if it is damaged, or of a newer format.
@@ -157,11 +148,6 @@ class Spec(Header):
         if DIGEST in content and not checked_digest:
             raise InputError(f"{damaged}: the digest that it names is missing.")
         own = {key: value for key, value in content.items() if key not in ("files", DIGEST)}
-        if "format" not in own:
-            known = {"classes", "size", "data"}
-            if known - own.keys() or own.keys() - known - {"calibration"}:
-                raise InputError(f"{damaged}: it has the keys {sorted(own)}.")
-            own |= header_of_earlier({"model": model, **own}, config(), where)
         return cls.from_dict(own, where)
 
 

@@ -34,7 +34,7 @@ Weights = Literal["equal", "fitted"]
 """How the networks of an ensemble are weighted."""
 
 COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
-"""What is kept of each validation image; files by earlier versions lack the last three."""
+"""What is kept of each validation image."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Calibration:
         confidence: (N,) largest probabilities after it.
         correct: (N,) whether those classes were right.
         likely: (N,) probabilities of the true classes.
-        targets: (N,) the true classes; this and what follows is ``None`` in files by earlier versions.
+        targets: (N,) the true classes.
         aps: (N,) scores of the true classes for adaptive sets (:func:`mixmo.metrics.conformal.score_classes`).
         raps: (N,) the same for regularised ones.
         interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); exports have none.
@@ -62,9 +62,9 @@ class Calibration:
     confidence: Tensor
     correct: Tensor
     likely: Tensor
-    targets: Tensor | None = None
-    aps: Tensor | None = None
-    raps: Tensor | None = None
+    targets: Tensor
+    aps: Tensor
+    raps: Tensor
     interval: tuple[float, float] | None = None
     weights: tuple[float, ...] | None = None
 
@@ -78,15 +78,10 @@ class Calibration:
                 validation images are too few for that coverage.
 
         Raises:
-            InputError: if the coverage is no such share, or the calibration lacks what such sets need.
+            InputError: if the coverage is no such share.
         """
         if sets == "marginal":
             parts = [self.likely]
-        elif self.targets is None or self.aps is None or self.raps is None:
-            raise InputError(
-                f"the calibration is by an earlier version, which kept nothing for {sets} sets; `mixmo test` on the "
-                "run renews it, and an export has to be made again."
-            )
         elif sets == "classwise":
             parts = [self.likely[self.targets == number] for number in range(num_classes)]
         else:
@@ -172,7 +167,7 @@ def calibrate(
     if not run.settings.data.validation:
         return None
     known = None if refresh else load_kept_calibration(run, tta)
-    if isinstance(known, LabelCalibration) or (known is not None and known.targets is not None):
+    if known is not None:
         return known
     found = predict(run, "validation", precision, refresh, tta)
     calibration = fit_calibration(mean_logits(found.logits), found.targets)
@@ -203,8 +198,6 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights
     """
     first = parts[0]
     for part, name in zip(parts, names, strict=True):
-        if not part.images:
-            raise InputError(f"{name} keeps predictions of an earlier version; see `mixmo test {name} --refresh`.")
         if not part.are_of(first) or part.classes != first.classes:
             raise InputError(
                 f"{names[0]} and {name} held out different images for validation, so that one has learned from what "
@@ -254,9 +247,9 @@ def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCa
     tensors, note = known
     if run.header.multi_label:
         return LabelCalibration(float(note["temperature"]), tensors["thresholds"])
-    columns: dict[str, Any] = {key: tensors[key] for key in COLUMNS if key in tensors}
-    interval = tuple(map(float, note["interval"])) if "interval" in note else None
-    return Calibration(float(note["temperature"]), **columns, interval=interval)  # type: ignore[arg-type]
+    columns: dict[str, Any] = {key: tensors[key] for key in COLUMNS}
+    low, high = map(float, note["interval"])
+    return Calibration(float(note["temperature"]), **columns, interval=(low, high))
 
 
 def _file(run: TrainedRun, tta: Augmentations) -> Path:
