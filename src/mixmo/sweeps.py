@@ -32,8 +32,8 @@ from mixmo.training.resuming import check_unchanged
 from mixmo.validation import Integer, settings_class
 
 FILE = "trials.csv"
-COLUMNS = ("trial", "seed", "status", "epochs", "val_accuracy", "train_loss", "seconds", "error")
-"""Of that file; behind the first stand those of the grid."""
+COLUMNS = ("trial", "seed", "status", "epochs", "val_score", "train_loss", "seconds", "error")
+"""Of that file; behind the first stand those of the grid. The score is :func:`validation_score`."""
 FOLD = "data.fold"
 RESERVED = ("comparison", FILE)
 """What else is in a sweep's folder."""
@@ -155,10 +155,6 @@ def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any
                 plan = make_plan(recipe, own)
             except InputError as error:
                 raise InputError(f"trial {name}: {error}") from error
-            if plan.settings.data.multi_label:
-                raise InputError(
-                    f"trial {name}: data.multi_label is true, but a sweep chooses by accuracy; train one by one."
-                )
             for setting in ("devices", "num_nodes"):
                 if (count := getattr(plan.settings.trainer, setting)) not in (None, 1):
                     raise InputError(
@@ -353,7 +349,7 @@ class SweepRunner:
             rows = self._read_history(trial)
             last = rows[-1] if rows else {}
             seconds = sum(row["seconds"] for row in rows) if rows else math.nan
-            numbers = [last.get("val_accuracy", math.nan), last.get("train_loss", math.nan), seconds]
+            numbers = [validation_score(last), last.get("train_loss", math.nan), seconds]
             cells = [trial.key, *(trial.choices.get(axis, "") for axis in axes), str(trial.plan.settings.seed)]
             cells += [self.status(trial), str(len(rows))]
             cells += ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
@@ -369,13 +365,23 @@ class SweepRunner:
         ]
 
     def best(self, groups: Sequence[Networks]) -> tuple[str, float]:
-        """Return the configuration of the highest mean accuracy on validation data; NaN where there is none."""
+        """Return the configuration of the highest mean :func:`validation_score`; NaN where there is none."""
         scores = {}
         for group in groups:
             histories = [read_history(self.run(trial)) for trial in self.trials if trial.name == group.name]
-            scores[group.name] = statistics.fmean(rows[-1].get("val_accuracy", math.nan) for rows in histories)
+            scores[group.name] = statistics.fmean(validation_score(rows[-1]) for rows in histories)
         best = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
         return best, scores[best]
+
+
+def validation_score(row: Mapping[str, float]) -> float:
+    """Return the accuracy on validation images in a row of a run's metrics, or the mAP of several labels, or NaN.
+
+    Example:
+        >>> validation_score({"val_accuracy": 0.75, "val_nll": 0.5})
+        0.75
+    """
+    return row.get("val_map", row.get("val_accuracy", math.nan))
 
 
 def _check_folder(folder: Path) -> None:

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms.functional import five_crop
 
 from mixmo.batch_mixing import BatchMixer
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.batches import Augmentation, BatchMaker, PreparedCopies
+from mixmo.data.batches import Augmentation, BatchMaker, CenterCrop, PreparedCopies
 from mixmo.data.image_sets import DistinctBatch
+from mixmo.header import Preparation
 from mixmo.network import MixMo
 from mixmo.pairing import pair
 from mixmo.pixel_mixing import PixelMixer
@@ -128,3 +132,16 @@ def test_copies_of_a_step_are_told_apart():
         assert (found // count).tolist() == pairs.flatten().tolist() and len(found.unique()) == len(found)
         parts = [copies.repeated(pairs, part) for part in (slice(0, 4), slice(4, 15))]
         assert torch.equal(torch.cat(parts).flatten().int(), found)
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_crops_are_the_middle_and_the_corners(down, right):
+    """torchvision's five crops; the middle is the one that a network sees alone."""
+    how = Preparation(channels=1, interpolation="bicubic", mean=[0.3], std=[0.2], crop_size=[8, 6])
+    images = torch.arange(2 * (8 + down) * (6 + right), dtype=torch.uint8).reshape(2, 8 + down, 6 + right, 1)
+    crop = CenterCrop(how)
+    middle, *corners = crop.views(images, "crops", torch.tensor([1]))
+    expected = (images[1:].permute(0, 3, 1, 2) / 255 - 0.3) / 0.2
+    assert torch.equal(middle, crop.center(images, torch.tensor([1])))
+    for found, wanted in zip(corners, five_crop(expected, [8, 6])[:4], strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

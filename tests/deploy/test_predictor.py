@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import plan_of, write_splits
 from PIL import Image
 from scipy.stats import entropy
 from threads import predictions_of_threads, shared_state
@@ -26,6 +27,7 @@ from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.header import Preparation
 from mixmo.metrics.conformal import SETS, prediction_sets
 from mixmo.runs import RunFolder
+from mixmo.training.fit import fit
 
 
 def test_answers_are_the_networks(gone, new_images):
@@ -259,8 +261,9 @@ def test_features_that_are_not_to_be_had_are_one_sentence(gone, trained, new_ima
     pytest.importorskip("onnxruntime")
     file = export(TrainedRun(RunFolder(gone)), "onnx", tmp_path / "a.onnx").path
     files = sorted(new_images.iterdir())
-    flipped, expected = (mixmo.Predictor(path, tta="flip")(files).probabilities for path in (file, gone))
-    torch.testing.assert_close(flipped, expected, atol=1e-5, rtol=1e-4)  # views it has
+    for tta in ("flip", "crops"):  # views it has
+        found, expected = (mixmo.Predictor(path, tta=tta)(files).probabilities for path in (file, gone))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="an ONNX file gives no features; predict with the run"):
         mixmo.Predictor(file, features=True)(files)
     with pytest.raises(InputError, match="features are those of one network, not of 2"):
@@ -287,6 +290,36 @@ def test_views_are_averaged_and_calibrated_alike(trained, new_images):
     other = predict(TrainedRun(one), "validation", tta="flip")
     pooled = torch.cat([held_out.logits, other.logits], 1).mean(1)
     assert both.calibration.temperature == pytest.approx(fit_calibration(pooled, held_out.targets).temperature)
+
+
+def test_crops_of_photos_are_averaged_and_calibrated_alike(tmp_path, new_images):
+    """By hand, from crops of pixels; a network that sees whole images is refused before it predicts."""
+    write_splits(tmp_path / "data", train=12)
+    run = RunFolder(tmp_path / "run")
+    fit(plan_of(tmp_path / "data", "--trainer.max_epochs=1", "--data.image_size=12", "--data.crop_size=8"), run)
+    files = sorted(new_images.iterdir())
+    predictor = mixmo.Predictor(run.path, tta="crops")
+    network, form = TrainedRun(run), (12, 12)
+    pixels = torch.from_numpy(np.stack([to_size(np.asarray(Image.open(file)), form) for file in files]))
+    places = [(2, 2), (0, 0), (0, 4), (4, 0), (4, 4)]
+    with torch.no_grad():
+        parts = [network.network(network.prepare(pixels[:, top : top + 8, left : left + 8])) for top, left in places]
+    average = sum(each.double() for each in parts) / 5
+    torch.testing.assert_close(
+        predictor(files).logits, average / predictor.calibration.temperature, atol=1e-5, rtol=1e-4
+    )
+    found = evaluate_runs([run], EvaluationOptions(tta="crops"))
+    assert found.calibration.temperature == pytest.approx(predictor.calibration.temperature)
+    assert not torch.equal(found.predictions.logits, evaluate_runs([run]).predictions.logits)
+
+
+def test_crops_of_whole_images_are_refused(trained):
+    run = trained[1]
+    message = rf"{run.path} sees 8×8 of images of 8×8 pixels .* no other crops, take flip"
+    with pytest.raises(InputError, match=message):
+        mixmo.Predictor(run.path, tta="crops")
+    with pytest.raises(InputError, match=message):
+        evaluate_runs([run], EvaluationOptions(tta="crops"))
 
 
 def test_without_its_validation_images_nothing_is_calibrated_for_other_views(gone, new_images, tmp_path):

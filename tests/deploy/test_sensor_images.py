@@ -75,7 +75,7 @@ def test_a_header_says_bands_and_rectangles():
     assert header.input_size == (8, 16)
     spec = Spec(["a", "b"], (10, 18), data)
     assert Spec.from_json(spec.to_json()) == spec
-    assert spec.prepare(torch.zeros(2, 10, 18, 13, dtype=torch.uint8)).shape == (2, 13, 8, 16)
+    assert spec.views(torch.zeros(2, 10, 18, 13, dtype=torch.uint8))[0].shape == (2, 13, 8, 16)
 
 
 @pytest.mark.parametrize("size", [[8], [8, 8, 8], [8, 0], [8, 8193], "8", [8, "x"], 0])

@@ -17,6 +17,7 @@ from rich.progress import track
 from mixmo.cli.options import Command, Download, Overwrite, Word
 from mixmo.config.data_settings import MOST_WORKERS, BatchSize
 from mixmo.config.hardware import Precision
+from mixmo.data.batches import Augmentations
 from mixmo.data.decoding import SIGNATURE, starts_like_image
 from mixmo.deploy.images import AnyImage, files_below
 from mixmo.deploy.predictor import Predictor
@@ -24,7 +25,6 @@ from mixmo.deploy.writing import COLUMNS, LABEL_COLUMNS, open_writer
 from mixmo.errors import InputError
 from mixmo.escaping import message, printable
 from mixmo.evaluation.calibration import Weights
-from mixmo.evaluation.inference import Augmentations
 from mixmo.metrics.conformal import Sets
 from mixmo.runs import Checkpoint
 from mixmo.validation import Boolean, Integer, Number, Place, settings_class
@@ -60,7 +60,7 @@ class Options:
     sets: Sets = "marginal"
     """marginal, classwise, aps or raps sets."""
     tta: Augmentations = "none"
-    """flip averages over the image and its mirror image."""
+    """flip averages over the image and its mirror image, crops over its middle and corners."""
     weights: Weights = "equal"
     """fitted weights the runs of an ensemble by their validation images."""
     batch_size: BatchSize = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.data.policies import Policy
 from mixmo.header import Preparation, height_and_width
+
+Augmentations = Literal["none", "flip", "crops"]
+"""Test-time augmentation (:meth:`CenterCrop.views`)."""
 
 
 class CenterCrop:
@@ -49,6 +53,30 @@ class CenterCrop:
             below, behind = max(0, rows - height) - above, max(0, columns - width) - before
             pixels = pad(pixels, (0, 0, before, behind, above, below))
         return self._normalise(pixels)
+
+    def views(self, images: Tensor, tta: Augmentations, index: Tensor | None = None) -> list[Tensor]:
+        """Return what test-time augmentation shows a network of images, each (n, C, h, w).
+
+        Args:
+            images: As for :meth:`center`.
+            tta: ``none``: the middle; ``flip``: the middle and its mirror image; ``crops``: the middle and the four
+                corners of images (N, H, W, C) that are larger than the crop.
+            index: As for :meth:`center`.
+
+        Example:
+            >>> how = Preparation(channels=1, interpolation="bicubic", mean=[0.0], std=[1 / 255], crop_size=1)
+            >>> image = torch.arange(9, dtype=torch.uint8).reshape(1, 3, 3, 1)
+            >>> [view.item() for view in CenterCrop(how).views(image, "crops")]
+            [4.0, 0.0, 2.0, 6.0, 8.0]
+        """
+        middle = self.center(images, index)
+        if tta != "crops":
+            return [middle] if tta == "none" else [middle, middle.flip(3)]
+        images = images if index is None else images[index]
+        (height, width), (rows, columns) = images.shape[1:3], middle.shape[2:]
+        corners = [(top, left) for top in (0, height - rows) for left in (0, width - columns)]
+        parts = [images[:, top : top + rows, left : left + columns] for top, left in corners]
+        return [middle, *map(self._normalise, parts)]
 
     def _crop(self, images: Tensor) -> tuple[int, int]:
         return self.crop_size or (images.shape[1], images.shape[2])

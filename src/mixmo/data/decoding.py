@@ -254,7 +254,8 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
             f"it is {height}×{width}, and would have to grow to {grown[0]}×{grown[1]} to cover the input size"
         )
     mode = InterpolationMode(interpolation)
-    parts = torch.from_numpy(pixels).permute(2, 0, 1).split(4)  # up to four bands at a time torch is much faster
+    writable = np.require(pixels, requirements="W")  # torch warns of other arrays
+    parts = torch.from_numpy(writable).permute(2, 0, 1).split(4)  # up to four bands at a time torch is much faster
     tensor = torch.cat([resize(part, grown, mode, antialias=True) for part in parts])
     return np.ascontiguousarray(center_crop(tensor, list(size)).permute(1, 2, 0).numpy())
 

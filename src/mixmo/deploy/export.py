@@ -296,7 +296,7 @@ def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
     largest = 0.0
     for count in (1, 3):
         images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
-        expected = log_probabilities(net(spec.prepare(images)).unflatten(1, (-1, len(spec.classes))).mean(1))
+        expected = log_probabilities(net(*spec.views(images)).unflatten(1, (-1, len(spec.classes))).mean(1))
         if not expected.isfinite().all():
             raise InputError("the network answers with numbers that are not finite; its training has diverged.")
         found = log_probabilities(model.logits(images).mean(1))

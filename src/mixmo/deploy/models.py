@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixmo.config.hardware import PRECISIONS
+from mixmo.data.batches import Augmentations
 from mixmo.deploy.images import Form
 from mixmo.deploy.load import MEMBERS, load_members, load_timm, load_weights
 from mixmo.deploy.spec import Spec, describe_run
@@ -22,7 +23,7 @@ from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, reason
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import AnyCalibration, Weights, calibrate, pool_calibration
-from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
+from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.evaluation.predictions import Predictions, load_kept_predictions, predict
 from mixmo.network import MixMo
 from mixmo.runs import RunFolder
@@ -78,7 +79,7 @@ class TorchModel:
     @torch.no_grad()
     def _answer(self, answer: Callable[[Tensor], Tensor], images: Tensor, tta: Augmentations) -> Tensor:
         with autocast(self.device, self.precision):
-            return average_views(answer, self.spec.prepare(images.to(self.device)), tta).cpu()
+            return average_views(answer, self.spec.views(images.to(self.device), tta)).cpu()
 
 
 def open_run(run: TrainedRun, precision: str = "32-true") -> TorchModel:
@@ -123,7 +124,7 @@ class OnnxModel:
         spec = self.spec
         if self.options.get("normalize"):  # it takes pixels from 0 to 255
             spec = replace(spec, data=replace(spec.data, mean=[0.0], std=[1 / 255]))
-        return average_views(self._run, spec.prepare(images), tta)
+        return average_views(self._run, spec.views(images, tta))
 
     def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
         """Refuse: the graph has none."""

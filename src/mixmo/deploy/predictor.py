@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
+from mixmo.data.batches import Augmentations
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
 from mixmo.errors import InputError, one_of, refuse_labels
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import Calibration, LabelCalibration, Weights
-from mixmo.evaluation.inference import Augmentations, TrainedRun
+from mixmo.evaluation.inference import TrainedRun, check_views
 from mixmo.metrics.conformal import SETS, Sets
 
 logger = logging.getLogger("mixmo")
@@ -55,8 +56,9 @@ class Predictor:
         download: Whether what a run's network is built from may be downloaded.
         sets: How the conformal sets are made: ``marginal``, ``classwise``, ``aps`` or ``raps``
             (:func:`mixmo.metrics.conformal.score_classes`).
-        tta: Test-time augmentation: ``flip`` averages logits over the image and its mirror image. A run is calibrated
-            with the same views, by its validation images; an export is not calibrated then.
+        tta: Test-time augmentation: ``flip`` averages logits over the image and its mirror image, ``crops`` over its
+            middle and four corners. A run is calibrated with the same views, by its validation images; an export is
+            not calibrated then.
         weights: ``fitted`` weights the runs of an ensemble by their common validation images (Asymmetric Duos,
             arXiv 2505.18636); ``equal`` averages all members.
         features: Whether predictions have the pooled features before the heads, at the cost of a second pass.
@@ -122,14 +124,14 @@ class Predictor:
             asked = {"coverage": coverage, "max_error_rate": max_error_rate, "sets": sets != "marginal",
                      "weights": weights != "equal", "features": features}  # fmt: skip
             refuse_labels(printable(str(names[0])), asked)
-        self._check_inputs()
         shown = [printable(str(name)) for name in names]
+        self._check_inputs(shown)
         self.calibration, self.uncalibrated = find_calibration(self.models, shown, tta, weights)
         if weights == "fitted" and self.uncalibrated and len(names) > 1:
             raise InputError(f"weights cannot be fitted: {self.uncalibrated}")
         self._warn_of_rare_classes()
 
-    def _check_inputs(self) -> None:
+    def _check_inputs(self, names: Sequence[str]) -> None:
         """Refuse networks that cannot answer together; warn of views they do not know."""
         if len({model.spec.data.own_transforms for model in self.models}) > 1:
             raise InputError(
@@ -137,7 +139,8 @@ class Predictor:
             )
         if self.features and len(self.models) > 1:
             raise InputError(f"features are those of one network, not of {len(self.models)}; predict with each.")
-        for model in self.models:
+        for model, name in zip(self.models, names, strict=True):
+            check_views(model.spec, self.tta, name)
             if model.run is not None:
                 with suppress(InputError):  # its configuration may be gone
                     model.run.warn_of_views(self.tta)

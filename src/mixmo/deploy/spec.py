@@ -15,7 +15,7 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from mixmo.data.batches import CenterCrop
+from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import COLUMNS, AnyCalibration, Calibration, LabelCalibration, load_kept_calibration
@@ -106,9 +106,9 @@ class Spec(Header):
     def _crop(self) -> CenterCrop:
         return CenterCrop(self.data)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Return what the network sees, (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
-        return self._crop.center(images)
+    def views(self, images: Tensor, tta: Augmentations = "none") -> list[Tensor]:
+        """Return what the network sees, each (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
+        return self._crop.views(images, tta)
 
     def to_json(self, **more: Any) -> str:
         """Return all of it as JSON; of many validation images every n-th.

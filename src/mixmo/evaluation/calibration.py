@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.settings import Settings
+from mixmo.data.batches import Augmentations
 from mixmo.data.datasets import DOWNLOAD
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
-from mixmo.evaluation.inference import Augmentations, TrainedRun
+from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import Sets, conformity, set_threshold

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mixmo import __version__
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
-from mixmo.data.batches import CenterCrop
+from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.data.image_sets import ImageSet
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
@@ -25,9 +25,6 @@ from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 
 log = logging.getLogger("mixmo")
-
-Augmentations = Literal["none", "flip"]
-"""Test-time augmentation: the image as it is, or that and its mirror image."""
 
 
 class TrainedRun:
@@ -225,19 +222,43 @@ class TrainedRun:
         return self.data.fingerprint("test", dataset, times)
 
 
-def average_views(answer: Callable[[Tensor], Tensor], images: Tensor, tta: Augmentations) -> Tensor:
-    """Return a network's answer to images (B, C, h, w) in float32, averaged over the views of test-time augmentation.
+def check_views(header: Header, tta: Augmentations, name: str) -> None:
+    """Refuse crops of images that leave nothing over.
+
+    Args:
+        header: What the network is.
+        tta: Test-time augmentation.
+        name: Where the network is, for the error.
+
+    Raises:
+        InputError: if its images are no larger than what it sees, or a Dataset's own transforms prepare them.
+    """
+    if tta != "crops":
+        return
+    if header.data.own_transforms:
+        raise InputError(
+            f"{name} takes what a Dataset's own transforms prepare, of which there are no crops; take flip."
+        )
+    (height, width), (rows, columns) = header.size, header.input_size
+    if rows > height or columns > width or (rows, columns) == (height, width):
+        raise InputError(
+            f"{name} sees {rows}×{columns} of images of {height}×{width} pixels (data.crop_size, data.image_size); it "
+            "has no other crops, take flip."
+        )
+
+
+def average_views(answer: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
+    """Return a network's answer to images in float32, averaged over their views.
 
     Args:
         answer: Logits (B, M, K), say, of prepared images.
-        images: As the network takes them.
-        tta: ``none``, or ``flip``: the image and its mirror image.
+        views: Each (B, C, h, w), of :meth:`mixmo.data.batches.CenterCrop.views`.
 
     Example:
-        >>> average_views(lambda images: images[:, 0, 0], torch.tensor([[[[1.0, 3.0]]]]), "flip")
+        >>> image = torch.tensor([[[[1.0, 3.0]]]])
+        >>> average_views(lambda images: images[:, 0, 0], [image, image.flip(3)])
         tensor([[2., 2.]])
     """
-    views = [images] if tta == "none" else [images, images.flip(3)]
     return torch.stack([answer(view).float() for view in views]).mean(0)
 
 

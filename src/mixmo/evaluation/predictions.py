@@ -15,9 +15,10 @@ from torch import Tensor
 
 from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.hardware import PRECISIONS
+from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, MissingError, one_of, reason
-from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
+from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.multi_label import check_label_sets
@@ -86,7 +87,7 @@ def predict(
             are brought to the input size of the run's.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         refresh: Predict again even if predictions are kept.
-        tta: Test-time augmentation, over whose views logits are averaged: ``none`` or ``flip``.
+        tta: Test-time augmentation, over whose views logits are averaged: ``none``, ``flip`` or ``crops``.
 
     Raises:
         MissingError: if the run, the checkpoint or the dataset is missing.
@@ -135,7 +136,7 @@ def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) 
     with autocast(run.device, precision):
         for batch in build_evaluation_loader(images, run.settings.data, run.device):
             pixels, labels, chosen = (each.to(run.device) for each in batch)
-            logits.append(average_views(net.members, run.crop.center(pixels, chosen), tta).cpu())
+            logits.append(average_views(net.members, run.crop.views(pixels, tta, chosen)).cpu())
             targets.append(labels[chosen].cpu())
     return Predictions(torch.cat(logits), torch.cat(targets), classes, run.epochs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mixmo.config.hardware import Precision
+from mixmo.data.batches import Augmentations
 from mixmo.errors import InputError, refuse_labels
 from mixmo.evaluation.calibration import (
     AnyCalibration,
@@ -20,7 +21,7 @@ from mixmo.evaluation.calibration import (
 )
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
 from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
-from mixmo.evaluation.inference import Augmentations, TrainedRun
+from mixmo.evaluation.inference import TrainedRun, check_views
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
 from mixmo.metrics import MultiLabelScores, OutOfDistribution
@@ -49,7 +50,7 @@ class EvaluationOptions:
     precision: Precision = "32-true"
     """bf16-mixed is faster where the device has units for it."""
     tta: Augmentations = "none"
-    """flip averages logits over the image and its mirror image, calibrated alike."""
+    """flip averages logits over the image and its mirror image, crops over its middle and corners, calibrated alike."""
     weights: Weights = "equal"
     """fitted weights the runs of an ensemble by their common validation images."""
     ood: list[Text] = field(default_factory=list)
@@ -149,6 +150,7 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         if run.header.multi_label:
             asked = {"ood": options.ood, "corruptions": options.corruptions, "weights": options.weights != "equal"}
             refuse_labels(name, asked)
+        check_views(run.header, options.tta, name)
         run.warn_of_views(options.tta)
     how = (options.precision, options.refresh, options.tta)
     test, *others = (

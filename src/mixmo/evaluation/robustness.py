@@ -21,11 +21,12 @@ from mixmo import __version__
 from mixmo.cache import keep_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
+from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
-from mixmo.evaluation.inference import Augmentations, TrainedRun, autocast, average_views
+from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.files import check_regular
 from mixmo.header import height_and_width
 from mixmo.metrics.chunks import mean_logits
@@ -269,7 +270,7 @@ def _logits(
     for run, weight in zip(runs, weights, strict=True):
         with autocast(run.device, precision):
             parts = images.to(run.device).split(run.settings.data.evaluation_size)
-            answers = [average_views(run.network.members, run.prepare(part), tta).cpu() for part in parts]
+            answers = [average_views(run.network.members, run.crop.views(part, tta)).cpu() for part in parts]
         found.append(weight * torch.cat(answers))
     return torch.cat(found, 1)
 
