@@ -24,7 +24,7 @@ from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
 from mixmo.escaping import csv_cell
 from mixmo.evaluation.comparison import Networks
-from mixmo.evaluation.records import read_history
+from mixmo.evaluation.records import read_history, validation_score
 from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
 from mixmo.runs import RunFolder
@@ -33,7 +33,7 @@ from mixmo.validation import Integer, settings_class
 
 FILE = "trials.csv"
 COLUMNS = ("trial", "seed", "status", "epochs", "val_score", "train_loss", "seconds", "error")
-"""Of that file; behind the first stand those of the grid. The score is :func:`validation_score`."""
+"""Of that file; behind the first stand those of the grid. The score is accuracy on validation images, or mAP."""
 FOLD = "data.fold"
 RESERVED = ("comparison", FILE)
 """What else is in a sweep's folder."""
@@ -126,6 +126,7 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
         raise InputError(f"--seed is not for a sweep; it takes sweep.seeds from {file}.")
     trials = list(_make_trials(content, _read_settings(section), dict(overrides or {}), file))
     _check_distinct(trials)
+    _check_test_images(trials)
     return trials
 
 
@@ -251,6 +252,19 @@ def _check_distinct(trials: Sequence[Trial]) -> None:
         keys[trial.key] = plans[trial.plan.yaml] = trial
 
 
+def _check_test_images(trials: Sequence[Trial]) -> None:
+    """Refuse trials that are tested on other images, which no comparison at the end takes."""
+    first, *others = trials
+    for setting in ("name", "test", "folds", "multi_label"):
+        wanted = getattr(first.plan.settings.data, setting)
+        for trial in others:
+            if (own := getattr(trial.plan.settings.data, setting)) != wanted:
+                raise InputError(
+                    f"trial {trial.key} has data.{setting} {own!r}, but {first.key} {wanted!r}: other test images, "
+                    "which no comparison takes; make a sweep of each."
+                )
+
+
 class SweepRunner:
     """Trains the trials of a sweep in a folder.
 
@@ -372,16 +386,6 @@ class SweepRunner:
             scores[group.name] = statistics.fmean(validation_score(rows[-1]) for rows in histories)
         best = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
         return best, scores[best]
-
-
-def validation_score(row: Mapping[str, float]) -> float:
-    """Return the accuracy on validation images in a row of a run's metrics, or the mAP of several labels, or NaN.
-
-    Example:
-        >>> validation_score({"val_accuracy": 0.75, "val_nll": 0.5})
-        0.75
-    """
-    return row.get("val_map", row.get("val_accuracy", math.nan))
 
 
 def _check_folder(folder: Path) -> None:

@@ -122,6 +122,13 @@ def test_folds_alone_are_a_sweep(sweep):
         ({"grid": None}, [], "sweep.grid is None; it must be a mapping"),
         ({"grid": {"seed": [1, 2]}}, [], "list seeds in sweep.seeds"),
         ({"grid": {"data.fold": [0, 1]}}, [], "set sweep.folds, whose runs are averaged"),
+        ({"grid": {"data.folds": [2, 3]}}, [], "has data.folds 3, but folds-2/seed-0_fold-0 2: other test images"),
+        (
+            {"grid": {"data.name": ["digits", "csv:a.csv"]}},
+            [],
+            "has data.name 'csv:a.csv', but name-digits/seed-0 'digits'",
+        ),
+        ({"grid": {"how": {"a": {}, "b": {"data": {"folds": 3}}}}}, [], "other test images, which no comparison takes"),
         ({"folds": 1}, [], "sweep.folds is 1; it must be at least 2"),
         ({"grid": {"method": {"comparison": None}}}, [], "is named comparison, as a file in its folder is"),
         ({"grid": {"mixer.alpha": [*range(1, 102)], "optimizer.lr": [*range(1, 101)]}}, [], "10000 are the most"),

@@ -142,7 +142,7 @@ class Exported:
 def export(
     run: TrainedRun | Sequence[TrainedRun],
     format: str,
-    out: Path | None = None,
+    out: str | Path | None = None,
     options: ExportOptions | None = None,
     overwrite: bool = False,
     weights: Weights = "equal",
@@ -176,7 +176,7 @@ def export(
         refuse_labels(str(runs[0].path), asked)
     if len(runs) > 1 and (out is None or format != "onnx"):
         raise InputError("several runs are exported as one .onnx file, which --out names.")
-    out = out or runs[0].path / FORMATS[format]
+    out = Path(out or runs[0].path / FORMATS[format])
     _check_free(out, format, overwrite)
     spec, scales = _describe_ensemble(runs, weights) if len(runs) > 1 else (describe_run(runs[0]), [1.0])
     if format != "onnx" and spec.backbone.startswith(MODULE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mixmo.errors import InputError, reason
@@ -19,6 +20,16 @@ def read_history(run: RunFolder) -> list[dict[str, float]]:
         InputError: if it is damaged, naming the row and the column.
     """
     return [_numbers(run, number, row) for number, row in enumerate(run.read_metrics(), 1)]
+
+
+def validation_score(row: Mapping[str, float]) -> float:
+    """Return the accuracy on validation images in a row of a run's metrics, or the mAP of several labels, or NaN.
+
+    Example:
+        >>> validation_score({"val_accuracy": 0.75, "val_nll": 0.5})
+        0.75
+    """
+    return row.get("val_map", row.get("val_accuracy", math.nan))
 
 
 def read_known_history(run: RunFolder) -> list[dict[str, float]]:
