@@ -58,9 +58,15 @@ def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
         mixmo.fit(NET, **floats, **FAST, **{key: value})
 
 
-def test_prepared_images_of_several_shapes_are_refused_by_name(digits):
+def test_prepared_images_unlike_those_of_training_are_named(digits, caplog):
     images, labels = digits["train"]
     floats = images.reshape(len(images), 1, 8, 8) / np.float32(255)
     run = mixmo.fit(NET, (floats, labels), **FAST | {"epochs": 1, "limit_train_batches": 1})
     with pytest.raises(InputError, match=r"image 1 has shape \(1, 8, 9\), but image 0 has \(1, 8, 8\)"):
         run.predict([torch.zeros(1, 8, 8), torch.zeros(1, 8, 9)])
+    with pytest.raises(InputError, match="image 1 has values that are not finite"):
+        run.predict([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan)])
+    run.predict(torch.zeros(2, 1, 8, 8))
+    assert "have shape" not in caplog.text
+    run.predict(torch.zeros(2, 1, 16, 8))
+    assert "Images have shape (1, 16, 8), and those of training had (1, 8, 8)" in caplog.text

@@ -18,6 +18,7 @@ from mixmo.data.batches import Augmentations
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
+from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError, one_of, refuse_labels
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import Calibration, LabelCalibration, Weights
@@ -215,14 +216,8 @@ class Predictor:
         if self.models[0].spec.data.own_transforms:
             for start in range(0, len(images), batch_size):
                 numbers = list(range(start, min(start + batch_size, len(images))))
-                prepared = [_prepared(images[number], number) for number in numbers]
-                for number, each in zip(numbers, prepared, strict=True):
-                    if each.shape != prepared[0].shape:
-                        raise InputError(
-                            f"image {number} has shape {tuple(each.shape)}, but image {start} has "
-                            f"{tuple(prepared[0].shape)}; prepare all alike."
-                        )
-                yield Answers(numbers, *self._answer(dict.fromkeys(forms, torch.stack(prepared))), {})
+                prepared = _stack_prepared(images, numbers, self.models[0].spec)
+                yield Answers(numbers, *self._answer(dict.fromkeys(forms, prepared)), {})
             return
         for batch in decode_image(images, forms, batch_size, workers):
             logits, features = torch.zeros(0, 1, len(self.classes)), None
@@ -258,6 +253,23 @@ def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
     if isinstance(models, list | tuple) or Path(paths[0]).exists():
         return paths
     return [*str(paths[0]).split("+")]
+
+
+def _stack_prepared(images: Sequence[AnyImage], numbers: Sequence[int], spec: Spec) -> Tensor:
+    """Return a batch of what a Dataset has prepared; warn if it is of another size than in training."""
+    parts = [_prepared(images[number], number) for number in numbers]
+    for number, each in zip(numbers, parts, strict=True):
+        if each.shape != parts[0].shape:
+            raise InputError(
+                f"image {number} has shape {tuple(each.shape)}, but image {numbers[0]} has {tuple(parts[0].shape)}; "
+                "prepare all alike."
+            )
+        if not bool(each.isfinite().all()):
+            raise InputError(f"image {number} has values that are not finite.")
+    wanted = (spec.data.channels, *spec.size)
+    if (found := tuple(parts[0].shape)) != wanted:
+        logger.warning("Images have shape %s, and those of training had %s: prepare them alike.", found, wanted)
+    return torch.stack(parts)
 
 
 def _prepared(image: AnyImage, number: int) -> Tensor:
