@@ -30,7 +30,7 @@ __all__ = [
     "pair",
     "push_to_hub",
 ]
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 if TYPE_CHECKING:
     from mixmo import masks
