@@ -89,5 +89,5 @@ def test_what_cannot_be_kept_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(os, "fsync", refuse)
     assert not keep_json(file, {"whole": False})
     assert not keep_tensors(tmp_path / "a.safetensors", TENSORS, NOTE)
-    assert caplog.messages[0] == f"{file} cannot be written: No space left on device. It is not kept for a second call."
+    assert caplog.messages[0] == f"{file} cannot be written: No space left on device. The result is not cached."
     assert read_json(file) == READ and [each.name for each in tmp_path.iterdir()] == ["a.json"]

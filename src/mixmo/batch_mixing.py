@@ -1,7 +1,7 @@
 """BatchMixer: from a batch of images and labels to mixtures, targets and loss.
 
 A step draws, in this order and from one generator: pairs, copies of the images, masks, partners for mixing in pixels
-and what is kept of them. So a step is a function of its generator alone.
+and their masks. So a step is a function of its generator alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MixedBatch(NamedTuple):
     Attributes:
         inputs: (B, M, C, H, W), the members' images.
         masks: (B, M, 1 or F, h, w), in [0, 1]; they sum to one over the members.
-        targets: (B, M) class numbers, or (B, M, K) probabilities where pixels were mixed or labels soft or several.
+        targets: (B, M) class numbers, or (B, M, K) probabilities if pixels are mixed or labels are soft or multiple.
         weights: (B, M) loss weights (equation 5 of the paper).
         shared: (B,) whether all members were shown the same image.
         objective: What :meth:`loss` computes of logits and batch; ``None`` is the paper's.
@@ -59,7 +59,7 @@ class MixedBatch(NamedTuple):
 
 
 Objective = Callable[[Tensor, MixedBatch], Tensor]
-"""Maps logits (B, M, K) and the batch they are of to the loss, a scalar that has a gradient."""
+"""Maps logits (B, M, K) and their batch to the loss, a differentiable scalar."""
 
 
 def smoothed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float) -> Tensor:
@@ -73,7 +73,7 @@ def summed_binary_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothi
 
 
 class ImageSource(Protocol):
-    """The images that a step is made of.
+    """The images of a training step.
 
     Attributes:
         labels: (N,) class numbers of all images, or (N, K) probabilities or 0 and 1; partners are drawn from them.
@@ -92,7 +92,7 @@ class ImageSource(Protocol):
 
 @dataclass
 class GivenImages:
-    """Images as they are, every copy the same.
+    """Images without augmentation: all copies are equal.
 
     Args:
         images: (U, C, H, W).
@@ -130,9 +130,9 @@ class BatchMixer:
         pixels: ``none``, ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, which mixes each input
             with another image of the batch; targets are then what stays visible of each.
         label_smoothing: ε of the paper's loss.
-        class_weights: K factors of the losses of the classes, for rare ones, in the order of the class numbers; scale
-            them to average 1 over the training images (scikit-learn's ``compute_class_weight("balanced", …)`` do), and
-            the learning rate can stay. ``None`` is 1 for all.
+        class_weights: K factors of the losses of the classes, for rare ones, in the order of the class numbers; if
+            they average 1 over the training images, as scikit-learn's ``compute_class_weight("balanced", …)`` do, the
+            learning rate can stay. ``None`` is 1 for all.
         multi_label: Whether an image has any number of labels: labels are (U, K), 0 or 1, and the loss is
             :func:`~mixmo.mixing.mixed_binary_cross_entropy`.
         loss: A loss of your own, a function of logits (B, M, K) and the :class:`MixedBatch`.
@@ -171,18 +171,18 @@ class BatchMixer:
     ) -> None:
         self.mixer = Mixer(mask, net.num_members, alpha=alpha, probability=probability, draw_per=draw_per, root=root)
         if not 0 <= label_smoothing < 1:
-            raise InputError(f"label_smoothing is {label_smoothing}; it is a share from 0 to below 1.")
+            raise InputError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
         if loss is not None and label_smoothing:
-            raise InputError("label_smoothing is part of the paper's loss; a loss of your own smooths by itself.")
+            raise InputError("label_smoothing is part of the paper's loss; a loss of your own smooths targets itself.")
         if loss is not None and class_weights is not None:
-            raise InputError("class_weights are part of the paper's loss; a loss of your own weighs by itself.")
+            raise InputError("class_weights are part of the paper's loss; a loss of your own weights classes itself.")
         if multi_label and class_weights is not None:
             raise InputError("class_weights are for images of one class each; with multi_label leave them out.")
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         if self.class_weights is not None and (
             self.class_weights.shape != (net.num_classes,) or not bool((self.class_weights > 0).all())
         ):
-            raise InputError(f"class_weights are {class_weights}; they are {net.num_classes} positive numbers.")
+            raise InputError(f"class_weights are {class_weights}; give {net.num_classes} positive numbers.")
         if loss is None and (multi_label or label_smoothing):
             own = summed_binary_cross_entropy if multi_label else smoothed_cross_entropy
             loss = partial(own, label_smoothing=label_smoothing)
@@ -228,7 +228,7 @@ class BatchMixer:
             generator: Source of every draw, on the images' device; ``None`` is the device's global generator.
             progress: Share of training done, which rho follows.
             mask_progress: What p follows; ``None`` is the same.
-            part: Which of the B mixtures are wanted; draws are made for all, so that parts make up the whole.
+            part: Which of the B mixtures to make; draws are made for all, so that the parts add up to the whole.
         """
         labels, chosen, members = source.labels, source.chosen, self.mixer.num_members
         start, end = self.input_repetition
@@ -264,12 +264,12 @@ class BatchMixer:
         soft = labels.is_floating_point() or self.multi_label
         if labels.shape != ((len(images), self.net.num_classes) if soft else (len(images),)):
             raise InputError(
-                f"labels have shape {tuple(labels.shape)} for {len(images)} images; they are {len(images)} class "
-                f"numbers, or probabilities ({len(images)}, {self.net.num_classes}); of several labels "
-                "(multi_label=True) 0 or 1 in this shape."
+                f"labels have shape {tuple(labels.shape)} for {len(images)} images; give {len(images)} class "
+                f"numbers, or probabilities ({len(images)}, {self.net.num_classes}); with multi_label=True, "
+                "0 or 1 in this shape."
             )
 
 
 def _as_targets(labels: Tensor) -> Tensor:
-    """Return class numbers (B, M), or what there is for each class, (B, M, K), as floats."""
+    """Return class numbers (B, M) as they are, and values for each class (B, M, K) as floats."""
     return labels if labels.dim() == 2 else labels.float()

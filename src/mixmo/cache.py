@@ -21,7 +21,7 @@ from mixmo.files import make_folder, write_bytes
 
 logger = logging.getLogger("mixmo")
 
-Kept = tuple[dict[str, Tensor], dict[str, Any]]
+Content = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and a note."""
 
 
@@ -35,7 +35,7 @@ def cache_folder(name: str) -> Path:
 
 
 def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> bool:
-    """Write tensors with a note and the digest of both; return whether that could be done.
+    """Write tensors with a note and the digest of both; return whether that succeeded.
 
     Args:
         file: The safetensors file.
@@ -43,13 +43,13 @@ def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, A
         note: What JSON can hold.
     """
     text = json.dumps({**note, "sha256": _digest(note, tensors)})
-    return _write(file, safetensors.torch.save(dict(tensors), {"note": text}))  # of two entries the order would vary
+    return _write(file, safetensors.torch.save(dict(tensors), {"note": text}))  # the order of two would vary
 
 
-def read_tensors(file: Path) -> Kept | None:
-    """Return what :func:`keep_tensors` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
+def read_tensors(file: Path) -> Content | None:
+    """Return what :func:`keep_tensors` wrote; ``None`` if the file is missing, or damaged (with a warning)."""
 
-    def read_content() -> Kept:
+    def read_content() -> Content:
         with safetensors.safe_open(file, "pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}, json.loads(content.metadata()["note"])  # noqa: SIM118
 
@@ -57,17 +57,17 @@ def read_tensors(file: Path) -> Kept | None:
 
 
 def keep_json(file: Path, content: Mapping[str, Any]) -> bool:
-    """Write what JSON can hold with its digest; return whether that could be done."""
+    """Write what JSON can hold with its digest; return whether that succeeded."""
     return _write(file, json.dumps({**content, "sha256": _digest(content, {})}, indent=1).encode())
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Return what :func:`keep_json` wrote; ``None``, with a warning, if the file is damaged, or if there is none."""
+    """Return what :func:`keep_json` wrote; ``None`` if the file is missing, or damaged (with a warning)."""
     found = _read(file, lambda: ({}, json.loads(file.read_bytes())))
     return None if found is None else found[1]
 
 
-def _read(file: Path, read_content: Callable[[], Kept]) -> Kept | None:
+def _read(file: Path, read_content: Callable[[], Content]) -> Content | None:
     """Return the tensors and the note in a file if their digest is right."""
     if not file.is_file():
         return None
@@ -95,7 +95,7 @@ def _write(file: Path, content: bytes) -> bool:
     try:
         make_folder(file.parent)
         write_bytes(file, content)
-    except InputError as error:  # they only save time: what was computed is not lost with them
-        logger.warning("%s It is not kept for a second call.", printable(str(error)))
+    except InputError as error:  # the cache only saves time: the result itself is not lost
+        logger.warning("%s The result is not cached.", printable(str(error)))
         return False
     return True

@@ -76,23 +76,23 @@ class Comparison:
 
     @property
     def table(self) -> list[dict[str, str | float]]:
-        """A row for each network, of seeds one for each: ``group``, ``run``, the keys of ``test.json``, and costs.
+        """A row for each network or seed: ``group``, ``run``, the keys of ``test.json``, and costs; NaN if unknown.
 
-        What is not known is NaN. ``comparison.csv`` has the same rows; ``pandas.DataFrame(comparison.table)``.
+        ``comparison.csv`` has the same rows; so has ``pandas.DataFrame(comparison.table)``.
         """
         return table_rows(self.groups)
 
     @property
     def sentence(self) -> str:
-        """How good the first network is, by how much the others differ from it, and how sure that is."""
+        """How good the first network is, how much the others differ from it, and how certain that is."""
         return comparison_sentence(self.groups)
 
     @property
     def differences(self) -> dict[str, dict[str, Difference]]:
         """By name and metric: each network's value less the first one's, and the ends of its 95 % interval.
 
-        Intervals are paired: over test images, or of several seeds on both sides over the seeds; NaN where there is
-        none (:func:`mixmo.evaluation.comparison.intervals_between`).
+        Intervals are paired: over test images, or over seeds if both sides have several; NaN where there is none
+        (:func:`mixmo.evaluation.comparison.intervals_between`).
         """
         return {group.name: differences(group, self.groups[0]) for group in self.groups[1:]}
 
@@ -118,7 +118,7 @@ class Comparison:
             *names: Of :attr:`names`; the first is what the others are compared with.
 
         Raises:
-            InputError: for a name that is none of :attr:`names`.
+            InputError: if a name is not in :attr:`names`.
         """
         known = {group.name: group for group in self.groups}
         if not names:
@@ -145,9 +145,9 @@ class Comparison:
 
         Args:
             folder: Where; made if it is missing.
-            overwrite: Whether files are replaced that are no earlier comparison.
-            note: A sentence below the tables of the page.
-            chosen: The name of the network that is the best on validation data; without it none is called the best.
+            overwrite: Whether to replace files that are not an earlier comparison.
+            note: Text below the tables of the page.
+            chosen: The name of the network that did best on validation data; without it none is called best.
             download: Whether images that the page shows may be downloaded.
 
         Raises:
@@ -179,17 +179,17 @@ def compare(
     Args:
         *networks: One or more.
         out: A folder for ``comparison.html``, ``comparison.csv`` and ``comparison.md``; ``None`` writes nothing.
-        names: What to call them, one name for each; else they are called by their folders.
-        overwrite: Whether files in ``out`` are replaced that are no earlier comparison.
+        names: One name for each; by default the names of their folders.
+        overwrite: Whether to replace files in ``out`` that are not an earlier comparison.
         **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` …; a Run's own
             ``checkpoint`` and ``download`` hold where these are left out.
 
     Returns:
-        Tables, intervals and the sentence that the page begins with.
+        Tables, intervals and the summary that the page begins with.
 
     Raises:
         MissingError: if a folder or file is missing, or a run's images are.
-        InputError: if something given is none of these, or networks were tested on different images.
+        InputError: if an argument is none of these, or networks were tested on different images.
 
     Example:
         >>> import torch
@@ -208,7 +208,7 @@ def compare(
         raise InputError("there is nothing to compare; give runs, or their paths.")
     if names:
         if isinstance(names, str) or len(names) != len(given):
-            raise InputError(f"names is {names!r}; it has a name for each of the {len(given)} networks.")
+            raise InputError(f"names is {names!r}; give one name for each of the {len(given)} networks.")
         given = [(str(name), what) for name, (_, what) in zip(names, given, strict=True)]
     if out is not None:
         check_out(Path(out), overwrite)
@@ -229,7 +229,7 @@ def check_out(folder: Path, overwrite: bool) -> None:
 
 
 def _name_networks(network: Any) -> list[tuple[str, Any]]:
-    """Return what a mapping names, or one thing without a name."""
+    """Return the entries of a mapping, or a single network without a name."""
     return [(str(name), what) for name, what in network.items()] if isinstance(network, Mapping) else [("", network)]
 
 
@@ -254,6 +254,6 @@ def _member(each: Any, options: Mapping[str, Any]) -> TrainedRun:
     if isinstance(each, str | Path):
         return TrainedRun(RunFolder(each), checkpoint or "last", bool(download), "download=True")
     raise InputError(
-        f"{type(each).__name__} is nothing to compare; give a mixmo.Run, the path of one, or a list of these, which is "
-        "one ensemble."
+        f"{type(each).__name__} cannot be compared; give a mixmo.Run, its path, or a list of these, which forms one "
+        "ensemble."
     )

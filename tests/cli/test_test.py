@@ -76,7 +76,7 @@ def test_a_full_disk_costs_no_metrics(trained, tmp_path, full_disk, capsys):
     assert "ensemble, logit average" in out
     assert error.splitlines()[-1].endswith("test.json cannot be written: No space left on device.")
     assert (run.path / "test.json").read_text() == "before"
-    kept = [line for line in error.splitlines() if "No space left on device. It is not kept for a second call." in line]
+    kept = [line for line in error.splitlines() if "No space left on device. The result is not cached." in line]
     assert len(kept) == 4  # predictions on test and validation set, the calibration, how separate the members are
     assert not list(run.path.rglob("*.partial"))
 

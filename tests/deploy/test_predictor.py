@@ -315,7 +315,7 @@ def test_crops_of_photos_are_averaged_and_calibrated_alike(tmp_path, new_images)
 
 def test_crops_of_whole_images_are_refused(trained):
     run = trained[1]
-    message = rf"{run.path} sees 8×8 of images of 8×8 pixels .* no other crops, take flip"
+    message = rf"{run.path} sees 8×8 of images of 8×8 pixels .* no other crops; use flip"
     with pytest.raises(InputError, match=message):
         mixmo.Predictor(run.path, tta="crops")
     with pytest.raises(InputError, match=message):

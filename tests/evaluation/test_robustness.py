@@ -177,7 +177,7 @@ def test_metrics_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypat
         evaluate_corruptions([TrainedRun(run)], TARGETS).kinds == evaluate_corruptions([TrainedRun(two)], TARGETS).kinds
     )
     (warning,) = caplog.messages  # one, not one for each kind
-    assert warning.endswith("No space left on device. It is not kept for a second call.")
+    assert warning.endswith("No space left on device. The result is not cached.")
 
 
 def test_published_files(trained, published, capsys):

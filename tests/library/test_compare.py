@@ -135,10 +135,10 @@ def test_a_runs_own_checkpoint_holds(trained):
     [
         ([], (), "there is nothing to compare"),
         ([{}], (), "there is nothing to compare"),
-        ([7], (), "int is nothing to compare; give a mixmo.Run"),
-        ([["a", None]], (), "NoneType is nothing to compare|there is no run folder a"),
+        ([7], (), "int cannot be compared; give a mixmo.Run"),
+        ([["a", None]], (), "NoneType cannot be compared|there is no run folder a"),
         ([[]], (), "an ensemble has no runs"),
-        (["a", "b"], ["one"], r"names is \['one'\]; it has a name for each of the 2 networks"),
+        (["a", "b"], ["one"], r"names is \['one'\]; give one name for each of the 2 networks"),
         (["a", "b"], "ab", "names is 'ab'"),
         (["nowhere"], (), "there is no run folder nowhere"),
     ],

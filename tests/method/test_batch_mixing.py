@@ -129,7 +129,7 @@ def test_masks_and_losses_of_ones_own_are_functions(generator):
         ({"input_repetition": (0.5, 2.0)}, "input_repetition is 2.0"),
         ({"pixels": "blend"}, "unknown pixels.kind 'blend'"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"label_smoothing": 0.1, "loss": lambda *_: None}, "a loss of your own smooths by itself"),
+        ({"label_smoothing": 0.1, "loss": lambda *_: None}, "a loss of your own smooths targets itself"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
@@ -165,7 +165,7 @@ def test_class_weights_are_factors_of_the_loss(options, generator):
 
 @pytest.mark.parametrize("factors", [[1.0] * 4, [1.0, 1.0, 1.0, 1.0, 0.0], [[1.0] * 5]])
 def test_class_weights_are_one_positive_number_for_each_class(factors):
-    with pytest.raises(ValueError, match=r"class_weights are .*; they are 5 positive"):
+    with pytest.raises(ValueError, match=r"class_weights are .*; give 5 positive"):
         mixmo.BatchMixer(network(), class_weights=factors)
-    with pytest.raises(ValueError, match="a loss of your own weighs by itself"):
+    with pytest.raises(ValueError, match="a loss of your own weights classes itself"):
         mixmo.BatchMixer(network(), class_weights=[1.0] * 5, loss=lambda logits, batch: logits.sum())

@@ -373,7 +373,7 @@ def test_bad_input_is_one_sentence(trained, tmp_path, capsys):
     np.savez(tmp_path / "four.npz", logits=np.zeros((2, 4)), targets=np.zeros(2, int))
     for words, message in {
         ("nowhere",): "there is no run folder nowhere",
-        (str(tmp_path / "empty"),): "is no run's folder and holds none",
+        (str(tmp_path / "empty"),): "is not a run's folder and contains none",
         (str(one.path), f"{tmp_path}/short.npz"): "was tested on other images or classes",
         (f"{tmp_path}/short.npz+{tmp_path}/more.npz",): "cannot be one ensemble; only runs can",
         (str(one.path), f"--out={tmp_path}/short.npz"): "is a file; choose a folder",

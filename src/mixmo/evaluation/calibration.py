@@ -1,6 +1,6 @@
 """Post-hoc calibration on validation images: temperature, conformal and abstention thresholds.
 
-It is kept in the run's folder, so that using the network needs neither the validation images nor the dataset.
+It is saved in the run's folder, so that using the network needs neither the validation images nor the dataset.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ Weights = Literal["equal", "fitted"]
 """How the networks of an ensemble are weighted."""
 
 COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
-"""What is kept of each validation image."""
+"""What is saved for each validation image."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What follows from predictions on validation images; never from the test set.
+    """Temperature and thresholds fitted on validation images, never on the test set.
 
     Attributes:
         temperature: T, by which the average of logits is divided.
-        confidence: (N,) largest probabilities after it.
-        correct: (N,) whether those classes were right.
-        likely: (N,) probabilities of the true classes.
+        confidence: (N,) largest calibrated probabilities.
+        correct: (N,) whether their classes are right.
+        likely: (N,) calibrated probabilities of the true classes.
         targets: (N,) the true classes.
         aps: (N,) scores of the true classes for adaptive sets (:func:`mixmo.metrics.conformal.score_classes`).
         raps: (N,) the same for regularised ones.
         interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); exports have none.
-        weights: By which the logits of each network of an ensemble are multiplied, where they are fitted.
+        weights: Factors of the logits of an ensemble's networks, where these are fitted.
 
     Example:
         >>> found = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
@@ -79,7 +79,7 @@ class Calibration:
                 validation images are too few for that coverage.
 
         Raises:
-            InputError: if the coverage is no such share.
+            InputError: if the coverage is not between 0 and 1.
         """
         if sets == "marginal":
             parts = [self.likely]
@@ -101,11 +101,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class LabelCalibration:
-    """What follows from predictions on validation images with several labels; never from the test set.
+    """Temperature and thresholds fitted on validation images with several labels, never on the test set.
 
     Attributes:
         temperature: T, by which the average of logits is divided.
-        thresholds: (K,) probabilities after it, above which a class is predicted
+        thresholds: (K,) calibrated probabilities above which a class is predicted
             (:func:`mixmo.metrics.multi_label.best_thresholds`).
     """
 
@@ -126,16 +126,16 @@ AnyCalibration = Calibration | LabelCalibration
 def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
     """Return the calibration that validation images give.
 
-    T is :func:`mixmo.metrics.fit_temperature`'s; where every image is right it is at least 1, since the likelihood then
-    grows as T falls to 0, and a few images without a mistake are no reason to be surer. Of several labels each is an
-    answer of its own between two classes, absent and present.
+    T is :func:`mixmo.metrics.fit_temperature`'s; where every image is classified correctly it is at least 1, since the
+    likelihood then grows as T falls to 0, which a few images without a mistake do not justify. With several labels,
+    each is a binary decision between absent and present.
 
     Args:
         logits: (N, K), averaged over the members.
         targets: (N,) class numbers, or (N, K), 0 or 1.
 
     Raises:
-        InputError: if there are none, or they do not fit.
+        InputError: if there are no images, or the shapes do not match.
     """
     answers, right = (logits, targets) if targets.dim() == 1 else as_binary(logits, targets)
     temperature = fit_temperature(answers, right)
@@ -153,13 +153,13 @@ def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
 def calibrate(
     run: TrainedRun, precision: str = "32-true", refresh: bool = False, tta: Augmentations = "none"
 ) -> AnyCalibration | None:
-    """Return the calibration of a run's checkpoint, kept in its folder; ``None`` without a validation set.
+    """Return the calibration of a run's checkpoint, saved in its folder; ``None`` without a validation set.
 
     Args:
-        run: The run; its validation images are needed, unless a calibration of the checkpoint is kept already.
+        run: The run; its validation images are needed, unless a calibration of the checkpoint is saved already.
         precision: Of the predictions.
-        refresh: Predict again even if predictions are kept.
-        tta: Test-time augmentation, with which it is fitted; each has a calibration of its own.
+        refresh: Predict again even if predictions are cached.
+        tta: Test-time augmentation of those predictions; each has a separate calibration.
 
     Raises:
         MissingError: if the checkpoint or the dataset is missing.
@@ -179,16 +179,16 @@ def calibrate(
 
 
 def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights: Weights = "equal") -> AnyCalibration:
-    """Return the calibration of the average of all members' logits on validation images that networks share.
+    """Return the calibration of all members' mean logits on validation images that networks share.
 
     Args:
         parts: What each network predicts for its validation images.
-        names: The networks', for the error.
-        weights: ``equal``, or ``fitted``: a weight for each network's logits, which the same images give
+        names: The networks' names, for the error.
+        weights: ``equal``, or ``fitted``: a weight for each network's logits, by the same images
             (:func:`mixmo.metrics.temperature.fit_weights`).
 
     Raises:
-        InputError: if they are not known to be the same: one network may have learned from what another held out.
+        InputError: if the images are not known to be the same: one network may have learned from another's.
 
     Example:
         >>> import torch
@@ -201,8 +201,8 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights
     for part, name in zip(parts, names, strict=True):
         if not part.are_of(first) or part.classes != first.classes:
             raise InputError(
-                f"{names[0]} and {name} held out different images for validation, so that one has learned from what "
-                "the other is judged by; train them with one data.split_seed, or give the dataset a val folder."
+                f"{names[0]} and {name} held out different images for validation, so that one was trained on images "
+                "that calibrate the other; train them with one data.split_seed, or give the dataset a val folder."
             )
     if weights == "equal":
         found = join_predictions(parts, names)
@@ -217,12 +217,12 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights
 def calibrate_run(
     run: RunFolder, settings: Settings, data: DataModule | None = None, module: nn.Module | None = None
 ) -> None:
-    """Keep the calibration of each of a run's checkpoints, so that predictions need no dataset; say if it is unsure.
+    """Save the calibration of a run's checkpoints, so that predictions need no dataset; warn if it is uncertain.
 
     Args:
         run: The run's folder.
-        settings: Its settings; where they hold out no images for validation, nothing is kept.
-        data: Its images, where they are open, or a program gave them.
+        settings: Its settings; where they hold out no images for validation, nothing is saved.
+        data: Its images, if they are open already or a program gave them.
         module: Its backbone, where a program gave it.
     """
     for checkpoint in CHECKPOINTS if settings.data.validation else ():
@@ -237,7 +237,7 @@ def calibrate_run(
 
 
 def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:
-    """Return the calibration kept in a run's folder; ``None`` if there is none, or it is of another checkpoint.
+    """Return the calibration saved in a run's folder; ``None`` if there is none for this checkpoint.
 
     Args:
         run: The run; its dataset may be gone.

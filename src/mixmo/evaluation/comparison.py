@@ -25,13 +25,13 @@ from mixmo.runs import RunFolder
 
 
 class Networks(NamedTuple):
-    """What one row of a comparison is of.
+    """The networks of one row of a comparison.
 
     Attributes:
         name: What to call it.
-        entries: One, or one for each seed and fold of one method: the folders of runs, or open ones, which are one
-            ensemble if they are several, or another program's file.
-        place: A longer name, for where two have the same.
+        entries: One, or one for each seed and fold of a method; each is the folders of runs or open runs, several of
+            which form an ensemble, or another program's file.
+        place: A longer name, used where two names are equal.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Networks(NamedTuple):
 
 
 class Replicate(NamedTuple):
-    """What tells runs of one method apart, and pairs those of two.
+    """What distinguishes runs of one method, and pairs those of two.
 
     Attributes:
         seed: The run's; 0 for another program's predictions.
@@ -88,7 +88,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries that differ by their seed and fold only, or a single one.
+    """Entries that differ only in seed and fold, or a single one.
 
     Attributes:
         name: What to call them.
@@ -141,7 +141,7 @@ def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> 
 
     Args:
         words: Each as :func:`read_word` takes it, or read already.
-        options: How runs are evaluated; one that is open already is so with the checkpoint that it was opened with.
+        options: How runs are evaluated; an open run keeps the checkpoint it was opened with.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
@@ -183,10 +183,10 @@ def read_word(word: str) -> Networks:
     if len(paths) > 1 or paths[0].is_file() or (paths[0] / "config.yaml").is_file():
         return Networks(name, [paths], word)
     if not paths[0].is_dir():
-        raise MissingError(f"there is no run folder {paths[0]}, nor a file of predictions.")
+        raise MissingError(f"there is no run folder {paths[0]} and no such file of predictions.")
     seeds = [[each.parent] for each in sorted(paths[0].glob("*/config.yaml"))]
     if not seeds:
-        raise MissingError(f"{paths[0]} is no run's folder and holds none.")
+        raise MissingError(f"{paths[0]} is not a run's folder and contains none.")
     return Networks(name, seeds, word)
 
 
@@ -197,7 +197,7 @@ def _place(each: Path | TrainedRun) -> Path:
 def _check_different(name: str, members: Sequence[Path | TrainedRun]) -> None:
     """Refuse an ensemble of a run and itself."""
     if len({_place(each).resolve() for each in members}) < len(members):
-        raise InputError(f"{printable(name)} names a run twice; an ensemble is of different runs.")
+        raise InputError(f"{printable(name)} names a run twice; an ensemble needs different runs.")
 
 
 def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
@@ -208,12 +208,12 @@ def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
         same = [str(run.path) for run, each in zip(runs, found, strict=True) if each == twice]
         what = f"the same seed {twice.seed}" + ("" if twice.fold is None else f" and fold {twice.fold}")
         raise InputError(f"{' and '.join(same[:2])} have {what}: one run, counted twice; remove one.")
-    default = dict(flatten(values_of(Settings())))  # of what earlier versions did not know
+    default = dict(flatten(values_of(Settings())))  # of settings that earlier versions lack
     first = default | runs[0].conditions() | dict(flatten(runs[0].trained_config()))
     for run in runs[1:]:
         own = default | run.conditions() | dict(flatten(run.trained_config()))
         for key in first:
-            if key not in free and key in own and own[key] != first[key]:  # earlier versions kept no conditions
+            if key not in free and key in own and own[key] != first[key]:  # earlier versions have no conditions
                 raise InputError(
                     f"runs in {folder} differ in more than the seed: {key} is {first[key]!r} in {runs[0].path} but "
                     f"{own[key]!r} in {run.path}; compare such runs by naming them one by one."
@@ -254,22 +254,22 @@ def _check_alike(groups: Sequence[Group]) -> None:
     for group in groups if any(len(each.entries) > 1 for each in groups) else ():
         if (tested := _folds(group)) != (others := _folds(groups[0])):
             raise InputError(
-                f"{group.name} was tested on the folds {tested} and {groups[0].name} on {others}; compare the same."
+                f"{group.name} was tested on the folds {tested} and {groups[0].name} on {others}; compare equal ones."
             )
 
 
 def _folds(group: Group) -> list[int]:
-    """Return the folds that are test sets, none without a cross-validation."""
+    """Return the folds that are test sets; empty without cross-validation."""
     return sorted({each.fold for each in group.replicates() if each.fold is not None})
 
 
 def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[str, Interval]:
-    """Return 95 % intervals of the differences of ``group`` to ``first``; those that are not known are left out.
+    """Return 95 % intervals of the differences of ``group`` to ``first``; unknown ones are left out.
 
-    Of one network on each side they are over test images, for the metrics that have such
-    (:func:`mixmo.evaluation.intervals.difference_intervals`). Of two seeds or folds or more on both sides they are
-    Student's over these, paired where both have the same, Welch's where not, of all metrics that bins do not bias. Of
-    one seed against several there is none, nor over images with several labels.
+    With one network on each side they are over test images, for the metrics of
+    :func:`mixmo.evaluation.intervals.difference_intervals`. With two or more seeds or folds on both sides they are
+    Student's over these, paired if both have the same, else Welch's, for all metrics that binning does not bias. There
+    are none for one seed against several, or over images with several labels.
 
     Args:
         group: One side.
@@ -277,19 +277,15 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
         keys: Metrics, by their keys of :meth:`Entry.flat`.
     """
     counts = len(group.entries), len(first.entries)
-    if counts == (1, 1) and group.multi_label:
-        found: dict[str, Interval] = {}
-    elif counts == (1, 1):
+    found: dict[str, Interval] = {}
+    if counts == (1, 1) and not group.multi_label:
         own, other = (each.entries[0].result.predictions.average() for each in (group, first))
         found = difference_intervals(own, other)
     elif min(counts) > 1:
         own_keys, first_keys = group.replicates(), first.replicates()
         paired = sorted(own_keys) == sorted(first_keys)
-        found = {}
         for key in set(keys) - set(BIASED):
             sides = ((own_keys, group.values(key)), (first_keys, first.values(key)))
             own_values, values = ([value for _, value in sorted(zip(*side, strict=True))] for side in sides)
             found[key] = seeds_interval(own_values, values, paired, group.folds)
-    else:
-        found = {}
     return {key: found[key] for key in keys if not math.isnan(found.get(key, UNKNOWN)[0])}

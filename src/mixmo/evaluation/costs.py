@@ -64,7 +64,7 @@ def training_images(settings: Settings, rows: Sequence[Mapping[str, float]]) -> 
 
 
 def network_size(run: TrainedRun) -> dict[str, float]:
-    """Return ``parameters`` and ``macs`` of :func:`costs`, which measure nothing.
+    """Return ``parameters`` and ``macs`` of :func:`costs`, without measuring time.
 
     Args:
         run: The run.
@@ -87,7 +87,7 @@ def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
 
 
 def _input_size(run: TrainedRun) -> tuple[int, int]:
-    """Return (H, W) of what the network sees; the dataset is only opened where the settings leave it open."""
+    """Return (H, W) of the network's input; the dataset is opened only if the settings leave it open."""
     data = run.settings.data
     if (size := data.crop_size or data.image_size) is not None:
         return height_and_width(size)
@@ -103,7 +103,7 @@ def _macs(net: MixMo, image: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def _latency(net: MixMo, images: torch.Tensor) -> float:
-    """Return milliseconds an image, the median of five passes after one that warms up."""
+    """Return milliseconds per image: the median of five passes after a warm-up."""
     taken = []
     for _ in range(6):
         start = time.perf_counter()

@@ -31,8 +31,8 @@ class Separation:
     Attributes:
         selectivity: Share of the variance of a member's logits that its own image causes, mean over members: 1 where
             the others' images do not matter, 1 / M where members are copies of each other.
-        separate_units: Share of the units before the heads of whose variance one member's image causes three quarters
-            or more.
+        separate_units: Share of the units before the heads in which one member's image causes at least three quarters
+            of the variance.
     """
 
     selectivity: float = math.nan
@@ -60,12 +60,12 @@ class Diagnosis:
 
 
 def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
-    """Return the diagnosis of a run; what takes passes through the network is kept in the run's folder.
+    """Return the diagnosis of a run; what takes forward passes is cached in the run's folder.
 
     Args:
         run: The run.
         epoch: That of the checkpoint.
-        refresh: Pass images through the network again even if a result is kept.
+        refresh: Pass images through the network again even if a result is cached.
 
     Raises:
         MissingError: if the checkpoint or the dataset is missing.
@@ -116,7 +116,7 @@ def separation(net: MixMo, images: Tensor) -> Separation:
 
 
 def _activations(net: MixMo, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for inputs (B, M, C, H, W) what the heads see, (B, F), maps averaged over positions, and the logits."""
+    """Return, for inputs (B, M, C, H, W), the heads' inputs (B, F), averaged over positions, and the logits."""
     seen: list[Tensor] = []
     handle = net.classifiers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
@@ -131,7 +131,7 @@ def _is_harder(run: TrainedRun) -> bool:
 
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:
-    """Return what ``metrics.csv`` says of an epoch; NaN if it does not, as of images with several labels."""
+    """Return an epoch's accuracy in ``metrics.csv``; NaN if there is none, as for images with several labels."""
     rows = [row for row in read_known_history(run.folder) if row["epoch"] == epoch]
     found = [value for row in rows for key, value in row.items() if re.fullmatch(r"train_member_\d+_accuracy", key)]
     return statistics.fmean(found) if found else math.nan

@@ -30,13 +30,13 @@ log = logging.getLogger("mixmo")
 class TrainedRun:
     """A run to predict with or to evaluate; its network, settings and images are opened once, when they are needed.
 
-    The network is what the checkpoint's header says; only the images it was trained and tested on are the settings'.
+    The checkpoint's header determines the network, the settings only the images it was trained and tested on.
 
     Args:
         folder: The run's folder.
         checkpoint: ``last`` or ``best``.
-        download: Whether the network's backbone and datasets may be downloaded; the run's folder does not decide.
-        option: What allows that in the command at hand, for errors.
+        download: Whether the network's backbone and datasets may be downloaded; the run's folder cannot allow it.
+        option: How the current command allows that, for errors.
         data: Images that a program gives, in place of those that the run's settings name.
         module: Its backbone, where that was a program's own module.
 
@@ -63,15 +63,15 @@ class TrainedRun:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device that suits the run on this machine: that of ``trainer.accelerator``, where it can be read."""
+        """The run's device on this machine: that of ``trainer.accelerator``, where it can be read."""
         return training_device(self.folder.accelerator())
 
     @cached_property
     def settings(self) -> Settings:
-        """The run's settings, those of its network as the header has them; open ones follow from this machine.
+        """The run's settings, its network's taken from the header; open ones follow from this machine.
 
         Raises:
-            MissingError: if the run has lost its configuration.
+            MissingError: if the run's configuration is missing.
             InputError: if that is damaged.
         """
         return self.folder.settings(self.checkpoint)
@@ -83,7 +83,7 @@ class TrainedRun:
         return self.given or DataModule(own, self.settings.seed, option=self.option)
 
     def reopen(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
-        """Return the run with another checkpoint or permission to download; itself where both are its own.
+        """Return the run with another checkpoint or permission to download; itself if neither changes.
 
         Args:
             checkpoint: ``last`` or ``best``; ``None`` is the run's own.
@@ -97,7 +97,7 @@ class TrainedRun:
 
     @cached_property
     def header(self) -> Header:
-        """What the checkpoint says of the network."""
+        """The checkpoint's description of the network."""
         return self.folder.header(self.checkpoint)
 
     def warn_of_changes(self) -> None:
@@ -107,10 +107,10 @@ class TrainedRun:
                         self.folder.config_file, "; ".join(found))  # fmt: skip
 
     def warn_of_views(self, tta: Augmentations) -> None:
-        """Warn where test-time augmentation shows the network what training did not."""
+        """Warn where test-time augmentation shows views that training did not."""
         if tta == "flip" and not (self.settings.data.flip or self.settings.data.own_transforms):
             log.warning(
-                "%s was trained without mirrored images (data.flip is false): with tta flip it may do worse.", self.path
+                "%s was trained without mirrored images (data.flip is false): tta flip may make it worse.", self.path
             )
 
     @cached_property
@@ -125,28 +125,28 @@ class TrainedRun:
 
     @cached_property
     def network(self) -> MixMo:
-        """The network of the checkpoint, in evaluation mode, on the device; with averaged weights (EMA), the average's.
+        """The checkpoint's network, in evaluation mode, on the device; with averaged weights (EMA) if it has them.
 
         Raises:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        with torch.inference_mode(False):  # who asks first may only want to predict, the next to train
+        with torch.inference_mode(False):  # the first caller may only predict, the next train
             net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
             return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     @cached_property
     def crop(self) -> CenterCrop:
-        """What prepares the network's images; once for all batches, since it moves to the device."""
+        """Prepares the network's images; made once, since it moves to the device."""
         return CenterCrop(self.header.data)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Return what the network sees, (B, C, h, w) on its device, of images (B, H, W, C) uint8 of the run's size."""
+        """Return images (B, H, W, C) uint8 of the run's size as the network sees them, (B, C, h, w) on its device."""
         return self.crop.center(images.to(self.device))
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        """What predictions depend on of the ``data`` section; where images are decoded in memory changes none."""
+        """The settings of the ``data`` section that predictions depend on."""
         free = neutral_settings()
         return {key: value for key, value in asdict(self.settings.data).items() if f"data.{key}" not in free}
 
@@ -155,18 +155,18 @@ class TrainedRun:
 
         Args:
             dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test
-                images are brought to the input size of the run's.
+                images are resized to the run's input size.
 
         Raises:
             MissingError: if the dataset is missing.
-            InputError: if it is damaged, there is no validation set, or the run's own classes are not as many as the
-                network was trained on.
+            InputError: if it is damaged, there is no validation set, or the run's images have another number of
+                classes than the network.
         """
         if dataset not in ("test", "validation"):
             if self.settings.data.own_transforms:
                 raise InputError(
-                    f"{dataset!r} would not be prepared as the images of {self.path} are, by a Dataset's own "
-                    "transforms."
+                    f"{dataset!r} cannot be prepared like the images of {self.path}, which a Dataset's own transforms "
+                    "prepare."
                 )
             return self.data.other(dataset)
         self._check_drawn(dataset)
@@ -194,7 +194,7 @@ class TrainedRun:
             )
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
-        """Return what results of the network on a dataset (:meth:`images`) depend on, as JSON can hold it."""
+        """Return what the network's results on a dataset (:meth:`images`) depend on, for JSON."""
         fingerprint = self.fingerprint(dataset)
         if dataset not in ("test", "validation"):
             fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
@@ -207,7 +207,7 @@ class TrainedRun:
         }
 
     def fingerprint(self, dataset: str, times: bool = True) -> str:
-        """Return what tells whether the images of a dataset (:meth:`images`) changed; nothing is decoded.
+        """Return a hash that changes with the images of a dataset (:meth:`images`); nothing is decoded.
 
         Args:
             dataset: As for :meth:`images`.
@@ -223,10 +223,10 @@ class TrainedRun:
 
 
 def check_views(header: Header, tta: Augmentations, name: str) -> None:
-    """Refuse crops of images that leave nothing over.
+    """Refuse ``crops`` of images that are no larger than the crop.
 
     Args:
-        header: What the network is.
+        header: The network's.
         tta: Test-time augmentation.
         name: Where the network is, for the error.
 
@@ -237,21 +237,21 @@ def check_views(header: Header, tta: Augmentations, name: str) -> None:
         return
     if header.data.own_transforms:
         raise InputError(
-            f"{name} takes what a Dataset's own transforms prepare, of which there are no crops; take flip."
+            f"{name} takes images that a Dataset's own transforms prepare, which have no other crops; use flip."
         )
     (height, width), (rows, columns) = header.size, header.input_size
     if rows > height or columns > width or (rows, columns) == (height, width):
         raise InputError(
-            f"{name} sees {rows}×{columns} of images of {height}×{width} pixels (data.crop_size, data.image_size); it "
-            "has no other crops, take flip."
+            f"{name} sees {rows}×{columns} of images of {height}×{width} pixels (data.crop_size, data.image_size), "
+            "which have no other crops; use flip."
         )
 
 
 def average_views(answer: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
-    """Return a network's answer to images in float32, averaged over their views.
+    """Return a network's output in float32, averaged over views of the images.
 
     Args:
-        answer: Logits (B, M, K), say, of prepared images.
+        answer: Maps prepared images to logits (B, M, K), say.
         views: Each (B, C, h, w), of :meth:`mixmo.data.batches.CenterCrop.views`.
 
     Example:
@@ -263,7 +263,7 @@ def average_views(answer: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a network computes in a precision, one of :data:`PRECISIONS`.
+    """Return the context in which a network computes in a precision, one of :data:`mixmo.config.hardware.PRECISIONS`.
 
     Example:
         >>> with autocast(torch.device("cpu"), "bf16-mixed"):

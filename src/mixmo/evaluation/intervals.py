@@ -1,7 +1,7 @@
 """Confidence intervals in closed form, over test images or over seeds, and McNemar's test.
 
-Only metrics whose intervals cover the true value as often as they claim have one; docs/evaluation.md says how that was
-found. ECE and its kin are biased by binning, AUROC and d_re rest on few errors: they have none over test images.
+Only metrics whose intervals reach their nominal coverage have one; docs/evaluation.md describes how that was measured.
+ECE and its variants are biased by binning, AUROC and d_re rest on few errors: they have none over test images.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Interval = tuple[float, float]
 
 Z = 1.959964
 LEAST = 20
-"""Wrong predictions below which the interval of one network's NLL or Brier score covers too seldom."""
+"""Fewest wrong predictions for an interval of one network's NLL or Brier score; fewer give too low a coverage."""
 BIASED = ("ece", "label_ece")
-"""Metrics whose bins bias them, by how much depends on the network: no interval covers their true difference."""
+"""Metrics that binning biases, by an amount that depends on the network: no interval covers a true difference."""
 UNKNOWN: Interval = (math.nan, math.nan)
 
 
 def image_intervals(found: Predictions) -> dict[str, Interval]:
     """Return 95 % intervals over test images of ``accuracy``, ``nll``, ``brier`` and ``disagreement``.
 
-    Those of shares are Wilson's, those of means Student's; for ``nll`` and ``brier`` there have to be 20 wrong
-    predictions, and for ``disagreement`` several members. Of images with several labels there are none.
+    Shares have Wilson's intervals, means Student's; ``nll`` and ``brier`` need 20 wrong predictions, ``disagreement``
+    several members. Images with several labels have none.
 
     Args:
         found: Predictions of N images.
@@ -57,10 +57,10 @@ def image_intervals(found: Predictions) -> dict[str, Interval]:
 
 
 def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
-    """Return 95 % intervals over test images of ``own`` less ``other`` in ``accuracy``, ``nll`` and ``brier``.
+    """Return 95 % intervals over test images of ``own`` minus ``other`` in ``accuracy``, ``nll`` and ``brier``.
 
-    That of accuracy is Bonett and Price's (2012), which also covers where few images differ; the others are Student's
-    over the differences of images.
+    That of accuracy is Bonett and Price's (2012), which also holds where few images differ; the others are Student's
+    over the images' differences.
 
     Args:
         own: Of N images.
@@ -77,21 +77,21 @@ def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
 def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool, folds: int = 1) -> Interval:
     """Return Student's 95 % interval of the difference of two methods' means over seeds; Welch's if not paired.
 
-    It is not known (NaN) where the seeds are all alike, which few images or seeds can be by chance. Over folds it is
-    wider by √(1 + n / (k - 1)) for n values, since any two folds share training images (Nadeau and Bengio 2003).
+    It is NaN where all seeds are equal, which can happen by chance with few images or seeds. Over folds it is wider
+    by √(1 + n / (k - 1)) for n values, since any two folds share training images (Nadeau and Bengio 2003).
 
     Args:
         own: A metric, for two seeds or more.
         other: The same of the other method; in the same order of seeds if ``paired``.
         paired: Whether both have the same seeds.
-        folds: k where the values are of k folds, or of several seeds of each; 1 where all have one test set.
+        folds: k if the values are of k folds, with one or more seeds each; 1 if all share one test set.
 
     Example:
         >>> [round(end, 1) for end in seeds_interval([3.0, 10.0, 16.0], [0.0, 1.0, 0.0], paired=True)]
         [-6.8, 25.5]
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are alike
+        warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are equal
         test = ttest_rel(own, other) if paired else ttest_ind(own, other, equal_var=False)
         low, high = test.confidence_interval(0.95)
     if not high - low > 1e-12:

@@ -86,7 +86,7 @@ def predict(
         dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images
             are brought to the input size of the run's.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        refresh: Predict again even if predictions are kept.
+        refresh: Predict again even if predictions are cached.
         tta: Test-time augmentation, over whose views logits are averaged: ``none``, ``flip`` or ``crops``.
 
     Raises:
