@@ -319,7 +319,7 @@ def test_odd_sizes_fill_the_canvas(height, width, canvas):
 @pytest.fixture
 def said(monkeypatch, caplog):
     """What is logged once in a process, as if nothing had been."""
-    monkeypatch.setattr(messages, "_SAID", set())
+    monkeypatch.setattr(messages, "_LOGGED", set())
     return caplog
 
 

@@ -24,7 +24,7 @@ TWELVE = RNG.integers(1000, 4096, (4, 8, 8)).astype(np.uint16)
 @pytest.fixture
 def said(monkeypatch, caplog):
     """What is logged once in a process, as if nothing had been."""
-    monkeypatch.setattr(messages, "_SAID", set())
+    monkeypatch.setattr(messages, "_LOGGED", set())
     return caplog
 
 
@@ -54,7 +54,7 @@ def given_in_every_way(folder):
 
 def test_every_way_in_is_warned_and_takes_a_window(tmp_path, said):
     for source, name in given_in_every_way(tmp_path):
-        messages._SAID.clear()
+        messages._LOGGED.clear()
         said.clear()
         assert decode(source, 0, None, 1).max() <= 16
         (text,) = said.messages

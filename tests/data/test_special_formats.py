@@ -28,7 +28,7 @@ SCALED = np.round(BANDS / 65535 * 255)
 @pytest.fixture
 def said(monkeypatch, caplog):
     """What is logged once in a process, as if nothing had been."""
-    monkeypatch.setattr(messages, "_SAID", set())
+    monkeypatch.setattr(messages, "_LOGGED", set())
     return caplog
 
 
@@ -109,7 +109,7 @@ def test_python_objects_in_an_array_are_not_loaded():
 
 def test_a_stack_of_images_is_refused():
     stack = tiff(RNG.integers(0, 9, (2, 4, 6, 5)).astype(np.uint16), photometric="minisblack")
-    with pytest.raises(InputError, match="keep one image a file"):
+    with pytest.raises(InputError, match="keep one image per file"):
         read_tiff(stack)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation on the device, and the mixtures of a training step."""
+"""Augmentation on the device, in training and at test time, and the mixtures of a training step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CenterCrop:
     def center(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return (n, C, h, w): the middle crop of the images of ``index``, or of all; black beyond the border.
 
-        Floating-point images (N, C, h, w), which a Dataset has prepared, are what they are.
+        Floating-point images (N, C, h, w), which a Dataset has prepared, are returned unchanged.
         """
         index = torch.arange(len(images), device=images.device) if index is None else index
         if images.is_floating_point():
@@ -194,10 +194,10 @@ class PreparedCopies:
         self.count = len(self.images) // len(self.chosen)
 
     def repeated(self, pairs: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, h, w): no copy stands twice, where there are as many as places.
+        """Return (b, M, C, h, w): no copy is used twice if there are enough.
 
-        In each member's column of the pairs every image stands b times; these are its first b copies, the next member's
-        the next b.
+        In each member's column of the pairs every image occurs b times: the first member gets its first b copies, the
+        next member the next b.
         """
         order = pairs.argsort(dim=0, stable=True)
         repetition, members = len(pairs) // len(self.chosen), pairs.shape[1]
@@ -207,7 +207,7 @@ class PreparedCopies:
         return self.images[(pairs * self.count + number % self.count)[part]]
 
     def copies(self, places: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, h, w) of the images at these places, their copies in turn."""
+        """Return (b, M, C, h, w): the images at these places, cycling through their copies."""
         number = torch.arange(places.numel(), device=places.device).view_as(places) % self.count
         return self.images[(places * self.count + number)[part]]
 

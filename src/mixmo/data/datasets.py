@@ -29,14 +29,14 @@ DOWNLOAD = "--data.download true"
 """What allows downloads in a recipe's commands; those on a run have an option of their own."""
 
 SPLITS = ("train", "test", "val", "valid", "validation")
-"""What splits are called, in the names of folders, archives and shards, and in tables; the last three are one."""
+"""Names of splits in folders, archives, shards and tables; the last three are synonyms."""
 
 TAR = r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)"
 SHARDS = {"webdataset": re.compile(rf".*{TAR}"), "parquet": re.compile(r".*\.parquet")}
 """The names of the files that the kinds of shards are in."""
 
 Parts = dict[str, Callable[[], Source]]
-"""How each split is opened; under an empty name what belongs to none."""
+"""How each split is opened; an empty name stands for images without a split."""
 
 
 class Reading(NamedTuple):
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
 
 
 class NamedDataset:
-    """A dataset by name, whose splits are looked for once.
+    """A dataset by name; its splits are looked up once.
 
     Args:
         name: ``digits`` (scikit-learn's, 8×8); ``folder:PATH`` with PATH/train and PATH/test (or val), each class
@@ -84,7 +84,7 @@ class NamedDataset:
 
     @property
     def splits(self) -> set[str]:
-        """Which of ``train``, ``validation`` and ``test`` it has; nothing where classes stand without splits."""
+        """Which of ``train``, ``validation`` and ``test`` it has; empty if class folders stand without splits."""
         return set(self._parts)
 
     def open(self, split: str) -> Source:
@@ -128,7 +128,7 @@ def open_source(name: str, split: str, **how: Any) -> Source:
 
 
 def _find_parts(name: str, how: Reading) -> Parts:
-    """Return what is there by the names of splits."""
+    """Return how to open what there is, by split name."""
     if name == "digits":
         return {split: partial(_open_digits, split) for split in ("train", "test")}
     if name == GIVEN:
@@ -183,9 +183,9 @@ def _open_digits(split: str) -> Source:
 
 def _find_rows(path: Path, kind: str, how: Reading) -> Parts:
     table = read_table(path, how.multi_label)
-    if strange := sorted(table.keys() - {"", *SPLITS}):
+    if unknown := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
-            f"{printable(str(path))} has a split named {printable(strange[0])}; they are train, test and val."
+            f"{printable(str(path))} has a split named {printable(unknown[0])}; they are train, test and val."
         )
     arguments = how.on_error, how.multi_label
     return {split: partial(open_rows, path, rows, *arguments) for split, rows in (table or {"": []}).items()}
@@ -241,7 +241,7 @@ def _find_shards(path: Path, kind: str, how: Reading) -> Parts:
 
 
 def by_split(files: Iterable[str]) -> dict[str, list[str]]:
-    """Return files by the split that a word of their paths tells; under an empty name those without one.
+    """Return files by the split named in their paths; those without one are under an empty name.
 
     Args:
         files: Paths below the dataset's folder.

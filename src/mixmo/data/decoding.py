@@ -205,7 +205,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def _take_fourth_band(image: Image.Image) -> None:
-    """Have Pillow read the fourth band of a TIFF file, which it leaves out where its meaning is not told."""
+    """Make Pillow read a TIFF file's fourth band, which it leaves out where the meaning is not given."""
     is_tiff = image.mode == "RGB" and image.format == "TIFF"
     if is_tiff and image.tile and all("RGBX" in (tile[3] or ()) for tile in image.tile):  # type: ignore[attr-defined]
         image._mode = "RGBX"

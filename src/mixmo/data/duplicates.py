@@ -1,4 +1,4 @@
-"""Images that are held out and trained on as well."""
+"""Images that are both held out and trained on."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from mixmo.errors import InputError
 from mixmo.files import check_regular
 
 MOST_FILES = 2**18
-"""Files up to which they are looked through, since many of one size have to be read."""
+"""Largest number of files that is searched, since those of equal size have to be read."""
 START = 2**12
-"""Bytes at the start of a file, which tell most from others of their size."""
+"""Bytes at the start of a file, which distinguish most files of equal size."""
 
 Key = Callable[[int], object]
-"""Returns what is the same for equal images, or ``None`` where one cannot be read."""
+"""Returns a value that is the same for equal images, or ``None`` if one cannot be read."""
 
 
 def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
     """Return the places of equal images, the same bytes of a file or the same pixels of an array, in two sources.
 
-    Files are compared by their sizes, then their beginnings, and only what is left as a whole.
+    Files are compared by size, then by their beginnings, and only the remaining ones in full.
 
     Args:
-        held_out: Images of which none should be trained on.
-        train: Those that are.
+        held_out: Images that should not be trained on.
+        train: Images that are trained on.
 
     Returns:
-        For each image of ``held_out`` that is in ``train`` as well its place, and the first place there; nothing for
-        images of which only a program can tell the content, and for many files.
+        For each image of ``held_out`` that is also in ``train``, its place and the first place there; nothing for
+        images that are neither files nor arrays, or for more than :data:`MOST_FILES` files.
 
     Example:
         >>> images = ArrayImages(np.array([[[1]], [[2]], [[1]]], np.uint8), "image")
@@ -70,7 +70,7 @@ def _keys(source: Source) -> Sequence[Key]:
         def key(number: int) -> object:
             try:
                 return read(os.path.join(images.root, images.paths[number]))
-            except (OSError, InputError):  # which is said where images are decoded
+            except (OSError, InputError):  # reported where images are decoded
                 return None
 
         return key
@@ -89,7 +89,7 @@ def _hash(content: bytes | memoryview) -> bytes:
 
 
 def warn_of_duplicates(data: DataModule) -> None:
-    """Warn of test and validation images that are training images as well, byte for byte.
+    """Warn of test and validation images that are also training images, byte for byte.
 
     Args:
         data: A run's images.

@@ -1,4 +1,4 @@
-"""Datasets that the Hugging Face library reads: Parquet files, webdataset's tar files, the Hub's; images undecoded.
+"""Datasets read by the Hugging Face library: Parquet files, webdataset's tar files, the Hub; images undecoded.
 
 The library copies them once into its cache (``HF_DATASETS_CACHE``), where any image can be read at any time.
 """
@@ -27,10 +27,10 @@ from mixmo.files import check_regular
 
 IMAGES = ("image", "img", "pixel_values", "jpg", "png", "webp", "heic", "dcm")
 LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "json")
-"""Names of columns, where the features do not tell what they are."""
+"""Usual names of columns, where the features do not identify them."""
 
 CLASS_NAMES = "classes.txt"
-"""A file next to shards that has the class names, a line each."""
+"""A file next to shards with the class names, one per line."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class TableImages:
 
     Args:
         dataset: The dataset, which does not decode them.
-        column: Where they are.
+        column: Their column.
         title: What the dataset is called.
         files: The files it was made of, where these are known.
     """
@@ -111,7 +111,7 @@ def open_table(
     labels = dataset.select_columns([label])[:][label]
     if isinstance(feature, Mapping):  # of webdataset's JSON files
         labels = [row and row.get("label") for row in labels]
-    known = getattr(getattr(feature, "feature", feature), "names", names)  # of a list those of what it lists
+    known = getattr(getattr(feature, "feature", feature), "names", names)  # of a list, its elements' names
     numbers, classes = number_labels(labels, known, title, on_error)
     if type(kind := dataset.features[image]).__name__ == "Image":
         dataset = dataset.cast_column(image, type(kind)(decode=False))
@@ -166,7 +166,7 @@ def open_shards(kind: str, folder: Path, split: str, files: Sequence[str], on_er
 
 
 def _missing_parts(files: Sequence[str]) -> list[str]:
-    """Return the files that the names of the others tell of.
+    """Return the missing files that the others' names imply.
 
     Example:
         >>> _missing_parts(["a-00000-of-00002.parquet", "b.parquet"])
@@ -231,7 +231,7 @@ def open_hub(name: str, split: str, on_error: str) -> Source:
 
 
 def _call(function: str, what: str, *arguments: Any, **options: Any) -> Any:
-    """Call a function of the library, which says nothing meanwhile; errors name what is read."""
+    """Call a function of the library silently; errors name what is read."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
@@ -244,7 +244,7 @@ def _call(function: str, what: str, *arguments: Any, **options: Any) -> Any:
     datasets.utils.disable_progress_bars()
     try:
         return getattr(datasets, function)(*arguments, **options)
-    except Exception as error:  # of many kinds; of one that it raises for any other the cause tells more
+    except Exception as error:  # of many kinds; a DatasetGenerationError only wraps its cause
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
         raise InputError(f"{printable(what)} cannot be read: {explain_error(cause or error)}.") from cause or error
     finally:

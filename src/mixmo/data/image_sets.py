@@ -99,7 +99,7 @@ class StreamedImages(Dataset[DistinctBatch]):
 
 
 class PreparedImages(Dataset[DistinctBatch]):
-    """Images as a user's Dataset prepares them; every copy is asked for on its own.
+    """Images as a user's Dataset prepares them; each copy is requested separately.
 
     Floating-point images are what the network takes; PIL images and uint8 are normalised, (x / 255 - mean) / std.
 
@@ -189,18 +189,18 @@ def build_train_loader(
     """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
 
     An epoch shows every image b times: floor(N / U) steps, b times those of a single network
-    (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64). With ``sampler`` balanced it has as many steps.
+    (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64). ``sampler: balanced`` has as many steps.
 
     Args:
         images: The training images.
         settings: The recipe's ``data`` section.
         seed: The run's seed.
         device: Where images in memory live.
-        epoch: The first epoch shown; workers read ahead before anyone could set it.
+        epoch: The first epoch shown; workers read ahead before it could be set.
         stream: The stream of seeds that the order is drawn from.
         batches: How many batches to yield; ``None`` is the whole epoch, and workers stay for the next one.
         start: How many batches of the first epoch were shown before.
-        part: The number of a rank, and of ranks: which share of a batch is decoded here, where it is streamed.
+        part: This rank's number and the number of ranks: the share of a streamed batch to decode here.
         copies: How many copies of each image a Dataset that prepares them is asked for.
     """
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
@@ -222,7 +222,7 @@ def build_evaluation_loader(
         images: The images.
         settings: The recipe's ``data`` section.
         device: Where images in memory live.
-        part: The number of a rank, and of ranks, each of which is shown every so many images.
+        part: This rank's number r and the number n of ranks: images r, r + n, r + 2n, … are shown.
     """
     number, parts = part
     batches = BatchSampler(range(number, len(images), parts), settings.evaluation_size, drop_last=False)

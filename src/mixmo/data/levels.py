@@ -42,7 +42,7 @@ def max_pixels() -> int:
         limit = 0
     if limit < 1:
         raise InputError(f"the environment variable {LIMIT} is {text!r}; it is a number of megapixels, such as 200")
-    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, which whoever sets the variable means as well
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's limit: the variable raises both
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
     return limit
 

@@ -1,4 +1,4 @@
-"""What is logged while images are listed and decoded."""
+"""Log messages while images are listed and decoded."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Item = TypeVar("Item")
 logger = logging.getLogger("mixmo")
 
 PATIENCE = 3.0
-"""Seconds after which a listing is told of."""
+"""Seconds after which a listing's progress is logged."""
 
 READERS = ("PIL", "tifffile", "pydicom")
-"""Libraries that say something about single images."""
+"""Libraries that log or warn about single images."""
 
-_SAID: set[str] = set()
+_LOGGED: set[str] = set()
 
 
 def warn_once(text: str, about: str = "") -> None:
-    """Log a warning, once in a process: datasets are opened several times, and images are alike.
+    """Log a warning once per process: datasets are opened several times, and many images share a flaw.
 
     Args:
-        text: The sentence.
-        about: What it is about; of several sentences about one thing the first is logged.
+        text: The message.
+        about: Its subject; only the first message on a subject is logged.
     """
-    if (key := about or text) not in _SAID:
-        _SAID.add(key)
+    if (key := about or text) not in _LOGGED:
+        _LOGGED.add(key)
         logger.warning(printable(text))
 
 
@@ -48,11 +48,11 @@ def list_some(names: Sequence[str]) -> str:
 
 
 def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
-    """Yield what a folder holds; log how far that is where it takes more than a few seconds.
+    """Yield a folder's entries; log progress if that takes more than a few seconds.
 
     Args:
-        entries: What is listed.
-        where: Where.
+        entries: The entries.
+        where: The folder.
 
     Example:
         >>> list(log_progress("ab", "here"))
@@ -68,10 +68,10 @@ def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
 
 @contextmanager
 def ignore_image_warnings() -> Iterator[None]:
-    """Leave out what Pillow and the other readers warn of and log about single images.
+    """Silence warnings and log messages of Pillow and the other readers about single images.
 
-    Filters and levels are the process's: only the command line and workers that decode, whose process is their own, may
-    change them. In a user's process they are the user's.
+    Filters and levels belong to the process: only the command line and workers that decode, which have a process to
+    themselves, may change them.
     """
     levels = {name: logging.getLogger(name).level for name in READERS}
     try:
@@ -84,7 +84,7 @@ def ignore_image_warnings() -> Iterator[None]:
 
 
 def silence_pillow() -> None:
-    """Have Pillow and the other readers say nothing from now on, in a worker process."""
+    """Silence Pillow and the other readers from now on, in a worker process."""
     for name in READERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=rf"({'|'.join(READERS)})\b")

@@ -1,4 +1,4 @@
-"""The order in which training images are shown."""
+"""The order in which training images are shown: shuffled, or balanced by class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Sampler
 from mixmo.seeding import Stream, generator_for, seed_for
 
 CHUNK = 2**16
-"""Numbers that become Python's at once: a list of millions would take ten times their memory."""
+"""Indices made Python integers at a time: a list of millions would take ten times their memory."""
 
 
 class EpochOrder(Sampler[int]):
@@ -40,7 +40,7 @@ class EpochOrder(Sampler[int]):
         self.classes = None if labels is None else _group_by_class(labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each, but for the first one after workers have begun it."""
+        """Set the epoch; Lightning calls this before each, but for the first only after workers have begun it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class EpochOrder(Sampler[int]):
             yield from chunk.tolist()
 
     def _balance(self, classes: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """Return N indices, as many of each class, and of each image within a class, but for one more of some."""
+        """Return N indices, equally many of each class and of each image within a class, up to one."""
         extra = torch.randperm(len(classes), generator=generator) < self.size % len(classes)
         chosen = []
         for own, more in zip(classes, extra.tolist(), strict=True):
@@ -72,13 +72,13 @@ def _group_by_class(labels: Tensor) -> Sequence[Tensor]:
 
 
 class Batches(BatchSampler):
-    """Batches of indices, as many as asked for, so that workers decode no more.
+    """A limited number of batches of indices, so that workers decode no more.
 
     Args:
         order: The indices.
-        size: Indices in a batch; an incomplete last one is left out.
+        size: Indices in a batch; an incomplete last batch is dropped.
         limit: Number of batches; ``None`` is all.
-        start: Batches of the order's first epoch that were shown before, and are left out.
+        start: Batches of the order's first epoch to skip, since they were shown before.
         part: Which equal part of each batch to show, and of how many.
 
     Example:
@@ -113,10 +113,10 @@ class Batches(BatchSampler):
 
 
 class CopyBatches(BatchSampler):
-    """Batches in which every index stands with a seed for each copy of its image that is wanted.
+    """Batches of indices, each with a seed for every copy of its image.
 
-    The seed is a function of (seed, stream, epoch, index, copy), or of the place in the epoch where that shows an index
-    several times: a run that is resumed, or has other workers, is shown the same copies.
+    The seed is a function of (seed, stream, epoch, index, copy), with the place in the epoch for the index where an
+    epoch may repeat it: a resumed run, or one with other workers, is shown the same copies.
 
     Args:
         batches: Batches of indices.

@@ -21,22 +21,22 @@ SUFFIXES = (".npy", ".dcm", ".dicom", ".heic", ".heif")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY = b"\x93NUMPY"
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Brands of a file whose images are in HEVC, or may be."""
+"""Brands of files whose images are, or may be, HEVC."""
 
 DICOM_PLACE = 128
-"""Where a DICOM file says what it is."""
+"""Offset of a DICOM file's magic bytes."""
 
 SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258
-"""Tags of a TIFF file that tell its bands, and their bits."""
+"""TIFF tags with the number of bands, and their bits."""
 
 
 def is_dicom(start: bytes) -> bool:
-    """Return whether a file that starts so is a DICOM file."""
+    """Return whether a file that starts with these bytes is DICOM."""
     return start[DICOM_PLACE : DICOM_PLACE + 4] == b"DICM"
 
 
 def is_heic(start: bytes) -> bool:
-    """Return whether a file that starts so is a HEIC file, or may be one.
+    """Return whether a file that starts with these bytes is, or may be, HEIC.
 
     Example:
         >>> is_heic(b"....ftypheic"), is_heic(b"....ftypavif")
@@ -46,12 +46,12 @@ def is_heic(start: bytes) -> bool:
 
 
 def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | None) -> bool:
-    """Return whether a TIFF file has bands, or with a window bits, of which Pillow leaves some out.
+    """Return whether Pillow would drop some of a TIFF file's bands or, with a window, bits.
 
     Args:
         image: The file as Pillow opens it, not loaded yet.
-        channels: C; for other than 1 and 3 the pages of a file with one band a page are its bands.
-        window: Whether the lower bits of several bands matter.
+        channels: C; unless it is 1 or 3, the pages of a file with one band per page are its bands.
+        window: If set, the lower bits of several bands matter.
     """
     if not (tags := getattr(image, "tag_v2", None)):
         return False
@@ -76,7 +76,7 @@ def read_tiff(content: bytes) -> np.ndarray:
         axes = [axis for axis, length in zip(found.axes, found.shape, strict=True) if length > 1]
         bands = [place for place, axis in enumerate(axes) if axis not in "YX"]
         if len(bands) > 1:
-            raise InputError(f"it has the axes {found.axes} of {found.shape}; keep one image a file")
+            raise InputError(f"it has the axes {found.axes} of {found.shape}; keep one image per file")
         height, width = (found.shape[found.axes.index(axis)] for axis in "YX")
         count = math.prod(found.shape[place] for place, axis in enumerate(found.axes) if axis not in "YX")
         check_size(width, height, count)
@@ -114,8 +114,8 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
 
     Grey values are brought to their units (Hounsfield, say) by the file's rescaling or modality table, then to 8 bits
     by ``window``; without one by the file's own first window, else its VOI table, else from the least to the largest
-    value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. Of colours YBR and palettes
-    become RGB.
+    value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. YBR and palette
+    colours become RGB.
 
     Args:
         content: The file.
@@ -138,7 +138,7 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
     whole = pixels.apply_modality_lut(np.array([lowest, lowest + 2**file.BitsStored - 1]), file)
     values = pixels.apply_modality_lut(values, file)
     if window is None and "WindowWidth" in file:
-        for key in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):  # it is applied
+        for key in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):  # already applied
             file.pop(key, None)
         file.BitsStored, file.PixelRepresentation = 8, 0  # what apply_windowing then scales to
         grey = pixels.apply_windowing(values, file).round().astype(np.uint8)

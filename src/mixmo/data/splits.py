@@ -1,4 +1,4 @@
-"""How images are divided: a share or a fold of each class, and no group of images into two parts."""
+"""Splits of images: a share or a fold of each class, without dividing any group of images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 from mixmo.errors import InputError
 
 FINEST = 20
-"""Parts at most that groups are divided into, of which some make up a share."""
+"""Most parts that groups are divided into; some of them make up a share."""
 MANY = 1000
-"""Groups from which on they count alike, as of the class of their first image, which is as even and much faster."""
+"""Above this many groups each counts once, by the class of its first image: as even and much faster."""
 
 
 def draw_share(labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Return which images (N,) are drawn: a share of each class, at least one, and never its last.
 
-    Groups are drawn whole, by scikit-learn's ``StratifiedGroupKFold``, in so many parts that some come closest to the
-    share; of a class of which all groups would be drawn one is not.
+    Groups are drawn whole, by scikit-learn's ``StratifiedGroupKFold`` with the number of parts of which some come
+    closest to the share; at least one group of every class stays.
 
     Args:
         labels: (N,) class numbers.
@@ -52,9 +52,9 @@ def draw_share(labels: np.ndarray, share: float, seed: int, groups: np.ndarray |
 
 
 def draw_validation(labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return which images (N,) are held out: the share of all of them, stratified, or as :func:`draw_share`.
+    """Return which images (N,) are held out: a stratified share of all.
 
-    The latter with groups, and where classes are too small to be in both parts of a stratified split.
+    With groups, or classes too small to be in both parts of such a split, :func:`draw_share` draws them.
     """
     if groups is None:
         try:
@@ -71,7 +71,7 @@ def draw_validation(labels: np.ndarray, share: float, seed: int, groups: np.ndar
 
 
 def draw_fold(labels: np.ndarray, folds: int, fold: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return which images (N,) are in one of k folds, by scikit-learn's ``StratifiedKFold`` or, of groups, its like.
+    """Return which images (N,) are in one of k folds, by ``StratifiedKFold`` or ``StratifiedGroupKFold``.
 
     A class that would be in no other fold stays out of this one, so that every class is trained on.
 
@@ -109,19 +109,19 @@ def _assign_folds(labels: np.ndarray, count: int, seed: int, groups: np.ndarray 
             return _assign_folds(labels[firsts], count, seed, None)[groups]
     if groups is None:
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed % 2**32)
-    else:  # ties are broken by number; shuffling is left to us, since versions of scikit-learn differ in it
+    else:  # ties are broken by number; shuffled here, since scikit-learn's versions shuffle differently
         groups = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]
         splitter = StratifiedGroupKFold(count)
     folds = np.empty(len(labels), dtype=np.int64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of small classes, which are named elsewhere
+        warnings.simplefilter("ignore", UserWarning)  # about small classes, which are reported elsewhere
         for number, (_, own) in enumerate(splitter.split(labels, labels, groups)):
             folds[own] = number
     return folds
 
 
 def _leave_some(chosen: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Return which images are drawn if every class is to keep one, or one group."""
+    """Return the drawn images, less one (or one group) of each class that would be drawn whole."""
     groups = np.arange(len(labels)) if groups is None else groups
     for number in np.setdiff1d(labels, labels[~chosen]):
         chosen = chosen & (groups != groups[(labels == number).argmax()])

@@ -1,4 +1,4 @@
-"""Worker processes: shared memory, and their end."""
+"""Worker processes: shared memory, and how they end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mixmo.data.messages import silence_pillow
 from mixmo.errors import InputError, reason
 
 SHARED = Path("/dev/shm")
-"""Where Linux keeps memory that processes share; torch's ways of sharing all do."""
+"""Where Linux keeps shared memory, which all of torch's sharing strategies use."""
 
 PREFETCHED = 2
 """Batches that each worker reads ahead."""
 
 GRACE = 20
-"""Seconds for which a worker that is told to stop still decodes."""
+"""Seconds for which a worker still decodes after it is asked to stop."""
 
 UNSENT = 74
 """Exit code of a worker that could not hand over a batch."""
@@ -33,7 +33,7 @@ WAYS_OUT = (
 
 
 def check_room(batch_bytes: int, batches: int, workers: int, processes: int = 1) -> None:
-    """Refuse batches read ahead that do not fit into shared memory, where training would wait for them for ever.
+    """Refuse batches read ahead that do not fit into shared memory: training would wait for them forever.
 
     Args:
         batch_bytes: Bytes of one batch.
@@ -63,19 +63,19 @@ def _megabytes(size: int) -> int:
 
 
 def begin_worker(number: int) -> None:
-    """Have a worker leave it to the main process what an interrupt means, and end where it cannot hand over a batch.
+    """Make a worker leave interrupts to the main process, and exit if it cannot hand over a batch.
 
-    What Pillow says of single images is not shown either.
+    Pillow's messages about single images are silenced.
 
-    The main process may need this worker's images after a signal to both, but not for ever; told twice, it ends at
-    once. A batch that cannot be handed over is lost, and the main process would wait for it.
+    After a signal to both, the main process may still need this worker's images, but not forever; a second signal ends
+    the worker at once. The main process would wait forever for a batch that cannot be handed over.
 
     Args:
         number: The worker's.
     """
     silence_pillow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # not on Windows, where nothing else is told to stop with the main process
+    if hasattr(signal, "alarm"):  # not on Windows, where workers get no signal to stop
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, _end_soon)
     Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
@@ -92,14 +92,14 @@ def _end_unsent(error: BaseException, _: object) -> None:
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """Return what has become of a worker and what to do, where an error of torch's says that one is no more.
+    """Return what happened to a worker and what to do, if an error of torch's reports that one was lost.
 
     Example:
         >>> lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
         'a process that reads images was killed (Killed), as systems do when the memory is full; take fewer workers.'
     """
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    fetching = any(name.endswith("resource_sharer.py") for name in frames)  # a batch, of a worker that ends meanwhile
+    fetching = any(name.endswith("resource_sharer.py") for name in frames)  # a batch, from a worker that ends meanwhile
     vanished = isinstance(error, EOFError | ConnectionError | FileNotFoundError) and fetching
     torch_says = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     if not vanished and not torch_says:
