@@ -30,7 +30,7 @@ class StoppedError(Exception):
     """Training was stopped from outside; the message says how to resume.
 
     Args:
-        message: The sentence.
+        message: The message.
         code: The process's exit code, 128 and the signal's number as shells report it.
     """
 
@@ -96,7 +96,7 @@ def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "
 
 
 def reason(error: BaseException) -> str:
-    r"""Return what an error of another library says, in one line without object addresses or source paths.
+    r"""Return another library's error message in one line, without object addresses or source paths.
 
     Example:
         >>> reason(OSError("cannot identify <_io.BytesIO object at 0x7f00>\nsee file.cpp:12"))
@@ -113,7 +113,7 @@ def reason(error: BaseException) -> str:
 
 
 def extract_message(error: BaseException) -> str:
-    r"""Return what an error says; one raised in a worker process comes with a traceback, which is left out.
+    r"""Return an error's message; the traceback of one raised in a worker process is left out.
 
     Example:
         >>> extract_message(ValueError("Caught in worker 0.\nOriginal Traceback …\nValueError: image a.png is damaged"))

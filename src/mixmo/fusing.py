@@ -20,13 +20,13 @@ PLAIN_HEADS = (nn.Linear, nn.Conv2d, timm.layers.Linear)
 """Heads that are linear in their own weight and bias."""
 
 USUAL_SIZES = ((32, 32), (64, 64), (224, 224), (256, 256), (384, 384))
-"""Images to try a network with whose size is not known."""
+"""Image sizes to try where a network's size is not known."""
 
 Average = Literal["logits", "probabilities"]
 
 
 class ProbabilityAverage(nn.Module):
-    """A plain backbone whose head has M * K outputs, the members' logits: their probabilities are averaged.
+    """Averages the members' probabilities: a plain backbone has their logits as M * K outputs.
 
     Args:
         backbone: Maps images to (B, M * K).
@@ -58,14 +58,14 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
 
     At inference all members see one image, so the encoders, being linear, sum into one convolution, and
     the mean of the heads' logits is the logits of the mean head: W = Σ_i W_i at the stem, Σ_i W_i / M at
-    the head, and the same for biases. Where a stem standardises its weights, W_i are those that it acts by. Both
+    the head, and the same for biases. Where a stem standardises its weights, W_i are those that it applies. Both
     networks are shown a random image before the result is returned.
 
     Args:
         net: The network.
-        image_size: (H, W) of that image; ``None`` takes what timm says of the backbone, or tries usual sizes.
-        average: ``logits``, or ``probabilities`` of the members, softmax of one class for each image, not of several
-            labels: their heads then stay, as one layer of M * K outputs.
+        image_size: (H, W) of that image; ``None`` takes timm's size for the backbone, or tries usual ones.
+        average: ``logits``, or ``probabilities`` of the members (softmax, so not for several labels): the heads then
+            become one layer of M * K outputs.
 
     Returns:
         A new module with ``plain(images)`` = ``net(images)`` up to rounding. For ``probabilities`` a
@@ -73,8 +73,8 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
         ``net.members(images).softmax(2).mean(1)``.
 
     Raises:
-        InputError: if a stem is no convolution of a known kind (it never is with ``mix_at``) or a head no plain layer,
-            or the result would answer otherwise.
+        InputError: if a stem is not a known convolution (with ``mix_at`` it never is), a head is not a plain layer, or
+            the result would answer otherwise.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10).eval()
@@ -97,7 +97,7 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
 
 
 def can_fuse(net: MixMo) -> bool:
-    """Return whether a network's stems and heads become one.
+    """Return whether a network's stems and heads can be folded.
 
     Example:
         >>> can_fuse(MixMo("wide_resnet10_1", 2, num_classes=5, mix_at="stages.0"))
@@ -111,7 +111,7 @@ def can_fuse(net: MixMo) -> bool:
 
 
 def _check_parts(net: MixMo) -> None:
-    """Refuse stems and heads that do not become one."""
+    """Refuse stems and heads that cannot be folded."""
     if net.mix_at is not None:
         raise InputError(
             f"the encoders reach up to {net.mix_at!r} and are not linear, so that they cannot be summed; deploy the "
@@ -135,7 +135,7 @@ def _check_parts(net: MixMo) -> None:
 
 @torch.no_grad()
 def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | None, average: Average) -> None:
-    """Refuse a fused network that answers a random image otherwise than the network it was made of."""
+    """Refuse a fused network whose output for a random image differs from the original's."""
     weight = next(net.parameters())
     sizes = [image_size] if image_size else [net.image_size] if net.image_size else USUAL_SIZES
     reference, candidate = copy_module(net).eval(), copy_module(plain).eval()
@@ -144,7 +144,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
         image = image.to(weight.device, weight.dtype)
         try:
             members = reference.members(image).float()
-        except (RuntimeError, AssertionError, IndexError, ValueError):  # an image of another size than it takes
+        except (RuntimeError, AssertionError, IndexError, ValueError):  # it takes images of another size
             continue
         expected = members.mean(1) if average == "logits" else log_mean_probabilities(members)
         difference = (candidate(image).float() - expected).abs().max()
@@ -152,7 +152,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
         if not difference <= tolerance * (1 + expected.abs().max()):  # NaN is no agreement
             raise InputError(
                 f"the fused network would answer otherwise: its logits for a random image differ by {difference:.3g}; "
-                "something in the network is not what its class says (a hook, a changed forward), what follows its "
+                "something in the network differs from its class (a hook, a changed forward), what follows its "
                 "heads is not linear (VOLO takes the largest logits of all patches), or its stem standardises weights "
                 "and no normalisation follows. Deploy the network as it is."
             )

@@ -9,15 +9,15 @@ from pathlib import Path
 
 
 def world(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
-    """Return devices of each node and nodes: as asked for, else as torchrun was told, else one.
+    """Return devices of each node and nodes: as asked for, else as torchrun has set, else one.
 
     Example:
         >>> world(8, None)
         (8, 1)
     """
     elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    told = [int(os.environ.get(name, "1")) if elastic else 1 for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
-    return devices or told[0], num_nodes or told[1]
+    launched = [int(os.environ.get(name, "1")) if elastic else 1 for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+    return devices or launched[0], num_nodes or launched[1]
 
 
 def command() -> str:

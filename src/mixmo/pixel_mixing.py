@@ -1,6 +1,6 @@
 """Mixup and CutMix in pixels, applied to each member's input.
 
-What counts as label is what stays *visible* of each image after the members are mixed in feature space
+Labels are weighted by what stays *visible* of each image after the members are mixed in feature space
 (the paper's appendix on CutMix; the rectangle of another member can hide the region an image was given).
 """
 
@@ -19,14 +19,14 @@ from mixmo.seeding import drawing_device
 from mixmo.validation import Number, Share, settings_class
 
 PIXEL_KINDS = {"mixup": "linear", "cutmix": "cut"}
-"""The pixel kinds by the mask of ``mixmo.masks`` that each uses for its two images."""
+"""For each kind, the mask of ``mixmo.masks`` that it uses for its two images."""
 
 
 @settings_class("pixels", frozen=True)
 class PixelMixer:
     """Draws pixel masks: what an input keeps of the indexed image; its partner gets the rest.
 
-    It is the section ``pixels`` of a run's settings, too.
+    This is also the section ``pixels`` of a run's settings.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -46,7 +46,7 @@ class PixelMixer:
     """Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper."""
 
     def __post_init__(self) -> None:
-        # Made once: a compiler does not follow how a class of settings is made.
+        # Made once: torch.compile cannot trace how a settings class is made.
         object.__setattr__(self, "_two", Mixer("linear", 2, self.alpha))
 
     def sample(
@@ -143,7 +143,7 @@ def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_
     """Return soft targets: share * onehot(target) + (1 - share) * onehot(partner).
 
     Args:
-        targets: (B, M) class numbers of the indexed images, or (B, M, K) for each class how far it is present.
+        targets: (B, M) class numbers of the indexed images, or (B, M, K) the presence of each class.
         partner_targets: The same of their partners.
         share: (B, M) visible shares of the indexed images.
         num_classes: K.

@@ -55,7 +55,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.csv"
         self.checkpoint_folder = self.path / "checkpoints"
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def check_free(self) -> None:
         """Refuse a folder that is in use; what a start that was cut short left may be used again.
@@ -202,8 +202,8 @@ class RunFolder:
             InputError: if a setting is of the wrong type or range, or one of ``data`` is not known.
         """
         config, unknown = drop_unknown(self.trained_config(which))
-        if unknown != self.told:
-            self.told = unknown
+        if unknown != self.reported:
+            self.reported = unknown
             log.warning("%s sets %s, which this version of mixmo does not know.", self.config_file, ", ".join(unknown))
         return make_plan(config).settings
 

@@ -166,7 +166,7 @@ def test_networks_that_are_none_are_one_sentence(gone, tmp_path):
 def test_a_network_is_no_path(gone):
     net = mixmo.load(gone)
     for models in (net, [gone, net], None):
-        with pytest.raises(InputError, match=r"is no path; Predictor takes the folder of a run or an exported network"):
+        with pytest.raises(InputError, match=r"is not a path; Predictor takes the folder of a run or an exported"):
             mixmo.Predictor(models)
 
 

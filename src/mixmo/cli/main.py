@@ -58,7 +58,7 @@ STOPPED = 130
 
 
 def main(arguments: Sequence[str] | None = None, loaded: Callable[[], None] | None = None) -> int:
-    """Run one command; say in one sentence on standard error what is wrong.
+    """Run one command; report on standard error, in one sentence, what is wrong.
 
     Args:
         arguments: The command line without the program's name; ``None`` takes it from ``sys``.

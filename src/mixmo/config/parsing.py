@@ -1,7 +1,7 @@
 """Parsing of command-line words against the known settings: ``--data.batch_size 16``, ``--data.flip``.
 
-tyro, pydantic-settings and jsonargparse were tried on the settings (docs/architecture.md has what came out): each
-refuses what a recipe's YAML says for a value, or stops at the first error. So words are read here, into the form that
+tyro, pydantic-settings and jsonargparse were tried on the settings (docs/architecture.md has the results): each
+refuses some values in a recipe's YAML form, or stops at the first error. So words are read here, into the form that
 recipes have, and checked once together with the recipe; jsonargparse writes the help and the completion.
 """
 
@@ -19,10 +19,10 @@ from mixmo.validation import join_sentences
 
 
 def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> tuple[list[str], dict[str, Any]]:
-    """Return words that stand alone, and the values of options by their names, as YAML reads them.
+    """Return positional arguments, and the values of options by their names, as YAML reads them.
 
     ``--name value`` and ``--name=value`` are the same; the value of one that is true or false may be left out. A later
-    word overrides an earlier one. What stands behind ``--`` stands alone. No name is abbreviated.
+    word overrides an earlier one. What follows ``--`` is positional. No name is abbreviated.
 
     Args:
         words: The command line behind the command.
@@ -30,7 +30,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
         command: The command, for errors.
 
     Raises:
-        InputError: naming every unknown option, with what is near it; or one without its value.
+        InputError: naming every unknown option and similar names, or one without its value.
 
     Example:
         >>> read_words(["run", "--seed", "1", "--flip", "--means=[0.5]"],
@@ -81,7 +81,7 @@ def owner_of(name: str, known: Mapping[str, Any]) -> str | None:
 
 
 def read_value(text: str, hint: Any) -> Any:
-    """Return what a word says: as YAML reads it, but a text where one is wanted.
+    """Return the value of a word: as YAML reads it, but a string where one is expected.
 
     Example:
         >>> read_value("yes", bool), read_value("2024", str), read_value("null", str | None)
@@ -123,7 +123,7 @@ def _take_all(rest: list[str], name: str) -> list[str]:
 
 
 def _read_list(words: Sequence[str], hint: Any) -> Any:
-    """Return what the words of a list say: each a value, or one word that is a list in YAML's form."""
+    """Return a list from its words: each word a value, or a single one a list in YAML."""
     if len(words) == 1 and isinstance(value := read_value(words[0], list[str]), list | None):
         return value
     (kind,) = get_args(next(each for each in _kinds(hint) if get_origin(each) is list))
@@ -138,6 +138,6 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def is_list(hint: Any) -> bool:
-    """Return whether an annotation is of a list, and of no text or number."""
+    """Return whether an annotation allows a list, but no string or number."""
     kinds = _kinds(hint)
     return any(get_origin(kind) is list for kind in kinds) and not {str, int} & set(kinds)

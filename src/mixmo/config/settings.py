@@ -185,9 +185,9 @@ class TrainerSettings:
     device does best.
     """
     devices: Neutral[Count | None] = None
-    """Devices of each node; null takes what torchrun was told, else one."""
+    """Devices of each node; null takes torchrun's number, else one."""
     num_nodes: Neutral[Count | None] = None
-    """Nodes; null takes what the launcher was told, else one."""
+    """Nodes; null takes the launcher's number, else one."""
     sync_batchnorm: Boolean = False
     """Whether batch norms see the global batch; otherwise each device's own part of it."""
     max_epochs: Count | None = None

@@ -30,7 +30,7 @@ from mixmo.runs import RunFolder
 
 
 class Model(Protocol):
-    """A network with its description, and the run that it is of, if that is open."""
+    """A network with its description, and its run, if that is open."""
 
     spec: Spec
     run: TrainedRun | None
@@ -48,7 +48,7 @@ class TorchModel:
     Args:
         net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
         spec: Its description.
-        run: The run that it is of; it computes on that run's device.
+        run: Its run, on whose device it computes.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     """
 
@@ -70,8 +70,8 @@ class TorchModel:
         backbone: Any = self.net.backbone if isinstance(self.net, MixMo) else self.net
         if not hasattr(backbone, "forward_head"):
             raise InputError(
-                f"a {type(backbone).__name__} gives no features, as networks of timm's do (forward_features and "
-                "forward_head) that mix behind the stem."
+                f"a {type(backbone).__name__} gives no features; timm's networks do (forward_features, forward_head) "
+                "if they mix behind the stem."
             )
         head = partial(backbone.forward_head, pre_logits=True)
         return self._answer(lambda x: head(backbone.forward_features(x)).flatten(1), images, tta)
@@ -83,7 +83,7 @@ class TorchModel:
 
 
 def open_run(run: TrainedRun, precision: str = "32-true") -> TorchModel:
-    """Return a run's network, its members' logits apart; its dataset may be gone.
+    """Return a run's network, with separate logits of its members; its dataset may be gone.
 
     Raises:
         MissingError: if there is no such checkpoint.
@@ -120,7 +120,7 @@ class OnnxModel:
         _check_classes(self, file)
 
     def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return logits (B, M, K) up to a constant: a softmax and a temperature in the file are taken back."""
+        """Return logits (B, M, K) up to a constant: a softmax and a temperature in the file are undone."""
         spec = self.spec
         if self.options.get("normalize"):  # it takes pixels from 0 to 255
             spec = replace(spec, data=replace(spec.data, mean=[0.0], std=[1 / 255]))

@@ -29,13 +29,13 @@ logger = logging.getLogger("mixmo")
 
 
 class Answers(NamedTuple):
-    """What networks answer to a batch of images.
+    """The networks' outputs for a batch of images.
 
     Attributes:
-        numbers: Places of the B images among all.
+        numbers: Indices of the B images among all.
         logits: (B, M, K).
         features: (B, D); ``None`` where they were not asked for.
-        errors: Why others cannot be read, by their places.
+        errors: Why other images cannot be read, by index.
     """
 
     numbers: list[int]
@@ -51,30 +51,30 @@ class Predictor:
         models: A run, its folder, an exported folder or file, or several; ``A+B`` is several, too.
         checkpoint: ``last``, or ``best`` on the validation set, of a run.
         coverage: Share of the images whose true class the conformal sets hold; ``None`` is 0.95.
-        max_error_rate: Share of the predictions that are not deferred that may be wrong; ``None`` is 0.05. Images with
+        max_error_rate: Largest share of wrong predictions among those not deferred; ``None`` is 0.05. Images with
             several labels have neither sets nor deferral.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of a run.
-        download: Whether what a run's network is built from may be downloaded.
+        download: Whether a run's backbone may be downloaded.
         sets: How the conformal sets are made: ``marginal``, ``classwise``, ``aps`` or ``raps``
             (:func:`mixmo.metrics.conformal.score_classes`).
         tta: Test-time augmentation: ``flip`` averages logits over the image and its mirror image, ``crops`` over its
-            middle and four corners. A run is calibrated with the same views, by its validation images; an export is
-            not calibrated then.
-        weights: ``fitted`` weights the runs of an ensemble by their common validation images (Asymmetric Duos,
+            middle and four corners. A run is calibrated with the same views of its validation images; an
+            export then has no calibration.
+        weights: ``fitted`` fits weights of an ensemble's runs on their common validation images (Asymmetric Duos,
             arXiv 2505.18636); ``equal`` averages all members.
         features: Whether predictions have the pooled features before the heads, at the cost of a second pass.
 
     Attributes:
         classes: The K class names.
         multi_label: Whether an image may have several of them.
-        calibration: That of the network, or of several together; ``None`` if there is none, and confidence, set and
-            defer stay empty.
+        calibration: That of the network, or of several together; ``None`` if there is none: confidence, set and
+            defer are then empty.
         uncalibrated: Why there is none; empty if there is one.
 
     Raises:
         MissingError: if there is no such network.
-        InputError: if it is damaged or no path, the networks' classes differ, weights cannot be fitted, features are
-            asked of several, or a share is none.
+        InputError: if it is damaged or not a path, the networks' classes differ, weights cannot be fitted, features of
+            several are asked for, or a share is not between 0 and 1.
 
     Example:
         >>> import mixmo
@@ -114,13 +114,13 @@ class Predictor:
         else:
             names = _paths(models)
             if not names or len({Path(path).resolve() for path in names}) < len(names):
-                raise InputError(f"{models!r} names no network, or one twice; an ensemble is of different networks.")
+                raise InputError(f"{models!r} names no network, or one twice; an ensemble needs different networks.")
             self.models = [open_model(path, checkpoint, precision, download) for path in names]
         self.classes = self.models[0].spec.classes
         self.multi_label = self.models[0].spec.multi_label
         for model in self.models:
             if model.spec.classes != self.classes or model.spec.multi_label != self.multi_label:
-                raise InputError("the networks of an ensemble have other classes; join those of the same data.")
+                raise InputError("the networks of an ensemble have different classes; join those of the same data.")
         if self.multi_label:
             asked = {"coverage": coverage, "max_error_rate": max_error_rate, "sets": sets != "marginal",
                      "weights": weights != "equal", "features": features}  # fmt: skip
@@ -139,7 +139,7 @@ class Predictor:
                 "one network takes images, another what a Dataset's own transforms gave: they cannot be one ensemble."
             )
         if self.features and len(self.models) > 1:
-            raise InputError(f"features are those of one network, not of {len(self.models)}; predict with each.")
+            raise InputError(f"features are of one network, not of {len(self.models)}; predict with each separately.")
         for model, name in zip(self.models, names, strict=True):
             check_views(model.spec, self.tta, name)
             if model.run is not None:
@@ -170,8 +170,8 @@ class Predictor:
             images: One or several: paths, the contents of image files, Pillow images, arrays (H, W), (H, W, C) or
                 (C, H, W), tensors (H, W) or (C, H, W); arrays and tensors are uint8, uint16, or floats from 0 to 1;
                 for a network with a window, any numbers in its units. A batch is an array (N, H, W, C) or a tensor
-                (N, C, H, W). Of a network that was trained on what a Dataset prepared, floating point (C, H, W) as
-                that gives them.
+                (N, C, H, W). For a network trained on images that a Dataset prepared: floating point (C, H, W), as
+                the Dataset gives them.
             batch_size: Images in a batch.
             workers: Processes that decode; 0 decodes in this one.
 
@@ -193,7 +193,7 @@ class Predictor:
     def interpret(
         self, logits: Tensor, names: Sequence[str], features: Tensor | None = None
     ) -> ImagePredictions | LabelPredictions:
-        """Return the predictions of images of these names by the logits (N, M, K) and features of :meth:`stream`."""
+        """Return predictions for the named images from the logits (N, M, K) and features of :meth:`stream`."""
         known = self.calibration
         if self.multi_label:
             return interpret_labels(logits, names, self.classes, known if isinstance(known, LabelCalibration) else None)
@@ -202,7 +202,7 @@ class Predictor:
         return interpret_logits(logits, names, self.classes, *promises, features)
 
     def stream(self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Iterator[Answers]:
-        """Yield, batch by batch, numbers of images, what the networks answer, and why others cannot be read.
+        """Yield the networks' outputs batch by batch, and why other images cannot be read.
 
         Args:
             images: The images.
@@ -210,7 +210,7 @@ class Predictor:
             workers: Processes that decode; 0 decodes in this one.
 
         Raises:
-            InputError: if the network answers with numbers that are not finite.
+            InputError: if the network's outputs are not finite.
         """
         forms = list(dict.fromkeys(get_form(model.spec) for model in self.models))
         if self.models[0].spec.data.own_transforms:
@@ -227,7 +227,7 @@ class Predictor:
                 number = batch.numbers[int(bad[0])]
                 raise InputError(
                     f"the network answers image {_name(images[number], number)} with numbers that are not finite; its "
-                    "training has diverged, or it was made of such weights: train it again, with a lower learning rate."
+                    "training has diverged, or it started from such weights: train it again at a lower learning rate."
                 )
             yield Answers(batch.numbers, logits, features, batch.errors)
 
@@ -242,13 +242,13 @@ class Predictor:
 
 
 def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    """Return the paths of the networks, those of ``A+B`` apart; refuse what is none, such as a network itself."""
+    """Return the paths of the networks, splitting ``A+B``; refuse anything else, such as a network itself."""
     paths: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     for each in paths:
         if not isinstance(each, str | os.PathLike):
             raise InputError(
-                f"a {type(each).__name__} is no path; Predictor takes the folder of a run or an exported network, "
-                "which know its classes and how images are prepared. A network itself answers tensors: net(images)."
+                f"a {type(each).__name__} is not a path; Predictor takes the folder of a run or an exported network, "
+                "which has its classes and how images are prepared. Call a network itself on tensors: net(images)."
             )
     if isinstance(models, list | tuple) or Path(paths[0]).exists():
         return paths
@@ -262,13 +262,13 @@ def _stack_prepared(images: Sequence[AnyImage], numbers: Sequence[int], spec: Sp
         if each.shape != parts[0].shape:
             raise InputError(
                 f"image {number} has shape {tuple(each.shape)}, but image {numbers[0]} has {tuple(parts[0].shape)}; "
-                "prepare all alike."
+                "prepare all to one size."
             )
         if not bool(each.isfinite().all()):
             raise InputError(f"image {number} has values that are not finite.")
     wanted = (spec.data.channels, *spec.size)
     if (found := tuple(parts[0].shape)) != wanted:
-        logger.warning("Images have shape %s, and those of training had %s: prepare them alike.", found, wanted)
+        logger.warning("Images have shape %s, but those of training had %s: prepare them the same way.", found, wanted)
     return torch.stack(parts)
 
 
@@ -278,7 +278,7 @@ def _prepared(image: AnyImage, number: int) -> Tensor:
         return found.float()
     raise InputError(
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on what a Dataset's "
-        "own transforms gave: floating-point tensors (C, H, W); give such."
+        "own transforms gave; give floating-point tensors (C, H, W)."
     )
 
 

@@ -58,7 +58,7 @@ class EvaluationOptions:
     corruptions: Boolean | Text | None = None
     """Corrupt the test images in 19 ways; with a folder, read the files of CIFAR-10-C or CIFAR-100-C there."""
     refresh: Boolean = False
-    """Predict again even if an earlier call's results are kept."""
+    """Predict again even if an earlier call's results are cached."""
     download: Boolean = False
     """Allow downloads of datasets, and of what networks are built from."""
 
@@ -69,7 +69,7 @@ COVERAGES = (90, 95)
 
 @dataclass(frozen=True)
 class OODResult:
-    """How well the test images are told from those of an out-of-distribution dataset.
+    """How well the test images are distinguished from those of an out-of-distribution dataset.
 
     Attributes:
         predictions: On the other dataset's test images.

@@ -30,7 +30,7 @@ CONVENTIONS = {
     "ood": "the other dataset is the positive class",
     "corruption": "mean over all kinds and severities; each is in `corruptions`",
 }
-"""What ``test.json`` says of its own metrics."""
+"""Conventions of the metrics, written into ``test.json``."""
 
 
 def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> EvaluationResult:
@@ -89,10 +89,10 @@ def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationO
 
 
 def with_earlier(trained: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
-    """Return a run's evaluation with what ``test.json`` knows besides: corruptions, OOD datasets, metrics of classes.
+    """Return a run's evaluation with what else ``test.json`` holds: corruptions, OOD datasets, metrics of classes.
 
-    Only what an earlier call found of the same checkpoint in the same precision on the same test images is taken; what
-    is evaluated now replaces it. A file that is missing or damaged adds nothing.
+    Only results of the same checkpoint, precision and test images are taken; what is evaluated now replaces them. A
+    file that is missing or damaged adds nothing.
 
     Args:
         trained: The run.
@@ -121,7 +121,7 @@ def with_earlier(trained: TrainedRun, result: EvaluationResult, options: Evaluat
 
 
 def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptions) -> dict[str, OODResult]:
-    """Return what is known of other datasets whose predictions are kept."""
+    """Return earlier results for other datasets whose predictions are cached."""
     keys = tuple(OutOfDistribution.descriptions)
     ends = [f"/{score}/{key}" for score in SCORES for key in keys]
     names = dict.fromkeys(key.removeprefix("ood/").removesuffix(ends[0]) for key in known if key.endswith(ends[0]))
@@ -135,7 +135,7 @@ def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptio
 
 
 def _number(value: Any) -> float:
-    """Return a number of ``test.json``, in which null is what is not defined."""
+    """Return a number of ``test.json``, in which null stands for NaN."""
     if value is None:
         return math.nan
     return value if isinstance(value, int) else float(value)

@@ -111,7 +111,7 @@ class PublishedCorruptions:
 
     Args:
         folder: Where the ``.npy`` files are.
-        targets: (N,) class numbers of the test set, whose counts each severity has to have.
+        targets: (N,) class numbers of the test set; each severity has to have the same counts.
         settings: The run's ``data`` section.
 
     Raises:
@@ -147,7 +147,7 @@ class PublishedCorruptions:
             )
         for part in np.split(self.labels, len(SEVERITIES)):
             if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
-                raise InputError(f"{file} does not have the test set's classes, as many of each at every severity.")
+                raise InputError(f"{file} does not have the test set's class counts at every severity.")
         for kind, array in self.arrays.items():
             own = settings.image_size
             height, width = height_and_width(own) if own else (*array.shape[1:3], 0, 0)[:2]
@@ -186,7 +186,7 @@ def evaluate_corruptions(
 ) -> CorruptionResult:
     """Evaluate runs, as one ensemble, on corrupted test images.
 
-    The metrics are kept in the first run's folder, kind after kind, so that a second call costs little and one that
+    The metrics are cached in the first run's folder, kind after kind, so that a second call costs little and one that
     was stopped is resumed, as long as nothing they depend on changes (:func:`mixmo.evaluation.predictions.predict`).
 
     Args:
@@ -194,9 +194,9 @@ def evaluate_corruptions(
         targets: (N,) class numbers of the test set.
         folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        refresh: Evaluate again even if a result is kept.
+        refresh: Evaluate again even if a result is cached.
         tta: Test-time augmentation.
-        weights: Of each run's logits; none are equal.
+        weights: Of each run's logits; empty weights them equally.
 
     Raises:
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.
@@ -234,7 +234,7 @@ def evaluate_corruptions(
 
 
 def _list_files(folder: Path) -> list[str]:
-    """Return what tells whether the files are those of an earlier call."""
+    """Return names, sizes and times of the files, to compare with an earlier call's."""
     if not folder.is_dir():
         raise MissingError(f"there is no folder of corruptions {folder}.")
     return [
@@ -251,7 +251,7 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
             )
         if run.settings.data.channels not in (1, 3):
             raise InputError(
-                f"corruptions are of grey and colour images, and {run.path} takes {run.settings.data.channels} bands "
+                f"corruptions are for grey and colour images, but {run.path} takes {run.settings.data.channels} bands "
                 "(data.channels)."
             )
         for key in ("image_size", "channels"):
@@ -265,7 +265,7 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
 def _logits(
     runs: Sequence[TrainedRun], weights: Sequence[float], images: Tensor, precision: str, tta: Augmentations
 ) -> Tensor:
-    """Return logits (B, M, K) on the CPU, computed in batches of the size that suits the network's device."""
+    """Return logits (B, M, K) on the CPU, computed in batches of ``data.evaluation_size``."""
     found = []
     for run, weight in zip(runs, weights, strict=True):
         with autocast(run.device, precision):

@@ -17,7 +17,7 @@ SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def is_known(module: nn.Module) -> bool:
-    """Return whether a module is a convolution of these kinds, and nothing is hooked to it.
+    """Return whether a module is a convolution of these kinds, without hooks.
 
     Example:
         >>> is_known(nn.Conv2d(3, 8, 3)), is_known(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"))
@@ -29,10 +29,10 @@ def is_known(module: nn.Module) -> bool:
 
 
 def effective_weight(conv: nn.Module) -> Tensor:
-    """Return the weights (F, C, h, w) that a convolution acts by.
+    """Return the weights (F, C, h, w) that a convolution applies.
 
     Args:
-        conv: Of a known kind; one that standardises acts by (w - mean) / sqrt(var + eps), over each of the F filters,
+        conv: Of a known kind; one that standardises applies (w - mean) / sqrt(var + eps), over each of the F filters,
             times its gain and its scale where it has them.
 
     Example:
@@ -52,11 +52,11 @@ def effective_weight(conv: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
-    """Have a convolution act by other weights.
+    """Make a convolution apply given weights.
 
-    One that standardises can act by any whose mean over each filter is zero, and whose deviation is below one: through
-    eps, which counts next to a tiny variance. Larger ones are scaled down, all filters by one factor, which a
-    normalisation behind the convolution undoes; :func:`mixmo.fuse` checks that there is one.
+    One that standardises can apply any weights with mean zero and deviation below one over each filter, through eps,
+    which matters next to a tiny variance. Larger weights are scaled down, all filters by one factor, which a
+    normalisation after the convolution undoes; :func:`mixmo.fuse` checks that there is one.
 
     Args:
         conv: Of a known kind; changed.
@@ -84,7 +84,7 @@ def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
 
 @torch.no_grad()
 def scale(conv: nn.Module, factor: float) -> None:
-    """Scale what a convolution makes; one that standardises its weights, and has no gain, stays as it is.
+    """Scale a convolution's output; one that standardises its weights and has no gain is left unchanged.
 
     Example:
         >>> conv, image = ScaledStdConv2d(3, 8, 3), torch.randn(1, 3, 9, 9)
@@ -100,7 +100,7 @@ def scale(conv: nn.Module, factor: float) -> None:
 
 
 def convolve(x: Tensor, conv: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what a convolution of a known kind makes of images (B, C, H, W) with given weights in place of its own."""
+    """Return the output of a known convolution for images (B, C, H, W), with given weights in place of its own."""
     own: nn.Conv2d = conv  # type: ignore[assignment]
     if type(conv) is Conv2dSame or getattr(conv, "same_pad", False):
         x = pad_same(x, list(weight.shape[-2:]), list(own.stride), list(own.dilation))

@@ -37,7 +37,7 @@ def _members(module: nn.Module, count: int, fresh: bool, others: list[nn.Module]
 
 @torch.no_grad()
 def draw_like(module: nn.Module) -> nn.Module:
-    """Return a copy whose every parameter is drawn from the normal distribution of its mean and deviation.
+    """Return a copy with each parameter redrawn from a normal distribution of the same mean and deviation.
 
     Example:
         >>> draw_like(nn.Linear(2, 3)).weight.shape
@@ -53,8 +53,8 @@ def draw_like(module: nn.Module) -> nn.Module:
 def share_out(encoders: list[nn.Module], name: str) -> None:
     """Scale copies of a trained stem, so that their sum over the members is the trained stem again.
 
-    Those that standardise their weights have no scale: of them the sum is M times the stem, which the normalisation
-    that follows undoes.
+    Stems that standardise their weights have no scale: their sum is M times the stem, which the normalisation that
+    follows undoes.
 
     Args:
         encoders: The M copies; changed.
@@ -81,11 +81,11 @@ def share_out(encoders: list[nn.Module], name: str) -> None:
 
 @torch.no_grad()
 def add_noise(modules: list[nn.Module], share: float) -> None:
-    """Add normal noise of a share of each tensor's standard deviation, whose sum over the modules is zero.
+    """Add normal noise in proportion to each tensor's standard deviation; it sums to zero over the modules.
 
     Args:
         modules: Equal ones; changed.
-        share: The noise's standard deviation by that of the tensor.
+        share: The noise's standard deviation over the tensor's.
 
     Example:
         >>> layer = nn.Linear(8, 8)

@@ -29,7 +29,7 @@ ACCURACY = METRICS["accuracy"].brief
 
 
 def backbone_name(name: str) -> str:
-    """Return a backbone's name as papers write it, where it is one of theirs.
+    """Return a backbone's name as papers write it, if it is in one.
 
     Example:
         >>> backbone_name("wide_resnet10_1"), backbone_name("resnet50"), backbone_name("efficientnet_b0")
@@ -43,7 +43,7 @@ def backbone_name(name: str) -> str:
 
 
 def run_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:
-    """Return what was trained, how good it is, how sure that is, at what cost and against what.
+    """Return what was trained, its accuracy, confidence and cost, and a reference.
 
     Args:
         trained: The run.
@@ -97,7 +97,7 @@ def _costs(trained: TrainedRun) -> str:
 
 
 def _reference(found: EvaluationResult) -> str:
-    """Return what the accuracy is to be compared with: that of the members alone, or of the most frequent class."""
+    """Return a reference for the accuracy: that of each member alone, or of the most frequent class."""
     members = [100 * member["accuracy"] for member in found.metrics.members]
     if len(members) > 1:
         low, high = f"{min(members):.1f}", f"{max(members):.1f}"
@@ -109,7 +109,7 @@ def _reference(found: EvaluationResult) -> str:
 def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Sequence[dict[str, str]]:
     """Return the metrics that matter, each with its meaning, and its interval where it has one.
 
-    Balanced accuracy is among them where it is not the accuracy, since test images are of some classes more often.
+    Balanced accuracy is among them where it differs from accuracy, as for imbalanced test sets.
 
     Args:
         metrics: Those of the average, and the diversity.
@@ -130,11 +130,11 @@ def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Seque
 def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
     """Return how many test images a network classifies correctly, and how the others differ from it.
 
-    That network is the one that validation data has chosen, or the first: the test set names no winner.
+    That network is the best on validation data if known, else the first: the test set chooses no winner.
 
     Args:
         groups: What is compared.
-        chosen: The name of the group that is the best on validation data, where that is known.
+        chosen: The name of the group that is best on validation data, if known.
     """
     images = groups[0].images
     first = next((group for group in groups if group.name == chosen), groups[0])
@@ -195,7 +195,7 @@ def _doubt(low: float, high: float) -> str:
 
 
 def _cost_ratio(group: Group, first: Group) -> str:
-    """Return the ratio of their MACs; nothing where it is not known."""
+    """Return the ratio of their MACs; nothing if it is unknown."""
     own, others = group.mean("macs"), first.mean("macs")
     if math.isnan(own) or math.isnan(others):
         return ""

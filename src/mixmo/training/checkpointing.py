@@ -27,16 +27,15 @@ from mixmo.training.step import Training
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What a keyboard, a system that shuts down, and SLURM send."""
 ASKED_EVERY = 8
-"""Steps from one time the ranks ask one another to the next."""
+"""Steps between two exchanges among the ranks."""
 
 log = logging.getLogger("mixmo")
 
 
 class StopSignals:
-    """Notes signals that ask the process to stop; a second one stops at once, as without us.
+    """Notes signals that ask the process to stop; a second one stops at once, as by default.
 
-    Handlers are this one's from :meth:`listen` until a second signal, or until Lightning gives back those from before
-    the training.
+    Its handlers are installed from :meth:`listen` until a second signal, or until Lightning restores the previous ones.
     """
 
     def __init__(self) -> None:
@@ -87,18 +86,18 @@ class SealedIO(CheckpointIO):
         return load(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Do nothing: what a run has kept is never deleted."""
+        """Do nothing: a run's checkpoints are never deleted."""
 
 
 class Checkpoints(Checkpoint):
     """Keeps the last checkpoint, the one before it, and the best on validation.
 
     One is written after each epoch, within it when one is due, and when the run is asked to stop. The best is written
-    before the last: a run that dies between the two does the epoch again, and comes to the same. The score to beat
-    travels in the checkpoint, so that a moved run knows it.
+    before the last: a run that dies between the two repeats the epoch with the same result. The score to beat is
+    stored in the checkpoint, so that a moved run knows it.
 
     Args:
-        run: Whose checkpoints they are.
+        run: The run's folder.
         settings: When they are due, and how long the score may stay unbeaten.
         validated: Whether there is a validation set to score by.
     """
@@ -118,7 +117,7 @@ class Checkpoints(Checkpoint):
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Continue from what :meth:`state_dict` returned."""
         self.best_score = float(state_dict.get("best_score", float("-inf")))
         self.best_epoch = int(state_dict.get("best_epoch", -1))
 

@@ -1,4 +1,4 @@
-"""Classes of unequal size: the weights of their losses, and what is said of them before training."""
+"""Classes of unequal size: the weights of their losses, and a warning before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixmo.errors import InputError, one_of
 from mixmo.escaping import printable
 
 RATIO = 10
-"""Times the training images of the smallest class, from which on the largest is warned of."""
+"""Ratio of the largest class's training images to the smallest's from which on a warning is logged."""
 
 log = logging.getLogger("mixmo")
 
@@ -25,10 +25,10 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
 
     Args:
         settings: The run's; ``objective.class_weights`` says how.
-        data: Its images; the mean of the weights over those that are shown is 1.
+        data: Its images; the weights average 1 over those that are shown.
 
     Raises:
-        InputError: if there is not one number for each class, or a name is of none.
+        InputError: if there is not one number for each class, or a name is unknown.
 
     Example:
         >>> from mixmo.config.settings import ObjectiveSettings
@@ -64,7 +64,7 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
 def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
     """Log that the largest class has many times the training images of the smallest, where nothing makes up for it.
 
-    Images with several labels are not looked at.
+    Images with several labels are not checked.
 
     Args:
         settings: The run's.

@@ -39,7 +39,7 @@ def build_optimizer(
         name: A name of ``timm.optim.list_optimizers()``.
         lr: Peak learning rate.
         weight_decay: Decay, as the optimiser defines it.
-        momentum: Momentum (SGD) or what stands for it.
+        momentum: Momentum (SGD) or its equivalent.
         decay_all: Decay one-dimensional parameters too.
         layer_decay: d: a layer's learning rate is d^k times the peak, k layers before the head (Clark et al. 2020), by
             timm's groups of the network's layers; ``None`` is the same rate for all.
@@ -68,14 +68,14 @@ def build_optimizer(
         )
     except Exception as error:  # the optimiser's own checks
         raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
-    # The fused step of SGD cannot begin with some of a group's parameters, as where others are frozen, and takes
-    # momentum from uninitialised memory where its first step is skipped, as in float16.
+    # Fused SGD fails if its first step has gradients for only some of a group's parameters (others are frozen), and
+    # reads uninitialised momentum if that step is skipped (float16).
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
             for each in group["params"] if group["momentum"] else ():
                 optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
     for group in optimizer.param_groups:
-        group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves it to its own schedulers
+        group["lr"] *= group.get("lr_scale", 1.0)  # timm leaves this to its schedulers
         group["initial_lr"] = group["lr"]
     return optimizer
 
@@ -94,7 +94,7 @@ def is_setting(key: str) -> bool:
 def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
     """Hold the weights at w + radius · g / ‖g‖ inside this context, g being their gradient (SAM, Foret et al. 2021).
 
-    After it weights and buffers, such as batch-norm statistics, are as they were; gradients are what was made of them.
+    Afterwards weights and buffers, such as batch-norm statistics, are restored; gradients are not.
 
     Args:
         net: With gradients.
@@ -123,12 +123,12 @@ def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
 
 
 class FrozenCore:
-    """What members share, which this context leaves untrained: no gradients, and batch norms as in evaluation.
+    """A context that freezes what the members share: no gradients, and batch norms as in evaluation.
 
-    Without a gradient a parameter is moved by no optimiser, neither by decay nor by momentum.
+    No optimiser moves a parameter without a gradient, not even by decay or momentum.
 
     Args:
-        net: The network; all but its encoders and heads is frozen, while the context lasts.
+        net: The network; all but its encoders and heads is frozen.
 
     Raises:
         InputError: if nothing is left to train.
@@ -144,7 +144,7 @@ class FrozenCore:
         trained = {each for part in (*net.stems, *net.classifiers) for each in part.modules()}
         weights = {each for module in trained for each in module.parameters()}
         if not any(each.requires_grad for each in weights):
-            raise InputError("optimizer.freeze_epochs leaves nothing to train: encoders and heads need no gradient.")
+            raise InputError("optimizer.freeze_epochs leaves nothing to train: encoders and heads require no gradient.")
         self.parameters = [each for each in net.parameters() if each.requires_grad and each not in weights]
         self.norms = [each for each in net.modules() if isinstance(each, _BatchNorm) and each not in trained]
 

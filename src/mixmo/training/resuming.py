@@ -1,4 +1,4 @@
-"""Resuming a run: what may have changed since it began, and the checkpoint it goes on from."""
+"""Resuming a run: what may have changed since it began, and the checkpoint it continues from."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ log = logging.getLogger("mixmo")
 def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[str, Any]:
     """Return what else a run's results depend on, apart from its settings, by name.
 
-    Pixels are mixed with partners from the whole set in memory, and from the batch where images are streamed: to read
-    as many more images would cost as much again. Batch norms see a part of the batch each.
+    Pixel mixing draws partners from the whole set in memory, but from the batch where images are streamed, since
+    reading others would double the cost. Each batch norm sees a part of the batch.
 
     Args:
         settings: The run's.
@@ -54,13 +54,13 @@ def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[st
 
 
 def describe_data(data: DataModule) -> dict[str, Any]:
-    """Return what tells whether a run's training images changed."""
+    """Return a description of a run's training images that shows whether they changed."""
     fingerprint = data.fingerprint("train", times=False)
     return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
 
 
 def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of a plan that differ from those the run was trained with: what they were, and are.
+    """Return the settings of a plan that differ from those the run was trained with: old and new values.
 
     Args:
         run: The run.
@@ -102,7 +102,7 @@ def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | 
 
 
 def _record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], epochs: int, step: int) -> None:
-    """Note in ``environment.json``, ``config.yaml`` and the log with which settings the run is resumed from here."""
+    """Record in ``environment.json``, ``config.yaml`` and the log the settings that the run is resumed with."""
     if not (changes := find_changes(run, plan, conditions)):
         return
     shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
@@ -124,12 +124,12 @@ def _record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], e
 def open_checkpoint(
     plan: Plan, run: RunFolder, prepared: Prepared, conditions: Mapping[str, Any], first: bool
 ) -> Path | None:
-    """Return the checkpoint to resume from, and have the loaders begin there; ``None`` where there is none yet.
+    """Return the checkpoint to resume from, and make the loaders start there; ``None`` if there is none yet.
 
     Args:
         plan: What the run is resumed with.
         run: The run; rank 0 cuts its metrics back to the checkpoint and records changes.
-        prepared: What trains.
+        prepared: Network, loaders and loggers.
         conditions: What else results depend on.
         first: Whether this is rank 0.
 
@@ -142,7 +142,7 @@ def open_checkpoint(
             f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
             "now, or other names, sizes or classes); bring it back, or start a new run."
         )
-    run.read_metrics()  # a damaged file is said before an epoch is spent
+    run.read_metrics()  # reports a damaged file before an epoch is spent
     found = run.resumed_checkpoint()
     epochs = step = 0
     if found is not None:
@@ -168,7 +168,7 @@ def open_checkpoint(
 
 
 def _find_misfit(content: dict[str, Any], training: Training) -> str:
-    """Return what of a checkpoint is of another network or optimiser; its digest says already that it is whole.
+    """Return why a checkpoint does not fit the network or optimiser, else nothing; its digest was checked before.
 
     Learning rate, decay and the like follow from the settings, not from the checkpoint.
     """

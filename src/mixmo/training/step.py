@@ -38,7 +38,7 @@ from mixmo.training.optimizers import (
 from mixmo.training.sums import EpochSums
 
 LOG_EVERY = 50
-"""Steps between two looks at the loss; in between the host never waits for the device."""
+"""Steps between two readings of the loss; in between the host never waits for the device."""
 STATISTICS_BATCHES = 50
 """Batches from which the batch-norm statistics of averaged weights are estimated."""
 
@@ -51,14 +51,14 @@ class Training(L.LightningModule):
         maker: Makes mixtures of distinct images.
         settings: The run's.
         num_images: N, images of the training set, for the published length of the warm-up.
-        sample_batches: Returns, of an epoch's training images, so many batches, from which the batch-norm statistics
-            of averaged weights are estimated.
-        header: What checkpoints say of the network in addition to its weights.
+        sample_batches: Returns that many batches of an epoch's training images, to estimate the batch-norm statistics
+            of averaged weights.
+        header: The network's description, stored in checkpoints next to its weights.
 
     Attributes:
         warmup: Steps of the warm-up.
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
-        reports: How often the loss was read, by which a progress bar can tell a new value.
+        reports: How often the loss was read, so that a progress bar can detect a new value.
         multi_label: Whether images have several labels.
 
     Raises:
@@ -110,7 +110,7 @@ class Training(L.LightningModule):
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
         own = self.settings.optimizer
-        net = self.net if own.layer_decay is None else self.net.backbone  # whose layers timm knows; all are in it
+        net = self.net if own.layer_decay is None else self.net.backbone  # timm knows its layers, and it has all
         return build_optimizer(
             net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, own.layer_decay, **own.options
         )

@@ -63,10 +63,10 @@ def train(
 
     Args:
         settings: The run's.
-        run: Where it is kept.
-        prepared: What trains.
+        run: The run's folder.
+        prepared: Network, loaders and loggers.
         checkpoint: To resume from.
-        callbacks: More of Lightning's callbacks.
+        callbacks: Further Lightning callbacks.
 
     Raises:
         InputError: if the memory is too small, a process that reads images died, the network cannot be compiled, or
@@ -98,8 +98,8 @@ def train(
     try:
         trainer.fit(training, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
     except Exception as error:
-        if sentence := _explain(error, settings, run):
-            raise InputError(sentence) from error
+        if message := _explain(error, settings, run):
+            raise InputError(message) from error
         raise
 
 
@@ -116,7 +116,7 @@ def build_precision(precision: str, accelerator: str) -> Precision:
 
 
 def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
-    """Return what a user can do about an error of training; nothing where it says so itself, or is a defect of ours."""
+    """Return what to do about a training error; nothing if it says so itself, or is a bug in mixmo."""
     again = f"`mixmo fit {run.path}` resumes the run."
     if lost := lost_worker(error):
         return f"{lost} {again}"
@@ -134,7 +134,7 @@ def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
 
 
 def _devices(settings: Settings) -> dict[str, Any]:
-    """Return Lightning's options of devices."""
+    """Return Lightning's options for devices."""
     devices, nodes = world(settings.trainer.devices, settings.trainer.num_nodes)
     if devices * nodes == 1:
         return {"devices": 1}
@@ -161,7 +161,7 @@ def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
 
 
 class EpochLog(Callback):
-    """Writes a row of ``metrics.csv`` for each epoch, tells the loggers and, not too often, logs a line."""
+    """Writes a row of ``metrics.csv`` for each epoch, passes it to the loggers and, not too often, logs a line."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -215,7 +215,7 @@ def summarise(measured: dict[str, float]) -> str:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, which looks at the metrics only when they are new: each look waits for the device.
+    """Lightning's bar, which reads the metrics only when they are new: each read waits for the device.
 
     Args:
         training: What is trained; counts its reports.
@@ -238,12 +238,12 @@ QUIET = (
     "no `val_dataloader`", "LeafSpec", "dataloader is not resumable", "broadcast_buffers", "sync_dist",
     "across ranks is zero", "find_unused_parameters",
 )  # fmt: skip
-"""Advice of Lightning's that does not fit: batches come from the device or from workers already chosen."""
+"""Lightning's advice that does not apply: batches come from the device or from workers already chosen."""
 
 
 @contextmanager
 def silence_lightning() -> Iterator[None]:
-    """Train without what Lightning says of every run, and leave the process as it was."""
+    """Train without Lightning's usual messages, and leave the process as it was."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels, deterministic = [each.level for each in loggers], torch.are_deterministic_algorithms_enabled()
     for each in loggers:
