@@ -287,7 +287,7 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
     (run.path / "environment.json").write_text("{")
     for name in ("config.yaml", "split.csv", "environment.json"):
         (run.path / f".{name}.1234.partial").write_text("seed")
-    with pytest.raises(FileNotFoundError, match="Its start was cut short; start it again with --run"):
+    with pytest.raises(FileNotFoundError, match="Its start was interrupted; start it again with --run"):
         run.require()
     fit(plan, run)
     assert run.finished_epochs() == 1

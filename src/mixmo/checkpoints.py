@@ -20,14 +20,14 @@ from mixmo.header import Header
 
 MARK = b"sha256:"
 SEAL = len(MARK) + 64
-"""Bytes of the mark and the digest in hexadecimal, which stand as the comment of the zip file that torch writes."""
+"""Bytes of the mark and the hexadecimal digest, which form the comment of the zip file that torch writes."""
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "header",
         "unfinished", "MixedPrecision")  # fmt: skip
-"""What is taken of a checkpoint, the scale of float16 losses included (``MixedPrecision``, Lightning's name)."""
+"""What is read from a checkpoint, the float16 loss scale included (``MixedPrecision``, Lightning's name)."""
 
 STATE = "Checkpoints"
-"""The one callback whose state is taken as well: :class:`mixmo.training.checkpointing.Checkpoints`."""
+"""The one callback whose state is read too: :class:`mixmo.training.checkpointing.Checkpoints`."""
 
 LAST, PREVIOUS, BEST = (f"{name}.ckpt" for name in ("last", "previous", "best"))
 
@@ -70,12 +70,12 @@ class _Writer:
             raise
 
     def flush(self) -> None:
-        """Have all bytes written."""
+        """Flush all bytes."""
         self.file.flush()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of ours holds, on the CPU, after checking its digest.
+    """Return the content of a mixmo checkpoint, on the CPU, after checking its digest.
 
     Only tensors and plain values are read, and only of the keys that training resumes from: a checkpoint can hold no
     path to delete and no name to import.
@@ -85,7 +85,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is damaged, or none of ours.
+        InputError: if it is damaged, or not one of mixmo's.
     """
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
@@ -98,7 +98,7 @@ def load(path: Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     kept = {key: content[key] for key in KEYS if key in content}
     if not isinstance(kept.get("epoch"), int) or not isinstance(kept.get("state_dict"), dict):
-        raise InputError(f"{path} is no checkpoint of ours: it has no epoch or no weights.")
+        raise InputError(f"{path} is not a checkpoint of mixmo's: it has no epoch or no weights.")
     kept.setdefault("pytorch-lightning_version", version("lightning"))
     callbacks = content.get("callbacks")
     own = callbacks.get(STATE) if isinstance(callbacks, dict) else None
@@ -109,7 +109,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> Header:
-    """Return what a checkpoint says of its network; the file is read once while it stays as it is.
+    """Return a checkpoint's description of its network; the file is read once while unchanged.
 
     Args:
         path: The file.
@@ -122,7 +122,7 @@ def read_header(path: Path) -> Header:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself, and its finished ``epochs``; read once while the file stays as it is.
+    """Return a checkpoint's header and its number of finished ``epochs``; read once while the file is unchanged.
 
     Raises:
         MissingError: if there is no such file.
@@ -151,7 +151,7 @@ def finished_epochs(content: Mapping[str, Any]) -> int:
 
 
 def digest(file: IO[bytes], size: int) -> str:
-    """Return the SHA-256 of a file's first bytes, in hexadecimal; the file is then read up to there."""
+    """Return the SHA-256 of a file's first bytes, in hexadecimal; the file's position is then behind them."""
     file.seek(0)
     found = hashlib.sha256()
     while size > 0 and (part := file.read(min(size, 2**20))):

@@ -1,9 +1,9 @@
 """A run's folder.
 
-``config.yaml`` every setting as it was asked for · ``checkpoints/`` last, the one before it, and best on validation ·
-``metrics.csv`` a row per epoch · ``split.csv`` what each image was drawn for, where any are drawn ·
-``environment.json`` versions, hardware, what followed from it, and what tells whether the data changed · ``test.json``
-the metrics of ``mixmo test``.
+``config.yaml`` every setting as requested · ``checkpoints/`` last, the one before it, and best on validation ·
+``metrics.csv`` a row per epoch · ``split.csv`` what each image was drawn for, if any are drawn ·
+``environment.json`` versions, hardware, settings that followed from it, and the data's fingerprint · ``test.json`` the
+metrics of ``mixmo test``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RunFolder:
         self.reported: list[str] = []
 
     def check_free(self) -> None:
-        """Refuse a folder that is in use; what a start that was cut short left may be used again.
+        """Refuse a folder that is in use; one left by an interrupted start may be used again.
 
         Raises:
             InputError: if it holds a run, or anything else.
@@ -82,7 +82,7 @@ class RunFolder:
 
         Args:
             config: Every setting, as YAML.
-            about: What to keep in ``environment.json`` in addition to the environment.
+            about: What to write into ``environment.json`` in addition to the environment.
 
         Raises:
             InputError: if the folder is in use (:meth:`check_free`) or cannot be written.
@@ -113,9 +113,9 @@ class RunFolder:
             lock.release()
 
     def remove_partial_files(self) -> None:
-        """Delete what a killed process left half written; only while the folder is locked.
+        """Delete partial files of a killed process; only while the folder is locked.
 
-        What evaluation writes into its own folders may still be under way.
+        Evaluation's folders are skipped, since it may still be writing there.
         """
         for file in [*self.path.glob(f".*{PARTIAL}"), *self.checkpoint_folder.glob(f".*{PARTIAL}")]:
             with suppress(OSError):
@@ -131,10 +131,10 @@ class RunFolder:
             raise MissingError(f"there is no run folder {self.path}.")
         for folder in (self.checkpoint_folder, self.path / "predictions"):
             if folder.is_symlink():
-                raise InputError(f"{folder} is a link; a run's folder holds its own files, put them there.")
+                raise InputError(f"{folder} is a link; a run's folder holds its files itself; put them there.")
         if not any(file.is_file() for file in (self.config_file, *map(self.checkpoint_folder.joinpath, (LAST, BEST)))):
             started = any(_left_by_a_start(each) for each in self.path.iterdir())
-            hint = f" Its start was cut short; start it again with --run {self.path}." if started else ""
+            hint = f" Its start was interrupted; start it again with --run {self.path}." if started else ""
             raise MissingError(f"{self.path} is no run's folder: it has no config.yaml.{hint}")
         return self
 
@@ -142,15 +142,15 @@ class RunFolder:
         """Return the run's settings as they were asked for, without imports and downloads that its author allowed.
 
         Raises:
-            MissingError: if there is no such run, or it has lost them; its network is still to be had.
-            InputError: if they are no valid YAML.
+            MissingError: if there is no such run, or they are missing; its network may still be there.
+            InputError: if they are not valid YAML.
         """
         if not self.require().config_file.is_file():
             raise MissingError(f"{self.config_file} is missing, which says how {self.path} was trained, and on what.")
         return without_permission(read_yaml(self.config_file, "configuration"))
 
     def header(self, which: str = "last") -> Header:
-        """Return what a checkpoint says of its network.
+        """Return a checkpoint's description of its network.
 
         Args:
             which: The checkpoint, ``last`` or ``best``.
@@ -179,7 +179,7 @@ class RunFolder:
         return config
 
     def differences(self, which: str = "last") -> list[str]:
-        """Return, in a few words each, where ``config.yaml`` is not as :meth:`header` has it; none if it is lost."""
+        """Return, in a few words each, where ``config.yaml`` differs from :meth:`header`; none if it is missing."""
         try:
             config = self.config()
         except InputError:
@@ -194,8 +194,8 @@ class RunFolder:
     def settings(self, which: str = "last") -> Settings:
         """Return the typed settings of :meth:`trained_config`; what they leave open follows from this machine.
 
-        What this version does not know of how the network was trained is left out, and the log says so; of what it was
-        trained on, all has to be known.
+        Training settings that this version does not know are left out, with a warning; unknown settings of ``data`` are
+        refused.
 
         Raises:
             MissingError: if there is no such run, or it has lost its configuration.
@@ -216,7 +216,7 @@ class RunFolder:
         return found if isinstance(found, str) else "auto"
 
     def resumed_config(self) -> dict[str, Any]:
-        """Return the settings, open ones as they followed from the machine where the run began: it resumes alike."""
+        """Return the settings, open ones as they followed from the machine where the run began."""
         return fill_open_settings(self.config(), self.resolved())
 
     def resolved(self) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class RunFolder:
         return any((self.checkpoint_folder / name).is_file() for name in (LAST, PREVIOUS))
 
     def training_images(self) -> int | None:
-        """Return how many images the run was trained on; ``None`` where ``environment.json`` does not say it."""
+        """Return how many images the run was trained on; ``None`` if ``environment.json`` does not have it."""
         data = self.about().get("data")
         count = data.get("images") if isinstance(data, dict) else None
         return count if isinstance(count, int) else None
@@ -272,10 +272,10 @@ class RunFolder:
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
 
-        A last checkpoint that is damaged or missing gives way to the one before it, or the best, and the log says so.
+        If the last checkpoint is damaged or missing, the one before it or the best is taken, with a warning.
 
         Raises:
-            InputError: if none is left whole of a run that had one.
+            InputError: if all of a run's checkpoints are damaged or missing.
         """
         files = [self.checkpoint_folder / name for name in (LAST, PREVIOUS, BEST)]
         problems = []

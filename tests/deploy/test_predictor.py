@@ -266,7 +266,7 @@ def test_features_that_are_not_to_be_had_are_one_sentence(gone, trained, new_ima
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="an ONNX file gives no features; predict with the run"):
         mixmo.Predictor(file, features=True)(files)
-    with pytest.raises(InputError, match="features are those of one network, not of 2"):
+    with pytest.raises(InputError, match="features are of one network, not of 2"):
         mixmo.Predictor([run.path for run in trained[1:]], features=True)
 
 

@@ -168,14 +168,13 @@ def test_changed_metrics_are_noticed(trained, few, caplog):
 def test_metrics_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypatch, caplog):
     folder, two, _ = trained
     run = moved(two, folder, tmp_path)
+    expected = evaluate_corruptions([TrainedRun(two)], TARGETS).kinds
 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert (
-        evaluate_corruptions([TrainedRun(run)], TARGETS).kinds == evaluate_corruptions([TrainedRun(two)], TARGETS).kinds
-    )
+    assert evaluate_corruptions([TrainedRun(run)], TARGETS).kinds == expected
     (warning,) = caplog.messages  # one, not one for each kind
     assert warning.endswith("No space left on device. The result is not cached.")
 

@@ -69,4 +69,4 @@ def test_prepared_images_unlike_those_of_training_are_named(digits, caplog):
     run.predict(torch.zeros(2, 1, 8, 8))
     assert "have shape" not in caplog.text
     run.predict(torch.zeros(2, 1, 16, 8))
-    assert "Images have shape (1, 16, 8), and those of training had (1, 8, 8)" in caplog.text
+    assert "Images have shape (1, 16, 8), but those of training had (1, 8, 8)" in caplog.text

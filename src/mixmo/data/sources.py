@@ -27,10 +27,10 @@ class Images(Protocol):
         """Return an image, an array of its pixels, or the content of its file."""
 
     def name(self, index: int) -> str:
-        """Return what an image is called, for errors."""
+        """Return an image's name, for errors."""
 
     def fingerprint(self, times: bool) -> str:
-        """Return what changes when the content does: names and sizes, and modification times if asked for."""
+        """Return a text that changes with the content: names and sizes, and modification times if asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Source:
     """Labelled images that can be read one by one.
 
     Attributes:
-        labels: (N,) class numbers, int64; where an image may have several (N, K) uint8, 1 for each that it has.
+        labels: (N,) class numbers, int64; if an image may have several, (N, K) uint8, 1 for each that it has.
         classes: The K class names, in the order of their numbers.
         images: Where the images are.
         numbers: (N,) their numbers there; ``None`` is all of them in their order.
-        groups: (N,) numbers of the groups they belong to, none of which is divided by a draw; ``None`` without groups.
+        groups: (N,) numbers of their groups, which draws never divide; ``None`` without groups.
     """
 
     labels: np.ndarray
@@ -61,7 +61,7 @@ class Source:
 
     @property
     def strata(self) -> np.ndarray:
-        """(N,) the classes by which images are drawn: of several labels the rarest, K where there is none."""
+        """(N,) the classes by which draws are stratified: of several labels the rarest, K if there is none."""
         return rarest_labels(self.labels)
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
@@ -103,11 +103,11 @@ class Source:
         if self.classes == classes:
             return self
         check_look_alike([*self.classes, *classes], f"the training set with {where}")
-        if strange := sorted(set(self.classes) - set(classes)):
-            near = next(((one, two) for one in strange for two in classes if one.casefold() == two.casefold()), None)
+        if unknown := sorted(set(self.classes) - set(classes)):
+            near = next(((one, two) for one in unknown for two in classes if one.casefold() == two.casefold()), None)
             hint = "" if near is None else f" ({' and '.join(map(printable, near))} differ in capitals)"
             raise InputError(
-                f"{where} has classes that the training set lacks, {list_some(strange)}{hint}; remove them, or add "
+                f"{where} has classes that the training set lacks, {list_some(unknown)}{hint}; remove them, or add "
                 "them there."
             )
         if missing := sorted(set(classes) - set(self.classes)):
@@ -119,7 +119,7 @@ class Source:
         return replace(self, labels=labels, classes=classes)
 
     def fingerprint(self, times: bool = True) -> str:
-        """Return a SHA-256 (hexadecimal) that tells whether images, their order, labels or classes changed.
+        """Return a SHA-256 (hexadecimal) that changes with the images, their order, labels or classes.
 
         Nothing is decoded: files count by their names, sizes and modification times, arrays by their values.
 
@@ -159,7 +159,7 @@ def hash_parts(parts: Iterable[str | bytes | np.ndarray]) -> str:
 
 
 def spread_indices(count: int) -> list[int]:
-    """Return up to eight of so many indices, the first and the last among them, by which a dataset is looked into.
+    """Return up to eight evenly spread indices below ``count``, the first and last included, to sample a dataset.
 
     Example:
         >>> spread_indices(15)
@@ -169,7 +169,7 @@ def spread_indices(count: int) -> list[int]:
 
 
 def stamp(file: str, times: bool) -> str:
-    """Return a file's size and, if asked for, its modification time; nothing if it is gone: reading it says so."""
+    """Return a file's size and, if asked for, its modification time; nothing if it is missing; reading reports that."""
     try:
         status = os.stat(file)
     except OSError:
@@ -178,17 +178,17 @@ def stamp(file: str, times: bool) -> str:
 
 
 def stamps(files: Sequence[str], times: bool) -> list[str]:
-    """Return the name and the stamp of each file, for a fingerprint that does not tell where the files lie."""
+    """Return the name and the stamp of each file, for a fingerprint that does not depend on their folder."""
     return [part for file in files for part in (os.path.basename(file), stamp(file, times))]
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images that are an array.
+    """Images in an array.
 
     Args:
         pixels: (N, H, W) or (N, H, W, C), each as :func:`mixmo.data.decoding.arrange_bands` takes it.
-        title: What one is called, before its number.
+        title: Precedes an image's number in its name.
 
     Example:
         >>> ArrayImages(np.zeros((3, 8, 8), np.uint8), "digit").name(2)
@@ -222,7 +222,7 @@ def decode(
     """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
 
     An image of another size is scaled (antialiased) until it covers that size, then cropped at its center.
-    Pillow may warn: what becomes of that is up to whose process it is.
+    Pillow's warnings are left to the calling process.
 
     Args:
         source: Where the image is.

@@ -17,19 +17,19 @@ SETS: tuple[Sets, ...] = get_args(Sets)
 """How the classes of a set are chosen (:func:`score_classes`)."""
 
 PENALTY = 0.1
-"""λ of RAPS, what each rank behind the likeliest class costs."""
+"""λ of RAPS, the penalty for each rank behind the likeliest class."""
 
 
 def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
-    """Return how well each class conforms, (N, K) float64: sets hold the classes of a score above a threshold.
+    """Return the conformity score of each class, (N, K) float64: sets hold the classes above a threshold.
 
     * ``marginal``, ``classwise``: the class's probability p_k (Sadinle et al. 2019). Class-wise sets have a threshold
       for each class, which is Mondrian conformal prediction (Vovk 2012).
     * ``aps``: 1 - Σ p_j over the class and all likelier ones (Romano et al. 2020).
-    * ``raps``: the same less 0.1 for each rank behind the likeliest class (Angelopoulos et al. 2021; λ = 0.1,
+    * ``raps``: the same minus 0.1 for each rank behind the likeliest class (Angelopoulos et al. 2021; λ = 0.1,
       k_reg = 1).
 
-    The random term of the last two papers is left out, so that an image has one set; its size is a little larger.
+    The random term of the last two papers is left out: sets are deterministic, and a little larger.
 
     Args:
         probabilities: (N, K).
@@ -50,7 +50,7 @@ def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
 
 
 def conformity(probabilities: Tensor, targets: Tensor, sets: Sets = "marginal") -> Tensor:
-    """Return the scores (N,) of the true classes: what conformal thresholds are made of.
+    """Return the scores (N,) of the true classes, from which conformal thresholds follow.
 
     Args:
         probabilities: (N, K).
@@ -78,7 +78,7 @@ def set_threshold(scores: Tensor, coverage: float) -> float:
         coverage: Between 0 and 1.
 
     Raises:
-        InputError: if the coverage is no such share.
+        InputError: if the coverage is not between 0 and 1.
 
     Example:
         >>> set_threshold(torch.arange(1, 100).double() / 100, 0.9), set_threshold(torch.tensor([0.5]), 0.9)
@@ -117,8 +117,8 @@ def measure_sets(sets: Tensor, targets: Tensor) -> dict[str, float]:
         targets: (N,) class numbers.
 
     Returns:
-        ``set_coverage``, the share of the images whose set holds the true class, ``set_coverage_class``, the same of
-        the class where it is least, and ``set_size``, the mean number of classes in a set.
+        ``set_coverage``, the share of the images whose set holds the true class, ``set_coverage_class``, the same for
+        the least covered class, and ``set_size``, the mean number of classes in a set.
 
     Example:
         >>> sets = prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), 0.3)

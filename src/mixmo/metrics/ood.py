@@ -90,7 +90,7 @@ def _scores(logits: Tensor) -> dict[str, Tensor]:
 
 
 class OutOfDistribution(Metric):
-    """How well scores tell out-of-distribution images, the positive class, from those of the test set.
+    """How well scores separate out-of-distribution images, the positive class, from test images.
 
     For each score of :func:`ood_scores`, N test images and P out-of-distribution images:
 

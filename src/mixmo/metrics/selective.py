@@ -113,7 +113,7 @@ def confidence_threshold(confidence: Tensor, correct: Tensor, risk: float, doubt
         The threshold; infinity, at which nothing is answered, if no threshold is sure enough.
 
     Raises:
-        InputError: if the risk is no such share, or there are no images.
+        InputError: if the risk is not between 0 and 1, or there are no images.
 
     Example:
         >>> confidence, correct = torch.linspace(0.5, 1, 1000), torch.arange(1000) >= 200

@@ -21,7 +21,7 @@ BOUNDS = (0.01, 100.0)
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the T > 0 that minimises the negative log-likelihood of softmax(logits / T).
 
-    The objective is convex in 1 / T; the minimum is looked for between 0.01 and 100, in log T. Never fit it on the
+    The objective is convex in 1 / T; the minimum is searched between 0.01 and 100, in log T. Never fit it on the
     data that is then evaluated: take validation data, or one half of the test set for the other (:func:`two_fold`).
     Where several temperatures are equally good, any of them may be returned; it is 1 where no temperature changes
     anything, because the logits of each sample are equal.
@@ -31,8 +31,8 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         targets: (N,) class numbers.
 
     Raises:
-        InputError: if shapes do not fit, there are none, or a row has a value that is not finite or a target out of
-            range.
+        InputError: if shapes do not match, there are no samples, or a row has a value that is not finite or a target
+            out of range.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
@@ -90,7 +90,7 @@ def temperature_interval(logits: Tensor, targets: Tensor) -> tuple[float, float]
 
 
 def describe_doubt(low: float, high: float) -> str:
-    """Return how sure a temperature is, where its interval spans more than a factor of two; else nothing.
+    """Return a warning if a temperature's interval spans more than a factor of two, else an empty string.
 
     Args:
         low: The lower end of :func:`temperature_interval`.
@@ -109,9 +109,9 @@ def describe_doubt(low: float, high: float) -> str:
 
 
 def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return weights (M,) of mean 1 by which an average of logits has the least NLL at its best temperature.
+    """Return weights (M,) of mean 1 for which averaged logits have the least NLL at their best temperature.
 
-    Asymmetric Duos (Zhou et al. 2025, arXiv 2505.18636) weight a large and a small network so.
+    Asymmetric Duos (Zhou et al. 2025, arXiv 2505.18636) weight a large and a small network this way.
 
     Args:
         logits: (N, M, K), of M networks or members.
@@ -140,14 +140,14 @@ def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
 def two_fold(logits: Tensor, targets: Tensor) -> Tensor:
     """Return logits (N, K) in which each half is scaled by the temperature of the other: the paper's protocol.
 
-    Samples of even and of odd number are the halves, so that sets sorted by class are cut fairly.
+    The halves are the even and the odd samples, so that sets sorted by class are divided evenly.
 
     Args:
         logits: (N, K).
         targets: (N,) class numbers.
 
     Raises:
-        InputError: as :func:`fit_temperature` for a half; there have to be two samples.
+        InputError: as :func:`fit_temperature` for a half; two samples are needed.
 
     Example:
         >>> two_fold(torch.tensor([[2.0, 0.0]] * 4), torch.tensor([0, 0, 1, 1])).shape
