@@ -64,7 +64,7 @@ def _check_kind(kind: Any) -> Any:
         return str.__str__(kind)
     if callable(kind):
         return kind
-    raise ValueError("it must be the name of a mask, a function, or a mapping of such to probabilities")
+    raise ValueError("it must be the name of a mask, a function, or a mapping of these to probabilities")
 
 
 def _check_share(kind: Any, share: Any) -> float:
@@ -76,11 +76,11 @@ def _check_share(kind: Any, share: Any) -> float:
 
 @settings_class("mixer", frozen=True)
 class Mixer:
-    """Draws masks and ratios for a whole batch (section 3.2 of the paper), and says how members are weighed.
+    """Draws masks and ratios for a whole batch (section 3.2 of the paper), and holds r of the loss weights.
 
     Per sample kappa ~ Dirichlet(alpha, …, alpha). A kind with a shape (``cut``) is used with probability p, otherwise
-    ``linear``; whether, and which member gets the rectangle, is drawn once per batch, or for each sample. The ratios
-    of a mask are its realised means. It is the section ``mixer`` of a run's settings, too.
+    ``linear``; whether, and which member gets the rectangle, is drawn once per batch, or for each sample. Ratios are
+    the masks' realised means. This is also the section ``mixer`` of a run's settings.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -169,7 +169,7 @@ class Mixer:
             return Mix(linear(ratios, shape), ratios)
         per_sample = self.draw_per == "sample"
 
-        def uniform() -> Tensor:  # a device cannot branch without the host waiting: arithmetic, not if, chooses
+        def uniform() -> Tensor:  # `if` on a device's value would make the host wait, so arithmetic chooses
             size = (batch_size, 1, 1, 1, 1) if per_sample else ()
             return torch.rand(size, generator=generator, device=device)
 

@@ -1,7 +1,7 @@
 """The modules in a backbone's stem and head: M encoders with the mixing block, M classifiers.
 
-Masks reach the stem in further channels of its input, since a backbone's own forward passes on nothing but images. So
-a call changes no module: threads may share a network, and activation checkpointing sees all that it computes again.
+Masks reach the stem in further channels of its input, since a backbone's forward passes on only images. So a call
+changes no module: threads may share a network, and activation checkpointing recomputes from the same inputs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mixmo.models.copying import copy_module
 class MixingStem(nn.Module):
     """M encoders and the mixing block: (B, M*C [+ P], H, W) ↦ M * Σ_i mask_i ⊙ encoder_i(x_i), (B, F, h, w).
 
-    The P further channels hold the masks (:func:`with_masks`); without them all weigh the same. Images (B, C, H, W)
-    are shown to every encoder; convolutions are then summed first, so that inference costs one of them.
+    The P further channels hold the masks (:func:`with_masks`); without them members are mixed equally. Every encoder
+    gets images (B, C, H, W); convolutions are then summed first, so that inference costs only one.
     """
 
     def __init__(self, encoders: Iterable[nn.Module], in_chans: int) -> None:
@@ -36,7 +36,7 @@ class MixingStem(nn.Module):
         self.shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (F, h, w), what an encoder makes of an image of height × width; remembered, since it is asked often.
+        """Return (F, h, w), an encoder's output shape for images of height × width; cached.
 
         Raises:
             InputError: if the encoders cannot take that size, or their output is no feature map.
@@ -49,7 +49,7 @@ class MixingStem(nn.Module):
         except RuntimeError as error:
             raise InputError(f"the stem cannot take images of {height}×{width}: {reason(error)}.") from error
         if output.dim() != 4:
-            raise InputError(f"the stem makes {tuple(output.shape)} of an image; it has to be (B, F, h, w).")
+            raise InputError(f"the stem's output for an image is {tuple(output.shape)}; it has to be (B, F, h, w).")
         _, channels, rows, columns = output.shape
         self.shapes[height, width] = (channels, rows, columns)
         return channels, rows, columns
@@ -70,12 +70,12 @@ class MixingStem(nn.Module):
 
 
 _shown = threading.local()
-"""What this thread's backbone is called with; its stem is to see the same."""
+"""The input of this thread's backbone, which its stem has to see unchanged."""
 
 
 @contextmanager
 def check_stem_input(x: Tensor) -> Iterator[None]:
-    """Refuse, within the block, a backbone that shows its stem anything but ``x``: masks are no pixels to change.
+    """Refuse, within the block, a backbone that passes its stem anything but ``x``, which holds masks too.
 
     Raises:
         InputError: from the stem.
@@ -88,7 +88,7 @@ def check_stem_input(x: Tensor) -> Iterator[None]:
 
 
 def _version(x: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; nothing counts it in inference mode."""
+    """Return how often a tensor was changed in place; ``None`` in inference mode, which does not count."""
     return None if x.is_inference() else x._version
 
 
@@ -96,7 +96,7 @@ def _check_shown(x: Tensor) -> None:
     expected: Tensor | None = getattr(_shown, "x", None)
     if expected is None:
         return
-    alias = x.data_ptr() == expected.data_ptr()  # otherwise a copy, such as what DaViT pads by nothing
+    alias = x.data_ptr() == expected.data_ptr()  # else a copy, such as DaViT's empty padding
     same = x.shape == expected.shape and x.dtype == expected.dtype
     if not same or _version(x if alias else expected) != _shown.version or not (alias or torch.equal(x, expected)):
         raise _changed(expected.shape, x.shape)
@@ -105,12 +105,12 @@ def _check_shown(x: Tensor) -> None:
 def _changed(expected: Sequence[int], found: Sequence[int]) -> InputError:
     return InputError(
         f"the backbone changes its input before its stem ({tuple(expected)} became {tuple(found)}, or other numbers); "
-        "members' inputs need a backbone that shows its stem whole images as they are: normalise outside it."
+        "members' inputs need a backbone that passes whole images to its stem unchanged: normalise outside it."
     )
 
 
 SIDES = (32, 224, 256, 384)
-"""Images to try a backbone with that does not say which it takes."""
+"""Image sizes to try where a backbone does not declare one."""
 
 
 class _ReachedError(Exception):
@@ -119,10 +119,10 @@ class _ReachedError(Exception):
 
 @torch.no_grad()
 def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int] | None) -> None:
-    """Show a backbone two equal mixtures, in evaluation and in training, and see that its stems get them unchanged.
+    """Show a backbone two equal mixtures, in evaluation and in training, and check that its stems get them unchanged.
 
-    A compiled network checks no call (:func:`check_stem_input`), so that this is done when it is built. The backbone
-    runs up to its stems only. Its buffers and modes and torch's generators are left as they were.
+    A compiled network skips the check of each call (:func:`check_stem_input`), so this one is done at construction. The
+    backbone runs only up to its stems. Its buffers and modes and torch's generators are left as they were.
 
     Args:
         backbone: The backbone, with its stems replaced.
@@ -146,7 +146,7 @@ def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[in
 
 
 def _check_takes_mixtures(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[int, int]) -> bool:
-    """Return whether a backbone takes mixtures of a size; refuse one that shows its stems anything else."""
+    """Return whether a backbone takes mixtures of a size; refuse one that passes its stems anything else."""
     first, channels = next(stems[0].parameters()), len(stems[0].encoders) * stems[0].in_chans
     if first.is_meta:
         return True  # there are no numbers to compare
@@ -217,7 +217,7 @@ def summed_weights(encoders: Iterable[nn.Module]) -> tuple[Tensor, Tensor | None
 
 
 class MemberHeads(nn.Module):
-    """M classifiers of the same features; their logits stand one after the other: (B, M*K)."""
+    """M classifiers of the same features; their logits are concatenated: (B, M*K)."""
 
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()

@@ -27,11 +27,11 @@ from mixmo.seeding import Stream, seed_for
 
 
 class Parts(NamedTuple):
-    """What a training set is divided into.
+    """The parts of a training set.
 
     Attributes:
-        train: What is trained on.
-        validation: What is held out for selection, or the dataset's own validation set; ``None`` where the share is 0.
+        train: Images to train on.
+        validation: Images held out for selection, or the dataset's own validation set; ``None`` where the share is 0.
         unused: The rest; ``None`` where all images are trained on.
     """
 
@@ -43,8 +43,8 @@ class Parts(NamedTuple):
 class DataModule:
     """The images of a run: ``train``, ``validation`` and ``test``, and those of other datasets.
 
-    Splits are listed when something of them is needed and decoded when their images are: training lists the test set,
-    to see that it exists and that its classes fit, and never decodes it.
+    Splits are listed on first use, and decoded when their images are needed: training lists the test set, to check
+    that it exists and that its classes fit, and never decodes it.
 
     Args:
         settings: The recipe's ``data`` section.
@@ -52,12 +52,12 @@ class DataModule:
             this seed, unless ``split_seed`` is set.
         check: Decode streamed training images once, in threads, so that those that cannot be read are known before
             training.
-        option: What allows downloads in the command at hand, for errors.
-        given: Sources in place of the dataset that the settings name: ``train``, and ``validation`` and ``test`` where
-            there are such (:func:`mixmo.data.given.open_given`).
+        option: How the current command allows downloads, for errors.
+        given: Sources in place of the dataset that the settings name: ``train``, and ``validation`` and ``test`` if
+            there are any (:func:`mixmo.data.given.open_given`).
 
     Raises:
-        MissingError: from what needs it, if the dataset is missing.
+        MissingError: on first use, if the dataset is missing.
         InputError: before training, if it is damaged, its sizes differ, or its classes do not fit.
 
     Example:
@@ -93,7 +93,7 @@ class DataModule:
 
     @cached_property
     def train(self) -> ImageSet:
-        """Training images, less those held out for validation."""
+        """Training images, without those held out for validation."""
         images = build_image_set(self._parts.train, self.settings, self.size, check=self.check)
         if missing := self._without_images(images):
             raise InputError(
@@ -116,7 +116,7 @@ class DataModule:
             return None
         if held_out.multi_label and not held_out.labels.any():
             raise InputError(
-                f"no validation image of {self.settings.name!r} has a label, so that they measure no mAP; give or draw "
+                f"no validation image of {self.settings.name!r} has a label, so mAP cannot be measured; give or draw "
                 "others, or set --data.validation 0."
             )
         return self._noticed(build_image_set(held_out, self.settings, self.size, check=self.check), "validation")
@@ -127,7 +127,7 @@ class DataModule:
         return self._noticed(build_image_set(self._test_source, self.settings, self.size), "test")
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
-        """Return the test images of another dataset, brought to the size of these, and the names of its classes.
+        """Return the test images of another dataset, resized to the size of these, and the names of its classes.
 
         Args:
             name: As for ``data.name``.
@@ -143,7 +143,7 @@ class DataModule:
 
     @property
     def _prepared(self) -> bool:
-        """Whether a Dataset prepares the images by transforms of its own."""
+        """Whether a Dataset's own transforms prepare the images."""
         images = self._main_source.images
         return isinstance(images, DatasetImages) and images.prepared
 
@@ -161,8 +161,8 @@ class DataModule:
         return decode(self._readable_test_source, index, size, own.channels, own.interpolation, own.window)
 
     def require(self) -> DataModule:
-        """Return itself if everything that training needs is there; the test set is listed and not decoded."""
-        _ = self._train_source, self._has_test and self._test_source  # they raise where classes do not fit
+        """Return itself if everything that training needs is there; the test set is listed but not decoded."""
+        _ = self._train_source, self._has_test and self._test_source  # raises if classes do not fit
         _ = self.train, self.validation
         return self
 
@@ -176,7 +176,7 @@ class DataModule:
         """Return the images of a split as ``given`` takes them; nothing is decoded.
 
         Args:
-            split: ``train``, less what is held out of it, or ``test``.
+            split: ``train``, without what is held out of it, or ``test``.
         """
         return self._parts.train if split == "train" else self._test_source
 
@@ -184,26 +184,26 @@ class DataModule:
         """Leave images out of the test set, such as those by which settings were chosen.
 
         Args:
-            names: What they are called (:meth:`mixmo.data.sources.Source.name`).
+            names: Their names (:meth:`mixmo.data.sources.Source.name`).
         """
         source = self._test_source
         kept = [index for index in range(len(source)) if source.name(index) not in names]
         self._test_source = source.subset(np.array(kept, dtype=np.int64))
 
     def split_rows(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the name of each image, its class, and what it is for, in the order of the splits."""
+        """Yield the name, class and split of each image, in the order of the splits."""
         for split, source in self.sources.items():
             for index, label in enumerate(source.labels):
                 yield source.name(index), name_label(label, self.classes), split
 
     def fingerprint(self, split: str, other: str | None = None, times: bool = True) -> str:
-        """Return a SHA-256 (hexadecimal) that tells whether a split changed; nothing is decoded.
+        """Return a SHA-256 (hexadecimal) that changes with a split; nothing is decoded.
 
         Args:
             split: ``train`` (with what is held out of it), ``validation`` or ``test``.
             other: Another dataset's name, in place of these test images.
-            times: Whether modification times count, besides names, sizes, labels and classes; without them a copy of
-                the files is the same.
+            times: Whether modification times count, in addition to names, sizes, labels and classes; without them a
+                copy of the files is the same.
         """
         if other is not None:
             return self._other_source(other).fingerprint(times)
@@ -232,7 +232,7 @@ class DataModule:
         }[split]
 
     def _without_images(self, images: ImageSet) -> str:
-        """Return the classes of which a set has no image, in words; nothing if it has all."""
+        """Return the classes without an image in a set, in words; nothing if there are none."""
         missing = np.setdiff1d(np.arange(len(self.classes)), present_classes(np.asarray(images.labels)))
         return ", ".join(printable(self.classes[number]) for number in missing[:3])
 
@@ -263,7 +263,7 @@ class DataModule:
             which = "" if split == "all" else f"the {split} "
             raise InputError(
                 f"{which}images of {name!r} have {found}, but data.multi_label is {self.settings.multi_label}; "
-                "set it to what they are, or label all of them alike."
+                "set it accordingly, or label all images the same way."
             )
         if source.multi_label and split in ("train", "all") and (source.labels.sum(1) == 1).all():
             warn_once(f"each training image of {name!r} has one label; if none can have several, give class numbers.")
@@ -282,10 +282,10 @@ class DataModule:
 
     @cached_property
     def drawn(self) -> dict[str, Source] | None:
-        """``train``, with what is held out of it, and ``test`` as drawn class by class; ``None`` where both are given.
+        """``train``, with what is held out of it, and ``test`` as drawn class by class; ``None`` if both are given.
 
-        Every run draws the same test images of the same dataset, regardless of its seed, unless ``split_seed`` is set:
-        those of an ensemble have seen none of them.
+        Every run draws the same test images of a dataset, regardless of its seed, unless ``split_seed`` is set: no
+        member of an ensemble has seen them.
         """
         own, seed = self.settings, seed_for(self.settings.split_seed or 0, 0, "test")
         if self._splits and own.folds is None:
@@ -300,7 +300,7 @@ class DataModule:
 
     @property
     def _joins_unused(self) -> bool:
-        """Whether images that are not used are tested on."""
+        """Whether unused images are tested on."""
         return self.settings.name == "digits" and self.settings.folds is None
 
     @property
@@ -383,7 +383,7 @@ class DataModule:
             warn_once(f"{self.settings.name!r} has classes too small for every split: {'; '.join(found)}.")
 
     def _draw_few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the places of ``count`` images of each class, which hold those of any smaller count, and the rest."""
+        """Return the places of ``count`` images of each class, a superset of any smaller count's, and the rest."""
         order = np.random.default_rng(self._split_seed("subset")).permutation(len(source.labels))
         chosen = np.zeros(len(order), dtype=bool)
         for number, name in enumerate(source.classes):

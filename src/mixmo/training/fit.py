@@ -46,24 +46,24 @@ def fit(
     data: DataModule | None = None,
     module: nn.Module | None = None,
 ) -> None:
-    """Train a network and keep everything in the run's folder.
+    """Train a network and write everything into the run's folder.
 
-    All that can be checked is checked before the folder is made and training starts. Global random generators, warning
+    Everything checkable is checked before the folder is made and training starts. Global random generators, warning
     filters and log levels are left as they were.
 
     Args:
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
         run: The run's folder; a new one must be free.
         resume: Resume from the last checkpoint, if there is one.
-        callbacks: Lightning callbacks in addition to mixmo's own; their state is not kept.
+        callbacks: Lightning callbacks in addition to mixmo's own; their state is not saved.
         accept_changes: Resume with settings that have changed since the run began.
         data: Images that a program gives, in place of those that the plan names.
         module: A backbone that a program gives, in place of the one that the plan names.
 
     Raises:
         MissingError: if the dataset is missing.
-        InputError: if a setting does not fit the others, the run's folder exists or is in use by another process, or
-            the data or every checkpoint of a run that is resumed has changed or is damaged.
+        InputError: if settings conflict, the run's folder exists or is in use by another process, or a resumed run's
+            data has changed or all its checkpoints are damaged.
         TrainingError: if the loss is not finite.
     """
     first = is_first()
@@ -91,15 +91,15 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
     Args:
         plan: What to train.
         run: Where.
-        drawn: Whether a checkpoint's weights will take the place of those the members start from.
-        data: Images that are given.
-        module: A backbone that is given.
+        drawn: Whether a checkpoint's weights will replace the initial ones.
+        data: Images that a program gives.
+        module: A backbone that a program gives.
     """
     settings, own = plan.settings, plan.settings.trainer
     device = training_device(own.accelerator)
     if device.type == "cpu" and own.accelerator not in ("auto", "cpu"):
         raise InputError(
-            f"trainer.accelerator is {own.accelerator}, but torch sees no such device here; take auto or cpu."
+            f"trainer.accelerator is {own.accelerator}, but torch sees no such device here; use auto or cpu."
         )
     _check_fetching(settings, drawn)
     _check_parts(settings, device)
@@ -111,7 +111,7 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
         )
     if (frozen := settings.optimizer.freeze_epochs) and settings.model.start is None and module is None:
         raise InputError(
-            f"optimizer.freeze_epochs is {frozen}, but there are no trained weights to leave as they are: set "
+            f"optimizer.freeze_epochs is {frozen}, but there are no trained weights to freeze: set "
             "model.start, or optimizer.freeze_epochs 0."
         )
     net = build_network(settings, data, drawn, module)
@@ -121,7 +121,7 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
         net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, describe(settings, data)
     )
     _try_optimizer(settings)
-    _tell_of_short_runs(plan, training)
+    _warn_of_short_runs(plan, training)
     if is_first():
         warn_of_imbalance(settings, data)
         warn_of_duplicates(data)
@@ -138,7 +138,7 @@ def _begin(plan: Plan, run: RunFolder, data: DataModule, conditions: Mapping[str
 
 
 def _check_parts(settings: Settings, device: torch.device) -> None:
-    """Refuse a batch that cannot be shared evenly."""
+    """Refuse a batch that cannot be divided evenly."""
     own, data = settings.trainer, settings.data
     devices, nodes = world(own.devices, own.num_nodes)
     count, parts = devices * nodes, devices * nodes * own.accumulate
@@ -157,7 +157,7 @@ def _check_parts(settings: Settings, device: torch.device) -> None:
 
 
 def _check_fetching(settings: Settings, drawn: bool) -> None:
-    """Refuse a backbone or an option that asks the network, or reads another file, unless that is allowed."""
+    """Refuse a backbone or option that needs a download, or reads another file, unless that is allowed."""
     model = settings.model
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
     if model.start == PRETRAINED and not model.download and not drawn:
@@ -173,7 +173,7 @@ def _check_fetching(settings: Settings, drawn: bool) -> None:
 
 
 def _try_optimizer(settings: Settings) -> None:
-    """Refuse what an optimiser takes when it is built but cannot step with."""
+    """Refuse options that an optimiser accepts when it is built but cannot step with."""
     own, layer = settings.optimizer, torch.nn.Linear(1, 1)
     optimizer = build_optimizer(layer, own.name, 0.1, own.weight_decay, own.momentum, own.decay_all, **own.options)
     try:
@@ -183,8 +183,8 @@ def _try_optimizer(settings: Settings) -> None:
         raise InputError(f"optimizer {own.name!r} cannot step with {own.options}: {reason(error)}.") from error
 
 
-def _tell_of_short_runs(plan: Plan, training: Training) -> None:
-    """Log what a run is too short for."""
+def _warn_of_short_runs(plan: Plan, training: Training) -> None:
+    """Warn of settings for which a run is too short."""
     settings, epochs = plan.settings, plan.epochs
     steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
@@ -194,14 +194,14 @@ def _tell_of_short_runs(plan: Plan, training: Training) -> None:
         )  # fmt: skip
     if training.warmup >= steps:
         log.warning(
-            "the warm-up takes %d steps and the run has %d, so that the learning rate rises to its end; lower "
+            "the warm-up takes %d steps and the run has %d, so the learning rate rises until the end; lower "
             "schedule.warmup_epochs, or train longer.", training.warmup, steps,
         )  # fmt: skip
     shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
         log.warning(
             "mixer.progress is epochs, as published for long runs: of %d epochs the last has no shaped masks at all; "
-            "take steps.", epochs,
+            "use steps.", epochs,
         )  # fmt: skip
 
 

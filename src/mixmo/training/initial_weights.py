@@ -32,19 +32,19 @@ from mixmo.runs import RunFolder
 _SCALAR = np.float64().__reduce__()[0]
 PLAIN = (Namespace, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype,
          *{type(np.dtype(code)) for code in "?bhilqBHILQefd"})  # fmt: skip
-"""Data in checkpoints besides tensors and Python's own: options of programs, and scores as NumPy's numbers."""
+"""Types in checkpoints other than tensors and Python's own: programs' options, and scores as NumPy numbers."""
 
 log = logging.getLogger("mixmo")
 
 SHARES = ("validation", "test", "folds", "fold", "images_per_class")
-"""Settings of ``data`` that say which images are drawn, in addition to its seed."""
+"""Settings of ``data`` that determine which images are drawn, in addition to its seed."""
 
 
 def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> MixMo:
-    """Return a network whose members start from trained weights: it computes at first what the plain one computed.
+    """Return a network whose members start from trained weights: at first it computes what the plain one does.
 
-    Encoders are the trained stem / M, heads the trained head, or where its classes are not as many a draw each;
-    ``model.start_noise`` is added to what is equal.
+    Encoders are the trained stem / M, heads the trained head or, if the number of classes differs, independent draws;
+    ``model.start_noise`` is added to equal copies.
 
     Args:
         settings: The run's.
@@ -78,10 +78,10 @@ def _plain(settings: Settings, start: str) -> Any:
     backbone: Any = create_backbone(own.backbone, **options)
     weights = find_weights(read_tensors(Path(start)), list(backbone.state_dict()), start, own.backbone)
     stems, heads = (backbone.pretrained_cfg.get(key) or () for key in ("first_conv", "classifier"))
-    for name in [stems] if isinstance(stems, str) else stems:  # colours become grey as timm has it
+    for name in [stems] if isinstance(stems, str) else stems:  # colours become grey as in timm
         stem = weights.get(f"{name}.weight")
         if stem is not None and stem.dim() == 4 and stem.shape[1] != settings.data.channels:
-            with suppress(NotImplementedError):  # of other bands than colours, which _load says
+            with suppress(NotImplementedError):  # of other bands than colours, which _load reports
                 weights[f"{name}.weight"] = adapt_input_conv(settings.data.channels, stem)
     head = weights.get(f"{heads if isinstance(heads, str) else ''.join(heads[:1])}.weight")
     if head is not None and len(head) != backbone.num_classes:
@@ -102,7 +102,7 @@ def _check_run(settings: Settings, start: str, theirs: Header) -> None:
 
 
 def _compare_splits(settings: Settings, run: RunFolder) -> None:
-    """Warn of a run that was trained on other shares of the same dataset: it may know images that are held out here."""
+    """Warn of a run trained on other shares of the same dataset: it may have seen images that are held out here."""
     if not run.config_file.is_file():
         return
     theirs, own = run.settings(), settings.data
@@ -121,7 +121,7 @@ def read_tensors(file: Path) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a ``.safetensors`` file or of a torch checkpoint by name, for each mapping that holds some.
 
     Args:
-        file: The file; nothing in it acts when it is read.
+        file: The file; reading it executes nothing.
 
     Returns:
         The mappings by their keys in the checkpoint, joined by dots, as ``state_dict_ema``; "" is the file itself.
@@ -160,11 +160,11 @@ def read_tensors(file: Path) -> dict[str, dict[str, Tensor]]:
 def find_weights(
     found: Mapping[str, Mapping[str, Tensor]], expected: Sequence[str], start: str, backbone: str
 ) -> dict[str, Tensor]:
-    """Return a backbone's tensors among those of a checkpoint: where, behind one prefix, most of its names are.
+    """Return a backbone's tensors among those of a checkpoint: the mapping and prefix that match most of its names.
 
     Wrappers put prefixes before names: ``module.`` (DDP and averages), ``_orig_mod.`` (torch.compile), or an
-    attribute's name (Lightning's modules). Where several places have as many, averaged weights are taken, else the
-    first; the log then says which.
+    attribute's name (Lightning's modules). Where several places match equally, averaged weights are taken, else the
+    first; the log then names it.
 
     Args:
         found: Tensors by name, of each mapping in the checkpoint (:func:`read_tensors`).
@@ -173,7 +173,7 @@ def find_weights(
         backbone: The backbone's name, for errors.
 
     Raises:
-        InputError: if there are fewer than half of them anywhere, or one is no ordinary tensor.
+        InputError: if fewer than half of them are found, or one is not an ordinary tensor.
 
     Example:
         >>> found = {"state_dict": {"model.fc.weight": torch.ones(2), "loss.weight": torch.zeros(2)}}
@@ -216,7 +216,7 @@ def _first(names: Iterable[str]) -> str:
 
 
 def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: str) -> None:
-    """Load weights that have to fit in every tensor; counters of batches may be missing."""
+    """Load weights, all of which have to fit; batch counters may be missing."""
     own = backbone.state_dict()
     problems = [f"it lacks {key}" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     problems += [f"{name!r} has no {key}" for key in weights if key not in own]
