@@ -152,7 +152,7 @@ def _symbol_page(name: str) -> str:
 
 def _overview() -> str:
     """Return the list of all symbols, each with the first sentence of its docstring."""
-    lines = ["# API reference", "", "| | |", "| --- | --- |"]
+    lines = ["# API reference", "", "| name | what it is or does |", "| --- | --- |"]
     for name in symbols():
         summary = re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", inspect.getdoc(find(name)).split("\n\n")[0]).replace("\n", " ")
         lines.append(f"| [`{name.rpartition('.')[2]}`]({name}.md) | {summary.replace('|', '&#124;')} |")
