@@ -193,7 +193,7 @@ class Predictor:
     def interpret(
         self, logits: Tensor, names: Sequence[str], features: Tensor | None = None
     ) -> ImagePredictions | LabelPredictions:
-        """Return predictions for the named images from the logits (N, M, K) and features of :meth:`stream`."""
+        """Return predictions for images of these names from the logits (N, M, K) and features of :meth:`stream`."""
         known = self.calibration
         if self.multi_label:
             return interpret_labels(logits, names, self.classes, known if isinstance(known, LabelCalibration) else None)
