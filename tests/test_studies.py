@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 from test_package import run
 
+from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -329,3 +330,18 @@ def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
     assert whole[0]["NLL, scaled against old"] == brief[0]["NLL, scaled against old"] == "−0.500 [−3.677, +2.677]"
     assert chosen == [{"": name, "learning rate": "0.1", "weight decay": "0.01", "rho": "0.5", "trials": "6"}
                       for name in ("new", "old")]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_recipe_is_timed_once(tmp_path, run_here):
+    """In a process of its own."""
+    words = [FILE.with_name("recipes.py"), "digits-cut", "--out=rows", "--settings", "trainer.max_epochs=1"]
+    run_here(*words, "trainer.limit_train_batches=2")
+    (row,) = study_plans.read_rows(tmp_path / "rows/recipes.csv")
+    assert row["epochs"] == "1" and row["data"] == "digits"
+    assert 200 < int(row["memory_mib"]) < 20_000 and float(row["seconds"]) > 0 and 0 < float(row["accuracy"]) < 1
+    assert row["digest"] != study_plans.digest_of([load_recipe("digits-cut")])  # no row of the recipe as it is
+    run_here(*words, "trainer.limit_train_batches=2")
+    assert len(study_plans.read_rows(tmp_path / "rows/recipes.csv")) == 1
+    with pytest.raises(SystemExit, match="with other settings than the study says"):
+        run_here(*words)

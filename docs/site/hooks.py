@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # mkdocs loads this file by its path: its neighbours and the package are found here only
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "src")]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 from docstrings import find, symbols  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
@@ -36,7 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
     made |= {"api/index.md": _overview(), "recipes.md": recipes()}
     sources = {file.src_uri: f"docs/{file.src_uri}" for file in files.documentation_pages()}
     sources |= {target: source for source, target in PAGES.items()}
-    linked = {"src/mixmo/config/recipes/catalogue.yaml", "benchmarks/results/digits-tuned.csv"}
+    linked = {"src/mixmo/config/recipes/catalogue.yaml", "benchmarks/results/recipes.csv", "benchmarks/recipes.py"}
     for page, source in sources.items():
         text = made.get(page) or (ROOT / source).read_text(encoding="utf-8")
         linked |= {path for _, path in _targets(text, source) if _site_path(path).startswith("files/")}

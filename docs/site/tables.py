@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
+
+from study_plans import digest_of, read_rows
 
 from mixmo.config.keywords import keywords
 from mixmo.config.recipes import in_groups, method_name
@@ -53,9 +53,6 @@ def fit_settings() -> str:
     return "\n\n".join(f"## {section or 'The run'}\n\n{table(header, rows)}" for section, rows in sections.items())
 
 
-STUDIED = {"quickstart": "Cut-MixMo", "quickstart-single": "single", "quickstart-single-cutmix": "single + CutMix"}
-"""Methods of the study digits-tuned by the recipes that have their settings."""
-
 ABOUT = """\
 # Recipes
 
@@ -65,13 +62,13 @@ Each is one name for `mixmo fit NAME` and `mixmo.fit(recipe="NAME")`; any settin
 [catalogue](files/src/mixmo/config/recipes/catalogue.yaml.md). An empty cell has not been measured.
 
 - **b**: batch repetition, how often an image stands in a batch. **Epochs**: each shows every image b times.
-- **Time**, **result**: of five runs in float32 on one thread of the named processor, which other work shared: shortest
-  and longest time; mean and standard deviation of the top-1 accuracy ([protocol](evidence.md#protocol),
-  [rows](files/benchmarks/results/digits-tuned.csv.md)).
+- **Time**, **memory**, **result**: of one run with the recipe's own seed in float32 on the named processor, one thread:
+  training with validation, the process's largest memory (about 600 MiB of it is PyTorch), and the top-1 accuracy on the
+  test images ([command](files/benchmarks/recipes.py.md), [rows](files/benchmarks/results/recipes.csv.md)). Five seeds
+  of the quickstart are in [when it pays](when-it-pays.md).
 - **Published**: top-1 in % of the README of the paper's code, single checkpoints at the best test epoch. None is
   reproduced here yet. On an NVIDIA H100 a step of WideResNet-28-10 with two members takes 26.5 ms at batch 256
   ([performance](performance.md#on-a-gpu)).
-- **Memory** has not been measured for a whole run of any recipe; `mixmo benchmark` measures that of a step on your GPU.
 """
 
 
@@ -99,16 +96,10 @@ ALLOWED = {"torch/cifar10": " --data.download true", "torch/cifar100": " --data.
 
 
 def read_measurements(name: str, recipe: Mapping[str, Any]) -> list[str]:
-    """Return time, memory and accuracy of a recipe; empty where the kept rows have other settings."""
-    data, optimizer = recipe["data"], recipe["optimizer"]
-    wanted = {"backbone": recipe["model"]["backbone"], "base_lr": optimizer["base_lr"],
-              "weight_decay": optimizer.get("weight_decay"), "input_repetition": data.get("input_repetition", 0.0),
-              "passes": recipe["trainer"]["max_epochs"] * data.get("batch_repetition", 1)}  # fmt: skip
-    with (ROOT / "benchmarks" / "results" / "digits-tuned.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == STUDIED.get(name)]
-    rows = [row for row in rows if all(type(value)(row[key]) == value for key, value in wanted.items())]
-    if not rows:
+    """Return time, memory and accuracy of a recipe; empty where it has no row, or one of other settings."""
+    rows = read_rows(ROOT / "benchmarks" / "results" / "recipes.csv")
+    row = next((row for row in rows if row["recipe"] == name and row["digest"] == digest_of([recipe])), None)
+    if row is None:
         return ["", "", ""]
-    seconds, accuracies = [int(row["seconds"]) for row in rows], [100 * float(row["accuracy"]) for row in rows]
-    time = f"{min(seconds)} to {max(seconds)} s, {rows[0]['device']}".replace(" ", "\u00a0")
-    return [time, "", f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}"]
+    time = f"{float(row['seconds']):.0f} s, {row['device']}".replace(" ", "\u00a0")
+    return [time, f"{row['memory_mib']}\u00a0MiB", f"{100 * float(row['accuracy']):.1f}"]
