@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,8 @@ from mixmo.escaping import markdown, printable
 
 WIDTH = 100
 """Columns of what is printed, where the output is no terminal."""
+LONGEST_NAME = 20
+"""Columns of a longer name, which is folded."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,37 @@ class TextTable:
     def show(self, leave_out: Container[str] = ()) -> None:
         """Print it, as wide as the terminal, or within 100 columns where the output is none.
 
+        Columns that do not fit are printed below the others, next to the first column again.
+
         Args:
             leave_out: Headings of columns for which a terminal has no room.
         """
-        Console(width=None if sys.stdout.isatty() else WIDTH).print(self.rich(leave_out))
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        columns = [index for index, heading in enumerate(self.header) if heading not in leave_out]
+        title = self.title
+        while columns:
+            count = len(columns)
+            while count > 2 and _least_width(self._part(columns[:count])) > console.width:
+                count -= 1
+            shown, rest = columns[:count], columns[count:]
+            console.print(self._part(shown, title, "" if rest else self.note))
+            columns, title = [0, *rest] if rest else [], ""
 
-    def rich(self, leave_out: Container[str] = ()) -> Table:
+    def rich(self) -> Table:
         """Return it for a terminal, details in a line below their cell."""
-        note = Text(printable(self.note)) if self.note else None
-        title = Text(printable(self.title))
-        table = Table(title=title, caption=note, min_width=min(title.cell_len, WIDTH))  # the title stays on one line
-        shown = [index for index, heading in enumerate(self.header) if heading not in leave_out]
-        for index in shown:
+        return self._part(range(len(self.header)), self.title, self.note)
+
+    def _part(self, columns: Sequence[int], title: str = "", note: str = "") -> Table:
+        heading, caption = Text(printable(title)), Text(printable(note)) if note else None
+        width = min(heading.cell_len, WIDTH)  # the title stays on one line
+        table = Table(title=heading if title else None, caption=caption, min_width=width)
+        for index in columns:
             whole = any(index == column for _, column in self.details)  # an interval stays on one line
             whole |= index == 0 and not self.details and all(len(row[0]) <= WIDTH // 3 for row in self.rows)
             justify: JustifyMethod = "right" if index else "left"
             table.add_column(Text(printable(self.header[index])), justify=justify, overflow="fold", no_wrap=whole)
         for row in self._cells(printable, "\n"):
-            cells = [row[index] for index in shown]
+            cells = [row[index] for index in columns]
             table.add_row(*(Text(text, "bold" if best else "") for text, best in cells))
         return table
 
@@ -87,3 +103,15 @@ class TextTable:
             ]
             for i, row in enumerate(self.rows)
         ]
+
+
+def _least_width(table: Table) -> int:
+    """Return how wide a table has to be for whole words and, in columns that do not wrap, whole lines."""
+    widths = []
+    for column in table.columns:
+        split = str.splitlines if column.no_wrap else str.split
+        parts = [part for cell in (column.header, *column.cells) for part in split(str(cell))]
+        widths.append(max(map(cell_len, parts), default=0))
+    if not table.columns[0].no_wrap:
+        widths[0] = min(widths[0], LONGEST_NAME)
+    return sum(width + len(" │ ") for width in widths) + 1
