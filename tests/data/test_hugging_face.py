@@ -173,7 +173,8 @@ def test_bad_input_is_one_sentence(tmp_path):
 
 def test_the_library_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     name = written("parquet", tmp_path)
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    for module in ("datasets", "pyarrow.parquet"):  # the second comes with the first
+        monkeypatch.setitem(sys.modules, module, None)
     for each, allowed in ((name, False), ("hfds/someone/something", True)):
         with pytest.raises(InputError, match=r"library; `pip install 'mixmo\[datasets\]'` installs it\.$"):
             open_source(each, "train", download=allowed)

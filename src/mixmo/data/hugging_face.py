@@ -152,6 +152,7 @@ def open_shards(kind: str, folder: Path, split: str, files: Sequence[str], on_er
     if missing := _missing_parts(files):
         raise InputError(f"{printable(str(folder))}: {printable(missing[0])} is missing; bring it back.")
     paths = [str(folder / file) for file in files]
+    _import_library(str(folder))
     logger.info("opening %s; the first time its images are copied into the cache of Hugging Face's library", folder)
     try:
         absolute = [glob.escape(str(Path(path).absolute())) for path in paths]
@@ -230,14 +231,19 @@ def open_hub(name: str, split: str, on_error: str) -> Source:
     return open_table(dataset, f"hfds/{name} {split}", on_error)
 
 
-def _call(function: str, what: str, *arguments: Any, **options: Any) -> Any:
-    """Call a function of the library silently; errors name what is read."""
+def _import_library(what: str) -> Any:
+    """Return Hugging Face's library, which is needed to read what is named."""
     try:
-        datasets = importlib.import_module("datasets")
+        return importlib.import_module("datasets")
     except ImportError as error:
         raise InputError(
             f"{printable(what)} is read by Hugging Face's library; `pip install 'mixmo[datasets]'` installs it."
         ) from error
+
+
+def _call(function: str, what: str, *arguments: Any, **options: Any) -> Any:
+    """Call a function of the library silently; errors name what is read."""
+    datasets = _import_library(what)
     log, shown = logging.getLogger("datasets"), not datasets.utils.are_progress_bars_disabled()
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
