@@ -17,6 +17,7 @@ import uuid
 from concurrent.futures import Future
 from functools import partial
 
+import hypothesis
 import matplotlib.font_manager  # noqa: F401  it keeps a list of fonts in the real cache
 import numpy as np
 import pytest
@@ -42,6 +43,8 @@ from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("mixmo", deadline=None)  # a busy machine takes longer than any
+hypothesis.settings.load_profile("mixmo")
 if "HF_DATASETS_CACHE" not in os.environ:  # which the datasets library reads once
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)

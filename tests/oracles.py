@@ -15,7 +15,7 @@ draws = {
 """``scale`` 0 makes all probabilities equal, 1000 certain; ``coarse`` makes ties."""
 
 
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=60)
 
 
 def sample(n, classes, scale, coarse, seed, members=1):

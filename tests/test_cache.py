@@ -50,7 +50,7 @@ def test_nothing_kept_is_nothing_to_warn_of(tmp_path, caplog):
     ],
     ids=["tensors", "json"],
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damage_is_noticed(tmp_path_factory, name, keep, read, same, data):
     """What is read is what was kept; anything else is a warning of one line."""

@@ -32,8 +32,8 @@ from mixmo.reporting.page import Picture, Section, chart, render
 from mixmo.reporting.sections import risk_coverage
 from mixmo.reporting.text_table import TextTable
 
-quick = settings(max_examples=60, deadline=None)
-slow = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=60)
+slow = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 
 
 def prediction(classes=("a", "b")):

@@ -268,7 +268,7 @@ def rows_of(values, other):
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=2, max_size=6))
 def test_intervals_are_students(pairs):
     """Of the mean of paired differences, by SciPy."""

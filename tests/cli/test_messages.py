@@ -29,7 +29,7 @@ def refused(*words):
     return line
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(name=st.sampled_from(sorted(known_settings())), value=huge)
 def test_a_huge_value_leaves_the_sentence_and_the_settings_name(name, value):
     try:

@@ -90,7 +90,7 @@ def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
     assert "photos/pipe.png: it is a pipe, not a regular file" in capsys.readouterr().err
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=200),
     start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"GIF89a"]),

@@ -169,7 +169,7 @@ def planned(*arguments):
         return str(error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=names | st.sampled_from(["data", "model", "model.options", "x", ""]), value=values)
 def test_any_value_in_a_recipe_is_taken_or_refused_in_a_sentence(name, value):
     section, _, key = name.partition(".")
@@ -196,7 +196,7 @@ TEXTS = st.one_of(
 """Texts that YAML could take for something else: line breaks, numbers, its own signs."""
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     options=st.dictionaries(TEXTS, TEXTS | st.dictionaries(TEXTS, st.lists(TEXTS, max_size=2), max_size=2), max_size=3)
 )
@@ -208,7 +208,7 @@ def test_texts_are_read_back_from_a_runs_configuration_as_they_were(options, fol
     assert plan.settings.model.options == again.settings.model.options == options
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(name=names, text=st.text(max_size=12) | values.map(lambda value: yaml.safe_dump(value).split("\n...")[0]))
 def test_any_word_is_taken_or_refused_in_a_sentence(name, text):
     plan = planned(BASE, [f"--{name}={text}"])

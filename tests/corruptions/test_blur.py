@@ -25,7 +25,7 @@ def test_defocus_is_opencvs(table, severity):
         np.testing.assert_allclose(own.permute(1, 2, 0), cv2.filter2D(image, -1, kernel), atol=2e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(reach=st.integers(1, 4), height=st.integers(10, 16), width=st.integers(10, 16), seed=st.integers(0, 999))
 def test_glass_is_the_published_loop(reach, height, width, seed):
     rng = np.random.default_rng(seed)

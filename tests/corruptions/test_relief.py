@@ -20,7 +20,7 @@ def batch(layer):
     return torch.from_numpy(layer.astype(np.float32))[None, None]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 9999), threshold=st.sampled_from([0.6, 0.69, 0.8]), sigma=st.sampled_from([0.5, 1, 3]))
 def test_edges_are_opencvs(seed, threshold, sigma):
     layer = drops(seed=seed, threshold=threshold, sigma=sigma)

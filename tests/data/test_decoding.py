@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -253,7 +253,6 @@ CONTENTS = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     content=st.sampled_from(CONTENTS),
     changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
@@ -267,7 +266,6 @@ def test_damaged_files_are_an_image_or_one_sentence(content, changes, end, chann
     _image_or_sentence(bytes(changed[:end]), channels)
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200))
 @example(b"")
 @example(b"P6 0 0 255\n")

@@ -20,7 +20,7 @@ def check(chosen, labels, groups):
         assert not set(groups[chosen]) & set(groups[~chosen])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases, st.sampled_from([0.05, 0.1, 0.2, 0.35, 0.5, 0.9]), st.integers(0, 99), st.booleans())
 def test_a_share_leaves_every_class_something(images, share, seed, grouped):
     labels, groups = np.array(images).T
@@ -31,7 +31,7 @@ def test_a_share_leaves_every_class_something(images, share, seed, grouped):
         assert (chosen == draw(labels, share, seed, groups)).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases, st.integers(2, 6), st.integers(0, 99), st.booleans())
 def test_folds_are_disjoint_and_hold_all_but_single_images(images, count, seed, grouped):
     labels, groups = np.array(images).T

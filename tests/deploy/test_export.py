@@ -178,7 +178,7 @@ def test_an_export_whose_place_cannot_be_taken_leaves_the_earlier_one(gone, tmp_
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damaged_descriptions_are_one_sentence(data):
     calibration = fit_calibration(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     content = json.loads(Spec(["cat", "dog"], (8, 8), HOW, calibration=calibration).to_json())

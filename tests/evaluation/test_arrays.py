@@ -51,7 +51,7 @@ def refused(file):
     return text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=mutations(WHOLE) | mutations(compressed(logits=LOGITS, targets=TARGETS)))
 def test_damaged_bytes_are_refused_or_read(file, content):
     file.write_bytes(content)
@@ -108,7 +108,7 @@ def test_numbers_too_large_to_average_are_one_sentence(file):
     assert text.startswith(f"{file}: ") and "are not finite" in text and "\n" not in text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(["<f2", ">f4", "<f4", ">f8", "g"]),
     order=st.sampled_from("CF"),
@@ -121,7 +121,7 @@ def test_any_kind_of_numbers_is_read(file, kind, order, numbers):
     assert found.targets.tolist() == [0, 2] and found.classes == ["0", "1", "2"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damaged_npy_files_are_refused_or_read(tmp_path_factory, data):
     file = tmp_path_factory.getbasetemp() / "fog.npy"

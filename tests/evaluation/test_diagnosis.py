@@ -48,7 +48,7 @@ numbers = st.floats(-3, 3).filter(lambda value: abs(value) > 1e-2)
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(numbers, numbers, numbers), min_size=2, max_size=3), st.randoms(use_true_random=False))
 def test_shares_of_variance_are_those_of_a_linear_network(stems, random):
     """V_i of a unit is stems[i]² Var(x): the share of each member follows, for units and for logits."""

@@ -14,7 +14,7 @@ from mixmo.errors import InputError
 from mixmo.metrics import Calibration, Scores, SelectivePrediction, chunks
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(2, 30), scale=st.floats(0.1, 30), seed=st.integers(0, 99), members=st.integers(1, 3))
 def test_averages_and_members_are_evaluated(n, scale, seed, members):
     logits, targets = sample(n, 6, scale, False, seed, members)

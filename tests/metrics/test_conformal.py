@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
@@ -80,7 +80,6 @@ def test_adaptive_sets_are_those_of_torch_uncertainty(sets):
     assert torch.equal(found, theirs(fresh) > 0) and 1 < found.sum(1).double().mean() < 7
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0.01, 0.99))
 def test_thresholds_are_quantiles(values, coverage):
     """All but k - 1 of the validation images' true classes are at the threshold or above."""

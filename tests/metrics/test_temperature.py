@@ -15,7 +15,7 @@ from mixmo.metrics import fit_temperature
 from mixmo.metrics.temperature import describe_doubt, temperature_interval, two_fold
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), n=st.integers(1, 12), one_class=st.booleans())
 def test_temperature_of_few_levels(data, n, one_class):
     """Ties, single classes, nothing but right or wrong predictions: nothing on a grid is better."""

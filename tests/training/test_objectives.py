@@ -23,7 +23,7 @@ def batch_of(rng, batch, members, classes):
     return logits, mixed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(2, 6), st.floats(0, 0.9), st.integers(0, 99))
 def test_the_loss_is_that_of_its_formula(batch, members, classes, smoothing, seed):
     """Σ_i w_i CE(logits_i, (1 - ε) y_i + ε / K), averaged over the batch."""
