@@ -258,22 +258,25 @@ def draw_intervals(rows: Rows, method: str, against: Sequence[str]) -> Figure:
         against: The others; those that a task lacks are left out.
     """
     named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]
-    tasks = list(dict.fromkeys(row["task"] for row in named))
-    places = [(task, other) for task in tasks for other in against if difference(named, task, method, other, "nll")]
-    figure = Figure(figsize=(9, 1.1 + 0.3 * len(places)))
+    lines: list[tuple[str, str]] = []  # a task's heading names no other method
+    for task in dict.fromkeys(row["task"] for row in named):
+        lines += [(task, ""), *((task, other) for other in against if difference(named, task, method, other, "nll"))]
+    figure = Figure(figsize=(9, 1.1 + 0.3 * len(lines)))
     axes = figure.subplots(1, len(PICTURED), sharey=True)
     for axis, (metric, factor) in zip(axes, PICTURED.items(), strict=True):
         sign = factor if metric == "accuracy" else -factor
-        for place, (task, other) in enumerate(places):
-            found = difference(named, task, method, other, metric)
-            assert found is not None
+        for place, (task, other) in enumerate(lines):
+            if (found := difference(named, task, method, other, metric)) is None:
+                continue
             color, face = ("#2b6cb0", None) if found.sure else ("#888888", "white")
             half = 0 if math.isnan(found.half) else abs(sign) * found.half
             axis.errorbar(sign * found.mean, place, xerr=half, fmt="o", color=color, mfc=face or color, capsize=3)
         axis.axvline(0, color="#888888", linewidth=0.8)
         axis.set_xlabel({"accuracy": "points of top-1 gained", "nll_two_fold": "scaled NLL saved"}[metric])
-    axes[0].set_yticks(range(len(places)), [f"{task}: against {other}" for task, other in places], fontsize=8)
-    axes[0].set_ylim(len(places) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(lines)), [f"against {other}" if other else task for task, other in lines], fontsize=9)
+    for label, (_, other) in zip(axes[0].get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if other else "bold")
+    axes[0].set_ylim(len(lines) - 0.5, -0.5)
     figure.suptitle(f"{method}: differences with 95 % intervals, paired by seed", fontsize=10)
     figure.tight_layout()
     return figure
