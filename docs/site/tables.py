@@ -74,11 +74,11 @@ Each is one name for `mixmo fit NAME` and `mixmo.fit(recipe="NAME")`; any settin
 
 def recipes() -> str:
     """Return the page of all shipped recipes."""
-    header = ["command", "network", "method", "b", "epochs", "time", "memory", "result, top-1 %", "published"]
+    header = ["recipe", "network", "method", "b", "epochs", "time", "memory", "result, top-1 %", "published"]
     parts = [ABOUT]
     for title, group in in_groups().items():
         rows = [
-            [f"`mixmo fit {name}{ALLOWED.get(recipe['data']['name'], '')}`", recipe["model"]["backbone"],
+            [f"`{name}`", recipe["model"]["backbone"],
              method_name(recipe).replace(" ", "\u00a0"), str(recipe["data"].get("batch_repetition", 1)),
              str(recipe["trainer"]["max_epochs"]), *read_measurements(name, recipe), str(recipe.get("published", ""))]
             for name, recipe in group.items()
@@ -86,7 +86,7 @@ def recipes() -> str:
         filled = [index for index in range(len(header)) if any(row[index] for row in rows)]
         (data,) = {recipe["data"]["name"] for recipe in group.values()}
         shown = table([header[index] for index in filled], ([row[index] for index in filled] for row in rows))
-        parts.append(f"## {title}\n\nData: `{data}`.\n\n{shown}")
+        parts.append(f"## {title}\n\n`mixmo fit RECIPE{ALLOWED.get(data, '')}`. Data: `{data}`.\n\n{shown}")
     return "\n\n".join(parts)
 
 
