@@ -12,7 +12,7 @@ from pathlib import Path
 from mixmo.errors import InputError
 
 SPEC = "mixmo.json"
-"""The description in an exported folder, and what it is called in an exported file."""
+"""The name of the description in an exported folder, and in an exported file."""
 
 DIGEST = "sha256"
 """The key of the digest in a description."""
@@ -22,12 +22,12 @@ _ZEROS = b"0" * 64
 
 
 def placeholder() -> str:
-    """Return what stands in a file in place of its digest until :func:`write_digest`: no other bytes are equal."""
+    """Return a unique placeholder for a file's digest, which :func:`write_digest` replaces."""
     return secrets.token_hex(32)
 
 
 def write_digest(file: Path, placed: str) -> None:
-    """Put the SHA-256 of a file's content, with zeros in place of the digest, where a placeholder stands in it.
+    """Replace a file's placeholder with the SHA-256 of its content, in which zeros replace the placeholder.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -40,7 +40,7 @@ def write_digest(file: Path, placed: str) -> None:
     """
     content, place = file.read_bytes(), placed.encode()
     if content.count(place) != 1:
-        raise InputError(f"{file} cannot be written with its digest: its description is not in it as it was given.")
+        raise InputError(f"{file} cannot be written with its digest: its description is not in it unchanged.")
     digest = hashlib.sha256(content.replace(place, _ZEROS)).hexdigest()
     with file.open("r+b") as opened:
         opened.seek(content.index(place))
@@ -48,7 +48,7 @@ def write_digest(file: Path, placed: str) -> None:
 
 
 def has_digest(file: Path) -> bool:
-    """Return whether a file has a digest of :func:`write_digest`, which is then right.
+    """Return whether a file has a digest of :func:`write_digest`, and verify it.
 
     Raises:
         InputError: if it is damaged.
@@ -68,7 +68,7 @@ def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_files(folder: Path, names: Iterable[str]) -> bool:
-    """Return whether a folder's description has digests, of itself and of files, which are then right.
+    """Return whether a folder's description has digests, of itself and of files, and verify them.
 
     Args:
         folder: The folder, with a description.

@@ -1,6 +1,6 @@
 """Errors for invalid input: one clear sentence.
 
-What users cause is an :class:`InputError`, raised where the cause is known; everything else is a defect of ours.
+Errors that users cause are :class:`InputError`, raised where the cause is known; all others are defects of mixmo.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StoppedError(Exception):
 
 
 def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
-    """Return ``value`` if it is known; otherwise say what is near it.
+    """Return ``value`` if it is known; otherwise raise with similar names.
 
     Args:
         value: What was asked for.
@@ -63,11 +63,11 @@ def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str
 
 
 def refuse_labels(name: str, asked: Mapping[str, object]) -> None:
-    """Refuse what is for one class for each image of a network of several labels.
+    """Refuse options for single-label networks, if the network is multi-label.
 
     Args:
-        name: The network's.
-        asked: What is, by its name; what is true was asked for.
+        name: The network's name.
+        asked: The options by name; those that are true were asked for.
 
     Raises:
         InputError: naming the first.
@@ -83,7 +83,7 @@ def refuse_labels(name: str, asked: Mapping[str, object]) -> None:
 
 
 def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
-    """Return a sentence that names what is unknown, and what is near it, as :func:`one_of` raises it."""
+    """Return a sentence that names an unknown value and similar known ones, as :func:`one_of` raises it."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:

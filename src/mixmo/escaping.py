@@ -11,13 +11,13 @@ LONGEST = 60
 LONGEST_MESSAGE = 600
 
 LONG_VALUE = re.compile(r"""(?<!\w)'[^']{160,}'(?!\w)|(?<!\w)"[^"]{160,}"(?!\w)|[\[{][^][{}]{160,}[]}]|\S{160,}""")
-"""What is quoted, bracketed or without a space, of a length that no sentence needs."""
+"""Quoted, bracketed or unbroken text, too long for a sentence."""
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"})
 
 
 def timm_scheme(backbone: str) -> str:
-    """Return where timm looks for a backbone, ``hf-hub`` or ``local-dir``; nothing for a plain name.
+    """Return where timm looks for a backbone, ``hf-hub`` or ``local-dir``; empty for a plain name.
 
     Example:
         >>> timm_scheme("hf_hub:somebody/network"), timm_scheme("resnet18")
@@ -61,7 +61,7 @@ def markdown(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Return a text that spreadsheets do not take for a formula: an apostrophe stands before one.
+    """Return a text that spreadsheets do not take for a formula: an apostrophe precedes one.
 
     Example:
         >>> csv_cell("=1+1"), csv_cell("a=1")

@@ -27,7 +27,7 @@ from mixmo.validation import (
 )
 
 FORMAT = 2
-"""The number of the header's format. It grows when a header says what earlier versions would not understand."""
+"""The number of the header's format. It grows when earlier versions would misread a header."""
 
 LARGEST_SIDE = 8192
 MOST_MEMBERS = 100
@@ -83,8 +83,7 @@ class Preparation:
     crop_size: Size | None
     """Side, or height and width, of the crop in the middle that the network sees; ``None`` is the whole image."""
     image_size: Size | None = None
-    """Side, or height and width, that images were asked to be brought to; ``None`` took them as they were, all of one
-    size.
+    """Side, or height and width, that images were scaled to; ``None`` took them as they were, all of one size.
     """
     window: Numbers | None = None
     """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255."""
@@ -100,13 +99,13 @@ class Preparation:
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """Return what the ``data`` section of a run's settings says of it."""
+        """Return the preparation set in the ``data`` section of a run's settings."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Header:
-    """What a saved network says of itself.
+    """The description of a saved network.
 
     Attributes:
         classes: The K class names.
@@ -140,7 +139,7 @@ class Header:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(h, w) of what the network sees."""
+        """(h, w) of the network's input."""
         crop = self.data.crop_size
         return self.size if crop is None else height_and_width(crop)
 
@@ -155,16 +154,16 @@ class Header:
 
         Args:
             content: Plain values.
-            where: The file that they stand in, for errors.
+            where: Their file, for errors.
 
         Raises:
             InputError: if they are of a newer format, or damaged.
         """
         if not isinstance(content, Mapping):
-            raise InputError(f"{where} is damaged, or none of mixmo's: it has no header.")
+            raise InputError(f"{where} is damaged, or not mixmo's: it has no header.")
         found = content.get("format")
         if type(found) is not int or found < 1:
-            raise InputError(f"{where} is damaged, or none of mixmo's: its header has the format {found!r}.")
+            raise InputError(f"{where} is damaged, or not mixmo's: its header has the format {found!r}.")
         if found > FORMAT:
             raise InputError(
                 f"{where} is of format {found}, but this version of mixmo reads formats up to {FORMAT}: update mixmo."
@@ -173,7 +172,7 @@ class Header:
             own = {key: value for key, value in content.items() if key != "format"}
             return TypeAdapter(cls).validate_python(own)
         except ValidationError as error:
-            raise InputError(f"{where} is damaged, or none of mixmo's: {describe_errors(error, cls)[0]}") from error
+            raise InputError(f"{where} is damaged, or not mixmo's: {describe_errors(error, cls)[0]}") from error
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""

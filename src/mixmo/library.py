@@ -39,7 +39,7 @@ from mixmo.training.fit import fit as train_run
 from mixmo.training.resuming import check_unchanged
 
 PREPARING = ("image_size", "crop_size", "augmentation", "policy", "erasing")
-"""Settings of ``data`` that ask for what is not done to images which a Dataset prepares."""
+"""Settings of ``data`` that do not apply to images prepared by a Dataset."""
 
 
 def fit(
@@ -78,8 +78,8 @@ def fit(
             burst of photos, are never divided between training, validation and a fold.
         num_members: M, 2 without a recipe; 1 is the ordinary network.
         epochs: How often each image is shown, times ``batch_repetition``.
-        recipe: The name of a shipped recipe, or a YAML file: its settings hold where no argument or keyword says
-            otherwise. With images of your own it keeps all that does not depend on its dataset.
+        recipe: The name of a shipped recipe, or a YAML file: arguments and keywords override its
+            settings. With your own images it keeps all that does not depend on its dataset.
         out: The run's folder; ``None`` keeps it in a temporary one, for as long as the :class:`Run` lives.
         resume: Resume the run that is in the folder, if there is one, exactly where it was.
         progress: Whether a bar is shown, in a terminal or a notebook, or a line for each epoch elsewhere.
@@ -88,7 +88,7 @@ def fit(
             (:class:`~mixmo.config.keywords.FitSettings` lists them).
 
     Returns:
-        The run: its network, its test, its predictions.
+        The trained run.
 
     Raises:
         InputError: in one sentence, before training starts, if something given does not fit.
@@ -113,7 +113,7 @@ def fit(
     name, sources = _open_sources(train, val, test)
     if groups is not None:
         if sources is None:
-            raise InputError("groups are of training images that are given; a table names its own in a column `group`.")
+            raise InputError("groups go with training images that are given; a table has its own in a column `group`.")
         sources["train"] = with_groups(sources["train"], groups)
     if name is not None:
         own["data.name"] = name
@@ -126,7 +126,7 @@ def fit(
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(below, own)
     if plan.settings.data.folds and "test" in (sources or ()):
-        raise InputError("test is given, and so is folds, of which one is the test set; leave one of them out.")
+        raise InputError("test and folds are both given, but one of the folds is the test set; leave one of them out.")
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
     with _show_log(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)
@@ -144,7 +144,7 @@ def train_plan(
     module: nn.Module | None = None,
     accept_changes: bool = False,
 ) -> bool:
-    """Train what a plan asks for, and keep the calibration of its checkpoints; its images are opened once.
+    """Train a plan, and save the calibration of its checkpoints; its images are opened once.
 
     Args:
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
@@ -174,13 +174,13 @@ def train_plan(
 
 
 class Run(TrainedRun):
-    """A trained run: a folder, the network in it, and what can be done with that.
+    """A trained run: its folder and network, to test, predict and export.
 
     Args:
         path: The run's folder.
         checkpoint: ``last``, or ``best`` on the validation set.
         model: The backbone of a run that was trained with a module of your own.
-        download: Whether what the run is built from, and datasets, may be downloaded.
+        download: Whether the run's backbone and datasets may be downloaded.
 
     Raises:
         MissingError: if there is no such run.
@@ -221,19 +221,19 @@ class Run(TrainedRun):
 
         Args:
             images: Test images, as :func:`fit` takes them; ``None`` takes those that the run was given or names.
-            **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` ….
+            **options: Fields of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` ….
 
         Returns:
             The metrics, by the keys of ``test.json``.
 
         Raises:
-            InputError: if there are no test images, or their classes are others.
+            InputError: if there are no test images, or their classes differ.
         """
         if images is not None:
             source = open_given(images, "test").with_classes(self.header.classes, "the test set")
             known = dict(self.given.given or {}) if self.given is not None else {}
             self.given = DataModule(self.settings.data, self.settings.seed, given=known | {"test": source})
-            self.__dict__.pop("data", None)  # the images of before
+            self.__dict__.pop("data", None)  # the previous images
         own: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         chosen = EvaluationOptions(**own | options)
         trained = self.reopen(chosen.checkpoint, chosen.download)
@@ -242,12 +242,12 @@ class Run(TrainedRun):
         return result.flat()
 
     def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> ImagePredictions | LabelPredictions:
-        """Return classes, calibrated confidence and uncertainty of images; of several labels those above thresholds.
+        """Return classes, calibrated confidence and uncertainty of images; with several labels, those above thresholds.
 
         Args:
-            images: One or several: paths, PIL images, arrays, tensors; of a run whose Dataset prepared its images,
-                floating-point tensors (N, C, H, W) as that gives them.
-            **options: Of :class:`~mixmo.Predictor`: ``coverage``, ``max_error_rate`` ….
+            images: One or several: paths, PIL images, arrays, tensors; for a run whose Dataset prepared its images,
+                floating-point tensors (N, C, H, W), as the Dataset gives them.
+            **options: Arguments of :class:`~mixmo.Predictor`: ``coverage``, ``max_error_rate`` ….
 
         Returns:
             Predictions; confidence and sets are calibrated where the run held out validation images.
@@ -263,22 +263,22 @@ class Run(TrainedRun):
         Args:
             format: ``timm``, ``safetensors`` or ``onnx``.
             out: Where; ``None`` is in the run's folder.
-            overwrite: Whether a file is replaced that is no export of mixmo's.
-            **options: Of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
+            overwrite: Whether to replace a file that mixmo did not export.
+            **options: Fields of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
 
         Returns:
-            Where it is, its size and how far its answers are from the network's.
+            Its path, its size and the largest difference of its outputs from the network's.
 
         Raises:
-            InputError: if the format is unknown or has no room for an option, the network cannot be fused, or other
-                files stand there.
+            InputError: if the format is unknown or does not support an option, the network cannot be fused, or other
+                files are in the way.
         """
         place = None if out is None else Path(out)
         return export(self, format, place, ExportOptions(**options), overwrite)
 
 
 def _check_given(model: Any, train: Any, epochs: int | None) -> None:
-    """Refuse a call that leaves out what only a recipe could say."""
+    """Refuse a call without what only a recipe could replace."""
     given = {"model": model, "train": train, "epochs": epochs}
     if missing := [name for name, value in given.items() if value is None]:
         raise InputError(
@@ -287,7 +287,7 @@ def _check_given(model: Any, train: Any, epochs: int | None) -> None:
 
 
 def _name_model(own: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:
-    """Set what the settings say of a model that is given."""
+    """Set the settings that follow from a given model."""
     members = model.num_members if isinstance(model, MixMo) else num_members
     if members is not None:
         own["model.num_members"] = members
@@ -297,7 +297,7 @@ def _name_model(own: dict[str, Any], model: str | nn.Module | None, num_members:
 
 
 def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Recipe:
-    """Return a recipe without what it says of its own images, where others are given."""
+    """Return a recipe without the settings of its own images, if others are given."""
     if sources is None or not isinstance(recipe.get("data"), dict):
         return recipe
     dropped = {"images_per_class", "own_transforms"} | ({"validation"} if "validation" in sources else set())
@@ -305,7 +305,7 @@ def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Rec
 
 
 def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
-    """Return the name of the dataset, if one is named, and the sources that a program gives in place of it."""
+    """Return the name of the dataset, if one is named, and the sources given in its place."""
     if train is None:
         if val is not None or test is not None:
             raise InputError("val or test is given without train; give train as well.")
@@ -321,7 +321,7 @@ def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str
     given = {"train": train, "validation": val, "test": test}
     for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if given[one] is not None and given[one] is given[other]:
-            raise InputError(f"{one} is the same object as {other}; give images that are not among those.")
+            raise InputError(f"{one} is the same object as {other}; give different images.")
     sources = {split: open_given(each, split) for split, each in given.items() if each is not None}
     if len(classes := sources["train"].classes) < 2:
         found = f"one class only ({classes[0]})" if classes else "no class, since no image has a label"
@@ -349,7 +349,7 @@ def _of_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
 
 
 def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
-    """Set what follows from images that are given: their channels, and whether a Dataset prepares them."""
+    """Set the settings that follow from given images: their channels, and whether a Dataset prepares them."""
     train = sources["train"]
     if "data.channels" not in own:
         own["data.channels"] = channels_of(train)
@@ -368,7 +368,7 @@ def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> 
     own["data.own_transforms"] = True
     own.setdefault("data.image_size", None)  # also with a recipe, whose size is that of its own images
     own.setdefault("data.crop_size", None)
-    for source in sources.values():  # a validation set without random transforms goes the same way
+    for source in sources.values():  # a validation set without random transforms is treated the same way
         if isinstance(source.images, DatasetImages):
             source.images.prepared = True
     if floats:
@@ -378,7 +378,7 @@ def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> 
 
 @contextmanager
 def _show_log(progress: bool) -> Iterator[None]:
-    """Have what training logs go to the standard error, unless the program logs by itself, or wants nothing."""
+    """Log training to standard error, unless the program handles logs itself or wants no progress."""
     log = logging.getLogger("mixmo")
     if not progress or log.hasHandlers():
         yield

@@ -4,7 +4,7 @@ One training step of MixMo (Ramé, Sun, Cord, ICCV 2021, arXiv 2103.06132) with 
 
 1. draw ratios kappa ~ Dirichlet(alpha, …, alpha) for each sample, and masks that follow them (:class:`Mixer`);
 2. mix the members' features, M * Σ_i mask_i ⊙ encoder_i(x_i) (:func:`mix_features`, equation 2);
-3. weigh each member's loss by how much of its input is in the mixture (:func:`loss_weights`, equation 5);
+3. weight each member's loss by how much of its input is in the mixture (:func:`loss_weights`, equation 5);
 4. sum the weighted losses (:func:`mixed_cross_entropy`, equation 3).
 
 Towards the end of training binary masks give way to linear ones (:func:`scheduled_probability`), so that
@@ -97,7 +97,7 @@ class Mixer:
     kind: Annotated[Any, BeforeValidator(_check_kind)] = "cut"
     """A mask of the catalogue (``mixmo.masks.KINDS``: mimo, linear, cut, cow, voronoi, …), a function of your own (in
     Python as :mod:`mixmo.masks` describes it, in a recipe package.module:function of a module in allow_imports), or
-    several of them with probabilities that sum to one, among which is drawn as well: ``{"cut": 0.5, "cow": 0.5}``.
+    several of them with probabilities that sum to one: ``{"cut": 0.5, "cow": 0.5}``.
     """
     num_members: Annotated[Count, FromElsewhere()] = 2
     """M, the number of members; with M = 1 every mask is one everywhere."""
@@ -106,7 +106,7 @@ class Mixer:
     probability: Share = 0.5
     """p, the share of batches with a mask that is not constant."""
     draw_per: Literal["batch", "sample"] = "batch"
-    """Draw whether, and who gets which part, for each batch (published) or for each sample."""
+    """Draw the kind of mask, and the members' parts, for each batch (published) or for each sample."""
     root: Annotated[Number, Field(ge=0.01, le=1e6)] = 3.0
     """r of the loss weights (:func:`loss_weights`)."""
     progress: Literal["steps", "epochs"] = "steps"
@@ -296,7 +296,7 @@ def mixed_cross_entropy(
     """Return the loss: mean over the batch of Σ_i w_i * CE(logits_i, y_i) (equation 3 of the paper).
 
     With class weights c, CE is torch's ``cross_entropy(…, weight=c)``: -Σ_k c_k y_k log p_k. It is not divided by the
-    sum of the weights, so that the scale of the loss is theirs.
+    sum of the weights, so they set the scale of the loss.
 
     Args:
         logits: (B, M, K).

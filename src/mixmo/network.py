@@ -33,7 +33,7 @@ class MixMo(nn.Module):
         num_members: M; 1 is the ordinary single network.
         num_classes: K for a timm name (``None`` is its default); a module must have as many outputs.
         stem: Dotted name of the first convolution; needed for a module, known for timm models. Several, where the
-            image goes through several side by side (RepVGG).
+            image goes through several in parallel (RepVGG).
         head: Dotted name of the final classifier; detected if not given (distilled DeiT has two).
         trained: The backbone's weights are trained already (implied by ``pretrained=True`` or a
             ``checkpoint_path``). Encoders then
@@ -41,14 +41,14 @@ class MixMo(nn.Module):
             as the trained one. Otherwise every member's stem and head are independent draws: of the backbone's own
             initialisation for a timm name; for a module, whose initialisation is not known, of the normal
             distribution with each tensor's mean and standard deviation.
-        fresh_heads: Whether a trained backbone's heads are independent draws all the same, since its head is new:
-            equal heads on equal encoders learn alike. ``None`` does so for a timm name whose classes are not as many
-            as timm says it was trained for; a module's head counts as trained.
+        fresh_heads: Whether a trained backbone's heads are independent draws nevertheless, because its head is new:
+            equal heads on equal encoders learn the same. ``None`` does so for a timm name with another number of
+            classes than timm says it was trained for; a module's head counts as trained.
         noise: Breaks the symmetry of equal encoders and heads of a trained backbone: each gets normal noise of this
-            share of its weights' standard deviation, less the members' mean noise, so that the network still starts out
-            as the trained one. Without it and with equal heads members stay copies of each other.
+            share of its weights' standard deviation, minus the members' mean noise, so that the network still starts
+            out as the trained one. Without it and with equal heads members stay copies of each other.
         mix_at: Dotted name of a module, such as the first stage, behind which features are mixed: encoders are then
-            copies of all that comes up to it. ``None`` mixes behind the stem, as published.
+            copies of everything up to it. ``None`` mixes behind the stem, as published.
         **options: More keywords of ``timm.create_model``: ``in_chans``, ``img_size``, ``pretrained``, …
 
     Attributes:
@@ -103,7 +103,7 @@ class MixMo(nn.Module):
             except RuntimeError as error:  # tensors that are computed, as by torch's older weight_norm
                 raise InputError(f"the backbone cannot be copied: {reason(error)}.") from error
         if noise < 0 or (noise and not trained):
-            raise InputError(f"noise is {noise}; it is 0 or positive, and takes a trained backbone.")
+            raise InputError(f"noise is {noise}; it is 0 or positive, and needs a trained backbone.")
         if trained and mix_at is not None:
             raise InputError("trained weights go with mixing behind the stem: leave out mix_at, or train from scratch.")
         self.num_members, self.mix_at = num_members, mix_at
@@ -145,17 +145,17 @@ class MixMo(nn.Module):
             try_mixture(self.backbone, self.stems, self.image_size)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a part of the network, or what timm's helpers ask of a model, which the backbone answers."""
+        """Return a part of the network, or an attribute that timm's helpers read, from the backbone."""
         return delegate(self.backbone, name) if name in DELEGATED else super().__getattr__(name)
 
     @property
     def stems(self) -> list[MixingStem]:
-        """The modules that stand in the backbone's stems, mostly one."""
+        """The modules in place of the backbone's stems, usually one."""
         return [self.backbone.get_submodule(name) for name in self.stem_names]  # type: ignore[misc]
 
     @property
     def classifiers(self) -> list[MemberHeads]:
-        """The modules that stand in the backbone's heads, mostly one."""
+        """The modules in place of the backbone's heads, usually one."""
         return [self.backbone.get_submodule(name) for name in self.head_names]  # type: ignore[misc]
 
     @property
@@ -169,10 +169,10 @@ class MixMo(nn.Module):
         return _by_member([classifier.heads for classifier in self.classifiers])
 
     def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (F, h, w), what an encoder makes of an image of height × width; masks have this shape.
+        """Return (F, h, w), the shape of an encoder's output for an image of height × width, and of masks.
 
         Raises:
-            InputError: if the stem cannot take that size, or its output is no feature map.
+            InputError: if the stem cannot take that size, or its output is not a feature map.
 
         Example:
             >>> MixMo("preact_resnet18_1", num_classes=10).encoder_shape(64, 64)
@@ -268,7 +268,7 @@ Names = tuple[str, ...]
 
 
 def _by_member(parts: list[nn.ModuleList]) -> nn.ModuleList:
-    """Return the members' modules of one place, or of several, as a list for each member."""
+    """Return the members' modules of one or several places, as a list for each member."""
     return parts[0] if len(parts) == 1 else nn.ModuleList(nn.ModuleList(own) for own in zip(*parts, strict=True))
 
 
@@ -284,14 +284,14 @@ def _cut_backbone(
 def _fresh_parts(
     backbone: str, options: dict[str, Any], names: tuple[Names, Names], mix_at: str | None
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return stems and heads of a backbone that is built for them, without trained weights."""
+    """Return stems and heads of a newly built backbone without trained weights."""
     untrained = options | {"pretrained": False, "checkpoint_path": ""}
     built, stems, heads = _cut_backbone(create_backbone(backbone, **untrained), names, mix_at)
     return [built.get_submodule(name) for name in stems], [built.get_submodule(name) for name in heads]
 
 
 def _settings(backbone: nn.Module) -> dict[str, Any]:
-    """Return what timm knows of a backbone; nothing for a module of somebody's own."""
+    """Return timm's metadata of a backbone; empty for a user's own module."""
     return getattr(backbone, "pretrained_cfg", None) or {}
 
 

@@ -144,7 +144,7 @@ def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_
 
     Args:
         targets: (B, M) class numbers of the indexed images, or (B, M, K) the presence of each class.
-        partner_targets: The same of their partners.
+        partner_targets: The same for their partners.
         share: (B, M) visible shares of the indexed images.
         num_classes: K.
 

@@ -39,7 +39,7 @@ class MixingStem(nn.Module):
         """Return (F, h, w), an encoder's output shape for images of height × width; cached.
 
         Raises:
-            InputError: if the encoders cannot take that size, or their output is no feature map.
+            InputError: if the encoders cannot take that size, or their output is not a feature map.
         """
         if (height, width) in self.shapes:
             return self.shapes[height, width]

@@ -33,10 +33,10 @@ from mixmo.validation import Integer, settings_class
 
 FILE = "trials.csv"
 COLUMNS = ("trial", "seed", "status", "epochs", "val_score", "train_loss", "seconds", "error")
-"""Of that file; behind the first stand those of the grid. The score is accuracy on validation images, or mAP."""
+"""The columns of that file; those of the grid follow the first. The score is accuracy on validation images, or mAP."""
 FOLD = "data.fold"
 RESERVED = ("comparison", FILE)
-"""What else is in a sweep's folder."""
+"""Other names in a sweep's folder."""
 MAX_NAME = 120
 """Characters of a configuration's name; a longer one is cut and ends with a digest of the whole."""
 MAX_CONFIGURATIONS = 10_000
@@ -49,12 +49,12 @@ class SweepSettings:
     """The section ``sweep`` of a sweep's file."""
 
     grid: dict[str, Any] = field(default_factory=dict)
-    """By a setting's dotted name a list of values; or, by any other name, named choices of several settings at a
-    time, each as a recipe has them (``extends`` included). Every combination is trained.
+    """A list of values under a setting's dotted name; or, under any other name, named choices of several settings,
+    each as in a recipe (``extends`` included). Every combination is trained.
     """
     seeds: list[Annotated[Integer, Field(ge=0)]] | None = None
-    """Of every configuration; the recipe's own by default. All see the same split of the images, which the recipe's
-    own seed draws unless ``data.split_seed`` is set.
+    """Seeds of every configuration; the recipe's own by default. All see the same split of the images, drawn by the
+    recipe's own seed unless ``data.split_seed`` is set.
     """
     folds: Annotated[Integer, Field(ge=2)] | None = None
     """k: every configuration is trained k times, each fold of the images (``data.folds``) being the test set once."""
@@ -65,8 +65,8 @@ class Choice(NamedTuple):
 
     Attributes:
         axis: The axis.
-        label: What the value is called.
-        settings: What it sets, as a recipe has it.
+        label: The value's name.
+        settings: The settings, as in a recipe.
     """
 
     axis: str
@@ -79,9 +79,9 @@ class Trial:
     """A run of a sweep.
 
     Attributes:
-        name: Of its configuration, which trials that differ by their seed or fold share.
+        name: Its configuration's, shared by trials that differ only in seed or fold.
         choices: The label of its value on every axis, and its fold.
-        recipe: Its settings but for those of the command line.
+        recipe: Its settings, except those of the command line.
         overrides: Those of the command line, the seed among them.
         plan: What follows from both on this machine.
     """
@@ -108,7 +108,7 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
 
     Raises:
         MissingError: if there is no such file.
-        InputError: for anything that is not understood, naming it and the trial; or if two trials are the same.
+        InputError: for anything invalid, naming it and the trial; or if two trials are the same.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -133,8 +133,8 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
 def _read_settings(section: Mapping[str, Any]) -> SweepSettings:
     if searched := {"random", "samples", "asha"} & section.keys():
         raise InputError(
-            f"sweep.{min(searched)} is no setting: a sweep trains every combination of sweep.grid. To search at random "
-            "or stop runs early, call mixmo.fit from Ray Tune, as examples/with_ray.py does."
+            f"sweep.{min(searched)} is not a setting: a sweep trains every combination of sweep.grid. To search at "
+            "random or stop runs early, call mixmo.fit from Ray Tune, as examples/with_ray.py does."
         )
     settings = SweepSettings(**{str(name): value for name, value in section.items()})
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
@@ -171,7 +171,7 @@ def _combine(grid: Mapping[str, Any], stem: str) -> list[tuple[str, tuple[Choice
     axes = [_read_axis(axis, values) for axis, values in grid.items()]
     if (count := math.prod(map(len, axes))) > MAX_CONFIGURATIONS:
         raise InputError(
-            f"the sweep asks for {count} configurations; {MAX_CONFIGURATIONS} are the most: name fewer values."
+            f"the sweep has {count} configurations, but at most {MAX_CONFIGURATIONS} are allowed: name fewer values."
         )
     found = [(_name(choices) or stem, choices) for choices in itertools.product(*axes)]
     for name, _ in found:
@@ -198,7 +198,7 @@ def _read_axis(axis: str, values: Any) -> list[Choice]:
 
 
 def _check_setting(name: str) -> None:
-    """Refuse the dotted name of a setting that there is not; options of other libraries are not known."""
+    """Refuse the dotted name of an unknown setting; options of other libraries are not checked."""
     if place := {"seed": "list seeds in sweep.seeds", FOLD: "set sweep.folds"}.get(name):
         raise InputError(f"sweep.grid names {name}; {place}, whose runs are averaged in the comparison.")
     known = known_settings()
@@ -215,7 +215,7 @@ def _set(name: str, value: Any) -> Choice:
 
 
 def _label(value: Any) -> str:
-    """Return what a value is called, as YAML writes it."""
+    """Return a value's name, as YAML writes it."""
     if isinstance(value, Mapping):
         value = [part for pair in value.items() for part in pair]
     if isinstance(value, list):
@@ -226,7 +226,7 @@ def _label(value: Any) -> str:
 def _name(choices: Sequence[Choice]) -> str:
     """Return a configuration's name, which is also that of its folder.
 
-    A setting is called by the last part of its name where that tells it apart, named choices by their labels alone.
+    A setting appears with the last part of its name where that is unique, a named choice as its label alone.
     """
     known, last = known_settings(), Counter(choice.axis.rpartition(".")[2] for choice in choices)
     parts = []
@@ -243,25 +243,25 @@ def _check_distinct(trials: Sequence[Trial]) -> None:
     keys, plans = dict[str, Trial](), dict[str, Trial]()
     for trial in trials:
         if trial.key in keys:
-            raise InputError(f"two trials are called {trial.key}: a value or a name is there twice.")
+            raise InputError(f"two trials are called {trial.key}: a value or a name is listed twice.")
         if (same := plans.get(trial.plan.yaml)) is not None:
             raise InputError(
                 f"two trials of the sweep are the same, {same.key} and {trial.key}: an override of the command line "
-                "has taken the place of what differs, or nothing does."
+                "replaces what differs, or nothing differs."
             )
         keys[trial.key] = plans[trial.plan.yaml] = trial
 
 
 def _check_test_images(trials: Sequence[Trial]) -> None:
-    """Refuse trials that are tested on other images, which no comparison at the end takes."""
+    """Refuse trials with different test images, which cannot be compared at the end."""
     first, *others = trials
     for setting in ("name", "test", "folds", "multi_label"):
         wanted = getattr(first.plan.settings.data, setting)
         for trial in others:
             if (own := getattr(trial.plan.settings.data, setting)) != wanted:
                 raise InputError(
-                    f"trial {trial.key} has data.{setting} {own!r}, but {first.key} {wanted!r}: other test images, "
-                    "which no comparison takes; make a sweep of each."
+                    f"trial {trial.key} has data.{setting} {own!r}, but {first.key} {wanted!r}: different test images "
+                    "cannot be compared; make a sweep of each."
                 )
 
 
@@ -269,7 +269,7 @@ class SweepRunner:
     """Trains the trials of a sweep in a folder.
 
     Several processes, on several machines that see the folder, may train one sweep: each takes the next trial that no
-    other one trains.
+    other trains.
 
     Args:
         trials: What to train (:func:`load_sweep`).
@@ -291,7 +291,7 @@ class SweepRunner:
             self._make_plan(trial)
 
     def _make_plan(self, trial: Trial) -> Plan:
-        """Return what to train, with what followed from the machine where the run began."""
+        """Return a trial's plan, with the defaults of the machine where its run began."""
         if not (run := self.run(trial)).config_file.is_file():
             return trial.plan
         plan = make_plan(merge(trial.recipe, run.resolved()), trial.overrides)
@@ -303,7 +303,7 @@ class SweepRunner:
         return RunFolder(self.folder / trial.key)
 
     def train(self) -> None:
-        """Train what is not finished; a trial that fails does not keep the others from being trained.
+        """Train unfinished trials; one that fails does not stop the others.
 
         ``trials.csv`` is written before and after each trial.
 
@@ -326,7 +326,7 @@ class SweepRunner:
             self.write()
 
     def _read_history(self, trial: Trial) -> list[dict[str, float]]:
-        """Return a trial's epochs; where they cannot be read, it has failed."""
+        """Return a trial's epochs; if they cannot be read, it has failed."""
         try:
             return read_history(self.run(trial))
         except InputError as error:
@@ -389,7 +389,7 @@ class SweepRunner:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is something else than a sweep's: a run's, or one with another ``trials.csv``."""
+    """Refuse a folder that is not a sweep's: a run's, or one with another ``trials.csv``."""
     if RunFolder(folder).config_file.is_file():
         raise InputError(f"{folder} is a run's folder; choose another one for the sweep with --out.")
     file = folder / FILE
@@ -397,4 +397,4 @@ def _check_folder(folder: Path) -> None:
         with file.open("rb") as content:
             columns = content.readline(2**16).decode("utf-8", "replace").strip().split(",")
         if columns[0] != COLUMNS[0] or columns[1 - len(COLUMNS) :] != list(COLUMNS[1:]):
-            raise InputError(f"{file} is no table of a sweep's trials; choose another folder with --out.")
+            raise InputError(f"{file} is not a table of a sweep's trials; choose another folder with --out.")

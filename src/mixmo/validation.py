@@ -36,7 +36,7 @@ class ChangesNoResult:
 
 
 class FromElsewhere:
-    """Marks a field that is no setting of its own: recipes, options and keywords leave it out."""
+    """Marks a field that is not a setting of its own: recipes, options and keywords leave it out."""
 
 
 def _number(value: Any) -> Any:
@@ -49,7 +49,7 @@ def _number(value: Any) -> Any:
 
 
 def take_integer(value: Any) -> Any:
-    """Return an integer of another library as Python's; refuse fractions, whole ones too."""
+    """Return another library's integer as a Python int; refuse floats, even whole numbers."""
     if isinstance(value, bool | float):
         raise ValueError("it must be an integer")
     return operator.index(value) if hasattr(value, "__index__") else value
@@ -230,7 +230,7 @@ SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
 def join_sentences(sentences: Sequence[str]) -> str:
-    """Return what is wrong: one sentence, or how many and a line for each."""
+    """Return a message: the only sentence, or the number of sentences and a line for each."""
     if len(sentences) == 1:
         return sentences[0]
     return "\n  ".join([f"{len(sentences)} settings are wrong:", *sentences])
@@ -240,7 +240,7 @@ def describe_errors(error: ValidationError, settings: type, section: str = "") -
     """Return a sentence for each value that is wrong.
 
     Args:
-        error: Of validating the settings.
+        error: The error of validating the settings.
         settings: Their class.
         section: The section that they are, if they are one.
     """
@@ -298,7 +298,7 @@ WANTED = {
     "string_too_short": "not be empty",
     "string_type": "be a text",
 }
-"""What is said for pydantic's types of errors; of others, its own words."""
+"""Messages for pydantic's types of errors; other types keep pydantic's own."""
 
 
 def _wanted(error: Any) -> str:

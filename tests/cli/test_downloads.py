@@ -126,7 +126,7 @@ def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, 
     run = changed(trained[1], tmp_path)
     words = ["test", str(run.path), "--ood", "hfds/someone/something"]
     assert main(words) == 2
-    assert "asks the network; allow it with --download." in capsys.readouterr().err and requests == []
+    assert "accesses the network; allow it with --download." in capsys.readouterr().err and requests == []
     pytest.importorskip("datasets")
     known = []
     monkeypatch.setattr("datasets.get_dataset_split_names", lambda name: known.append(name) or ["train"])

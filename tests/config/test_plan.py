@@ -45,7 +45,7 @@ WRONG = {
     "data: {workers: 100000}": "data.workers is 100000; it must be at most 256",
     "data: {eval_batch_size: 100000000000000000000}": "data.eval_batch_size is 100000000000000000000",
     "trainer: {limit_train_batches: 0.001}": "trainer.limit_train_batches is 0.001, which leaves no batch",
-    "data: {name: hfds/x}": "asks the network; allow it with --data.download true",
+    "data: {name: hfds/x}": "accesses the network; allow it with --data.download true",
     "model: {backbone: 'HF-HUB:timm/x'}": "has to be fetched from the network; allow it with --model.download true",
     "model: {options: {pretrained_cfg_overlay: {url: x}}}": "model.options.pretrained_cfg_overlay can make timm ask",
     "seed: 1\nseed: 2": "key 'seed' stands there twice",

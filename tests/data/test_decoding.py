@@ -168,7 +168,7 @@ def test_a_gif_shows_its_first_frame():
 @pytest.mark.parametrize("format", ["EPS", "PDF", "ICO", "TGA"])
 def test_other_formats_are_refused(format, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", None)  # calling it would fail in another way
-    with pytest.raises(InputError, match="it is damaged, or none of PNG, JPEG"):
+    with pytest.raises(InputError, match="it is damaged, or not one of PNG, JPEG"):
         decoded(encoded(Image.fromarray(PIXELS), format))
 
 

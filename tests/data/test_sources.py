@@ -152,7 +152,7 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path, caplog, kind):
     assert record.name == "mixmo" and record.levelname == "WARNING"
     text = record.getMessage()
     assert text.endswith(
-        r"left out 3 that are no images, or lie in no class folder: cat/notes\x1b.txt, dog/empty, stray.png"
+        r"left out 3 that are not images, or not in a class folder: cat/notes\x1b.txt, dog/empty, stray.png"
     )
 
 
@@ -170,7 +170,7 @@ def test_links_are_followed_and_pipes_are_not_opened(tmp_path, caplog, kind):
     os.mkfifo(train / "cat" / "pipe.png")
     source = open_source(f"folder:{tmp_path / 'folder'}", "train")
     assert source.classes == ["cat", "dog", "fox"] and source.labels.tolist() == [0, 0, 1, 2]
-    assert "left out 4 that are no images" in caplog.text
+    assert "left out 4 that are not images" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])

@@ -130,12 +130,12 @@ def test_nothing_is_said_of_members_that_are_not_known(gone, exported, new_image
     ("image", "message"),
     [
         ("nowhere.png", "image nowhere.png cannot be read: No such file or directory"),
-        (np.zeros((2, 2, 5)), r"it has shape \(2, 2, 5\), whose bands are not as many as data\.channels, 3"),
+        (np.zeros((2, 2, 5)), r"it has shape \(2, 2, 5\), whose bands do not match data\.channels, 3"),
         (np.zeros((0, 4)), "it has no pixels"),
         (np.full((4, 4), np.nan), "holds uint8, uint16, or finite floats from 0 to 1"),
         (np.full((4, 4), 255.0), "holds uint8, uint16, or finite floats from 0 to 1"),
         (np.zeros((4, 4), np.int64), "an image of int64 holds uint8"),
-        (b"no image", "image 0 cannot be read: it is damaged, or none of"),
+        (b"no image", "image 0 cannot be read: it is damaged, or not one of"),
         (object(), "a object is no image"),
         ([], "there are no images to predict"),
     ],
@@ -371,7 +371,7 @@ def test_descriptions_are_read_again_and_checked():
         spec.to_json().replace("[8, 9]", "[8, -9]"),
         spec.to_json().replace('"mean"', '"meen"'),
     ):
-        with pytest.raises(InputError, match=r"x\.onnx is damaged, or none of mixmo's"):
+        with pytest.raises(InputError, match=r"x\.onnx is damaged, or not mixmo's"):
             Spec.from_json(text, "x.onnx")
 
 

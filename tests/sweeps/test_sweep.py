@@ -166,7 +166,7 @@ def test_seeds_that_the_file_lists_no_longer_are_not_compared(write, tmp_path, c
     assert "Best on validation data, which alone may choose: some" in page and "seed-1" not in page
 
 
-@pytest.mark.parametrize(("name", "problem"), [("config.yaml", "is a run's folder"), ("trials.csv", "is no table of")])
+@pytest.mark.parametrize(("name", "problem"), [("config.yaml", "is a run's folder"), ("trials.csv", "is not a table")])
 def test_a_folder_of_something_else_is_refused(write, tmp_path, capsys, name, problem):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("trial,mine\n")

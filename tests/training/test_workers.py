@@ -41,7 +41,7 @@ def test_batches_that_do_not_fit_into_shared_memory_are_refused_before_the_run_e
     """Of 18 images of 3·8·8 bytes, in batches of 8, workers hand over all three batches at a time."""
     run, plan = RunFolder(tmp_path / "run"), plan_of(pictures, *STREAMED, "--data.batch_repetition=1")
     room(3 * 8 * 192 - 1)
-    with pytest.raises(InputError, match=r"data.workers is 2: .* up to 3 batches of 1 MB .* take fewer workers"):
+    with pytest.raises(InputError, match=r"data.workers is 2: .* up to 3 batches of 1 MB .* use fewer workers"):
         fit(plan, run)
     assert not run.path.exists()
     fit(plan_of(pictures, *STREAMED, "--data.workers=0", "--trainer.max_epochs=1"), run)

@@ -24,7 +24,7 @@ ZIP = ".zip"
 def unpack(archives: Sequence[Path]) -> Path:
     """Return a folder that has the content of each archive in a folder of the archive's name.
 
-    It is in the user's cache, and taken as it is as long as names, sizes and times of the archives are the same.
+    It is in the user's cache, and reused while names, sizes and times of the archives are the same.
 
     Args:
         archives: Zip files, whose names end in ``.zip``, and tar files, compressed or not.

@@ -26,14 +26,14 @@ from mixmo.errors import InputError, MissingError, one_of
 from mixmo.escaping import printable
 
 DOWNLOAD = "--data.download true"
-"""What allows downloads in a recipe's commands; those on a run have an option of their own."""
+"""The option that allows downloads for a recipe; commands on a run have their own."""
 
 SPLITS = ("train", "test", "val", "valid", "validation")
 """Names of splits in folders, archives, shards and tables; the last three are synonyms."""
 
 TAR = r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)"
 SHARDS = {"webdataset": re.compile(rf".*{TAR}"), "parquet": re.compile(r".*\.parquet")}
-"""The names of the files that the kinds of shards are in."""
+"""File names of each kind of shards."""
 
 Parts = dict[str, Callable[[], Source]]
 """How each split is opened; an empty name stands for images without a split."""
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
 
     Attributes:
         root: Where torchvision's datasets lie or are downloaded to.
-        download: Whether the network may be asked.
+        download: Whether downloads are allowed.
         on_error: ``raise``, or ``skip`` images without a label.
         option: What allows downloads in the command at hand, for errors.
         multi_label: Whether a table's cell lists any number of labels.
@@ -78,13 +78,13 @@ class NamedDataset:
         (['test', 'train'], 360)
     """
 
-    def __init__(self, name: str, how: Reading = Reading()) -> None:  # noqa: B008 (it cannot change)
+    def __init__(self, name: str, how: Reading = Reading()) -> None:  # noqa: B008 (it is immutable)
         self.name, self._found = name, _find_parts(name, how)
         self._parts = _assign_roles(self._found)
 
     @property
     def splits(self) -> set[str]:
-        """Which of ``train``, ``validation`` and ``test`` it has; empty if class folders stand without splits."""
+        """Which of ``train``, ``validation`` and ``test`` it has; empty for class folders without splits."""
         return set(self._parts)
 
     def open(self, split: str) -> Source:
@@ -128,7 +128,7 @@ def open_source(name: str, split: str, **how: Any) -> Source:
 
 
 def _find_parts(name: str, how: Reading) -> Parts:
-    """Return how to open what there is, by split name."""
+    """Return the functions that open the splits, by name."""
     if name == "digits":
         return {split: partial(_open_digits, split) for split in ("train", "test")}
     if name == GIVEN:
@@ -143,7 +143,7 @@ def _find_parts(name: str, how: Reading) -> Parts:
     if library == "hfds":
         if not how.download:
             raise InputError(
-                f"dataset {name!r} is read through Hugging Face's library, which asks the network; allow it with "
+                f"dataset {name!r} is read through Hugging Face's library, which accesses the network; allow it with "
                 f"{how.option}."
             )
         splits = hub_splits(dataset)
@@ -161,7 +161,7 @@ def _find_parts(name: str, how: Reading) -> Parts:
 
 
 def _assign_roles(found: Parts) -> Parts:
-    """Return splits by their roles: what is named val is the test set where no other is."""
+    """Return splits by their roles: ``val`` is the test set if there is no other."""
     parts = {"train": found["train"]} if "train" in found else {}
     others = [name for name in SPLITS[1:] if name in found]
     if others:
@@ -233,7 +233,7 @@ def _find_shards(path: Path, kind: str, how: Reading) -> Parts:
     folder = path.parent if path.is_file() else _check_folder(path)
     files = [path] if path.is_file() else sorted(folder.rglob("*"))
     named = [file for file in files if SHARDS[kind].fullmatch(file.name) and not is_hidden(file.name)]
-    found = [file for file in named if file.is_file()]  # no pipe
+    found = [file for file in named if file.is_file()]  # not a pipe
     if not found:
         raise MissingError(f"there are no {kind} files in {printable(str(path))}.")
     splits = by_split(file.relative_to(folder).as_posix() for file in found)

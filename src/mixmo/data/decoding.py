@@ -30,10 +30,10 @@ from mixmo.errors import InputError, reason
 
 Image.init()
 FORMATS = tuple(name for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF") if name in Image.OPEN)
-"""What Pillow reads here. It knows more, and hands some of it (EPS) to other programs."""
+"""Formats read by Pillow. It supports more, but hands some (EPS) to other programs."""
 
 BACKGROUND = (255, 255, 255)
-"""White, what transparent pixels show."""
+"""White, the background of transparent pixels."""
 
 EIGHT_BITS = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 TRANSPARENT = {"RGBA", "LA", "PA", "RGBa", "La"}
@@ -56,22 +56,22 @@ def image_pixels(
 ) -> np.ndarray:
     """Return (H, W, C) uint8: upright by its EXIF orientation, on white where transparent, values scaled to 8 bits.
 
-    What of an image does not reach the network is logged, once in a process.
+    What an image loses on the way is logged, once per process.
 
     Args:
         found: An image, an array as :func:`arrange_bands` takes it, or the content of an image file; of several frames
             the first is taken.
         channels: C, 3 (RGB), 1 (grey), or the number of bands that the image has, which are taken as they are.
-        window: Values of images with 16 or 32 bits or fractions that become 0 and 255; ``None`` is all of 16 bits, and
-            what a DICOM file says.
-        name: Returns what it is called.
+        window: Values of images with 16 or 32 bits or fractions that become 0 and 255; ``None`` is the whole range of
+            16 bits, or a DICOM file's own window.
+        name: Returns its name, for messages.
         size: (h, w) that it will be scaled to, by :func:`to_size`: a JPEG of more than ``max_pixels()`` is decoded at
             1/2, 1/4 or 1/8 of its size where that is at least twice as large.
 
     Raises:
-        InputError: if it is too large, no image of a format that is read, of 32 bits a channel or fractions where no
-            window is set, or of other bands.
-        Exception: what Pillow and the other libraries raise on damaged content, of any kind.
+        InputError: if it is too large, not in a supported format, has 32 bits a channel or fractions while no
+            window is set, or has other bands.
+        Exception: any error of Pillow and the other libraries on damaged content.
 
     Example:
         >>> image_pixels(Image.new("LA", (4, 2)), 3).max()  # transparent black
@@ -147,7 +147,7 @@ def arrange_bands(values: np.ndarray, channels: int) -> np.ndarray:
         for axis in (2, 0) if shaped.ndim == 3 else ():
             if shaped.shape[axis] in wanted:
                 return np.moveaxis(shaped, axis, 2)
-    raise InputError(f"it has shape {values.shape}, whose bands are not as many as data.channels, {channels}")
+    raise InputError(f"it has shape {values.shape}, whose bands do not match data.channels, {channels}")
 
 
 def _open_image(
@@ -173,7 +173,7 @@ def _open_image(
             return read_tiff(content)
         if is_heic(content):
             return read_heic(content)
-        raise InputError(f"it is damaged, or none of {', '.join(FORMATS)}, NPY, DICOM, HEIC") from error
+        raise InputError(f"it is damaged, or not one of {', '.join(FORMATS)}, NPY, DICOM, HEIC") from error
     except Image.DecompressionBombError as error:
         if not content.startswith(b"\xff\xd8\xff"):
             raise too_large() from error
@@ -197,7 +197,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
     upright = image.copy()
     try:
         upright.getexif()
-        upright.info.pop("exif", None)  # Pillow would write it anew, without the orientation, and fails at damaged tags
+        upright.info.pop("exif", None)  # Pillow would rewrite it without the orientation, and fails on damaged tags
         ImageOps.exif_transpose(upright, in_place=True)
     except Exception:  # damaged EXIF; the pixels are all right
         return image
@@ -238,7 +238,7 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
         interpolation: ``bicubic`` or ``bilinear``.
 
     Raises:
-        InputError: if it would have to grow beyond ``max_pixels()``, being narrow.
+        InputError: if it is so narrow that it would grow beyond ``max_pixels()``.
 
     Example:
         >>> to_size(np.zeros((10, 30, 3), np.uint8), (5, 5)).shape
@@ -261,7 +261,7 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
 
 
 def starts_like_image(start: bytes) -> bool:
-    """Return whether a file that starts so is an image of a format that is read.
+    """Return whether a file's first bytes are those of a supported image format.
 
     Args:
         start: Its first ``SIGNATURE`` bytes, or all of a shorter one.
@@ -281,7 +281,7 @@ def starts_like_image(start: bytes) -> bool:
 
 
 SIGNATURE = DICOM_PLACE + 4
-"""Bytes that tell what a file is."""
+"""Bytes that identify a file's format."""
 
 
 def explain_error(error: BaseException) -> str:

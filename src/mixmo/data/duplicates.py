@@ -26,7 +26,7 @@ Key = Callable[[int], object]
 
 
 def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
-    """Return the places of equal images, the same bytes of a file or the same pixels of an array, in two sources.
+    """Return the indices of equal images (same bytes of a file, or same pixels of an array) in two sources.
 
     Files are compared by size, then by their beginnings, and only the remaining ones in full.
 
@@ -35,7 +35,7 @@ def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
         train: Images that are trained on.
 
     Returns:
-        For each image of ``held_out`` that is also in ``train``, its place and the first place there; nothing for
+        For each image of ``held_out`` that is also in ``train``, its index and the first index there; nothing for
         images that are neither files nor arrays, or for more than :data:`MOST_FILES` files.
 
     Example:
@@ -58,7 +58,7 @@ def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
 
 
 def _keys(source: Source) -> Sequence[Key]:
-    """Return what images are compared by, the cheapest first."""
+    """Return the keys by which images are compared, the cheapest first."""
     images = source.images
     pixels = getattr(images, "pixels", None) if isinstance(images, ArrayImages | TorchvisionImages) else None
     if pixels is not None:

@@ -23,7 +23,7 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
     *SPECIAL,
 )  # fmt: skip
-"""Endings of images; files with others are looked into."""
+"""File extensions of images; the content decides for others."""
 
 Kind = Literal["image", "folder", "other"]
 
@@ -35,7 +35,7 @@ class FileImages:
     Args:
         root: The folder they are in.
         paths: Their paths below it.
-        title: What the folder is called; nothing is its path.
+        title: The folder's name in messages; if empty, its path.
     """
 
     root: str
@@ -46,7 +46,7 @@ class FileImages:
         """Return the content of a file.
 
         Raises:
-            InputError: if it is larger than ``MAX_BYTES``, or no regular file.
+            InputError: if it is larger than ``MAX_BYTES``, or not a regular file.
         """
         return read_file(os.path.join(self.root, self.paths[index]))
 
@@ -63,7 +63,7 @@ def read_file(path: str) -> bytes:
     """Return the content of an image's file.
 
     Raises:
-        InputError: if it is larger than ``MAX_BYTES``, or no regular file.
+        InputError: if it is larger than ``MAX_BYTES``, or not a regular file.
     """
     check_regular(path)
     with open(path, "rb") as file:
@@ -73,11 +73,11 @@ def read_file(path: str) -> bytes:
 
 
 class Entry(NamedTuple):
-    """Something below a folder of class folders.
+    """An entry below a folder of class folders.
 
     Attributes:
         parts: Its path below it.
-        kind: What it is; ``other`` is what is neither.
+        kind: ``image``, ``folder`` or ``other``.
         path: Its path below the dataset's folder.
     """
 
@@ -93,13 +93,13 @@ def open_class_folders(root: Path, title: str = "", parts: Sequence[str] = (), t
 
     Args:
         root: The folder.
-        title: What it is called; nothing is its path.
-        parts: Folders in it whose class folders belong together; none is the folder itself.
-        tops: What a single folder may be called that has all class folders in it, besides the folder's own name.
+        title: Its name in messages; if empty, its path.
+        parts: Folders in it whose class folders are merged; if empty, the folder itself.
+        tops: Names, besides the folder's own, of a single top folder that holds all class folders.
 
     Raises:
         MissingError: if there are no images.
-        InputError: if a class has none, or a folder cannot be listed.
+        InputError: if a class has no images, or a folder cannot be listed.
     """
     title = title or str(root)
     where = printable(os.path.join(title, parts[0]) if len(parts) == 1 else title)
@@ -116,7 +116,7 @@ def open_class_folders(root: Path, title: str = "", parts: Sequence[str] = (), t
 def _strip_top(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]:
     """Return the entries without a single top folder of one of these names."""
     tops = {entry.parts[0] for entry in entries}
-    deep = all(len(entry.parts) > 2 for entry in entries if entry.kind == "image")  # the top is no class of that name
+    deep = all(len(entry.parts) > 2 for entry in entries if entry.kind == "image")  # the top is not a class
     if len(tops) != 1 or not tops <= set(names) or not deep:
         return list(entries)
     return [entry._replace(parts=entry.parts[1:]) for entry in entries if len(entry.parts) > 1]
@@ -139,13 +139,13 @@ def _assign_labels(entries: Sequence[Entry], where: str) -> tuple[list[Entry], n
         if entry.kind == "other" or (entry.kind == "image" and len(entry.parts) == 1)
     ):
         shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        warn_once(f"{where}: left out {len(left_out)} that are no images, or lie in no class folder: {shown}")
+        warn_once(f"{where}: left out {len(left_out)} that are not images, or not in a class folder: {shown}")
     numbers = {name: number for number, name in enumerate(filled)}
     return images, np.array([numbers[entry.parts[0]] for entry in images], dtype=np.int64), filled
 
 
 def walk(root: str) -> Iterator[tuple[str, Kind]]:
-    """Yield what is below a folder, hidden names left out; links are followed unless they lead to a folder above."""
+    """Yield the entries below a folder, except hidden ones; links are followed unless they lead to a folder above."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         below, above = waiting.pop()
@@ -172,7 +172,7 @@ def walk(root: str) -> Iterator[tuple[str, Kind]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is no class and no image: ``.ipynb_checkpoints``, ``._cat.png``, ``__MACOSX``.
+    """Return whether a name is neither a class nor an image: ``.ipynb_checkpoints``, ``._cat.png``, ``__MACOSX``.
 
     Example:
         >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("_cat")
@@ -182,7 +182,7 @@ def is_hidden(name: str) -> bool:
 
 
 def _kind(entry: os.DirEntry[str]) -> Kind:
-    """Return what an entry is; pipes and devices are never opened, and odd endings are looked into."""
+    """Return an entry's kind; files with other extensions are opened, pipes and devices never."""
     try:
         if entry.is_dir():
             return "folder"
@@ -192,5 +192,5 @@ def _kind(entry: os.DirEntry[str]) -> Kind:
             return "image"
         with open(entry.path, "rb") as file:
             return "image" if starts_like_image(file.read(SIGNATURE)) else "other"
-    except OSError:  # a link to itself, or no right to read
+    except OSError:  # a link to itself, or no permission to read
         return "other"

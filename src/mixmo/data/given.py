@@ -30,7 +30,7 @@ IMAGE_KEYS, LABEL_KEYS = IMAGES, LABELS[:-1]
 
 
 class Sample(NamedTuple):
-    """What a Dataset gives for an index.
+    """A Dataset's sample at an index.
 
     Attributes:
         image: A PIL image, the content of an image file, or an array or tensor.
@@ -43,12 +43,12 @@ class Sample(NamedTuple):
 
 @dataclass
 class DatasetImages:
-    """The images of a map-style Dataset, as sources have them.
+    """The images of a map-style Dataset, for a source.
 
     Args:
-        dataset: What is asked for ``dataset[index]``.
-        title: What one is called, before its number.
-        prepared: Whether the network takes images as the Dataset gives them, each copy asked for on its own.
+        dataset: The Dataset.
+        title: Precedes an image's number in its name.
+        prepared: Whether the network takes images as the Dataset gives them; each copy is then requested separately.
     """
 
     dataset: Any
@@ -56,7 +56,7 @@ class DatasetImages:
     prepared: bool = False
 
     one_by_one = True
-    """A Dataset of somebody's own may not bear to be asked from several threads."""
+    """A user's Dataset may not be thread-safe."""
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
         """Return an image, an array of its pixels, or the content of its file."""
@@ -64,14 +64,14 @@ class DatasetImages:
         return found if isinstance(found, bytes | Image.Image) else as_pixels(found, self.name(index))
 
     def sample(self, index: int, seed: int = 0) -> Sample:
-        """Return what the Dataset gives for an index.
+        """Return the Dataset's sample at an index.
 
         Args:
             index: The index.
-            seed: Of what its transforms draw from the global generators.
+            seed: Seeds the global generators, from which its transforms draw.
 
         Raises:
-            InputError: if it is no pair of an image and a label.
+            InputError: if it is not a pair (image, label).
         """
         with seed_globals(seed):
             found = self.dataset[index]
@@ -91,7 +91,7 @@ class DatasetImages:
         return f"{self.title} {index}"
 
     def fingerprint(self, times: bool) -> str:
-        """Return a hash of how many images there are, and of some of them."""
+        """Return a hash of the number of images and of some of them."""
         return self._fingerprint
 
     @cached_property
@@ -102,7 +102,7 @@ class DatasetImages:
 
 
 def open_given(given: Any, split: str) -> Source:
-    """Return images that a program gives, as a source; labels are read, images are not, but for a few.
+    """Return a program's images as a source; all labels are read, but only a few images.
 
     Args:
         given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
@@ -112,7 +112,7 @@ def open_given(given: Any, split: str) -> Source:
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
-        InputError: if it is none of these, is empty, or gives other things than images and labels.
+        InputError: if it is none of these, is empty, or gives anything but images and labels.
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
@@ -120,7 +120,7 @@ def open_given(given: Any, split: str) -> Source:
         (['0', '1'], (8, 8))
     """
     if isinstance(given, DataLoader):
-        warn_once(f"a DataLoader was given for {split}; its dataset is taken, and batches are drawn from it anew.")
+        warn_once(f"a DataLoader was given for {split}; its dataset is taken, and mixmo draws its own batches.")
         given = given.dataset
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
         return _open_arrays(given[0], given[1], split)
@@ -142,7 +142,7 @@ def open_given(given: Any, split: str) -> Source:
         if np.shape(sample.image) != np.shape(samples[0].image):
             raise InputError(
                 f"{images.name(index)} has shape {np.shape(sample.image)}, but the first one "
-                f"{np.shape(samples[0].image)}; have the Dataset's transforms bring all to one size."
+                f"{np.shape(samples[0].image)}; resize all to one size in the Dataset's transforms."
             )
     labels, names = number_labels(_labels(images, samples), _class_names(given), split)
     return Source(labels, names, images)
@@ -150,7 +150,7 @@ def open_given(given: Any, split: str) -> Source:
 
 def _open_arrays(images: Any, labels: Any, split: str) -> Source:
     if len(images) != len(labels) or not len(images):
-        raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give as many, one or more.")
+        raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give one label an image.")
     numbers, names = number_labels(_as_list(labels), None, split)
     if _is_float(images) and len(images.shape) == 4:
         source = open_given(TensorDataset(torch.as_tensor(images), torch.from_numpy(numbers)), split)
@@ -160,14 +160,14 @@ def _open_arrays(images: Any, labels: Any, split: str) -> Source:
 
 
 def with_groups(source: Source, groups: Any) -> Source:
-    """Return training images with the groups they belong to, such as a patient or a burst of photos.
+    """Return training images with their groups, such as patients or bursts of photos.
 
     Args:
         source: N images.
         groups: N numbers or names; images with the same one are a group.
 
     Raises:
-        InputError: if they are not as many, or something else.
+        InputError: if there are not N, or one is neither a whole number nor a name.
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
@@ -193,7 +193,7 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
 
     Args:
         image: Integers, (H, W), (H, W, C) or (C, H, W).
-        name: What it is called, for the error.
+        name: Its name, for the error.
 
     Example:
         >>> as_pixels(torch.zeros(3, 8, 6, dtype=torch.uint8), "an image").shape
@@ -219,10 +219,10 @@ def gives_floats(source: Source) -> bool:
 
 
 def channels_of(source: Source) -> int:
-    """Return C of a source's first image: 3 of RGBA; of an array of other bands the axis that is no side of a square.
+    """Return C of a source's first image: 3 for RGBA; for arrays of other bands, the axis that differs.
 
     Raises:
-        InputError: if such an array is no square.
+        InputError: if such an array has three different sides.
     """
     images = source.images
     if isinstance(images, DatasetImages) and _is_float(found := images.sample(0).image):
@@ -242,7 +242,7 @@ def channels_of(source: Source) -> int:
 
 
 def _check_image(image: Any, name: str) -> None:
-    """Refuse what is no image."""
+    """Refuse anything but an image."""
     if isinstance(image, bytes | Image.Image):
         return
     if not isinstance(image, np.ndarray | Tensor):
@@ -259,7 +259,7 @@ def _check_image(image: Any, name: str) -> None:
 
 
 def _has_bands_last(first: int, second: int, last: int) -> bool:
-    """Return whether an image of that shape is (H, W, C) rather than (C, H, W), as far as that can be seen."""
+    """Return whether an image of that shape is (H, W, C) rather than (C, H, W), as far as the shape shows."""
     return first not in COLOURS and (last in COLOURS or first == second != last or first > MOST_CHANNELS)
 
 
@@ -270,7 +270,7 @@ def _is_float(image: Any) -> bool:
 
 
 def _keeps_files(dataset: Any) -> bool:
-    """Return whether a dataset is of the Hugging Face library, with images that our rules can decode."""
+    """Return whether a dataset is of the Hugging Face library, with images that mixmo can decode."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
         return False
@@ -278,7 +278,7 @@ def _keeps_files(dataset: Any) -> bool:
 
 
 def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
-    """Return whether a Dataset gives another image when it is asked again."""
+    """Return whether a Dataset gives different images for the same index."""
     return any(_content(images, index, seed) != _content(images, index, 0) for index in samples for seed in (1, 2))
 
 
@@ -289,7 +289,7 @@ def _content(images: DatasetImages, index: int, seed: int) -> bytes:
 
 @contextmanager
 def seed_globals(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python within the block; afterwards they are as before."""
+    """Seed the global generators of torch, NumPy and Python within the block, and restore them afterwards."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -303,19 +303,19 @@ def seed_globals(seed: int) -> Iterator[None]:
 
 
 def _labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
-    """Return all labels: as the Dataset lists them where it does, else as it gives them one by one."""
+    """Return all labels: the Dataset's list if it has one, else the label of each sample."""
     known, count = _get_labels(images.dataset), len(images.dataset)
     if known is not None and len(known) == count:
         values = _as_list(known)
         if all(np.array_equal(values[index], _as_python(sample.label)) for index, sample in samples.items()):
             return values
     if count > 10_000:
-        warn_once(f"asking for all {count} samples once, for their labels; an attribute `targets` would save that.")
+        warn_once(f"reading all {count} samples once, for their labels; an attribute `targets` would avoid that.")
     return [_as_python(images.sample(index).label) for index in range(count)]
 
 
 def _get_labels(dataset: Any) -> Any:
-    """Return the labels that a Dataset lists; ``None`` where it does not."""
+    """Return a Dataset's list of labels; ``None`` if it has none."""
     if isinstance(dataset, Subset):
         inner = _get_labels(dataset.dataset)
         return None if inner is None else [_as_python(inner[index]) for index in dataset.indices]
@@ -338,7 +338,7 @@ def _class_names(dataset: Any) -> list[str] | None:
 
 
 def _as_list(labels: Any) -> list[Any]:
-    """Return labels as values of Python's, or arrays of 0 and 1."""
+    """Return labels as Python values, or arrays of 0 and 1."""
     if isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1:
         values: list[Any] = labels.tolist()
         return values
@@ -346,7 +346,7 @@ def _as_list(labels: Any) -> list[Any]:
 
 
 def _as_python(label: Any) -> Any:
-    """Return a label as a value of Python's, several as an array of 0 and 1 or a list of such values."""
+    """Return a label as a Python value, several as an array of 0 and 1 or a list of Python values."""
     if isinstance(label, list | tuple | set):
         return [_as_python(each) for each in label]
     if isinstance(label, np.generic | np.ndarray | Tensor):

@@ -121,7 +121,7 @@ class PreparedImages(Dataset[DistinctBatch]):
         return len(self.labels)
 
     def __getitems__(self, wanted: list[int] | list[tuple[int, list[int]]]) -> DistinctBatch:
-        """Return a copy for each index, or for each seed of (index, seeds); copies of an image stand together."""
+        """Return a copy for each index, or for each seed of (index, seeds); copies of an image are adjacent."""
         pairs = [each if isinstance(each, tuple) else (each, [0]) for each in wanted]
         copies = torch.stack([self._copy(index, seed) for index, seeds in pairs for seed in seeds])
         labels = torch.from_numpy(self.labels[[index for index, _ in pairs]])
@@ -145,8 +145,8 @@ class PreparedImages(Dataset[DistinctBatch]):
         wanted = (self.channels, *getattr(self, "size", found.shape[1:]))
         if found.shape != wanted:
             raise InputError(
-                f"{self.images.name(number)} has shape {tuple(found.shape)}, but the first one has {wanted}; have the "
-                "Dataset's transforms bring all to one size."
+                f"{self.images.name(number)} has shape {tuple(found.shape)}, but the first one has {wanted}; resize "
+                "all to one size in the Dataset's transforms."
             )
         return found
 

@@ -15,10 +15,10 @@ from mixmo.errors import InputError
 from mixmo.escaping import printable
 
 SEPARATOR = "|"
-"""What stands between the labels of an image in a table's cell."""
+"""The separator of an image's labels in a table's cell."""
 
 ABSENT = re.compile(r"|-\d+|none|null|nan", re.IGNORECASE)
-"""What datasets write in place of a label."""
+"""What datasets write for a missing label."""
 
 
 def number_labels(
@@ -33,15 +33,15 @@ def number_labels(
     Where images have several labels it is (N, K) uint8: 1 where a class is present.
 
     Args:
-        labels: Class numbers or class names; -1, ``None`` or nothing where an image has no label. Where images have
-            several: for each a list of class numbers or names, or an array (K,) of 0 and 1.
-        names: The class names in the order of their numbers; ``None`` where nobody tells.
+        labels: Class numbers or class names; -1, ``None`` or an empty string where an image has no label. Where
+            images have several: for each a list of class numbers or names, or an array (K,) of 0 and 1.
+        names: The class names in the order of their numbers; ``None`` if unknown.
         where: Whose labels they are, for errors.
-        on_error: ``raise``, or ``skip`` images without a label, which is logged; ``None`` knows no such images.
+        on_error: ``raise``, or ``skip`` images without a label, which is logged; ``None`` expects a label for each.
         images: Which image each label is of, for errors; ``None`` is one after another.
 
     Raises:
-        InputError: if a label is neither a number nor a name, or of no known class, or labels are missing and
+        InputError: if a label is neither a number nor a name, or of an unknown class, or labels are missing and
             ``on_error`` is ``raise``.
 
     Example:
@@ -75,7 +75,7 @@ def number_labels(
         numbers = {name: number for number, name in enumerate(names)}
     for index, label in enumerate(labels):
         if label not in absent and (label not in numbers or not 0 <= numbers[label] < len(names)):
-            what = f"class numbers lie between 0 and {len(names) - 1}" if label in numbers else "which no class has"
+            what = f"class numbers lie between 0 and {len(names) - 1}" if label in numbers else "no class has that name"
             raise InputError(f"{where} image {images[index]} has the label {label!r}; {what}.")
     return np.array([numbers.get(label, -1) for label in labels], dtype=np.int64), list(names)
 
@@ -90,7 +90,7 @@ def _number_sets(labels: Sequence[Any], names: Sequence[str] | None, where: str)
             wanted = f"an array of {size} values, 0 or 1 for each class, as the first one or the class names have it"
         else:
             fits = isinstance(label, list | tuple | set) and len({*label}) == len(label)
-            wanted = "a list of class numbers or names, each once; 0 and 1 for each class stand in an array"
+            wanted = "a list of class numbers or names, each once; give 0 and 1 for each class as an array"
         if not fits:
             raise InputError(f"{where} image {index} has the labels {label!r}; they have to be {wanted}.")
     if vectors:
@@ -105,10 +105,10 @@ def _number_sets(labels: Sequence[Any], names: Sequence[str] | None, where: str)
 
 
 def rarest_labels(labels: np.ndarray) -> np.ndarray:
-    """Return class numbers (N,): of several labels that which the fewest images have, K where there is none.
+    """Return class numbers (N,): of several labels the one that the fewest images have; K if there is none.
 
     Args:
-        labels: (N,) class numbers, which are what they are, or (N, K), 0 or 1.
+        labels: (N,) class numbers, returned unchanged, or (N, K), 0 or 1.
 
     Example:
         >>> rarest_labels(np.array([[1, 1], [1, 0], [0, 0]])).tolist()
@@ -121,7 +121,7 @@ def rarest_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def present_classes(labels: np.ndarray) -> np.ndarray:
-    """Return the numbers of the classes that images have, some of them several times.
+    """Return the numbers of the classes that images have, with repetitions.
 
     Example:
         >>> present_classes(np.array([[0, 1, 0], [0, 1, 1]])).tolist(), present_classes(np.array([2, 0, 2])).tolist()
@@ -142,7 +142,7 @@ def name_label(label: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _find_absent(labels: Iterable[Any]) -> set[Any]:
-    """Return the labels that stand for none; of names "none" may be one."""
+    """Return the values that mean "no label"; among class names "none" is a class."""
     texts = {label for label in labels if isinstance(label, str)}
     absent = {text for text in texts if ABSENT.fullmatch(text)}
     if not all(text.isdecimal() for text in texts - absent):
@@ -168,15 +168,15 @@ def _name_classes(labels: Iterable[Any], count: int, where: str) -> list[str]:
         return sorted(map(str, labels))
     most = max(labels, default=-1)
     if most > 10 * count + 1000:
-        raise InputError(f"{where}: class number {most} is no label of {count} images; classes count from 0.")
+        raise InputError(f"{where}: class number {most} is too large for {count} images; number classes from 0.")
     return [str(number) for number in range(most + 1)]
 
 
 def check_look_alike(names: Iterable[str], where: str) -> None:
-    """Refuse class names that differ only in their Unicode form, as systems write the same accent, or in spaces.
+    """Refuse class names that differ only in their Unicode form, as systems encode accents differently, or in spaces.
 
     Args:
-        names: The names; one may stand there twice.
+        names: The names; repetitions are allowed.
         where: Whose they are, for the error.
 
     Raises:
@@ -197,7 +197,7 @@ def check_look_alike(names: Iterable[str], where: str) -> None:
 
 
 def _spelt(name: str) -> str:
-    """Return a name with what tells it from one that looks alike."""
+    """Return a name with what distinguishes it from one that looks alike."""
     composed, decomposed = unicodedata.is_normalized("NFC", name), unicodedata.is_normalized("NFD", name)
     known = ["composed, NFC"] * composed + ["decomposed, NFD"] * decomposed
     form = known[0] if len(known) == 1 else "" if known else "partly composed"

@@ -37,7 +37,7 @@ def warn_once(text: str, about: str = "") -> None:
 
 
 def list_some(names: Sequence[str]) -> str:
-    """Return the first names in words.
+    """Return the first names as text.
 
     Example:
         >>> list_some(["ape", "bat", "cow", "doe"])

@@ -21,7 +21,7 @@ BLOCK = 1024
 """Images handed to the threads at once."""
 
 SHOWN = 10
-"""Unreadable images that are named."""
+"""Largest number of unreadable images that are named."""
 
 
 def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
@@ -44,13 +44,13 @@ def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
 def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSettings) -> Source:
     """Decode every image once, and return the source of those that can be read.
 
-    That all can be read is kept in the user's cache, by names, sizes and modification times: a run that is resumed, or
-    another one on the same images, begins at once.
+    A success is stored in the user's cache, by names, sizes and modification times: a run that is resumed, or another
+    one on the same images, starts at once.
 
     Args:
         source: The images.
         size: (H, W) of the input size; ``None`` takes each as it is.
-        settings: What :func:`decode` takes, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
+        settings: Arguments of :func:`decode`, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
 
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
@@ -72,7 +72,7 @@ def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSe
         return source
     logger.info("checking once that all %d images can be read", len(source))
     unreadable = _read(source, size, settings, lambda index, pixels: None)
-    if content and not unreadable:  # what cannot be read now, for want of a permission say, may be read the next time
+    if content and not unreadable:  # an unreadable image, such as without permission, may be readable next time
         keep_json(kept, {"images": len(source)})
     return _without(source, unreadable, settings.on_error)
 
@@ -86,7 +86,7 @@ def decode_all(
         source: The images.
         size: (H, W).
         scaled: Whether images of other sizes are scaled to it; otherwise they are refused.
-        settings: What :func:`decode` takes, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
+        settings: Arguments of :func:`decode`, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
 
     Raises:
         InputError: if some cannot be read and ``on_error`` is ``raise``, or none can, sizes differ, or all together do
@@ -122,7 +122,7 @@ def decode_all(
 def _read(
     source: Source, size: tuple[int, int] | None, settings: DataSettings, keep: Callable[[int, np.ndarray], None]
 ) -> dict[int, str]:
-    """Hand each image to ``keep``; return why those that cannot be read cannot, by their positions."""
+    """Hand each image to ``keep``; return why others cannot be read, by index."""
 
     def one(index: int) -> str | None:
         try:
@@ -133,7 +133,7 @@ def _read(
         return None
 
     found: dict[int, str] = {}
-    # Pillow decodes without holding the interpreter's lock; a Dataset of somebody's own may bear one thread only.
+    # Pillow decodes without holding the interpreter's lock; a user's Dataset may not be thread-safe.
     with ThreadPoolExecutor(1 if getattr(source.images, "one_by_one", False) else None) as pool:
         for start in range(0, len(source), BLOCK):
             block = range(start, min(start + BLOCK, len(source)))

@@ -20,7 +20,7 @@ from mixmo.escaping import printable
 from mixmo.files import check_regular
 
 KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"), ("group",))
-"""What the columns of paths, labels, splits and groups may be called."""
+"""Accepted names of the columns of paths, labels, splits and groups."""
 
 Table = dict[str, list[tuple[str, str, str]]]
 """(path, label, group) by split, or under an empty name where there is no column of splits; without a column of groups
@@ -33,12 +33,12 @@ def read_table(file: Path, multi_label: bool = False) -> Table:
 
     Args:
         file: Its first line names the columns: ``path`` (or file, filename, image), ``label`` (or class, target) and
-            perhaps ``split`` (or set) and ``group``. Paths are below the file's folder, unless they are absolute.
+            optionally ``split`` (or set) and ``group``. Paths are below the file's folder, unless they are absolute.
         multi_label: Whether a cell of labels may be empty: the image shows none of the classes.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is none, lacks a column, a row is short, two name the same image, or splits share a group.
+        InputError: if it is not a table, lacks a column, has short rows, repeats an image, or splits share a group.
     """
     if not os.path.isfile(file):
         raise MissingError(f"there is no table {printable(str(file))}.")
@@ -56,7 +56,7 @@ def read_table(file: Path, multi_label: bool = False) -> Table:
 
 def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
     shown, lines, homes = printable(str(file)), dict[str, int](), dict[str, str]()
-    folder_of = functools.cache(os.path.realpath)  # of a million images few folders have to be looked up
+    folder_of = functools.cache(os.path.realpath)  # a million images lie in few folders
     names = {name.strip().lower(): name for name in reader.fieldnames or ()}
     path, label, split, group = (next((names[name] for name in known if name in names), None) for known in KNOWN)
     if path is None or label is None:
@@ -67,7 +67,7 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
     rows: Table = {}
     for row in reader:
         if None in row or None in row.values():
-            raise InputError(f"{shown}, line {reader.line_num}, has other columns than the first line.")
+            raise InputError(f"{shown}, line {reader.line_num}, does not have the columns of the first line.")
         needed = [name for name in (path, None if multi_label else label, split, group) if name is not None]
         if missing := [name for name in needed if not row[name].strip()]:
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
@@ -77,8 +77,8 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
         _check_image(place, f"{shown}, line {reader.line_num}, names {printable(row[path])}")
         if place in lines:
             raise InputError(
-                f"{shown}, line {reader.line_num}, has {printable(row[path])} again, which is in line {lines[place]}: "
-                "an image stands in one row, so that none is both trained and tested on; remove one."
+                f"{shown}, line {reader.line_num}, repeats {printable(row[path])} of line {lines[place]}: "
+                "an image has one row, so that none is both trained and tested on; remove one."
             )
         lines[place] = reader.line_num
         part = row[split].strip().lower() if split else ""
@@ -86,14 +86,14 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
         if kin and (home := homes.setdefault(kin, part)) != part:
             raise InputError(
                 f"{shown}, line {reader.line_num}, has {group} {printable(kin)} in {part}, but an earlier line has it "
-                f"in {home}: a group stands in one split, so that none is both trained and tested on."
+                f"in {home}: a group belongs to one split, so that none is both trained and tested on."
             )
         rows.setdefault(part, []).append((row[path].strip(), row[label].strip(), kin))
     return rows
 
 
 def _check_image(place: str, where: str) -> None:
-    """Refuse a pipe or a device in place of an image; what is missing is said when it is read."""
+    """Refuse a pipe or a device in place of an image; missing files are reported when they are read."""
     try:
         check_regular(place)
     except InputError as error:

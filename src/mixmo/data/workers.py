@@ -28,7 +28,7 @@ UNSENT = 74
 """Exit code of a worker that could not hand over a batch."""
 
 WAYS_OUT = (
-    "take fewer workers (0 reads in the main process), smaller batches, or more shared memory (docker run --shm-size)"
+    "use fewer workers (0 reads in the main process), smaller batches, or more shared memory (docker run --shm-size)"
 )
 
 
@@ -71,7 +71,7 @@ def begin_worker(number: int) -> None:
     the worker at once. The main process would wait forever for a batch that cannot be handed over.
 
     Args:
-        number: The worker's.
+        number: The worker's number.
     """
     silence_pillow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,11 +92,11 @@ def _end_unsent(error: BaseException, _: object) -> None:
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """Return what happened to a worker and what to do, if an error of torch's reports that one was lost.
+    """Return what happened to a worker and what to do, if a torch error reports that one was lost.
 
     Example:
         >>> lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
-        'a process that reads images was killed (Killed), as systems do when the memory is full; take fewer workers.'
+        'a process that reads images was killed (Killed), as happens when the memory is full; use fewer workers.'
     """
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     fetching = any(name.endswith("resource_sharer.py") for name in frames)  # a batch, from a worker that ends meanwhile
@@ -111,9 +111,9 @@ def lost_worker(error: BaseException) -> str | None:
             f"shared memory; {WAYS_OUT}."
         )
     if killed := re.search(r"killed by signal: ([^.]+)", text):
-        how = "as systems do when the memory is full; take fewer workers"
+        how = "as happens when the memory is full; use fewer workers"
         return f"a process that reads images was killed ({killed[1].strip()}), {how}."
     return (
-        "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; take "
+        "a process that reads images has ended unexpectedly (lines above may say why), mostly for lack of memory; use "
         "fewer workers (0 reads in the main process)."
     )

@@ -99,7 +99,7 @@ class OnnxModel:
         file: The file.
 
     Raises:
-        InputError: if onnxruntime is missing, or the file is damaged or none of mixmo's.
+        InputError: if onnxruntime is missing, or the file is damaged or not mixmo's.
     """
 
     run: TrainedRun | None = None

@@ -25,7 +25,7 @@ from mixmo.header import Header
 from mixmo.validation import CONFIG, Boolean, Integer, Number, Share, describe_errors
 
 MOST_IMAGES = 10_000
-"""Validation images whose confidences are written into a file."""
+"""Largest number of validation images whose confidences are written into a file."""
 
 Kind = TypeVar("Kind")
 Temperature = Annotated[Number, Field(gt=0, lt=math.inf)]
@@ -53,7 +53,7 @@ class _Thresholds:
 
 
 def _calibration(value: Any) -> AnyCalibration | None:
-    """Return the calibration of a description; refuse what is none."""
+    """Return the calibration of a description; refuse anything else."""
     if value is None or isinstance(value, AnyCalibration):
         return value
     if isinstance(value, Mapping) and "thresholds" in value:
@@ -62,7 +62,7 @@ def _calibration(value: Any) -> AnyCalibration | None:
     own = _read_columns(value, _Columns)
     columns = {key: getattr(own, key) for key in COLUMNS}
     if len({len(column) for column in columns.values()}) > 1:
-        raise ValueError("its calibration has columns of other lengths")
+        raise ValueError("its calibration has columns of different lengths")
     kinds = {"correct": torch.bool, "targets": torch.int64}
     made: dict[str, Any] = {
         key: torch.tensor(column, dtype=kinds.get(key, torch.float64)) for key, column in columns.items()
@@ -79,7 +79,7 @@ def _read_columns(value: Any, kind: type[Kind]) -> Kind:
 
 @dataclass(frozen=True, config=CONFIG)
 class Spec(Header):
-    """What a network needs to be used.
+    """Everything needed to use a network.
 
     Attributes:
         calibration: From validation images; ``None`` without them.
@@ -100,18 +100,18 @@ class Spec(Header):
         if isinstance(own, LabelCalibration) != self.multi_label or (
             isinstance(own, LabelCalibration) and len(own.thresholds) != len(self.classes)
         ):
-            raise ValueError("its calibration is not of its classes")
+            raise ValueError("its calibration is for other classes")
 
     @cached_property
     def _crop(self) -> CenterCrop:
         return CenterCrop(self.data)
 
     def views(self, images: Tensor, tta: Augmentations = "none") -> list[Tensor]:
-        """Return what the network sees, each (B, C, h, w), of images (B, H, W, C) uint8 of the size."""
+        """Return the network's inputs, each (B, C, h, w), for images (B, H, W, C) uint8 of the size."""
         return self._crop.views(images, tta)
 
     def to_json(self, **more: Any) -> str:
-        """Return all of it as JSON; of many validation images every n-th.
+        """Return the description as JSON; of many validation images only every n-th.
 
         Args:
             **more: What else to write: the digest, and those of files.
@@ -128,23 +128,23 @@ class Spec(Header):
 
     @classmethod
     def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True) -> Spec:
-        """Return what :meth:`to_json` wrote.
+        """Return the description that :meth:`to_json` wrote.
 
         Args:
             text: The JSON.
-            where: Whose it is, for errors.
-            checked_digest: Whether the digest was found, and was right; if not, the text has to name none.
+            where: Its file, for errors.
+            checked_digest: Whether a digest was found and verified; if not, the text must not name one.
 
         Raises:
             InputError: if it is damaged, or of a newer format.
         """
-        damaged = f"{where} is damaged, or none of mixmo's"
+        damaged = f"{where} is damaged, or not mixmo's"
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{damaged}: {reason(error)}.") from error
         if not isinstance(content, dict):
-            raise InputError(f"{damaged}: it is no mapping.")
+            raise InputError(f"{damaged}: it is not a mapping.")
         if DIGEST in content and not checked_digest:
             raise InputError(f"{damaged}: the digest that it names is missing.")
         own = {key: value for key, value in content.items() if key not in ("files", DIGEST)}
