@@ -128,8 +128,8 @@ def test_timm_opens_the_folder_and_a_fused_network_without_mixmo(tmp_path, monke
     ("words", "message"),
     [
         (["--format=tflite"], "unknown format 'tflite'"),
-        (["--format=timm", "--softmax"], "--softmax is for onnx; timm holds weights"),
-        (["--format=safetensors", "--members"], "--members is for onnx; safetensors holds weights"),
+        (["--format=timm", "--softmax"], "--softmax is for onnx; timm holds only weights"),
+        (["--format=safetensors", "--members"], "--members is for onnx; safetensors holds only weights"),
         (["--format=onnx", "--out=file/model.onnx"], "cannot be"),
         (["--format=timm", "--out=full"], "full exists already and is not recognisably mixmo's"),
         (["--format=timm", "--out=full", "--overwrite"], "full exists already and is not recognisably mixmo's"),
@@ -214,8 +214,8 @@ def test_an_ensemble_is_one_file(trained, new_images, tmp_path, members):
 def test_runs_that_do_not_fit_are_not_one_file(trained, gone, tmp_path, capsys):
     _, two, one = trained
     for words, message in {
-        (f"{two.path}+{gone}", "--format=onnx", "--out=a.onnx"): f"{gone} prepares images otherwise than {two.path}",
-        (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file, which --out names",
+        (f"{two.path}+{gone}", "--format=onnx", "--out=a.onnx"): f"{gone} prepares images differently from {two.path}",
+        (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file; name it with --out",
         (f"{two.path}+{one.path}", "--format=timm", "--out=a"): "several runs are exported as one .onnx file",
     }.items():
         assert main(["export", *words]) == 2

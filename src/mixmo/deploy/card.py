@@ -23,13 +23,13 @@ FOLDER = "path/to/folder"
 
 
 def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None) -> str:
-    """Return the card in Markdown, with the head that the Hub reads.
+    """Return the card in Markdown, with the metadata that the Hub reads.
 
     Args:
-        run: The run, for ``test.json`` and its kept predictions.
+        run: The run, for ``test.json`` and its saved predictions.
         spec: The network's description.
         fused: Whether the network was fused.
-        name: What it is called on the Hub, ``user/name``.
+        name: Its name on the Hub, ``user/name``.
     """
     known = run.folder.config_file.is_file()
     method = method_name(run.folder.trained_config(run.checkpoint)) if known else "a network"
@@ -41,14 +41,14 @@ def model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None
         "A single network." if members == 1 else f"{members} subnetworks in one backbone, averaged at the cost of one."
     )
     calibration = (
-        "It had no validation images, so that its confidence is not calibrated."
+        "It had no validation images, so its confidence is not calibrated."
         if spec.calibration is None
-        else f"The calibration rests on {len(spec.calibration.correct)} validation images."
+        else f"The calibration is based on {len(spec.calibration.correct)} validation images."
         if isinstance(spec.calibration, Calibration)
         else "Temperature and thresholds were chosen on validation images."
     )
     found = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
-    several = ", of which an image may have any number" if spec.multi_label else ""
+    several = ", any number of which may apply to an image" if spec.multi_label else ""
     others = "probabilities say" if spec.multi_label else "confidence says"
     advice = "" if spec.multi_label else "; look at the\nepistemic uncertainty, and at `mixmo test --ood`"
     return f"""---
@@ -78,12 +78,12 @@ predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: {found}
 {_plainly(fused, spec.backbone, name)}
 ## Limits
 
-The figures hold for images like those of the test set. Of other images the {others} little{advice}. {calibration}
+The figures hold for images like those of the test set. For others, the {others} little{advice}. {calibration}
 """
 
 
 def _figures(run: TrainedRun) -> str:
-    """Return the figures of ``test.json`` as a table, with the intervals that the kept predictions give."""
+    """Return the figures of ``test.json`` as a table, with intervals from the saved predictions."""
     try:
         found: Mapping[str, Any] = run.folder.read_json("test.json")
         about = found["about"]

@@ -1,4 +1,4 @@
-"""Export to other formats; every file is read again and compared with the trained network."""
+"""Export to other formats; every file is read back and compared with the trained network."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from mixmo.models.copying import copy_module
 from mixmo.validation import Boolean, settings_class
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "safetensors": "model.safetensors"}
-"""The formats, and what they are called in a run's folder."""
+"""The formats, and their names in a run's folder."""
 
 TIMM_FILES = {TIMM_CONFIG, WEIGHTS, SPEC}
 
 TIMM_KEYS = ("first_conv", "classifier", "pool_size", "fixed_input_size")
-"""What timm's own description of a backbone keeps."""
+"""What is taken from timm's own description of a backbone."""
 
 TOLERANCE = 1e-3
-"""Largest difference of log-probabilities, as a share of the largest, to the network that was trained."""
+"""Largest difference of log-probabilities from the trained network's, as a share of the largest."""
 
 
 @settings_class(frozen=True)
@@ -64,15 +64,15 @@ class ExportOptions:
     """Give the members' probabilities (B, M, K) and their mutual information (B,) too."""
 
     def check(self, format: str) -> None:
-        """Refuse what a format has no room for."""
+        """Refuse options that a format does not support."""
         one_of(format, FORMATS, "format")
         given = [key for key, wanted in asdict(self).items() if wanted]
         if given and format != "onnx":
-            raise InputError(f"--{given[0]} is for onnx; {format} holds weights, not what they do.")
+            raise InputError(f"--{given[0]} is for onnx; {format} holds only weights.")
 
 
 class Deployed(nn.Module):
-    """A plain network with what is done before and after it.
+    """A plain network with its pre- and postprocessing.
 
     Args:
         plain: Images to logits (B, K), or to those of all members (B, M * K).
@@ -88,7 +88,7 @@ class Deployed(nn.Module):
         self.temperature = spec.calibration.temperature if options.temperature and spec.calibration else 1.0
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Map images (B, C, h, w) to logits or probabilities (B, K), and what else was asked for."""
+        """Map images (B, C, h, w) to logits or probabilities (B, K), and the members' if asked for."""
         if self.options.normalize:
             images = (images / 255 - self.mean) / self.std
         members = self.plain(images).unflatten(1, (-1, self.num_classes))
@@ -101,7 +101,7 @@ class Deployed(nn.Module):
 
 
 class Joined(nn.Module):
-    """Networks side by side: the logits of each, times its scale, one after the other.
+    """Networks in parallel: the concatenated logits of each, times its scale.
 
     Args:
         networks: Each maps images (B, C, h, w) to (B, n * K).
@@ -124,13 +124,13 @@ class Joined(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported file or folder.
 
     Attributes:
-        path: Where.
-        difference: Largest difference of the file's answers, as log-probabilities, to the trained network's.
+        path: Its path.
+        difference: Largest difference of the file's log-probabilities from the trained network's.
         size: Bytes.
-        needs_mixmo: What timm calls the network of a ``timm`` folder, where timm knows it after ``import mixmo`` only.
+        needs_mixmo: timm's name of the network in a ``timm`` folder, if timm knows it only after ``import mixmo``.
     """
 
     path: Path
@@ -147,7 +147,7 @@ def export(
     overwrite: bool = False,
     weights: Weights = "equal",
 ) -> Exported:
-    """Write a run's network for other programs, whole or not at all, with a digest that tells damage.
+    """Write a run's network for other programs, whole or not at all, with a digest that detects damage.
 
     * ``timm``: a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with class names and how images
       are prepared.
@@ -155,18 +155,18 @@ def export(
     * ``onnx``: the fused network as a graph for any number of images.
 
     Args:
-        run: The run; several are one ensemble, for ``onnx``, with the calibration that they have together.
+        run: The run; several are one ensemble, for ``onnx``, with a common calibration.
         format: One of these.
         out: The file or folder; ``None`` is in the run's folder. An earlier export there is replaced.
         options: What an ONNX file computes.
         overwrite: Whether another file is replaced as well, or a damaged export, or one by an earlier version.
-        weights: Of the runs of an ensemble: ``equal``, or ``fitted`` to their common validation images.
+        weights: Those of the runs of an ensemble: ``equal``, or ``fitted`` to their common validation images.
 
     Raises:
         MissingError: if the run or its checkpoint is missing.
-        InputError: if the network cannot be fused, runs have other classes or prepare images otherwise, the format has
-            no room for an option, its library is missing, the file would answer otherwise, its place is taken, or it
-            cannot be written.
+        InputError: if the network cannot be fused, runs have different classes or prepare images differently, the
+            format does not support an option, its library is missing, the file's outputs would differ, its path is
+            taken, or it cannot be written.
     """
     options = options or ExportOptions()
     options.check(format)
@@ -175,13 +175,13 @@ def export(
         asked = {"softmax": options.softmax, "members": options.members, "weights": weights != "equal"}
         refuse_labels(str(runs[0].path), asked)
     if len(runs) > 1 and (out is None or format != "onnx"):
-        raise InputError("several runs are exported as one .onnx file, which --out names.")
+        raise InputError("several runs are exported as one .onnx file; name it with --out.")
     out = Path(out or runs[0].path / FORMATS[format])
     _check_free(out, format, overwrite)
     spec, scales = _describe_ensemble(runs, weights) if len(runs) > 1 else (describe_run(runs[0]), [1.0])
     if format != "onnx" and spec.backbone.startswith(MODULE):
         raise InputError(
-            f"--format {format} is for networks of timm's; export a {spec.backbone} as onnx, or keep the weights of "
+            f"--format {format} is for timm's networks; export a {spec.backbone} as onnx, or keep the weights of "
             "mixmo.fuse(run.network)."
         )
     if options.temperature and spec.calibration is None:
@@ -198,7 +198,7 @@ def export(
 def _fuse_runs(
     runs: Sequence[TrainedRun], scales: Sequence[float], spec: Spec, members: bool
 ) -> tuple[nn.Module, nn.Module]:
-    """Return the plain network of one run, or of several side by side, and what was trained, to compare it with."""
+    """Return the plain network of one run, or of several in parallel, and what was trained, for comparison."""
     nets = [copy_module(run.network).cpu() for run in runs]  # the runs' own stay on their device
     fused = [fuse(net, spec.input_size, "probabilities" if members else "logits").eval() for net in nets]
     plains = [each.backbone if isinstance(each, ProbabilityAverage) else each for each in fused]
@@ -216,7 +216,7 @@ def _describe_ensemble(runs: Sequence[TrainedRun], weights: Weights) -> tuple[Sp
     for model, name in zip(models[1:], names[1:], strict=True):
         for key in ("classes", "multi_label", "size", "data"):
             if getattr(model.spec, key) != getattr(first, key):
-                what = "prepares images otherwise than" if key in ("size", "data") else "has other classes than"
+                what = "prepares images differently from" if key in ("size", "data") else "has different classes from"
                 raise InputError(f"{name} {what} {names[0]}: they cannot be one file; export each.")
     calibration, missing = find_calibration(models, names, weights=weights)
     if calibration is None and weights == "fitted":
@@ -274,7 +274,7 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def architecture(plain: Any, backbone: str) -> str:
-    """Return what timm calls a backbone, also where it was named by its place (``local-dir:…``, ``hf-hub:…``)."""
+    """Return timm's name of a backbone, even if it was named by its location (``local-dir:…``, ``hf-hub:…``)."""
     return str(plain.pretrained_cfg.get("architecture") or backbone).split(".")[0]
 
 
@@ -290,7 +290,7 @@ def is_known_to_timm(name: str) -> bool:
 
 @torch.no_grad()
 def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
-    """Return how far a file's answers to random images are from the trained network's, as log-probabilities."""
+    """Return the largest difference of a file's log-probabilities from the trained network's, on random images."""
     generator = torch.Generator().manual_seed(0)
     log_probabilities = logsigmoid if spec.multi_label else partial(torch.log_softmax, dim=1)
     largest = 0.0
@@ -298,17 +298,17 @@ def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
         images = torch.randint(256, (count, *spec.size, spec.data.channels), generator=generator, dtype=torch.uint8)
         expected = log_probabilities(net(*spec.views(images)).unflatten(1, (-1, len(spec.classes))).mean(1))
         if not expected.isfinite().all():
-            raise InputError("the network answers with numbers that are not finite; its training has diverged.")
+            raise InputError("the network's outputs are not finite; its training has diverged.")
         found = log_probabilities(model.logits(images).mean(1))
         difference = float((found - expected).abs().max())
         if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
-            raise InputError(f"the file would answer otherwise: its log-probabilities differ by {difference:.3g}.")
+            raise InputError(f"the file's outputs would differ: its log-probabilities differ by {difference:.3g}.")
         largest = max(largest, difference)
     return largest
 
 
 def _check_free(out: Path, format: str, overwrite: bool) -> None:
-    """Refuse to take the place of anything but an earlier export."""
+    """Refuse to replace anything but an earlier export."""
     if format != "timm":
         check_place(out, out.is_file() and is_whole_export(out), overwrite)
         return

@@ -28,7 +28,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         run: The run's folder, evaluated by ``mixmo test``, for the figures of the model card.
         folder: A folder that does not exist yet, or is empty.
         checkpoint: ``last`` or ``best``.
-        name: What the model card calls it, ``user/name`` on the Hub; ``None`` is the folder.
+        name: Its name in the model card, ``user/name`` on the Hub; ``None`` is the folder.
 
     Returns:
         The folder.
@@ -56,7 +56,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
 
 
 def _without_path(backbone: str) -> str:
-    """Return a backbone's name, which says nothing of the machine's folders: of a path its last part."""
+    """Return a backbone's name without the machine's folders: of a path only the last part."""
     if timm_scheme(backbone) == "hf-hub":
         return backbone
     kind, colon, path = backbone.rpartition(":")
@@ -69,7 +69,7 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
     Args:
         run: The run's folder.
         repository: ``user/name``; made if it does not exist.
-        private: Whether others may not see a new one.
+        private: Whether a new one is private.
         **options: More keywords of ``huggingface_hub.HfApi.upload_folder``, such as ``commit_message`` or ``token``.
 
     Returns:

@@ -22,7 +22,7 @@ class ImagePredictions:
     """Predictions for N images, K classes, by M members.
 
     Attributes:
-        names: What the images are called, or their numbers.
+        names: The images' names, or their numbers.
         classes: The K class names.
         probabilities: (N, K), of the average of the members' logits; calibrated where there is a calibration.
         probability: (N,) the largest of them, before any calibration.
@@ -31,8 +31,8 @@ class ImagePredictions:
         total: (N,) entropy of the members' mean probabilities, in nats: all uncertainty.
         aleatoric: (N,) mean entropy of the members: what they agree on, ambiguous images.
         epistemic: (N,) the rest, the mutual information: what they disagree on, unfamiliar images.
-        agreement: (N,) share of the members that predict the same class; like the two before NaN where the members are
-            not known apart: of a single network, and of an exported one that gives their average only.
+        agreement: (N,) share of the members that predict the same class; NaN, as the two before, without separate
+            members: for a single network, or an exported one that gives only their average.
         sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
         defer: (N,) whether the confidence is too low for the allowed error rate; ``None`` without a calibration.
         logits: (N, K), the average of the members', divided by the temperature where there is a calibration:
@@ -68,7 +68,7 @@ class ImagePredictions:
         return len(self.labels)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for each image, as ``mixmo predict`` writes it; ``None`` is what is not known."""
+        """Yield a row for each image, as ``mixmo predict`` writes it; ``None`` is unknown."""
         top, order = self.probabilities.topk(min(TOP, len(self.classes)), 1)
         for index, name in enumerate(self.names):
             row: dict[str, Any] = {
@@ -90,7 +90,7 @@ class LabelPredictions:
     """Predictions for N images, each of which may have several of K classes, or none.
 
     Attributes:
-        names: What the images are called, or their numbers.
+        names: The images' names, or their numbers.
         classes: The K class names.
         probabilities: (N, K), that each class is present: sigmoids of the average of the members' logits; calibrated
             where there is a calibration.
@@ -127,11 +127,11 @@ class LabelPredictions:
 def interpret_labels(
     logits: Tensor, names: Sequence[str], classes: Sequence[str], calibration: LabelCalibration | None = None
 ) -> LabelPredictions:
-    """Return the predictions that logits (N, M, K) are for images with several labels.
+    """Return predictions from logits (N, M, K) for images with several labels.
 
     Args:
         logits: The members' logits.
-        names: What the N images are called.
+        names: The names of the N images.
         classes: The K class names.
         calibration: From validation images; ``None`` without them.
 
@@ -161,15 +161,15 @@ def interpret_logits(
     sets: Sets = "marginal",
     features: Tensor | None = None,
 ) -> ImagePredictions:
-    """Return the predictions that logits (N, M, K) are.
+    """Return predictions from logits (N, M, K).
 
     Args:
         logits: The members' logits.
-        names: What the N images are called.
+        names: The names of the N images.
         classes: The K class names.
         calibration: From validation images; ``None`` without them.
         coverage: Share of the images whose true class the conformal sets hold.
-        max_error_rate: Share of the predictions that are not deferred that may be wrong.
+        max_error_rate: Largest share of wrong predictions among those not deferred.
         sets: How the conformal sets are made (:func:`mixmo.metrics.conformal.score_classes`).
         features: (N, D), where they were asked for.
 

@@ -23,7 +23,7 @@ AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
 
 class Form(NamedTuple):
-    """What a network takes.
+    """The form of a network's images.
 
     Attributes:
         size: (H, W).
@@ -43,10 +43,10 @@ def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray
 
     Args:
         image: A path, the content of an image file, a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or a
-            tensor (C, H, W) or (H, W): uint8, uint16, or where the network has no window floats from 0 to 1, and where
-            it has one any numbers, which are in its units.
-        form: What the network takes.
-        name: What the image is called, where it has no path.
+            tensor (C, H, W) or (H, W): uint8, uint16, or floats from 0 to 1; for a network with a window, any
+            numbers in its units.
+        form: The form of the network's images.
+        name: The image's name, if it has no path.
 
     Raises:
         InputError: if it is none of these, or cannot be read.
@@ -65,7 +65,7 @@ def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray
     if isinstance(image, np.ndarray) and form.window is None:
         image = _without_window(image)
     if not isinstance(image, bytes | Image.Image | np.ndarray):
-        raise InputError(f"a {type(image).__name__} is no image; give a path, bytes, a Pillow image, array or tensor.")
+        raise InputError(f"a {type(image).__name__} is not an image; give a path, bytes, PIL image, array or tensor.")
     pixels = image_pixels(image, form.channels, form.window, lambda: name, form.size)
     return to_size(pixels, form.size, form.interpolation)
 
@@ -77,13 +77,13 @@ def _without_window(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f" and np.isfinite(array).all() and ((array >= 0) & (array <= 1)).all():
         return np.asarray((array * 255).round().astype(np.uint8))
     raise InputError(
-        f"an image of {array.dtype} holds uint8, uint16, or finite floats from 0 to 1; other values take a network "
-        "that was trained with data.window."
+        f"an image of {array.dtype} does not hold uint8, uint16, or finite floats from 0 to 1; other values need a "
+        "network trained with data.window."
     )
 
 
 def files_below(words: Iterable[str]) -> list[str]:
-    """Return image files: those that are named, and all below the folders that are named, sorted.
+    """Return image files: the named ones, and all below the named folders, sorted.
 
     Args:
         words: Files and folders.
@@ -108,9 +108,9 @@ class Decoded(NamedTuple):
     """A batch of images that could be read, and why others could not.
 
     Attributes:
-        numbers: Their places among all images.
+        numbers: Their indices among all images.
         pixels: For each form, (B, H, W, C) uint8.
-        errors: Reasons, by the places of the others.
+        errors: Reasons, by the indices of the others.
     """
 
     numbers: list[int]
@@ -141,11 +141,11 @@ class _Images(Dataset[Decoded]):
 
 
 def decode_image(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, workers: int) -> Iterator[Decoded]:
-    """Yield batches of images, decoded by processes, in order.
+    """Yield batches of images, decoded by worker processes, in order.
 
     Args:
         images: The images.
-        forms: What the networks take.
+        forms: Those of the networks' images.
         batch_size: Images in a batch.
         workers: Processes; 0 decodes in this one.
 

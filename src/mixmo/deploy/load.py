@@ -39,16 +39,16 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
             a folder of ``mixmo export --format timm`` or a file of ``--format safetensors``, whose members are fused
             into one; or ``digits-cut``, a small trained network that comes with mixmo.
         checkpoint: Of a run: ``last``, or ``best`` on the validation set.
-        download: Whether a network that is not here, ``user/name``, may be fetched from the Hub, and a backbone that is
-            only described elsewhere (``hf-hub:…``) from there.
+        download: Whether a network ``user/name``, and a backbone that is only described elsewhere (``hf-hub:…``), may
+            be downloaded.
         model: The backbone of a network that was trained with a module of your own; its weights do not matter.
 
     Returns:
-        The network on the CPU, in evaluation mode; with averaged weights (EMA), their network.
+        The network on the CPU, in evaluation mode; with EMA, of the averaged weights.
 
     Raises:
         MissingError: if there is no such network.
-        InputError: if it is damaged, of a newer format or of another network, or it takes a download.
+        InputError: if it is damaged, of a newer format or of another network, or needs a download.
 
     Example:
         >>> load("digits-cut").members(torch.zeros(1, 1, 16, 16)).shape
@@ -64,7 +64,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
         return from_pretrained(str(name).partition(":")[2], download=download, model=model)
     if where.is_file():
         if where.suffix == ".onnx":
-            raise InputError(f"{printable(str(where))} is a graph; mixmo.Predictor predicts with it.")
+            raise InputError(f"{printable(str(where))} is an ONNX graph; predict with mixmo.Predictor.")
         if where.suffix == ".ckpt":
             raise InputError(f"{printable(str(where))} is a checkpoint; give the folder of its run.")
         return load_weights(where, download, model)[0]
@@ -76,7 +76,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
         if download:
             return from_pretrained(str(name), download=True, model=model)
         raise MissingError(
-            f"there is no run folder {where}; if it is a name on the Hugging Face Hub, take hf-hub:{where}."
+            f"there is no run folder {where}; if it is a name on the Hugging Face Hub, use hf-hub:{where}."
         )
     return load_checkpoint(RunFolder(where), checkpoint, download, model)
 
@@ -86,15 +86,15 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
 
     Args:
         name: ``user/name``, or the folder.
-        download: Whether a backbone that is only described elsewhere may be fetched from there.
+        download: Whether a backbone that is only described elsewhere may be downloaded.
         model: The backbone of a network that was trained with a module of your own.
         **options: More keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
 
     Returns:
-        The network on the CPU, in evaluation mode, its members apart.
+        The network on the CPU, in evaluation mode, with separate members.
 
     Raises:
-        MissingError: if there is no such folder, or nothing of mixmo's in it.
+        MissingError: if there is no such folder, or it is not mixmo's.
         InputError: if it is damaged, or of a newer format.
 
     Example:
@@ -117,20 +117,20 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
 
 
 def load_members(folder: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
-    """Return the network of a folder of ``save_pretrained``, its members apart, and its description.
+    """Return the network of a folder of ``save_pretrained``, with separate members, and its description.
 
     Args:
         folder: The folder.
-        download: Whether a backbone that is only described elsewhere may be fetched from there.
-        module: The backbone, where that was a program's own module.
+        download: Whether a backbone that is only described elsewhere may be downloaded.
+        module: The backbone, if it was a program's own module.
 
     Raises:
-        MissingError: if it is none.
+        MissingError: if it is not such a folder.
         InputError: if it is damaged, or of a newer format.
     """
     for file in (MEMBERS, SPEC):
         if not (folder / file).is_file():
-            raise MissingError(f"{folder} is no network of mixmo's: it has no {file}.")
+            raise MissingError(f"{folder} is not a network of mixmo's: it has no {file}.")
     digest, text = check_files(folder, [MEMBERS]), (folder / SPEC).read_text("utf-8", "replace")
     spec = Spec.from_json(text, str(folder / SPEC), digest)
     check_download(spec.backbone, download, f"the folder {folder}", DOWNLOAD)
@@ -146,7 +146,7 @@ def load_weights(file: Path, download: bool = False, module: nn.Module | None = 
         module: As for :func:`load_members`.
 
     Raises:
-        InputError: if it is damaged, of a newer format or none of mixmo's.
+        InputError: if it is damaged, of a newer format or not mixmo's.
     """
     try:
         with safe_open(file, "pt") as content:
@@ -155,7 +155,7 @@ def load_weights(file: Path, download: bool = False, module: nn.Module | None = 
         raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
     if SPEC not in notes:
         inside = f"; load the folder {file.parent}" if (file.parent / SPEC).is_file() else ""
-        raise InputError(f"{file} does not say what network its tensors are of, as mixmo's exports do{inside}.")
+        raise InputError(f"{file} does not name the network of its tensors, as mixmo's exports do{inside}.")
     spec = Spec.from_json(notes[SPEC], str(file), has_digest(file))
     check_download(spec.backbone, download, f"the file {file}", DOWNLOAD)
     return rebuild(spec, _read(file), file, module, fused=True), spec
@@ -168,7 +168,7 @@ def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
         folder: The folder.
 
     Raises:
-        MissingError: if it is none of mixmo's.
+        MissingError: if it is not mixmo's.
         InputError: if it is damaged, or of a newer format.
     """
     for file in (TIMM_CONFIG, WEIGHTS, SPEC):

@@ -62,7 +62,7 @@ def _import_onnx() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what torch and onnxruntime log of every export."""
+    """Silence what torch and onnxruntime log for every export."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -16,7 +16,7 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
     """Return in words whether the members are separate and fit what they are trained on, and what to do if not.
 
     Args:
-        diagnosis: Of a run; ``None`` or that of a single network gives no advice.
+        diagnosis: A run's; for ``None`` or a single network there is no advice.
         members: M. They count as hardly separate where their selectivity is nearer to that of copies, 1 / M, than to 1.
 
     Example:

@@ -27,7 +27,7 @@ BLUE, RED = COLORS[:2]
 DARK = dict(
     zip((INK, *COLORS), ("#e6e9ee", "#4aa3e0", "#f5813f", "#2cc295", "#e08fbd", "#e9b040", "#9ad6f7"), strict=True)
 )
-"""What takes the place of each colour on dark pages."""
+"""The replacement of each colour on dark pages."""
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 STYLE: Any = {
@@ -87,9 +87,9 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
     """Draw accuracy against confidence in 15 bins, with 95 % intervals, and below it the share of images.
 
     Args:
-        samples: What is known of the predictions.
+        samples: The predictions.
         title: Above it.
-        start: Where the axes start, a share; ``None`` shows what there is.
+        start: Where the axes start, a share; ``None`` fits the data.
     """
     gaps, counts = (values.numpy() for values in bin_gaps(samples.confidence, samples.right, BINS))
     hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)

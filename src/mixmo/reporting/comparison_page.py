@@ -51,7 +51,7 @@ def comparison_page(
         tables: Of metrics, differences and costs.
         note: A sentence below the tables.
         chosen: The name of the group that is the best on validation data, where that is known.
-        download: Whether the network may be asked for images that it shows.
+        download: Whether images that it shows may be downloaded.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     results = {name: entry.result for name, entry in firsts.items()}
@@ -82,7 +82,7 @@ def comparison_page(
 
 
 def _means(group: Group) -> dict[str, float]:
-    """Return what is known of a group, means over seeds."""
+    """Return a group's metrics, means over seeds."""
     return {key: group.mean(key) for key in group.entries[0].flat() if key in METRICS}
 
 
@@ -125,7 +125,7 @@ def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples], download:
 
 
 def _run_name(run: RunFolder, groups: Sequence[Group]) -> str:
-    """Return what a run is called: by the group that it is alone in, where there is one, else by its folder."""
+    """Return a run's name: that of its group if it is the only run there, else that of its folder."""
     for group in groups:
         if [str(each.path) for entry in group.entries for each in entry.runs] == [str(run.path)]:
             return group.name

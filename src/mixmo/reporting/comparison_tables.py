@@ -20,7 +20,7 @@ from mixmo.reporting.text_table import TextTable
 SHOWN = (*MAIN, *LABELS_MAIN, "balanced_accuracy", "d_re", "corruption/accuracy")
 """The columns of the first table, where known."""
 ON_PAGES = {"Misclassification AUROC", "Error-ratio diversity", "ECE, points"}
-"""Headings of columns that pages and files have, and the terminal has no room for."""
+"""Headings of columns in pages and files for which the terminal has no room."""
 
 
 class Difference(NamedTuple):
@@ -32,11 +32,11 @@ class Difference(NamedTuple):
 
 
 Spread = Callable[[Group, str], str]
-"""Returns what stands behind a metric of a group."""
+"""Returns the text after a metric of a group."""
 
 
 def metrics_table(groups: Sequence[Group]) -> TextTable:
-    """Return the metrics of every group with intervals; in bold what is better than in all others beyond chance.
+    """Return the metrics of every group with intervals; in bold those better than all others beyond chance.
 
     With one network of each method it shows 95 % intervals over test images, with seeds the standard deviation.
 
@@ -66,7 +66,7 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
 
 
 def costs_table(groups: Sequence[Group]) -> TextTable:
-    """Return what every group cost and costs, means over seeds."""
+    """Return every group's costs of training and inference, means over seeds."""
     return groups_table(groups, {key: METRICS[key] for key in COSTS}, "Costs")
 
 
@@ -83,7 +83,7 @@ def groups_table(
         groups: What is compared.
         columns: By their keys of :meth:`mixmo.evaluation.comparison.Entry.flat`; those no group has are left out.
         title: Above the table.
-        spread: Returns what stands behind a metric of a group.
+        spread: Returns the text after a metric of a group.
         best: By key, the name of the group whose value is in bold.
     """
     keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
@@ -162,7 +162,7 @@ def _ood_columns(groups: Sequence[Group]) -> dict[str, Description]:
 
 
 def interval_kinds(groups: Sequence[Group]) -> str:
-    """Return in words what the intervals of the differences to the first group are over."""
+    """Describe the intervals of the differences to the first group."""
     kinds = {
         (1, 1): "" if groups[0].multi_label else "over test images",
         (1, 2): "none for one run against several seeds",
@@ -173,7 +173,7 @@ def interval_kinds(groups: Sequence[Group]) -> str:
 
 
 def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:
-    """Return the group that is better than every other by an interval without 0; no name if there is none."""
+    """Return the group that is better than every other by an interval without 0; empty if there is none."""
     known = [group for group in groups if not math.isnan(group.mean(key))]
     if len(known) < 2:
         return ""

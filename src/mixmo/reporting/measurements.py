@@ -1,4 +1,4 @@
-"""Measurements of ``mixmo benchmark`` and of the scripts in ``benchmarks/``, printed and kept."""
+"""Measurements of ``mixmo benchmark`` and of the scripts in ``benchmarks/``, printed and saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixmo.reporting.text_table import TextTable
 
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
-    """Print tables of numbers; keep them with the environment as JSON if a file is named."""
+    """Print tables of numbers; save them with the environment as JSON if a file is named."""
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     for title, rows in tables.items():
         columns = list(dict.fromkeys(key for row in rows.values() for key in row))
@@ -32,4 +32,4 @@ def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Pat
         content = {"about": dict(about), "tables": rounded, "environment": environment()}
         make_folder(Path(save).parent)
         write_text(Path(save), json.dumps(content, indent=1) + "\n")
-        print(f"kept in {printable(str(save))}")
+        print(f"saved in {printable(str(save))}")

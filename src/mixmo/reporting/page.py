@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; what it has is shown in this order.
+    """A part of a page; its contents are shown in this order.
 
     Attributes:
         heading: Above it; none where empty.
@@ -105,16 +105,16 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def log_missing(error: InputError) -> str:
-    """Log that something is missing on a page, and return the sentence that stands in its place."""
+    """Log that something is missing on a page, and return the sentence that replaces it."""
     logger.warning("%s", printable(str(error)))
     return f"{error} It is left out."
 
 
 def try_to_draw(draw: Callable[[], list[Picture]], description: str) -> list[Picture]:
-    """Return what ``draw`` returns; where it fails, log a warning, and return a sentence in its place.
+    """Return what ``draw`` returns; if it fails, log a warning and return a sentence instead.
 
     Args:
-        draw: Draws a part of a page. No error of its own costs more than the part.
+        draw: Draws a part of a page. An error costs only that part.
         description: What it is, for the sentence.
     """
     try:

@@ -27,10 +27,10 @@ def images_section(
     """Return the most confident mistakes of networks, and the images on which several disagree most.
 
     Args:
-        data: Whose test set.
-        wrong: What is known of the predictions whose mistakes are shown, by heading.
+        data: The data with the test set.
+        wrong: The predictions whose mistakes are shown, by heading.
         together: Predictions (N, M, K) of the M networks or members that may disagree.
-        networks: What is known of the predictions of each, by name.
+        networks: The predictions of each, by name.
         disagree: The heading of the images on which they disagree.
     """
     images: dict[str, Sequence[Picture]] = {}

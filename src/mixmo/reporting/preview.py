@@ -36,9 +36,9 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
 
     Args:
         plan: The recipe.
-        name: What to call it.
+        name: Its name.
         folder: Where to write; made if it is missing.
-        overwrite: Whether files that are no earlier preview are replaced as well.
+        overwrite: Whether files that are not an earlier preview are replaced as well.
 
     Returns:
         The files.
@@ -102,9 +102,9 @@ def draw_mixtures(figure: FigureBase, mixtures: list[MixedBatch], settings: Data
     """Draw a row for each mixture: every member's input and mask, then the mixture.
 
     Args:
-        figure: Where.
+        figure: The figure to draw in.
         mixtures: Batches of one mixture each.
-        settings: Whose normalisation is undone.
+        settings: The settings whose normalisation is undone.
         classes: The class names.
     """
     members = mixtures[0].inputs.shape[1]
@@ -131,8 +131,8 @@ def draw_catalogue(figure: FigureBase, mixer: Mixer, shape: FeatureShape) -> Non
     A position has the colours of its members, each by its share; masks of F channels are shown channel by channel.
 
     Args:
-        figure: Where.
-        mixer: Whose members and concentration are used.
+        figure: The figure to draw in.
+        mixer: The mixer whose members and concentration are used.
         shape: (F, h, w) of the feature maps.
     """
     members = max(2, mixer.num_members)
@@ -159,7 +159,7 @@ def draw_catalogue(figure: FigureBase, mixer: Mixer, shape: FeatureShape) -> Non
 
 
 def _frame(axis: Axes) -> None:
-    """Leave nothing around a picture but a thin line, which shows where a white one ends."""
+    """Remove axes, and leave a thin frame, which shows where a white picture ends."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

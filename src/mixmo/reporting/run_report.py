@@ -29,7 +29,7 @@ from mixmo.reporting.tables import accuracies, class_table, corruption_table, se
 LINES = 6
 """Members up to which each has a line of its own in plots."""
 INTERVALS = (
-    "In brackets: 95 % intervals over test images, of the metrics whose intervals keep that promise. Open a card to "
+    "In brackets: 95 % intervals over test images, for metrics whose intervals reach that coverage. Open a card to "
     "read what it means."
 )
 CURVES = "Training loss and accuracy are those of the mixtures, which are harder than test images."
@@ -82,7 +82,7 @@ def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
 
 
 def _class_sections(trained: TrainedRun, result: EvaluationResult) -> list[Section]:
-    """Return how far confidence can be trusted, which classes are confused, and telling images."""
+    """Return the sections on confidence, on confused classes, and with notable images."""
     tested, parts = result.predictions, networks(result.predictions)
     (name, average), *members = parts.items()
     doubts = [doubt] if (doubt := temperature_doubt(result.scaled)) else []
@@ -102,7 +102,7 @@ def _label_sections(result: EvaluationResult) -> list[Section]:
 
 
 def networks(tested: Predictions) -> dict[str, Samples]:
-    """Return what is known of the predictions of the logit average and, of a few members, of each of them.
+    """Return the predictions of the logit average and, if members are few, of each of them.
 
     Example:
         >>> import torch

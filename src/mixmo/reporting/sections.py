@@ -33,9 +33,9 @@ POINTS = 400
 MATRIX = 15
 """Classes up to which the whole confusion matrix is drawn."""
 CLASSES = 30
-"""Classes up to which all are drawn; of more, the worst and the best halves of as many."""
+"""Classes up to which all are drawn; of more, half as many of the worst and of the best."""
 PAIRS = 12
-"""Confused pairs that are listed."""
+"""Largest number of confused pairs that are listed."""
 TABLES = {
     "Each network": PER_NETWORK,
     "Members, mean over pairs": DIVERSITY,
@@ -50,14 +50,14 @@ SETTINGS = {
     "pixels.kind": "Pixel mixing", "data.batch_repetition": "Batch repetition", "data.batch_size": "Batch size",
     "trainer.max_epochs": "Epochs", "trainer.precision": "Precision", "seed": "Seed",
 }  # fmt: skip
-"""What tells most of a run."""
+"""The most important settings of a run."""
 
 
 def confidence_section(shown: Mapping[str, Samples], parts: Mapping[str, Samples]) -> Section:
     """Return reliability diagrams and risk–coverage curves: how far confidence can be trusted.
 
     Args:
-        shown: What is known of the predictions that get a reliability diagram, by the name of the network.
+        shown: The predictions that get a reliability diagram, by the name of the network.
         parts: The same of those that get a curve.
     """
     plots, start = [], 0.0 if len(shown) > 1 else None  # side by side they have the same axes
@@ -92,8 +92,8 @@ def class_section(
     """Return which classes are confused, and the accuracy of each.
 
     Args:
-        found: On the test set.
-        samples: What is known of them.
+        found: The predictions on the test set.
+        samples: The same predictions, each with its metrics.
         by_class: More metrics of each class, for a table that a click opens.
     """
     classes = len(found.classes)
@@ -138,11 +138,11 @@ def _class_plot(counts: charts.Array, classes: Sequence[str]) -> Picture:
 
 
 def curves_sections(runs: Mapping[str, RunFolder], text: str) -> list[Section]:
-    """Return loss and accuracy by epoch: of one run every accuracy, of several that on validation data.
+    """Return loss and accuracy by epoch: for one run every accuracy, for several that on validation data.
 
     Args:
         runs: By name.
-        text: What there is to know.
+        text: The sentence above them.
     """
     histories, notes = {}, []
     for name, run in runs.items():
@@ -201,7 +201,7 @@ def corruption_section(accuracies: Mapping[str, Sequence[float]], table: TextTab
 
 
 def ood_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
-    """Return how confident networks are on test and OOD images, and how well scores tell them apart.
+    """Return how confident networks are on test and OOD images, and how well scores separate them.
 
     Args:
         results: By the network's name.
@@ -236,7 +236,7 @@ def member_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
 
 
 def metrics_section(columns: Mapping[str, Mapping[str, float]]) -> Section:
-    """Return every metric that is known with its meaning, in tables that a click opens.
+    """Return every known metric with its meaning, in tables that a click opens.
 
     Args:
         columns: Metrics by the keys of ``test.json``, by the column's name.
@@ -258,7 +258,7 @@ def reproduce_section(runs: Sequence[RunFolder], notes: Sequence[str] = (), more
     """Return how runs were trained: commands, settings, and the first one's environment.
 
     Args:
-        runs: Each once; of one the whole configuration is shown.
+        runs: Each once; for a single one the whole configuration is shown.
         notes: Sentences before.
         more: Further commands.
     """

@@ -37,7 +37,7 @@ MEANINGS = {
 
 
 def evaluation_tables(result: EvaluationResult, title: str) -> list[TextTable]:
-    """Return the tables of everything that is known of an evaluation.
+    """Return all tables of an evaluation.
 
     Args:
         result: The evaluation.
@@ -80,7 +80,7 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
 
 
 def calibration_sentence(scaled: Mapping[str, float]) -> str:
-    """Return what validation images make of the confidence, as ``mixmo predict`` gives it; nothing without them.
+    """Describe the confidence calibrated on validation images, as ``mixmo predict`` gives it; empty without them.
 
     Args:
         scaled: That of :class:`mixmo.evaluation.results.EvaluationResult`.
@@ -108,7 +108,7 @@ def calibration_sentence(scaled: Mapping[str, float]) -> str:
 
 
 def temperature_doubt(scaled: Mapping[str, float]) -> str:
-    """Return :func:`mixmo.metrics.temperature.describe_doubt` of an evaluation; nothing where it is not known."""
+    """Return :func:`mixmo.metrics.temperature.describe_doubt` of an evaluation; empty if unknown."""
     return describe_doubt(scaled.get("temperature_low", 1.0), scaled.get("temperature_high", 1.0))
 
 
@@ -120,12 +120,12 @@ def sets_tables(found: Mapping[Sets, Mapping[str, float]]) -> list[TextTable]:
     rows = [[sets, *(METRICS[key].number(values[key]) for key in keys)] for sets, values in found.items()]
     header = [f"{percent} %: {shown}" for percent in (90, 95) for shown in ("coverage, %", "worst class, %", "size")]
     rare = found["classwise"]["set_rare_classes_95"]
-    note = f"Classes in every class-wise 95 % set, since they have too few validation images: {rare:.0f}." * bool(rare)
+    note = f"Classes with too few validation images, which are in every class-wise 95 % set: {rare:.0f}." * bool(rare)
     return [TextTable("Conformal sets", ["Sets", *header], rows, note)]
 
 
 def ood_tables(found: Mapping[str, OODResult]) -> list[TextTable]:
-    """Return for each OOD dataset how well every score tells its images from the test images."""
+    """Return for each OOD dataset how well every score separates its images from test images."""
     keys = ("auroc", "aupr", "fpr95")
     tables = []
     for dataset, result in found.items():
@@ -159,8 +159,8 @@ def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
     """Return the mean accuracy over all kinds at each severity, in %.
 
     Args:
-        corrupted: What corruption does.
-        who: ``member_0`` …; nothing for the logit average.
+        corrupted: The results on corrupted images.
+        who: ``member_0`` …; empty for the logit average.
     """
     key = f"{who}/accuracy".lstrip("/")
     return [
@@ -172,8 +172,8 @@ def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
     """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones.
 
     Args:
-        found: What is known; corruptions have to be among it.
-        who: ``member_0`` …; nothing for the logit average.
+        found: Results that include corruptions.
+        who: ``member_0`` …; empty for the logit average.
     """
     assert found.corruptions is not None
     return [100 * found.flat()[f"{who}/accuracy".lstrip("/")], *severity_means(found.corruptions, who)]

@@ -14,22 +14,22 @@ from rich.text import Text
 from mixmo.escaping import markdown, printable
 
 WIDTH = 100
-"""Columns of what is printed, where the output is no terminal."""
+"""Characters of a printed line, if the output is not a terminal."""
 LONGEST_NAME = 20
 """Columns of a longer name, which is folded."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of texts, which are made safe wherever it is shown.
+    """A table of texts, which are escaped wherever it is shown.
 
     Attributes:
         title: Above it.
         header: Headings.
         rows: Texts, as many in each row as there are headings.
         note: Below it.
-        best: Row and column of the cells to stress.
-        details: What stands behind cells, such as their intervals, by row and column.
+        best: Row and column of the cells to highlight.
+        details: Texts after cells, such as their intervals, by row and column.
         meanings: What headings and names of rows mean, on pages.
 
     Example:
@@ -51,7 +51,7 @@ class TextTable:
     meanings: Mapping[str, str] = field(default_factory=dict)
 
     def show(self, leave_out: Container[str] = ()) -> None:
-        """Print it, as wide as the terminal, or within 100 columns where the output is none.
+        """Print it, as wide as the terminal, or within 100 columns if the output is not a terminal.
 
         Columns that do not fit are printed below the others, next to the first column again.
 
@@ -95,7 +95,7 @@ class TextTable:
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
     def _cells(self, safe: Callable[[str], str], between: str = " ") -> list[list[tuple[str, bool]]]:
-        """Return the text of each cell with its details, made safe, and whether it is to be stressed."""
+        """Return the text of each cell with its details, escaped, and whether to highlight it."""
         return [
             [
                 (f"{safe(cell)}{between}{safe(self.details.get((i, j), ''))}".rstrip(" \n"), (i, j) in self.best)
