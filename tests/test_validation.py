@@ -46,7 +46,7 @@ def test_values_of_numpy_and_paths_are_taken_as_pythons():
         ({"data": {"a[b": 1}}, "unknown setting 'data.a[b'"),
         ({"int": 1}, "unknown setting 'int'"),
         ({"mixer": "cut"}, "mixer is 'cut'; it must be a section of settings"),
-        ({"mixer": {"num_members": 2}}, "mixer.num_members is no setting"),
+        ({"mixer": {"num_members": 2}}, "mixer.num_members is not a setting"),
         ({"mixer": {"kind": {1: 1.0}}}, "mixer.kind is {1: 1.0}; it must be a mapping of masks' names"),
         ({"mixer": {"kind": torch.zeros}}, "mixer.kind is a function, which a run's configuration cannot hold"),
         ({"model": {"options": {1: 2}}}, "model.options is {1: 2}; it must have texts for names"),

@@ -61,7 +61,7 @@ Each is one name for `mixmo fit NAME` and `mixmo.fit(recipe="NAME")`; any settin
 [own recipes](extend.md#a-recipe) extend them. This page is made of the
 [catalogue](files/src/mixmo/config/recipes/catalogue.yaml.md). An empty cell has not been measured.
 
-- **b**: batch repetition, how often an image stands in a batch. **Epochs**: each shows every image b times.
+- **b**: batch repetition, how often an image appears in a batch. **Epochs**: each shows every image b times.
 - **Time**, **memory**, **result**: of one run with the recipe's own seed in float32 on the named processor, one thread:
   training with validation, the process's largest memory (about 600 MiB of it is PyTorch), and the top-1 accuracy on the
   test images ([command](files/benchmarks/recipes.py.md), [rows](files/benchmarks/results/recipes.csv.md)). Five seeds

@@ -34,7 +34,7 @@ WRONG = {
     "data: {mean: [a]}": "data.mean[0] is 'a'; it must be a number.",
     "data: {validation: .nan}": "data.validation is nan; it must be a finite number.",
     "data: 5": "data is 5; it must be a section of settings.",
-    "model: {options: {num_classes: 3}}": "model.options.num_classes is no option of timm's models",
+    "model: {options: {num_classes: 3}}": "model.options.num_classes is not an option of timm's models",
     "optimizer: {options: {lr: 1}}": "optimizer.options.lr has a setting of its own: optimizer.lr.",
     "optimizer: {options: {nesterov: x}}": "optimizer 'sgd' cannot step with",
     "mixer: {alpha: 1.0e+300}": "mixer.alpha is 1e+300",

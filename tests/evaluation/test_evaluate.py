@@ -110,8 +110,8 @@ def test_logits_of_one_network_need_no_axis_of_members():
         (np.zeros(2, bool), "targets of bool do not fit; they are integers"),
         (torch.zeros(2), "targets of float32 do not fit; they are integers"),
         (np.zeros(2, complex), "targets of complex128 do not fit"),
-        (np.array([b"cat", b"dog"]), "targets are no array of numbers: "),
-        (["cat", "dog"], "targets are no array of numbers: "),
+        (np.array([b"cat", b"dog"]), "targets are not an array of numbers: "),
+        (["cat", "dog"], "targets are not an array of numbers: "),
         (np.array([0, 2**63], np.uint64), "target .* in row 1 is out of range"),
     ],
 )

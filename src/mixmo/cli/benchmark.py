@@ -16,15 +16,15 @@ from mixmo.validation import Place, settings_class
 
 @settings_class()
 class Options:
-    """Where measurements are kept."""
+    """Where measurements are saved."""
 
     save: Place | None = None
-    """Keep the measurements in a JSON file."""
+    """Save the measurements in a JSON file."""
     overwrite: Overwrite = False
 
 
 COMMAND = Command(
-    "benchmark", "Measure what MixMo costs on this machine, and what the fast settings buy.", (Options, Benchmark)
+    "benchmark", "Measure what MixMo costs on this machine, and what the fast settings gain.", (Options, Benchmark)
 )
 
 

@@ -18,7 +18,7 @@ class Options:
     """What is compared, and where it is written."""
 
     networks: Word[list[str]]
-    """Runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME= before."""
+    """Runs' folders, folders of runs that differ by seed, RUN+RUN (one ensemble) or .npz files; NAME=… names one."""
     out: Place = "comparison"
     """The folder to write into."""
     overwrite: Overwrite = False

@@ -14,7 +14,7 @@ from mixmo.validation import settings_class
 
 @settings_class()
 class Options:
-    """For which shell."""
+    """The shell."""
 
     shell: Word[Literal["bash", "zsh", "tcsh"]]
     """bash, zsh or tcsh."""

@@ -23,13 +23,13 @@ class Options:
     format: Literal["timm", "onnx", "safetensors"]
     """timm, onnx or safetensors."""
     out: Place | None = None
-    """The file or folder; in the run's by default."""
+    """The file or folder; in the run's folder by default."""
     overwrite: Overwrite = False
     checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
     download: Download = False
     weights: Weights = "equal"
-    """fitted weights the runs of an ensemble by their validation images."""
+    """fitted: weights of an ensemble's runs that fit their validation images."""
 
 
 COMMAND = Command(

@@ -23,7 +23,7 @@ class Options:
     """What is trained, and where."""
 
     recipe: Word[str]
-    """A recipe's name (`mixmo recipes` lists them), a YAML file, or the folder of a run that is resumed."""
+    """A recipe's name (`mixmo recipes` lists them), a YAML file, or the folder of a run to resume."""
     run: Place | None = None
     """The run's folder; runs/NAME of the recipe by default."""
     accept_changes: Boolean = False
@@ -45,7 +45,7 @@ def run(words: list[str]) -> None:
     if resume := Path(target).is_dir():
         if own.run:
             raise InputError(
-                f"{target} is a run's folder; --run is for new runs, as of `mixmo fit {target}/config.yaml`."
+                f"{target} is a run's folder; --run is for new runs, as in `mixmo fit {target}/config.yaml`."
             )
         run = RunFolder(target).require()
         plan = make_plan(run.resumed_config(), settings)

@@ -49,7 +49,7 @@ SHOWN = "mixmo.cli"
 """The name of the log's handlers."""
 
 PATIENCE = 5
-"""Seconds that ranks leave to the first, to say what is wrong with their common input."""
+"""Seconds that other ranks give the first to report what is wrong with their common input."""
 
 FULL = "the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size."
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, loaded: Callable[[], None] | No
         loaded: Called once the modules of the command are imported.
 
     Returns:
-        0; 1 where some images could not be read, or for a defect, whose traceback is kept in a file; 2 for bad input;
+        0; 1 where some images could not be read, or for a defect, whose traceback is saved in a file; 2 for bad input;
         130 where it was stopped by the keyboard, 128 and the signal's number by another signal, SIGPIPE included.
 
     Example:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None, loaded: Callable[[], None] | No
 
 
 def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
-    """Run one command, or print what is asked of the program itself; return the exit code."""
+    """Run one command, or print the help or the version; return the exit code."""
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
@@ -109,14 +109,14 @@ def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             text, code = _explain(error)
             if isinstance(error, InputError) and not first:
-                time.sleep(PATIENCE)  # mostly all ranks say the same: the launcher ends this one when the first has
+                time.sleep(PATIENCE)  # usually the first reports the same, and the launcher ends this rank
             if first or not isinstance(error, StoppedError):
                 print(f"mixmo: {message(text)}", file=sys.stderr)
             return code
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """Return what to say of an error, and the exit code."""
+    """Return the message for an error, and the exit code."""
     if isinstance(error, InputError):
         return extract_message(error), 2
     if isinstance(error, StoppedError):
@@ -136,7 +136,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _save_traceback() -> str:
-    """Return the name of a file that has the traceback of the exception at hand."""
+    """Save the current exception's traceback; return the file's name."""
     from mixmo.environment import environment
 
     with tempfile.NamedTemporaryFile("w", prefix="mixmo-", suffix=".log", delete=False, encoding="utf-8") as file:
@@ -168,7 +168,7 @@ def show_log() -> Iterator[None]:
     logger.addHandler(progress)
     logger.addHandler(warnings)
     logger.propagate = False
-    logger.setLevel(logging.INFO if is_first() else logging.ERROR)  # of many ranks one speaks
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)  # only the first rank logs
     try:
         yield
     finally:

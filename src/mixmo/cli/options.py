@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class StandsAlone:
-    """Marks what has no name on the command line, but stands in its place: a run, images."""
+    """Marks a positional argument of the command line: a run, images."""
 
 
 Word = Annotated[T, StandsAlone()]
@@ -41,7 +41,7 @@ class Command(NamedTuple):
     Attributes:
         name: As in ``mixmo NAME``.
         about: One sentence.
-        options: Classes of settings (:mod:`mixmo.validation`); of the first, the words that stand alone.
+        options: Classes of settings (:mod:`mixmo.validation`); the first has the positional arguments.
         takes_settings: Whether every setting of a run is an option, too.
     """
 
@@ -96,7 +96,7 @@ class Command(NamedTuple):
         return parser
 
     def _assign(self, names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
-        """Return words that stand alone by their names; a list takes all that are left."""
+        """Return positional arguments by name; a list takes all that are left."""
         values: dict[str, Any] = {}
         rest = list(given)
         for name in names:

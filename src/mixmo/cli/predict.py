@@ -37,12 +37,12 @@ PREDICTOR = (
 """Options of :class:`~mixmo.Predictor`."""
 
 SHOWN = 20
-"""Unreadable files that are named."""
+"""Largest number of unreadable files that are named."""
 
 
 @settings_class()
 class Options:
-    """Which network predicts, of which images, and what is written."""
+    """Which network predicts, for which images, and what is written."""
 
     model: Word[str]
     """A run's folder, an exported folder or file; RUN+RUN is one ensemble."""
@@ -56,13 +56,13 @@ class Options:
     coverage: Number | None = None
     """How often sets hold the true class; null is 0.95."""
     max_error_rate: Number | None = None
-    """Share of the predictions that are not deferred that may be wrong; null is 0.05."""
+    """Largest share of wrong predictions among those not deferred; null is 0.05."""
     sets: Sets = "marginal"
     """marginal, classwise, aps or raps sets."""
     tta: Augmentations = "none"
     """flip averages over the image and its mirror image, crops over its middle and corners."""
     weights: Weights = "equal"
-    """fitted weights the runs of an ensemble by their validation images."""
+    """fitted: weights of an ensemble's runs that fit their validation images."""
     batch_size: BatchSize = 64
     """Images in a batch."""
     workers: Annotated[Integer, Field(ge=0, le=MOST_WORKERS)] = 0
@@ -86,7 +86,7 @@ def run(words: list[str]) -> int:
         raise InputError("--features are written into an .npz file; name one with --out.")
     predictor = Predictor(chosen.model, **{key: getattr(chosen, key) for key in PREDICTOR})
     if predictor.uncalibrated:
-        kept = "thresholds are 0.5" if predictor.multi_label else "confidence, set and defer stay empty"
+        kept = "thresholds are 0.5" if predictor.multi_label else "confidence, set and defer are empty"
         logger.warning("%s: %s", kept, predictor.uncalibrated)
     unreadable: dict[int, str] = {}
     if out is not None and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names if out.exists()):

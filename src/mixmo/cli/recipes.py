@@ -10,7 +10,7 @@ ABOUT = "List the shipped recipes."
 FIRST = "Start with `mixmo fit quickstart`. With your own images: `mixmo fit RECIPE --data.name folder:PATH`.\n"
 NEEDS = ("data", "name"), ("model", "backbone")
 LAST = """\
-b: batch repetition, how often an image stands in a batch; an epoch shows each image b times.
+b: batch repetition, how often an image appears in a batch; an epoch shows each image b times.
 published: top-1 in % of the README of the paper's code, at the best test epoch."""
 
 

@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
 
 
 def _compare(runner: SweepRunner) -> None:
-    """Compare what is finished, and say what is the best on validation data."""
+    """Compare finished configurations, and report the best on validation data."""
     if not (groups := runner.groups()):
         return
     (best, score), note, chosen = runner.best(groups), "", ""

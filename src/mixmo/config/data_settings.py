@@ -35,53 +35,53 @@ class DataSettings:
     name: Text = "torch/cifar100"
     """digits, folder:PATH (a folder or a zip file), csv:PATH, webdataset:PATH, parquet:PATH, torch/cifar100, hfds/…."""
     root: Neutral[Text] = "data"
-    """Where torchvision's datasets lie."""
+    """The folder of torchvision's datasets."""
     download: Neutral[Boolean] = False
     """Whether a missing dataset may be downloaded."""
     multi_label: Boolean = False
-    """Whether an image has any number of labels, also none: a table's cell lists them with | between them. The loss is
+    """Whether an image has any number of labels, or none: a table's cell lists them with | between them. The loss is
     then binary cross-entropy, summed over classes.
     """
     batch_size: BatchSize = 64
     """B, the mixtures of a step."""
     batch_repetition: Count = 1
-    """b, how often an image stands in a batch."""
+    """b, how often an image appears in a batch."""
     input_repetition: Share = 0.0
-    """rho, share of mixtures whose members see one image; above 0 it helps networks that are short of width or
-    passes.
+    """rho, share of mixtures whose members see the same image; above 0 it helps narrow networks and short
+    trainings.
     """
     input_repetition_end: Share | None = None
     """rho at the end of training, reached linearly in steps; null keeps input_repetition."""
     test: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     """Share of each class drawn for testing where a folder or a table has no splits."""
     folds: Annotated[Integer, Field(ge=2)] | None = None
-    """k of a cross-validation: the images, or those for training where there are splits, are divided into k folds of
-    which one is the test set; null draws or takes the test set as above.
+    """k of a cross-validation: the images (those for training, if there are splits) are divided into k folds, and one
+    is the test set; null draws or takes the test set as above.
     """
     fold: Annotated[Integer, Field(ge=0)] = 0
-    """Which of them is the test set, from 0; the others are trained on, less what is held out for validation."""
+    """The number of the fold that is the test set, from 0; the others are for training and validation."""
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    """Share of the training set held out for selection, where the dataset has no validation set of its own; 0 is
-    without, the published protocol.
+    """Share of the training set held out for selection, where the dataset has no validation set of its own; 0 holds
+    out none, as published.
     """
     images_per_class: Count | None = None
-    """Training images of each class, drawn after the validation images; the others are not used, but for digits,
-    where they join the test set. null takes all.
+    """Training images of each class, drawn after the validation images; the others are not used (of digits,
+    they join the test set). null takes all.
     """
     split_seed: Annotated[Integer, Field(ge=0)] | None = None
-    """Seed of the draws above; null is the run's, so that runs of other seeds learn from other images, and 0 for the
-    test images and the folds, so that they are tested on the same.
+    """Seed of the draws above; null is the run's seed, so that other seeds train on other images, but 0 for test
+    images and folds, so that all seeds are tested on the same.
     """
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     """Training images of an epoch: shuffle shows each once; balanced shows as many, but every class equally often, so
-    that images of rare classes are repeated, and some of frequent ones left to other epochs.
+    that images of rare classes are repeated, and some of frequent ones wait for other epochs.
     """
     channels: Channels = 3
     """3 (RGB), 1 (grey), or the number of bands that images have, as they are: 4 of CMYK and RGBA files, 13 of a
     satellite's.
     """
     window: Numbers | None = None
-    """Values [low, high] of images with 16 or 32 bits or fractions that become 0 and 255, those beyond clipped; null
+    """Values [low, high] of images with 16 or 32 bits or fractions that become 0 and 255; others are clipped. null
     takes the whole range of 16 bits.
     """
     image_size: Size | None = None
@@ -96,14 +96,14 @@ class DataSettings:
     """
     augmentation: Literal["crop", "photo"] = "crop"
     """crop, at random from the padded image, as published; or photo, by kornia: a part of the image of any size and
-    shape, scaled to the crop (RandomResizedCrop), and colours changed.
+    shape, scaled to the crop (RandomResizedCrop), with colour jitter.
     """
     padding: Annotated[Integer, Field(ge=0, le=LARGEST_SIDE)] = 4
     """Pixels around the image, from which a crop is taken."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     """What those pixels are: zeros (black), as published, or reflect, the image mirrored at its border."""
     scale: Numbers = field(default_factory=lambda: [0.35, 1.0])
-    """Shares of the image's area that the part for photo has, least and most."""
+    """Smallest and largest share of the image's area that photo crops."""
     color_jitter: Share = 0.4
     """How far photo changes brightness, contrast and saturation: by factors from 1 - it to 1 + it."""
     flip: Boolean = True
@@ -125,7 +125,7 @@ class DataSettings:
     on_error: Literal["raise", "skip"] = "raise"
     """Stop at images that cannot be read (raise), or continue without them (skip)."""
     own_transforms: Boolean = False
-    """Whether a program's Dataset prepares images by transforms of its own; found out, not set."""
+    """Whether a program's Dataset prepares images by transforms of its own; detected, not set."""
     eval_batch_size: Neutral[BatchSize | None] = None
     """Images in one evaluation batch; null takes the training batch, on a GPU four times that."""
 
@@ -144,7 +144,7 @@ class DataSettings:
         return start if end is None else start + progress * (end - start)
 
     def check_members(self, num_members: int) -> None:
-        """Refuse shares of equal inputs that leave that many members nothing to tell apart."""
+        """Refuse shares of equal inputs at which so many members never get different inputs."""
         for key in ("input_repetition", "input_repetition_end"):
             if (share := getattr(self, key)) is not None:
                 check_input_repetition(share, num_members, f"data.{key}")
@@ -164,7 +164,7 @@ class DataSettings:
         if self.multi_label and self.images_per_class is not None:
             raise InputError(
                 f"data.images_per_class is {self.images_per_class}, which draws images class by class; those with "
-                "several labels (data.multi_label) cannot be drawn so: leave it out."
+                "several labels (data.multi_label) cannot be drawn that way: leave it out."
             )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise InputError(f"data.scale is {self.scale}; it is two shares, least and most, above 0 and up to 1.")
+            raise InputError(f"data.scale is {self.scale}; it is two shares, the smaller first, above 0 and up to 1.")

@@ -10,7 +10,7 @@ import torch
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-"""Lightning's names of what is offered: float32 throughout, or float32 weights with products in bfloat16 or float16."""
+"""Lightning's names of the precisions: float32 throughout, or float32 weights with products in bfloat16 or float16."""
 
 
 def training_device(accelerator: str = "auto") -> torch.device:
@@ -31,9 +31,9 @@ def training_device(accelerator: str = "auto") -> torch.device:
 
 
 def default_precision(device: torch.device) -> Precision:
-    """Return ``bf16-mixed`` where the device has units for it, ``16-mixed`` where it has those alone, else ``32-true``.
+    """Return ``bf16-mixed`` if the device has bfloat16 units, ``16-mixed`` if only float16 units, else ``32-true``.
 
-    NVIDIA's GPUs of compute capability 7.0 to 7.5, such as V100 and T4, have units for float16 alone.
+    NVIDIA's GPUs of compute capability 7.0 to 7.5, such as V100 and T4, have float16 units only.
 
     Example:
         >>> default_precision(torch.device("meta"))

@@ -48,7 +48,7 @@ def name_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: Values by keyword.
 
     Raises:
-        InputError: naming every keyword that is not known, with what is near it.
+        InputError: naming every unknown keyword, with similar ones.
 
     Example:
         >>> name_settings({"lr": 0.1, "mixer_alpha": 2})

@@ -48,7 +48,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
             break
         if not word.startswith("--"):
             if word.startswith("-") and len(word) > 1:
-                raise InputError(f"{word!r} is not understood; options are --name=value, and -- stands before files.")
+                raise InputError(f"{word!r} is not understood; options are --name=value, and -- comes before files.")
             alone.append(word)
             continue
         name, equals, text = word[2:].partition("=")
@@ -103,7 +103,7 @@ def read_value(text: str, hint: Any) -> Any:
 def _take(rest: list[str], hint: Any, name: str) -> str:
     """Take the value of an option from the words behind it."""
     kinds = _kinds(hint)
-    if bool in kinds and str not in kinds:  # a flag takes no word but yes or no, or null
+    if bool in kinds and str not in kinds:  # a flag takes only yes, no or null
         own = read_value(rest[0], bool) if rest else ""
         return rest.pop(0) if isinstance(own, bool) or (own is None and type(None) in kinds) else "true"
     if bool in kinds and (not rest or rest[0].startswith("--")):

@@ -16,11 +16,11 @@ from mixmo.files import yaml_text
 
 
 class Plan(NamedTuple):
-    """A run as it was asked for.
+    """A run as requested.
 
     Attributes:
         settings: The run's settings; what they leave open follows from this machine.
-        yaml: The settings as YAML, for the run's folder, with what is left open left open.
+        yaml: The settings as YAML, for the run's folder, still open where they were left open.
         resolved: What followed from this machine, in sections.
     """
 
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Plan:
-    """Return what a recipe and overrides ask for; the rest follows from the start and the device.
+    """Return the plan of a recipe and overrides; other values follow from the start and the device.
 
     Args:
         recipe: As from ``load_recipe``.
@@ -56,7 +56,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
             raise InputError(f"{alone[0]!r} is not understood; settings are --name=value.")
     values = _override(recipe, overrides)
     if isinstance(own := values.get("mixer"), Mapping) and "num_members" in own:
-        raise InputError("mixer.num_members is no setting; the number of members is model.num_members.")
+        raise InputError("mixer.num_members is not a setting; the number of members is model.num_members.")
     settings = Settings(**_override(values, inherit_settings(dict(flatten(values)))))
     if any(callable(kind) for kind in settings.mixer.kinds):
         raise InputError(
@@ -70,7 +70,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
 
 
 def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a recipe by their dotted names; what stands under the name of a setting is its value.
+    """Yield the settings of a recipe by their dotted names; all below a setting's name is its value.
 
     Args:
         recipe: Sections of settings, as YAML has them.
@@ -102,7 +102,7 @@ def _override(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
         place: Any = found
         for part in path[:-1]:
             place = place.setdefault(part, {}) if isinstance(place, dict) else None
-        if isinstance(place, dict):  # what else it is will be refused
+        if isinstance(place, dict):  # anything else is refused later
             place[path[-1]] = value
     return found
 

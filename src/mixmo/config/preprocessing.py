@@ -30,9 +30,9 @@ def is_run(start: str) -> bool:
 def inherit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that follow from ``model.start`` where a recipe does not set them.
 
-    From a run follow its backbone and how it prepares images. From pretrained weights follow what timm says of the
-    backbone (``pretrained_cfg``): mean, std, interpolation and, where neither size is set, the size of the crop, c, and
-    of the image that it is cut from, floor(c / crop_pct).
+    A run determines its backbone and how images are prepared. Pretrained weights determine what timm's
+    ``pretrained_cfg`` of the backbone says: mean, std, interpolation and, where neither size is set, the size of the
+    crop, c, and of the image that it is cut from, floor(c / crop_pct).
 
     Args:
         values: Settings by their dotted names, as a recipe has them.
@@ -93,13 +93,13 @@ def _sides(size: Any) -> list[int]:
 
 
 def _pretrained_cfg(backbone: str) -> dict[str, Any] | None:
-    """Return what timm knows of a backbone's weights without asking the network; ``None`` if that is nothing."""
+    """Return timm's metadata of a backbone's weights without a download; ``None`` if there is none."""
     if timm_scheme(backbone) == "local-dir":
         try:
             return dict(
                 json.loads((Path(backbone.partition(":")[2]) / "config.json").read_text("utf-8"))["pretrained_cfg"]
             )
-        except (OSError, ValueError, KeyError, TypeError):  # said when the network is built
+        except (OSError, ValueError, KeyError, TypeError):  # reported when the network is built
             return None
     known = timm.get_pretrained_cfg(backbone)
     return None if known is None else known.to_dict()  # type: ignore[no-untyped-call]

@@ -55,7 +55,7 @@ class ModelSettings:
     compile: Neutral[Boolean | None] = None
     """Compile the network and the loss; null does so on a GPU."""
     start: Text | None = None
-    """What members start from, its stem / M as encoders and its head as heads, unless its classes are others:
+    """What members start from, its stem / M as encoders and its head as heads, unless its classes differ:
     pretrained (timm's weights of the backbone), a file of weights (.safetensors, .pth), also a checkpoint of another
     program, or a run's folder. Images are then prepared as they were there, unless data.mean, std, interpolation and
     the sizes are set.
@@ -65,11 +65,11 @@ class ModelSettings:
     over the members, so that the network starts out as the one it starts from.
     """
     download: Neutral[Boolean] = False
-    """Whether a backbone that is only described elsewhere (hf-hub:…), or its weights, may be fetched."""
+    """Whether a backbone that is only described elsewhere (hf-hub:…), or its weights, may be downloaded."""
 
     def __post_init__(self) -> None:
         if taken := sorted(RESERVED & self.options.keys()):
-            raise InputError(f"model.options.{taken[0]} is no option of timm's models; see model.{taken[0]}.")
+            raise InputError(f"model.options.{taken[0]} is not an option of timm's models; see model.{taken[0]}.")
         for key in ("pretrained", "checkpoint_path"):
             if self.options.get(key):
                 raise InputError(f"model.options.{key} is {self.options[key]}; weights to start from are model.start.")
@@ -98,15 +98,15 @@ class OptimizerSettings:
     one rate for all.
     """
     freeze_epochs: Annotated[Number, Field(ge=0)] | Literal["all"] = 0.0
-    """Epochs of the run, from its start, that train encoders and heads alone; all else stays as it started
-    (model.start), with the statistics of its batch norms. "all" is every epoch, 0 is none.
+    """First epochs of the run, which train encoders and heads only; everything else stays as in model.start, batch
+    norm statistics included. "all" is every epoch, 0 is none.
     """
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average is then
-    what is validated, kept and tested. 0 keeps the weights themselves.
+    validated, saved and tested. 0 uses the weights themselves.
     """
     sam_radius: Annotated[Number, Field(ge=0, le=100)] = 0.0
-    """Radius of sharpness-aware minimisation (SAM), such as 0.05; each step then costs two. 0 is without."""
+    """Radius of sharpness-aware minimisation (SAM), such as 0.05; each step then costs two. 0 is off."""
     options: Options = field(default_factory=dict)
     """More keywords of the optimiser."""
 
@@ -138,9 +138,9 @@ class ObjectiveSettings:
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of each target that is spread evenly over all classes; of several labels over presence and absence."""
     class_weights: Annotated[str | list[Positive] | dict[str, Number], BeforeValidator(_take_weights)] = "none"
-    """Factor of the loss of each class: none; balanced, N / (K n_k) for the n_k of N training images that are of a
-    class; or numbers, one for each class in their order, or by the names of the classes. Numbers are scaled to average
-    1 over the training images, as balanced ones do, so that the learning rate can stay.
+    """Factor of the loss of each class: none; balanced, N / (K n_k) where n_k of N training images are of class
+    k; or numbers, one for each class in their order, or by the names of the classes. Numbers are scaled to average 1
+    over the training images, as balanced ones do, so that the learning rate can stay.
     """
 
     def __post_init__(self) -> None:
@@ -176,7 +176,7 @@ class ScheduleSettings:
 
 @settings_class("trainer")
 class TrainerSettings:
-    """What may be set of Lightning's trainer; the rest is ours, or would break that draws follow the step."""
+    """Settings of Lightning's trainer; others are fixed by mixmo, or would break reproducible draws."""
 
     accelerator: Neutral[Accelerator] = "auto"
     """auto, cpu, gpu, cuda or mps."""
@@ -203,7 +203,7 @@ class TrainerSettings:
     null trains on. The schedule is that of max_epochs all the same.
     """
     checkpoint_every_steps: Neutral[Count | None] = None
-    """Steps from a checkpoint to the next within an epoch; null keeps none by steps."""
+    """Steps between checkpoints within an epoch; null saves none by steps."""
     checkpoint_every_minutes: Neutral[Positive | None] = 10.0
     """Minutes between checkpoints. Each epoch ends with one in any case."""
     gradient_clip_val: Positive | None = None

@@ -66,7 +66,7 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
             ``saturate`` does nothing to it).
         kind: One of :data:`KINDS`.
         severity: 1 to 5.
-        generator: On the CPU, so that every device sees the same.
+        generator: On the CPU, so that all devices get the same draws.
 
     Returns:
         (B, H, W, C) uint8.

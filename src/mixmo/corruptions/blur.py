@@ -34,7 +34,7 @@ def defocus_blur(images: Tensor, severity: Sequence[float], generator: torch.Gen
 def glass_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
     """Replace pixels by neighbours, between two blurs: (σ, reach, rounds).
 
-    The published loop means to swap two pixels, but copies one over the other, as NumPy's views do; so do we.
+    The published loop is meant to swap two pixels, but copies one over the other (NumPy views); this does the same.
     """
     sigma, reach, rounds = severity[0], int(severity[1]), int(severity[2])
     count, channels, height, width = images.shape

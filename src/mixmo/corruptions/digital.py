@@ -16,7 +16,7 @@ from mixmo.corruptions.filters import box_matrix, gaussian, separable, uniform
 
 
 def contrast(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Bring values nearer to each channel's mean: (what is left of the distance,)."""
+    """Bring values nearer to each channel's mean: (remaining share of the distance,)."""
     mean = images.mean((2, 3), keepdim=True)
     return (images - mean) * severity[0] + mean
 

@@ -139,8 +139,8 @@ def plasma(count: int, height: int, width: int, decay: float, generator: torch.G
         count: How many.
         height: H.
         width: W.
-        decay: By how much the roughness sinks from one scale to the next finer one.
-        generator: Where draws come from.
+        decay: Divisor of the roughness from one scale to the next finer one.
+        generator: The source of draws.
     """
     side = 2 ** math.ceil(math.log2(max(height, width, 2)))
     maps = torch.zeros(count, side, side)

@@ -33,7 +33,7 @@ def snow(images: Tensor, severity: Sequence[float], generator: torch.Generator) 
 def frost(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
     """Lay ice over the image: (weight of the image, weight of the ice).
 
-    The published code pastes photographs of frosted windows; we draw crystals, bluish white ridges of a plasma fractal.
+    The published code pastes photographs of frosted windows; this draws bluish white ridges of a plasma fractal.
     """
     count, _, height, width = images.shape
     ridges = 1 - (2 * plasma(count, height, width, 1.6, generator).to(images) - 1).abs()

@@ -41,7 +41,7 @@ def patchup_2d(
 def patchup_hard(
     ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
 ) -> Tensor:
-    """Give the first member random 7×7 blocks, drawn for each channel by itself, the others the rest.
+    """Give the first member random 7×7 blocks, drawn for each channel separately, the others the rest.
 
     As :func:`patchup_2d`, with masks of F channels. Expected area: kappa_i. The reference code uses the blocks of
     the first channel for all, but the mean over all channels as the ratio.
@@ -58,7 +58,7 @@ def patchup_hard(
 def patchup_soft(
     ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
 ) -> Tensor:
-    """Mix the members inside random 7×7 blocks only, drawn for each channel; elsewhere the first stands alone.
+    """Mix the members inside random 7×7 blocks only, drawn for each channel; elsewhere there is only the first.
 
     Blocks cover sqrt(1 - kappa_1) of the map in expectation, and inside them the others have sqrt(1 - kappa_1)
     together: expected area kappa_i. PatchUp leaves the two shares to be tuned; the reference code has the defect

@@ -97,7 +97,7 @@ def break_stick(ratios: Tensor, shape: FeatureShape, draw: Callable[[Tensor], Te
     Args:
         ratios: (B, M), rows sum to one.
         shape: (F, h, w).
-        draw: Maps shares (B,) to masks (B, 1 or F, h, w) in [0, 1], drawn anew at each call. Where their expected
+        draw: Maps shares (B,) to masks (B, 1 or F, h, w) in [0, 1], drawn again at each call. Where their expected
             mean is the share, the expected mean of part i is κ_i.
 
     Returns:
@@ -119,7 +119,7 @@ def break_stick(ratios: Tensor, shape: FeatureShape, draw: Callable[[Tensor], Te
             masks = part.new_empty(len(part), members, height, width, channels).permute(0, 1, 4, 2, 3)
             masks[:, 0] = part
             torch.sub(1, part, out=masks[:, 1])
-        else:  # what is left stands in the next member's place until that has its turn
+        else:  # the rest is kept in the next member's place until its turn
             torch.mul(masks[:, index], 1 - part, out=masks[:, index + 1])
             masks[:, index] *= part
     return masks if members > 1 else ratios.new_ones(len(ratios), 1, 1, *shape[1:])

@@ -130,7 +130,7 @@ def _span_mask(start: Tensor, end: Tensor, size: int) -> Tensor:
 
 def _rectangle_masks(ratios: Tensor, roles: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
     """Return masks (B, M, 1, h, w): part 0 inside rows × columns, the others outside."""
-    if ratios.shape[1] == 1:  # nobody to share with
+    if ratios.shape[1] == 1:  # no one to share with
         return ratios.new_ones(len(ratios), 1, 1, rows.shape[1], columns.shape[1])
     others = ratios[:, 1:]
     rest = others.sum(1, keepdim=True)

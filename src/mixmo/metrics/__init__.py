@@ -1,7 +1,7 @@
 """Metrics as torchmetrics classes, accumulated in float64 over batches and processes.
 
-All take probabilities (B, K), or those of M members (B, M, K), and class numbers (B,), but for those of images with
-several labels, which take logits (B, K) and 0 or 1 for each class; ``compute`` returns a dict of float64 scalars by the
+All take probabilities (B, K), or those of M members (B, M, K), and class numbers (B,); metrics of images with
+several labels take logits (B, K) and 0 or 1 for each class. ``compute`` returns a dict of float64 scalars by the
 names of ``test.json``. A metric that is not defined (a ratio over nothing) is NaN.
 """
 

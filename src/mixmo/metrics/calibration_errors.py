@@ -13,7 +13,7 @@ from mixmo.metrics.description import Descriptions, describe_share
 
 
 class Calibration(Metric):
-    """Calibration errors: mean gaps between confidence and how often it is right.
+    """Calibration errors: gaps between confidence and accuracy.
 
     * ``ece`` = Σ_bins (n_bin / N) * |accuracy(bin) - mean confidence(bin)| (Guo et al. 2017) over bins of equal width,
       open below and closed above (lo < confidence <= hi), so that a confidence of exactly 1 belongs to the last;
@@ -63,7 +63,7 @@ class Calibration(Metric):
             targets: (B,) class numbers.
 
         Raises:
-            InputError: if they do not fit or are no probabilities; the row is named.
+            InputError: if they do not fit or are not probabilities; the row is named.
         """
         p = check_probabilities(probabilities)
         targets = check_targets(targets, *p.shape)

@@ -26,7 +26,7 @@ DIVERSITY: Descriptions = {
         "Disagreement on labels", "Share of the labels that two members decide differently, mean over pairs.", None
     ),
 }
-"""Those of several members together."""
+"""Metrics of several members together."""
 
 DIAGNOSIS: Descriptions = {
     "selectivity": describe_share(
@@ -50,18 +50,18 @@ DIAGNOSIS: Descriptions = {
         digits=1,
     ),
 }
-"""Those that tell why."""
+"""Metrics of the diagnosis."""
 
 
 def _variant(key: str, name: str, meaning: str) -> Description:
-    """Return the description of a metric that is taken elsewhere or after something; ``{}`` is its own name."""
+    """Return the description of a metric under another condition; ``{}`` stands for its own name."""
     own = PER_NETWORK[key]
     return replace(own, name=name.format(own.name), meaning=meaning.format(own.name))
 
 
 def _describe_sets(percent: int) -> Descriptions:
     coverage = f"Share of conformal sets for {percent} % that hold the true class."
-    least = f"Coverage of {percent} % sets for the class where it is least."
+    least = f"Coverage of {percent} % sets for the least covered class."
     size = f"Mean number of classes in conformal sets for {percent} %."
     rare = f"Classes in every {percent} % set, since validation images are too few to leave them out."
     return {
@@ -101,7 +101,7 @@ SCALED: Descriptions = {
         for key in ("nll", "ece")
     },
 }
-"""Those after temperature scaling."""
+"""Metrics after temperature scaling."""
 
 CORRUPTED: Descriptions = {
     f"corruption/{key}": _variant(key, name, "{}, mean over all kinds and severities of corruption.")

@@ -16,19 +16,19 @@ def as_tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
     """Return numbers as a tensor; arrays that torch does not take as they are (read-only, swapped bytes) are copied.
 
     Raises:
-        InputError: if they are none.
+        InputError: if they are not numbers.
 
     Example:
         >>> as_tensor(["cat"], "targets")
         Traceback (most recent call last):
-        mixmo.errors.InputError: targets are no array of numbers: ...
+        mixmo.errors.InputError: targets are not an array of numbers: ...
     """
     if isinstance(values, np.ndarray):
         values = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} are no array of numbers: {reason(error)}.") from error
+        raise InputError(f"{what} are not an array of numbers: {reason(error)}.") from error
 
 
 def check_targets(targets: Tensor, rows: int, classes: int) -> Tensor:
@@ -82,7 +82,7 @@ def check_logits(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
-    """Return probabilities (B, K), or (B, M, K) for three axes, in float64; refuse what is no distribution.
+    """Return probabilities (B, K), or (B, M, K) for three axes, in float64; refuse anything but distributions.
 
     Rows have to sum to one within 1e-4, or 1e-2 if they come in 16 bits.
 
@@ -122,7 +122,7 @@ def _check_finite(values: Tensor, what: str) -> None:
 
 
 def gather_state(state: Tensor | list[Tensor]) -> Tensor:
-    """Return what a metric has gathered, batch by batch or from several processes, as one tensor.
+    """Return what a metric has accumulated, batch by batch or from several processes, as one tensor.
 
     Raises:
         InputError: if that is nothing.

@@ -27,7 +27,7 @@ def in_chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def mean_logits(logits: Tensor) -> Tensor:
-    """Return the members' mean logits (N, K), summed in float64 and kept as float32, or as they come if that is more.
+    """Return the members' mean logits (N, K), computed in float64, as float32 or their own type if wider.
 
     Args:
         logits: (N, M, K).

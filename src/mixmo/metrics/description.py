@@ -1,4 +1,4 @@
-"""A metric's name, meaning, direction and unit, which stand on the class that computes it."""
+"""A metric's name, meaning, direction and unit, which the class that computes it declares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 DIRECTIONS = {True: "Higher is better.", False: "Lower is better.", None: ""}
 ARROWS = {True: "↑", False: "↓", None: ""}
 SIZES = ("M", "ms", "min")
-"""Units of what spans orders of magnitude, so that a fixed number of digits would round small ones away."""
+"""Units of values that span orders of magnitude, where a fixed number of digits would round small ones to 0."""
 
 
 @dataclass(frozen=True)

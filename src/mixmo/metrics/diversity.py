@@ -29,7 +29,7 @@ class Diversity(Metric):
 
     * ``member_mean_accuracy``, ``member_mean_nll``: the mean over members.
     * ``oracle_accuracy``: share of samples that at least one member gets right, the limit of any choice among them.
-    * ``nll_gain``: ``member_mean_nll`` less the negative log-likelihood of the mean probabilities; never negative
+    * ``nll_gain``: ``member_mean_nll`` minus the negative log-likelihood of the mean probabilities; never negative
       (Jensen), and larger the more members differ.
 
     Args:
@@ -65,7 +65,7 @@ class Diversity(Metric):
             "Oracle accuracy", "Share of images that at least one member gets right.", True
         ),
         "nll_gain": Description(
-            "NLL gain of averaging", "Mean NLL of members less the NLL of their mean probabilities.", True
+            "NLL gain of averaging", "Mean NLL of members minus the NLL of their mean probabilities.", True
         ),
     }
     full_state_update = False
@@ -92,7 +92,7 @@ class Diversity(Metric):
             log_members: (B, M, K), as in :class:`mixmo.metrics.Scores`.
 
         Raises:
-            InputError: if they do not fit or are no probabilities; the row is named.
+            InputError: if they do not fit or are not probabilities; the row is named.
         """
         p = check_probabilities(members, axes=3)
         if p.shape[1] != len(self.right):

@@ -1,4 +1,4 @@
-"""Metrics of images with any number of labels, and what validation images choose for them."""
+"""Metrics of images with any number of labels, and thresholds chosen on validation images."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def count_labels(predicted: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Te
 def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Return for each class the threshold of probability at which F1 is largest, (K,) float64.
 
-    It lies half way between two probabilities of the images; of several that are as good it is the highest. A class
+    It lies half way between two probabilities of the images; of equally good ones it is the highest. A class
     that no image has keeps 0.5. Never choose thresholds on the data that is then evaluated.
 
     Args:
@@ -193,7 +193,7 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
 def as_binary(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return each label as a problem of two classes: logits (N * K, 2), absent and present, and class numbers (N * K,).
 
-    The softmax of (0, z) is the sigmoid of z, so that what holds for two classes holds for each label.
+    The softmax of (0, z) is the sigmoid of z, so methods for two classes apply to each label.
 
     Args:
         logits: (N, K).

@@ -16,7 +16,7 @@ from mixmo.metrics.chunks import in_chunks
 from mixmo.metrics.description import Description, Descriptions, describe_share
 
 ROUNDING = 1e-12
-"""Less mutual information than this is rounding, by which members that agree would be put in an order."""
+"""Mutual information below this is rounding, and would rank images on which members agree."""
 
 SCORES = {
     "max_probability": "Maximum probability",
@@ -24,7 +24,7 @@ SCORES = {
     "mutual_information": "Mutual information",
     "energy": "Energy",
 }
-"""The scores that tell OOD images from test images, and their names in words."""
+"""The scores that separate OOD images from test images, and their names in words."""
 
 
 class Uncertainty(NamedTuple):
@@ -63,7 +63,7 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
 
     * ``max_probability``: minus the largest probability of the members' mean distribution.
     * ``entropy``: of that distribution, in nats.
-    * ``mutual_information`` between prediction and member: that entropy less the members' mean entropy, their
+    * ``mutual_information`` between prediction and member: that entropy minus the members' mean entropy, their
       disagreement; 0 for one member, and where it is below 1e-12, which is rounding.
     * ``energy``: minus the log of the summed exponentials of the mean logits (Liu et al. 2020).
 

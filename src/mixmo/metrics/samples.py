@@ -1,4 +1,4 @@
-"""Each prediction's part in the metrics: the columns that scores, calibration, intervals and charts are made of."""
+"""Metrics of single predictions: the columns from which scores, calibration, intervals and charts follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mixmo.metrics.chunks import in_chunks
 
 
 class Samples(NamedTuple):
-    """What is known of each of N predictions, float64 but for ``predicted``.
+    """Metrics of each of N predictions, float64 except ``predicted``.
 
     Attributes:
         confidence: (N,) largest probabilities.
@@ -32,12 +32,12 @@ class Samples(NamedTuple):
 
 
 def score_samples(log_probabilities: Tensor, targets: Tensor, probabilities: Tensor | None = None) -> Samples:
-    """Return what is known of each prediction; nothing is checked.
+    """Return the metrics of each prediction; nothing is checked.
 
     Args:
         log_probabilities: (N, K) float64.
         targets: (N,) class numbers.
-        probabilities: (N, K) float64, where they are known already.
+        probabilities: (N, K) float64, if already computed.
 
     Example:
         >>> found = score_samples(torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([1]))
@@ -56,7 +56,7 @@ def score_samples(log_probabilities: Tensor, targets: Tensor, probabilities: Ten
 
 @torch.no_grad()
 def per_sample(logits: Tensor, targets: Tensor) -> Samples:
-    """Return what is known of each prediction of one network, or of averaged logits.
+    """Return the metrics of each prediction of one network, or of averaged logits.
 
     Args:
         logits: (N, K).

@@ -70,7 +70,7 @@ class Scores(Metric):
                 of the probabilities, which can be 0.
 
         Raises:
-            InputError: if they do not fit or are no probabilities; the row is named.
+            InputError: if they do not fit or are not probabilities; the row is named.
         """
         p = check_probabilities(probabilities)
         targets = check_targets(targets, *p.shape)

@@ -14,8 +14,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def copy_module(module: Module) -> Module:
     """Return a copy that shares nothing with a module.
 
-    Some modules keep tensors that they computed, such as attention biases until the next training step; torch copies
-    none that hold on to a graph, so those of the copy are without it.
+    Some modules cache computed tensors, such as attention biases, until the next training step; torch cannot copy
+    tensors with a graph, so the copy's are detached.
 
     Example:
         >>> import torch

@@ -28,9 +28,9 @@ class PreActBlock(nn.Module):
         in_channels: Channels of x.
         out_channels: Channels of the result.
         stride: 1 or 2.
-        stride_in_second: Stride sits on the second convolution, whose input is then padded by one on the
+        stride_in_second: The second convolution has the stride, whose input is then padded by one on the
             right and the bottom only, and the 1×1 shortcut reads the raw x (the paper's WideResNet).
-            Otherwise on the first, and the shortcut reads the pre-activated x (its PreActResNet).
+            Otherwise the first has it, and the shortcut reads the pre-activated x (its PreActResNet).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, stride_in_second: bool) -> None:
@@ -66,7 +66,7 @@ class PreActNet(nn.Module):
         stem_channels: F, the stem's output channels.
         stem_stride: 1 or 2.
         stride_in_second: See :class:`PreActBlock`.
-        final_norm: Whether a batch norm and ReLU stand before the pooling.
+        final_norm: Whether a batch norm and ReLU precede the pooling.
         num_classes: K; 0 leaves out the head.
         in_chans: Channels of the images.
         drop_rate: Dropout before the head.

@@ -26,7 +26,7 @@ class SplitBackbone(nn.Module):
 
 
 def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
-    """Cut a backbone behind a module: what comes up to its output, and what makes logits of that.
+    """Cut a backbone behind a module: into the part up to its output, and the part from there to the logits.
 
     Args:
         backbone: The backbone; its modules are shared with the result, not copied.
@@ -37,7 +37,7 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
 
     Raises:
         InputError: if there is no such module, it is not called exactly once, the backbone's own code cannot be
-            followed (torch.fx) or tells training from evaluation, or more than the module's output passes the cut.
+            followed (torch.fx) or distinguishes training from evaluation, or the cut passes more than the output.
 
     Example:
         >>> import torch
@@ -87,14 +87,14 @@ def _trace_path(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node
     frozen = [node.name for node in nodes if "training" in node.kwargs]
     if frozen:
         raise InputError(
-            f"{kind} cannot be cut at {name!r}: its code tells training from evaluation in {frozen[0]!r}, which would "
-            "be frozen; leave out drop_rate."
+            f"{kind} cannot be cut at {name!r}: its code checks for training in {frozen[0]!r}, which would be "
+            "frozen; leave out drop_rate."
         )
     return nodes, calls[0]
 
 
 class _Tracer(fx.Tracer):
-    """Follows only the modules that contain the cut; all others stay what they are, in training and evaluation."""
+    """Follows only the modules that contain the cut; all others stay modules, with training and evaluation modes."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ PREFIX = "backbone."
 
 
 def delegate(backbone: nn.Module, name: str) -> Any:
-    """Return one of :data:`DELEGATED` of a backbone, for the module whose ``backbone`` it is.
+    """Return a :data:`DELEGATED` attribute of a module's ``backbone``.
 
     Raises:
         AttributeError: if the backbone has none.
