@@ -147,7 +147,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(run, name):
     content = torch.load(last, weights_only=True)
     changed(content, *FOREIGN[name])
     checkpoints.save(last, content)
-    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint of this run: .*\.$"):
+    with pytest.raises(InputError, match=r"last\.ckpt is not a checkpoint of this run: .*\.$"):
         longer(run, 4)
 
 
@@ -370,7 +370,7 @@ def test_a_described_backbone_is_not_fetched_unasked(run, monkeypatch):
         raise RuntimeError("the network was reached")
 
     monkeypatch.setattr("mixmo.network.timm.create_model", reached)
-    with pytest.raises(InputError, match=r"'hf-hub:somebody/network' of the run .* fetched from the network; allow it"):
+    with pytest.raises(InputError, match=r"'hf-hub:somebody/network' of the run .* has to be downloaded; allow it"):
         mixmo.load(run.path)
     with pytest.raises(InputError, match=r"allow it with --model\.download true"):
         fit(make_plan(run.config()), RunFolder(run.path.parent / "new"))

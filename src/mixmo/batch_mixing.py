@@ -123,7 +123,7 @@ class BatchMixer:
         alpha: Concentration of the Dirichlet ratios; 0 is exactly 1/M.
         probability: p, share of batches with a mask that is not constant.
         root: r of the loss weights.
-        batch_repetition: b, how often an image stands in a batch, B = U * b. The paper divides the learning rate and
+        batch_repetition: b, how often an image appears in a batch, B = U * b. The paper divides the learning rate and
             the epochs by b.
         input_repetition: rho, share of mixtures whose members all see one image; two numbers are rho at the start and
             at the end of training, linear in between.

@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path, kinds: Sequence[Any] = ()) -> dict[str, An
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no regular file: a pipe may never say anything, and a device never end.
+    """Refuse anything but a regular file: a pipe may never send anything, and a device never end.
 
     Args:
         path: What is about to be opened.
@@ -93,7 +93,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is no valid YAML, or no mapping.
+        InputError: if it is not valid YAML, or not a mapping.
 
     Example:
         >>> read_yaml(Path("nowhere.yaml"), "recipe file")
@@ -148,7 +148,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1 and key != "<<":
-                raise yaml.YAMLError(f"key {key!r} stands there twice")
+                raise yaml.YAMLError(f"key {key!r} appears twice")
         return super().construct_mapping(node, deep)
 
 
@@ -248,7 +248,7 @@ def check_place(path: Path, ours: bool, overwrite: bool = False, folder: bool = 
     Args:
         path: Where something is to be written; nothing need be there.
         ours: Whether what is there is recognisably an earlier output of the same kind.
-        overwrite: Whether a file is replaced all the same; a folder of others never is.
+        overwrite: Whether a file is replaced anyway; another program's folder never is.
         folder: Whether a folder is to be written.
 
     Raises:

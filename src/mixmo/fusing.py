@@ -149,7 +149,7 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
         expected = members.mean(1) if average == "logits" else log_mean_probabilities(members)
         difference = (candidate(image).float() - expected).abs().max()
         tolerance = 1e-3 if weight.dtype in (torch.float32, torch.float64) else 5e-2
-        if not difference <= tolerance * (1 + expected.abs().max()):  # NaN is no agreement
+        if not difference <= tolerance * (1 + expected.abs().max()):  # NaN does not agree
             raise InputError(
                 f"the fused network would answer otherwise: its logits for a random image differ by {difference:.3g}; "
                 "something in the network differs from its class (a hook, a changed forward), what follows its "

@@ -30,7 +30,7 @@ def load_checkpoint(
     Args:
         run: The run.
         which: ``last``, or ``best`` on the validation set.
-        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be fetched from there.
+        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be downloaded.
         module: The backbone of a run that was trained with a program's own module; its weights do not matter.
 
     Raises:
@@ -53,7 +53,7 @@ def rebuild(
     Args:
         header: What the network is.
         weights: Its tensors by name.
-        where: The file that they stand in, for errors.
+        where: Their file, for errors.
         module: The backbone where that was a program's own module, or a :class:`~mixmo.MixMo` around it.
         fused: Whether the tensors are of the plain backbone that members were fused into, which is one member.
 
@@ -107,10 +107,10 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
-    """Refuse a backbone that would be fetched from the network unasked.
+    """Refuse a backbone that would be downloaded unasked.
 
     Raises:
         InputError: naming it and where it stands.
     """
     if ({":", "/"} & set(backbone)) and timm_scheme(backbone) != "local-dir" and not allowed:
-        raise InputError(f"backbone {backbone!r} of {where} has to be fetched from the network; {hint}.")
+        raise InputError(f"backbone {backbone!r} of {where} has to be downloaded; {hint}.")

@@ -18,7 +18,7 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
 
     Args:
         batch_size: B.
-        batch_repetition: b, how often each image stands in a batch.
+        batch_repetition: b, how often each image appears in a batch.
 
     Raises:
         InputError: if b is below 1, larger than B, or does not divide B.

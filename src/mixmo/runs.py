@@ -135,7 +135,7 @@ class RunFolder:
         if not any(file.is_file() for file in (self.config_file, *map(self.checkpoint_folder.joinpath, (LAST, BEST)))):
             started = any(_left_by_a_start(each) for each in self.path.iterdir())
             hint = f" Its start was interrupted; start it again with --run {self.path}." if started else ""
-            raise MissingError(f"{self.path} is no run's folder: it has no config.yaml.{hint}")
+            raise MissingError(f"{self.path} is not a run's folder: it has no config.yaml.{hint}")
         return self
 
     def config(self) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class RunFolder:
         if any(file.is_file() for file in files) or rows > 1 or self.about().get("checkpointed"):
             raise InputError(
                 f"{'; '.join(problems)}, though {self.path} has {rows} epochs in metrics.csv: bring a checkpoint back, "
-                f"or start anew with `mixmo fit {self.config_file} --run FOLDER`."
+                f"or start a new run with `mixmo fit {self.config_file} --run FOLDER`."
             )
         log.warning("%s has no checkpoint yet; it starts from the beginning.", self.path)
         return None
@@ -355,7 +355,7 @@ class RunFolder:
         write_text(self.metrics_file, "".join(",".join(line) + "\n" for line in lines))
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """Return the rows of ``metrics.csv``, none if there is no such file yet; a row half written is none."""
+        """Return the rows of ``metrics.csv``, none if there is no such file yet; a half-written row is ignored."""
         try:
             if not self.metrics_file.is_file():
                 return []

@@ -371,7 +371,7 @@ class SweepRunner:
         write_text(self.folder / FILE, text.getvalue())
 
     def groups(self) -> list[Networks]:
-        """Return the configurations of which every seed and fold is finished, to compare them."""
+        """Return the configurations with all seeds and folds finished, to compare them."""
         unfinished = {trial.name for trial in self.trials if self.status(trial) != "finished"}
         names = dict.fromkeys(trial.name for trial in self.trials if trial.name not in unfinished)
         return [

@@ -166,7 +166,7 @@ def test_the_option_arrives_for_the_test_set_and_for_other_datasets(trained, tmp
     assert main(["test", str(run.path), *([] if ours else ["--ood", "torch/mnist"]), *word]) == 2
     assert set(known) == {("torch/mnist", bool(word))}
     said = capsys.readouterr().err
-    assert ("allow it to be fetched with --download, or put it there" in said) is not bool(word)
+    assert ("allow its download with --download, or put it there" in said) is not bool(word)
     assert "--data." not in said
 
 
@@ -182,7 +182,7 @@ def test_a_resumed_run_takes_permission_from_the_command_line(trained, tmp_path,
     for words in ([], ["--data.download", "true"], ["--data.download=true"]):
         main(["fit", str(run.path), *words])
     assert known[0] is False and set(known[1:]) == {True}
-    assert "allow it to be fetched with --data.download true" in capsys.readouterr().err
+    assert "allow its download with --data.download true" in capsys.readouterr().err
 
 
 def test_permissions_stand_in_recipes_but_not_in_runs(trained, tmp_path):

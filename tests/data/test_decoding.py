@@ -338,7 +338,7 @@ def test_values_without_a_window_or_that_are_none_are_refused():
     content = encoded(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), "TIFF")
     with pytest.raises(InputError, match=r"mode F, whose range is not known; set --data\.window"):
         image_pixels(content, 1)
-    with pytest.raises(InputError, match="values that are no numbers"):
+    with pytest.raises(InputError, match="values that are not numbers"):
         image_pixels(content, 1, (0, 1))
 
 

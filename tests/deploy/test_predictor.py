@@ -151,8 +151,8 @@ def test_networks_that_are_none_are_one_sentence(gone, tmp_path):
     (tmp_path / "damaged.onnx").write_bytes(b"x")
     cases = {
         "nowhere": "no run folder",
-        "empty": "is no run's folder",
-        "weights.bin": "is no network: it is a run's folder",
+        "empty": "is not a run's folder",
+        "weights.bin": "is not a network; name a run's folder",
         "damaged.onnx": "cannot be opened by onnxruntime",
     }
     for name, message in cases.items():

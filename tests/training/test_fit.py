@@ -277,7 +277,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(whole, tmp_path):
     config["model"]["backbone"] = "wide_resnet10_2"
     run.config_file.write_text(yaml.safe_dump(config))
     assert mixmo.load(run.path).backbone.stages[0][0].conv1.out_channels == 16  # as the checkpoint describes it
-    with pytest.raises(ValueError, match=r"is no checkpoint of this run: .* of another network"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of this run: .* of another network"):
         fit(make_plan(run.config()), run, resume=True)
     assert file.read_bytes() == content
     describe_otherwise(run, backbone="wide_resnet10_2")

@@ -146,7 +146,7 @@ def test_other_shares_of_the_same_images_are_warned_of(single, caplog):
 def test_how_images_were_prepared_for_weights_on_the_hub_has_to_be_said():
     """Nothing says it before they are fetched, and the default of another dataset would be silently wrong."""
     values = {"model.start": "pretrained", "model.backbone": "hf-hub:a/b"}
-    with pytest.raises(InputError, match=r"hf-hub:a/b is not known before it is fetched: set data\.mean and data\.std"):
+    with pytest.raises(InputError, match=r"a/b is not known before it is downloaded: set data\.mean and data\.std"):
         inherit_settings(values)
     assert inherit_settings(values | {"data.mean": [0.5], "data.std": [0.5]}) == {}
 

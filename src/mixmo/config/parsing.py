@@ -60,7 +60,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
                 rest.pop(0)
             continue
         hint = known[owner]
-        values.pop(name, None)  # so that values stand in the order of their words
+        values.pop(name, None)  # so that values are in the order of their words
         if is_list(hint) and owner == name:
             values[name] = _read_list([text] if equals else _take_all(rest, name), hint)
             continue

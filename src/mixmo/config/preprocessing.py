@@ -66,7 +66,7 @@ def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
     backbone = str(values.get("model.backbone", ""))
     if timm_scheme(backbone) == "hf-hub" and not {"data.mean", "data.std"} <= values.keys():
         raise InputError(
-            f"how images were prepared for {backbone} is not known before it is fetched: set data.mean and data.std "
+            f"how images were prepared for {backbone} is not known before it is downloaded: set data.mean and data.std "
             "(and data.crop_size) as its page says."
         )
     if (known := _pretrained_cfg(backbone)) is None:

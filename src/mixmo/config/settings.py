@@ -98,8 +98,8 @@ class OptimizerSettings:
     one rate for all.
     """
     freeze_epochs: Annotated[Number, Field(ge=0)] | Literal["all"] = 0.0
-    """First epochs of the run, which train encoders and heads only; everything else stays as in model.start, batch
-    norm statistics included. "all" is every epoch, 0 is none.
+    """First epochs of the run, which train encoders and heads only; everything else stays as it started
+    (model.start), batch norm statistics included. "all" is every epoch, 0 is none.
     """
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average is then
@@ -200,7 +200,7 @@ class TrainerSettings:
     """
     patience: Count | None = None
     """Epochs without a better accuracy, or mAP of several labels, on the validation set after which training ends;
-    null trains on. The schedule is that of max_epochs all the same.
+    null trains on. The schedule still follows max_epochs.
     """
     checkpoint_every_steps: Neutral[Count | None] = None
     """Steps between checkpoints within an epoch; null saves none by steps."""

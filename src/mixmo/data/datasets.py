@@ -46,7 +46,7 @@ class Reading(NamedTuple):
         root: Where torchvision's datasets lie or are downloaded to.
         download: Whether downloads are allowed.
         on_error: ``raise``, or ``skip`` images without a label.
-        option: What allows downloads in the command at hand, for errors.
+        option: The option that allows downloads in this command, for errors.
         multi_label: Whether a table's cell lists any number of labels.
     """
 

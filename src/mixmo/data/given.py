@@ -232,8 +232,8 @@ def channels_of(source: Source) -> int:
         first, second, last = (*image.shape, 1)[:3]
         if last not in COLOURS and first != second != last:
             raise InputError(
-                f"{source.name(0)} has shape {image.shape}; set channels (data.channels), which tells its bands from "
-                "its sides."
+                f"{source.name(0)} has shape {image.shape}; set channels (data.channels), to distinguish bands "
+                "from sides."
             )
         return int({1: 1, 3: 3, 4: 3}.get(last, last if first == second else first))
     if isinstance(image, bytes):

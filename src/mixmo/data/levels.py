@@ -28,7 +28,7 @@ def max_pixels() -> int:
     """Return the largest number of pixels that an image may have.
 
     Raises:
-        InputError: if the environment variable ``LIMIT`` is no positive number.
+        InputError: if the environment variable ``LIMIT`` is not a positive number.
 
     Example:
         >>> max_pixels() // 10**6
@@ -89,7 +89,7 @@ def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[
         return values
     if window is not None:
         if np.isnan(values).any():
-            raise InputError("it has values that are no numbers (NaN)")
+            raise InputError("it has values that are not numbers (NaN)")
         low, high = window
         scaled = ((values.astype(np.float64) - low) * (255 / (high - low))).round()
         return np.asarray(scaled.clip(0, 255).astype(np.uint8))

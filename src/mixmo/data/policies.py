@@ -12,7 +12,7 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.errors import InputError
 
 GROUPS = 4
-"""Parts of a batch for each of which a policy draws its operations; each image would cost more time."""
+"""Parts of a batch; a policy draws its operations for each part, since drawing them for each image is slower."""
 
 
 class Policy:

@@ -25,7 +25,7 @@ def draw_share(labels: np.ndarray, share: float, seed: int, groups: np.ndarray |
         labels: (N,) class numbers.
         share: Above 0 and below 1.
         seed: Of the draw.
-        groups: (N,) numbers of groups; ``None`` draws each image by itself.
+        groups: (N,) numbers of groups; ``None`` draws each image separately.
 
     Example:
         >>> chosen = draw_share(np.array([0] * 8 + [1, 1, 2]), 0.25, seed=0)

@@ -61,7 +61,7 @@ def open_torchvision(split: str, name: str, root: str, download: bool, option: s
         name: As timm has it: ``torch/cifar100``.
         root: Where it lies, or is downloaded to.
         download: Whether a missing one may be downloaded.
-        option: What allows downloads in the command at hand, for errors.
+        option: The option that allows downloads in this command, for errors.
         on_error: ``raise``, or ``skip`` images without a label.
 
     Raises:
@@ -74,7 +74,7 @@ def open_torchvision(split: str, name: str, root: str, download: bool, option: s
         dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
     except _ERRORS as error:
         elsewhere = ", or set --data.root" if option.startswith("--data.") else ", or put it there"
-        advice = "" if download else f"; allow it to be fetched with {option}{elsewhere}"
+        advice = "" if download else f"; allow its download with {option}{elsewhere}"
         raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
     try:
         labels = _read_labels(dataset)

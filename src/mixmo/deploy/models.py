@@ -169,7 +169,7 @@ def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-
             return OnnxModel(where)
         if where.suffix == ".safetensors":
             return TorchModel(*load_weights(where))
-        raise InputError(f"{printable(str(path))} is no network: it is a run's folder, an .onnx or .safetensors file.")
+        raise InputError(f"{printable(str(path))} is not a network; name a run's folder, .onnx or .safetensors file.")
     if (where / MEMBERS).is_file():
         return TorchModel(*load_members(where))
     if (where / SPEC).is_file():

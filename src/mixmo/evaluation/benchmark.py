@@ -1,6 +1,6 @@
 """``mixmo benchmark``: what MixMo costs against the plain network, and what the fast settings buy.
 
-Candidates are timed in turns within one run and compared pairwise, so that a noisy machine hits all alike.
+Candidates are timed in turns within one run and compared pairwise, so that a noisy machine affects all equally.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Benchmark:
     num_members: Members = 2
     """M."""
     batch_repetition: Count = 1
-    """b, how often an image stands in a batch."""
+    """b, how often an image appears in a batch."""
     image_size: Side = 32
     """Side of the square images."""
     num_classes: Count = 100

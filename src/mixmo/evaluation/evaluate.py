@@ -34,7 +34,7 @@ class EnsembleMetrics:
         average: Of the average of the logits, the paper's rule; also ``nll_two_fold`` and ``ece_two_fold``, after
             temperature scaling of each half of the samples by the temperature of the other (the paper's NLLc).
         probability_average: Of the average of the probabilities.
-        members: Of each member by itself.
+        members: Metrics of each member alone.
         diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …), or ``label_disagreement``,
             the share of labels that two members decide differently. Empty for one member.
     """

@@ -209,7 +209,7 @@ def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list
         )
     try:
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
-    except ValueError as error:  # bytes that are no text
+    except ValueError as error:  # bytes that are not text
         raise InputError(f"{file} has names of classes that cannot be read: {reason(error)}.") from error
 
 

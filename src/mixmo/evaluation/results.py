@@ -50,7 +50,7 @@ class EvaluationOptions:
     precision: Precision = "32-true"
     """bf16-mixed is faster where the device has units for it."""
     tta: Augmentations = "none"
-    """flip averages logits over the image and its mirror image, crops over its middle and corners, calibrated alike."""
+    """flip averages logits over the image and its mirror image, crops over middle and corners; so does calibration."""
     weights: Weights = "equal"
     """fitted weights the runs of an ensemble by their common validation images."""
     ood: list[Text] = field(default_factory=list)
@@ -98,7 +98,7 @@ class EvaluationResult:
         corruptions: On corrupted test images; ``None`` where that was not asked for.
         diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
         per_class: Metrics of each class by its name (:func:`class_metrics`); empty where that was not asked for.
-        calibration: What ``scaled`` is by; ``None`` where there is none.
+        calibration: The calibration that ``scaled`` uses; ``None`` if there is none.
     """
 
     predictions: Predictions

@@ -16,7 +16,7 @@ def patchup_2d(
     """Give the first member the union of random 7×7 blocks, the same in all channels, the others the rest.
 
     Blocks start at each place with probability gamma = 1 - (1 - kappa_1)^(1/49), also beyond the border, so that
-    each cell is covered with probability kappa_1: expected area kappa_1 everywhere. The rest is shared alike
+    each cell is covered with probability kappa_1: expected area kappa_1 everywhere. The rest is shared in the same way
     by the next member and those after it: a true partition for any M. On maps smaller than 7 blocks shrink.
 
     Masks (B, M, 1, h, w) of 0 and 1.

@@ -19,7 +19,7 @@ class Scores(Metric):
     * ``accuracy``, ``accuracy_top5``: share of samples whose class is among the 1 or 5 most probable ones (all
       count where there are fewer); a tie for the last place goes to the lower class number.
     * ``balanced_accuracy``: mean over classes of the share of their samples that are right (recall), so that each class
-      counts alike; classes without samples do not count.
+      counts equally; classes without samples do not count.
     * ``nll``: mean of -log p(target), in nats; infinite where a target has probability 0.
     * ``brier``: mean of Σ_k (p_k - [k = target])², in [0, 2]; for two classes it is twice scikit-learn's
       ``brier_score_loss``, which counts one of them.

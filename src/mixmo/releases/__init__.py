@@ -14,7 +14,7 @@ from mixmo.files import assemble, make_folder
 
 FOLDER = Path(__file__).parent
 RELEASES = tuple(sorted(file.stem for file in FOLDER.glob("*.zip")))
-"""The recipes of which a trained run is there."""
+"""The recipes with a trained run in the package."""
 
 
 def unpack_release(name: str, folder: Path) -> None:

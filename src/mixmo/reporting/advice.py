@@ -13,7 +13,7 @@ the digits, and lost at 0.32 to 0.65 on photos that were fine-tuned in 30 passes
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
-    """Return in words whether the members are separate and fit what they are trained on, and what to do if not.
+    """Describe whether the members are separate and fit their training mixtures, and what to do if not.
 
     Args:
         diagnosis: A run's; for ``None`` or a single network there is no advice.

@@ -223,6 +223,6 @@ def _with_legend(figure: Figure, axis: Axes) -> Figure:
 
 
 def _short(name: str) -> str:
-    """Return a name's beginning and end, where names that are alike often differ, as Matplotlib shows it."""
+    """Return a name's beginning and end, where similar names often differ, escaped for Matplotlib."""
     name = printable(name)
     return label(name if len(name) <= TICK else f"{name[: TICK // 2]}…{name[1 - TICK // 2 :]}")

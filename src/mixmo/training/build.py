@@ -74,7 +74,7 @@ def _refuse_probabilities(outputs: Tensor) -> None:
     for name, sums in {"softmax": outputs.sum((1, 2)), "log_softmax": outputs.exp().sum((1, 2))}.items():
         if outputs.shape[1:].numel() > 1 and bool(((sums - 1).abs() < 1e-4).all()):
             raise InputError(
-                f"the network ends in a {name} of its own: its outputs are no logits, which the loss makes "
+                f"the network ends in a {name} of its own: its outputs are not logits, which the loss makes "
                 "probabilities of; leave it out of the module."
             )
 

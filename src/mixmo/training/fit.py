@@ -162,12 +162,12 @@ def _check_fetching(settings: Settings, drawn: bool) -> None:
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
     if model.start == PRETRAINED and not model.download and not drawn:
         raise InputError(
-            f"model.start is {PRETRAINED}, so that timm may fetch the weights of {model.backbone!r} from the network; "
+            f"model.start is {PRETRAINED}, so timm may download the weights of {model.backbone!r}; "
             "allow it with --model.download true, or start from a file."
         )
     if not model.download and (fetching := [key for key in FETCHING if model.options.get(key)]):
         raise InputError(
-            f"model.options.{fetching[0]} can make timm ask the network or read another file; allow it with "
+            f"model.options.{fetching[0]} can make timm download or read another file; allow it with "
             "--model.download true."
         )
 

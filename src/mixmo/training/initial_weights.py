@@ -53,7 +53,7 @@ def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> Mi
 
     Raises:
         MissingError: if there is no such run or file.
-        InputError: if it cannot be fetched, is damaged, or does not fit.
+        InputError: if it cannot be downloaded, is damaged, or does not fit.
     """
     own, plain = settings.model, _plain(settings, start)
     if fresh := plain.num_classes != num_classes:

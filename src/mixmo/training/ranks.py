@@ -1,6 +1,6 @@
 """Ranks of a distributed training: shares of the batch, and collective operations.
 
-Every draw is made for the global batch, by every rank alike; each computes its part of it. So a run on many devices is
+Every draw is made for the global batch, by every rank; each computes its part of it. So a run on many devices is
 the same run: batch size, batch repetition and learning rate mean the global batch.
 """
 
@@ -91,7 +91,7 @@ def gather(batch: DistinctBatch) -> DistinctBatch:
 
 
 def gather_rows(own: Tensor) -> Tensor:
-    """Return the rows of all ranks, each of which may have another number of them; every rank has to call this.
+    """Return the rows of all ranks, which may differ in number; every rank has to call this.
 
     Example:
         >>> gather_rows(torch.tensor([1, 2]))

@@ -148,7 +148,7 @@ def open_checkpoint(
     if found is not None:
         file, content = found
         if problem := _find_misfit(content, prepared.training):
-            raise InputError(f"{file} is no checkpoint of this run: {problem}.")
+            raise InputError(f"{file} is not a checkpoint of this run: {problem}.")
         epochs, step = finished_epochs(content), content["global_step"]
         if epochs > plan.epochs:
             raise InputError(

@@ -302,7 +302,7 @@ class Training(L.LightningModule):
         if self.average is None:
             return
         for own, theirs in zip(self.average.buffers(), self.net.buffers(), strict=True):
-            own.copy_(theirs)  # what is no batch norm keeps the trained network's
+            own.copy_(theirs)  # all but batch norms keep the trained network's
         if self.core and self.global_step <= self.frozen_steps:
             return  # its statistics are still those it started from
         seed = seed_for(self.settings.seed, self.global_step, "estimate")

@@ -42,7 +42,7 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
     """
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise InputError(f"{name!r} is no import path; it has the form package.module:function.")
+        raise InputError(f"{name!r} is not an import path; it has the form package.module:function.")
     if module not in allowed:
         raise InputError(
             f"{name!r} needs code of the module {module}, which is not allowed; if you trust it, allow it with "

@@ -15,7 +15,7 @@ from mixmo.files import read_yaml
 
 Recipe = dict[str, Any]
 NOTES = ("published", "source")
-"""Keys of a catalogue entry that say what is known of it; they are no settings."""
+"""Keys of a catalogue entry that describe it; they are not settings."""
 GROUPS = {
     "quickstart": "Start here, a minute on a CPU: 20 digits of each class",
     "digits-": "Half a minute on a CPU, all digits",
@@ -26,11 +26,11 @@ GROUPS = {
     "cifar10-wrn": "CIFAR-10, as published",
     "tiny-": "Tiny-ImageNet, as published",
 }
-"""What recipes whose names begin alike are for, in the order in which they are listed."""
+"""The purpose of recipes with the same beginning of their names, in the order of the list."""
 SWEEP = "sweep"
 """The section of a file that says what to vary (:mod:`mixmo.sweeps`); the rest of it is a recipe."""
 PERMISSIONS = ("allow_imports", "data.download", "model.download")
-"""Settings that allow something to be run or fetched: they count in a user's recipe and on the command line only."""
+"""Settings that allow code to run or downloads: they count in a user's recipe and on the command line only."""
 
 
 @cache
@@ -78,7 +78,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
 
     Raises:
         MissingError: if a path does not exist.
-        InputError: if the name is unknown or the file is no mapping of settings.
+        InputError: if the name is unknown or the file is not a mapping of settings.
 
     Example:
         >>> load_recipe("cifar10-wrn28x10-single")["data"]["name"]
