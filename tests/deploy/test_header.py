@@ -114,7 +114,7 @@ def test_shared_folders_are_loaded_by_their_header(gone, tmp_path):
     (folder / "config.yaml").write_text("hyperdrive: {}")
     net, expected = mixmo.load(folder), mixmo.load(gone).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in net.state_dict().items())
-    with pytest.raises(InputError, match=r"members\.safetensors does not say .* load the folder"):
+    with pytest.raises(InputError, match=r"members\.safetensors does not name .* load the folder"):
         mixmo.load(folder / "members.safetensors")
     spec = json.loads((folder / "mixmo.json").read_text())
     assert spec["format"] == FORMAT and spec["num_members"] == 2

@@ -136,7 +136,7 @@ def test_nothing_is_said_of_members_that_are_not_known(gone, exported, new_image
         (np.full((4, 4), 255.0), "does not hold uint8, uint16, or finite floats from 0 to 1"),
         (np.zeros((4, 4), np.int64), "an image of int64 does not hold uint8"),
         (b"no image", "image 0 cannot be read: it is damaged, or not one of"),
-        (object(), "a object is no image"),
+        (object(), "a object is not an image"),
         ([], "there are no images to predict"),
     ],
 )
