@@ -290,7 +290,8 @@ def test_seeds_that_one_method_lacks_are_left_out():
 
 
 def test_tables_and_pictures_of_kept_rows(tmp_path):
-    files = [file for file in (ROOT / "benchmarks" / "results").glob("*.csv") if file.stem.count(".") == 0]
+    kept = (ROOT / "benchmarks" / "results").glob("*.csv")
+    files = [file for file in kept if "." not in file.stem and file.stem != "recipes"]
     assert files
     for file in files:
         rows = study.read_rows(file)
@@ -302,7 +303,7 @@ def test_tables_and_pictures_of_kept_rows(tmp_path):
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         study_tables.draw_intervals(rows, "Cut-MixMo", ["single", "absent"]).savefig(tmp_path / "differences.svg")
     picture = (tmp_path / "differences.svg").read_text()
-    assert "digits, 20 images, 320 passes: against single" in picture and "absent" not in picture
+    assert "digits, 20 images, 320 passes" in picture and "against single" in picture and "absent" not in picture
 
 
 def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
