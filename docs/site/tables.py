@@ -62,10 +62,10 @@ Each is one name for `mixmo fit NAME` and `mixmo.fit(recipe="NAME")`; any settin
 [catalogue](files/src/mixmo/config/recipes/catalogue.yaml.md). An empty cell has not been measured.
 
 - **b**: batch repetition, how often an image appears in a batch. **Epochs**: each shows every image b times.
-- **Time**, **memory**, **result**: of one run with the recipe's own seed in float32 on the named processor, one thread:
-  training with validation, the process's largest memory (about 600 MiB of it is PyTorch), and the top-1 accuracy on the
-  test images ([command](files/benchmarks/recipes.py.md), [rows](files/benchmarks/results/recipes.csv.md)). Five seeds
-  of the quickstart are in [when it pays](when-it-pays.md).
+- **Time**, **memory**, **result**: of one run with the recipe's own seed and precision, on one thread of the named
+  processor: training with validation, the process's largest memory, and the top-1 accuracy on the test images
+  ([command](files/benchmarks/recipes.py.md), [rows](files/benchmarks/results/recipes.csv.md)). Five seeds of the
+  quickstart are in [when it pays](when-it-pays.md).
 - **Published**: top-1 in % of the README of the paper's code, single checkpoints at the best test epoch. None is
   reproduced here yet. On an NVIDIA H100 a step of WideResNet-28-10 with two members takes 26.5 ms at batch 256
   ([performance](performance.md#on-a-gpu)).
