@@ -97,4 +97,4 @@ def test_the_site_links_symbols_and_lists_recipes(site):
     recipes = (site / "recipes.html").read_text(encoding="utf-8")
     assert all(f"<code>{key}</code>" in settings for key in mixmo.config.keywords.keywords())
     assert all(f"<code>{name}</code>" in recipes for name in mixmo.config.recipes.catalogue())
-    assert re.search(r"<code>quickstart</code>.*?\d+\xa0s,", recipes, re.DOTALL)
+    assert re.search(r"<code>quickstart</code>.*?\d+ s,", recipes, re.DOTALL)

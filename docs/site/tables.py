@@ -79,7 +79,7 @@ def recipes() -> str:
     for title, group in in_groups().items():
         rows = [
             [f"`{name}`", recipe["model"]["backbone"],
-             method_name(recipe).replace(" ", "\u00a0"), str(recipe["data"].get("batch_repetition", 1)),
+             method_name(recipe), str(recipe["data"].get("batch_repetition", 1)),
              str(recipe["trainer"]["max_epochs"]), *read_measurements(name, recipe), str(recipe.get("published", ""))]
             for name, recipe in group.items()
         ]  # fmt: skip
@@ -101,5 +101,5 @@ def read_measurements(name: str, recipe: Mapping[str, Any]) -> list[str]:
     row = next((row for row in rows if row["recipe"] == name and row["digest"] == digest_of([recipe])), None)
     if row is None:
         return ["", "", ""]
-    time = f"{float(row['seconds']):.0f} s, {row['device']}".replace(" ", "\u00a0")
-    return [time, f"{row['memory_mib']}\u00a0MiB", f"{100 * float(row['accuracy']):.1f}"]
+    time = f"{float(row['seconds']):.0f} s, {row['device']}"
+    return [time, f"{row['memory_mib']} MiB", f"{100 * float(row['accuracy']):.1f}"]
