@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
+from mixmo.data.messages import warn_once
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
@@ -268,7 +269,7 @@ def _stack_prepared(images: Sequence[AnyImage], numbers: Sequence[int], spec: Sp
             raise InputError(f"image {number} has values that are not finite.")
     wanted = (spec.data.channels, *spec.size)
     if (found := tuple(parts[0].shape)) != wanted:
-        logger.warning("Images have shape %s, but those of training had %s: prepare them the same way.", found, wanted)
+        warn_once(f"Images have shape {found}, but those of training had {wanted}: prepare them the same way.")
     return torch.stack(parts)
 
 

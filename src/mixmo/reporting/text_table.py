@@ -16,7 +16,7 @@ from mixmo.escaping import markdown, printable
 WIDTH = 100
 """Characters of a printed line, if the output is not a terminal."""
 LONGEST_NAME = 20
-"""Columns of a longer name, which is folded."""
+"""Characters at which a longer name in the first column may be folded."""
 
 
 @dataclass(frozen=True)
