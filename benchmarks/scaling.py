@@ -83,8 +83,8 @@ def rows(given: argparse.Namespace) -> list[list[str]]:
     return found
 
 
-HEAD = ["network", "GPUs", "B", "P, M", "compute, ms", "gradients, GB", "ms", "images, GB", "ms", "cores a GPU",
-        "epoch, min", "checkpoint, s", "every, min"]  # fmt: skip
+HEAD = ["network", "GPUs", "batch", "parameters, M", "compute, ms", "gradients, GB", "gradients, ms", "images, GB",
+        "images, ms", "CPU cores per GPU", "epoch, min", "writing a checkpoint, s", "checkpoint every, min"]  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

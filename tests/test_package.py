@@ -170,7 +170,7 @@ def test_what_limits_many_gpus_is_worked_out_as_docs_say(monkeypatch):
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     table = text.partition(scaling.MARKER)[2].partition(scaling.END)[0].strip()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    cores = lines[0].index("cores a GPU")
+    cores = lines[0].index("CPU cores per GPU")
     assert [row[:cores] + row[cores + 1 :] for row in lines[2:]] == [row[:cores] + row[cores + 1 :] for row in rows]
     by_hand = 2 * 511 / 512 * 4 * (36.5e6 + 2 * 640 * 21_841) / 1e9  # a ring's bytes, of the network and two heads
     assert float(rows[2][lines[0].index("gradients, GB")]) == pytest.approx(by_hand, rel=0.02)
