@@ -15,7 +15,7 @@ from killing import differences
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import NamedDataset, Reading, open_source
+from mixmo.data.datasets import NamedDataset, open_source
 from mixmo.data.given import open_given
 from mixmo.data.image_sets import build_train_loader
 from mixmo.data.module import DataModule
@@ -210,11 +210,11 @@ def test_copies_of_files_have_the_fingerprint_of_the_files(tmp_path):
 def test_folders_are_opened_as_datasets_of_the_hub_are(tmp_path):
     written("parquet", tmp_path / "data")
     name = f"hfds/{tmp_path}/data"
-    assert NamedDataset(name, Reading(download=True)).splits == {"train", "test"}
+    assert NamedDataset(name, DataSettings(download=True)).splits == {"train", "test"}
     source = open_source(name, "train", download=True)
     assert values_of(source) == list(range(23)) and source.classes == NAMES
     write_parquet(tmp_path / "one", "train", list(range(12)), [value % 3 for value in range(12)])
-    assert NamedDataset(f"hfds/{tmp_path}/one", Reading(download=True)).splits == set()
+    assert NamedDataset(f"hfds/{tmp_path}/one", DataSettings(download=True)).splits == set()
     with pytest.raises(InputError, match=r"dataset 'hfds/.*nowhere' cannot be read: "):
         open_source(f"hfds/{tmp_path}/nowhere", "train", download=True)
 

@@ -108,7 +108,7 @@ def test_a_validation_set_of_its_own(tmp_path, form, validation):
     assert NamedDataset(name).splits == {"train", "validation", "test"}
     data = data_of(settings(name, validation=0.1))
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 4) and data.drawn is None
-    assert all(f"{validation}/" in each for each in names(data._parts.validation))
+    assert all(f"{validation}/" in each for each in names(data._parts["validation"]))
     assert data_of(settings(name, validation=0.0)).validation is None
 
 

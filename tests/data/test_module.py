@@ -255,9 +255,9 @@ def test_another_dataset_is_listed_once(image_folder, monkeypatch):
     opened = []
 
     class Counted(NamedDataset):
-        def __init__(self, name, how):
+        def __init__(self, name, *how):
             opened.append(name)
-            super().__init__(name, how)
+            super().__init__(name, *how)
 
     monkeypatch.setattr(module, "NamedDataset", Counted)
     data = DataModule(DataSettings(name="digits", channels=1), 0)

@@ -22,15 +22,9 @@ ZIP = ".zip"
 
 
 def unpack(archives: Sequence[Path]) -> Path:
-    """Return a folder that has the content of each archive in a folder of the archive's name.
+    """Return a folder that has the content of each archive, zip or tar, in a folder of the archive's name.
 
     It is in the user's cache, and reused while names, sizes and times of the archives are the same.
-
-    Args:
-        archives: Zip files, whose names end in ``.zip``, and tar files, compressed or not.
-
-    Raises:
-        InputError: if one is damaged or encrypted, leads out of its folder, or there is no room for its content.
     """
     about = [part for each in archives for part in (os.path.abspath(each), stamp(str(each), times=True))]
     kept = cache_folder("unpacked") / hash_parts(about)

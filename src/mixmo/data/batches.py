@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -22,9 +21,6 @@ Augmentations = Literal["none", "flip", "crops"]
 
 class CenterCrop:
     """The middle of images, then (x / 255 - mean) / std: what a trained network sees.
-
-    Args:
-        how: A network's, or the ``data`` section of a recipe: ``crop_size``, ``mean``, ``std``.
 
     Example:
         >>> how = Preparation(channels=1, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=2)
@@ -46,22 +42,15 @@ class CenterCrop:
         if images.is_floating_point():
             return images[index]
         (height, width), (rows, columns) = images.shape[1:3], self._crop(images)
-        top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
-        pixels = images[index, top : top + rows, left : left + columns]
-        if rows > height or columns > width:
-            above, before = max(0, (rows - height) // 2), max(0, (columns - width) // 2)
-            below, behind = max(0, rows - height) - above, max(0, columns - width) - before
-            pixels = pad(pixels, (0, 0, before, behind, above, below))
-        return self._normalise(pixels)
+        taller, wider = rows - height, columns - width
+        above, before = int(taller / 2), int(wider / 2)  # where these are negative, pad() crops
+        return self._normalise(pad(images[index], (0, 0, before, wider - before, above, taller - above)))
 
     def views(self, images: Tensor, tta: Augmentations, index: Tensor | None = None) -> list[Tensor]:
-        """Return what test-time augmentation shows a network of images, each (n, C, h, w).
+        """Return what test-time augmentation shows a network of images (:meth:`center`), each (n, C, h, w).
 
-        Args:
-            images: As for :meth:`center`.
-            tta: ``none``: the middle; ``flip``: the middle and its mirror image; ``crops``: the middle and the four
-                corners of images (N, H, W, C) that are larger than the crop.
-            index: As for :meth:`center`.
+        That is the middle (``none``), the middle and its mirror image (``flip``), or the middle and the four corners
+        of images (N, H, W, C) that are larger than the crop (``crops``).
 
         Example:
             >>> how = Preparation(channels=1, interpolation="bicubic", mean=[0.0], std=[1 / 255], crop_size=1)
@@ -90,9 +79,6 @@ class CenterCrop:
 class Augmentation(CenterCrop):
     """Random crops, mirroring and a policy, then (x / 255 - mean) / std; whole batch at once.
 
-    Args:
-        settings: The ``data`` section of a recipe: ``augmentation``, ``crop_size``, ``flip``, ``mean``, ``std`` ….
-
     Example:
         >>> augment = Augmentation(DataSettings(padding=0, flip=False, mean=[0.5], std=[0.5]))
         >>> images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
@@ -110,13 +96,9 @@ class Augmentation(CenterCrop):
         return Policy(self.settings) if Policy.needed(self.settings) else None
 
     def random(self, images: Tensor, index: Tensor, generator: torch.Generator, part: slice = WHOLE) -> Tensor:
-        """Return (n, C, h, w): the images of ``index`` (n,), each cropped and mirrored on its own.
+        """Return (n, C, h, w): the images of ``index`` (n,) among (N, H, W, C) uint8, each cropped and mirrored alone.
 
-        Args:
-            images: (N, H, W, C) uint8.
-            index: (n,) positions in ``images``.
-            generator: On the images' device; a policy draws from torch's global one.
-            part: Which of the n are wanted; draws are made for all.
+        Draws are made for all of the n, also if a part of them is wanted; a policy draws from torch's global generator.
         """
         if self.policy is None:
             return self._normalise(self._cropped(images, index, generator, part))
@@ -157,13 +139,7 @@ def _reflect(places: Tensor, size: int) -> Tensor:
 
 
 class AugmentedImages:
-    """The images of one step as a source of augmented copies.
-
-    Args:
-        batch: The U distinct images, and those that partners are drawn from.
-        augment: Makes every copy.
-        generator: Seeded for this step, on the images' device.
-    """
+    """The images of one step as a source of augmented copies; the generator is seeded for this step."""
 
     def __init__(self, batch: DistinctBatch, augment: Augmentation, generator: torch.Generator) -> None:
         self.images, self.labels, self.chosen = batch
@@ -183,11 +159,7 @@ class AugmentedImages:
 
 
 class PreparedCopies:
-    """The images of one step as a source of copies that a Dataset has prepared, c of each image.
-
-    Args:
-        batch: Its images are (U * c, C, h, w), floating point.
-    """
+    """The images of one step, (U * c, C, h, w), as a source of copies that a Dataset has prepared, c of each image."""
 
     def __init__(self, batch: DistinctBatch) -> None:
         self.images, self.labels, self.chosen = batch
@@ -212,21 +184,11 @@ class PreparedCopies:
         return self.images[(places * self.count + number)[part]]
 
 
-@dataclass
 class BatchMaker:
-    """Makes the mixtures of a step from its distinct images.
+    """Makes the mixtures of a step from its distinct images, augmented by the recipe's data section."""
 
-    Args:
-        settings: The recipe's data section (augmentation).
-        mixer: Everything else.
-    """
-
-    settings: DataSettings
-    mixer: BatchMixer
-    augment: Augmentation = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.augment = Augmentation(self.settings)
+    def __init__(self, settings: DataSettings, mixer: BatchMixer) -> None:
+        self.settings, self.mixer, self.augment = settings, mixer, Augmentation(settings)
         _ = self.augment.policy  # raises where its library is missing
 
     def __call__(
@@ -238,9 +200,6 @@ class BatchMaker:
         part: slice = WHOLE,
     ) -> MixedBatch:
         """Draw one step, and make a part of its mixtures (:meth:`BatchMixer.mix`)."""
-        source: ImageSource = (
-            PreparedCopies(batch)
-            if batch.images.is_floating_point()
-            else AugmentedImages(batch, self.augment, generator)
-        )
+        prepared = batch.images.is_floating_point()
+        source: ImageSource = PreparedCopies(batch) if prepared else AugmentedImages(batch, self.augment, generator)
         return self.mixer.mix(source, generator, progress, mask_progress, part)

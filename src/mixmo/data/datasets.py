@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.archives import ZIP, unpack
 from mixmo.data.decoding import explain_error
 from mixmo.data.folders import is_hidden, open_class_folders
@@ -22,7 +23,7 @@ from mixmo.data.labels import check_look_alike
 from mixmo.data.sources import ArrayImages, Source
 from mixmo.data.tables import open_rows, read_table
 from mixmo.data.torchvision import open_torchvision
-from mixmo.errors import InputError, MissingError, one_of
+from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 
 DOWNLOAD = "--data.download true"
@@ -39,24 +40,6 @@ Parts = dict[str, Callable[[], Source]]
 """How each split is opened; an empty name stands for images without a split."""
 
 
-class Reading(NamedTuple):
-    """How a dataset is read.
-
-    Attributes:
-        root: Where torchvision's datasets lie or are downloaded to.
-        download: Whether downloads are allowed.
-        on_error: ``raise``, or ``skip`` images without a label.
-        option: The option that allows downloads in this command, for errors.
-        multi_label: Whether a table's cell lists any number of labels.
-    """
-
-    root: str = "data"
-    download: bool = False
-    on_error: str = "raise"
-    option: str = DOWNLOAD
-    multi_label: bool = False
-
-
 class NamedDataset:
     """A dataset by name; its splits are looked up once.
 
@@ -66,11 +49,8 @@ class NamedDataset:
             ``csv:PATH``, a table of paths, labels and splits; ``webdataset:PATH``, tar shards; ``parquet:PATH``,
             Parquet files; ``hfds/NAME``, a dataset of the Hugging Face Hub; or one of torchvision's, as timm calls it:
             ``torch/cifar10``.
-        how: How it is read.
-
-    Raises:
-        MissingError: if there is no such folder or file.
-        InputError: if the name is unknown, or it cannot be listed.
+        how: Settings of how it is read: ``root``, ``download``, ``on_error`` and ``multi_label``.
+        option: The option that allows downloads in this command, for errors.
 
     Example:
         >>> digits = NamedDataset("digits")
@@ -78,8 +58,8 @@ class NamedDataset:
         (['test', 'train'], 360)
     """
 
-    def __init__(self, name: str, how: Reading = Reading()) -> None:  # noqa: B008 (it is immutable)
-        self.name, self._found = name, _find_parts(name, how)
+    def __init__(self, name: str, how: DataSettings | None = None, option: str = DOWNLOAD) -> None:
+        self.name, self._found = name, _find_parts(name, how or DataSettings(), option)
         self._parts = _assign_roles(self._found)
 
     @property
@@ -90,14 +70,8 @@ class NamedDataset:
     def open(self, split: str) -> Source:
         """Return the images of a split; none is decoded.
 
-        Args:
-            split: ``train`` or ``test``; ``validation`` where there are all three; ``all`` where there are none.
-
-        Raises:
-            MissingError: if it has no such split, or the split is empty.
-            InputError: if it cannot be read, or a training set has fewer than two classes.
+        It is ``train`` or ``test``, ``validation`` where there are all three, or ``all`` where there are none.
         """
-        one_of(split, ("train", "test", "validation", "all"), "split")
         opener = self._found.get("") if split == "all" and not self._parts else self._parts.get(split)
         if opener is None:
             wanted = {"train": SPLITS[:1], "test": SPLITS[1:]}.get(split, SPLITS[2:])
@@ -117,17 +91,11 @@ class NamedDataset:
 
 
 def open_source(name: str, split: str, **how: Any) -> Source:
-    """Return the images of a split of a dataset (:meth:`NamedDataset.open`).
-
-    Args:
-        name: As for :class:`NamedDataset`.
-        split: As for :meth:`NamedDataset.open`.
-        **how: The attributes of :class:`Reading`.
-    """
-    return NamedDataset(name, Reading(**how)).open(split)
+    """Return the images of a split of a :class:`NamedDataset`, read by these settings."""
+    return NamedDataset(name, DataSettings(**how)).open(split)
 
 
-def _find_parts(name: str, how: Reading) -> Parts:
+def _find_parts(name: str, how: DataSettings, option: str) -> Parts:
     """Return the functions that open the splits, by name."""
     if name == "digits":
         return {split: partial(_open_digits, split) for split in ("train", "test")}
@@ -138,13 +106,12 @@ def _find_parts(name: str, how: Reading) -> Parts:
         )
     library, _, dataset = name.partition("/")
     if library == "torch":
-        arguments = name, how.root, how.download, how.option, how.on_error
-        return {split: partial(open_torchvision, split, *arguments) for split in ("train", "test")}
+        return {split: partial(open_torchvision, name, split, how, option) for split in ("train", "test")}
     if library == "hfds":
         if not how.download:
             raise InputError(
                 f"dataset {name!r} is read through Hugging Face's library, which accesses the network; allow it with "
-                f"{how.option}."
+                f"{option}."
             )
         splits = hub_splits(dataset)
         if len(splits) == 1:
@@ -181,7 +148,7 @@ def _open_digits(split: str) -> Source:
     return Source(labels, [str(digit) for digit in digits.target_names], ArrayImages(images, "digit"), chosen)
 
 
-def _find_rows(path: Path, kind: str, how: Reading) -> Parts:
+def _find_rows(path: Path, kind: str, how: DataSettings) -> Parts:
     table = read_table(path, how.multi_label)
     if unknown := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
@@ -191,7 +158,7 @@ def _find_rows(path: Path, kind: str, how: Reading) -> Parts:
     return {split: partial(open_rows, path, rows, *arguments) for split, rows in (table or {"": []}).items()}
 
 
-def _find_folders(path: Path, kind: str, how: Reading) -> Parts:
+def _find_folders(path: Path, kind: str, how: DataSettings) -> Parts:
     if path.suffix.lower() == ZIP and path.is_file():
         root, title = unpack([path]) / path.name, path
         inside = [name for name in os.listdir(root) if not is_hidden(name)]
@@ -229,7 +196,7 @@ def _open_archives(archives: list[Path], split: str) -> Source:
     return open_class_folders(unpack(archives), str(archives[0].parent), names, tops)
 
 
-def _find_shards(path: Path, kind: str, how: Reading) -> Parts:
+def _find_shards(path: Path, kind: str, how: DataSettings) -> Parts:
     folder = path.parent if path.is_file() else _check_folder(path)
     files = [path] if path.is_file() else sorted(folder.rglob("*"))
     named = [file for file in files if SHARDS[kind].fullmatch(file.name) and not is_hidden(file.name)]
@@ -241,10 +208,7 @@ def _find_shards(path: Path, kind: str, how: Reading) -> Parts:
 
 
 def by_split(files: Iterable[str]) -> dict[str, list[str]]:
-    """Return files by the split named in their paths; those without one are under an empty name.
-
-    Args:
-        files: Paths below the dataset's folder.
+    """Return files by the split named in their paths below the dataset's folder; the others under an empty name.
 
     Example:
         >>> by_split(["imagenet-train-0000.tar", "data/validation/0.tar", "x.tar"])

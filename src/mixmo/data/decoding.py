@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize
 
-from mixmo.data.levels import MAX_BYTES, check_size, max_pixels, to_bytes, too_large, too_long
+from mixmo.data.levels import check_length, check_size, max_pixels, to_bytes, too_large
 from mixmo.data.messages import warn_once
 from mixmo.data.special_formats import (
     DICOM_PLACE,
@@ -69,9 +69,7 @@ def image_pixels(
             1/2, 1/4 or 1/8 of its size where that is at least twice as large.
 
     Raises:
-        InputError: if it is too large, not in a supported format, has 32 bits a channel or fractions while no
-            window is set, or has other bands.
-        Exception: any error of Pillow and the other libraries on damaged content.
+        Exception: an InputError, or any error of Pillow and the other libraries on damaged content.
 
     Example:
         >>> image_pixels(Image.new("LA", (4, 2)), 3).max()  # transparent black
@@ -111,7 +109,8 @@ def image_pixels(
 def _to_colours(image: Image.Image, channels: int, name: Callable[[], str]) -> Image.Image:
     """Return an image of 8 bits as grey or RGB."""
     if image.mode in TRANSPARENT or "transparency" in image.info:
-        image = _on_background(image)
+        image = image.convert("LA") if image.mode == "La" else image  # whose opacity Pillow undoes in steps
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image.convert("RGBA"))
     elif image.mode not in EIGHT_BITS:
         raise InputError(
             f"it has Pillow's mode {image.mode}, whose range is not known; set --data.window '[LOW, HIGH]', the values "
@@ -128,13 +127,6 @@ def arrange_bands(values: np.ndarray, channels: int) -> np.ndarray:
 
     The bands are the last axis where it has ``channels`` entries, else the first. For 1 and 3 channels an axis of 1, 3
     or 4 entries does as well: grey, RGB or RGBA.
-
-    Args:
-        values: The array.
-        channels: C that is wanted.
-
-    Raises:
-        InputError: if neither axis fits, or it is empty.
 
     Example:
         >>> arrange_bands(np.zeros((13, 8, 6)), 13).shape, arrange_bands(np.zeros((8, 6)), 3).shape
@@ -157,8 +149,7 @@ def _open_image(
     name: Callable[[], str],
     size: tuple[int, int] | None,
 ) -> Image.Image | np.ndarray:
-    if len(content) > MAX_BYTES:
-        raise too_long(len(content))
+    check_length(len(content))
     if content.startswith(NPY):
         return read_npy(content)
     if is_dicom(content):
@@ -178,19 +169,16 @@ def _open_image(
         if not content.startswith(b"\xff\xd8\xff"):
             raise too_large() from error
         image = JpegImageFile(io.BytesIO(content))
-    _take_fourth_band(image)
+    tiles = image.tile if image.mode == "RGB" and image.format == "TIFF" else ()  # type: ignore[attr-defined]
+    if tiles and all("RGBX" in (tile[3] or ()) for tile in tiles):  # a fourth band, which Pillow would leave out
+        image._mode = "RGBX"
     if exceeds_pillow(image, channels, window):
         return read_tiff(content)
-    if size is not None and image.width * image.height > limit and isinstance(image, JpegImageFile):
-        _reduce_jpeg(image, size)
-    return image
-
-
-def _reduce_jpeg(image: JpegImageFile, size: tuple[int, int]) -> None:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size; a progressive one would be kept in memory as a whole."""
-    if "progressive" not in image.info:
+    reducible = isinstance(image, JpegImageFile) and "progressive" not in image.info  # else all of it is in memory
+    if size is not None and image.width * image.height > limit and reducible:
         scale = 2 * max(size) / min(image.size)
         image.draft(None, (math.ceil(scale * image.width), math.ceil(scale * image.height)))  # type: ignore[arg-type]
+    return image
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
@@ -204,13 +192,6 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _take_fourth_band(image: Image.Image) -> None:
-    """Make Pillow read a TIFF file's fourth band, which it leaves out where the meaning is not given."""
-    is_tiff = image.mode == "RGB" and image.format == "TIFF"
-    if is_tiff and image.tile and all("RGBX" in (tile[3] or ()) for tile in image.tile):  # type: ignore[attr-defined]
-        image._mode = "RGBX"
-
-
 def _to_eight_bits(
     image: Image.Image, whole_range: bool, window: Sequence[float] | None, name: Callable[[], str]
 ) -> Image.Image:
@@ -222,23 +203,8 @@ def _to_eight_bits(
     return Image.fromarray(grey)
 
 
-def _on_background(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # Pillow undoes the product with opacity in steps
-        image = image.convert("LA")
-    colours = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours)
-
-
 def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
-    """Return (h, w, C) uint8: scaled (antialiased) until it covers the input size, then cropped in its middle.
-
-    Args:
-        pixels: (H, W, C) uint8.
-        size: (h, w) of the input size.
-        interpolation: ``bicubic`` or ``bilinear``.
-
-    Raises:
-        InputError: if it is so narrow that it would grow beyond ``max_pixels()``.
+    """Return (h, w, C) uint8 of (H, W, C): scaled (antialiased) until it covers the size, then cropped in its middle.
 
     Example:
         >>> to_size(np.zeros((10, 30, 3), np.uint8), (5, 5)).shape
@@ -261,10 +227,7 @@ def to_size(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bic
 
 
 def starts_like_image(start: bytes) -> bool:
-    """Return whether a file's first bytes are those of a supported image format.
-
-    Args:
-        start: Its first ``SIGNATURE`` bytes, or all of a shorter one.
+    """Return whether a file's first ``SIGNATURE`` bytes, or all of a shorter one, are of a supported image format.
 
     Example:
         >>> starts_like_image(b"GIF89a..."), starts_like_image(b"name,label")

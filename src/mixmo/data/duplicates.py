@@ -28,15 +28,9 @@ Key = Callable[[int], object]
 def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
     """Return the indices of equal images (same bytes of a file, or same pixels of an array) in two sources.
 
-    Files are compared by size, then by their beginnings, and only the remaining ones in full.
-
-    Args:
-        held_out: Images that should not be trained on.
-        train: Images that are trained on.
-
-    Returns:
-        For each image of ``held_out`` that is also in ``train``, its index and the first index there; nothing for
-        images that are neither files nor arrays, or for more than :data:`MOST_FILES` files.
+    For each image of ``held_out`` that is also in ``train`` it is its index and the first index there. Files are
+    compared by size, then by their beginnings, and only the remaining ones in full; more than :data:`MOST_FILES`, and
+    images that are neither files nor arrays, are not compared.
 
     Example:
         >>> images = ArrayImages(np.array([[[1]], [[2]], [[1]]], np.uint8), "image")
@@ -89,11 +83,7 @@ def _hash(content: bytes | memoryview) -> bytes:
 
 
 def warn_of_duplicates(data: DataModule) -> None:
-    """Warn of test and validation images that are also training images, byte for byte.
-
-    Args:
-        data: A run's images.
-    """
+    """Warn of a run's test and validation images that are also training images, byte for byte."""
     parts = data.sources
     train, texts, names = parts["train"], list[str](), list[str]()
     for split in ("test", "validation"):

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mixmo.data.decoding import SIGNATURE, explain_error, starts_like_image
-from mixmo.data.levels import MAX_BYTES, too_long
+from mixmo.data.levels import check_length
 from mixmo.data.messages import log_progress, warn_once
 from mixmo.data.sources import Source, hash_parts, stamp
 from mixmo.data.special_formats import SUFFIXES as SPECIAL
@@ -30,24 +30,14 @@ Kind = Literal["image", "folder", "other"]
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images that are files.
-
-    Args:
-        root: The folder they are in.
-        paths: Their paths below it.
-        title: The folder's name in messages; if empty, its path.
-    """
+    """Images that are files below a folder, which messages call by its title, or else by its path."""
 
     root: str
     paths: Sequence[str]
     title: str = ""
 
     def read(self, index: int) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            InputError: if it is larger than ``MAX_BYTES``, or not a regular file.
-        """
+        """Return the content of a file."""
         return read_file(os.path.join(self.root, self.paths[index]))
 
     def name(self, index: int) -> str:
@@ -60,48 +50,30 @@ class FileImages:
 
 
 def read_file(path: str) -> bytes:
-    """Return the content of an image's file.
-
-    Raises:
-        InputError: if it is larger than ``MAX_BYTES``, or not a regular file.
-    """
+    """Return the content of an image's file; refuse one that is too long, or not a regular file."""
     check_regular(path)
     with open(path, "rb") as file:
-        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
-            raise too_long(size)
+        check_length(os.fstat(file.fileno()).st_size)
         return file.read()
 
 
 class Entry(NamedTuple):
-    """An entry below a folder of class folders.
-
-    Attributes:
-        parts: Its path below it.
-        kind: ``image``, ``folder`` or ``other``.
-        path: Its path below the dataset's folder.
-    """
+    """An entry below a folder of class folders: its path there in parts, and below the dataset's folder."""
 
     parts: tuple[str, ...]
     kind: Kind
     path: str
 
 
-def open_class_folders(root: Path, title: str = "", parts: Sequence[str] = (), tops: Collection[str] = ()) -> Source:
-    """Return the images of a folder of class folders.
-
-    An image's class is the first part of its path, however deep it lies below.
+def open_class_folders(root: Path, title: str, parts: Sequence[str] = (), tops: Collection[str] = ()) -> Source:
+    """Return the images of a folder of class folders, each of the class that its path begins with.
 
     Args:
         root: The folder.
-        title: Its name in messages; if empty, its path.
+        title: Its name in messages.
         parts: Folders in it whose class folders are merged; if empty, the folder itself.
         tops: Names, besides the folder's own, of a single top folder that holds all class folders.
-
-    Raises:
-        MissingError: if there are no images.
-        InputError: if a class has no images, or a folder cannot be listed.
     """
-    title = title or str(root)
     where = printable(os.path.join(title, parts[0]) if len(parts) == 1 else title)
     entries: list[Entry] = []
     for part in parts or ("",):

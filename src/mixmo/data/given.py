@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,16 +25,9 @@ from mixmo.header import MOST_CHANNELS
 GIVEN = "given"
 """The name of a dataset that a program gave; only a program can give it again."""
 
-IMAGE_KEYS, LABEL_KEYS = IMAGES, LABELS[:-1]
-
 
 class Sample(NamedTuple):
-    """A Dataset's sample at an index.
-
-    Attributes:
-        image: A PIL image, the content of an image file, or an array or tensor.
-        label: Its class number or name.
-    """
+    """A Dataset's image (PIL, the content of a file, an array or a tensor) with its class number or name."""
 
     image: Any
     label: Any
@@ -43,12 +35,9 @@ class Sample(NamedTuple):
 
 @dataclass
 class DatasetImages:
-    """The images of a map-style Dataset, for a source.
+    """The images of a map-style Dataset, for a source; their names are the title and a number.
 
-    Args:
-        dataset: The Dataset.
-        title: Precedes an image's number in its name.
-        prepared: Whether the network takes images as the Dataset gives them; each copy is then requested separately.
+    If they are ``prepared``, the network takes them as the Dataset gives them, and each copy is requested separately.
     """
 
     dataset: Any
@@ -64,19 +53,11 @@ class DatasetImages:
         return found if isinstance(found, bytes | Image.Image) else as_pixels(found, self.name(index))
 
     def sample(self, index: int, seed: int = 0) -> Sample:
-        """Return the Dataset's sample at an index.
-
-        Args:
-            index: The index.
-            seed: Seeds the global generators, from which its transforms draw.
-
-        Raises:
-            InputError: if it is not a pair (image, label).
-        """
+        """Return a sample; its transforms draw from the global generators, which are seeded."""
         with seed_globals(seed):
             found = self.dataset[index]
         if isinstance(found, Mapping):
-            keys = [[key for key in known if key in found] for known in (IMAGE_KEYS, LABEL_KEYS)]
+            keys = [[key for key in known if key in found] for known in (IMAGES, LABELS[:-1])]  # the last is of shards
             if all(keys):
                 return Sample(found[keys[0][0]], found[keys[1][0]])
             given = f"a mapping with the keys {', '.join(map(str, found))}"
@@ -92,27 +73,17 @@ class DatasetImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return a hash of the number of images and of some of them."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return hash_parts(
-            [str(len(self.dataset)), *(_content(self, index, 0) for index in spread_indices(len(self.dataset)))]
-        )
+        count = len(self.dataset)
+        return hash_parts([str(count), *(_content(self, index, 0) for index in spread_indices(count))])
 
 
 def open_given(given: Any, split: str) -> Source:
-    """Return a program's images as a source; all labels are read, but only a few images.
+    """Return a program's images of a split as a source; all labels are read, but only a few images.
 
-    Args:
-        given: A map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
-            images of integers (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library with
-            images and labels; or a DataLoader, whose dataset is taken. A label is a class number or name; several are
-            an array or tensor (K,) of 0 and 1, or a list of class numbers or names.
-        split: ``train``, ``validation`` or ``test``.
-
-    Raises:
-        InputError: if it is none of these, is empty, or gives anything but images and labels.
+    They are a map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
+    images of integers (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library; or a
+    DataLoader, whose dataset is taken. A label is a class number or name; several are an array or tensor (K,) of 0 and
+    1, or a list of class numbers or names.
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
@@ -160,14 +131,7 @@ def _open_arrays(images: Any, labels: Any, split: str) -> Source:
 
 
 def with_groups(source: Source, groups: Any) -> Source:
-    """Return training images with their groups, such as patients or bursts of photos.
-
-    Args:
-        source: N images.
-        groups: N numbers or names; images with the same one are a group.
-
-    Raises:
-        InputError: if there are not N, or one is neither a whole number nor a name.
+    """Return N training images with groups, such as patients: those with the same of N numbers or names are one.
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
@@ -190,10 +154,6 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
 
     Grey, RGB and RGBA images become (H, W) and (H, W, C). Other bands come last where a tensor has them first, and stay
     where an array has them, until the number of channels is known.
-
-    Args:
-        image: Integers, (H, W), (H, W, C) or (C, H, W).
-        name: Its name, for the error.
 
     Example:
         >>> as_pixels(torch.zeros(3, 8, 6, dtype=torch.uint8), "an image").shape
@@ -219,11 +179,7 @@ def gives_floats(source: Source) -> bool:
 
 
 def channels_of(source: Source) -> int:
-    """Return C of a source's first image: 3 for RGBA; for arrays of other bands, the axis that differs.
-
-    Raises:
-        InputError: if such an array has three different sides.
-    """
+    """Return C of a source's first image: 3 for RGBA; for arrays of other bands, the axis that differs."""
     images = source.images
     if isinstance(images, DatasetImages) and _is_float(found := images.sample(0).image):
         return int(found.shape[0])
@@ -339,10 +295,8 @@ def _class_names(dataset: Any) -> list[str] | None:
 
 def _as_list(labels: Any) -> list[Any]:
     """Return labels as Python values, or arrays of 0 and 1."""
-    if isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1:
-        values: list[Any] = labels.tolist()
-        return values
-    return [_as_python(label) for label in labels]
+    numbers = isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1
+    return list(labels.tolist()) if numbers else [_as_python(label) for label in labels]
 
 
 def _as_python(label: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import importlib
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from mixmo.data.decoding import explain_error
 from mixmo.data.folders import read_file
 from mixmo.data.labels import number_labels
 from mixmo.data.messages import logger, warn_once
-from mixmo.data.sources import Source, hash_parts, spread_indices, stamps
+from mixmo.data.sources import Source, hash_parts, spread_indices, stamp
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.files import check_regular
@@ -35,14 +36,7 @@ CLASS_NAMES = "classes.txt"
 
 @dataclass
 class TableImages:
-    """Images of a dataset of the Hugging Face library.
-
-    Args:
-        dataset: The dataset, which does not decode them.
-        column: Their column.
-        title: What the dataset is called.
-        files: The files it was made of, where these are known.
-    """
+    """Images in a column of a dataset of the Hugging Face library, undecoded; ``files`` are those it was made of."""
 
     dataset: Any
     column: str
@@ -50,11 +44,7 @@ class TableImages:
     files: Sequence[str] = ()
 
     def read(self, index: int) -> bytes:
-        """Return the content of an image's file.
-
-        Raises:
-            InputError: if the row holds none.
-        """
+        """Return the content of an image's file."""
         found = self.dataset[index][self.column]
         content, path = (found.get("bytes"), found.get("path")) if isinstance(found, Mapping) else (found, None)
         if content is None and path is not None:
@@ -77,10 +67,9 @@ class TableImages:
 
     def fingerprint(self, times: bool) -> str:
         """Return a hash of how many images there are, of some of them, and of the files' names, sizes and times."""
+        stamps = [part for file in self.files for part in (os.path.basename(file), stamp(file, times))]
         count = len(self.dataset)
-        return hash_parts(
-            [*stamps(self.files, times), str(count), *(self.read(index) for index in spread_indices(count))]
-        )
+        return hash_parts([*stamps, str(count), *(self.read(index) for index in spread_indices(count))])
 
 
 def open_table(
@@ -92,17 +81,8 @@ def open_table(
 ) -> Source:
     """Return the images of a dataset of the Hugging Face library.
 
-    Args:
-        dataset: The dataset. The columns of images and labels are those of features Image and ClassLabel (or lists of
-            it: several labels), or those with usual names.
-        title: What it is called, for names and errors.
-        on_error: ``raise``, or ``skip`` images without a label.
-        names: The class names, where no ClassLabel has them.
-        files: The files it was made of.
-
-    Raises:
-        MissingError: if it is empty.
-        InputError: if it has no such columns, or labels are missing and ``on_error`` is ``raise``.
+    The columns of images and labels are those of features Image and ClassLabel (or lists of it: several labels), or
+    those with usual names. ``names`` are those of the classes, where no ClassLabel has them.
     """
     if not len(dataset):
         raise MissingError(f"{printable(title)} is empty.")
@@ -136,19 +116,7 @@ def _find_column(dataset: Any, feature: str, usual: Sequence[str], title: str) -
 
 
 def open_shards(kind: str, folder: Path, split: str, files: Sequence[str], on_error: str) -> Source:
-    """Return the images of a split's Parquet files, or tar files as the webdataset library writes them.
-
-    Args:
-        kind: ``parquet`` or ``webdataset``.
-        folder: The dataset's folder, where class names may lie.
-        split: The split's name, for names and errors.
-        files: The files' paths below it.
-        on_error: ``raise``, or ``skip`` images without a label.
-
-    Raises:
-        MissingError: if they hold no images.
-        InputError: if one is missing or damaged, or they have no images or labels.
-    """
+    """Return the images of a split's Parquet files in a folder, or tar files as the webdataset library writes them."""
     if missing := _missing_parts(files):
         raise InputError(f"{printable(str(folder))}: {printable(missing[0])} is missing; bring it back.")
     paths = [str(folder / file) for file in files]
@@ -205,28 +173,12 @@ def _read_class_names(folder: Path) -> list[str] | None:
 
 
 def hub_splits(name: str) -> list[str]:
-    """Return the names of a dataset's splits.
-
-    Args:
-        name: On the Hugging Face Hub, or a folder.
-
-    Raises:
-        InputError: if it cannot be listed.
-    """
+    """Return the names of the splits of a dataset on the Hugging Face Hub, or in a folder."""
     return list(_call("get_dataset_split_names", f"dataset 'hfds/{name}'", name))
 
 
 def open_hub(name: str, split: str, on_error: str) -> Source:
-    """Return a split of a dataset.
-
-    Args:
-        name: On the Hugging Face Hub, or a folder.
-        split: As the dataset calls it.
-        on_error: ``raise``, or ``skip`` images without a label.
-
-    Raises:
-        InputError: if it cannot be read, or has no images or labels.
-    """
+    """Return a split, as the dataset calls it, of a dataset on the Hugging Face Hub, or in a folder."""
     dataset = _call("load_dataset", f"dataset 'hfds/{name}'", name, split=split)
     return open_table(dataset, f"hfds/{name} {split}", on_error)
 

@@ -48,12 +48,7 @@ class DistinctBatch(NamedTuple):
 
 
 class InMemoryImages(Dataset[DistinctBatch]):
-    """A set of images that lives decoded on a device.
-
-    Args:
-        images: (N, H, W, C) uint8.
-        labels: (N,) int64.
-    """
+    """A set of images (N, H, W, C) uint8 that lives decoded on a device."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -71,26 +66,19 @@ class InMemoryImages(Dataset[DistinctBatch]):
 
 
 class StreamedImages(Dataset[DistinctBatch]):
-    """A set of images decoded when they are needed, to one size.
-
-    Args:
-        source: Where they are.
-        size: (H, W) of the decoded images.
-        settings: ``channels``, ``interpolation`` and ``window``.
-    """
+    """A set of images decoded when they are needed, to one size (H, W)."""
 
     def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings) -> None:
-        self.source, self.size = source, size
+        self.source, self.size, self.labels = source, size, source.labels
         self.form = settings.channels, settings.interpolation, settings.window
-        self.labels = source.labels
 
     def __len__(self) -> int:
-        return len(self.source.labels)
+        return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
         images = np.stack([decode(self.source, index, self.size, *self.form) for index in indices])
-        labels = torch.from_numpy(self.source.labels[indices])
+        labels = torch.from_numpy(self.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
 
     def to(self, device: torch.device) -> StreamedImages:
@@ -102,17 +90,12 @@ class PreparedImages(Dataset[DistinctBatch]):
     """Images as a user's Dataset prepares them; each copy is requested separately.
 
     Floating-point images are what the network takes; PIL images and uint8 are normalised, (x / 255 - mean) / std.
-
-    Args:
-        source: Images of a Dataset.
-        settings: ``channels``, ``window``, ``mean`` and ``std``.
     """
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         assert isinstance(source.images, DatasetImages)
-        self.source, self.images = source, source.images
+        self.source, self.images, self.labels = source, source.images, source.labels
         self.channels, self.window = settings.channels, settings.window
-        self.labels = source.labels
         self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (settings.mean, settings.std))
         _, height, width = self._copy(0, 0).shape
         self.size = (int(height), int(width))
@@ -192,10 +175,10 @@ def build_train_loader(
     (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64). ``sampler: balanced`` has as many steps.
 
     Args:
-        images: The training images.
+        images: The training images; those in memory are brought to ``device``.
         settings: The recipe's ``data`` section.
         seed: The run's seed.
-        device: Where images in memory live.
+        device: The network's device.
         epoch: The first epoch shown; workers read ahead before it could be set.
         stream: The stream of seeds that the order is drawn from.
         batches: How many batches to yield; ``None`` is the whole epoch, and workers stay for the next one.
@@ -206,11 +189,9 @@ def build_train_loader(
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     labels = torch.as_tensor(images.labels).cpu() if settings.sampler == "balanced" else None
     order = EpochOrder(len(images), seed, epoch, stream, labels)
-    shared = not isinstance(images, InMemoryImages)
-    shown = Batches(order, distinct, batches, start, part if shared else (0, 1))
-    if isinstance(images, PreparedImages):
-        return _loader(images, CopyBatches(shown, copies), settings, device, seed, persistent=batches is None)
-    return _loader(images, shown, settings, device, seed, persistent=batches is None)
+    shown = Batches(order, distinct, batches, start, (0, 1) if isinstance(images, InMemoryImages) else part)
+    asked = CopyBatches(shown, copies) if isinstance(images, PreparedImages) else shown
+    return _loader(images, asked, settings, device, seed, persistent=batches is None)
 
 
 def build_evaluation_loader(
@@ -218,11 +199,7 @@ def build_evaluation_loader(
 ) -> DataLoader[Any]:
     """Return a loader that shows every image once, in order, in batches of ``settings.evaluation_size``.
 
-    Args:
-        images: The images.
-        settings: The recipe's ``data`` section.
-        device: Where images in memory live.
-        part: This rank's number r and the number n of ranks: images r, r + n, r + 2n, … are shown.
+    Rank r of n, ``part`` (r, n), is shown images r, r + n, r + 2n, ….
     """
     number, parts = part
     batches = BatchSampler(range(number, len(images), parts), settings.evaluation_size, drop_last=False)
@@ -232,20 +209,10 @@ def build_evaluation_loader(
 def check_shared_memory(
     images: ImageSet, settings: DataSettings, batch: int, processes: int = 1, copies: int = 1
 ) -> None:
-    """Refuse batches that workers cannot hand over, before any of them starts.
+    """Refuse batches that workers cannot hand over for lack of shared memory, before any of them starts.
 
-    Args:
-        images: The images; those in memory need no workers.
-        settings: The recipe's ``data`` section.
-        batch: Images in a batch.
-        processes: Processes on this machine that read such batches.
-        copies: How many copies of each image a Dataset that prepares them is asked for.
-
-    Raises:
-        InputError: if the shared memory is too small.
-
-    Example:
-        >>> check_shared_memory(InMemoryImages(torch.zeros(8, 2, 2, 1), torch.zeros(8)), DataSettings(name="x"), 4)
+    So many processes on this machine read batches of so many images, each as so many copies where a Dataset prepares
+    them.
     """
     if not isinstance(images, InMemoryImages) and settings.workers:
         values = min(batch, len(images)) * math.prod(images.size) * settings.channels
@@ -272,7 +239,7 @@ def _loader(
         persistent_workers=persistent and workers > 0,
         pin_memory=streamed and device.type == "cuda",
         generator=torch.Generator().manual_seed(seed_for(seed, 0, "read")),
-        worker_init_fn=begin_worker if streamed else None,
+        worker_init_fn=begin_worker,
     )
 
 

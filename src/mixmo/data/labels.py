@@ -40,10 +40,6 @@ def number_labels(
         on_error: ``raise``, or ``skip`` images without a label, which is logged; ``None`` expects a label for each.
         images: Which image each label is of, for errors; ``None`` is one after another.
 
-    Raises:
-        InputError: if a label is neither a number nor a name, or of an unknown class, or labels are missing and
-            ``on_error`` is ``raise``.
-
     Example:
         >>> number_labels(["owl", "bat", "owl"], None, "here")
         (array([1, 0, 1]), ['bat', 'owl'])
@@ -105,10 +101,7 @@ def _number_sets(labels: Sequence[Any], names: Sequence[str] | None, where: str)
 
 
 def rarest_labels(labels: np.ndarray) -> np.ndarray:
-    """Return class numbers (N,): of several labels the one that the fewest images have; K if there is none.
-
-    Args:
-        labels: (N,) class numbers, returned unchanged, or (N, K), 0 or 1.
+    """Return class numbers (N,), of several labels (N, K) the one that the fewest images have; K if there is none.
 
     Example:
         >>> rarest_labels(np.array([[1, 1], [1, 0], [0, 0]])).tolist()
@@ -173,20 +166,7 @@ def _name_classes(labels: Iterable[Any], count: int, where: str) -> list[str]:
 
 
 def check_look_alike(names: Iterable[str], where: str) -> None:
-    """Refuse class names that differ only in their Unicode form, as systems encode accents differently, or in spaces.
-
-    Args:
-        names: The names; repetitions are allowed.
-        where: Whose they are, for the error.
-
-    Raises:
-        InputError: naming both.
-
-    Example:
-        >>> check_look_alike(["caf\u00e9", "cafe\u0301"], "here")
-        Traceback (most recent call last):
-        mixmo.errors.InputError: here has two classes that look alike: ...
-    """
+    """Refuse names that differ only in their Unicode form, as systems encode accents differently, or in spaces."""
     found: dict[str, str] = {}
     for name in sorted(set(names)):
         other = found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)

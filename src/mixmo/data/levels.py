@@ -25,15 +25,7 @@ FEW_LEVELS = 18
 
 
 def max_pixels() -> int:
-    """Return the largest number of pixels that an image may have.
-
-    Raises:
-        InputError: if the environment variable ``LIMIT`` is not a positive number.
-
-    Example:
-        >>> max_pixels() // 10**6
-        67
-    """
+    """Return the largest number of pixels that an image may have, and raise Pillow's own limit to it if it is set."""
     if (text := os.environ.get(LIMIT)) is None:
         return MAX_PIXELS
     try:
@@ -57,29 +49,20 @@ def check_size(width: int, height: int, bands: int = 1) -> None:
 
 def too_large() -> InputError:
     """Return the error of an image of more than :func:`max_pixels`."""
-    megapixels = max_pixels() // 10**6
-    return InputError(
-        f"it is an image of more than {megapixels} megapixels; set the environment variable {LIMIT} to read it"
-    )
+    limit = f"{max_pixels() // 10**6} megapixels"
+    return InputError(f"it is an image of more than {limit}; set the environment variable {LIMIT} to read it")
 
 
-def too_long(size: int) -> InputError:
-    """Return the error of a file of ``size`` bytes that is not read."""
-    return InputError(f"it is a file of {size / 2**20:.0f} MiB, more than the {MAX_BYTES >> 20} MiB that are read")
+def check_length(size: int) -> None:
+    """Refuse a file of too many bytes."""
+    if size > MAX_BYTES:
+        raise InputError(f"it is a file of {size / 2**20:.0f} MiB, more than the {MAX_BYTES >> 20} MiB that are read")
 
 
 def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[[], str]) -> np.ndarray:
     """Return values as uint8: the window, or of 16 bits 0…65535, becomes 0…255, rounded; uint8 is left alone.
 
-    Where the whole range of 16 bits leaves few levels of what is there, that is logged, once in a process.
-
-    Args:
-        values: Of any shape: integers or floats.
-        window: Values that become 0 and 255; those beyond are clipped.
-        name: Returns what the image is called.
-
-    Raises:
-        InputError: if no window is set for values that are neither uint8 nor uint16, or one is NaN.
+    Where the whole range of 16 bits leaves few levels of what is there, that is logged, once in a process, by name.
 
     Example:
         >>> to_bytes(np.array([0, 1000, 1150, 1200, 5000]), (1000, 1200), lambda: "an image")

@@ -25,12 +25,7 @@ _LOGGED: set[str] = set()
 
 
 def warn_once(text: str, about: str = "") -> None:
-    """Log a warning once per process: datasets are opened several times, and many images share a flaw.
-
-    Args:
-        text: The message.
-        about: Its subject; only the first message on a subject is logged.
-    """
+    """Log a warning, or the first one about a subject, once per process: many images share a flaw."""
     if (key := about or text) not in _LOGGED:
         _LOGGED.add(key)
         logger.warning(printable(text))
@@ -48,16 +43,7 @@ def list_some(names: Sequence[str]) -> str:
 
 
 def log_progress(entries: Iterable[Item], where: str) -> Iterator[Item]:
-    """Yield a folder's entries; log progress if that takes more than a few seconds.
-
-    Args:
-        entries: The entries.
-        where: The folder.
-
-    Example:
-        >>> list(log_progress("ab", "here"))
-        ['a', 'b']
-    """
+    """Yield a folder's entries; log progress if that takes more than a few seconds."""
     due = time.monotonic() + PATIENCE
     for number, entry in enumerate(entries):
         if number % 256 == 0 and time.monotonic() > due:

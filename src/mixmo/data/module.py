@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import DOWNLOAD, NamedDataset, Reading
+from mixmo.data.datasets import DOWNLOAD, NamedDataset
 from mixmo.data.given import DatasetImages
 from mixmo.data.image_sets import ImageSet, PreparedImages, build_image_set
 from mixmo.data.labels import name_label, present_classes
@@ -26,20 +25,6 @@ from mixmo.pairing import check_repetition
 from mixmo.seeding import Stream, seed_for
 
 
-class Parts(NamedTuple):
-    """The parts of a training set.
-
-    Attributes:
-        train: Images to train on.
-        validation: Images held out for selection, or the dataset's own validation set; ``None`` where the share is 0.
-        unused: The rest; ``None`` where all images are trained on.
-    """
-
-    train: Source
-    validation: Source | None
-    unused: Source | None
-
-
 class DataModule:
     """The images of a run: ``train``, ``validation`` and ``test``, and those of other datasets.
 
@@ -48,17 +33,11 @@ class DataModule:
 
     Args:
         settings: The recipe's ``data`` section.
-        seed: The run's seed; draws the validation images and those of ``images_per_class``, the same for every run with
-            this seed, unless ``split_seed`` is set.
-        check: Decode streamed training images once, in threads, so that those that cannot be read are known before
-            training.
+        seed: The run's; it draws the validation images and those of ``images_per_class``, unless ``split_seed`` is set.
+        check: Decode streamed training images once, so that those that cannot be read are known before training.
         option: How the current command allows downloads, for errors.
-        given: Sources in place of the dataset that the settings name: ``train``, and ``validation`` and ``test`` if
-            there are any (:func:`mixmo.data.given.open_given`).
-
-    Raises:
-        MissingError: on first use, if the dataset is missing.
-        InputError: before training, if it is damaged, its sizes differ, or its classes do not fit.
+        given: ``train``, and ``validation`` and ``test`` if there are any, in place of the dataset that the settings
+            name (:func:`mixmo.data.given.open_given`).
 
     Example:
         >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1), seed=0)
@@ -94,7 +73,7 @@ class DataModule:
     @cached_property
     def train(self) -> ImageSet:
         """Training images, without those held out for validation."""
-        images = build_image_set(self._parts.train, self.settings, self.size, check=self.check)
+        images = build_image_set(self._parts["train"], self.settings, self.size, check=self.check)
         if missing := self._without_images(images):
             raise InputError(
                 f"no training image is of {missing}, or none of those can be read; add some, or remove the class."
@@ -111,7 +90,7 @@ class DataModule:
     @cached_property
     def validation(self) -> ImageSet | None:
         """Images held out for selection, or the dataset's own; ``None`` where ``data.validation`` is 0."""
-        held_out = self._parts.validation
+        held_out = self._parts.get("validation")
         if held_out is None:
             return None
         if held_out.multi_label and not held_out.labels.any():
@@ -127,11 +106,7 @@ class DataModule:
         return self._noticed(build_image_set(self._test_source, self.settings, self.size), "test")
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
-        """Return the test images of another dataset, resized to the size of these, and the names of its classes.
-
-        Args:
-            name: As for ``data.name``.
-        """
+        """Return the test images of another dataset, resized to the size of these, and the names of its classes."""
         source = self._other_source(name)
         return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
@@ -169,26 +144,16 @@ class DataModule:
     @property
     def sources(self) -> dict[str, Source]:
         """``train``, ``validation``, ``unused`` and ``test``, those that there are; nothing is decoded."""
-        parts = {**self._parts._asdict(), "test": self._test_source if self._has_test else None}
-        return {split: source for split, source in parts.items() if source is not None}
+        return {**self._parts, "test": self._test_source} if self._has_test else self._parts
 
     def source(self, split: str) -> Source:
-        """Return the images of a split as ``given`` takes them; nothing is decoded.
-
-        Args:
-            split: ``train``, without what is held out of it, or ``test``.
-        """
-        return self._parts.train if split == "train" else self._test_source
+        """Return the images of ``train``, without what is held out of it, or ``test``; nothing is decoded."""
+        return self._parts["train"] if split == "train" else self._test_source
 
     def leave_out(self, names: Container[str]) -> None:
-        """Leave images out of the test set, such as those by which settings were chosen.
-
-        Args:
-            names: Their names (:meth:`mixmo.data.sources.Source.name`).
-        """
+        """Leave images of these names out of the test set, such as those by which settings were chosen."""
         source = self._test_source
-        kept = [index for index in range(len(source)) if source.name(index) not in names]
-        self._test_source = source.subset(np.array(kept, dtype=np.int64))
+        self._test_source = source.subset(np.array([source.name(index) not in names for index in range(len(source))]))
 
     def split_rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield the name, class and split of each image, in the order of the splits."""
@@ -197,31 +162,25 @@ class DataModule:
                 yield source.name(index), name_label(label, self.classes), split
 
     def fingerprint(self, split: str, other: str | None = None, times: bool = True) -> str:
-        """Return a SHA-256 (hexadecimal) that changes with a split; nothing is decoded.
+        """Return a SHA-256 (hexadecimal) that changes with a split; nothing is decoded (:meth:`Source.fingerprint`).
 
         Args:
             split: ``train`` (with what is held out of it), ``validation`` or ``test``.
             other: Another dataset's name, in place of these test images.
-            times: Whether modification times count, in addition to names, sizes, labels and classes; without them a
-                copy of the files is the same.
+            times: Whether modification times count.
         """
+        if split == "validation" and "validation" not in self._parts:
+            raise InputError("there is no validation set: data.validation is 0.")
         if other is not None:
-            return self._other_source(other).fingerprint(times)
-        if split == "train":
-            return self._train_source.fingerprint(times)
-        if split == "validation":
-            held_out = self._parts.validation
-            if held_out is None:
-                raise InputError("there is no validation set: data.validation is 0.")
-            return held_out.fingerprint(times)
-        return self._test_source.fingerprint(times)
+            source = self._other_source(other)
+        elif split == "train":
+            source = self._train_source
+        else:
+            source = self._test_source if split == "test" else self._parts[split]
+        return source.fingerprint(times)
 
     def draws(self, split: str) -> bool:
-        """Return whether the images of a split are drawn, rather than given by the dataset.
-
-        Args:
-            split: ``train``, ``validation`` or ``test``.
-        """
+        """Return whether images of ``train``, ``validation`` or ``test`` are drawn, not given by the dataset."""
         own = self.settings
         held_out = own.validation > 0 and "validation" not in self._splits
         few, divided = own.images_per_class is not None, not self._splits or own.folds is not None
@@ -246,13 +205,9 @@ class DataModule:
         """Whether there is a test set; only a program that gives images can leave it out."""
         return self.given is None or "test" in self.given or self.settings.folds is not None
 
-    def _find_dataset(self, name: str) -> NamedDataset:
-        own = self.settings
-        return NamedDataset(name, Reading(own.root, own.download, own.on_error, self.option, own.multi_label))
-
     @cached_property
     def _dataset(self) -> NamedDataset:
-        return self._find_dataset(self.settings.name)
+        return NamedDataset(self.settings.name, self.settings, self.option)
 
     def _open(self, split: str) -> Source:
         if self.given is not None and split not in self.given:
@@ -272,7 +227,7 @@ class DataModule:
     def _other_source(self, name: str) -> Source:
         """The test set of another dataset, listed once for its fingerprint and its images."""
         if name not in self._others:
-            other = self._find_dataset(name)
+            other = NamedDataset(name, self.settings, self.option)
             self._others[name] = other.open("test" if other.splits else "all")
         return self._others[name]
 
@@ -296,7 +251,7 @@ class DataModule:
         else:
             chosen = draw_fold(source.strata, own.folds, own.fold, seed, source.groups)
         self._check_some(chosen, source, "testing", "add images, or test images of their own")
-        return {"train": source.subset(np.flatnonzero(~chosen)), "test": source.subset(np.flatnonzero(chosen))}
+        return {"train": source.subset(~chosen), "test": source.subset(chosen)}
 
     @property
     def _joins_unused(self) -> bool:
@@ -328,8 +283,8 @@ class DataModule:
     def _test_source(self) -> Source:
         """The test set, numbered by the classes of the training set, where that is there."""
         source = self.drawn["test"] if self._draws_test and self.drawn is not None else self._open("test")
-        if self._joins_unused and (unused := self._parts.unused) is not None:
-            return source.joined(unused)  # few test images otherwise
+        if self._joins_unused and "unused" in self._parts:
+            return source.joined(self._parts["unused"])  # few test images otherwise
         if not self._has_train:
             return source
         return source.with_classes(self._train_source.classes, f"the test set of {self.settings.name!r}")
@@ -342,22 +297,22 @@ class DataModule:
         return find_readable(self._test_source, size, self.settings)  # the others' numbers depend on it
 
     @cached_property
-    def _parts(self) -> Parts:
-        """The training set in its parts; each is drawn class by class, in the order of the set."""
-        source, held_out = self._train_source, None
+    def _parts(self) -> dict[str, Source]:
+        """``train``, and ``validation`` and ``unused`` if there are any; draws are by class, in the set's order."""
+        source, held_out = self._train_source, dict[str, Source]()
         if self.settings.validation and "validation" in self._splits:
             where = f"the validation set of {self.settings.name!r}"
-            held_out = self._open("validation").with_classes(source.classes, where)
+            held_out["validation"] = self._open("validation").with_classes(source.classes, where)
         elif self.settings.validation:
             seed = self._split_seed("split")
             chosen = draw_validation(source.strata, self.settings.validation, seed, source.groups)
             self._check_some(chosen, source, "validation", "set --data.validation 0")
-            source, held_out = source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
+            source, held_out["validation"] = source.subset(~chosen), source.subset(chosen)
         self._warn_of_small_classes(source, held_out)
         if self.settings.images_per_class is None:
-            return Parts(source, held_out, None)
-        few, unused = self._draw_few(source, self.settings.images_per_class)
-        return Parts(source.subset(few), held_out, source.subset(unused))
+            return {"train": source, **held_out}
+        few = self._draw_few(source, self.settings.images_per_class)
+        return {"train": source.subset(few), **held_out, "unused": source.subset(~few)}
 
     def _split_seed(self, stream: Stream) -> int:
         return seed_for(self.settings.seed_of_split(self.seed), 0, stream)
@@ -370,20 +325,21 @@ class DataModule:
                 f"no class of {self.settings.name!r} has two {what}, one to train on and one for {purpose}; {advice}."
             )
 
-    def _warn_of_small_classes(self, trained: Source, held_out: Source | None) -> None:
+    def _warn_of_small_classes(self, trained: Source, held_out: Mapping[str, Source]) -> None:
         """Name the classes that are too small to be in all parts that are drawn."""
-        parts = {"validation": held_out if self.draws("validation") else None}
-        parts["test"] = self.drawn["test"] if self.drawn is not None else None
+        parts = dict(held_out) if self.draws("validation") else {}
+        if self.drawn is not None:
+            parts["test"] = self.drawn["test"]
         found = []
         for name, part in parts.items():
-            known, own = (present_classes(each.labels) for each in (trained, part or trained))
-            if len(missing := np.setdiff1d(known, own)):
+            missing = np.setdiff1d(present_classes(trained.labels), present_classes(part.labels))
+            if len(missing) and len(part):
                 found.append(f"{name} has no image of {list_some([trained.classes[number] for number in missing])}")
         if found:
             warn_once(f"{self.settings.name!r} has classes too small for every split: {'; '.join(found)}.")
 
-    def _draw_few(self, source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the places of ``count`` images of each class, a superset of any smaller count's, and the rest."""
+    def _draw_few(self, source: Source, count: int) -> np.ndarray:
+        """Return which images (N,) are the ``count`` drawn of each class, a superset of any smaller count's."""
         order = np.random.default_rng(self._split_seed("subset")).permutation(len(source.labels))
         chosen = np.zeros(len(order), dtype=bool)
         for number, name in enumerate(source.classes):
@@ -394,4 +350,4 @@ class DataModule:
                     "lower it."
                 )
             chosen[own[:count]] = True
-        return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+        return chosen

@@ -18,12 +18,7 @@ CHUNK = 2**16
 class EpochOrder(Sampler[int]):
     """A random order of the training set for each epoch, a function of (seed, epoch) alone.
 
-    Args:
-        size: N.
-        seed: The run's seed.
-        epoch: The first epoch.
-        stream: The stream of seeds.
-        labels: (N,) class numbers, to show every class equally often; ``None`` shows every image once.
+    With labels (N,) an epoch shows every class equally often, otherwise every image once.
 
     Example:
         >>> order = EpochOrder(6, seed=0)
@@ -72,14 +67,10 @@ def _group_by_class(labels: Tensor) -> Sequence[Tensor]:
 
 
 class Batches(BatchSampler):
-    """A limited number of batches of indices, so that workers decode no more.
+    """A limited number of whole batches of indices, so that workers decode no more.
 
-    Args:
-        order: The indices.
-        size: Indices in a batch; an incomplete last batch is dropped.
-        limit: Number of batches; ``None`` is all.
-        start: Batches of the order's first epoch to skip, since they were shown before.
-        part: Which equal part of each batch to show, and of how many.
+    The first batches of the order's first epoch, up to ``start``, were shown before; ``part`` is which equal part of
+    each batch to show, and of how many.
 
     Example:
         >>> [len(batch) for batch in Batches(EpochOrder(7, seed=0), 2, limit=2)]
@@ -87,12 +78,7 @@ class Batches(BatchSampler):
     """
 
     def __init__(
-        self,
-        order: EpochOrder,
-        size: int,
-        limit: int | None = None,
-        start: int = 0,
-        part: tuple[int, int] = (0, 1),
+        self, order: EpochOrder, size: int, limit: int | None = None, start: int = 0, part: tuple[int, int] = (0, 1)
     ) -> None:
         super().__init__(order, size, drop_last=True)
         self.order, self.limit, self.start, self.part = order, limit, (order.epoch, start), part
@@ -117,10 +103,6 @@ class CopyBatches(BatchSampler):
 
     The seed is a function of (seed, stream, epoch, index, copy), with the place in the epoch for the index where an
     epoch may repeat it: a resumed run, or one with other workers, is shown the same copies.
-
-    Args:
-        batches: Batches of indices.
-        copies: c, copies of each.
 
     Example:
         >>> batch = next(iter(CopyBatches(Batches(EpochOrder(4, seed=0), 2), copies=3)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +19,6 @@ class Policy:
     """What a recipe asks for beyond plain crops and mirroring; draws come from torch's global generator.
 
     That generator is seeded from (seed, step) before each training step, so that these draws are too.
-
-    Args:
-        settings: ``augmentation``, ``scale``, ``color_jitter``, ``policy``, ``erasing`` of a recipe's data section.
-
-    Raises:
-        InputError: if kornia is missing.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -35,13 +29,8 @@ class Policy:
                 "data.augmentation photo, data.policy and data.erasing need kornia; "
                 "`pip install 'mixmo[augmentation]'` installs it."
             ) from error
-        policies: dict[str, Any] = {
-            "none": None,
-            "trivialaugment": auto.TrivialAugment,
-            "randaugment": lambda: auto.RandAugment(n=2, m=10),
-        }
-        make = policies[settings.policy]
-        self.policy = make() if make else None
+        policies = {"trivialaugment": auto.TrivialAugment, "randaugment": partial(auto.RandAugment, n=2, m=10)}
+        self.policy = None if settings.policy == "none" else policies[settings.policy]()
         self.erase = augmentation.RandomErasing(p=settings.erasing) if settings.erasing else None
         self.settings, self.resized_crop, self.jitter = settings, augmentation.RandomResizedCrop, None
         if settings.augmentation == "photo" and (most := settings.color_jitter):
@@ -54,23 +43,14 @@ class Policy:
 
     @torch.no_grad()
     def crop(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return (B, C, h, w): a part of each image, of a random share of its area, scaled to the size.
-
-        Args:
-            images: (B, C, H, W) in [0, 1].
-            size: (h, w).
-        """
+        """Return (B, C, h, w) in [0, 1]: a part of each image, of a random share of its area, scaled to the size."""
         with torch.autocast(images.device.type, enabled=False):
             cropped: Tensor = self.resized_crop(size, scale=tuple(self.settings.scale))(images)
         return cropped
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the images changed.
-
-        Args:
-            images: (B, C, H, W) in [0, 1]; grey ones are shown to the policy as colours.
-        """
+        """Return images (B, C, H, W) in [0, 1] changed; grey ones are shown to the policy as colours."""
         channels = images.shape[1]
         with torch.autocast(images.device.type, enabled=False):  # positions do not survive bfloat16
             if self.jitter is not None:

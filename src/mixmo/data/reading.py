@@ -25,11 +25,7 @@ SHOWN = 10
 
 
 def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
-    """Return (H, W) of the first image that can be read.
-
-    Raises:
-        InputError: if none can.
-    """
+    """Return (H, W) of the first image that can be read."""
     unreadable = {}
     for index in range(len(source)):
         try:
@@ -46,27 +42,11 @@ def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSe
 
     A success is stored in the user's cache, by names, sizes and modification times: a run that is resumed, or another
     one on the same images, starts at once.
-
-    Args:
-        source: The images.
-        size: (H, W) of the input size; ``None`` takes each as it is.
-        settings: Arguments of :func:`decode`, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
-
-    Raises:
-        InputError: if some cannot be read and ``on_error`` is ``raise``, or none can; up to ten are named.
     """
     content, numbers = source.images.fingerprint(times=True), b"" if source.numbers is None else source.numbers
-    about = [
-        PIL.__version__,
-        str(size),
-        str(settings.channels),
-        str(settings.window),
-        os.environ.get(LIMIT, ""),
-        os.path.abspath(source.name(0)),
-        content,
-        numbers,
-    ]
-    kept = cache_folder("readable") / f"{hash_parts(about)}.json"
+    form = PIL.__version__, str(size), str(settings.channels), str(settings.window), os.environ.get(LIMIT, "")
+    about = hash_parts([*form, os.path.abspath(source.name(0)), content, numbers])
+    kept = cache_folder("readable") / f"{about}.json"
     known = read_json(kept) if content else None
     if known and known.get("images") == len(source):
         return source
@@ -80,23 +60,9 @@ def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSe
 def decode_all(
     source: Source, size: tuple[int, int], scaled: bool, settings: DataSettings
 ) -> tuple[np.ndarray, Source]:
-    """Return all images (N, H, W, C) uint8, and the source of them.
+    """Return all images that can be read, (N, H, W, C) uint8, and the source of them.
 
-    Args:
-        source: The images.
-        size: (H, W).
-        scaled: Whether images of other sizes are scaled to it; otherwise they are refused.
-        settings: Arguments of :func:`decode`, and ``on_error``: ``raise``, or ``skip`` those that cannot be read.
-
-    Raises:
-        InputError: if some cannot be read and ``on_error`` is ``raise``, or none can, sizes differ, or all together do
-            not fit in memory.
-
-    Example:
-        >>> from mixmo.data.datasets import open_source
-        >>> images, _ = decode_all(open_source("digits", "test"), (8, 8), False, DataSettings(channels=1))
-        >>> images.shape
-        (360, 8, 8, 1)
+    Those of another size (H, W) are refused unless they are to be scaled to it.
     """
     try:
         images = np.empty((len(source), *size, settings.channels), dtype=np.uint8)
@@ -158,12 +124,12 @@ def _without(source: Source, unreadable: dict[int, str], on_error: str) -> Sourc
 
 def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
     skip = ", or continue without it with --data.on_error skip" if len(unreadable) < len(source) else ""
-    advice = f"fix or remove what is damaged{skip}"
     if len(unreadable) == 1:
         ((index, text),) = unreadable.items()
-        return InputError(f"image {source.name(index)} cannot be read: {text}; {advice}.")
-    shown = _list_unreadable(source, unreadable)
-    return InputError(f"{len(unreadable)} of {len(source)} images cannot be read: {shown}; {advice}.")
+        what, why = f"image {source.name(index)}", text
+    else:
+        what, why = f"{len(unreadable)} of {len(source)} images", _list_unreadable(source, unreadable)
+    return InputError(f"{what} cannot be read: {why}; fix or remove what is damaged{skip}.")
 
 
 def _list_unreadable(source: Source, unreadable: dict[int, str]) -> str:

@@ -73,17 +73,13 @@ class Source:
         return printable(self.images.name(self.number(index)))
 
     def subset(self, chosen: np.ndarray) -> Source:
-        """Return the source of some of the images.
-
-        Args:
-            chosen: Their positions, in the order wanted.
-        """
+        """Return the source of the images at these positions, or of those where it is true."""
         groups = None if self.groups is None else self.groups[chosen]
         return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen], groups)
 
     def drop_unlabelled(self) -> Source:
         """Return the source of the images that have a label, whose class number is not -1."""
-        return self if self.labels.min(initial=0) >= 0 else self.subset(np.flatnonzero(self.labels >= 0))
+        return self if self.labels.min(initial=0) >= 0 else self.subset(self.labels >= 0)
 
     def joined(self, other: Source) -> Source:
         """Return these images followed by others, numbered in the same place by the same classes."""
@@ -91,15 +87,7 @@ class Source:
         return Source(np.concatenate(labels), self.classes, self.images, np.concatenate(numbers))
 
     def with_classes(self, classes: list[str], where: str) -> Source:
-        """Return the same images numbered by other classes, matched by name.
-
-        Args:
-            classes: The classes; some may have no images here, which is logged.
-            where: What the images are, for the error.
-
-        Raises:
-            InputError: if a class here is not among them.
-        """
+        """Return the same images numbered by other classes, matched by name; a class without images here is logged."""
         if self.classes == classes:
             return self
         check_look_alike([*self.classes, *classes], f"the training set with {where}")
@@ -121,10 +109,8 @@ class Source:
     def fingerprint(self, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that changes with the images, their order, labels or classes.
 
-        Nothing is decoded: files count by their names, sizes and modification times, arrays by their values.
-
-        Args:
-            times: Whether modification times count; without them a copy of the files counts as the same.
+        Nothing is decoded: arrays count by their values, files by their names, sizes and, if asked for, modification
+        times; without these a copy of the files is the same.
         """
         chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
         labels = self.labels.astype(np.int64).tobytes()
@@ -177,23 +163,9 @@ def stamp(file: str, times: bool) -> str:
     return f"{status.st_size} {status.st_mtime_ns if times else ''}"
 
 
-def stamps(files: Sequence[str], times: bool) -> list[str]:
-    """Return the name and the stamp of each file, for a fingerprint that does not depend on their folder."""
-    return [part for file in files for part in (os.path.basename(file), stamp(file, times))]
-
-
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images in an array.
-
-    Args:
-        pixels: (N, H, W) or (N, H, W, C), each as :func:`mixmo.data.decoding.arrange_bands` takes it.
-        title: Precedes an image's number in its name.
-
-    Example:
-        >>> ArrayImages(np.zeros((3, 8, 8), np.uint8), "digit").name(2)
-        'digit 2'
-    """
+    """Images in an array (N, H, W) or (N, H, W, C); their names are the title and a number."""
 
     pixels: np.ndarray
     title: str
@@ -221,19 +193,8 @@ def decode(
 ) -> np.ndarray:
     """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
 
-    An image of another size is scaled (antialiased) until it covers that size, then cropped at its center.
-    Pillow's warnings are left to the calling process.
-
-    Args:
-        source: Where the image is.
-        index: Which image.
-        size: (H, W) of the input size; ``None`` takes the image as it is.
-        channels: As for :func:`mixmo.data.decoding.image_pixels`.
-        interpolation: ``bicubic`` or ``bilinear``.
-        window: As for :func:`mixmo.data.decoding.image_pixels`.
-
-    Raises:
-        InputError: if the image cannot be read; it is named.
+    Channels and window are those of :func:`image_pixels`, size and interpolation those of :func:`to_size`; without a
+    size the image is taken as it is. Pillow's warnings are left to the calling process.
 
     Example:
         >>> source = Source(np.zeros(1, np.int64), ["a"], ArrayImages(np.zeros((1, 8, 6), np.uint8), "image"))

@@ -46,12 +46,9 @@ def is_heic(start: bytes) -> bool:
 
 
 def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | None) -> bool:
-    """Return whether Pillow would drop some of a TIFF file's bands or, with a window, bits.
+    """Return whether Pillow would drop some of a TIFF file's bands or, with a window, the lower bits of several bands.
 
-    Args:
-        image: The file as Pillow opens it, not loaded yet.
-        channels: C; unless it is 1 or 3, the pages of a file with one band per page are its bands.
-        window: If set, the lower bits of several bands matter.
+    Unless one or three channels are wanted, the pages of a file with one band per page are its bands.
     """
     if not (tags := getattr(image, "tag_v2", None)):
         return False
@@ -64,11 +61,7 @@ def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | 
 
 
 def read_tiff(content: bytes) -> np.ndarray:
-    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each.
-
-    Raises:
-        InputError: if tifffile is missing, or the file has further axes.
-    """
+    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each."""
     library = _import("tifffile", "a TIFF file whose bands Pillow does not read", "tiff")
     with library.TiffFile(io.BytesIO(content)) as file:
         page = file.pages[0]
@@ -87,22 +80,12 @@ def read_tiff(content: bytes) -> np.ndarray:
 
 
 def read_npy(content: bytes) -> np.ndarray:
-    """Return the array of an ``.npy`` file; Python objects in it are refused, not loaded.
-
-    Example:
-        >>> np.save(file := io.BytesIO(), np.zeros((2, 3, 13)))
-        >>> read_npy(file.getvalue()).shape
-        (2, 3, 13)
-    """
+    """Return the array of an ``.npy`` file; Python objects in it are refused, not loaded."""
     return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def read_heic(content: bytes) -> Image.Image:
-    """Return the primary image of a HEIC file, 8 bits a channel.
-
-    Raises:
-        InputError: if pillow-heif is missing.
-    """
+    """Return the primary image of a HEIC file, 8 bits a channel."""
     opened = _import("pillow_heif", "a HEIC file", "heic").open_heif(content)
     check_size(*opened.size)
     image: Image.Image = opened.to_pillow()
@@ -113,17 +96,9 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
     """Return the first frame of a DICOM file, grey (H, W) uint8 or colours (H, W, 3).
 
     Grey values are brought to their units (Hounsfield, say) by the file's rescaling or modality table, then to 8 bits
-    by ``window``; without one by the file's own first window, else its VOI table, else from the least to the largest
-    value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. YBR and palette
+    by ``window``, in these units; without one by the file's own first window, else its VOI table, else from the least
+    to the largest value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. YBR and palette
     colours become RGB.
-
-    Args:
-        content: The file.
-        window: Values that become 0 and 255, in those units.
-        name: Returns what it is called.
-
-    Raises:
-        InputError: if pydicom is missing, or the file has no image.
     """
     library = _import("pydicom", "a DICOM file", "dicom")
     pixels: Any = import_module("pydicom.pixels")

@@ -21,12 +21,6 @@ def draw_share(labels: np.ndarray, share: float, seed: int, groups: np.ndarray |
     Groups are drawn whole, by scikit-learn's ``StratifiedGroupKFold`` with the number of parts of which some come
     closest to the share; at least one group of every class stays.
 
-    Args:
-        labels: (N,) class numbers.
-        share: Above 0 and below 1.
-        seed: Of the draw.
-        groups: (N,) numbers of groups; ``None`` draws each image separately.
-
     Example:
         >>> chosen = draw_share(np.array([0] * 8 + [1, 1, 2]), 0.25, seed=0)
         >>> [int(part.sum()) for part in np.split(chosen, [8, 10])]
@@ -73,31 +67,14 @@ def draw_validation(labels: np.ndarray, share: float, seed: int, groups: np.ndar
 def draw_fold(labels: np.ndarray, folds: int, fold: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Return which images (N,) are in one of k folds, by ``StratifiedKFold`` or ``StratifiedGroupKFold``.
 
-    A class that would be in no other fold stays out of this one, so that every class is trained on.
-
-    Args:
-        labels: (N,) class numbers.
-        folds: k.
-        fold: Which, from 0.
-        seed: Of the draw, the same for all k.
-        groups: (N,) numbers of groups, each of which is in one fold.
-
-    Raises:
-        InputError: if there are fewer groups, or images of the largest class, than folds.
-
-    Example:
-        >>> labels = np.array([0, 1] * 6)
-        >>> sum(draw_fold(labels, 3, fold, seed=0).astype(int) for fold in range(3)).tolist()
-        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    A class that would be in no other fold stays out of this one, so that every class is trained on. The seed is the
+    same for all k.
     """
-    most = int(np.bincount(labels).max())
+    most, what = int(np.bincount(labels).max()), "images of a class"
     if groups is not None:
-        most = min(most, len(np.unique(groups)))
+        most, what = min(most, len(np.unique(groups))), "groups"
     if folds > most:
-        raise InputError(
-            f"data.folds is {folds}, but there are {most} {'groups' if groups is not None else 'images of a class'} at "
-            "most; lower it."
-        )
+        raise InputError(f"data.folds is {folds}, but there are {most} {what} at most; lower it.")
     return _leave_some(_assign_folds(labels, folds, seed, groups) == fold, labels, groups)
 
 

@@ -23,35 +23,26 @@ KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("
 """Accepted names of the columns of paths, labels, splits and groups."""
 
 Table = dict[str, list[tuple[str, str, str]]]
-"""(path, label, group) by split, or under an empty name where there is no column of splits; without a column of groups
-these are empty.
-"""
+"""(path, label, group) by split; splits and groups are empty where there is no such column."""
 
 
 def read_table(file: Path, multi_label: bool = False) -> Table:
     """Return the paths, labels and groups of a CSV file by split.
 
-    Args:
-        file: Its first line names the columns: ``path`` (or file, filename, image), ``label`` (or class, target) and
-            optionally ``split`` (or set) and ``group``. Paths are below the file's folder, unless they are absolute.
-        multi_label: Whether a cell of labels may be empty: the image shows none of the classes.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is not a table, lacks a column, has short rows, repeats an image, or splits share a group.
+    Its first line names the columns of :data:`KNOWN`. Paths are below the file's folder, unless they are absolute. If
+    images may have several labels, one with an empty cell shows none of the classes.
     """
-    if not os.path.isfile(file):
-        raise MissingError(f"there is no table {printable(str(file))}.")
     shown = printable(str(file))
+    if not os.path.isfile(file):
+        raise MissingError(f"there is no table {shown}.")
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
             return _rows(csv.DictReader(content, strict=True), file, multi_label)
     except InputError:
         raise
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{shown} cannot be read as comma-separated values in UTF-8: {explain_error(error)}."
-        ) from error
+        why = explain_error(error)
+        raise InputError(f"{shown} cannot be read as comma-separated values in UTF-8: {why}.") from error
 
 
 def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
@@ -103,17 +94,7 @@ def _check_image(place: str, where: str) -> None:
 
 
 def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str, multi_label: bool = False) -> Source:
-    """Return the images of some rows of a table; classes are its labels, sorted.
-
-    Args:
-        file: The table, for its folder.
-        rows: Paths, labels and groups.
-        on_error: ``raise``, or ``skip`` rows whose label is -1 (no label).
-        multi_label: Whether a cell lists any number of labels, with :data:`~mixmo.data.labels.SEPARATOR` between them.
-
-    Raises:
-        InputError: if there are such rows and ``on_error`` is ``raise``.
-    """
+    """Return the images of some rows of a table; classes are its labels, sorted."""
     cells: list[Any] = [label for _, label, _ in rows]
     if multi_label:
         cells = [[name for each in cell.split(SEPARATOR) if (name := each.strip())] for cell in cells]
@@ -124,7 +105,6 @@ def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str, multi
         )
     labels, classes = number_labels(cells, None, str(file), on_error)
     kept = np.ones(len(rows), dtype=bool) if multi_label else labels >= 0
-    known = [row for row, own in zip(rows, kept, strict=True) if own]
-    groups = [group for _, _, group in known]
+    paths, groups = ([row[column] for row, own in zip(rows, kept, strict=True) if own] for column in (0, 2))
     numbers = np.unique(groups, return_inverse=True)[1] if any(groups) else None
-    return Source(labels[kept], classes, FileImages(str(file.parent), [row[0] for row in known]), groups=numbers)
+    return Source(labels[kept], classes, FileImages(str(file.parent), paths), groups=numbers)

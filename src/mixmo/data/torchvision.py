@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 import timm.data
 from PIL import Image
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.folders import FileImages
 from mixmo.data.labels import number_labels
-from mixmo.data.sources import Source, hash_parts
+from mixmo.data.sources import Images, Source, hash_parts
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.escaping import printable
 
@@ -23,12 +23,7 @@ _ERRORS = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyEr
 
 @dataclass(frozen=True)
 class TorchvisionImages:
-    """Images of a dataset of torchvision that keeps them in memory, or in files of its own.
-
-    Args:
-        dataset: The dataset.
-        title: What an image is called, before its number.
-    """
+    """Images of a dataset of torchvision that keeps them in memory, or in files of its own; named as in an array."""
 
     dataset: Any
     title: str
@@ -53,42 +48,28 @@ class TorchvisionImages:
         return None if pixels is None else np.asarray(pixels)
 
 
-def open_torchvision(split: str, name: str, root: str, download: bool, option: str, on_error: str) -> Source:
-    """Return a dataset of torchvision.
-
-    Args:
-        split: ``train`` or ``test``.
-        name: As timm has it: ``torch/cifar100``.
-        root: Where it lies, or is downloaded to.
-        download: Whether a missing one may be downloaded.
-        option: The option that allows downloads in this command, for errors.
-        on_error: ``raise``, or ``skip`` images without a label.
-
-    Raises:
-        MissingError: if it is not there.
-        InputError: if it has no class numbers.
-    """
+def open_torchvision(name: str, split: str, how: DataSettings, option: str) -> Source:
+    """Return the images of ``train`` or ``test`` of a dataset of torchvision, as timm calls it: ``torch/cifar100``."""
     try:
-        if not download:
-            _check_there(name, root)
-        dataset = timm.data.create_dataset(name, root=root, split=split, download=download)
+        if not how.download:
+            _check_there(name, how.root)
+        dataset = timm.data.create_dataset(name, root=how.root, split=split, download=how.download)
     except _ERRORS as error:
         elsewhere = ", or set --data.root" if option.startswith("--data.") else ", or put it there"
-        advice = "" if download else f"; allow its download with {option}{elsewhere}"
-        raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
+        advice = "" if how.download else f"; allow its download with {option}{elsewhere}"
+        raise MissingError(f"dataset {name!r} cannot be opened in {how.root!r}: {reason(error)}{advice}.") from error
     try:
         labels = _read_labels(dataset)
     except (TypeError, *_ERRORS) as error:
         raise InputError(f"dataset {name!r} has no class numbers in its {split} split: {reason(error)}.") from error
     classes = getattr(dataset, "classes", None)
     names = None if not classes else [str(each) for each in classes]
-    numbers, names = number_labels(labels, names, f"dataset {name!r}, {split}", on_error)
+    numbers, names = number_labels(labels, names, f"dataset {name!r}, {split}", how.on_error)
+    images: Images = TorchvisionImages(dataset, f"{name} {split} image")
     if files := getattr(dataset, "samples", None) or getattr(dataset, "imgs", None):
-        top = str(getattr(dataset, "root", root))
-        source = Source(numbers, names, FileImages(top, [os.path.relpath(file, top) for file, _ in files]))
-    else:
-        source = Source(numbers, names, TorchvisionImages(dataset, f"{name} {split} image"))
-    return source.drop_unlabelled()
+        top = str(getattr(dataset, "root", how.root))
+        images = FileImages(top, [os.path.relpath(file, top) for file, _ in files])
+    return Source(numbers, names, images).drop_unlabelled()
 
 
 def _check_there(name: str, root: str) -> None:
@@ -100,9 +81,8 @@ def _check_there(name: str, root: str) -> None:
 
 def _read_labels(dataset: Any) -> list[int]:
     """Return the class numbers, without decoding images where the dataset knows them."""
-    labels: Sequence[Any] | None = getattr(dataset, "targets", None)
+    labels: Any = getattr(dataset, "targets", None)
     if labels is None:
         labels = [int(dataset[i][1]) for i in range(len(dataset))]
     numbers = np.asarray(labels, dtype=np.int64)
-    found: list[int] = (numbers if numbers.ndim == 1 else numbers[:, 0]).tolist()  # QMNIST has more than the digit
-    return found
+    return list((numbers if numbers.ndim == 1 else numbers[:, 0]).tolist())  # QMNIST has more than the digit

@@ -35,43 +35,25 @@ WAYS_OUT = (
 def check_room(batch_bytes: int, batches: int, workers: int, processes: int = 1) -> None:
     """Refuse batches read ahead that do not fit into shared memory: training would wait for them forever.
 
-    Args:
-        batch_bytes: Bytes of one batch.
-        batches: How many there are in all.
-        workers: Worker processes.
-        processes: Processes on this machine that have such workers each.
-
-    Raises:
-        InputError: if they do not fit.
-
-    Example:
-        >>> check_room(1024, batches=100, workers=2)
+    There are so many batches in all, and so many processes on this machine that have such workers each.
     """
     if not SHARED.is_dir():
         return
     ahead = processes * min(PREFETCHED * workers, batches)
     needed, free = ahead * batch_bytes, shutil.disk_usage(SHARED).free
     if needed > free:
+        each, together = math.ceil(batch_bytes / 2**20), math.ceil(needed / 2**20)
         raise InputError(
-            f"data.workers is {workers}: workers hand over up to {ahead} batches of {_megabytes(batch_bytes)} MB at a "
-            f"time, {_megabytes(needed)} MB of shared memory, but {SHARED} has {free // 2**20} MB free; {WAYS_OUT}."
+            f"data.workers is {workers}: workers hand over up to {ahead} batches of {each} MB at a time, {together} MB "
+            f"of shared memory, but {SHARED} has {free // 2**20} MB free; {WAYS_OUT}."
         )
-
-
-def _megabytes(size: int) -> int:
-    return math.ceil(size / 2**20)
 
 
 def begin_worker(number: int) -> None:
     """Make a worker leave interrupts to the main process, and exit if it cannot hand over a batch.
 
-    Pillow's messages about single images are silenced.
-
     After a signal to both, the main process may still need this worker's images, but not forever; a second signal ends
     the worker at once. The main process would wait forever for a batch that cannot be handed over.
-
-    Args:
-        number: The worker's number.
     """
     silence_pillow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
