@@ -29,16 +29,9 @@ def is_known(module: nn.Module) -> bool:
 
 
 def effective_weight(conv: nn.Module) -> Tensor:
-    """Return the weights (F, C, h, w) that a convolution applies.
+    """Return the weights (F, C, h, w) that a known convolution applies.
 
-    Args:
-        conv: Of a known kind; one that standardises applies (w - mean) / sqrt(var + eps), over each of the F filters,
-            times its gain and its scale where it has them.
-
-    Example:
-        >>> weight = effective_weight(StdConv2d(3, 8, 3))
-        >>> bool(weight.mean((1, 2, 3)).abs().max() < 1e-5), bool((weight.var((1, 2, 3)) - 1).abs().max() < 0.1)
-        (True, True)
+    One that standardises applies (w - mean) / sqrt(var + eps), over each of the F filters, times its gain and scale.
     """
     weight: Tensor = conv.weight  # type: ignore[assignment]
     if type(conv) in PLAIN:
@@ -52,15 +45,11 @@ def effective_weight(conv: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
-    """Make a convolution apply given weights.
+    """Make a known convolution apply the weights (F, C, h, w) that are wanted.
 
     One that standardises can apply any weights with mean zero and deviation below one over each filter, through eps,
     which matters next to a tiny variance. Larger weights are scaled down, all filters by one factor, which a
     normalisation after the convolution undoes; :func:`mixmo.fuse` checks that there is one.
-
-    Args:
-        conv: Of a known kind; changed.
-        wanted: (F, C, h, w).
 
     Example:
         >>> conv, wanted = ScaledStdConv2d(3, 8, 3), effective_weight(ScaledStdConv2d(3, 8, 3)) * 2.5
@@ -84,14 +73,7 @@ def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
 
 @torch.no_grad()
 def scale(conv: nn.Module, factor: float) -> None:
-    """Scale a convolution's output; one that standardises its weights and has no gain is left unchanged.
-
-    Example:
-        >>> conv, image = ScaledStdConv2d(3, 8, 3), torch.randn(1, 3, 9, 9)
-        >>> before = conv(image)
-        >>> scale(conv, 0.5)
-        >>> torch.testing.assert_close(conv(image), before / 2)
-    """
+    """Scale a known convolution's output; one that standardises its weights and has no gain is left unchanged."""
     if type(conv) in STANDARDISED:
         return
     for name, parameter in conv.named_parameters():

@@ -24,13 +24,9 @@ TRUNCATION = 0.87962566103423978
 class PreActBlock(nn.Module):
     """Two pre-activated 3×3 convolutions and a shortcut: x ↦ shortcut(x) + conv(relu(bn(conv(relu(bn(x)))))).
 
-    Args:
-        in_channels: Channels of x.
-        out_channels: Channels of the result.
-        stride: 1 or 2.
-        stride_in_second: The second convolution has the stride, whose input is then padded by one on the
-            right and the bottom only, and the 1×1 shortcut reads the raw x (the paper's WideResNet).
-            Otherwise the first has it, and the shortcut reads the pre-activated x (its PreActResNet).
+    With ``stride_in_second`` the second convolution has the stride, its input is padded by one on the right and the
+    bottom only, and the 1×1 shortcut reads the raw x (the paper's WideResNet). Otherwise the first has it, and the
+    shortcut reads the pre-activated x (its PreActResNet).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, stride_in_second: bool) -> None:
@@ -143,22 +139,9 @@ class PreActNet(nn.Module):
 
 
 class WideResNet(PreActNet):
-    """WideResNet-d-k for small images (Zagoruyko & Komodakis 2016) as the paper runs it.
+    """WideResNet-d-k, d = 6n + 4, for small images (Zagoruyko & Komodakis 2016) as the paper runs it.
 
     The stem is 3×3, C→16, stride 1; three stages of (d - 4) / 6 blocks have 16k, 32k and 64k channels.
-
-    Args:
-        depth: d = 6n + 4.
-        width: k.
-        **options: ``num_classes``, ``in_chans``, ``drop_rate`` of :class:`PreActNet`.
-
-    Raises:
-        InputError: if the depth is not 6n + 4 or the width is below 1.
-
-    Example:
-        >>> import torch
-        >>> WideResNet(depth=10, width=1, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 5])
     """
 
     def __init__(self, depth: int = 28, width: int = 10, **options: Any) -> None:
@@ -175,18 +158,6 @@ class PreActResNet18(PreActNet):
 
     The stem is 3×3, C→64, stride 2; four stages of two blocks have 64w, 128w, 256w and 512w channels, and
     neither batch norm nor ReLU follows them.
-
-    Args:
-        width: w.
-        **options: ``num_classes``, ``in_chans``, ``drop_rate`` of :class:`PreActNet`.
-
-    Raises:
-        InputError: if the width is below 1.
-
-    Example:
-        >>> import torch
-        >>> PreActResNet18(width=1, num_classes=5)(torch.zeros(2, 3, 64, 64)).shape
-        torch.Size([2, 5])
     """
 
     def __init__(self, width: int = 1, **options: Any) -> None:
@@ -196,46 +167,23 @@ class PreActResNet18(PreActNet):
         super().__init__(widths, 2, 64, 2, False, False, head_std=0.01, **options)
 
 
-def _build(
-    variant: str, model: type[PreActNet], fixed: dict[str, Any], pretrained: bool = False, **options: Any
-) -> nn.Module:
-    built: nn.Module = build_model_with_cfg(partial(model, **fixed), variant, pretrained, **options)
-    return built
-
-
-def _register(name: str, model: type[PreActNet], size: int, **fixed: int) -> None:
+def _register(name: str, model: type[PreActNet], size: int, **fixed: Any) -> None:
     """Register a timm entry point ``name``: timm asks for a function of that name in a module."""
 
-    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
-        return _build(name, model, fixed, pretrained, **options)
+    def entry(pretrained: bool = False, **options: Any) -> Any:
+        return build_model_with_cfg(partial(model, **fixed), name, pretrained, **options)
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"Return {model.__name__} with {fixed or 'the sizes given'}."
-    settings = {
-        "input_size": (3, size, size),
-        "num_classes": 1000,
-        "first_conv": "conv_stem",
-        "classifier": "fc",
-    }
+    settings = {"input_size": (3, size, size), "num_classes": 1000, "first_conv": "conv_stem", "classifier": "fc"}
     default_cfgs.update(generate_default_cfgs({name: settings}))
     register_model(entry)
 
 
 default_cfgs: dict[str, Any] = {}  # read by timm's register_model
-for _depth, _width in [
-    (10, 1),
-    (10, 2),
-    (10, 4),
-    (16, 1),
-    (16, 2),
-    (16, 4),
-    (16, 8),
-    (28, 2),
-    (28, 4),
-    (28, 10),
-    (40, 4),
-]:
-    _register(f"wide_resnet{_depth}_{_width}", WideResNet, 32, depth=_depth, width=_width)
+for _depth, _widths in {10: (1, 2, 4), 16: (1, 2, 4, 8), 28: (2, 4, 10), 40: (4,)}.items():
+    for _width in _widths:
+        _register(f"wide_resnet{_depth}_{_width}", WideResNet, 32, depth=_depth, width=_width)
 _register("wide_resnet", WideResNet, 32)
 for _width in (1, 2, 3):
     _register(f"preact_resnet18_{_width}", PreActResNet18, 64, width=_width)

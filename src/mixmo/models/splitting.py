@@ -8,12 +8,7 @@ from mixmo.errors import InputError, one_of, reason
 
 
 class SplitBackbone(nn.Module):
-    """A backbone in two parts, ``stem`` and ``core``; the stem's output is all that passes between them.
-
-    Args:
-        stem: Maps images to features.
-        core: Maps features to logits.
-    """
+    """A backbone in two parts: ``stem`` maps images to features, which are all that passes to ``core``, to logits."""
 
     def __init__(self, stem: nn.Module, core: nn.Module) -> None:
         super().__init__()
@@ -26,14 +21,7 @@ class SplitBackbone(nn.Module):
 
 
 def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
-    """Cut a backbone behind a module: into the part up to its output, and the part from there to the logits.
-
-    Args:
-        backbone: The backbone; its modules are shared with the result, not copied.
-        name: Dotted name of the last module of the first part, such as the first stage.
-
-    Returns:
-        A :class:`SplitBackbone` that computes the same.
+    """Cut a backbone behind the module ``name``, such as the first stage; the result shares its modules.
 
     Raises:
         InputError: if there is no such module, it is not called exactly once, the backbone's own code cannot be

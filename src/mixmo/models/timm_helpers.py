@@ -15,16 +15,7 @@ PREFIX = "backbone."
 
 
 def delegate(backbone: nn.Module, name: str) -> Any:
-    """Return a :data:`DELEGATED` attribute of a module's ``backbone``.
-
-    Raises:
-        AttributeError: if the backbone has none.
-
-    Example:
-        >>> import timm
-        >>> delegate(timm.create_model("vit_tiny_patch16_224"), "no_weight_decay")() >= {"backbone.pos_embed"}
-        True
-    """
+    """Return a :data:`DELEGATED` attribute of a module's ``backbone``, with names as they are in the module."""
     own = getattr(backbone, name)
     if name == "no_weight_decay":
         return lambda: {f"{PREFIX}{each}" for each in own()}
