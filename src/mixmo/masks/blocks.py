@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixmo.masks.parts import FeatureShape, assign, break_stick
+from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, break_stick
 
 BLOCK = 7
 
 
-def patchup_2d(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def patchup_2d(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the first member the union of random 7×7 blocks, the same in all channels, the others the rest.
 
     Blocks start at each place with probability gamma = 1 - (1 - kappa_1)^(1/49), also beyond the border, so that
@@ -38,9 +36,7 @@ def patchup_2d(
     return assign(break_stick(ratios, one, lambda share: _covered(share, one, generator)), roles)
 
 
-def patchup_hard(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def patchup_hard(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the first member random 7×7 blocks, drawn for each channel separately, the others the rest.
 
     As :func:`patchup_2d`, with masks of F channels. Expected area: kappa_i. The reference code uses the blocks of
@@ -55,9 +51,7 @@ def patchup_hard(
     return assign(break_stick(ratios, shape, lambda share: _covered(share, shape, generator)), roles)
 
 
-def patchup_soft(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def patchup_soft(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Mix the members inside random 7×7 blocks only, drawn for each channel; elsewhere there is only the first.
 
     Blocks cover sqrt(1 - kappa_1) of the map in expectation, and inside them the others have sqrt(1 - kappa_1)
@@ -79,7 +73,7 @@ def patchup_soft(
     return assign(break_stick(ratios, shape, draw), roles)
 
 
-def _covered(share: Tensor, shape: FeatureShape, generator: torch.Generator | None) -> Tensor:
+def _covered(share: Tensor, shape: FeatureShape, generator: Generator) -> Tensor:
     """Return (B, F, h, w): 1 where a block lies; each cell is covered with probability ``share`` (B,)."""
     channels, height, width = shape
     block = min(BLOCK, height, width)

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from mixmo.errors import InputError
-from mixmo.masks.parts import FeatureShape, assign, bands
+from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, bands
 
 GRID = 4
 FAR = 1e9
 """Keeps the sites of others out of a minimum; larger than any squared distance on a map."""
 
 
-def grid(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def grid(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the members cells of a 4×4 grid, in random order and as many as their ratios ask for.
 
     Of C cells part i gets floor or ceil(C * kappa_i), by systematic sampling. Expected area: kappa_i. Maps smaller
@@ -53,9 +51,7 @@ def grid(
     return (cells @ inside).view(*ratios.shape, 1, height, width)  # a product by 0 and 1 beats picking one by one
 
 
-def voronoi(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def voronoi(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the members Voronoi cells: each position goes with the nearest of 2M random sites.
 
     Sites are uniform on the map; part i has floor or ceil(2M * kappa_i) of them, by systematic sampling. Expected
@@ -97,7 +93,7 @@ def voronoi(
     return masks.view(*ratios.shape, 1, height, width)
 
 
-def _places(batch: int, count: int, ratios: Tensor, generator: torch.Generator | None, shuffled: bool = True) -> Tensor:
+def _places(batch: int, count: int, ratios: Tensor, generator: Generator, shuffled: bool = True) -> Tensor:
     """Return places (B, count) in [0, 1) at equal distances from a random start: systematic sampling."""
     start = torch.rand(batch, 1, generator=generator, device=ratios.device)
     if shuffled:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixmo.masks.parts import FeatureShape
+from mixmo.masks.parts import FeatureShape, Generator, Roles
 
 
-def mimo(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def mimo(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give every member 1/M everywhere, regardless of the request (Havasi et al. 2021).
 
     Masks (B, M, 1, h, w).
@@ -22,9 +20,7 @@ def mimo(
     return linear(torch.full_like(ratios, 1 / ratios.shape[1]), shape)
 
 
-def linear(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def linear(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give member i its ratio everywhere: mask_i = kappa_i (Linear-MixMo, section 3.2 of the paper).
 
     Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FeatureShape = tuple[int, int, int]
-MaskFunction = Callable[[Tensor, FeatureShape, torch.Generator | None, Tensor | None], Tensor]
+Generator = torch.Generator | None
+"""Where random positions come from; ``None`` is torch's own."""
+Roles = Tensor | None
+"""(M,) or (B, M): member i gets the part roles[i]; ``None`` leaves parts in order."""
+MaskFunction = Callable[[Tensor, FeatureShape, Generator, Roles], Tensor]
 
 
 def picture(masks: Tensor) -> str:
-    """Return a text that shows, at each position, the number of the member that has most of it.
-
-    Args:
-        masks: (B, M, 1 or F, h, w) of at most ten members; the first sample's first channel is shown.
+    """Return a text with the number of the member, of at most ten, that has most of each position of the first mask.
 
     Example:
         >>> print(picture(torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, 0.8]]).view(1, 2, 1, 1, 3)))
@@ -25,12 +26,8 @@ def picture(masks: Tensor) -> str:
     return "\n".join("".join(map(str, row)) for row in masks[0, :, 0].argmax(0).tolist())
 
 
-def assign(parts: Tensor, roles: Tensor | None) -> Tensor:
-    """Give member i the part roles[i].
-
-    Args:
-        parts: (B, M, …).
-        roles: (M,) for the whole batch or (B, M) for each sample; ``None`` leaves the parts in order.
+def assign(parts: Tensor, roles: Roles) -> Tensor:
+    """Give member i the part roles[i] of (B, M, …), for the whole batch or for each sample.
 
     Example:
         >>> assign(torch.tensor([[10, 20, 30]]), torch.tensor([2, 0, 1])).tolist()
@@ -44,14 +41,9 @@ def assign(parts: Tensor, roles: Tensor | None) -> Tensor:
 
 
 def bands(place: Tensor, ratios: Tensor) -> Tensor:
-    """Share positions by their place in [0, 1): part i gets those from κ_1 + … + κ_{i-1} to κ_1 + … + κ_i.
+    """Share positions by their place (B, n) in [0, 1): part i gets those from κ_1 + … + κ_{i-1} to κ_1 + … + κ_i.
 
-    Args:
-        place: (B, n), where each position stands.
-        ratios: (B, M), rows sum to one.
-
-    Returns:
-        Masks (B, M, n) of 0 and 1.
+    Returns masks (B, M, n) of 0 and 1.
 
     Example:
         >>> bands(torch.tensor([[0.1, 0.6, 0.7]]), torch.tensor([[0.5, 0.5]])).tolist()
@@ -63,14 +55,9 @@ def bands(place: Tensor, ratios: Tensor) -> Tensor:
 
 
 def by_rank(field: Tensor, ratios: Tensor) -> Tensor:
-    """Share positions by the rank of their values: part 1 gets the lowest κ_1 * n of them, and so on.
+    """Share positions by the rank of their values (B, n): part 1 gets the lowest κ_1 * n of them, and so on.
 
-    Args:
-        field: (B, n) values without ties.
-        ratios: (B, M), rows sum to one.
-
-    Returns:
-        Masks (B, M, n) of 0 and 1; each part has its ratio of positions, rounded to whole ones.
+    Returns masks (B, M, n) of 0 and 1; each part has its ratio of positions, rounded to whole ones.
 
     Example:
         >>> by_rank(torch.tensor([[0.3, -1.0, 2.0, 0.5]]), torch.tensor([[0.25, 0.75]])).tolist()
@@ -94,14 +81,8 @@ def _differences(below: Tensor, ratios: Tensor, count: int) -> Tensor:
 def break_stick(ratios: Tensor, shape: FeatureShape, draw: Callable[[Tensor], Tensor]) -> Tensor:
     """Share positions between part 1 and the rest, then the rest between part 2 and its rest, and so on.
 
-    Args:
-        ratios: (B, M), rows sum to one.
-        shape: (F, h, w).
-        draw: Maps shares (B,) to masks (B, 1 or F, h, w) in [0, 1], drawn again at each call. Where their expected
-            mean is the share, the expected mean of part i is κ_i.
-
-    Returns:
-        Masks (B, M, 1 or F, h, w); 0 and 1 if those of ``draw`` are.
+    ``draw`` maps shares (B,) to masks (B, 1 or F, h, w) in [0, 1], drawn again at each call. Where their expected mean
+    is the share, the expected mean of part i is κ_i. Returns masks (B, M, 1 or F, h, w).
 
     Example:
         >>> half = lambda share: share[:, None, None, None].expand(-1, 1, 1, 1)

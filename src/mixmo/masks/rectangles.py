@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixmo.masks.parts import FeatureShape, assign, break_stick
+from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, break_stick
 
 
-def cut(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def cut(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the first member a rectangle, the others the rest (Cut-MixMo, section 3.2 of the paper).
 
     As in CutMix the sides are floor(size * sqrt(kappa_1)), the centre is uniform on the grid and the
@@ -40,9 +38,7 @@ def cut(
     return _rectangle_masks(ratios, roles, _span_mask(top, bottom, height), _span_mask(left, right, width))
 
 
-def cut_exact(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def cut_exact(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the first member a rectangle of area kappa_1 up to rounding, wholly inside the map.
 
     The height is round(h * sqrt(kappa_1)), or more where the width would not suffice, the width
@@ -72,9 +68,7 @@ def cut_exact(
     return _rectangle_masks(ratios, roles, _span_mask(top, top + rows, height), _span_mask(left, left + columns, width))
 
 
-def cut_partition(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def cut_partition(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give every member but the last a rectangle of what the members before it left: a true partition.
 
     For M = 2 this is :func:`cut`. For more, the second member gets a rectangle of :func:`cut` with ratio
@@ -109,14 +103,14 @@ def cut_partition(
     return assign(break_stick(ratios, shape, draw), roles)
 
 
-def _clipped_span(root: Tensor, size: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _clipped_span(root: Tensor, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return start and end (B,) of CutMix's clipped side along an axis of ``size`` cells."""
     half = (size * root).floor().div(2, rounding_mode="floor")
     centre = torch.randint(size, root.shape, generator=generator, device=root.device)
     return centre - half, centre + half
 
 
-def _fitting_start(length: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+def _fitting_start(length: Tensor, size: int, generator: Generator) -> Tensor:
     """Return a start (B,) uniform among those that keep ``length`` cells inside ``size``."""
     uniform = torch.rand(length.shape, generator=generator, device=length.device)
     return (uniform * (size - length + 1)).floor().clamp(max=size - length)
@@ -128,7 +122,7 @@ def _span_mask(start: Tensor, end: Tensor, size: int) -> Tensor:
     return ((position >= start[:, None]) & (position < end[:, None])).float()
 
 
-def _rectangle_masks(ratios: Tensor, roles: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+def _rectangle_masks(ratios: Tensor, roles: Roles, rows: Tensor, columns: Tensor) -> Tensor:
     """Return masks (B, M, 1, h, w): part 0 inside rows × columns, the others outside."""
     if ratios.shape[1] == 1:  # no one to share with
         return ratios.new_ones(len(ratios), 1, 1, rows.shape[1], columns.shape[1])

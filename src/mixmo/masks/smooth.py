@@ -7,15 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from mixmo.masks.parts import FeatureShape, assign, by_rank
+from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, by_rank
 
 COW_SIGMAS = (4.0, 16.0)
 FMIX_DECAY = 3.0
 
 
-def cow(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def cow(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give each member a level set of blurred noise, blotches as on a cow (CowMask, French et al. 2020).
 
     White noise is blurred by a Gaussian whose standard deviation is log-uniform between 4 and 16 cells; the member
@@ -51,9 +49,7 @@ def _gaussian(sigma: Tensor, size: int) -> Tensor:
     return (-0.5 * ((place[:, None] - place) / sigma[:, None, None]).square()).exp()
 
 
-def fmix(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def fmix(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give each member a level set of low-frequency noise (FMix, Harris et al. 2020).
 
     A complex Gaussian spectrum is divided by the frequency to the power of 3 and transformed back; levels are shared

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from mixmo.errors import InputError
-from mixmo.masks.parts import FeatureShape, assign, bands, break_stick
+from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, bands, break_stick
 
 
-def horizontal(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def horizontal(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the members whole rows, from the top or, for half of the samples, from the bottom.
 
     Expected area: kappa_i, rounded to rows.
@@ -26,9 +24,7 @@ def horizontal(
     return _runs(ratios, height, generator, roles)[:, :, None, :, None].expand(-1, -1, 1, height, width)
 
 
-def vertical(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def vertical(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the members whole columns, from the left or, for half of the samples, from the right.
 
     Expected area: kappa_i, rounded to columns.
@@ -43,9 +39,7 @@ def vertical(
     return _runs(ratios, width, generator, roles)[:, :, None, None, :].expand(-1, -1, 1, height, width)
 
 
-def channel(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def channel(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the members whole channels in order, from the first or, for half of the samples, from the last.
 
     Expected area: kappa_i, rounded to channels.
@@ -61,9 +55,7 @@ def channel(
     return _runs(ratios, channels, generator, roles)[..., None, None].expand(-1, -1, -1, height, width)
 
 
-def bernoulli(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def bernoulli(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give each channel to one member, drawn with probabilities kappa_1, …, kappa_M.
 
     Expected area: kappa_i.
@@ -80,9 +72,7 @@ def bernoulli(
     return assign(bands(place, ratios), roles)[..., None, None].expand(-1, -1, -1, height, width)
 
 
-def noise(
-    ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None = None, roles: Tensor | None = None
-) -> Tensor:
+def noise(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Mix the members at each pixel in a proportion of its own.
 
     The first member's share is uniform on [0, 2 kappa_1], or on [2 kappa_1 - 1, 1] where kappa_1 > 1/2; the rest is
@@ -106,7 +96,7 @@ def noise(
     return assign(break_stick(ratios, shape, draw), roles)
 
 
-def _runs(ratios: Tensor, size: int, generator: torch.Generator | None, roles: Tensor | None) -> Tensor:
+def _runs(ratios: Tensor, size: int, generator: Generator, roles: Roles) -> Tensor:
     """Return (B, M, size): runs of neighbours along an axis, in either direction."""
     if ratios.shape[1] > size:
         raise InputError(
