@@ -75,9 +75,8 @@ def summed_binary_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothi
 class ImageSource(Protocol):
     """The images of a training step.
 
-    Attributes:
-        labels: (N,) class numbers of all images, or (N, K) probabilities or 0 and 1; partners are drawn from them.
-        chosen: (U,) places of the step's distinct images among them.
+    ``labels`` are class numbers (N,) of all images, or (N, K) probabilities or 0 and 1; partners are drawn from them.
+    ``chosen`` (U,) are the places of the step's distinct images among them.
     """
 
     labels: Tensor
@@ -92,25 +91,19 @@ class ImageSource(Protocol):
 
 @dataclass
 class GivenImages:
-    """Images without augmentation: all copies are equal.
-
-    Args:
-        images: (U, C, H, W).
-        labels: (U,) or (U, K).
-        chosen: (U,).
-    """
+    """Images (U, C, H, W) without augmentation: all copies are equal."""
 
     images: Tensor
     labels: Tensor
-    chosen: Tensor
 
-    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, H, W)."""
-        return self.copies(self.chosen[pairs], part)
+    def __post_init__(self) -> None:
+        self.chosen = torch.arange(len(self.images), device=self.images.device)
 
     def copies(self, places: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W)."""
         return self.images[places[part]]
+
+    repeated = copies  # all images are chosen, in their order
 
 
 class BatchMixer:
@@ -210,8 +203,7 @@ class BatchMixer:
             InputError: if shapes or types do not fit.
         """
         self._check(images, labels)
-        source = GivenImages(images, labels, torch.arange(len(images), device=images.device))
-        return self.mix(source, generator, progress)
+        return self.mix(GivenImages(images, labels), generator, progress)
 
     def mix(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import timm
@@ -14,30 +13,16 @@ from mixmo.errors import InputError, one_of
 from mixmo.models.convolutions import is_known, set_effective_weight
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
-from mixmo.stem import summed_weights
+from mixmo.stem import SIDES, summed_weights
 
 PLAIN_HEADS = (nn.Linear, nn.Conv2d, timm.layers.Linear)
 """Heads that are linear in their own weight and bias."""
-
-USUAL_SIZES = ((32, 32), (64, 64), (224, 224), (256, 256), (384, 384))
-"""Image sizes to try where a network's size is not known."""
 
 Average = Literal["logits", "probabilities"]
 
 
 class ProbabilityAverage(nn.Module):
-    """Averages the members' probabilities: a plain backbone has their logits as M * K outputs.
-
-    Args:
-        backbone: Maps images to (B, M * K).
-        num_members: M.
-
-    Example:
-        >>> heads = nn.Linear(3, 4)
-        >>> features = torch.randn(5, 3)
-        >>> expected = heads(features).view(5, 2, 2).softmax(2).mean(1)
-        >>> torch.testing.assert_close(ProbabilityAverage(heads, 2)(features).softmax(1), expected)
-    """
+    """Averages the probabilities of members whose logits are a plain backbone's M * K outputs."""
 
     def __init__(self, backbone: nn.Module, num_members: int) -> None:
         super().__init__()
@@ -88,8 +73,7 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
     for name, stem in zip(net.stem_names, net.stems, strict=True):
         plain.set_submodule(name, _sum_of(stem.encoders))
     for name, classifier in zip(net.head_names, net.classifiers, strict=True):
-        join = _mean_of if average == "logits" else _side_by_side
-        plain.set_submodule(name, join(classifier.heads))
+        plain.set_submodule(name, _join(classifier.heads, average))
     if average == "probabilities":
         plain = ProbabilityAverage(plain, net.num_members)
     _check_fused(plain, net, image_size, average)
@@ -97,12 +81,7 @@ def fuse(net: MixMo, image_size: tuple[int, int] | None = None, average: Average
 
 
 def can_fuse(net: MixMo) -> bool:
-    """Return whether a network's stems and heads can be folded.
-
-    Example:
-        >>> can_fuse(MixMo("wide_resnet10_1", 2, num_classes=5, mix_at="stages.0"))
-        False
-    """
+    """Return whether a network's stems and heads can be folded."""
     try:
         _check_parts(net)
     except InputError:
@@ -137,7 +116,8 @@ def _check_parts(net: MixMo) -> None:
 def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | None, average: Average) -> None:
     """Refuse a fused network whose output for a random image differs from the original's."""
     weight = next(net.parameters())
-    sizes = [image_size] if image_size else [net.image_size] if net.image_size else USUAL_SIZES
+    known = image_size or net.image_size
+    sizes = [known] if known else [(side, side) for side in SIDES]
     reference, candidate = copy_module(net).eval(), copy_module(plain).eval()
     for height, width in sizes:
         image = torch.randn(1, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
@@ -176,22 +156,12 @@ def _sum_of(encoders: nn.ModuleList) -> nn.Module:
 
 
 @torch.no_grad()
-def _mean_of(heads: Iterable[nn.Module]) -> nn.Module:
-    """Return one head whose logits are the mean of the heads'."""
-    every = list(heads)
-    mean = copy_module(every[0])
-    for name, parameter in mean.named_parameters():
-        parameter.copy_(torch.stack([head.get_parameter(name) for head in every]).mean(0))
-    return mean
-
-
-@torch.no_grad()
-def _side_by_side(heads: Iterable[nn.Module]) -> nn.Module:
-    """Return one head whose outputs are the heads', one after the other."""
-    every = list(heads)
-    joined = copy_module(every[0])
+def _join(heads: nn.ModuleList, average: Average) -> nn.Module:
+    """Return one head whose logits are the mean of the heads', or, for probabilities, one after the other."""
+    joined = copy_module(heads[0])
     for name, parameter in list(joined.named_parameters()):
-        values = torch.cat([head.get_parameter(name) for head in every])
+        own: list[Tensor] = [head.get_parameter(name) for head in heads]
+        values = torch.stack(own).mean(0) if average == "logits" else torch.cat(own)
         setattr(joined, name, nn.Parameter(values, parameter.requires_grad))
     size = "out_channels" if isinstance(joined, nn.Conv2d) else "out_features"
     setattr(joined, size, len(joined.weight))  # type: ignore[arg-type]

@@ -154,46 +154,22 @@ class Mixer:
         has_autocast = torch.amp.is_autocast_available(device.type)
         # Matrix products in bfloat16 would move masks' outlines.
         with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
-            return self._sample(batch_size, shape, generator, device, progress)
+            ratios = self._sample_ratios(batch_size, generator, device)
+            if self.num_members == 1:
+                return Mix(linear(ratios, shape), ratios)
+            per_sample = self.draw_per == "sample"
 
-    def _sample(
-        self,
-        batch_size: int,
-        shape: FeatureShape,
-        generator: torch.Generator | None,
-        device: torch.device,
-        progress: float,
-    ) -> Mix:
-        ratios = self._sample_ratios(batch_size, generator, device)
-        if self.num_members == 1:
-            return Mix(linear(ratios, shape), ratios)
-        per_sample = self.draw_per == "sample"
+            def uniform() -> Tensor:  # `if` on a device's value would make the host wait, so arithmetic chooses
+                size = (batch_size, 1, 1, 1, 1) if per_sample else ()
+                return torch.rand(size, generator=generator, device=device)
 
-        def uniform() -> Tensor:  # `if` on a device's value would make the host wait, so arithmetic chooses
-            size = (batch_size, 1, 1, 1, 1) if per_sample else ()
-            return torch.rand(size, generator=generator, device=device)
-
-        members = (batch_size, self.num_members) if per_sample else (self.num_members,)
-        roles = torch.rand(members, generator=generator, device=device).argsort()
-        masks = self._draw(uniform(), ratios, shape, generator, roles)
-        if not CONSTANT.issuperset(self.kinds):
-            linearly = uniform().ge(scheduled_probability(self.probability, progress)).float()
-            masks = masks.lerp(ratios[:, :, None, None, None], linearly)
-        return Mix(masks, masks.mean((2, 3, 4)))
-
-    def _draw(
-        self, uniform: Tensor, ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None, roles: Tensor
-    ) -> Tensor:
-        """Return masks of the kinds that ``uniform`` chooses."""
-        drawn, below = [], 0.0
-        for kind, probability in self.kinds.items():
-            function = kind if callable(kind) else KINDS[kind if kind in KINDS else one_of(kind, KINDS, "mixer.kind")]
-            drawn.append((below, function(ratios, shape, generator, roles)))
-            below += probability
-        chosen = drawn[0][1]
-        for start, masks in drawn[1:]:
-            chosen = torch.where(uniform >= start, masks, chosen)
-        return chosen
+            members = (batch_size, self.num_members) if per_sample else (self.num_members,)
+            roles = torch.rand(members, generator=generator, device=device).argsort()
+            masks = self._draw(uniform(), ratios, shape, generator, roles)
+            if not CONSTANT.issuperset(self.kinds):
+                linearly = uniform().ge(scheduled_probability(self.probability, progress)).float()
+                masks = masks.lerp(ratios[:, :, None, None, None], linearly)
+            return Mix(masks, masks.mean((2, 3, 4)))
 
     def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         size = (batch_size, self.num_members)
@@ -202,16 +178,26 @@ class Mixer:
         # torch.distributions.Dirichlet draws the same but takes no generator.
         return torch._sample_dirichlet(torch.full(size, float(self.alpha), device=device), generator)
 
+    def _draw(
+        self, uniform: Tensor, ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None, roles: Tensor
+    ) -> Tensor:
+        """Return masks of the kinds that ``uniform`` chooses."""
+        drawn, below = [], 0.0
+        for kind, probability in self.kinds.items():
+            function = kind if callable(kind) else KINDS[one_of(kind, KINDS, "mixer.kind")]
+            drawn.append((below, function(ratios, shape, generator, roles)))
+            below += probability
+        chosen = drawn[0][1]
+        for start, masks in drawn[1:]:
+            chosen = torch.where(uniform >= start, masks, chosen)
+        return chosen
+
 
 def scheduled_probability(probability: float, progress: float) -> float:
-    """Return p at a point of training: constant, then linearly to 0 over the last twelfth.
+    """Return p at a point t of training: p for t < 11/12, then 12 * p * (1 - t), which falls to 0.
 
-    p(t) = p for t < 11/12, and 12 * p * (1 - t) after it. The published runs take t = epoch / epochs with
-    epochs counted from 1: of 300 epochs the 275th still has p = 0.5, the 276th 0.48, the last 0.
-
-    Args:
-        probability: p.
-        progress: t in [0, 1].
+    The published runs take t = epoch / epochs with epochs counted from 1: of 300 epochs the 275th still has p = 0.5,
+    the 276th 0.48, the last 0.
 
     Example:
         >>> [round(scheduled_probability(0.5, epoch / 300), 2) for epoch in (1, 275, 276, 300)]
@@ -221,16 +207,10 @@ def scheduled_probability(probability: float, progress: float) -> float:
 
 
 def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
-    """Mix the members' feature maps: M * Σ_i mask_i ⊙ features_i (equation 2 of the paper).
+    """Mix M feature maps (B, F, h, w) to one: M * Σ_i mask_i ⊙ features_i (equation 2 of the paper).
 
-    The factor M keeps the scale of a plain sum, which is what equal masks (``None``) give.
-
-    Args:
-        features: M tensors (B, F, h, w).
-        masks: (B, M, 1 or F, h, w), or ``None`` for 1/M everywhere.
-
-    Returns:
-        The mixture (B, F, h, w), in the features' type.
+    The factor M keeps the scale of a plain sum, which is what equal masks (``None``) give. Masks are
+    (B, M, 1 or F, h, w); the result has the features' type.
 
     Raises:
         InputError: if the masks' shape does not fit the features.
@@ -245,12 +225,7 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
     members = len(features)
     if masks is None:
         return functools.reduce(torch.add, features)
-    batch, channels, height, width = features[0].shape
-    if masks.shape not in {(batch, members, c, height, width) for c in (1, channels)}:
-        raise InputError(
-            f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
-            f"({batch}, {members}, 1 or {channels}, {height}, {width})."
-        )
+    check_masks(masks, members, features[0].shape)
     scaled = (members * masks).to(features[0].dtype)
     # Masks are laid out as the features are, since products that broadcast over innermost channels crawl on a CPU.
     parts = [
@@ -258,6 +233,16 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
         for feature, mask in zip(features, scaled.unbind(1), strict=True)
     ]
     return functools.reduce(torch.add, parts)
+
+
+def check_masks(masks: Tensor, members: int, features: Sequence[int]) -> None:
+    """Refuse masks that do not fit M feature maps of shape (B, F, h, w)."""
+    batch, channels, height, width = features
+    if masks.shape not in {(batch, members, c, height, width) for c in (1, channels)}:
+        raise InputError(
+            f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
+            f"({batch}, {members}, 1 or {channels}, {height}, {width})."
+        )
 
 
 def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:

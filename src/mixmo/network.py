@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
 from mixmo.errors import InputError, one_of, reason
+from mixmo.mixing import check_masks
 from mixmo.models.copying import copy_module
 from mixmo.models.initialization import add_noise, parts_of_members, share_out
 from mixmo.models.splitting import split_at
@@ -95,9 +96,7 @@ class MixMo(nn.Module):
             trained = trained or bool(options.get("pretrained") or options.get("checkpoint_path"))
         else:
             if options:
-                raise InputError(
-                    f"{', '.join(options)}: such options are for timm names, but the backbone is a module."
-                )
+                raise InputError(f"{', '.join(options)}: such options are for timm names, but backbone is a module.")
             try:
                 self.backbone = copy_module(backbone)
             except RuntimeError as error:  # tensors that are computed, as by torch's older weight_norm
@@ -235,20 +234,12 @@ class MixMo(nn.Module):
 
     def _with_masks(self, inputs: Tensor, masks: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():  # a compiled stem sees whether the numbers fit, not their shape
-            channels, rows, columns = self.encoder_shape(*inputs.shape[-2:])
-            if masks.shape not in {(len(inputs), self.num_members, c, rows, columns) for c in (1, channels)}:
-                raise InputError(
-                    f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
-                    f"({len(inputs)}, {self.num_members}, 1 or {channels}, {rows}, {columns})."
-                )
+            check_masks(masks, self.num_members, (len(inputs), *self.encoder_shape(*inputs.shape[-2:])))
         return with_masks(inputs, masks)
 
 
 def create_backbone(name: str, **options: Any) -> nn.Module:
     """Return ``timm.create_model(name, **options)``; refuse unknown names and options in one sentence.
-
-    Raises:
-        InputError: if timm has no such model, or the model no such option.
 
     Example:
         >>> create_backbone("wide_resnet28_20")

@@ -14,19 +14,7 @@ from mixmo.seeding import drawing_device
 
 
 def check_repetition(batch_size: int, batch_repetition: int) -> int:
-    """Return U = B / b, the number of distinct images in a batch.
-
-    Args:
-        batch_size: B.
-        batch_repetition: b, how often each image appears in a batch.
-
-    Raises:
-        InputError: if b is below 1, larger than B, or does not divide B.
-
-    Example:
-        >>> check_repetition(64, 4)
-        16
-    """
+    """Return U = B / b, the number of distinct images in a batch of B in which each appears b times."""
     if batch_repetition < 1:
         raise InputError(f"batch_repetition is {batch_repetition}; each image stands at least once in a batch.")
     if batch_size < batch_repetition:
@@ -43,19 +31,7 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
 
 
 def check_input_repetition(input_repetition: float, num_members: int, name: str = "input_repetition") -> None:
-    """Refuse a share of equal inputs that is out of range or leaves nothing to mix.
-
-    Args:
-        input_repetition: rho in [0, 1).
-        num_members: M.
-        name: What to call it in the error.
-
-    Raises:
-        InputError: if rho is outside [0, 1], or 1 with more than one member.
-
-    Example:
-        >>> check_input_repetition(0.5, num_members=2)
-    """
+    """Refuse a share of equal inputs, rho, that is out of range or leaves nothing to mix; ``name`` is for the error."""
     if not 0 <= input_repetition <= 1:
         raise InputError(f"{name} is {input_repetition}; it is a share between 0 and 1.")
     if input_repetition == 1 and num_members > 1:

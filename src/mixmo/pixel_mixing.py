@@ -82,16 +82,10 @@ class PixelMixer:
 
 
 def visible_share(keep: Tensor, masks: Tensor) -> Tensor:
-    """Return the indexed image's share of what is visible: mean(keep ⊙ mask) / (mean(mask) + 1e-8).
+    """Return the indexed image's share (B, M) of what is visible: mean(keep ⊙ mask) / (mean(mask) + 1e-8).
 
-    The pixel mask is average-pooled to the encoders' output size first where that is smaller.
-
-    Args:
-        keep: (B, M, 1, H, W), the indexed image's share of each pixel.
-        masks: (B, M, 1 or F, h, w), the members' masks in feature space.
-
-    Returns:
-        Shares (B, M) in [0, 1]; 0 for a member whose mask is empty.
+    ``keep`` (B, M, 1, H, W) is its share of each pixel, average-pooled to the size of the members' masks
+    (B, M, 1 or F, h, w) where that is smaller. A member whose mask is empty has share 0.
 
     Example:
         >>> keep = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
@@ -106,14 +100,7 @@ def visible_share(keep: Tensor, masks: Tensor) -> Tensor:
 
 
 def keep_majority(keep: Tensor, masks: Tensor) -> Tensor:
-    """Swap the regions of the two images where the indexed one would be visible by less than half.
-
-    Args:
-        keep: (B, M, 1, H, W), as in :func:`visible_share`.
-        masks: (B, M, 1 or F, h, w).
-
-    Returns:
-        Masks (B, M, 1, H, W), 1 - keep where the visible share was below 0.5.
+    """Swap the regions of the two images where the indexed one's :func:`visible_share` is below half: keep or 1 - keep.
 
     Example:
         >>> keep = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
@@ -125,31 +112,14 @@ def keep_majority(keep: Tensor, masks: Tensor) -> Tensor:
 
 
 def mix_pixels(inputs: Tensor, partners: Tensor, keep: Tensor) -> Tensor:
-    """Return keep ⊙ inputs + (1 - keep) ⊙ partners.
-
-    Args:
-        inputs: (B, M, C, H, W), the indexed images.
-        partners: (B, M, C, H, W).
-        keep: (B, M, 1, H, W).
-
-    Example:
-        >>> mix_pixels(torch.ones(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), torch.full((1, 1, 1, 1, 2), 0.25)).sum()
-        tensor(0.5000)
-    """
+    """Return keep ⊙ inputs + (1 - keep) ⊙ partners, of images (B, M, C, H, W) and masks (B, M, 1, H, W)."""
     return torch.lerp(partners, inputs, keep)
 
 
 def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_classes: int) -> Tensor:
-    """Return soft targets: share * onehot(target) + (1 - share) * onehot(partner).
+    """Return soft targets (B, M, K): share * onehot(target) + (1 - share) * onehot(partner), for visible shares (B, M).
 
-    Args:
-        targets: (B, M) class numbers of the indexed images, or (B, M, K) the presence of each class.
-        partner_targets: The same for their partners.
-        share: (B, M) visible shares of the indexed images.
-        num_classes: K.
-
-    Returns:
-        Targets (B, M, K), float32.
+    Targets are class numbers (B, M), or (B, M, K) the presence of each class.
 
     Example:
         >>> shared_targets(torch.tensor([[0]]), torch.tensor([[2]]), torch.tensor([[0.75]]), 3).tolist()

@@ -36,11 +36,7 @@ class MixingStem(nn.Module):
         self.shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def encoder_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (F, h, w), an encoder's output shape for images of height × width; cached.
-
-        Raises:
-            InputError: if the encoders cannot take that size, or their output is not a feature map.
-        """
+        """Return (F, h, w), an encoder's output shape for images of height × width; cached."""
         if (height, width) in self.shapes:
             return self.shapes[height, width]
         encoder = copy_module(self.encoders[0]).to("meta").eval()  # shapes only, nothing is computed
@@ -75,11 +71,7 @@ _shown = threading.local()
 
 @contextmanager
 def check_stem_input(x: Tensor) -> Iterator[None]:
-    """Refuse, within the block, a backbone that passes its stem anything but ``x``, which holds masks too.
-
-    Raises:
-        InputError: from the stem.
-    """
+    """Refuse, within the block, a backbone that passes its stem anything but ``x``, which holds masks too."""
     _shown.x, _shown.version = x, _version(x)
     try:
         yield
@@ -109,7 +101,7 @@ def _changed(expected: Sequence[int], found: Sequence[int]) -> InputError:
     )
 
 
-SIDES = (32, 224, 256, 384)
+SIDES = (32, 64, 224, 256, 384)
 """Image sizes to try where a backbone does not declare one."""
 
 
@@ -122,16 +114,9 @@ def try_mixture(backbone: nn.Module, stems: Sequence[MixingStem], size: tuple[in
     """Show a backbone two equal mixtures, in evaluation and in training, and check that its stems get them unchanged.
 
     A compiled network skips the check of each call (:func:`check_stem_input`), so this one is done at construction. The
-    backbone runs only up to its stems. Its buffers and modes and torch's generators are left as they were.
-
-    Args:
-        backbone: The backbone, with its stems replaced.
-        stems: Its :class:`MixingStem` modules.
-        size: (H, W) of its images, if that is known. A backbone that takes none of the sizes tried is left to the
-            check of each call.
-
-    Raises:
-        InputError: if the backbone changes its input before a stem.
+    backbone runs only up to its stems. Its buffers and modes and torch's generators are left as they were. ``size`` is
+    (H, W) of its images, if that is known; a backbone that takes none of the sizes tried is left to the check of each
+    call.
     """
     modes = [(module, module.training) for module in backbone.modules()]
     sizes = [*([size] if size else []), *((side, side) for side in SIDES)]
@@ -179,12 +164,7 @@ def _check_takes_mixtures(backbone: nn.Module, stems: Sequence[MixingStem], size
 
 
 def with_masks(inputs: Tensor, masks: Tensor) -> Tensor:
-    """Return one tensor (B, M*C + P, H, W): the members' images and, in P planes of their size, the masks' numbers.
-
-    Args:
-        inputs: (B, M, C, H, W).
-        masks: (B, M, c, h, w), c = 1 or F.
-    """
+    """Return (B, M*C + P, H, W): images (B, M, C, H, W), and the numbers of masks (B, M, 1 or F, h, w) in P planes."""
     batch, _, _, height, width = inputs.shape
     members, channels, rows, columns = masks.shape[1:]
     planes = _planes(members, (channels, rows, columns), (height, width))
