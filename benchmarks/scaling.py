@@ -83,8 +83,10 @@ def rows(given: argparse.Namespace) -> list[list[str]]:
     return found
 
 
-HEAD = ["network", "GPUs", "batch", "parameters, M", "compute, ms", "gradients, GB", "gradients, ms", "images, GB",
-        "images, ms", "CPU cores per GPU", "epoch, min", "writing a checkpoint, s", "checkpoint every, min"]  # fmt: skip
+HEAD = [
+    "network", "GPUs", "batch", "parameters, M", "compute, ms", "gradients, GB", "gradients, ms", "images, GB",
+    "images, ms", "CPU cores per GPU", "epoch, min", "writing a checkpoint, s", "checkpoint every, min",
+]  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
