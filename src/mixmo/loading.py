@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mixmo.checkpoints import load as read_sealed
@@ -25,43 +26,27 @@ MODULE = "module "
 def load_checkpoint(
     run: RunFolder, which: str = "last", download: bool = False, module: nn.Module | None = None
 ) -> MixMo:
-    """Return a run's network, on the CPU, in evaluation mode; its configuration and dataset may be gone.
+    """Return a run's network, or its average, on the CPU, for evaluation; its configuration and dataset may be gone.
 
-    Args:
-        run: The run.
-        which: ``last``, or ``best`` on the validation set.
-        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be downloaded.
-        module: The backbone of a run that was trained with a program's own module; its weights do not matter.
-
-    Raises:
-        MissingError: if there is no such run or checkpoint.
-        InputError: if the checkpoint is damaged, of a newer format or of another network, or it takes a download.
+    ``module`` is the backbone of a run that was trained with a program's own module; its weights do not matter.
     """
     file = run.checkpoint_file(which)
-    header, content = run.header(which), read_sealed(file)
+    header, state = run.header(which), read_sealed(file)["state_dict"]
     check_download(
         header.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
     )
-    return rebuild(header, weights_of(content), file, module)
+    prefix = "average." if any(name.startswith("average.") for name in state) else "net."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return rebuild(header, weights, file, module)
 
 
 def rebuild(
     header: Header, weights: Mapping[str, Tensor], where: Path, module: nn.Module | None = None, fused: bool = False
 ) -> MixMo:
-    """Return the network of a header and its tensors.
+    """Return the network of a header and its tensors, from the file ``where``, on the CPU, in evaluation mode.
 
-    Args:
-        header: What the network is.
-        weights: Its tensors by name.
-        where: Their file, for errors.
-        module: The backbone where that was a program's own module, or a :class:`~mixmo.MixMo` around it.
-        fused: Whether the tensors are of the plain backbone that members were fused into, which is one member.
-
-    Returns:
-        The network on the CPU, in evaluation mode.
-
-    Raises:
-        InputError: if they do not fit, or the backbone is not given.
+    ``module`` is the backbone where that was a program's own module, or a :class:`~mixmo.MixMo` around it. ``fused``
+    tensors are of the plain backbone that members were fused into, which is one member.
 
     Example:
         >>> from mixmo.header import Preparation
@@ -99,18 +84,16 @@ def rebuild(
     return net.eval()
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the weights to evaluate: the moving average where there is one, else the trained network's."""
-    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
-    prefix = "average." if any(name.startswith("average.") for name in state) else "net."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return a file's metadata and its tensors, on the CPU."""
+    try:
+        with safe_open(file, "pt") as content:
+            return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
 
 
 def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
-    """Refuse a backbone that would be downloaded unasked.
-
-    Raises:
-        InputError: naming it and where it stands.
-    """
+    """Refuse a backbone that would be downloaded unasked, naming where it stands."""
     if ({":", "/"} & set(backbone)) and timm_scheme(backbone) != "local-dir" and not allowed:
         raise InputError(f"backbone {backbone!r} of {where} has to be downloaded; {hint}.")

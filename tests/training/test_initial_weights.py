@@ -119,6 +119,6 @@ def test_weights_of_another_network_are_named(tmp_path):
     torch.save({"state_dict": timm.create_model("test_vit").state_dict()}, tmp_path / "file.pth")
     with pytest.raises(InputError) as refused:
         started(tmp_path / "file.pth")
-    assert "it has cls_token, pos_embed, patch_embed.proj.weight, where conv_stem.weight, stages.0.0." in str(
+    assert "it has cls_token, pos_embed, patch_embed.proj.weight, not conv_stem.weight, stages.0.0." in str(
         refused.value
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,9 @@ from torch.nn.functional import logsigmoid
 
 from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
 from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, open_run
-from mixmo.deploy.onnx_files import write_onnx
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
-from mixmo.errors import InputError, one_of, refuse_labels
+from mixmo.errors import InputError, one_of, reason, refuse_labels
 from mixmo.evaluation.calibration import Calibration, Weights
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_place, make_folder
@@ -37,6 +40,9 @@ TIMM_FILES = {TIMM_CONFIG, WEIGHTS, SPEC}
 
 TIMM_KEYS = ("first_conv", "classifier", "pool_size", "fixed_input_size")
 """What is taken from timm's own description of a backbone."""
+
+OPSET = 18
+"""Version of ONNX's operators, the one that torch's exporter is written for."""
 
 TOLERANCE = 1e-3
 """Largest difference of log-probabilities from the trained network's, as a share of the largest."""
@@ -72,13 +78,7 @@ class ExportOptions:
 
 
 class Deployed(nn.Module):
-    """A plain network with its pre- and postprocessing.
-
-    Args:
-        plain: Images to logits (B, K), or to those of all members (B, M * K).
-        spec: Its description.
-        options: What it computes.
-    """
+    """A plain network, of the average's logits (B, K) or all members' (B, M * K), with what the options add."""
 
     def __init__(self, plain: nn.Module, spec: Spec, options: ExportOptions) -> None:
         super().__init__()
@@ -101,11 +101,7 @@ class Deployed(nn.Module):
 
 
 class Joined(nn.Module):
-    """Networks in parallel: the concatenated logits of each, times its scale.
-
-    Args:
-        networks: Each maps images (B, C, h, w) to (B, n * K).
-        scales: One for each.
+    """Networks in parallel, images to (B, n * K) each: the concatenated logits of each, times its scale.
 
     Example:
         >>> Joined([nn.Identity(), nn.Identity()], [1.0, 3.0])(torch.tensor([[2.0, 1.0]]))
@@ -161,12 +157,6 @@ def export(
         options: What an ONNX file computes.
         overwrite: Whether another file is replaced as well, or a damaged export, or one by an earlier version.
         weights: Those of the runs of an ensemble: ``equal``, or ``fitted`` to their common validation images.
-
-    Raises:
-        MissingError: if the run or its checkpoint is missing.
-        InputError: if the network cannot be fused, runs have different classes or prepare images differently, the
-            format does not support an option, its library is missing, the file's outputs would differ, its path is
-            taken, or it cannot be written.
     """
     options = options or ExportOptions()
     options.check(format)
@@ -233,19 +223,14 @@ def _write(made: Path, format: str, plain: nn.Module, spec: Spec, options: Expor
         _write_timm(made, plain, spec)
         return TorchModel(*load_timm(made))
     if format == "safetensors":
-        _write_weights(made, plain, spec)
+        placed = placeholder()
+        made.write_bytes(safetensors.torch.save(_weights(plain), {SPEC: spec.to_json(**{DIGEST: placed})}))
+        write_digest(made, placed)
         return TorchModel(*load_weights(made, download=True))  # the run's backbone is here already
     deployed = Deployed(plain, spec, options).eval()
     computes = json.dumps(asdict(options) | {"temperature": deployed.temperature if options.temperature else None})
-    write_onnx(made, deployed, torch.zeros(2, spec.data.channels, *spec.input_size), spec, computes)
+    _write_onnx(made, deployed, torch.zeros(2, spec.data.channels, *spec.input_size), spec, computes)
     return OnnxModel(made)
-
-
-def _write_weights(file: Path, plain: nn.Module, spec: Spec) -> None:
-    """Write the plain backbone's weights."""
-    placed = placeholder()
-    file.write_bytes(safetensors.torch.save(_weights(plain), {SPEC: spec.to_json(**{DIGEST: placed})}))
-    write_digest(file, placed)
 
 
 def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
@@ -269,6 +254,45 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     write_description(folder, spec)
 
 
+def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, computes: str) -> None:
+    """Write a network for any number of images, with its description, what it computes, and the digest of all of it.
+
+    ``net`` is in evaluation mode, and ``computes`` is JSON; ``example`` are images of the size that it takes.
+    """
+    try:
+        onnx, *_ = (import_module(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    except ImportError as error:
+        raise InputError(f"ONNX needs {error.name}; `pip install 'mixmo[onnx]'` installs it.") from error
+    outputs = len(found) if isinstance(found := net(example), tuple) else 1
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                net, (example,), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["images"], output_names=["answers", "members", "mutual_information"][:outputs],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )  # fmt: skip
+        written = program.model_proto  # type: ignore[union-attr]
+    except Exception as error:  # torch may raise anything for the network
+        raise InputError(f"the network cannot be written as ONNX: {reason(error)}.") from error
+    placed = placeholder()
+    onnx.helper.set_model_props(written, {"options": computes, SPEC: spec.to_json(**{DIGEST: placed})})
+    file.write_bytes(written.SerializeToString())
+    write_digest(file, placed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch and onnxruntime log for every export."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _weights(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
 
@@ -279,12 +303,7 @@ def architecture(plain: Any, backbone: str) -> str:
 
 
 def is_known_to_timm(name: str) -> bool:
-    """Return whether timm has a backbone of its own by that name, not one that mixmo registers.
-
-    Example:
-        >>> is_known_to_timm("resnet18"), is_known_to_timm("wide_resnet10_1")
-        (True, False)
-    """
+    """Return whether timm has a backbone of its own by that name, not one that mixmo registers."""
     return timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("mixmo.")
 
 

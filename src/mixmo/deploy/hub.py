@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
-from mixmo.deploy.card import model_card
-from mixmo.deploy.export import export
+from mixmo.config.recipes import method_name
+from mixmo.deploy.export import export, is_known_to_timm
 from mixmo.deploy.load import MEMBERS
-from mixmo.deploy.spec import describe_run, write_description
+from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.errors import InputError, reason
-from mixmo.escaping import printable, timm_scheme
+from mixmo.escaping import markdown, printable, timm_scheme
+from mixmo.evaluation.calibration import Calibration
 from mixmo.evaluation.inference import TrainedRun
+from mixmo.evaluation.intervals import image_intervals
+from mixmo.evaluation.predictions import load_kept_predictions
 from mixmo.files import assemble, make_folder, write_bytes, write_text
 from mixmo.fusing import can_fuse
+from mixmo.metrics.catalogue import METRICS
+from mixmo.reporting.headline import backbone_name
 from mixmo.runs import RunFolder
+
+SHOWN = ("accuracy", "nll", "brier", "ece", "map", "f1_macro_tuned", "f1_micro_tuned", "bce_scaled", "temperature",
+         "set_coverage_95", "set_size_95")  # fmt: skip
+MOST_CLASSES = 50
+FOLDER = "path/to/folder"
 
 
 def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last", name: str | None = None) -> Path:
@@ -51,7 +62,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         write_bytes(made / MEMBERS, safetensors.torch.save(weights))
         write_description(made, replace(spec, backbone=_without_path(spec.backbone)))
-        write_text(made / "README.md", model_card(trained, spec, fused, name))
+        write_text(made / "README.md", _model_card(trained, spec, fused, name))
     return out
 
 
@@ -94,3 +105,100 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
             return str(api.upload_folder(repo_id=repository, folder_path=made, **options))
         except Exception as error:  # the network and the Hub raise many kinds of errors
             raise InputError(f"{repository!r} cannot be uploaded: {reason(error)}.") from error
+
+
+def _model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None) -> str:
+    """Return the card in Markdown, with the metadata that the Hub reads; ``name`` is ``user/name`` there."""
+    known = run.folder.config_file.is_file()
+    method = method_name(run.folder.trained_config(run.checkpoint)) if known else "a network"
+    names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
+    more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
+    height, width = spec.input_size
+    members = spec.num_members
+    kind = (
+        "A single network." if members == 1 else f"{members} subnetworks in one backbone, averaged at the cost of one."
+    )
+    calibration = (
+        "It had no validation images, so its confidence is not calibrated."
+        if spec.calibration is None
+        else f"The calibration is based on {len(spec.calibration.correct)} validation images."
+        if isinstance(spec.calibration, Calibration)
+        else "Temperature and thresholds were chosen on validation images."
+    )
+    found = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
+    several = ", any number of which may apply to an image" if spec.multi_label else ""
+    others = "probabilities say" if spec.multi_label else "confidence says"
+    advice = "" if spec.multi_label else "; look at the\nepistemic uncertainty, and at `mixmo test --ood`"
+    return f"""---
+pipeline_tag: image-classification
+library_name: mixmo
+tags: [image-classification, mixmo, timm]
+---
+
+# {method[:1].upper()}{method[1:]} on {backbone_name(spec.backbone)}
+
+An image classifier of {len(spec.classes)} classes{several}: {names}{more}. It sees {height}×{width} pixels. {kind}
+Trained with mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
+
+## How good
+
+{_figures(run)}
+
+## How to use it
+
+```python
+import mixmo
+
+net = mixmo.from_pretrained("{name or FOLDER}")
+# net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
+predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: {found}
+```
+{_plainly(fused, spec.backbone, name)}
+## Limits
+
+The figures hold for images like those of the test set. For others, the {others} little{advice}. {calibration}
+"""
+
+
+def _figures(run: TrainedRun) -> str:
+    """Return the figures of ``test.json`` as a table, with intervals from the saved predictions."""
+    try:
+        found: Mapping[str, Any] = run.folder.read_json("test.json")
+        about = found["about"]
+        count, dataset = int(about["images"]), markdown(str(about["dataset"]).rpartition("/")[2])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "Not evaluated yet: `mixmo test` had not been run when this card was written."
+    if about.get("digest") != run.digest:
+        return "Not evaluated yet: `mixmo test` was run on another checkpoint than this one."
+    tta = about.get("tta", "none")
+    kept = load_kept_predictions(run, "test", about["precision"], tta)
+    ranges = {} if kept is None else image_intervals(kept)
+    rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
+    for key in SHOWN:
+        if isinstance(found.get(key), int | float):
+            metric = METRICS[key]
+            shown = metric.interval(*ranges[key]) if key in ranges else ""
+            rows.append(f"| {metric.heading} | {metric.number(found[key])} | {shown} |")
+    note = (
+        f"{count} test images of {dataset}, {about['checkpoint']} checkpoint after {about['epochs']} epochs, one run"
+        f"{'.' if tta == 'none' else f', test-time augmentation: {tta}.'}"
+    )
+    return "\n".join([*rows, "", note + " Intervals are over test images."])
+
+
+def _plainly(fused: bool, backbone: str, name: str | None) -> str:
+    """Return how timm opens the network without mixmo."""
+    if not fused:
+        return "\nIts members are not fused into one plain network (`mixmo.fuse` says why).\n"
+    if not is_known_to_timm(backbone.split(".")[0]):
+        return "\nThe backbone is the paper's, which timm knows after `import mixmo`.\n"
+    where = f"local-dir:{FOLDER}" if name is None else f"hf-hub:{name}"
+    return f"""
+Without mixmo, as a plain network of timm's (the members' average, exactly):
+
+```python
+import timm
+
+net = timm.create_model("{where}", pretrained=True)
+```
+"""

@@ -127,13 +127,7 @@ class LabelPredictions:
 def interpret_labels(
     logits: Tensor, names: Sequence[str], classes: Sequence[str], calibration: LabelCalibration | None = None
 ) -> LabelPredictions:
-    """Return predictions from logits (N, M, K) for images with several labels.
-
-    Args:
-        logits: The members' logits.
-        names: The names of the N images.
-        classes: The K class names.
-        calibration: From validation images; ``None`` without them.
+    """Return predictions from the members' logits (N, M, K) for images with several labels.
 
     Example:
         >>> found = interpret_labels(torch.tensor([[[2.0, -1.0], [0.0, 0.0]]]), ["a.png"], ["cat", "dog"])
@@ -161,17 +155,9 @@ def interpret_logits(
     sets: Sets = "marginal",
     features: Tensor | None = None,
 ) -> ImagePredictions:
-    """Return predictions from logits (N, M, K).
+    """Return predictions from the members' logits (N, M, K), and features (N, D) where they were asked for.
 
-    Args:
-        logits: The members' logits.
-        names: The names of the N images.
-        classes: The K class names.
-        calibration: From validation images; ``None`` without them.
-        coverage: Share of the images whose true class the conformal sets hold.
-        max_error_rate: Largest share of wrong predictions among those not deferred.
-        sets: How the conformal sets are made (:func:`mixmo.metrics.conformal.score_classes`).
-        features: (N, D), where they were asked for.
+    ``coverage``, ``max_error_rate`` and ``sets`` are those of :class:`mixmo.Predictor`.
 
     Example:
         >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])

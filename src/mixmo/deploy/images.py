@@ -23,33 +23,21 @@ AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
 
 class Form(NamedTuple):
-    """The form of a network's images.
-
-    Attributes:
-        size: (H, W).
-        channels: C.
-        interpolation: How images are scaled to the size.
-        window: Values of more than 8 bits that become 0 and 255.
-    """
+    """The form of a network's images: (H, W), C, and how they are made from others."""
 
     size: tuple[int, int]
     channels: int
     interpolation: str
     window: tuple[float, ...] | None = None
+    """Values of more than 8 bits that become 0 and 255."""
 
 
 def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray:
     """Return an image (h, w, C) uint8, upright, on white and of the size, as training reads it.
 
-    Args:
-        image: A path, the content of an image file, a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or a
-            tensor (C, H, W) or (H, W): uint8, uint16, or floats from 0 to 1; for a network with a window, any
-            numbers in its units.
-        form: The form of the network's images.
-        name: The image's name, if it has no path.
-
-    Raises:
-        InputError: if it is none of these, or cannot be read.
+    It is a path, the content of an image file, a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or a tensor
+    (C, H, W) or (H, W): uint8, uint16, or floats from 0 to 1; for a network with a window, any numbers in its units.
+    ``name`` is for errors, if it has no path.
 
     Example:
         >>> form = Form((2, 4), channels=3, interpolation="bicubic")
@@ -83,14 +71,7 @@ def _without_window(array: np.ndarray) -> np.ndarray:
 
 
 def files_below(words: Iterable[str]) -> list[str]:
-    """Return image files: the named ones, and all below the named folders, sorted.
-
-    Args:
-        words: Files and folders.
-
-    Raises:
-        MissingError: if one is missing, or a folder has no images.
-    """
+    """Return image files: the named ones, and all below the named folders, sorted."""
     found: list[str] = []
     for word in words:
         if os.path.isdir(word):
@@ -105,13 +86,7 @@ def files_below(words: Iterable[str]) -> list[str]:
 
 
 class Decoded(NamedTuple):
-    """A batch of images that could be read, and why others could not.
-
-    Attributes:
-        numbers: Their indices among all images.
-        pixels: For each form, (B, H, W, C) uint8.
-        errors: Reasons, by the indices of the others.
-    """
+    """A batch of images that could be read, (B, H, W, C) uint8 for each form, and why others could not."""
 
     numbers: list[int]
     pixels: dict[Form, Tensor]
@@ -141,17 +116,7 @@ class _Images(Dataset[Decoded]):
 
 
 def decode_image(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, workers: int) -> Iterator[Decoded]:
-    """Yield batches of images, decoded by worker processes, in order.
-
-    Args:
-        images: The images.
-        forms: Those of the networks' images.
-        batch_size: Images in a batch.
-        workers: Processes; 0 decodes in this one.
-
-    Raises:
-        InputError: if there are more workers than ``MOST_WORKERS``.
-    """
+    """Yield batches of images in order, decoded by that many worker processes, or in this one."""
     if not 0 <= workers <= MOST_WORKERS:
         raise InputError(f"workers is {workers}; it lies between 0 and {MOST_WORKERS}.")
     loader: Any = DataLoader(

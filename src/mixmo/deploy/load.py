@@ -6,17 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mixmo.deploy.spec import Spec
 from mixmo.digests import SPEC, check_files, has_digest
 from mixmo.errors import InputError, MissingError, one_of, reason
 from mixmo.escaping import printable, timm_scheme
-from mixmo.loading import check_download, load_checkpoint, rebuild
+from mixmo.loading import check_download, load_checkpoint, read_safetensors, rebuild
 from mixmo.network import MixMo
 from mixmo.releases import RELEASES, unpack_release
 from mixmo.runs import CHECKPOINTS, RunFolder
@@ -75,9 +73,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
     if not where.exists() and len(where.parts) == 2 and not where.is_absolute():
         if download:
             return from_pretrained(str(name), download=True, model=model)
-        raise MissingError(
-            f"there is no run folder {where}; if it is a name on the Hugging Face Hub, use hf-hub:{where}."
-        )
+        raise MissingError(f"there is no run folder {where}; for a name on the Hugging Face Hub, use hf-hub:{where}.")
     return load_checkpoint(RunFolder(where), checkpoint, download, model)
 
 
@@ -117,76 +113,40 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
 
 
 def load_members(folder: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
-    """Return the network of a folder of ``save_pretrained``, with separate members, and its description.
-
-    Args:
-        folder: The folder.
-        download: Whether a backbone that is only described elsewhere may be downloaded.
-        module: The backbone, if it was a program's own module.
-
-    Raises:
-        MissingError: if it is not such a folder.
-        InputError: if it is damaged, or of a newer format.
-    """
-    for file in (MEMBERS, SPEC):
-        if not (folder / file).is_file():
-            raise MissingError(f"{folder} is not a network of mixmo's: it has no {file}.")
-    digest, text = check_files(folder, [MEMBERS]), (folder / SPEC).read_text("utf-8", "replace")
-    spec = Spec.from_json(text, str(folder / SPEC), digest)
+    """Return the network of a folder of ``save_pretrained``, with separate members, and its description."""
+    spec = _read_spec(folder, [MEMBERS])
     check_download(spec.backbone, download, f"the folder {folder}", DOWNLOAD)
-    return rebuild(spec, _read(folder / MEMBERS), folder / MEMBERS, module), spec
+    _, tensors = read_safetensors(folder / MEMBERS)
+    return rebuild(spec, tensors, folder / MEMBERS, module), spec
 
 
 def load_weights(file: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
-    """Return the network of a file that ``mixmo export --format safetensors`` wrote, one member, and its description.
-
-    Args:
-        file: The file.
-        download: As for :func:`load_members`.
-        module: As for :func:`load_members`.
-
-    Raises:
-        InputError: if it is damaged, of a newer format or not mixmo's.
-    """
-    try:
-        with safe_open(file, "pt") as content:
-            notes: dict[str, str] = content.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
+    """Return the network, of one member, of a file of ``mixmo export --format safetensors``, and its description."""
+    notes, tensors = read_safetensors(file)
     if SPEC not in notes:
         inside = f"; load the folder {file.parent}" if (file.parent / SPEC).is_file() else ""
         raise InputError(f"{file} does not name the network of its tensors, as mixmo's exports do{inside}.")
     spec = Spec.from_json(notes[SPEC], str(file), has_digest(file))
     check_download(spec.backbone, download, f"the file {file}", DOWNLOAD)
-    return rebuild(spec, _read(file), file, module, fused=True), spec
+    return rebuild(spec, tensors, file, module, fused=True), spec
 
 
 def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
-    """Return the plain network of a folder that ``mixmo export --format timm`` wrote, and its description.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        MissingError: if it is not mixmo's.
-        InputError: if it is damaged, or of a newer format.
-    """
-    for file in (TIMM_CONFIG, WEIGHTS, SPEC):
-        if not (folder / file).is_file():
-            raise MissingError(f"{folder} is neither a run's folder nor an exported one: it has no {file}.")
-    digest = check_files(folder, [TIMM_CONFIG, WEIGHTS])
-    spec = Spec.from_json((folder / SPEC).read_text("utf-8", "replace"), str(folder / SPEC), digest)
+    """Return the plain network of a folder that ``mixmo export --format timm`` wrote, and its description."""
+    spec = _read_spec(folder, [TIMM_CONFIG, WEIGHTS])
     try:
         with DrawingFrom(torch.Generator()):
             net = timm.create_model(f"local-dir:{folder}", pretrained=False)
-        net.load_state_dict(_read(folder / WEIGHTS))
+        net.load_state_dict(read_safetensors(folder / WEIGHTS)[1])
     except Exception as error:  # timm may raise anything for the folder
         raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
     return net.eval(), spec
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
+def _read_spec(folder: Path, files: list[str]) -> Spec:
+    """Return the description of a folder, after verifying the digests of its files."""
+    for file in (*files, SPEC):
+        if not (folder / file).is_file():
+            raise MissingError(f"{folder} is not a network of mixmo's: it has no {file}.")
+    digest = check_files(folder, files)
+    return Spec.from_json((folder / SPEC).read_text("utf-8", "replace"), str(folder / SPEC), digest)

@@ -43,14 +43,7 @@ class Model(Protocol):
 
 
 class TorchModel:
-    """A network in this process.
-
-    Args:
-        net: A :class:`~mixmo.MixMo` or a plain network, in evaluation mode.
-        spec: Its description.
-        run: Its run, on whose device it computes.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-    """
+    """A :class:`~mixmo.MixMo` or a plain network in this process, on the device of its run, or the CPU."""
 
     def __init__(self, net: nn.Module, spec: Spec, run: TrainedRun | None = None, precision: str = "32-true") -> None:
         self.net, self.spec, self.run, self.precision = net, spec, run, precision
@@ -62,11 +55,7 @@ class TorchModel:
         return self._answer(net.members if isinstance(net, MixMo) else lambda x: net(x)[:, None], images, tta)
 
     def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return features (B, D), as timm's ``forward_head(forward_features(x), pre_logits=True)`` has them.
-
-        Raises:
-            InputError: if the backbone does not give them.
-        """
+        """Return features (B, D), as timm's ``forward_head(forward_features(x), pre_logits=True)`` has them."""
         backbone: Any = self.net.backbone if isinstance(self.net, MixMo) else self.net
         if not hasattr(backbone, "forward_head"):
             raise InputError(
@@ -83,24 +72,12 @@ class TorchModel:
 
 
 def open_run(run: TrainedRun, precision: str = "32-true") -> TorchModel:
-    """Return a run's network, with separate logits of its members; its dataset may be gone.
-
-    Raises:
-        MissingError: if there is no such checkpoint.
-        InputError: if it is damaged, or does not say the size of its images.
-    """
+    """Return a run's network, with separate logits of its members; its dataset may be gone."""
     return TorchModel(run.network, describe_run(run), run, precision)
 
 
 class OnnxModel:
-    """A file that ``mixmo export --format onnx`` wrote, run by onnxruntime.
-
-    Args:
-        file: The file.
-
-    Raises:
-        InputError: if onnxruntime is missing, or the file is damaged or not mixmo's.
-    """
+    """A file that ``mixmo export --format onnx`` wrote, run by onnxruntime."""
 
     run: TrainedRun | None = None
 
@@ -151,18 +128,7 @@ def _check_classes(model: Model, file: Path) -> None:
 
 
 def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False) -> Model:
-    """Return the network of a run's folder, an exported folder, or an ``.onnx`` or ``.safetensors`` file.
-
-    Args:
-        path: Where it is.
-        checkpoint: Of a run.
-        precision: Of a run.
-        download: Of a run.
-
-    Raises:
-        MissingError: if there is nothing.
-        InputError: if it cannot be opened.
-    """
+    """Return the network of a run's folder, an exported folder, or an ``.onnx`` or ``.safetensors`` file."""
     where = Path(path)
     if where.is_file():
         if where.suffix == ".onnx":
@@ -190,14 +156,8 @@ def find_calibration(
 ) -> tuple[AnyCalibration | None, str]:
     """Return the calibration of one network, or of several together by validation images that they share.
 
-    Args:
-        models: The networks, which are one ensemble.
-        names: Where they are.
-        tta: Test-time augmentation, with which it has to be fitted; a run's validation images are predicted for it.
-        weights: Of the networks.
-
-    Returns:
-        It and an empty text, or ``None`` and the reason why there is none.
+    With test-time augmentation a run's validation images are predicted for it. Without any calibration ``None`` is
+    returned, with the reason why.
     """
     if len(models) > 1:
         try:

@@ -30,14 +30,7 @@ logger = logging.getLogger("mixmo")
 
 
 class Answers(NamedTuple):
-    """The networks' outputs for a batch of images.
-
-    Attributes:
-        numbers: Indices of the B images among all.
-        logits: (B, M, K).
-        features: (B, D); ``None`` where they were not asked for.
-        errors: Why other images cannot be read, by index.
-    """
+    """Outputs (B, M, K) and (B, D) for a batch of images, by their numbers, and why others cannot be read."""
 
     numbers: list[int]
     logits: Tensor
@@ -137,7 +130,7 @@ class Predictor:
         """Refuse networks that cannot answer together; warn of views they do not know."""
         if len({model.spec.data.own_transforms for model in self.models}) > 1:
             raise InputError(
-                "one network takes images, another what a Dataset's own transforms gave: they cannot be one ensemble."
+                "one network takes images, another what a Dataset's transforms gave: they are no ensemble."
             )
         if self.features and len(self.models) > 1:
             raise InputError(f"features are of one network, not of {len(self.models)}; predict with each separately.")
@@ -149,11 +142,10 @@ class Predictor:
 
     def _warn_of_rare_classes(self) -> None:
         """Name the classes that class-wise sets never leave out."""
-        if not isinstance(self.calibration, Calibration) or self.sets == "marginal":
+        if not isinstance(self.calibration, Calibration) or self.sets != "classwise":
             return
         unbounded = self.calibration.set_thresholds(self.coverage, len(self.classes), self.sets).isinf()
-        if self.sets == "classwise" and bool(unbounded.any()):
-            rare = ", ".join(self.classes[number] for number in unbounded.nonzero()[:, 0].tolist())
+        if rare := ", ".join(self.classes[number] for number in unbounded.nonzero()[:, 0].tolist()):
             why = f"too few validation images for class-wise sets of {self.coverage:g}"
             logger.warning("%s", printable(f"Every set holds {rare}: {why}."))
 
@@ -205,10 +197,7 @@ class Predictor:
     def stream(self, images: Sequence[AnyImage], batch_size: int = 64, workers: int = 0) -> Iterator[Answers]:
         """Yield the networks' outputs batch by batch, and why other images cannot be read.
 
-        Args:
-            images: The images.
-            batch_size: Images in a batch.
-            workers: Processes that decode; 0 decodes in this one.
+        ``images``, ``batch_size`` and ``workers`` are those of a call.
 
         Raises:
             InputError: if the network's outputs are not finite.

@@ -51,14 +51,7 @@ def load_reference_checkpoint(path: str | Path) -> MixMo:
 
 
 def network_from_reference(state: Mapping[str, Tensor], source: str = "the state dict") -> MixMo:
-    """Return the network for weights under the reference implementation's names.
-
-    Args:
-        state: Tensors by the reference's names (``list_conv1.0.weight``, ``layer1.0.bn1.weight``, …).
-        source: Where they come from, for the error.
-
-    Raises:
-        InputError: if names or shapes are not those of a WideResNet or PreActResNet-18.
+    """Return the network for weights under the reference implementation's names; ``source`` is theirs, for the error.
 
     Example:
         >>> import torch

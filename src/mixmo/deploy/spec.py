@@ -79,10 +79,7 @@ def _read_columns(value: Any, kind: type[Kind]) -> Kind:
 
 @dataclass(frozen=True, config=CONFIG)
 class Spec(Header):
-    """Everything needed to use a network.
-
-    Attributes:
-        calibration: From validation images; ``None`` without them.
+    """Everything needed to use a network; ``calibration`` is from validation images, ``None`` without them.
 
     Example:
         >>> from mixmo.header import Preparation
@@ -111,11 +108,7 @@ class Spec(Header):
         return self._crop.views(images, tta)
 
     def to_json(self, **more: Any) -> str:
-        """Return the description as JSON; of many validation images only every n-th.
-
-        Args:
-            **more: What else to write: the digest, and those of files.
-        """
+        """Return the description and ``more``, such as a digest, as JSON; of many validation images only every n-th."""
         content = self.to_dict() | more
         if (own := self.calibration) is not None:
             step = -(-len(own.correct) // MOST_IMAGES) if isinstance(own, Calibration) else 1
@@ -128,15 +121,9 @@ class Spec(Header):
 
     @classmethod
     def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True) -> Spec:
-        """Return the description that :meth:`to_json` wrote.
+        """Return the description that :meth:`to_json` wrote; refuse a newer format, and damage.
 
-        Args:
-            text: The JSON.
-            where: Its file, for errors.
-            checked_digest: Whether a digest was found and verified; if not, the text must not name one.
-
-        Raises:
-            InputError: if it is damaged, or of a newer format.
+        It must not name a digest that was not found in its file, ``where``, and verified.
         """
         damaged = f"{where} is damaged, or not mixmo's"
         try:
@@ -160,15 +147,7 @@ def write_description(folder: Path, spec: Spec) -> None:
 
 
 def describe_run(run: TrainedRun) -> Spec:
-    """Return the description of a run's network.
-
-    Args:
-        run: The run; its configuration and its dataset may be gone.
-
-    Raises:
-        MissingError: if its checkpoint is missing.
-        InputError: if it is damaged, or does not say the size of its images.
-    """
+    """Return the description of a run's network; its configuration and its dataset may be gone."""
     run.warn_of_changes()
     own = {each.name: getattr(run.header, each.name) for each in fields(Header)}
     return Spec(**own, calibration=load_kept_calibration(run))

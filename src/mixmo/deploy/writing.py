@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,23 +31,23 @@ COLUMNS = (
 )  # fmt: skip
 LABEL_COLUMNS = ("file", "labels", "probabilities")
 """Those of images with several labels."""
+LISTED = 5
+"""Classes of a set that the terminal shows."""
+SAID = {True: "yes", False: "no", None: ""}
+NOTE = (
+    "The set holds the true class as often as --coverage says; deferred are predictions too uncertain for "
+    "--max_error_rate. --out FILE.csv has every column."
+)
 
 
 @contextmanager
 def open_writer(out: Path | None, overwrite: bool = False, columns: Sequence[str] = COLUMNS) -> Iterator[Write]:
-    """Take batches of predictions and write them.
+    """Take batches of predictions and write them into a .csv, .jsonl or .npz file, whole or not at all.
 
-    Rows are those of :meth:`mixmo.deploy.image_predictions.ImagePredictions.rows`; an .npz file has all tensors of
-    :class:`~mixmo.deploy.image_predictions.ImagePredictions` by their names, ``names`` and ``classes``.
-
-    Args:
-        out: A file that ends in .csv, .jsonl or .npz; ``None`` shows a table in a terminal, and writes comma-separated
-            values to a standard output that is none.
-        overwrite: Whether a file that is there already is replaced.
-        columns: The keys of the rows.
-
-    Raises:
-        InputError: if the ending is another, or the file exists or cannot be written; nothing is left half written.
+    Rows are those of :meth:`mixmo.deploy.image_predictions.ImagePredictions.rows`, whose keys are the columns; an .npz
+    file has all tensors of :class:`~mixmo.deploy.image_predictions.ImagePredictions` by their names, ``names`` and
+    ``classes``. Without a file a table is shown in a terminal, and comma-separated values are written to a standard
+    output that is none.
     """
     if out is None:
         if not sys.stdout.isatty():
@@ -58,11 +57,9 @@ def open_writer(out: Path | None, overwrite: bool = False, columns: Sequence[str
         yield lambda found: rows.extend(found.rows())
         if rows:
             table = _table(rows)
-            empty = {name for name, *cells in zip(table.header, *table.rows, strict=True) if not any(cells)}
-            table.show(empty)
+            table.show({name for name, *cells in zip(table.header, *table.rows, strict=True) if not any(cells)})
         return
-    kinds: dict[str, Callable[[IO[str]], Write]] = {".csv": partial(_csv, columns=columns), ".jsonl": _json_lines}
-    if (suffix := out.suffix.lower()) not in (*kinds, ".npz"):
+    if (suffix := out.suffix.lower()) not in (".csv", ".jsonl", ".npz"):
         raise InputError(f"--out is {out}; predictions are written as .csv, .jsonl or .npz.")
     check_place(out, False, overwrite)
     with replace_file(out) as file:
@@ -72,7 +69,7 @@ def open_writer(out: Path | None, overwrite: bool = False, columns: Sequence[str
             np.savez(file, allow_pickle=False, **_arrays(found))
             return
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
-        yield kinds[suffix](text)
+        yield _csv(text, columns) if suffix == ".csv" else _json_lines(text)
         text.detach()  # writes what is left
 
 
@@ -86,22 +83,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> TextTable:
         classes, more = (row["set"] or [])[:LISTED], len(row["set"] or []) - LISTED
         agreement = "" if row["agreement"] is None else f"{100 * row['agreement']:.0f} %"
         held = ", ".join(classes) + (f" and {more} more" if more > 0 else "")
-        defer = "" if row["defer"] is None else _say(row["defer"])
-        cells.append([row["file"], row["class"], f"{100 * row[certainty]:.1f} %", held, agreement, defer])
+        cells.append([row["file"], row["class"], f"{100 * row[certainty]:.1f} %", held, agreement, SAID[row["defer"]]])
     header = ["image", "class", certainty, "set of classes", "members agree", "defer"]
     return TextTable("", header, cells, "" if certainty == "probability" else NOTE)
-
-
-LISTED = 5
-"""Classes of a set that the terminal shows."""
-NOTE = (
-    "The set holds the true class as often as --coverage says; deferred are predictions too uncertain for "
-    "--max_error_rate. --out FILE.csv has every column."
-)
-
-
-def _say(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _csv(file: IO[str], columns: Sequence[str]) -> Write:
@@ -114,7 +98,7 @@ def _csv(file: IO[str], columns: Sequence[str]) -> Write:
         elif isinstance(value, list):
             value = (SEPARATOR if key == "labels" else "; ").join(value)  # labels as tables of images have them
         elif isinstance(value, bool):
-            return _say(value)
+            return SAID[value]
         return csv_cell(value) if isinstance(value, str) else value
 
     def write(found: Found) -> None:

@@ -6,26 +6,24 @@ import logging
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from mixmo.config.preprocessing import PRETRAINED, is_run
 from mixmo.config.settings import Settings
 from mixmo.digests import SPEC, has_digest
-from mixmo.errors import InputError, MissingError, reason
+from mixmo.errors import InputError, MissingError
 from mixmo.files import read_checkpoint
 from mixmo.fusing import fuse
 from mixmo.header import Header
-from mixmo.loading import load_checkpoint
+from mixmo.loading import load_checkpoint, read_safetensors
 from mixmo.network import MixMo, create_backbone
 from mixmo.runs import RunFolder
 
@@ -44,16 +42,7 @@ def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> Mi
     """Return a network whose members start from trained weights: at first it computes what the plain one does.
 
     Encoders are the trained stem / M, heads the trained head or, if the number of classes differs, independent draws;
-    ``model.start_noise`` is added to equal copies.
-
-    Args:
-        settings: The run's.
-        start: ``pretrained``, a file of weights, or a run's folder.
-        num_classes: K of the run.
-
-    Raises:
-        MissingError: if there is no such run or file.
-        InputError: if it cannot be downloaded, is damaged, or does not fit.
+    ``model.start_noise`` is added to equal copies. ``start`` is ``pretrained``, a file of weights, or a run's folder.
     """
     own, plain = settings.model, _plain(settings, start)
     if fresh := plain.num_classes != num_classes:
@@ -120,27 +109,16 @@ def _compare_splits(settings: Settings, run: RunFolder) -> None:
 def read_tensors(file: Path) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a ``.safetensors`` file or of a torch checkpoint by name, for each mapping that holds some.
 
-    Args:
-        file: The file; reading it executes nothing.
-
-    Returns:
-        The mappings by their keys in the checkpoint, joined by dots, as ``state_dict_ema``; "" is the file itself.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is damaged, or holds no tensors.
+    Mappings are named by their keys in the checkpoint, joined by dots, as ``state_dict_ema``; "" is the file itself.
+    Reading executes nothing.
     """
     if not file.is_file():
         raise MissingError(f"there is no file of weights {file}.")
     if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "pt") as opened:
-                described = SPEC in (opened.metadata() or {})
-            if described:
-                has_digest(file)
-            return {"": load_file(file)}
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
+        notes, tensors = read_safetensors(file)
+        if SPEC in notes:
+            has_digest(file)
+        return {"": tensors}
     content: Mapping[str, Any] = read_checkpoint(file, PLAIN)
     found: dict[str, dict[str, Tensor]] = {}
     waiting, seen = [("", content)], set[int]()
@@ -166,15 +144,6 @@ def find_weights(
     attribute's name (Lightning's modules). Where several places match equally, averaged weights are taken, else the
     first; the log then names it.
 
-    Args:
-        found: Tensors by name, of each mapping in the checkpoint (:func:`read_tensors`).
-        expected: The names of the backbone's tensors.
-        start: The file, for errors.
-        backbone: The backbone's name, for errors.
-
-    Raises:
-        InputError: if fewer than half of them are found, or one is not an ordinary tensor.
-
     Example:
         >>> found = {"state_dict": {"model.fc.weight": torch.ones(2), "loss.weight": torch.zeros(2)}}
         >>> find_weights(found, ["fc.weight", "fc.bias"], "theirs.ckpt", "tiny")
@@ -190,11 +159,8 @@ def find_weights(
                     counts[place, "".join(f"{part}." for part in parts[:depth])] += 1
     most = max(counts.values(), default=0)
     if most < len(own) / 2:  # names such as norm.weight are in many networks
-        have = next(iter(found.values()))
-        raise InputError(
-            f"model.start {start} does not fit backbone {backbone!r}: it has {_first(have)}, where "
-            f"{_first(expected)} are expected."
-        )
+        have, wanted = (", ".join(list(names)[:3]) for names in (next(iter(found.values())), expected))
+        raise InputError(f"model.start {start} does not fit backbone {backbone!r}: it has {have}, not {wanted}.")
     best = [key for key in counts if counts[key] == most]
     best.sort(key=lambda key: not re.search("ema|swa|average", "".join(key).lower()))
     place, prefix = best[0]
@@ -205,14 +171,9 @@ def find_weights(
     for name, each in weights.items():
         if each.layout is not torch.strided or each.is_quantized or each.is_meta:
             raise InputError(
-                f"{start} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as an ordinary "
-                "tensor of floats."
+                f"{start} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as a plain tensor."
             )
     return weights
-
-
-def _first(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[:3])
 
 
 def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: str) -> None:
