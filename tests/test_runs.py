@@ -100,7 +100,7 @@ def test_checkpoints_that_are_gone_are_named(run, caplog):
 
 def test_a_run_without_a_finished_epoch_starts_again_and_says_so(pictures, tmp_path, caplog):
     run, plan = RunFolder(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
-    run.create(plan.yaml)
+    run.create(plan.yaml, {})
     fit(plan, run, resume=True)
     assert "has no checkpoint yet; it starts from the beginning" in caplog.text
     assert [row["epoch"] for row in run.read_metrics()] == ["1"]

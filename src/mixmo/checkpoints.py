@@ -16,7 +16,6 @@ import torch
 
 from mixmo.errors import InputError, MissingError
 from mixmo.files import PARTIAL, explain_write_errors, read_checkpoint, replace_file, sync_folder
-from mixmo.header import Header
 
 MARK = b"sha256:"
 SEAL = len(MARK) + 64
@@ -33,15 +32,7 @@ LAST, PREVIOUS, BEST = (f"{name}.ckpt" for name in ("last", "previous", "best"))
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all, with a SHA-256 digest of it at its end.
-
-    Args:
-        path: The file; replaced if it exists.
-        content: Tensors and plain values.
-
-    Raises:
-        InputError: if it cannot be written; what was there before stays.
-    """
+    """Write a checkpoint, whole or not at all, with a SHA-256 digest of it at its end."""
     with replace_file(path) as file:
         writer = _Writer(file)
         try:
@@ -79,13 +70,6 @@ def load(path: Path) -> dict[str, Any]:
 
     Only tensors and plain values are read, and only of the keys that training resumes from: a checkpoint can hold no
     path to delete and no name to import.
-
-    Args:
-        path: The file.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is damaged, or not one of mixmo's.
     """
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
@@ -108,26 +92,8 @@ def load(path: Path) -> dict[str, Any]:
     return kept
 
 
-def read_header(path: Path) -> Header:
-    """Return a checkpoint's description of its network; the file is read once while unchanged.
-
-    Args:
-        path: The file.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is damaged, has no header, or one of a newer format.
-    """
-    return Header.from_dict(describe(path).get("header"), str(path))
-
-
 def describe(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's header and its number of finished ``epochs``; read once while the file is unchanged.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is damaged.
-    """
+    """Return a checkpoint's ``header`` and its number of finished ``epochs``; read once while the file is unchanged."""
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     status = path.stat()

@@ -15,16 +15,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
 from mixmo.errors import InputError
-from mixmo.validation import (
-    CONFIG,
-    Boolean,
-    Integer,
-    Number,
-    Numbers,
-    describe_errors,
-    settings_class,
-    take_list,
-)
+from mixmo.validation import CONFIG, Boolean, Integer, Number, Numbers, describe_errors, settings_class, take_list
 
 FORMAT = 2
 """The number of the header's format. It grows when earlier versions would misread a header."""
@@ -53,12 +44,7 @@ Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], Strict(), Before
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (h, w) of a size as settings have it: a side, or both.
-
-    Example:
-        >>> height_and_width(32), height_and_width([32, 48])
-        ((32, 32), (32, 48))
-    """
+    """Return (h, w) of a size as settings have it: a side, or both."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -150,15 +136,7 @@ class Header:
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "the header") -> Self:
-        """Return what :meth:`to_dict` wrote.
-
-        Args:
-            content: Plain values.
-            where: Their file, for errors.
-
-        Raises:
-            InputError: if they are of a newer format, or damaged.
-        """
+        """Return what :meth:`to_dict` wrote; refuse a newer format, and damage. ``where`` is its file, for errors."""
         if not isinstance(content, Mapping):
             raise InputError(f"{where} is damaged, or not mixmo's: it has no header.")
         found = content.get("format")

@@ -9,12 +9,7 @@ from pathlib import Path
 
 
 def world(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
-    """Return devices of each node and nodes: as asked for, else as torchrun has set, else one.
-
-    Example:
-        >>> world(8, None)
-        (8, 1)
-    """
+    """Return devices of each node and nodes: as asked for, else as torchrun has set, else one."""
     elastic = "TORCHELASTIC_RUN_ID" in os.environ
     launched = [int(os.environ.get(name, "1")) if elastic else 1 for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
     return devices or launched[0], num_nodes or launched[1]
@@ -44,14 +39,7 @@ def command() -> str:
 
 
 def is_first() -> bool:
-    """Return whether this process is rank 0, or alone.
-
-    The first rank makes and locks the run's folder and speaks; the others read.
-
-    Example:
-        >>> is_first()
-        True
-    """
+    """Return whether this process is rank 0, or alone: it makes and locks the run's folder and speaks; others read."""
     if all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS")):
         return True
     if "RANK" in os.environ:  # torchrun's, which SLURM may have started

@@ -21,16 +21,16 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs, read_header
+from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import without_permission
-from mixmo.config.settings import Settings
+from mixmo.config.settings import Settings, known_settings
+from mixmo.data.messages import warn_once
 from mixmo.environment import environment
 from mixmo.errors import InputError, InUseError, MissingError, one_of
 from mixmo.files import PARTIAL, explain_write_errors, make_folder, read_yaml, write_text
 from mixmo.header import Header
-from mixmo.run_settings import drop_unknown, fill_open_settings, get_section
 
 Checkpoint = Literal["last", "best"]
 CHECKPOINTS: tuple[str, ...] = get_args(Checkpoint)
@@ -40,66 +40,39 @@ log = logging.getLogger("mixmo")
 
 
 class RunFolder:
-    """A run's folder.
-
-    Args:
-        path: The folder.
-
-    Example:
-        >>> RunFolder("runs/quickstart").config_file.as_posix()
-        'runs/quickstart/config.yaml'
-    """
+    """A run's folder, which may not exist yet."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.csv"
         self.checkpoint_folder = self.path / "checkpoints"
-        self.reported: list[str] = []
 
     def check_free(self) -> None:
-        """Refuse a folder that is in use; one left by an interrupted start may be used again.
-
-        Raises:
-            InputError: if it holds a run, or anything else.
-        """
+        """Refuse a folder that is in use; one left by an interrupted start may be used again."""
         if self.config_file.is_file():
             raise InputError(
-                f"run folder {self.path} exists already; resume it by `mixmo fit {self.path}`, or choose "
-                "another with --run."
+                f"{self.path} exists already; resume it by `mixmo fit {self.path}`, or choose another with --run."
             )
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; choose another folder with --run.")
         others = [each.name for each in self.path.iterdir() if not _left_by_a_start(each)] if self.path.exists() else []
         if others:
-            raise InputError(
-                f"{self.path} exists already and holds other things ({sorted(others)[0]}); choose another folder with "
-                "--run."
-            )
+            raise InputError(f"{self.path} holds other things ({min(others)}); choose another folder with --run.")
 
-    def create(self, config: str, about: Mapping[str, Any] | None = None) -> None:
+    def create(self, config: str, about: Mapping[str, Any]) -> None:
         """Make the folder; it is a run's once its configuration, which comes last, is there.
 
-        Args:
-            config: Every setting, as YAML.
-            about: What to write into ``environment.json`` in addition to the environment.
-
-        Raises:
-            InputError: if the folder is in use (:meth:`check_free`) or cannot be written.
+        ``config`` is every setting as YAML, and ``about`` is added to the environment in ``environment.json``.
         """
         self.check_free()
         make_folder(self.checkpoint_folder)
-        self.write_json("environment.json", environment() | dict(about or {}))
+        self.write_json("environment.json", environment() | dict(about))
         write_text(self.config_file, config)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training in this folder; the lock ends with the process that holds it.
-
-        Raises:
-            InUseError: if another process has it.
-            InputError: if the folder cannot be written.
-        """
+        """Keep other processes from training in this folder; the lock ends with the process that holds it."""
         make_folder(self.path)
         lock = FileLock(self.path / LOCK, timeout=0)
         with explain_write_errors(self.path):
@@ -113,20 +86,13 @@ class RunFolder:
             lock.release()
 
     def remove_partial_files(self) -> None:
-        """Delete partial files of a killed process; only while the folder is locked.
-
-        Evaluation's folders are skipped, since it may still be writing there.
-        """
+        """Delete a killed process's partial files, while the folder is locked; evaluation may be writing in its own."""
         for file in [*self.path.glob(f".*{PARTIAL}"), *self.checkpoint_folder.glob(f".*{PARTIAL}")]:
             with suppress(OSError):
                 file.unlink()
 
     def require(self) -> RunFolder:
-        """Return itself if the folder holds a run.
-
-        Raises:
-            MissingError: if there is no such folder, or neither ``config.yaml`` nor a checkpoint in it.
-        """
+        """Return itself if the folder holds a run: ``config.yaml`` or a checkpoint; refuse any other."""
         if not self.path.is_dir():
             raise MissingError(f"there is no run folder {self.path}.")
         for folder in (self.checkpoint_folder, self.path / "predictions"):
@@ -139,38 +105,18 @@ class RunFolder:
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the run's settings as they were asked for, without imports and downloads that its author allowed.
-
-        Raises:
-            MissingError: if there is no such run, or they are missing; its network may still be there.
-            InputError: if they are not valid YAML.
-        """
+        """Return the run's settings as they were asked for, without imports and downloads that its author allowed."""
         if not self.require().config_file.is_file():
             raise MissingError(f"{self.config_file} is missing, which says how {self.path} was trained, and on what.")
         return without_permission(read_yaml(self.config_file, "configuration"))
 
     def header(self, which: str = "last") -> Header:
-        """Return a checkpoint's description of its network.
-
-        Args:
-            which: The checkpoint, ``last`` or ``best``.
-
-        Raises:
-            MissingError: if there is no such run or checkpoint.
-            InputError: if it is damaged, or of a newer format.
-        """
-        return read_header(self.checkpoint_file(which))
+        """Return the description of a checkpoint's network."""
+        file = self.checkpoint_file(which)
+        return Header.from_dict(describe(file)["header"], str(file))
 
     def trained_config(self, which: str = "last") -> dict[str, Any]:
-        """Return the run's settings with those of a checkpoint's network, which its header decides.
-
-        Args:
-            which: The checkpoint, ``last`` or ``best``; the configuration alone where it is not there yet.
-
-        Raises:
-            MissingError: if there is no such run, or it has lost its configuration.
-            InputError: if the configuration or the checkpoint is damaged.
-        """
+        """Return the run's settings with those of a checkpoint's network, if it is there, which its header decides."""
         config = self.config()
         if (self.checkpoint_folder / f"{which}.ckpt").is_file():
             for section, known in self.header(which).sections().items():
@@ -196,15 +142,10 @@ class RunFolder:
 
         Training settings that this version does not know are left out, with a warning; unknown settings of ``data`` are
         refused.
-
-        Raises:
-            MissingError: if there is no such run, or it has lost its configuration.
-            InputError: if a setting is of the wrong type or range, or one of ``data`` is not known.
         """
         config, unknown = drop_unknown(self.trained_config(which))
-        if unknown != self.reported:
-            self.reported = unknown
-            log.warning("%s sets %s, which this version of mixmo does not know.", self.config_file, ", ".join(unknown))
+        if unknown:
+            warn_once(f"{self.config_file} sets {', '.join(unknown)}, which this version of mixmo does not know.")
         return make_plan(config).settings
 
     def accelerator(self) -> str:
@@ -221,8 +162,7 @@ class RunFolder:
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings that followed from the machine where the run began; nothing if that is not known."""
-        resolved = self.about().get("resolved")
-        return without_permission(resolved) if isinstance(resolved, dict) else {}
+        return without_permission(dict(get_section(self.about(), "resolved")))
 
     def about(self) -> dict[str, Any]:
         """Return ``environment.json``; nothing if it is missing or damaged."""
@@ -238,16 +178,11 @@ class RunFolder:
 
     def training_images(self) -> int | None:
         """Return how many images the run was trained on; ``None`` if ``environment.json`` does not have it."""
-        data = self.about().get("data")
-        count = data.get("images") if isinstance(data, dict) else None
+        count = get_section(self.about(), "data").get("images")
         return count if isinstance(count, int) else None
 
     def checkpoint_file(self, which: str = "last") -> Path:
-        """Return the file of a checkpoint, ``last`` or ``best``.
-
-        Raises:
-            MissingError: if it does not exist.
-        """
+        """Return the file of a checkpoint, ``last`` or ``best``; refuse one that is not there."""
         one_of(which, CHECKPOINTS, "checkpoint")
         file = self.require().checkpoint_folder / f"{which}.ckpt"
         if not file.is_file():
@@ -256,11 +191,7 @@ class RunFolder:
         return file
 
     def digest(self, which: str = "last") -> str:
-        """Return the SHA-256 of a checkpoint's file, in hexadecimal.
-
-        Raises:
-            MissingError: if it does not exist.
-        """
+        """Return the SHA-256 of a checkpoint's file, in hexadecimal."""
         file = self.checkpoint_file(which)
         with file.open("rb") as content:
             return digest(content, file.stat().st_size)
@@ -272,10 +203,8 @@ class RunFolder:
     def resumed_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from and its content, ``None`` for a run that has finished no epoch.
 
-        If the last checkpoint is damaged or missing, the one before it or the best is taken, with a warning.
-
-        Raises:
-            InputError: if all of a run's checkpoints are damaged or missing.
+        If the last checkpoint is damaged or missing, the one before it or the best is taken, with a warning; a run that
+        has lost all of them is refused.
         """
         files = [self.checkpoint_folder / name for name in (LAST, PREVIOUS, BEST)]
         problems = []
@@ -381,3 +310,44 @@ def _with_null(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_with_null(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def get_section(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a section of a file, empty where it is missing or of another kind."""
+    return found if isinstance(found := about.get(key), Mapping) else {}
+
+
+def fill_open_settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections of settings, those left open as they are resolved elsewhere.
+
+    Example:
+        >>> fill_open_settings({"trainer": {"precision": None}}, {"trainer": {"precision": "32-true"}})
+        {'trainer': {'precision': '32-true'}}
+    """
+    found = dict(config)
+    for section, values in resolved.items():
+        own = get_section(found, section)
+        found[section] = dict(own) | {key: value for key, value in values.items() if own.get(key) is None}
+    return found
+
+
+def drop_unknown(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return settings without those of training that this version does not know, and the names of these.
+
+    Settings of ``data`` stay: images that are taken or drawn otherwise are other images.
+
+    Example:
+        >>> drop_unknown({"seed": 1, "optimizer": {"lr": 0.1, "warp": 9}, "data": {"fold": 2}})
+        ({'seed': 1, 'optimizer': {'lr': 0.1}, 'data': {'fold': 2}}, ['optimizer.warp'])
+    """
+    known, kept, unknown = known_settings(), dict[str, Any](), list[str]()
+    sections = {name.partition(".")[0] for name in known}
+    for section, values in config.items():
+        if section not in sections:
+            unknown.append(section)
+        elif section != "data" and section not in known and isinstance(values, Mapping):
+            kept[section] = {key: value for key, value in values.items() if f"{section}.{key}" in known}
+            unknown += [f"{section}.{key}" for key in values if key not in kept[section]]
+        else:
+            kept[section] = values
+    return kept, unknown

@@ -265,7 +265,7 @@ def test_test_json_repeats_what_the_loaded_network_says(whole):
 def test_damaged_and_foreign_checkpoints_are_refused(whole, tmp_path):
     _, whole_run = whole
     run = RunFolder(tmp_path / "run")
-    run.create(whole_run.config_file.read_text())
+    run.create(whole_run.config_file.read_text(), {})
     file = run.checkpoint_folder / "last.ckpt"
     content = whole_run.checkpoint_file().read_bytes()
     file.write_bytes(content[: len(content) // 2])
@@ -291,7 +291,7 @@ def test_what_is_missing_is_named(tmp_path, whole):
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
         mixmo.load(tmp_path)
     run = RunFolder(tmp_path / "run")
-    run.create(whole[1].config_file.read_text())
+    run.create(whole[1].config_file.read_text(), {})
     with pytest.raises(FileNotFoundError, match="no last checkpoint"):
         mixmo.load(run.path)
     with pytest.raises(ValueError, match="unknown checkpoint 'lst'"):

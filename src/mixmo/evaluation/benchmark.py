@@ -24,7 +24,7 @@ from mixmo.evaluation.inference import autocast
 from mixmo.fusing import fuse
 from mixmo.header import Members, Side
 from mixmo.network import MixMo, create_backbone
-from mixmo.training.build import build_maker, build_network, describe
+from mixmo.training.build import build_network
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
 from mixmo.training.trainer import build_precision, silence_lightning
@@ -113,11 +113,8 @@ class TrainingStep(Callback):
         images = torch.randint(256, (count, case.image_size, case.image_size, 3), dtype=torch.uint8)
         labels = torch.arange(count) % case.num_classes
         data = DataModule(settings.data, settings.seed, given={"train": open_given((images, labels), "train")})
-        net = build_network(settings, data)
         self.loaders = Loaders(data, members)
-        self.training = Training(
-            net, build_maker(settings, net, data), settings, count, self.loaders.samples, describe(settings, data)
-        )
+        self.training = Training(settings, build_network(settings, data), self.loaders)
         with silence_lightning():
             self.trainer = L.Trainer(
                 accelerator=case.accelerator, devices=1, callbacks=[self],

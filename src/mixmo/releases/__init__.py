@@ -18,14 +18,7 @@ RELEASES = tuple(sorted(file.stem for file in FOLDER.glob("*.zip")))
 
 
 def unpack_release(name: str, folder: Path) -> None:
-    """Write a released run into a new folder.
-
-    Args:
-        name: One of :data:`RELEASES`.
-        folder: The run's folder, which does not exist yet.
-
-    Raises:
-        InputError: if there is no such release, or the folder exists or cannot be written.
+    """Write a released run, one of :data:`RELEASES`, into a new folder.
 
     Example:
         >>> from tempfile import TemporaryDirectory

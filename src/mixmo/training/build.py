@@ -21,16 +21,8 @@ from mixmo.training.user_code import find_masks, find_objective
 def build_network(settings: Settings, data: DataModule, drawn: bool = False, module: nn.Module | None = None) -> MixMo:
     """Return the network of the settings, its weights drawn from the seed, tried on a mixture of that size.
 
-    Args:
-        settings: The run's.
-        data: Its images, for their classes and size.
-        drawn: Draw all weights, also where members start from another run.
-        module: The backbone, where a program gives one in place of a name; a MixMo is trained itself.
-
-    Raises:
-        MissingError: if there is no run to start from.
-        InputError: if the backbone is unknown, cannot take images of that size or changes them before its stem, or the
-            start does not fit.
+    ``drawn`` draws all weights, also where members start from another run; ``module`` is the backbone, where a program
+    gives one in place of a name, and a MixMo is trained itself.
     """
     own = settings.model
     with DrawingFrom(generator_for(settings.seed, 0, "init")):
@@ -80,12 +72,7 @@ def _refuse_probabilities(outputs: Tensor) -> None:
 
 
 def describe(settings: Settings, data: DataModule) -> Header:
-    """Return the header of a run's checkpoints.
-
-    Args:
-        settings: The run's.
-        data: Its images.
-    """
+    """Return the header of a run's checkpoints."""
     own, (height, width) = settings.model, data.size
     return Header(
         classes=list(data.classes),
@@ -100,11 +87,7 @@ def describe(settings: Settings, data: DataModule) -> Header:
 
 
 def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
-    """Return what makes mixtures of distinct images, for a network and a dataset.
-
-    Raises:
-        InputError: if a mask cannot share a map of that size among that many members, or the crop is too large.
-    """
+    """Return what makes mixtures of distinct images, for a network and a dataset."""
     allowed, images, members = settings.allow_imports, settings.data, net.num_members
     shape = net.encoder_shape(*_crop(settings, data))
     own, soft = settings.mixer, settings.pixels.kind != "none" or images.multi_label
@@ -128,17 +111,13 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
 
 
 def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:
-    crop = settings.data.crop_size
-    height, width = data.size
-    room = 2 * settings.data.padding
+    crop, padding, (height, width) = settings.data.crop_size, settings.data.padding, data.size
     rows, columns = data.size if crop is None else height_and_width(crop)
-    if rows > height + room or columns > width + room:
+    if rows > height + 2 * padding or columns > width + 2 * padding:
+        raise InputError(f"data.crop_size is {crop}, larger than images of {height}×{width} with padding {padding}.")
+    if settings.data.padding_mode == "reflect" and padding >= min(height, width):
         raise InputError(
-            f"data.crop_size is {crop}, larger than images of {height}×{width} with padding {settings.data.padding}."
-        )
-    if settings.data.padding_mode == "reflect" and settings.data.padding >= min(height, width):
-        raise InputError(
-            f"data.padding is {settings.data.padding}; images of {height}×{width} can be reflected by less than their "
-            "smaller side. Lower it, or set data.padding_mode to zeros."
+            f"data.padding is {padding}; images of {height}×{width} can be reflected by less than their smaller side. "
+            "Lower it, or set data.padding_mode to zeros."
         )
     return rows, columns

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from mixmo.config.hardware import training_device
@@ -23,13 +23,13 @@ from mixmo.launching import is_first, world
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import RunFolder
-from mixmo.training.build import build_maker, build_network, describe
+from mixmo.training.build import build_network
 from mixmo.training.imbalance import warn_of_imbalance
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import build_optimizer
 from mixmo.training.resuming import check_unchanged, describe_data, find_conditions, open_checkpoint
 from mixmo.training.step import Training
-from mixmo.training.trainer import Prepared, build_loggers, silence_lightning, train
+from mixmo.training.trainer import build_loggers, silence_lightning, train
 
 FETCHING = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Options of timm's models that read weights from elsewhere."""
@@ -46,25 +46,19 @@ def fit(
     data: DataModule | None = None,
     module: nn.Module | None = None,
 ) -> None:
-    """Train a network and write everything into the run's folder.
+    """Train a network and write everything into the run's folder; a new one has to be free.
 
     Everything checkable is checked before the folder is made and training starts. Global random generators, warning
     filters and log levels are left as they were.
 
     Args:
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
-        run: The run's folder; a new one must be free.
+        run: The run's folder.
         resume: Resume from the last checkpoint, if there is one.
         callbacks: Lightning callbacks in addition to mixmo's own; their state is not saved.
         accept_changes: Resume with settings that have changed since the run began.
         data: Images that a program gives, in place of those that the plan names.
         module: A backbone that a program gives, in place of the one that the plan names.
-
-    Raises:
-        MissingError: if the dataset is missing.
-        InputError: if settings conflict, the run's folder exists or is in use by another process, or a resumed run's
-            data has changed or all its checkpoints are damaged.
-        TrainingError: if the loss is not finite.
     """
     first = is_first()
     with silence_lightning():
@@ -72,35 +66,33 @@ def fit(
             run.check_free()
         if resume and not accept_changes:
             check_unchanged(run, plan)
-        prepared = _prepare(plan, run, resume and run.has_checkpoint(), data, module)
-        conditions = find_conditions(plan.settings, prepared.training.net, prepared.loaders.data)
+        training, loaders, loggers = _prepare(plan, run, resume and run.has_checkpoint(), data, module)
+        conditions = find_conditions(plan.settings, training.net, loaders.data)
         if resume and not accept_changes:
             check_unchanged(run, plan, conditions)
         with run.lock() if first else nullcontext():
             if first:
                 run.remove_partial_files()
-            checkpoint = open_checkpoint(plan, run, prepared, conditions, first) if resume else None
+            checkpoint = open_checkpoint(plan, run, training, loaders, conditions) if resume else None
             if first and not resume:
-                _begin(plan, run, prepared.loaders.data, conditions)
-            train(plan.settings, run, prepared, checkpoint, callbacks)
+                if loaders.data.draws("train"):
+                    run.write_split(loaders.data.split_rows())
+                about = {"resolved": plan.resolved, "conditions": conditions, "data": describe_data(loaders.data)}
+                run.create(plan.yaml, about | {"settings": yaml.safe_load(plan.yaml)})
+            train(run, training, loaders, loggers, checkpoint, callbacks)
 
 
-def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, module: nn.Module | None) -> Prepared:
+def _prepare(
+    plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, module: nn.Module | None
+) -> tuple[Training, Loaders, list[Logger]]:
     """Open the data and build the network and its training; refuse what does not fit.
 
-    Args:
-        plan: What to train.
-        run: Where.
-        drawn: Whether a checkpoint's weights will replace the initial ones.
-        data: Images that a program gives.
-        module: A backbone that a program gives.
+    ``drawn`` is whether a checkpoint's weights will replace the initial ones.
     """
     settings, own = plan.settings, plan.settings.trainer
     device = training_device(own.accelerator)
     if device.type == "cpu" and own.accelerator not in ("auto", "cpu"):
-        raise InputError(
-            f"trainer.accelerator is {own.accelerator}, but torch sees no such device here; use auto or cpu."
-        )
+        raise InputError(f"trainer.accelerator is {own.accelerator}, but torch sees no such device; use auto or cpu.")
     _check_fetching(settings, drawn)
     _check_parts(settings, device)
     data = (data or DataModule(settings.data, settings.seed, check=True)).require()
@@ -111,30 +103,18 @@ def _prepare(plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, m
         )
     if (frozen := settings.optimizer.freeze_epochs) and settings.model.start is None and module is None:
         raise InputError(
-            f"optimizer.freeze_epochs is {frozen}, but there are no trained weights to freeze: set "
-            "model.start, or optimizer.freeze_epochs 0."
+            f"optimizer.freeze_epochs is {frozen}, but no weights are trained; set model.start, or freeze_epochs to 0."
         )
     net = build_network(settings, data, drawn, module)
     loaders = Loaders(data, net.num_members)
     loaders.check_shared_memory(*world(own.devices, own.num_nodes))
-    training = Training(
-        net, build_maker(settings, net, data), settings, len(data.train), loaders.samples, describe(settings, data)
-    )
+    training = Training(settings, net, loaders)
     _try_optimizer(settings)
     _warn_of_short_runs(plan, training)
     if is_first():
         warn_of_imbalance(settings, data)
         warn_of_duplicates(data)
-    return Prepared(training, loaders, build_loggers(settings, run))
-
-
-def _begin(plan: Plan, run: RunFolder, data: DataModule, conditions: Mapping[str, Any]) -> None:
-    """Make the run's folder."""
-    if data.draws("train"):
-        run.write_split(data.split_rows())
-    settings = yaml.safe_load(plan.yaml)
-    known = {"resolved": plan.resolved, "conditions": conditions, "data": describe_data(data), "settings": settings}
-    run.create(plan.yaml, known)
+    return training, loaders, build_loggers(settings, run)
 
 
 def _check_parts(settings: Settings, device: torch.device) -> None:

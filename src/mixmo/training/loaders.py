@@ -15,31 +15,16 @@ from mixmo.training import ranks
 
 
 class Loaders(L.LightningDataModule):
-    """Batches of a run's images, on the device of its training.
-
-    Args:
-        data: The run's images.
-        num_members: M.
-
-    Attributes:
-        begun: The epoch and the batch within it that training begins with.
-    """
+    """Batches of a run's images, on the device of its training."""
 
     def __init__(self, data: DataModule, num_members: int) -> None:
         super().__init__()
-        self.data, self.images, self.begun = data, data.train, (0, 0)
+        self.data, self.images = data, data.train
+        self.begun = (0, 0)  # the epoch, and the batch within it, that training begins with
         self.copies = data.settings.batch_repetition * num_members
 
     def check_shared_memory(self, devices: int, nodes: int) -> None:
-        """Refuse batches that workers cannot hand over in the shared memory of a node; loaders take turns.
-
-        Args:
-            devices: Ranks on each node.
-            nodes: Nodes.
-
-        Raises:
-            InputError: if they do not fit.
-        """
+        """Refuse batches that workers cannot hand over in the shared memory of a node; loaders take turns."""
         own = self.data.settings
         distinct = own.batch_size // own.batch_repetition // (devices * nodes)
         check_shared_memory(self.data.train, own, distinct, devices, self.copies)

@@ -18,12 +18,11 @@ from mixmo.data.image_sets import InMemoryImages
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
 from mixmo.files import read_yaml, write_text, yaml_text
-from mixmo.launching import world
+from mixmo.launching import is_first, world
 from mixmo.network import MixMo
-from mixmo.run_settings import fill_open_settings, get_section
-from mixmo.runs import RunFolder
+from mixmo.runs import RunFolder, fill_open_settings, get_section
+from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
-from mixmo.training.trainer import Prepared
 
 MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
 """Settings that may change between stop and resume: what was trained stays trained. The data's content is compared."""
@@ -36,11 +35,6 @@ def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[st
 
     Pixel mixing draws partners from the whole set in memory, but from the batch where images are streamed, since
     reading others would double the cost. Each batch norm sees a part of the batch.
-
-    Args:
-        settings: The run's.
-        net: Its network.
-        data: Its images.
     """
     found: dict[str, Any] = {}
     if settings.pixels.kind != "none":
@@ -60,13 +54,7 @@ def describe_data(data: DataModule) -> dict[str, Any]:
 
 
 def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of a plan that differ from those the run was trained with: old and new values.
-
-    Args:
-        run: The run.
-        plan: What the run is to be resumed with.
-        conditions: What else results depend on; changes of these count too.
-    """
+    """Return the settings of a plan, and conditions, that differ from those the run began with: old and new values."""
     about = run.about()
     began, resolved = (dict(get_section(about, key)) for key in ("settings", "resolved"))
     open_ones = {name for name, _ in flatten(plan.resolved)}
@@ -81,16 +69,7 @@ def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | Non
 
 
 def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
-    """Refuse to resume with other settings than the run began with; those that change no result may differ.
-
-    Args:
-        run: The run.
-        plan: What the run is to be resumed with.
-        conditions: What else results depend on.
-
-    Raises:
-        InputError: naming every setting that differs.
-    """
+    """Refuse to resume with other settings than the run began with; those that change no result may differ."""
     changes = {name: both for name, both in find_changes(run, plan, conditions).items() if name not in MAY_CHANGE}
     if not changes:
         return
@@ -122,21 +101,13 @@ def _record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], e
 
 
 def open_checkpoint(
-    plan: Plan, run: RunFolder, prepared: Prepared, conditions: Mapping[str, Any], first: bool
+    plan: Plan, run: RunFolder, training: Training, loaders: Loaders, conditions: Mapping[str, Any]
 ) -> Path | None:
     """Return the checkpoint to resume from, and make the loaders start there; ``None`` if there is none yet.
 
-    Args:
-        plan: What the run is resumed with.
-        run: The run; rank 0 cuts its metrics back to the checkpoint and records changes.
-        prepared: Network, loaders and loggers.
-        conditions: What else results depend on.
-        first: Whether this is rank 0.
-
-    Raises:
-        InputError: if the data has changed, every checkpoint is damaged or none fits, or the run is longer already.
+    The first rank cuts the run's metrics back to the checkpoint and records changes.
     """
-    known, now = run.about().get("data"), describe_data(prepared.loaders.data)
+    known, now = run.about().get("data"), describe_data(loaders.data)
     if isinstance(known, dict) and known != now:
         raise InputError(
             f"the training data has changed since {run.path} began ({known.get('images')} images then, {now['images']} "
@@ -147,7 +118,7 @@ def open_checkpoint(
     epochs = step = 0
     if found is not None:
         file, content = found
-        if problem := _find_misfit(content, prepared.training):
+        if problem := _find_misfit(content, training):
             raise InputError(f"{file} is not a checkpoint of this run: {problem}.")
         epochs, step = finished_epochs(content), content["global_step"]
         if epochs > plan.epochs:
@@ -156,13 +127,13 @@ def open_checkpoint(
                 "already, which cannot be undone; set it to that, or more."
             )
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        prepared.loaders.begun = epochs, batches if "unfinished" in content else 0
-    if first:
+        loaders.begun = epochs, batches if "unfinished" in content else 0
+    if is_first():
         run.cut_metrics(epochs)
         _record_changes(run, plan, conditions, epochs, step)
     if found is None:
         return None
-    if first and file.name != LAST:
+    if is_first() and file.name != LAST:
         duplicate(file, file.with_name(LAST))
     return file
 

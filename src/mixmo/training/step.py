@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -19,22 +19,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 from mixmo.batch_mixing import WHOLE, MixedBatch
 from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
-from mixmo.data.batches import BatchMaker
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.errors import TrainingError
-from mixmo.header import Header
 from mixmo.metrics.multi_label import average_precisions
 from mixmo.network import MixMo
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training import ranks
-from mixmo.training.optimizers import (
-    FrozenCore,
-    Schedule,
-    build_optimizer,
-    is_setting,
-    perturb_weights,
-    warmup_steps,
-)
+from mixmo.training.build import build_maker, describe
+from mixmo.training.loaders import Loaders
+from mixmo.training.optimizers import FrozenCore, Schedule, build_optimizer, is_setting, perturb_weights, warmup_steps
 from mixmo.training.sums import EpochSums
 
 LOG_EVERY = 50
@@ -46,43 +39,21 @@ STATISTICS_BATCHES = 50
 class Training(L.LightningModule):
     """Trains a network on batches of distinct images.
 
-    Args:
-        net: The network.
-        maker: Makes mixtures of distinct images.
-        settings: The run's.
-        num_images: N, images of the training set, for the published length of the warm-up.
-        sample_batches: Returns that many batches of an epoch's training images, to estimate the batch-norm statistics
-            of averaged weights.
-        header: The network's description, stored in checkpoints next to its weights.
-
     Attributes:
-        warmup: Steps of the warm-up.
         average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
         reports: How often the loss was read, so that a progress bar can detect a new value.
-        multi_label: Whether images have several labels.
-
-    Raises:
-        TrainingError: from ``fit``, if the loss is not finite.
     """
 
-    def __init__(
-        self,
-        net: MixMo,
-        maker: BatchMaker,
-        settings: Settings,
-        num_images: int,
-        sample_batches: Callable[[int, int], Iterable[DistinctBatch]],
-        header: Header,
-    ) -> None:
+    def __init__(self, settings: Settings, net: MixMo, loaders: Loaders) -> None:
         super().__init__()
+        self.settings, self.sample_batches, self.num_images = settings, loaders.samples, len(loaders.data.train)
+        self.maker, self.header = build_maker(settings, net, loaders.data), describe(settings, loaders.data)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.core = FrozenCore(self.net) if settings.optimizer.freeze_epochs else None
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
-        self.maker, self.settings, self.num_images = maker, settings, num_images
         data, own = settings.data, settings.schedule
-        published = warmup_steps(num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
+        published = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
         self.warmup = published if own.warmup_steps is None else own.warmup_steps
-        self.sample_batches, self.header = sample_batches, header
         self.accumulate = settings.trainer.accumulate
         self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
         self.reports = 0
@@ -120,8 +91,7 @@ class Training(L.LightningModule):
         torch.manual_seed(seed_for(self.settings.seed, self.global_step, "global") + ranks.rank())  # dropout and such
         if len(batch.chosen) < self.settings.data.batch_size // self.settings.data.batch_repetition:
             batch = ranks.gather(batch)
-        for parameter in self.net.parameters():
-            parameter.grad = None
+        self.net.zero_grad()
         losses: list[Tensor] = []
         logits, targets = [], []
         for part in self._parts():

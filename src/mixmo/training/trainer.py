@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -42,40 +42,16 @@ BETWEEN_LINES = 2.0
 log = logging.getLogger("mixmo")
 
 
-class Prepared(NamedTuple):
-    """A run that is ready to train.
-
-    Attributes:
-        training: The network and its steps.
-        loaders: Its batches.
-        loggers: Lightning's loggers.
-    """
-
-    training: Training
-    loaders: Loaders
-    loggers: list[Logger]
-
-
 def train(
-    settings: Settings, run: RunFolder, prepared: Prepared, checkpoint: Path | None, callbacks: Sequence[Callback]
+    run: RunFolder,
+    training: Training,
+    loaders: Loaders,
+    loggers: list[Logger],
+    checkpoint: Path | None,
+    callbacks: Sequence[Callback],
 ) -> None:
-    """Train, from a checkpoint if there is one.
-
-    Args:
-        settings: The run's.
-        run: The run's folder.
-        prepared: Network, loaders and loggers.
-        checkpoint: To resume from.
-        callbacks: Further Lightning callbacks.
-
-    Raises:
-        InputError: if the memory is too small, a process that reads images died, the network cannot be compiled, or
-            the disk is full.
-        TrainingError: if the loss is not finite.
-        StoppedError: if a signal asked the run to stop.
-    """
-    training, loaders, loggers = prepared
-    own = settings.trainer
+    """Train, from a checkpoint if there is one; explain what only training shows, such as too small a memory."""
+    settings, own = training.settings, training.settings.trainer
     shown = sys.stdout.isatty() or "ipykernel" in sys.modules  # in a notebook, too
     bar = own.enable_progress_bar and shown and is_first()
     kept = Checkpoints(run, own, validated=loaders.data.validation is not None)
@@ -104,12 +80,7 @@ def train(
 
 
 def build_precision(precision: str, accelerator: str) -> Precision:
-    """Return Lightning's plugin of a precision, also of float16 on a CPU, where its Trainer takes bfloat16 instead.
-
-    Example:
-        >>> build_precision("16-mixed", "cpu").scaler.is_enabled()
-        True
-    """
+    """Return Lightning's plugin of a precision, also of float16 on a CPU, where its Trainer takes bfloat16 instead."""
     if precision == "32-true":
         return Precision()
     return MixedPrecision(precision, training_device(accelerator).type)  # type: ignore[arg-type]
@@ -155,7 +126,7 @@ def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
                 made.append(WandbLogger(name=run.path.name, save_dir=run.path, project="mixmo"))
             else:
                 made.append(MLFlowLogger("mixmo", run_name=run.path.name, tracking_uri=f"file:{run.path}/mlflow"))
-    except (ImportError, ModuleNotFoundError) as error:
+    except ImportError as error:
         raise InputError(f"logger {name!r} is not installed; `pip install 'mixmo[{name}]'` installs it.") from error
     return made
 
@@ -175,12 +146,8 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what was measured."""
         measured = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "seconds": time.perf_counter() - self.started,
-            **measured,
-        }
+        seconds = time.perf_counter() - self.started
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds} | measured
         if not trainer.is_global_zero:
             return
         self.run.append_metrics(row)
@@ -215,11 +182,7 @@ def summarise(measured: dict[str, float]) -> str:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, which reads the metrics only when they are new: each read waits for the device.
-
-    Args:
-        training: What is trained; counts its reports.
-    """
+    """Lightning's bar, which reads the metrics only when they are new: each read waits for the device."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
