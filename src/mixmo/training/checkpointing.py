@@ -58,12 +58,7 @@ class StopSignals:
         self.received = number
 
     def agree(self, due: bool, step: int) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether a checkpoint is due on any; the same on all ranks.
-
-        Args:
-            due: Whether this rank finds a checkpoint due.
-            step: The step; ranks ask one another every few steps only.
-        """
+        """Return whether any rank was asked to stop, and whether a checkpoint is due on any; the same on all ranks."""
         if ranks.size() == 1:
             return self.received > 0, due
         if step % ASKED_EVERY:
@@ -90,16 +85,11 @@ class SealedIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps the last checkpoint, the one before it, and the best on validation.
+    """Keeps the last checkpoint, the one before it, and the best on validation, if the run is validated.
 
     One is written after each epoch, within it when one is due, and when the run is asked to stop. The best is written
     before the last: a run that dies between the two repeats the epoch with the same result. The score to beat is
     stored in the checkpoint, so that a moved run knows it.
-
-    Args:
-        run: The run's folder.
-        settings: When they are due, and how long the score may stay unbeaten.
-        validated: Whether there is a validation set to score by.
     """
 
     def __init__(self, run: RunFolder, settings: TrainerSettings, validated: bool) -> None:

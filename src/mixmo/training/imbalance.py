@@ -21,14 +21,7 @@ log = logging.getLogger("mixmo")
 
 
 def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
-    """Return the factors (K,) of the classes' losses; ``None`` where all are 1.
-
-    Args:
-        settings: The run's; ``objective.class_weights`` says how.
-        data: Its images; the weights average 1 over those that are shown.
-
-    Raises:
-        InputError: if there is not one number for each class, or a name is unknown.
+    """Return the factors (K,) of the classes' losses, which average 1 over the images shown; ``None`` where all are 1.
 
     Example:
         >>> from mixmo.config.settings import ObjectiveSettings
@@ -62,20 +55,12 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
 
 
 def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
-    """Log that the largest class has many times the training images of the smallest, where nothing makes up for it.
-
-    Images with several labels are not checked.
-
-    Args:
-        settings: The run's.
-        data: Its images.
-    """
-    if settings.data.multi_label:
+    """Log that the largest class has many times the training images of the smallest, where nothing makes up for it."""
+    if settings.data.multi_label or settings.objective.class_weights != "none" or settings.data.sampler == "balanced":
         return
     counts = _count_images(data)
     most, least = int(counts.argmax()), int(counts.argmin())
-    remedied = settings.objective.class_weights != "none" or settings.data.sampler == "balanced"
-    if not remedied and counts[most] >= RATIO * counts[least]:
+    if counts[most] >= RATIO * counts[least]:
         log.warning(
             "class %s has %d training images and class %s only %d, which the network may hardly ever predict; "
             "objective.class_weights balanced or data.sampler balanced makes up for it.",

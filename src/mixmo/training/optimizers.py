@@ -32,25 +32,8 @@ def build_optimizer(
 
     The paper adds 3e-4 * Σθ² to the loss over all parameters. Its gradient is 6e-4 * θ, hence
     ``weight_decay=6e-4`` for SGD with ``decay_all``, batch norms and biases included. torch's optimisers
-    update all parameters in one fused operation.
-
-    Args:
-        net: The network.
-        name: A name of ``timm.optim.list_optimizers()``.
-        lr: Peak learning rate.
-        weight_decay: Decay, as the optimiser defines it.
-        momentum: Momentum (SGD) or its equivalent.
-        decay_all: Decay one-dimensional parameters too.
-        layer_decay: d: a layer's learning rate is d^k times the peak, k layers before the head (Clark et al. 2020), by
-            timm's groups of the network's layers; ``None`` is the same rate for all.
-        **options: More keywords of the optimiser.
-
-    Raises:
-        InputError: if the name or an option is unknown.
-
-    Example:
-        >>> build_optimizer(nn.Linear(2, 2), "sgd", lr=0.1).defaults["nesterov"]
-        True
+    update all parameters in one fused operation. With ``layer_decay`` d a layer's learning rate is d^k times the peak,
+    k layers before the head (Clark et al. 2020), by timm's groups of the network's layers.
     """
     one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
     accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
@@ -95,17 +78,6 @@ def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
     """Hold the weights at w + radius · g / ‖g‖ inside this context, g being their gradient (SAM, Foret et al. 2021).
 
     Afterwards weights and buffers, such as batch-norm statistics, are restored; gradients are not.
-
-    Args:
-        net: With gradients.
-        radius: Positive.
-
-    Example:
-        >>> layer = nn.Linear(1, 1, bias=False)
-        >>> layer.weight.grad, before = torch.tensor([[-3.0]]), layer.weight.item()
-        >>> with perturb_weights(layer, 0.5):
-        ...     round(layer.weight.item() - before, 4)
-        -0.5
     """
     weights = [each for each in net.parameters() if each.grad is not None]
     gradients = [each.grad for each in weights if each.grad is not None]
@@ -123,15 +95,9 @@ def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
 
 
 class FrozenCore:
-    """A context that freezes what the members share: no gradients, and batch norms as in evaluation.
+    """A context that freezes all but encoders and heads: no gradients, and batch norms as in evaluation.
 
     No optimiser moves a parameter without a gradient, not even by decay or momentum.
-
-    Args:
-        net: The network; all but its encoders and heads is frozen.
-
-    Raises:
-        InputError: if nothing is left to train.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_classes=5)
@@ -168,14 +134,6 @@ class Schedule:
     Linear warm-up: step k = 1, 2, … has k / warmup of the rate, up to all of it. Then either multistep (after a
     share s of the epochs, rounded to whole ones, the rate is multiplied by ``gamma``) or a cosine to 0.
 
-    Args:
-        kind: ``multistep`` or ``cosine``.
-        steps_per_epoch: Steps of an epoch.
-        epochs: Epochs of the training.
-        warmup_steps: Steps of the warm-up.
-        milestones: Shares of training, for ``multistep``.
-        gamma: Multiplies the rate at each milestone.
-
     Example:
         >>> schedule = Schedule("multistep", 10, epochs=300, warmup_steps=4, milestones=(1 / 3, 2 / 3, 0.75))
         >>> [schedule(step) for step in (0, 3, 999)], schedule(1000)   # epoch 101 starts with step 1000
@@ -199,16 +157,5 @@ class Schedule:
 
 
 def warmup_steps(num_images: int, batch_size: int, batch_repetition: int, epochs: float) -> int:
-    """Return the published warm-up: ``epochs`` epochs of a single network, times b.
-
-    Args:
-        num_images: N, images of the training set.
-        batch_size: B.
-        batch_repetition: b.
-        epochs: Length in epochs.
-
-    Example:
-        >>> warmup_steps(50_000, 64, batch_repetition=4, epochs=1) == 782 * 4
-        True
-    """
+    """Return the published warm-up: ``epochs`` epochs of a single network, times b."""
     return round(epochs * math.ceil(num_images / batch_size) * batch_repetition)

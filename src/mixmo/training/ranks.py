@@ -16,52 +16,27 @@ from mixmo.data.image_sets import DistinctBatch
 
 
 def size() -> int:
-    """Return R, the number of ranks; 1 without any.
-
-    Example:
-        >>> size()
-        1
-    """
+    """Return R, the number of ranks; 1 without any."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this rank among R; 0 without any.
-
-    Example:
-        >>> rank()
-        0
-    """
+    """Return the number of this rank among R; 0 without any."""
     return dist.get_rank() if size() > 1 else 0
 
 
 def part() -> tuple[int, int]:
-    """Return the number of this rank, and of ranks.
-
-    Example:
-        >>> part()
-        (0, 1)
-    """
+    """Return the number of this rank, and of ranks."""
     return rank(), size()
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of a tensor over the ranks; every rank has to call this.
-
-    Example:
-        >>> mean_over_ranks(torch.tensor([1.0, 2.0]))
-        tensor([1., 2.])
-    """
+    """Return the mean of a tensor over the ranks; every rank has to call this."""
     return sum_over_ranks(tensor) / size() if size() > 1 else tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor over the ranks; every rank has to call this.
-
-    Example:
-        >>> sum_over_ranks(torch.tensor(2.0))
-        tensor(2.)
-    """
+    """Return the sum of a tensor over the ranks; every rank has to call this."""
     if size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -78,11 +53,7 @@ def share_buffers(buffers: Iterable[Tensor]) -> None:
 
 
 def gather(batch: DistinctBatch) -> DistinctBatch:
-    """Return the global batch of streamed images, of which each rank has decoded an equal share.
-
-    Args:
-        batch: The rank's share: (U / R, H, W, C) images and their labels.
-    """
+    """Return the global batch of streamed images, of which each rank has decoded an equal share (U / R, H, W, C)."""
     if size() == 1:
         return batch
     labels = torch.cat(_gather(batch.labels))
@@ -91,12 +62,7 @@ def gather(batch: DistinctBatch) -> DistinctBatch:
 
 
 def gather_rows(own: Tensor) -> Tensor:
-    """Return the rows of all ranks, which may differ in number; every rank has to call this.
-
-    Example:
-        >>> gather_rows(torch.tensor([1, 2]))
-        tensor([1, 2])
-    """
+    """Return the rows of all ranks, which may differ in number; every rank has to call this."""
     if size() == 1:
         return own
     counts = torch.cat(_gather(torch.tensor([len(own)], device=own.device))).tolist()

@@ -15,9 +15,7 @@ from mixmo.training.ranks import mean_over_ranks
 class EpochSums:
     """Loss and each member's accuracy over the steps of an epoch, and how fast they were.
 
-    Args:
-        num_members: M.
-        multi_label: Whether images have several labels; accuracy is then the share of labels that are right at 0.5.
+    With ``multi_label`` accuracy is the share of labels that are right at 0.5.
 
     Example:
         >>> sums = EpochSums(num_members=2)
@@ -34,24 +32,13 @@ class EpochSums:
         self._timed, self._since = 0, 0.0
 
     def begin(self, device: torch.device, kept: Mapping[str, Any] | None = None) -> None:
-        """Start an epoch, or continue one.
-
-        Args:
-            device: Where to sum.
-            kept: The sums so far (:meth:`state`); ``None`` for none.
-        """
+        """Start an epoch, or continue one from the sums that :meth:`state` returned."""
         sums = torch.zeros(len(self.sums)) if kept is None else torch.cat([kept["loss"][None], kept["accuracy"]])
         self.sums, self.steps = sums.to(device), 0 if kept is None else kept["steps"]
         self._timed, self._since = 0, time.perf_counter()
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a step.
-
-        Args:
-            loss: A scalar.
-            logits: (B, M, K).
-            targets: (B, M) class numbers, or (B, M, K) probabilities, whose largest counts, or several labels.
-        """
+        """Add a step: loss, logits (B, M, K), and targets, of whose probabilities the largest counts."""
         if self.multi_label:
             accuracy = ((logits > 0) == (targets > 0.5)).float().mean((0, 2))
         else:

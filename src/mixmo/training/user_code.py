@@ -23,15 +23,9 @@ PUBLISHED = "mixed_cross_entropy"
 
 
 def resolve(name: str, allowed: Sequence[str]) -> Any:
-    """Return the function that an import path names.
+    """Return the function that ``package.module:function`` names, if ``allowed`` lists the module by its full name.
 
-    Args:
-        name: ``package.module:function``.
-        allowed: The modules that may be imported, by their full names; a package allows none of its modules.
-
-    Raises:
-        InputError: if the name is malformed, its module is not allowed or cannot be imported, or holds no such
-            function. A module that is not allowed is not imported.
+    A package allows none of its modules, and a module that is not allowed is not imported.
 
     Example:
         >>> resolve("math:hypot", ["math"])(3, 4)
@@ -60,44 +54,21 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
 def find_masks(
     kinds: Mapping[Kind, float], allowed: Sequence[str], members: int, shape: FeatureShape
 ) -> dict[Kind, float]:
-    """Return kinds of masks with their probabilities; those named by import path as functions, each tried.
-
-    Args:
-        kinds: The recipe's.
-        allowed: The modules that may be imported.
-        members: M.
-        shape: (F, h, w) of the encoders' output.
-
-    Raises:
-        InputError: if a kind is not allowed, or does not return masks (:func:`check_masks`).
-
-    Example:
-        >>> find_masks({"mixmo.masks.splits:vertical": 1.0}, ["mixmo.masks.splits"], 2, (16, 8, 8))
-        {<function vertical at ...>: 1.0}
-    """
+    """Return kinds of masks with their probabilities; those named by import path as functions, each tried."""
     found = dict[Kind, float]()
     for kind, probability in kinds.items():
         if isinstance(kind, str) and ":" in kind:
             name, kind = kind, resolve(kind, allowed)
-            check_masks(name, kind, members, shape)
+            _try_masks(name, kind, members, shape)
         found[kind] = probability
     return found
 
 
-def check_masks(name: str, function: MaskFunction, members: int, shape: FeatureShape) -> None:
-    """Try a mask's function on four samples.
-
-    Args:
-        name: What to call it.
-        function: As ``mixmo.masks`` describes it.
-        members: M.
-        shape: (F, h, w).
-
-    Raises:
-        InputError: if it fails, or does not return (4, M, 1 or F, h, w) in [0, 1] that sum to one over the members.
+def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureShape) -> None:
+    """Refuse a mask's function that fails for four samples, or whose masks are not as ``mixmo.masks`` describes them.
 
     Example:
-        >>> check_masks("half", lambda ratios, shape, *_: torch.full((4, 2, 1, *shape[1:]), 0.4), 2, (8, 4, 4))
+        >>> _try_masks("half", lambda ratios, shape, *_: torch.full((4, 2, 1, *shape[1:]), 0.4), 2, (8, 4, 4))
         Traceback (most recent call last):
         mixmo.errors.InputError: mask kind 'half' returns masks that sum to 0.8, not one, over the members.
     """
@@ -122,19 +93,7 @@ def check_masks(name: str, function: MaskFunction, members: int, shape: FeatureS
 def find_objective(name: str, allowed: Sequence[str], members: int, classes: int, soft: bool) -> Objective | None:
     """Return an objective of a user's own by its import path, tried on two mixtures; ``None`` for the paper's.
 
-    Args:
-        name: :data:`PUBLISHED`, or ``package.module:function``.
-        allowed: The modules that may be imported.
-        members: M.
-        classes: K.
-        soft: Whether targets are (B, M, K), as with mixing in pixels or several labels, not class numbers (B, M).
-
-    Raises:
-        InputError: if it is unknown, not allowed, or fails on a batch of zeros.
-
-    Example:
-        >>> find_objective("mixed_cross_entropy", [], 2, 10, False) is None
-        True
+    Targets are ``soft``, (B, M, K), with mixing in pixels or several labels, else class numbers (B, M).
     """
     if ":" not in name:
         one_of(name, (PUBLISHED,), "objective")
