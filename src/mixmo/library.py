@@ -144,22 +144,16 @@ def train_plan(
     module: nn.Module | None = None,
     accept_changes: bool = False,
 ) -> bool:
-    """Train a plan, and save the calibration of its checkpoints; its images are opened once.
+    """Train a plan, and save the calibration of its checkpoints; return whether there was anything left to train.
 
     Args:
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
         folder: The run's folder.
         resume: Resume the run in it; one that is finished is only calibrated.
-        data: Its images, where they are open.
+        data: Its images, where they are open; they are opened once.
         callbacks: Lightning callbacks.
         module: Its backbone, where a program gives it.
         accept_changes: Resume with settings that have changed.
-
-    Returns:
-        Whether there was anything left to train.
-
-    Raises:
-        InputError: as :func:`mixmo.training.fit.fit`.
     """
     data = data or DataModule(plan.settings.data, plan.settings.seed, check=True)
     first = is_first()
@@ -306,17 +300,15 @@ def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Rec
 
 def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
     """Return the name of the dataset, if one is named, and the sources given in its place."""
-    if train is None:
-        if val is not None or test is not None:
+    if val is not None or test is not None:
+        if train is None:
             raise InputError("val or test is given without train; give train as well.")
-        return None, None
-    if isinstance(train, str):
-        if val is not None or test is not None:
-            raise InputError(f"train is {train!r}, a dataset by name, which has its own val and test; leave them out.")
+        if isinstance(train, str | LightningDataModule):
+            what = f"{train!r}, a dataset by name" if isinstance(train, str) else "a LightningDataModule"
+            raise InputError(f"train is {what}, which has its own val and test; leave them out.")
+    if train is None or isinstance(train, str):
         return train, None
     if isinstance(train, LightningDataModule):
-        if val is not None or test is not None:
-            raise InputError("train is a LightningDataModule, which has its own val and test; leave them out.")
         train, val, test = _of_module(train)
     given = {"train": train, "validation": val, "test": test}
     for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
@@ -354,8 +346,7 @@ def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> 
     if "data.channels" not in own:
         own["data.channels"] = channels_of(train)
     own.setdefault("data.multi_label", train.multi_label)
-    prepared = any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values())
-    if not prepared:
+    if not any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values()):
         return
     floats = gives_floats(train)
     for key in (*PREPARING, *(["window"] if floats else [])):

@@ -61,13 +61,7 @@ class SweepSettings:
 
 
 class Choice(NamedTuple):
-    """One value of one axis of the grid.
-
-    Attributes:
-        axis: The axis.
-        label: The value's name.
-        settings: The settings, as in a recipe.
-    """
+    """One value of one axis of the grid: its name, and its settings as in a recipe."""
 
     axis: str
     label: str
@@ -76,21 +70,18 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of a sweep.
-
-    Attributes:
-        name: Its configuration's, shared by trials that differ only in seed or fold.
-        choices: The label of its value on every axis, and its fold.
-        recipe: Its settings, except those of the command line.
-        overrides: Those of the command line, the seed among them.
-        plan: What follows from both on this machine.
-    """
+    """A run of a sweep."""
 
     name: str
+    """Its configuration's, shared by trials that differ only in seed or fold."""
     choices: dict[str, str]
+    """The label of its value on every axis, and its fold."""
     recipe: Recipe
+    """Its settings, except those of the command line."""
     overrides: dict[str, Any]
+    """Those of the command line, the seed among them."""
     plan: Plan
+    """What follows from both on this machine."""
 
     @property
     def key(self) -> str:
@@ -102,13 +93,7 @@ class Trial:
 def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[Trial]:
     r"""Return the trials of a sweep's file, the first seed and fold of every configuration first; all are checked.
 
-    Args:
-        file: A recipe with a section ``sweep`` (:class:`SweepSettings`).
-        overrides: Settings of every trial, by their dotted names.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: for anything invalid, naming it and the trial; or if two trials are the same.
+    ``overrides`` are settings of every trial, by their dotted names.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -170,15 +155,11 @@ def _combine(grid: Mapping[str, Any], stem: str) -> list[tuple[str, tuple[Choice
     """Return the name and the choices of every configuration."""
     axes = [_read_axis(axis, values) for axis, values in grid.items()]
     if (count := math.prod(map(len, axes))) > MAX_CONFIGURATIONS:
-        raise InputError(
-            f"the sweep has {count} configurations, but at most {MAX_CONFIGURATIONS} are allowed: name fewer values."
-        )
+        raise InputError(f"the sweep has {count} configurations, more than {MAX_CONFIGURATIONS}: name fewer values.")
     found = [(_name(choices) or stem, choices) for choices in itertools.product(*axes)]
     for name, _ in found:
         if name in RESERVED:
-            raise InputError(
-                f"a choice of the sweep is named {name}, as a file in its folder is; give it another name."
-            )
+            raise InputError(f"a choice of the sweep is named {name}, as a file in its folder is; name it otherwise.")
     return found
 
 
@@ -266,21 +247,10 @@ def _check_test_images(trials: Sequence[Trial]) -> None:
 
 
 class SweepRunner:
-    """Trains the trials of a sweep in a folder.
+    """Trains the trials of a sweep in a folder, ``NAME/seed-S`` for each, with folds ``NAME/seed-S_fold-I``.
 
-    Several processes, on several machines that see the folder, may train one sweep: each takes the next trial that no
-    other trains.
-
-    Args:
-        trials: What to train (:func:`load_sweep`).
-        folder: Where, ``NAME/seed-S`` for each trial, with folds ``NAME/seed-S_fold-I``. Finished trials are not
-            trained again, others are resumed.
-
-    Attributes:
-        errors: Why trials failed, by their keys.
-
-    Raises:
-        InputError: if a trial's folder holds a run of other settings, or the folder is not a sweep's.
+    Finished trials are not trained again, others are resumed. Several processes, on several machines that see the
+    folder, may train one sweep: each takes the next trial that no other trains. ``errors`` says why trials failed.
     """
 
     def __init__(self, trials: Sequence[Trial], folder: Path) -> None:
@@ -303,12 +273,9 @@ class SweepRunner:
         return RunFolder(self.folder / trial.key)
 
     def train(self) -> None:
-        """Train unfinished trials; one that fails does not stop the others.
+        """Train unfinished trials; one that fails does not stop the others, but a signal does.
 
         ``trials.csv`` is written before and after each trial.
-
-        Raises:
-            StoppedError: if a signal asked to stop.
         """
         self.write()
         for trial in self.trials:
@@ -373,10 +340,11 @@ class SweepRunner:
     def groups(self) -> list[Networks]:
         """Return the configurations with all seeds and folds finished, to compare them."""
         unfinished = {trial.name for trial in self.trials if self.status(trial) != "finished"}
-        names = dict.fromkeys(trial.name for trial in self.trials if trial.name not in unfinished)
-        return [
-            Networks(name, [[self.folder / each.key] for each in self.trials if each.name == name]) for name in names
-        ]
+        folders: dict[str, list[list[Path]]] = {}
+        for trial in self.trials:
+            if trial.name not in unfinished:
+                folders.setdefault(trial.name, []).append([self.folder / trial.key])
+        return [Networks(name, own) for name, own in folders.items()]
 
     def best(self, groups: Sequence[Networks]) -> tuple[str, float]:
         """Return the configuration of the highest mean :func:`validation_score`; NaN where there is none."""
