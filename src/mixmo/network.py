@@ -216,9 +216,7 @@ class MixMo(nn.Module):
             InputError: if the shape does not fit.
         """
         if images.dim() != 4 or images.shape[1] != self.in_chans:
-            raise InputError(
-                f"images have shape {tuple(images.shape)}, but this network takes (B, {self.in_chans}, H, W)."
-            )
+            raise InputError(f"images have shape {tuple(images.shape)}; the network takes (B, {self.in_chans}, H, W).")
         return self.backbone(images).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
 
     def _mixed(self, inputs: Tensor, masks: Tensor | None) -> Tensor:
@@ -316,9 +314,7 @@ def _input_channels(stems: list[nn.Module], names: Names) -> int:
     convolutions = [next((part for part in stem.modules() if isinstance(part, nn.Conv2d)), None) for stem in stems]
     for name, stem, convolution in zip(names, stems, convolutions, strict=True):
         if convolution is None:
-            raise InputError(
-                f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one to encode with."
-            )
+            raise InputError(f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one there.")
     kinds = {(each.in_channels, each.out_channels, each.stride) for each in convolutions if each is not None}
     if len(kinds) > 1:
         raise InputError(
@@ -335,11 +331,7 @@ def _output_classes(heads: list[nn.Module], names: Names) -> int:
         elif isinstance(head, nn.Conv2d):
             counts.add(head.out_channels)
         else:
-            raise InputError(
-                f"head {name!r} is a {type(head).__name__}; MixMo needs a linear layer or a convolution there."
-            )
+            raise InputError(f"head {name!r} is a {type(head).__name__}; MixMo needs a linear layer or a convolution.")
     if len(counts) > 1:
-        raise InputError(
-            f"the backbone's heads ({', '.join(names)}) have {sorted(counts)} outputs; they need to agree."
-        )
+        raise InputError(f"the backbone's heads ({', '.join(names)}) have {sorted(counts)} outputs, which must agree.")
     return counts.pop()

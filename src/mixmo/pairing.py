@@ -19,8 +19,7 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
         raise InputError(f"batch_repetition is {batch_repetition}; each image stands at least once in a batch.")
     if batch_size < batch_repetition:
         raise InputError(
-            f"batch_size {batch_size} is smaller than batch_repetition {batch_repetition}; "
-            "increase the batch size or reduce the repetition."
+            f"batch_size {batch_size} is smaller than batch_repetition {batch_repetition}; increase it, or repeat less."
         )
     if batch_size % batch_repetition:
         raise InputError(

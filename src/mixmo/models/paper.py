@@ -56,17 +56,9 @@ class PreActBlock(nn.Module):
 class PreActNet(nn.Module):
     """A stem convolution, stages of :class:`PreActBlock`, global average pooling and a linear head.
 
-    Args:
-        widths: Channels of the stages; each but the first halves the size.
-        blocks: Blocks in each stage.
-        stem_channels: F, the stem's output channels.
-        stem_stride: 1 or 2.
-        stride_in_second: See :class:`PreActBlock`.
-        final_norm: Whether a batch norm and ReLU precede the pooling.
-        num_classes: K; 0 leaves out the head.
-        in_chans: Channels of the images.
-        drop_rate: Dropout before the head.
-        head_std: Standard deviation of the head's initial weights; ``None`` is that of He et al.
+    Stages have ``widths`` channels, and each but the first halves the size; ``final_norm`` is whether a batch norm and
+    ReLU precede the pooling. Without classes there is no head. ``head_std`` is the standard deviation of the head's
+    initial weights; ``None`` is that of He et al.
     """
 
     def __init__(
