@@ -2,6 +2,7 @@
 
     python benchmarks/recipes.py quickstart digits-cut --out rows
     python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.download=true
+    python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.start=WEIGHTS
 
 Rows are in ``recipes.csv``; what it has is not run again. Each recipe is trained in a process of its own, so the peak
 memory is that of one run: of the process, and of the GPU. Time is that of training, validation and calibration, without
@@ -33,8 +34,8 @@ from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 KEYS = ("recipe", "device")
-PLACES = ("data.name", "data.root", "data.download", "model.download")
-"""Settings that say where data and weights are, and change no row."""
+PLACES = ("data.name", "data.root", "data.download", "model.download", "model.start")
+"""Settings that say where data and weights are, and change no row. No recipe starts from weights of its own."""
 
 
 def run_recipe(name: str, settings: list[str]) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def run_recipe(name: str, settings: list[str]) -> dict[str, Any]:
         metrics, known = evaluate_runs([run]).metrics.average, run.about()
     return {
         "data": Path(plan.settings.data.name).name,
+        "images": known["data"]["images"],
         "epochs": plan.epochs,
         "seconds": round(seconds, 1),
         "memory_mib": round(peak),
@@ -74,7 +76,9 @@ def main() -> None:
     known = environment()
     device = known["gpu"] or known["processor"]
     for name in given.recipes:
-        digest = digest_of([load_recipe(name)], *(each for each in given.settings if not each.startswith(PLACES)))
+        digest = digest_of(
+            [load_recipe(name)], *(each for each in given.settings if each.partition("=")[0] not in PLACES)
+        )
         about = {"recipe": name, "device": device, "digest": digest}
         if has_row(read_rows(file), about, KEYS, file):
             continue

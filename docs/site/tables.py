@@ -74,7 +74,8 @@ Each is one name for `mixmo fit NAME` and `mixmo.fit(recipe="NAME")`; any settin
 
 def recipes() -> str:
     """Return the page of all shipped recipes."""
-    header = ["recipe", "network", "method", "b", "epochs", "time", "memory", "result, top-1 %", "published"]
+    header = ["recipe", "network", "method", "b", "epochs", "training images", "time", "memory", "result, top-1 %",
+              "published"]  # fmt: skip
     parts = [ABOUT]
     for title, group in in_groups().items():
         rows = [
@@ -96,10 +97,16 @@ ALLOWED = {"torch/cifar10": " --data.download true", "torch/cifar100": " --data.
 
 
 def read_measurements(name: str, recipe: Mapping[str, Any]) -> list[str]:
-    """Return time, memory and accuracy of a recipe; empty where it has no row, or one of other settings."""
+    """Return images, time, memory and accuracy of a recipe; empty where it has no row, or one of other settings."""
     rows = read_rows(ROOT / "benchmarks" / "results" / "recipes.csv")
     row = next((row for row in rows if row["recipe"] == name and row["digest"] == digest_of([recipe])), None)
     if row is None:
-        return ["", "", ""]
-    time = f"{float(row['seconds']):.0f} s, {row['device']}"
-    return [time, f"{row['memory_mib']} MiB", f"{100 * float(row['accuracy']):.1f}"]
+        return [""] * 4
+    seconds = float(row["seconds"])
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return [
+        f"{int(row['images']):,}",
+        f"{time}, {row['device']}",
+        f"{row['memory_mib']} MiB",
+        f"{100 * float(row['accuracy']):.1f}",
+    ]
