@@ -26,22 +26,12 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def cache_folder(name: str) -> Path:
-    """Return a folder of the user's cache, ``~/.cache/mixmo`` or where ``XDG_CACHE_HOME`` says; it may not exist yet.
-
-    Args:
-        name: What it holds.
-    """
+    """Return a folder of the user's cache, in ``~/.cache`` or where ``XDG_CACHE_HOME`` says; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixmo" / name
 
 
 def keep_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> bool:
-    """Write tensors with a note and the digest of both; return whether that succeeded.
-
-    Args:
-        file: The safetensors file.
-        tensors: What to keep.
-        note: What JSON can hold.
-    """
+    """Write a safetensors file with a note for JSON, and the digest of both; return whether that succeeded."""
     text = json.dumps({**note, "sha256": _digest(note, tensors)})
     return _write(file, safetensors.torch.save(dict(tensors), {"note": text}))  # the order of two would vary
 

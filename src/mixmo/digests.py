@@ -48,11 +48,7 @@ def write_digest(file: Path, placed: str) -> None:
 
 
 def has_digest(file: Path) -> bool:
-    """Return whether a file has a digest of :func:`write_digest`, and verify it.
-
-    Raises:
-        InputError: if it is damaged.
-    """
+    """Return whether a file has a digest of :func:`write_digest`, and verify it."""
     content = file.read_bytes()
     found = set(_FOUND.findall(content))
     if any(hashlib.sha256(content.replace(each, _ZEROS)).hexdigest().encode() == each for each in found):
@@ -68,15 +64,7 @@ def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_files(folder: Path, names: Iterable[str]) -> bool:
-    """Return whether a folder's description has digests, of itself and of files, and verify them.
-
-    Args:
-        folder: The folder, with a description.
-        names: The files to check.
-
-    Raises:
-        InputError: if one is damaged.
-    """
+    """Return whether a folder's description has digests, and verify its own and those of these files."""
     if not has_digest(folder / SPEC):
         return False
     known = json.loads((folder / SPEC).read_bytes()).get("files", {})

@@ -31,10 +31,8 @@ def printable(text: str) -> str:
     r"""Return a text in which control characters, surrogates and all else that cannot be printed are escape sequences.
 
     Example:
-        >>> printable("café \x1b[31m")
-        'café \\x1b[31m'
-        >>> printable("bytes \udcff, two\nlines")
-        'bytes \\udcff, two\\nlines'
+        >>> printable("café \x1b[31m \udcff, two\nlines")
+        'café \\x1b[31m \\udcff, two\\nlines'
     """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 

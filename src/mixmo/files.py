@@ -30,14 +30,8 @@ JSON_START = b'{\n "about": {'
 def read_checkpoint(path: str | Path, kinds: Sequence[Any] = ()) -> dict[str, Any]:
     """Return what a torch checkpoint holds, on the CPU, unpickling tensors and plain values only.
 
-    Args:
-        path: The file.
-        kinds: Further classes and functions that may be in it, as for ``torch.serialization.safe_globals``; what they
-            make is data, too.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is truncated, damaged, or holds more than tensors and plain values.
+    Further ``kinds`` of classes and functions may be in it, as for ``torch.serialization.safe_globals``; what they make
+    is data, too.
 
     Example:
         >>> read_checkpoint("nowhere.ckpt")
@@ -66,17 +60,9 @@ def read_checkpoint(path: str | Path, kinds: Sequence[Any] = ()) -> dict[str, An
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse anything but a regular file: a pipe may never send anything, and a device never end.
 
-    Args:
-        path: What is about to be opened.
-
     Raises:
         FileNotFoundError: if there is nothing.
         InputError: naming what it is, for a sentence that names the path.
-
-    Example:
-        >>> check_regular("/dev/null")  # doctest: +SKIP
-        Traceback (most recent call last):
-        mixmo.errors.InputError: it is a device, not a regular file
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -85,21 +71,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
-
-    Args:
-        path: The file.
-        what: What kind of file it is, for errors.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is not valid YAML, or not a mapping.
-
-    Example:
-        >>> read_yaml(Path("nowhere.yaml"), "recipe file")
-        Traceback (most recent call last):
-        mixmo.errors.MissingError: there is no recipe file nowhere.yaml.
-    """
+    """Return the mapping that a YAML file holds; errors say ``what`` kind of file it is."""
     if not path.is_file():
         raise MissingError(f"there is no {what} {path}.")
     try:
@@ -113,9 +85,6 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 def yaml_text(content: Mapping[str, Any]) -> str:
     """Return plain values as YAML that is read back as they are, in their order, letters of all scripts as such.
-
-    Args:
-        content: Numbers, texts, and lists and mappings of such.
 
     Example:
         >>> print(yaml_text({"name": "Bär", "1": ["yes", 1.0]}), end="")
@@ -158,15 +127,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all (:func:`replace_file`); return ``path``.
-
-    Args:
-        path: The file; replaced if it exists.
-        content: Its content.
-
-    Raises:
-        InputError: if it cannot be written: a full or read-only disk, missing rights.
-    """
+    """Write a file whole or not at all (:func:`replace_file`); return ``path``."""
     with replace_file(path) as file:
         file.write(content)
     return path
@@ -177,12 +138,6 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a neighbour of a file for writing; it takes the file's place once it is whole and on the disk.
 
     Until then what was there before stays, and of a block that fails nothing is left.
-
-    Args:
-        path: The file; replaced if it exists.
-
-    Raises:
-        InputError: if it cannot be written.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -209,20 +164,7 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Say in one sentence that something cannot be written.
-
-    Args:
-        path: What is written in the block.
-
-    Raises:
-        InputError: in place of an ``OSError``.
-
-    Example:
-        >>> with explain_write_errors(Path("a.txt")):
-        ...     raise OSError(28, "No space left on device")
-        Traceback (most recent call last):
-        mixmo.errors.InputError: a.txt cannot be written: No space left on device.
-    """
+    """Say in one sentence, an ``InputError``, that what a block writes cannot be written."""
     try:
         yield
     except InputError:  # a missing file is both
@@ -232,27 +174,20 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and its parents where they are missing, and return it.
-
-    Raises:
-        InputError: if it cannot be made.
-    """
+    """Make a folder and its parents where they are missing, and return it."""
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def check_place(path: Path, ours: bool, overwrite: bool = False, folder: bool = False) -> None:
-    """Refuse to replace what mixmo did not write.
+    """Refuse to replace what mixmo did not write; nothing need be there.
 
     Args:
-        path: Where something is to be written; nothing need be there.
+        path: Where a file, or a folder, is to be written.
         ours: Whether what is there is recognisably an earlier output of the same kind.
         overwrite: Whether a file is replaced anyway; another program's folder never is.
         folder: Whether a folder is to be written.
-
-    Raises:
-        InputError: naming what is there.
     """
     if not os.path.lexists(path):
         return
@@ -283,13 +218,7 @@ def assemble(path: Path) -> Iterator[Path]:
     """Give a hidden place to make a file or a folder in, which takes the place of another once the block ends.
 
     Until then what was there stays, and of a block that fails nothing is left. What a killed process left is removed by
-    the next call for the same path, an hour later.
-
-    Args:
-        path: The file or folder; its parent exists.
-
-    Raises:
-        InputError: if it cannot be written.
+    the next call for the same path, an hour later. The folder that it is in exists.
     """
     with explain_write_errors(path):
         for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}/"):

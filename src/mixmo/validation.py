@@ -111,14 +111,9 @@ Options = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
 @dataclass_transform(field_specifiers=(Field, dataclasses.field))
 def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]], type[T]]:
-    """Make a class of settings: a dataclass that checks its values.
+    """Make a class of settings: a dataclass that checks its values, and names every one that is wrong.
 
-    Args:
-        section: The section of a recipe whose settings these are, for errors.
-        frozen: Whether values cannot be set later.
-
-    Raises:
-        InputError: from the class, naming every value that is wrong.
+    Errors name the section of a recipe whose settings these are.
 
     Example:
         >>> @settings_class("photo")
@@ -149,16 +144,12 @@ def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]
                 raise InputError(join_sentences(describe_errors(error, made, section))) from None
 
         made.__init__ = initialize
-        made.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n{_describe_fields(made)}"
+        fields = made.__pydantic_fields__.items()
+        meanings = [f"    {name}: {' '.join((field.description or '').split())}" for name, field in fields]
+        made.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *meanings])
         return made  # type: ignore[no-any-return]
 
     return decorate
-
-
-def _describe_fields(section: Any) -> str:
-    """Return the meaning of every field, a line for each, as an ``Args`` section has them."""
-    fields = section.__pydantic_fields__.items()
-    return "\n".join(f"    {name}: {' '.join((field.description or '').split())}" for name, field in fields)
 
 
 @functools.cache
@@ -177,13 +168,7 @@ def fields_of(section: type) -> Mapping[str, FieldInfo]:
 
 @functools.cache
 def hints_of(section: type) -> Mapping[str, Any]:
-    """Return the plain annotation of every setting of a class of sections, by its dotted name.
-
-    Example:
-        >>> from mixmo.config.settings import Settings
-        >>> hints_of(Settings)["data.batch_size"]
-        <class 'int'>
-    """
+    """Return the plain annotation of every setting of a class of sections, by its dotted name."""
     return {name: field.annotation for name, field in fields_of(section).items()}
 
 
@@ -237,13 +222,7 @@ def join_sentences(sentences: Sequence[str]) -> str:
 
 
 def describe_errors(error: ValidationError, settings: type, section: str = "") -> list[str]:
-    """Return a sentence for each value that is wrong.
-
-    Args:
-        error: The error of validating the settings.
-        settings: Their class.
-        section: The section that they are, if they are one.
-    """
+    """Return a sentence for each value that is wrong of a class of settings, or of a section of a recipe."""
     known, prefix = fields_of(settings), f"{section}." if section else ""
     found: dict[str, list[Any]] = {}
     for each in error.errors(include_url=False):

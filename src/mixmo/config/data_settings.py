@@ -9,18 +9,8 @@ from pydantic import Field
 
 from mixmo.errors import InputError
 from mixmo.header import LARGEST_SIDE, Channels, Deviations, Preparation, Size
-from mixmo.pairing import check_input_repetition, check_repetition
-from mixmo.validation import (
-    Boolean,
-    Count,
-    Integer,
-    Neutral,
-    Number,
-    Numbers,
-    Share,
-    Text,
-    settings_class,
-)
+from mixmo.pairing import check_repetition
+from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Numbers, Share, Text, settings_class
 
 LARGEST_BATCH = 2**20
 MOST_WORKERS = 256
@@ -143,17 +133,10 @@ class DataSettings:
         start, end = self.input_repetition, self.input_repetition_end
         return start if end is None else start + progress * (end - start)
 
-    def check_members(self, num_members: int) -> None:
-        """Refuse shares of equal inputs at which so many members never get different inputs."""
-        for key in ("input_repetition", "input_repetition_end"):
-            if (share := getattr(self, key)) is not None:
-                check_input_repetition(share, num_members, f"data.{key}")
-
     def __post_init__(self) -> None:
         check_repetition(self.batch_size, self.batch_repetition)
         if self.fold >= (self.folds or 1):
             raise InputError(f"data.fold is {self.fold}, but data.folds is {self.folds}; folds are counted from 0.")
-        self.check_members(1)
         Preparation.of(self)  # checks what the two have in common
         recolours = self.policy != "none" or (self.augmentation == "photo" and self.color_jitter > 0)
         if recolours and self.channels not in (1, 3):

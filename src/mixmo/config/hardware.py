@@ -14,15 +14,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def training_device(accelerator: str = "auto") -> torch.device:
-    """Return the device a run trains on: the first GPU if there is one and ``accelerator`` allows it.
-
-    Args:
-        accelerator: As for Lightning's Trainer: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``mps``.
-
-    Example:
-        >>> training_device("cpu")
-        device(type='cpu')
-    """
+    """Return the device a run trains on: the first GPU if there is one and ``accelerator`` allows it."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
@@ -34,10 +26,6 @@ def default_precision(device: torch.device) -> Precision:
     """Return ``bf16-mixed`` if the device has bfloat16 units, ``16-mixed`` if only float16 units, else ``32-true``.
 
     NVIDIA's GPUs of compute capability 7.0 to 7.5, such as V100 and T4, have float16 units only.
-
-    Example:
-        >>> default_precision(torch.device("meta"))
-        '32-true'
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -50,24 +38,7 @@ def default_compile(device: torch.device) -> bool:
     """Return whether compiling pays by default: on an NVIDIA GPU that Triton, if installed, compiles for.
 
     On a CPU it pays too in a run of more than a few minutes, but needs a C++ compiler: set ``model.compile`` there.
-
-    Example:
-        >>> default_compile(torch.device("cpu"))
-        False
     """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (7, 0)
-
-
-def evaluation_factor(device: torch.device) -> int:
-    """Return how many training batches make a good evaluation batch.
-
-    Without gradients a GPU has room for four and is busier with them. On a CPU larger batches leave the caches and
-    are slower (``docs/performance.md``).
-
-    Example:
-        >>> evaluation_factor(torch.device("cpu"))
-        1
-    """
-    return 4 if device.type == "cuda" else 1

@@ -27,10 +27,6 @@ def keywords() -> Mapping[str, str]:
 
     A keyword is the last part of the setting's name; where two sections have the same, or :func:`mixmo.fit` has an
     argument of that name, with the section before it.
-
-    Example:
-        >>> keywords()["lr"], keywords()["mixer_alpha"]
-        ('optimizer.lr', 'mixer.alpha')
     """
     names = [name for name in known_settings() if name not in OWN]
     counts = Counter(name.rpartition(".")[2] for name in names)
@@ -42,13 +38,7 @@ def keywords() -> Mapping[str, str]:
 
 
 def name_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of keywords by the dotted names of their settings.
-
-    Args:
-        settings: Values by keyword.
-
-    Raises:
-        InputError: naming every unknown keyword, with similar ones.
+    """Return values of keywords by the dotted names of their settings; name every unknown one, with similar ones.
 
     Example:
         >>> name_settings({"lr": 0.1, "mixer_alpha": 2})

@@ -1,8 +1,7 @@
 """Parsing of command-line words against the known settings: ``--data.batch_size 16``, ``--data.flip``.
 
-tyro, pydantic-settings and jsonargparse were tried on the settings (docs/architecture.md has the results): each
-refuses some values in a recipe's YAML form, or stops at the first error. So words are read here, into the form that
-recipes have, and checked once together with the recipe; jsonargparse writes the help and the completion.
+They are read into the form that recipes have, and checked once, together with the recipe; docs/architecture.md says
+why no library does that.
 """
 
 from __future__ import annotations
@@ -22,15 +21,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
     """Return positional arguments, and the values of options by their names, as YAML reads them.
 
     ``--name value`` and ``--name=value`` are the same; the value of one that is true or false may be left out. A later
-    word overrides an earlier one. What follows ``--`` is positional. No name is abbreviated.
-
-    Args:
-        words: The command line behind the command.
-        known: The annotation of each option by its name.
-        command: The command, for errors.
-
-    Raises:
-        InputError: naming every unknown option and similar names, or one without its value.
+    word overrides an earlier one. What follows ``--`` is positional. Names are whole; all unknown ones are named.
 
     Example:
         >>> read_words(["run", "--seed", "1", "--flip", "--means=[0.5]"],
@@ -63,11 +54,8 @@ def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> 
         values.pop(name, None)  # so that values are in the order of their words
         if is_list(hint) and owner == name:
             values[name] = _read_list([text] if equals else _take_all(rest, name), hint)
-            continue
-        if not equals:
-            text = _take(rest, hint, name)
-        value = read_value(text, hint if owner == name else Any)
-        values[name] = value
+        else:
+            values[name] = read_value(text if equals else _take(rest, hint, name), hint if owner == name else Any)
     if unknown:
         raise InputError(join_sentences(unknown))
     return alone, values
@@ -108,14 +96,13 @@ def _take(rest: list[str], hint: Any, name: str) -> str:
         return rest.pop(0) if isinstance(own, bool) or (own is None and type(None) in kinds) else "true"
     if bool in kinds and (not rest or rest[0].startswith("--")):
         return "true"
-    if not rest or rest[0].startswith("--"):
-        raise InputError(f"--{name} needs a value: --{name}=….")
-    return rest.pop(0)
+    (word,) = _take_all(rest, name, most=1)
+    return word
 
 
-def _take_all(rest: list[str], name: str) -> list[str]:
-    """Take all words up to the next option."""
-    taken = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+def _take_all(rest: list[str], name: str, most: int | None = None) -> list[str]:
+    """Take all words up to the next option, or the first of them."""
+    taken = list(itertools.takewhile(lambda word: not word.startswith("--"), rest[:most]))
     if not taken:
         raise InputError(f"--{name} needs a value: --{name}=….")
     del rest[: len(taken)]

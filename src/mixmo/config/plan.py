@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mixmo.config.hardware import default_compile, default_precision, evaluation_factor, training_device
+from mixmo.config.hardware import default_compile, default_precision, training_device
 from mixmo.config.parsing import owner_of, read_words
 from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.recipes import Recipe
@@ -37,12 +37,8 @@ class Plan(NamedTuple):
 def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Plan:
     """Return the plan of a recipe and overrides; other values follow from the start and the device.
 
-    Args:
-        recipe: As from ``load_recipe``.
-        overrides: Words of the command line, ``--name value``, or values by their dotted names.
-
-    Raises:
-        InputError: naming every unknown setting (with near matches) and every value of the wrong type or range.
+    Overrides are words of the command line, ``--name value``, or values by their dotted names. Every unknown setting,
+    with near matches, and every value of the wrong type or range is named.
 
     Example:
         >>> from mixmo.config.recipes import load_recipe
@@ -65,16 +61,12 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
         )
     if settings.trainer.max_epochs is None:
         raise InputError("trainer.max_epochs is not set; it says how many epochs to train, 1 or more.")
-    text = yaml_text(values_of(settings))
+    text = yaml_text(values_of(settings))  # before what is left open is filled in
     return Plan(settings, text, _resolve(settings))
 
 
 def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the settings of a recipe by their dotted names; all below a setting's name is its value.
-
-    Args:
-        recipe: Sections of settings, as YAML has them.
-        prefix: The section's name with a dot behind it.
 
     Example:
         >>> list(flatten({"data": {"flip": True}, "model": {"options": {"a": 1}}}))
@@ -116,7 +108,9 @@ def _resolve(settings: Settings) -> dict[str, dict[str, Any]]:
     if settings.model.compile is None:
         settings.model.compile = default_compile(device)
     if settings.data.eval_batch_size is None:
-        settings.data.eval_batch_size = settings.data.batch_size * evaluation_factor(device)
+        # Without gradients a GPU has room for four training batches. A CPU is slower with larger ones: they leave its
+        # caches (docs/performance.md).
+        settings.data.eval_batch_size = settings.data.batch_size * (4 if device.type == "cuda" else 1)
     return {
         "trainer": {"precision": trainer.precision},
         "model": {"compile": settings.model.compile},

@@ -34,12 +34,6 @@ def inherit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     ``pretrained_cfg`` of the backbone says: mean, std, interpolation and, where neither size is set, the size of the
     crop, c, and of the image that it is cut from, floor(c / crop_pct).
 
-    Args:
-        values: Settings by their dotted names, as a recipe has them.
-
-    Raises:
-        InputError: if it is not known how images were prepared for weights on the Hub.
-
     Example:
         >>> found = inherit_settings({"model.start": "pretrained", "model.backbone": "resnet18"})
         >>> found["data.mean"], found["data.crop_size"], found["data.image_size"]
@@ -95,10 +89,9 @@ def _sides(size: Any) -> list[int]:
 def _pretrained_cfg(backbone: str) -> dict[str, Any] | None:
     """Return timm's metadata of a backbone's weights without a download; ``None`` if there is none."""
     if timm_scheme(backbone) == "local-dir":
+        file = Path(backbone.partition(":")[2]) / "config.json"
         try:
-            return dict(
-                json.loads((Path(backbone.partition(":")[2]) / "config.json").read_text("utf-8"))["pretrained_cfg"]
-            )
+            return dict(json.loads(file.read_text("utf-8"))["pretrained_cfg"])
         except (OSError, ValueError, KeyError, TypeError):  # reported when the network is built
             return None
     known = timm.get_pretrained_cfg(backbone)

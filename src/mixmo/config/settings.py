@@ -18,6 +18,7 @@ from mixmo.config.hardware import Accelerator, Precision
 from mixmo.errors import InputError, one_of
 from mixmo.header import Members
 from mixmo.mixing import Mixer
+from mixmo.pairing import check_input_repetition
 from mixmo.pixel_mixing import PixelMixer
 from mixmo.validation import (
     Boolean,
@@ -115,10 +116,8 @@ class OptimizerSettings:
         return self.base_lr / batch_repetition if self.lr is None else self.lr
 
     def __post_init__(self) -> None:
-        taken = sorted(
-            {"lr", "weight_decay", "momentum", "name", "net", "decay_all", "layer_decay"} & self.options.keys()
-        )
-        if taken:
+        reserved = {"lr", "weight_decay", "momentum", "name", "net", "decay_all", "layer_decay"}
+        if taken := sorted(reserved & self.options.keys()):
             raise InputError(f"optimizer.options.{taken[0]} has a setting of its own: optimizer.{taken[0]}.")
 
 
@@ -150,10 +149,8 @@ class ObjectiveSettings:
             for name, weight in self.class_weights.items():
                 if weight <= 0:
                     raise InputError(f"objective.class_weights.{name} is {weight}; it must be greater than 0.")
-        for key, value in {
-            "label_smoothing": self.label_smoothing,
-            "class_weights": self.class_weights != "none",
-        }.items():
+        terms = {"label_smoothing": self.label_smoothing, "class_weights": self.class_weights != "none"}
+        for key, value in terms.items():
             if value and self.name != "mixed_cross_entropy":
                 raise InputError(f"objective.{key} belongs to mixed_cross_entropy; {self.name} has its own terms.")
 
@@ -242,7 +239,9 @@ class Settings:
     """Modules of your own that kinds and objectives may be imported from."""
 
     def __post_init__(self) -> None:
-        self.data.check_members(self.model.num_members)
+        for key in ("input_repetition", "input_repetition_end"):
+            if (share := getattr(self.data, key)) is not None:
+                check_input_repetition(share, self.model.num_members, f"data.{key}")
         if self.objective.class_weights == self.data.sampler == "balanced":
             raise InputError(
                 "objective.class_weights and data.sampler are both balanced, which makes up for rare classes twice; "
@@ -264,12 +263,7 @@ def values_of(settings: Settings) -> dict[str, Any]:
 
 
 def known_settings() -> Mapping[str, Any]:
-    """Return the annotation of every setting by its dotted name.
-
-    Example:
-        >>> known_settings()["trainer.deterministic"]
-        <class 'bool'>
-    """
+    """Return the annotation of every setting by its dotted name."""
     return hints_of(Settings)
 
 

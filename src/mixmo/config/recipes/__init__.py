@@ -40,13 +40,7 @@ def _read_shipped(name: str) -> dict[str, Recipe]:
 
 
 def catalogue() -> dict[str, Recipe]:
-    """Return every shipped recipe by name, resolved, with ``published`` (top-1 in %) and ``source``.
-
-    Example:
-        >>> recipe = catalogue()["cifar100-wrn28x10-cut-cutmix"]
-        >>> recipe["data"]["batch_repetition"], recipe["published"]
-        (4, '85.77–85.92')
-    """
+    """Return every shipped recipe by name, resolved, with ``published`` (top-1 in %) and ``source``."""
     return {
         name: resolve(entry, "catalogue.yaml") | {note: entry[note] for note in NOTES if note in entry}
         for name, entry in _read_shipped("catalogue.yaml").items()
@@ -54,12 +48,7 @@ def catalogue() -> dict[str, Recipe]:
 
 
 def in_groups() -> dict[str, dict[str, Recipe]]:
-    """Return the catalogue in groups, each by what it is for.
-
-    Example:
-        >>> [*in_groups()["Half a minute on a CPU, all digits"]]
-        ['digits-cut', 'digits-single']
-    """
+    """Return the catalogue in groups, each by what it is for."""
     recipes = catalogue()
     return {
         title: {name: recipe for name, recipe in recipes.items() if name.startswith(prefix)}
@@ -72,17 +61,6 @@ def load_recipe(recipe: str | Path) -> Recipe:
 
     A file may start from shipped recipes or bases: ``extends: [cifar100-wrn28x10-cut]``. Imports that a run's
     configuration lists are left out: allowing them is for the command line.
-
-    Args:
-        recipe: A shipped name, or the path of a YAML file.
-
-    Raises:
-        MissingError: if a path does not exist.
-        InputError: if the name is unknown or the file is not a mapping of settings.
-
-    Example:
-        >>> load_recipe("cifar10-wrn28x10-single")["data"]["name"]
-        'torch/cifar10'
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
@@ -94,24 +72,18 @@ def load_recipe(recipe: str | Path) -> Recipe:
     return resolve(_read_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
 
 
-def without_permission(configuration: Mapping[str, Any]) -> Recipe:
+def without_permission(configuration: Mapping[str, Any], section: str = "") -> Recipe:
     """Return a run's configuration without imports and downloads that it allows: another user may have trained it.
 
     Example:
         >>> without_permission({"seed": 1, "allow_imports": ["mypackage.masks"], "data": {"download": True}})
         {'seed': 1, 'data': {}}
     """
-
-    def drop_permissions(section: Any, prefix: str) -> Any:
-        if not isinstance(section, Mapping):
-            return section
-        return {
-            key: drop_permissions(value, f"{key}.")
-            for key, value in section.items()
-            if f"{prefix}{key}" not in PERMISSIONS
-        }
-
-    return dict(drop_permissions(configuration, ""))
+    return {
+        key: without_permission(value, f"{key}.") if isinstance(value, Mapping) else value
+        for key, value in configuration.items()
+        if f"{section}{key}" not in PERMISSIONS
+    }
 
 
 def _is_configuration(file: Path) -> bool:
@@ -121,14 +93,7 @@ def _is_configuration(file: Path) -> bool:
 
 
 def resolve(content: Recipe, where: str) -> Recipe:
-    """Return settings on top of everything they extend, in order.
-
-    Args:
-        content: Sections of settings, with or without ``extends``, a name or a list of names.
-        where: The file, for errors.
-
-    Raises:
-        InputError: if a name is not known.
+    """Return settings on top of everything they extend (``extends``: a name or a list of names), in order.
 
     Example:
         >>> resolve({"extends": "digits-cut", "seed": 3}, "here")["data"]["name"]
@@ -178,10 +143,7 @@ def merge(below: Recipe, above: Recipe) -> Recipe:
 
 
 def method_name(settings: Mapping[str, Any]) -> str:
-    """Return the usual name of the method that a recipe or a run's configuration trains.
-
-    Args:
-        settings: Sections ``model``, ``mixer`` and ``pixels``, complete or not.
+    """Return the usual name of the method that a recipe or a run's configuration, complete or not, trains.
 
     Example:
         >>> method_name(load_recipe("cifar10-wrn28x10-linear-cutmix"))
