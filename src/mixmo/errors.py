@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
 
 
 class InputError(ValueError):
@@ -29,9 +31,7 @@ class TrainingError(InputError):
 class StoppedError(Exception):
     """Training was stopped from outside; the message says how to resume.
 
-    Args:
-        message: The message.
-        code: The process's exit code, 128 and the signal's number as shells report it.
+    The code is the process's exit code, 128 and the signal's number as shells report it.
     """
 
     def __init__(self, message: str, code: int = 130) -> None:
@@ -39,17 +39,8 @@ class StoppedError(Exception):
         self.code = code
 
 
-def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
+def one_of(value: str, known: Iterable[str], what: str) -> str:
     """Return ``value`` if it is known; otherwise raise with similar names.
-
-    Args:
-        value: What was asked for.
-        known: The names that exist.
-        what: The kind of thing, for the sentence.
-        listed: The command that lists all of them, where there is one.
-
-    Raises:
-        InputError: if ``value`` is not among ``known``.
 
     Example:
         >>> one_of("lineal", ["linear", "cut"], "mixer kind")
@@ -58,32 +49,19 @@ def one_of(value: str, known: Iterable[str], what: str, listed: str = "") -> str
     """
     names = sorted(known)
     if value not in names:
-        raise InputError(explain_unknown(value, names, what, listed))
+        raise InputError(explain_unknown(value, names, what))
     return value
 
 
 def refuse_labels(name: str, asked: Mapping[str, object]) -> None:
-    """Refuse options for single-label networks, if the network is multi-label.
-
-    Args:
-        name: The network's name.
-        asked: The options by name; those that are true were asked for.
-
-    Raises:
-        InputError: naming the first.
-
-    Example:
-        >>> refuse_labels("runs/a", {"ood": ["digits"]})
-        Traceback (most recent call last):
-        mixmo.errors.InputError: ood is for networks of one class for each image; runs/a is multi-label: leave it out.
-    """
+    """Refuse an option for single-label networks that is asked for (true) of a multi-label network."""
     for key, value in asked.items():
         if value:
             raise InputError(f"{key} is for networks of one class for each image; {name} is multi-label: leave it out.")
 
 
 def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
-    """Return a sentence that names an unknown value and similar known ones, as :func:`one_of` raises it."""
+    """Return a sentence that names an unknown value and similar known ones, or where all are ``listed``."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
@@ -93,6 +71,14 @@ def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "
     else:
         hint = f"none has a similar name{f'; {listed} lists them' if listed else ''}."
     return f"unknown {what} {value!r}; {hint}"
+
+
+def import_extra(module: str, extra: str, why: str) -> Any:
+    """Return a module that is optional; where it is missing, say why it is needed and which extra installs it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"{why}; `pip install 'mixmo[{extra}]'` installs it.") from error
 
 
 def reason(error: BaseException) -> str:

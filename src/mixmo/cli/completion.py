@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from mixmo.cli.options import Command, Word
-from mixmo.errors import InputError
+from mixmo.errors import import_extra
 from mixmo.validation import settings_class
 
 
@@ -32,10 +32,7 @@ def run(words: list[str]) -> None:
     from mixmo.cli.main import COMMANDS
 
     (own,), _ = COMMAND.read(words)
-    try:
-        import shtab
-    except ImportError:
-        raise InputError("completion needs shtab: pip install 'mixmo[completion]'.") from None
+    shtab = import_extra("shtab", "completion", "completion needs shtab")
     parser = ArgumentParser(prog="mixmo")
     inside = parser.add_subcommands(required=False)
     for name in COMMANDS:

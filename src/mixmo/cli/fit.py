@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mixmo.cli.options import Command, Word
 from mixmo.config.plan import make_plan
@@ -40,13 +38,18 @@ def run(words: list[str]) -> None:
     (own,), settings = COMMAND.read(words)
     target = own.recipe
     if own.released:
-        _take_release(own, settings)
+        if settings:
+            raise InputError(f"--released takes a run as it was trained; leave out --{next(iter(settings))}.")
+        folder = Path(own.run or f"runs/{target}")
+        unpack_release(target, folder)
+        print(
+            f"{folder} holds a trained run; try `mixmo predict {folder} {folder}/digit.png` or `mixmo test {folder}`."
+        )
         return
     if resume := Path(target).is_dir():
         if own.run:
-            raise InputError(
-                f"{target} is a run's folder; --run is for new runs, as in `mixmo fit {target}/config.yaml`."
-            )
+            new = f"mixmo fit {target}/config.yaml"
+            raise InputError(f"{target} is a run's folder; --run is for new runs, as in `{new}`.")
         run = RunFolder(target).require()
         plan = make_plan(run.resumed_config(), settings)
     else:
@@ -63,12 +66,3 @@ def run(words: list[str]) -> None:
     if first:
         path = printable(str(run.path))
         print(f"{path} is {'trained' if trained else 'finished'}; `mixmo test {path}` evaluates it.")
-
-
-def _take_release(own: Options, settings: Mapping[str, Any]) -> None:
-    """Write a released run into its folder."""
-    if settings:
-        raise InputError(f"--released takes a run as it was trained; leave out --{next(iter(settings))}.")
-    folder = Path(own.run or f"runs/{own.recipe}")
-    unpack_release(own.recipe, folder)
-    print(f"{folder} holds a trained run; try `mixmo predict {folder} {folder}/digit.png` or `mixmo test {folder}`.")

@@ -53,9 +53,6 @@ PATIENCE = 5
 
 FULL = "the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size."
 
-STOPPED = 130
-"""The exit code of what was stopped, as shells report an interrupt."""
-
 
 def main(arguments: Sequence[str] | None = None, loaded: Callable[[], None] | None = None) -> int:
     """Run one command; report on standard error, in one sentence, what is wrong.
@@ -122,7 +119,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, StoppedError):
         return str(error), error.code
     if isinstance(error, KeyboardInterrupt):
-        return "stopped.", STOPPED
+        return "stopped.", 130  # as shells report an interrupt
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return FULL, 2
     if isinstance(error, OSError):
