@@ -132,8 +132,6 @@ def arrange_bands(values: np.ndarray, channels: int) -> np.ndarray:
         >>> arrange_bands(np.zeros((13, 8, 6)), 13).shape, arrange_bands(np.zeros((8, 6)), 3).shape
         ((8, 6, 13), (8, 6, 1))
     """
-    if not values.size:
-        raise InputError("it has no pixels")
     shaped = values[..., None] if values.ndim == 2 else values
     for wanted in ((channels,), COLOURS) if channels in (1, 3) else ((channels,),):
         for axis in (2, 0) if shaped.ndim == 3 else ():

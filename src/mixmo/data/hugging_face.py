@@ -22,7 +22,7 @@ from mixmo.data.folders import read_file
 from mixmo.data.labels import number_labels
 from mixmo.data.messages import logger, warn_once
 from mixmo.data.sources import Source, hash_parts, spread_indices, stamp
-from mixmo.errors import InputError, MissingError
+from mixmo.errors import InputError, MissingError, import_extra
 from mixmo.escaping import printable
 from mixmo.files import check_regular
 
@@ -32,6 +32,8 @@ LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "json")
 
 CLASS_NAMES = "classes.txt"
 """A file next to shards with the class names, one per line."""
+
+READER = "{} is read by Hugging Face's library"
 
 
 @dataclass
@@ -120,7 +122,7 @@ def open_shards(kind: str, folder: Path, split: str, files: Sequence[str], on_er
     if missing := _missing_parts(files):
         raise InputError(f"{printable(str(folder))}: {printable(missing[0])} is missing; bring it back.")
     paths = [str(folder / file) for file in files]
-    _import_library(str(folder))
+    import_extra("datasets", "datasets", READER.format(printable(str(folder))))
     logger.info("opening %s; the first time its images are copied into the cache of Hugging Face's library", folder)
     try:
         absolute = [glob.escape(str(Path(path).absolute())) for path in paths]
@@ -183,19 +185,9 @@ def open_hub(name: str, split: str, on_error: str) -> Source:
     return open_table(dataset, f"hfds/{name} {split}", on_error)
 
 
-def _import_library(what: str) -> Any:
-    """Return Hugging Face's library, which is needed to read what is named."""
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise InputError(
-            f"{printable(what)} is read by Hugging Face's library; `pip install 'mixmo[datasets]'` installs it."
-        ) from error
-
-
 def _call(function: str, what: str, *arguments: Any, **options: Any) -> Any:
     """Call a function of the library silently; errors name what is read."""
-    datasets = _import_library(what)
+    datasets = import_extra("datasets", "datasets", READER.format(printable(what)))
     log, shown = logging.getLogger("datasets"), not datasets.utils.are_progress_bars_disabled()
     level = log.level
     log.setLevel(logging.CRITICAL + 1)

@@ -138,12 +138,12 @@ ImageSet = InMemoryImages | StreamedImages | PreparedImages
 
 
 def build_image_set(
-    source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool | None = None, check: bool = False
+    source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool = False, check: bool = False
 ) -> ImageSet:
     """Return the set, decoded if it is kept in memory; images are scaled to the size if one is set, or if asked for."""
     if isinstance(source.images, DatasetImages) and source.images.prepared:
         return PreparedImages(source, settings)
-    scaled = settings.image_size is not None if scaled is None else scaled
+    scaled = scaled or settings.image_size is not None
     in_memory = settings.in_memory
     if in_memory is None:
         in_memory = len(source) * math.prod(size) * settings.channels <= IN_MEMORY_LIMIT
@@ -211,8 +211,7 @@ def check_shared_memory(
 ) -> None:
     """Refuse batches that workers cannot hand over for lack of shared memory, before any of them starts.
 
-    So many processes on this machine read batches of so many images, each as so many copies where a Dataset prepares
-    them.
+    On this machine ``processes`` read batches of ``batch`` images, ``copies`` of each where a Dataset prepares them.
     """
     if not isinstance(images, InMemoryImages) and settings.workers:
         values = min(batch, len(images)) * math.prod(images.size) * settings.channels

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.errors import InputError
+from mixmo.errors import import_extra
 
 GROUPS = 4
 """Parts of a batch; a policy draws its operations for each part, since drawing them for each image is slower."""
@@ -22,13 +21,9 @@ class Policy:
     """
 
     def __init__(self, settings: DataSettings) -> None:
-        try:
-            augmentation, auto = (import_module(f"kornia.augmentation{name}") for name in ("", ".auto"))
-        except ImportError as error:
-            raise InputError(
-                "data.augmentation photo, data.policy and data.erasing need kornia; "
-                "`pip install 'mixmo[augmentation]'` installs it."
-            ) from error
+        why = "data.augmentation photo, data.policy and data.erasing need kornia"
+        modules = "kornia.augmentation", "kornia.augmentation.auto"
+        augmentation, auto = (import_extra(name, "augmentation", why) for name in modules)
         policies = {"trivialaugment": auto.TrivialAugment, "randaugment": partial(auto.RandAugment, n=2, m=10)}
         self.policy = None if settings.policy == "none" else policies[settings.policy]()
         self.erase = augmentation.RandomErasing(p=settings.erasing) if settings.erasing else None

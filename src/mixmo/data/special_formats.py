@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mixmo.data.levels import check_size, max_pixels, to_bytes, too_large
-from mixmo.errors import InputError
+from mixmo.errors import InputError, import_extra
 
 SUFFIXES = (".npy", ".dcm", ".dicom", ".heic", ".heif")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -62,7 +62,8 @@ def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | 
 
 def read_tiff(content: bytes) -> np.ndarray:
     """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each."""
-    library = _import("tifffile", "a TIFF file whose bands Pillow does not read", "tiff")
+    why = "it is a TIFF file whose bands Pillow does not read, which takes tifffile"
+    library = import_extra("tifffile", "tiff", why)
     with library.TiffFile(io.BytesIO(content)) as file:
         page = file.pages[0]
         found = page if page.samplesperpixel > 1 else file.series[0]
@@ -86,7 +87,7 @@ def read_npy(content: bytes) -> np.ndarray:
 
 def read_heic(content: bytes) -> Image.Image:
     """Return the primary image of a HEIC file, 8 bits a channel."""
-    opened = _import("pillow_heif", "a HEIC file", "heic").open_heif(content)
+    opened = import_extra("pillow_heif", "heic", "it is a HEIC file, which takes pillow_heif").open_heif(content)
     check_size(*opened.size)
     image: Image.Image = opened.to_pillow()
     return image
@@ -100,7 +101,7 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
     to the largest value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. YBR and palette
     colours become RGB.
     """
-    library = _import("pydicom", "a DICOM file", "dicom")
+    library = import_extra("pydicom", "dicom", "it is a DICOM file, which takes pydicom")
     pixels: Any = import_module("pydicom.pixels")
     file = library.dcmread(io.BytesIO(content))
     if "PixelData" not in file:
@@ -123,10 +124,3 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
     else:
         grey = to_bytes(values.astype(np.float64), window or (float(whole.min()), float(whole.max())), name)
     return np.asarray(255 - grey if kind == "MONOCHROME1" else grey)
-
-
-def _import(module: str, what: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(f"it is {what}, which takes {module}; `pip install 'mixmo[{extra}]'` installs it") from error

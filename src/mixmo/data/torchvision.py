@@ -23,7 +23,7 @@ _ERRORS = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyEr
 
 @dataclass(frozen=True)
 class TorchvisionImages:
-    """Images of a dataset of torchvision that keeps them in memory, or in files of its own; named as in an array."""
+    """Images that a dataset of torchvision has in memory, or in files of its own; named by the title and a number."""
 
     dataset: Any
     title: str

@@ -35,7 +35,7 @@ WAYS_OUT = (
 def check_room(batch_bytes: int, batches: int, workers: int, processes: int = 1) -> None:
     """Refuse batches read ahead that do not fit into shared memory: training would wait for them forever.
 
-    There are so many batches in all, and so many processes on this machine that have such workers each.
+    All together there are so many ``batches``, and so many ``processes`` on this machine with such workers.
     """
     if not SHARED.is_dir():
         return
