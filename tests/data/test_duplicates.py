@@ -9,6 +9,7 @@ from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.duplicates import find_duplicates, warn_of_duplicates
+from mixmo.data.module import DataModule
 from mixmo.data.sources import ArrayImages, Source
 
 
@@ -31,6 +32,19 @@ def test_files_are_compared_by_their_content(tmp_path, caplog):
     assert "test/dog/x.png is " in text and "train/cat/003.png, " in text
     (folder / "test/dog/x.png").unlink()  # listed, and gone
     assert len(find_duplicates(data.source("test"), data.source("train"))) == 1
+
+
+def test_copies_are_found_between_all_splits(caplog):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 6, 6), np.uint8)
+    pixels[10], pixels[20], pixels[21] = pixels[0], pixels[1], pixels[11]
+    source = Source(np.arange(30) % 2, ["a", "b"], ArrayImages(pixels, "image"))
+    parts = [source.subset(np.arange(start, start + 10)) for start in (0, 10, 20)]
+    given = dict(zip(("train", "validation", "test"), parts, strict=True))
+    warn_of_duplicates(DataModule(DataSettings(name="given", channels=1, batch_size=4), 0, given=given))
+    (text,) = [text for text in caplog.messages if "byte for byte" in text]
+    for part in ("1 of 10 test images are training images as well", "1 of 10 test images are validation images as well",
+                 "1 of 10 validation images are training images as well"):  # fmt: skip
+        assert part in text
 
 
 def test_arrays_are_compared_by_their_pixels(caplog):

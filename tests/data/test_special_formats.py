@@ -110,7 +110,7 @@ def test_python_objects_in_an_array_are_not_loaded():
 def test_a_stack_of_images_is_refused():
     stack = tiff(RNG.integers(0, 9, (2, 4, 6, 5)).astype(np.uint16), photometric="minisblack")
     with pytest.raises(InputError, match="keep one image per file"):
-        read_tiff(stack)
+        read_tiff(stack, 5, lambda: "it")
 
 
 @pytest.mark.parametrize(
@@ -225,3 +225,22 @@ def test_files_of_sensors_are_found_in_folders(tmp_path):
         (tmp_path / name).write_bytes(content)
     assert dict(walk(str(tmp_path))) == {name: "other" if name == "e" else "image" for name in contents}
     assert {".tif", ".npy", ".dcm", ".heic"} <= set(SUFFIXES)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    "form", [{"photometric": "rgb", "extrasamples": ["unspecified"]},
+             {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"] * 3}]
+)  # fmt: skip
+def test_a_fourth_band_that_is_not_opacity_is_left_out(monkeypatch, caplog, form, bits):
+    monkeypatch.setattr(messages, "_LOGGED", set())
+    values = RNG.integers(0, 256, (20, 24, 4))
+    content = tiff((values * (257 if bits == 16 else 1)).astype(f"uint{bits}"), **form)
+    assert np.array_equal(image_pixels(content, 3), values[..., :3])
+    assert "has four bands, of which the fourth is left out; --data.channels 4 takes" in caplog.text
+
+
+def test_a_fourth_band_of_an_array_is_opacity_and_that_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(messages, "_LOGGED", set())
+    assert image_pixels(np.zeros((4, 4, 4), np.uint8), 3).min() == 255  # transparent black, on white
+    assert "the fourth of which is taken as opacity; if it is not, set --data.channels 4" in caplog.text

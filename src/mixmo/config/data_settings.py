@@ -10,10 +10,13 @@ from pydantic import Field
 from mixmo.errors import InputError
 from mixmo.header import LARGEST_SIDE, Channels, Deviations, Preparation, Size
 from mixmo.pairing import check_repetition
-from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Numbers, Share, Text, settings_class
+from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Numbers, Options, Share, Text, settings_class
 
 LARGEST_BATCH = 2**20
 MOST_WORKERS = 256
+
+COLUMNS = ("path", "label", "split", "group")
+"""What the columns of a table are."""
 
 BatchSize = Annotated[Integer, Field(ge=1, le=LARGEST_BATCH)]
 
@@ -32,6 +35,8 @@ class DataSettings:
     """Whether an image has any number of labels, or none: a table's cell lists them with | between them. The loss is
     then binary cross-entropy, summed over classes.
     """
+    columns: Options = field(default_factory=dict)
+    """Columns of a table by other names than the usual ones, such as {path: id, label: breed, group: patient}."""
     batch_size: BatchSize = 64
     """B, the mixtures of a step."""
     batch_repetition: Count = 1
@@ -135,8 +140,13 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_repetition(self.batch_size, self.batch_repetition)
+        if self.fold and self.folds is None:
+            raise InputError(f"data.fold is {self.fold}, but data.folds is not set; set it to the number of folds.")
         if self.fold >= (self.folds or 1):
             raise InputError(f"data.fold is {self.fold}, but data.folds is {self.folds}; folds are counted from 0.")
+        if wrong := [f"{key}: {name!r}" for key, name in self.columns.items()
+                     if key not in COLUMNS or not isinstance(name, str)]:  # fmt: skip
+            raise InputError(f"data.columns has {wrong[0]}; it names columns for {', '.join(COLUMNS)}.")
         Preparation.of(self)  # checks what the two have in common
         recolours = self.policy != "none" or (self.augmentation == "photo" and self.color_jitter > 0)
         if recolours and self.channels not in (1, 3):

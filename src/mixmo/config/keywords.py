@@ -73,6 +73,7 @@ class FitSettings(TypedDict, total=False):
     data_root: str
     data_download: bool
     multi_label: bool
+    columns: dict[str, Any]
     batch_size: int
     batch_repetition: int
     input_repetition: float

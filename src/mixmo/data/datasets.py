@@ -149,7 +149,7 @@ def _open_digits(split: str) -> Source:
 
 
 def _find_rows(path: Path, kind: str, how: DataSettings) -> Parts:
-    table = read_table(path, how.multi_label)
+    table = read_table(path, how.multi_label, how.columns)
     if unknown := sorted(table.keys() - {"", *SPLITS}):
         raise InputError(
             f"{printable(str(path))} has a split named {printable(unknown[0])}; they are train, test and val."

@@ -16,6 +16,7 @@ from mixmo.data.levels import check_length, check_size, max_pixels, to_bytes, to
 from mixmo.data.messages import warn_once
 from mixmo.data.special_formats import (
     DICOM_PLACE,
+    FOURTH_LEFT_OUT,
     NPY,
     TIFF,
     exceeds_pillow,
@@ -84,6 +85,9 @@ def image_pixels(
         pixels = to_bytes(values, window, name)
         if pixels.shape[2] == channels:
             return np.array(pixels, order="C")
+        if pixels.shape[2] == 4:
+            text = "has four bands, the fourth of which is taken as opacity; if it is not, set --data.channels 4."
+            warn_once(f"{name()} {text}", about="opacity")
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     check_size(*image.size)
     halved = len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
@@ -95,7 +99,10 @@ def image_pixels(
     if channels in (1, 3):
         image = _to_colours(image, channels, name)
     elif image.mode not in AS_THEY_ARE.get(channels, ()):
-        raise InputError(f"it has the bands {', '.join(image.getbands())}, but data.channels is {channels}")
+        bands = image.getbands()
+        raise InputError(
+            f"it has the bands {', '.join(bands)}, but data.channels is {channels}; set it to {len(bands)}"
+        )
     pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
     if halved and 0 < (largest := pixels.max()) < 16:
         warn_once(
@@ -117,8 +124,11 @@ def _to_colours(image: Image.Image, channels: int, name: Callable[[], str]) -> I
             "that become black and white, or save it with 8 or 16 bits a channel"
         )
     elif image.mode in FOUR_BANDS:
-        done = "which Pillow converts to colours" if image.mode == "CMYK" else "of which the fourth is left out"
-        warn_once(f"{name()} has four bands, {done}; --data.channels 4 takes all of them.", about=image.mode)
+        if image.mode == "CMYK":
+            text = "has four bands, which Pillow converts to colours; --data.channels 4 takes all of them."
+            warn_once(f"{name()} {text}", about="CMYK")
+        else:
+            warn_once(f"{name()} {FOURTH_LEFT_OUT}", about="fourth band")
     return image.convert("RGB" if channels == 3 else "L")
 
 
@@ -137,7 +147,9 @@ def arrange_bands(values: np.ndarray, channels: int) -> np.ndarray:
         for axis in (2, 0) if shaped.ndim == 3 else ():
             if shaped.shape[axis] in wanted:
                 return np.moveaxis(shaped, axis, 2)
-    raise InputError(f"it has shape {values.shape}, whose bands do not match data.channels, {channels}")
+    raise InputError(
+        f"it has shape {values.shape}, whose bands do not match data.channels, {channels}; set it to their number"
+    )
 
 
 def _open_image(
@@ -153,13 +165,13 @@ def _open_image(
     if is_dicom(content):
         return read_dicom(content, window, name)
     if channels > 4 and content.startswith(TIFF):  # which Pillow would log for every file
-        return read_tiff(content)
+        return read_tiff(content, channels, name)
     limit = max_pixels()
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         if content.startswith(TIFF):
-            return read_tiff(content)
+            return read_tiff(content, channels, name)
         if is_heic(content):
             return read_heic(content)
         raise InputError(f"it is damaged, or not one of {', '.join(FORMATS)}, NPY, DICOM, HEIC") from error
@@ -171,7 +183,7 @@ def _open_image(
     if tiles and all("RGBX" in (tile[3] or ()) for tile in tiles):  # a fourth band, which Pillow would leave out
         image._mode = "RGBX"
     if exceeds_pillow(image, channels, window):
-        return read_tiff(content)
+        return read_tiff(content, channels, name)
     reducible = isinstance(image, JpegImageFile) and "progressive" not in image.info  # else all of it is in memory
     if size is not None and image.width * image.height > limit and reducible:
         scale = 2 * max(size) / min(image.size)

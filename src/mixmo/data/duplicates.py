@@ -83,15 +83,15 @@ def _hash(content: bytes | memoryview) -> bytes:
 
 
 def warn_of_duplicates(data: DataModule) -> None:
-    """Warn of a run's test and validation images that are also training images, byte for byte."""
-    parts = data.sources
-    train, texts, names = parts["train"], list[str](), list[str]()
-    for split in ("test", "validation"):
-        if split in parts and (found := find_duplicates(parts[split], train)):
-            texts.append(f"{len(found)} of {len(parts[split])} {split} images")
-            names += [f"{parts[split].name(place)} is {train.name(other)}" for place, other in found]
+    """Warn of a run's held-out images that are also in another of its splits, byte for byte."""
+    parts, texts, names = data.sources, list[str](), list[str]()
+    for split, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
+        if split in parts and other in parts and (found := find_duplicates(parts[split], parts[other])):
+            known = {"train": "training"}.get(other, other)
+            texts.append(f"{len(found)} of {len(parts[split])} {split} images are {known} images as well")
+            names += [f"{parts[split].name(own)} is {parts[other].name(twin)}" for own, twin in found]
     if texts:
         warn_once(
-            f"{' and '.join(texts)} are training images as well, byte for byte ({list_some(names)}), which makes "
-            "results look better than they are; remove them from one side, or give equal images one group."
+            f"{', and '.join(texts)}, byte for byte ({list_some(names)}), which makes results look better than they "
+            "are; remove them from one side, or give equal images one group."
         )

@@ -20,8 +20,8 @@ from mixmo.errors import InputError
 BLOCK = 1024
 """Images handed to the threads at once."""
 
-SHOWN = 10
-"""Largest number of unreadable images that are named."""
+SHOWN, REASONS = 10, 3
+"""Largest number of images that are named for each reason why they cannot be read, and of reasons."""
 
 
 def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
@@ -123,16 +123,29 @@ def _without(source: Source, unreadable: dict[int, str], on_error: str) -> Sourc
 
 
 def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
-    skip = ", or continue without it with --data.on_error skip" if len(unreadable) < len(source) else ""
-    if len(unreadable) == 1:
-        ((index, text),) = unreadable.items()
-        what, why = f"image {source.name(index)}", text
+    many, alike = len(unreadable) > 1, len(set(unreadable.values())) == 1
+    if many and alike and len(unreadable) == len(source):
+        advice = ""  # of all images it is rather a setting that is wrong, which the reason names
+    elif len(unreadable) == len(source):
+        advice = f"; fix {'them' if many else 'it'}"
     else:
+        them = "them" if many else "it"
+        advice = f"; fix or remove {them}, or continue without {them} with --data.on_error skip"
+    if many:
         what, why = f"{len(unreadable)} of {len(source)} images", _list_unreadable(source, unreadable)
-    return InputError(f"{what} cannot be read: {why}; fix or remove what is damaged{skip}.")
+    else:
+        ((index, why),) = unreadable.items()
+        what = f"image {source.name(index)}"
+    return InputError(f"{what} cannot be read: {why}{advice}.")
 
 
 def _list_unreadable(source: Source, unreadable: dict[int, str]) -> str:
-    """Return the first unreadable images with the reasons, and how many more there are."""
-    shown = ", ".join(f"{source.name(index)} ({text})" for index, text in list(unreadable.items())[:SHOWN])
-    return f"{shown} and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else shown
+    """Return the reasons, each with the first images that cannot be read for it."""
+    names: dict[str, list[str]] = {}
+    for index, text in unreadable.items():
+        names.setdefault(text, []).append(source.name(index))
+    shown = [
+        f"{', '.join(own[:SHOWN])}{f' and {len(own) - SHOWN} more' if len(own) > SHOWN else ''} ({text})"
+        for text, own in list(names.items())[:REASONS]
+    ]
+    return ", ".join(shown) + (f" and others for {len(names) - REASONS} more reasons" if len(names) > REASONS else "")

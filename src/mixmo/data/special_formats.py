@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mixmo.data.levels import check_size, max_pixels, to_bytes, too_large
+from mixmo.data.messages import warn_once
 from mixmo.errors import InputError, import_extra
 
 SUFFIXES = (".npy", ".dcm", ".dicom", ".heic", ".heif")
@@ -28,6 +29,11 @@ DICOM_PLACE = 128
 
 SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258
 """TIFF tags with the number of bands, and their bits."""
+
+OPACITY = {1, 2}
+"""What TIFF's tag ExtraSamples says of a band that is opacity."""
+
+FOURTH_LEFT_OUT = "has four bands, of which the fourth is left out; --data.channels 4 takes all of them."
 
 
 def is_dicom(start: bytes) -> bool:
@@ -60,8 +66,11 @@ def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | 
     return count > len(image.getbands()) or (window is not None and max(bits, default=1) > 8)
 
 
-def read_tiff(content: bytes) -> np.ndarray:
-    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each."""
+def read_tiff(content: bytes, channels: int, name: Callable[[], str]) -> np.ndarray:
+    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each.
+
+    Where grey or colours are wanted, a fourth band that is not said to be opacity is left out.
+    """
     why = "it is a TIFF file whose bands Pillow does not read, which takes tifffile"
     library = import_extra("tifffile", "tiff", why)
     with library.TiffFile(io.BytesIO(content)) as file:
@@ -77,7 +86,11 @@ def read_tiff(content: bytes) -> np.ndarray:
         if math.prod(page.chunks) > 4 * max_pixels():
             raise too_large()
         values = found.asarray().squeeze()
-        return np.asarray(np.moveaxis(values, bands, [-1] * len(bands)).reshape(height, width, count))
+        values = np.moveaxis(values, bands, [-1] * len(bands)).reshape(height, width, count)
+        if channels in (1, 3) and count == 4 and not OPACITY & set(page.extrasamples):
+            warn_once(f"{name()} {FOURTH_LEFT_OUT}", about="fourth band")
+            values = values[..., :3]
+        return np.asarray(values)
 
 
 def read_npy(content: bytes) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,25 +21,32 @@ from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.files import check_regular
 
-KNOWN = (("path", "file", "filename", "image"), ("label", "class", "target"), ("split", "set"), ("group",))
-"""Accepted names of the columns of paths, labels, splits and groups."""
+KNOWN = {"path": ("path", "file", "filename", "image"), "label": ("label", "class", "target"),
+         "split": ("split", "set"), "group": ("group",)}  # fmt: skip
+"""The columns of a table, and the names that are accepted for each."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Endings that are tried for a name without one."""
 
 Table = dict[str, list[tuple[str, str, str]]]
 """(path, label, group) by split; splits and groups are empty where there is no such column."""
 
 
-def read_table(file: Path, multi_label: bool = False) -> Table:
+def read_table(file: Path, multi_label: bool = False, columns: Mapping[str, str] = MappingProxyType({})) -> Table:
     """Return the paths, labels and groups of a CSV file by split.
 
-    Its first line names the columns of :data:`KNOWN`. Paths are below the file's folder, unless they are absolute. If
-    images may have several labels, one with an empty cell shows none of the classes.
+    Its first line names the columns, as :data:`KNOWN` or ``columns`` have them; commas, semicolons or tabs are between
+    them. Paths are below the file's folder, unless they are absolute. If images may have several labels, one with an
+    empty cell shows none of the classes.
     """
     shown = printable(str(file))
     if not os.path.isfile(file):
         raise MissingError(f"there is no table {shown}.")
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
-            return _rows(csv.DictReader(content, strict=True), file, multi_label)
+            delimiter = max(",;\t", key=content.readline().count)
+            content.seek(0)
+            return _rows(csv.DictReader(content, strict=True, delimiter=delimiter), file, multi_label, columns)
     except InputError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -45,24 +54,47 @@ def read_table(file: Path, multi_label: bool = False) -> Table:
         raise InputError(f"{shown} cannot be read as comma-separated values in UTF-8: {why}.") from error
 
 
-def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
+def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) -> list[str | None]:
+    """Return the names of the columns of paths, labels, splits and groups; tell what is missing or not used."""
+    plain = {name.strip().lower(): name for name in names}
+    listed = ", ".join(map(printable, names)) or "none"
+    found: dict[str, str | None] = {}
+    for key, usual in KNOWN.items():
+        own = columns.get(key)
+        if own is not None and own not in names:
+            raise InputError(f"data.columns names the column {own!r} as {key}, but {shown} has the columns {listed}.")
+        found[key] = own or next((plain[name] for name in usual if name in plain), None)
+    if missing := [key for key in ("path", "label") if found[key] is None]:
+        raise InputError(
+            f"{shown} has the columns {listed}; it needs path and label, and may have split and group. Say which is "
+            f"meant, as in --data.columns '{{{', '.join(f'{key}: COLUMN' for key in missing)}}}'."
+        )
+    if not found["group"] and (unused := [name for name in names if name not in found.values()]):
+        warn_once(
+            f"{shown} has columns that are not used: {', '.join(map(printable, unused))}. If one says which images "
+            "belong together (of one patient, say), name it, so that they stay in one split: "
+            f"--data.columns '{{group: {printable(unused[0])}}}'."
+        )
+    return [found[key] for key in KNOWN]
+
+
+def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool, columns: Mapping[str, str]) -> Table:
     shown, lines, homes = printable(str(file)), dict[str, int](), dict[str, str]()
     folder_of = functools.cache(os.path.realpath)  # a million images lie in few folders
-    names = {name.strip().lower(): name for name in reader.fieldnames or ()}
-    path, label, split, group = (next((names[name] for name in known if name in names), None) for known in KNOWN)
-    if path is None or label is None:
-        raise InputError(
-            f"{shown} has the columns {', '.join(map(printable, names)) or 'none'}; it needs path and label, and may "
-            "have split and group."
-        )
+    path, label, split, group = _find_columns(reader.fieldnames or (), columns, shown)
+    assert path is not None
+    assert label is not None
     rows: Table = {}
     for row in reader:
         if None in row or None in row.values():
             raise InputError(f"{shown}, line {reader.line_num}, does not have the columns of the first line.")
         needed = [name for name in (path, None if multi_label else label, split, group) if name is not None]
         if missing := [name for name in needed if not row[name].strip()]:
-            raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}.")
-        folder, name = os.path.split(os.path.join(file.parent, row[path].strip()))
+            several = "; if images may have several labels or none, set --data.multi_label true"
+            hint = several if missing[0] == label else ""
+            raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}{hint}.")
+        written = _find_image(file.parent, row[path].strip())
+        folder, name = os.path.split(os.path.join(file.parent, written))
         place = os.path.join(folder_of(folder), name)
         place = os.path.realpath(place) if os.path.islink(place) else place
         _check_image(place, f"{shown}, line {reader.line_num}, names {printable(row[path])}")
@@ -79,8 +111,20 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool) -> Table:
                 f"{shown}, line {reader.line_num}, has {group} {printable(kin)} in {part}, but an earlier line has it "
                 f"in {home}: a group belongs to one split, so that none is both trained and tested on."
             )
-        rows.setdefault(part, []).append((row[path].strip(), row[label].strip(), kin))
+        rows.setdefault(part, []).append((written, row[label].strip(), kin))
     return rows
+
+
+def _find_image(folder: Path, written: str) -> str:
+    """Return an image's path as its file is called: with slashes for Windows' backslashes, and with its ending."""
+    for path in dict.fromkeys((written, written.replace("\\", "/"))):
+        if os.path.lexists(os.path.join(folder, path)):
+            return path
+        if not os.path.splitext(path)[1]:
+            for suffix in SUFFIXES:
+                if os.path.lexists(os.path.join(folder, path + suffix)):
+                    return path + suffix
+    return written
 
 
 def _check_image(place: str, where: str) -> None:
