@@ -21,26 +21,14 @@ __all__ = ["KINDS", "LARGE", "LARGE_SIDE", "SEVERITIES", "SMALL", "corrupt", "ta
 Corruption = Callable[[Tensor, Sequence[float], torch.Generator], Tensor]
 
 KINDS: dict[str, Corruption] = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "speckle_noise": noise.speckle_noise,
-    "gaussian_blur": blur.gaussian_blur,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
-    "snow": weather.snow,
-    "frost": weather.frost,
-    "fog": weather.fog,
-    "spatter": weather.spatter,
-    "brightness": weather.brightness,
-    "contrast": digital.contrast,
-    "saturate": digital.saturate,
-    "pixelate": digital.pixelate,
-    "jpeg_compression": digital.jpeg_compression,
-    "elastic_transform": digital.elastic_transform,
-}
+    function.__name__: function
+    for function in (
+        noise.gaussian_noise, noise.shot_noise, noise.impulse_noise, noise.speckle_noise,
+        blur.gaussian_blur, blur.defocus_blur, blur.glass_blur, blur.motion_blur, blur.zoom_blur,
+        weather.snow, weather.frost, weather.fog, weather.spatter, weather.brightness,
+        digital.contrast, digital.saturate, digital.pixelate, digital.jpeg_compression, digital.elastic_transform,
+    )
+}  # fmt: skip
 """Every corruption by the name of its published file."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -49,12 +37,7 @@ LARGE_SIDE = 112
 
 
 def table_for(height: int, width: int) -> dict[str, Severities]:
-    """Return the severities for images of a size.
-
-    Example:
-        >>> table_for(32, 32) is SMALL, table_for(224, 224) is LARGE
-        (True, True)
-    """
+    """Return the severities for images of a size."""
     return LARGE if min(height, width) >= LARGE_SIDE else SMALL
 
 

@@ -49,13 +49,9 @@ def glass_blur(images: Tensor, severity: Sequence[float], generator: torch.Gener
 def shuffled(down: Tensor, right: Tensor, reach: int) -> Tensor:
     """Return where each pixel of :func:`glass_blur` comes from, (B, H * W).
 
-    The loop visits pixels from the last to the first and copies a neighbour over each. A neighbour that was visited
-    before has its own origin by then; these chains are followed for all pixels at once, doubling what is known.
-
-    Args:
-        down: (B, H, W) rows to go for the neighbour, -reach … reach - 1.
-        right: (B, H, W) columns of the right ones.
-        reach: Pixels nearer to the border than this stay.
+    The loop visits pixels from the last to the first and copies over each its neighbour, so many rows down and columns
+    to the right; pixels nearer to the border than ``reach`` stay. A neighbour that was visited before has its own
+    origin by then; these chains are followed for all pixels at once, doubling what is known.
     """
     count, height, width = down.shape
     place = torch.arange(height * width, device=down.device).view(height, width)

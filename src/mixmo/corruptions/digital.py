@@ -79,10 +79,7 @@ def _grid(height: int, width: int, like: Tensor) -> Tensor:
 def _warped(images: Tensor, places: Tensor, mirror_pixels: bool) -> Tensor:
     """Return images at the rows and columns ``places`` (B, 2, H, W), linear in between, mirrored outside.
 
-    Args:
-        images: (B, C, H, W).
-        places: (B, 2, H, W).
-        mirror_pixels: Mirror at the border's pixels; otherwise at their outer edges.
+    They are mirrored at the border's pixels, or else at their outer edges.
     """
     sides = places.new_tensor(images.shape[-2:]).view(2, 1, 1)
     scaled = 2 * places / (sides - 1) - 1 if mirror_pixels else (2 * places + 1) / sides - 1

@@ -7,7 +7,6 @@ the library that the published code uses.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,42 +17,20 @@ from torch import Tensor
 
 
 def separable(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """Return ``rows @ image @ columns.T`` of every channel of every image.
-
-    Args:
-        images: (…, H, W).
-        rows: (h, H).
-        columns: (w, W).
-    """
+    """Return ``rows @ image @ columns.T`` of every channel of every image, for matrices (h, H) and (w, W)."""
     left, right = (torch.from_numpy(m).to(images) for m in (rows, columns))
     return left @ images @ right.T
 
 
 def gaussian(images: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
-    """Return images blurred by a Gaussian of ``sigma`` pixels, with SciPy's modes at the border.
-
-    Example:
-        >>> gaussian(torch.ones(1, 1, 4, 4), 1.0).mean().item()
-        1.0
-    """
-    height, width = images.shape[-2:]
-    return separable(images, *(gaussian_matrix(side, sigma, mode, truncate) for side in (height, width)))
+    """Return images blurred by a Gaussian of ``sigma`` pixels, with SciPy's modes at the border."""
+    unit = map(np.eye, images.shape[-2:])
+    filters = (ndimage.gaussian_filter1d(each, sigma, axis=0, mode=mode, truncate=truncate) for each in unit)
+    return separable(images, *filters)
 
 
-@lru_cache
-def gaussian_matrix(side: int, sigma: float, mode: str, truncate: float) -> np.ndarray:
-    """Return the matrix (side, side) of :func:`gaussian` along one axis."""
-    return np.asarray(ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode=mode, truncate=truncate))
-
-
-@lru_cache
 def zoom_matrix(side: int, factor: float) -> np.ndarray:
-    """Return the matrix (side, side) that magnifies the center of a line, interpolating linearly.
-
-    Example:
-        >>> zoom_matrix(4, 2.0) @ [0.0, 1.0, 2.0, 3.0]
-        array([1.        , 1.33333333, 1.66666667, 2.        ])
-    """
+    """Return the matrix (side, side) that magnifies the center of a line, interpolating linearly."""
     seen = math.ceil(side / factor)
     start = (side - seen) // 2
     grown = ndimage.zoom(np.eye(seen), (factor, 1), order=1)
@@ -63,19 +40,13 @@ def zoom_matrix(side: int, factor: float) -> np.ndarray:
     return matrix
 
 
-@lru_cache
 def box_matrix(side: int, wanted: int) -> np.ndarray:
     """Return the matrix (wanted, side) of Pillow's resampling of a line by its box filter."""
     return np.array(Image.fromarray(np.eye(side, dtype=np.float32)).resize((side, wanted), Image.Resampling.BOX))
 
 
 def convolve(images: Tensor, kernel: np.ndarray) -> Tensor:
-    """Return images correlated with a kernel of odd sides, mirrored at the border's pixels (OpenCV's default).
-
-    Args:
-        images: (B, C, H, W).
-        kernel: (k, k).
-    """
+    """Return images correlated with a kernel of odd sides, mirrored at the border's pixels (OpenCV's default)."""
     rows, columns = (
         torch.from_numpy(np.pad(np.arange(side), size // 2, mode="reflect")).to(images.device)
         for side, size in zip(images.shape[-2:], kernel.shape, strict=True)
@@ -105,13 +76,8 @@ def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tenso
     """Return images blurred along one direction each, as ImageMagick does, in steps of 1/255.
 
     A pixel becomes the mean of those behind it on a line, with weights exp(-i² / 2σ²), i = 0 … 2 * radius, each at the
-    nearest pixel; the border's pixels are repeated outside.
-
-    Args:
-        images: (B, C, H, W).
-        radius: In pixels.
-        sigma: In pixels.
-        angles: (B,) directions, in degrees clockwise from the right; on the CPU, since not every device has float64.
+    nearest pixel; the border's pixels are repeated outside. Angles are in degrees clockwise from the right, on the CPU,
+    since not every device has float64.
     """
     height, width = images.shape[-2:]
     steps = torch.arange(2 * int(radius) + 1, device=images.device)
@@ -135,12 +101,7 @@ def motion(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tenso
 def plasma(count: int, height: int, width: int, decay: float, generator: torch.Generator) -> Tensor:
     """Return random height maps (count, 1, H, W) in [0, 1] by the diamond-square algorithm, on the CPU.
 
-    Args:
-        count: How many.
-        height: H.
-        width: W.
-        decay: Divisor of the roughness from one scale to the next finer one.
-        generator: The source of draws.
+    ``decay`` is the divisor of the roughness from one scale to the next finer one.
     """
     side = 2 ** math.ceil(math.log2(max(height, width, 2)))
     maps = torch.zeros(count, side, side)

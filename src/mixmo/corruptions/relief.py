@@ -20,8 +20,7 @@ FAR = 20
 def water_relief(drops: Tensor) -> Tensor:
     """Return how high water stands: distance from the drops' edges, equalised and lit from a corner.
 
-    Args:
-        drops: (B, 1, H, W) grey levels 0 … 255; 0 between drops.
+    Drops (B, 1, H, W) are grey levels 0 … 255, with 0 between them.
     """
     distance = convolve(edge_distance(edges(drops, 50, 150)), BOX).floor()
     lit = convolve(equalise(distance), LIGHT).clamp(0, 255)
@@ -29,13 +28,7 @@ def water_relief(drops: Tensor) -> Tensor:
 
 
 def edges(images: Tensor, low: float, high: float) -> Tensor:
-    """Return Canny's edges (B, 1, H, W) as booleans: ridges of the gradient above ``low`` that reach ``high``.
-
-    Args:
-        images: (B, 1, H, W) grey levels 0 … 255.
-        low: Threshold of the gradient's |x| + |y|.
-        high: Threshold that a chain of edge pixels has to pass somewhere.
-    """
+    """Return Canny's edges (B, 1, H, W) of grey levels: ridges of |x| + |y| above ``low`` that reach ``high``."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     across, down = (convolve(padded, kernel)[..., 1:-1, 1:-1] for kernel in (SOBEL, SOBEL.T))
     size = F.pad(across.abs() + down.abs(), (1, 1, 1, 1))
@@ -67,9 +60,6 @@ def edge_distance(edge: Tensor) -> Tensor:
     """Return the Euclidean distance to the nearest edge pixel, at most 20.
 
     Exact, in two passes over rows and columns; OpenCV's 5×5 mask comes within 2 % of it.
-
-    Args:
-        edge: (B, 1, H, W) booleans.
     """
     squared = torch.where(edge, 0.0, float(FAR**2))
     for axis in (2, 3):
