@@ -56,15 +56,7 @@ class Calibration(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            probabilities: (B, K).
-            targets: (B,) class numbers.
-
-        Raises:
-            InputError: if they do not fit or are not probabilities; the row is named.
-        """
+        """Add a batch of probabilities (B, K) and class numbers (B,)."""
         p = check_probabilities(probabilities)
         targets = check_targets(targets, *p.shape)
         classes = p.shape[1]
@@ -78,11 +70,7 @@ class Calibration(Metric):
         self.correct.append((predicted == targets).double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if there were none.
-        """
+        """Return the metrics of all batches."""
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         gaps, counts = bin_gaps(confidence, correct, self.bins)
         count = len(confidence)
@@ -108,11 +96,6 @@ def bin_numbers(values: Tensor, bins: int) -> Tensor:
 def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
     """Return for each bin (:func:`bin_numbers`) the sum of correct - confidence, and the number of samples.
 
-    Args:
-        confidence: (N,) in [0, 1].
-        correct: (N,) 0 or 1.
-        bins: Number of bins.
-
     Example:
         >>> gaps, counts = bin_gaps(torch.tensor([0.9, 0.9]), torch.tensor([1.0, 0.0]), bins=2)
         >>> gaps.round(decimals=3).tolist(), counts.tolist()
@@ -124,12 +107,7 @@ def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tenso
 
 
 def expected_error(gaps: Tensor, counts: Tensor) -> Tensor:
-    """Return the expected calibration error of :func:`bin_gaps`: the sum of the gaps' sizes over all samples.
-
-    Example:
-        >>> round(expected_error(*bin_gaps(torch.tensor([0.9, 0.9]), torch.tensor([1.0, 0.0]))).item(), 3)
-        0.4
-    """
+    """Return the expected calibration error of :func:`bin_gaps`: the sum of the gaps' sizes over all samples."""
     return gaps.abs().sum() / counts.sum()
 
 

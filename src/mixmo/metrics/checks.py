@@ -15,9 +15,6 @@ from mixmo.metrics.chunks import in_chunks
 def as_tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
     """Return numbers as a tensor; arrays that torch does not take as they are (read-only, swapped bytes) are copied.
 
-    Raises:
-        InputError: if they are not numbers.
-
     Example:
         >>> as_tensor(["cat"], "targets")
         Traceback (most recent call last):
@@ -32,20 +29,10 @@ def as_tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
 
 
 def check_targets(targets: Tensor, rows: int, classes: int) -> Tensor:
-    """Return class numbers as int64; refuse those that do not fit the predictions.
-
-    Args:
-        targets: (N,) class numbers, of any type of integers.
-        rows: N of the predictions.
-        classes: K.
+    """Return class numbers (N,), of any type of integers, as int64; refuse those that do not fit the predictions.
 
     Raises:
         InputError: naming the first row at fault.
-
-    Example:
-        >>> check_targets(torch.tensor([0, 3]), 2, 3)
-        Traceback (most recent call last):
-        mixmo.errors.InputError: target 3 in row 1 is out of range; 3 classes are numbered 0 to 2.
     """
     if targets.shape != (rows,):
         raise InputError(f"targets of shape {tuple(targets.shape)} do not fit; they are {rows} class numbers.")
@@ -63,16 +50,7 @@ def check_targets(targets: Tensor, rows: int, classes: int) -> Tensor:
 
 
 def check_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return targets (N,) as int64; refuse logits (N, M, K) and targets that do not fit or are not finite.
-
-    Raises:
-        InputError: naming the first row at fault.
-
-    Example:
-        >>> check_logits(torch.zeros(2, 1), torch.tensor([0, 1]))
-        Traceback (most recent call last):
-        mixmo.errors.InputError: logits of shape (2, 1) do not fit; they are (N, M, K).
-    """
+    """Return targets (N,) as int64; refuse logits (N, M, K) and targets that do not fit or are not finite."""
     if logits.dim() != 3:
         raise InputError(f"logits of shape {tuple(logits.shape)} do not fit; they are (N, M, K).")
     if not logits.numel():
@@ -88,11 +66,6 @@ def check_probabilities(probabilities: Tensor, axes: int = 2) -> Tensor:
 
     Raises:
         InputError: naming the first row at fault.
-
-    Example:
-        >>> check_probabilities(torch.tensor([[0.5, 0.5], [0.5, 0.6]]))
-        Traceback (most recent call last):
-        mixmo.errors.InputError: probabilities in row 1 sum to 1.1, not to one (1 such rows of 2).
     """
     if probabilities.dim() != axes or not probabilities.is_floating_point():
         wanted = "(B, K)" if axes == 2 else "(B, M, K)"
@@ -122,42 +95,17 @@ def _check_finite(values: Tensor, what: str) -> None:
 
 
 def gather_state(state: Tensor | list[Tensor]) -> Tensor:
-    """Return what a metric has accumulated, batch by batch or from several processes, as one tensor.
-
-    Raises:
-        InputError: if that is nothing.
-
-    Example:
-        >>> gather_state([torch.zeros(1), torch.ones(1)])
-        tensor([0., 1.])
-    """
+    """Return what a metric has accumulated, batch by batch or from several processes, as one tensor; refuse nothing."""
     check_some(len(state) if isinstance(state, Tensor) else sum(map(len, state)))
     return dim_zero_cat(state)
 
 
 def check_some(count: Tensor | int) -> None:
-    """Refuse to evaluate nothing.
-
-    Args:
-        count: Number of samples.
-
-    Raises:
-        InputError: if it is 0.
-
-    Example:
-        >>> check_some(0)
-        Traceback (most recent call last):
-        mixmo.errors.InputError: there are no predictions to evaluate; add some with update().
-    """
+    """Refuse to evaluate no samples."""
     if not count:
         raise InputError("there are no predictions to evaluate; add some with update().")
 
 
 def zeros(*size: int) -> Tensor:
-    """Return float64 zeros, the start of a sum.
-
-    Example:
-        >>> zeros(2).dtype
-        torch.float64
-    """
+    """Return float64 zeros, the start of a sum."""
     return torch.zeros(size, dtype=torch.float64)

@@ -14,10 +14,6 @@ CHUNK = 2**20
 def in_chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield some rows of all tensors at a time, at most :data:`CHUNK` numbers of the first (or one row).
 
-    Args:
-        logits: (N, …).
-        *others: (N, …) each.
-
     Example:
         >>> [len(rows) for rows, _ in in_chunks(torch.zeros(5, CHUNK // 2), torch.zeros(5))]
         [2, 2, 1]
@@ -28,9 +24,6 @@ def in_chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def mean_logits(logits: Tensor) -> Tensor:
     """Return the members' mean logits (N, K), computed in float64, as float32 or their own type if wider.
-
-    Args:
-        logits: (N, M, K).
 
     Example:
         >>> mean_logits(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], dtype=torch.float16))

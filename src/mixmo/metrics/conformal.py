@@ -31,10 +31,6 @@ def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
 
     The random term of the last two papers is left out: sets are deterministic, and a little larger.
 
-    Args:
-        probabilities: (N, K).
-        sets: One of these.
-
     Example:
         >>> score_classes(torch.tensor([[0.25, 0.5, 0.25]]), "aps")
         tensor([[0.2500, 0.5000, 0.0000]], dtype=torch.float64)
@@ -50,17 +46,7 @@ def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
 
 
 def conformity(probabilities: Tensor, targets: Tensor, sets: Sets = "marginal") -> Tensor:
-    """Return the scores (N,) of the true classes, from which conformal thresholds follow.
-
-    Args:
-        probabilities: (N, K).
-        targets: (N,) class numbers.
-        sets: As for :func:`score_classes`.
-
-    Example:
-        >>> conformity(torch.tensor([[0.9, 0.1]]), torch.tensor([1]))
-        tensor([0.1000], dtype=torch.float64)
-    """
+    """Return the scores (N,) of the true classes, from which conformal thresholds follow."""
     scores = score_classes(probabilities, sets)
     targets = check_targets(targets, *scores.shape)
     return scores.gather(1, targets[:, None])[:, 0]
@@ -71,14 +57,7 @@ def set_threshold(scores: Tensor, coverage: float) -> float:
 
     Of N validation images the k-th smallest score of the true class, k = ⌊(N + 1) (1 - coverage)⌋ (Sadinle et al.
     2019); minus infinity, so that every class is in the set, where N is too small for that coverage. The share holds on
-    average over draws of validation images and new ones of the same kind.
-
-    Args:
-        scores: (N,), of :func:`conformity` on validation images; those of one class give that class's threshold.
-        coverage: Between 0 and 1.
-
-    Raises:
-        InputError: if the coverage is not between 0 and 1.
+    average over draws of validation images and new ones of the same kind. Scores of one class give its threshold.
 
     Example:
         >>> set_threshold(torch.arange(1, 100).double() / 100, 0.9), set_threshold(torch.tensor([0.5]), 0.9)
@@ -93,11 +72,7 @@ def set_threshold(scores: Tensor, coverage: float) -> float:
 def prediction_sets(probabilities: Tensor, threshold: float | Tensor, sets: Sets = "marginal") -> Tensor:
     """Return which classes are in each set, (N, K): those of at least that score, and always the likeliest.
 
-    Args:
-        probabilities: (N, K).
-        threshold: Of :func:`set_threshold`; (K,) for class-wise sets, and (T, 1, K) gives T sets for each image,
-            (T, N, K).
-        sets: As for :func:`score_classes`.
+    A threshold (K,) is for class-wise sets; (T, 1, K) gives T sets for each image, (T, N, K).
 
     Example:
         >>> prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25]]), 0.5)
@@ -110,15 +85,10 @@ def prediction_sets(probabilities: Tensor, threshold: float | Tensor, sets: Sets
 
 
 def measure_sets(sets: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return how often prediction sets hold the true class, and how large they are.
+    """Return how often prediction sets (N, K) hold the true class, and how large they are.
 
-    Args:
-        sets: (N, K), of :func:`prediction_sets`.
-        targets: (N,) class numbers.
-
-    Returns:
-        ``set_coverage``, the share of the images whose set holds the true class, ``set_coverage_class``, the same for
-        the least covered class, and ``set_size``, the mean number of classes in a set.
+    ``set_coverage`` is the share of the images whose set holds the true class, ``set_coverage_class`` the same for the
+    least covered class, and ``set_size`` the mean number of classes in a set.
 
     Example:
         >>> sets = prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), 0.3)

@@ -84,16 +84,7 @@ class Diversity(Metric):
         self.add_state("count", zeros(), dist_reduce_fx="sum")
 
     def update(self, members: Tensor, targets: Tensor, log_members: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            members: (B, M, K) probabilities.
-            targets: (B,) class numbers.
-            log_members: (B, M, K), as in :class:`mixmo.metrics.Scores`.
-
-        Raises:
-            InputError: if they do not fit or are not probabilities; the row is named.
-        """
+        """Add a batch of probabilities (B, M, K), with their logarithms if these are known better, and targets (B,)."""
         p = check_probabilities(members, axes=3)
         if p.shape[1] != len(self.right):
             raise InputError(
@@ -111,11 +102,7 @@ class Diversity(Metric):
         self.count += len(p)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if there were none.
-        """
+        """Return the metrics of all batches."""
         check_some(self.count)
         i, j = torch.triu_indices(len(self.right), len(self.right), 1, device=self.right.device)
         n = self.count
@@ -128,14 +115,6 @@ class Diversity(Metric):
 
 
 def disagreement(predicted: Tensor) -> Tensor:
-    """Return the share of the pairs of members that predict different classes, (N,) float64.
-
-    Args:
-        predicted: (N, M) class numbers of M >= 2 members.
-
-    Example:
-        >>> disagreement(torch.tensor([[0, 0], [0, 1]])).tolist()
-        [0.0, 1.0]
-    """
+    """Return the share of the pairs of members that predict different classes, (N,), for class numbers (N, M)."""
     first, second = torch.triu_indices(predicted.shape[1], predicted.shape[1], 1, device=predicted.device)
     return (predicted[:, first] != predicted[:, second]).double().mean(1)

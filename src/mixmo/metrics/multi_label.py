@@ -69,33 +69,21 @@ class MultiLabelScores(Metric):
     def __init__(self, thresholds: Tensor | float = 0.5, **options: Any) -> None:
         super().__init__(**options)
         self.thresholds = torch.as_tensor(thresholds)
-        for name in ("logits", "targets"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            logits: (B, K); log p_k / (1 - p_k).
-            targets: (B, K), 0 or 1.
-
-        Raises:
-            InputError: if they do not fit; the row is named.
-        """
+        """Add a batch of logits (B, K), log p_k / (1 - p_k), and targets (B, K), 0 or 1."""
         self.targets.append(check_label_sets(logits[:, None], targets))
         self.logits.append(logits)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if there were none.
-        """
+        """Return the metrics of all batches."""
         logits, targets = gather_state(self.logits).double(), gather_state(self.targets)
         p, present = logits.sigmoid(), targets.bool()
         predicted = p > self.thresholds.to(p)
         right = predicted == present
-        counts = count_labels(predicted, present)
+        counts = [each.sum(0).double() for each in (predicted & present, predicted, present)]
         return {
             "map": average_precisions(logits, targets).nanmean(),
             "f1_micro": f1_scores(*(each.sum() for each in counts)),
@@ -109,16 +97,7 @@ class MultiLabelScores(Metric):
 
 
 def check_label_sets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return targets (N, K) as uint8; refuse logits (N, M, K) and targets that do not fit, or are not finite.
-
-    Raises:
-        InputError: naming the first row at fault.
-
-    Example:
-        >>> check_label_sets(torch.zeros(1, 1, 2), torch.tensor([[1, 2]]))
-        Traceback (most recent call last):
-        mixmo.errors.InputError: targets in row 0 are not all 0 or 1, the absence or presence of each class.
-    """
+    """Return targets (N, K) as uint8; refuse logits (N, M, K) and targets that do not fit, or are not finite."""
     check_logits(logits, torch.zeros(len(logits), dtype=torch.int64))
     if targets.shape != (len(logits), logits.shape[2]):
         raise InputError(
@@ -133,10 +112,6 @@ def check_label_sets(logits: Tensor, targets: Tensor) -> Tensor:
 
 def average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the average precision of each class, (K,) float64; NaN for those that no image has.
-
-    Args:
-        logits: (N, K).
-        targets: (N, K), 0 or 1.
 
     Example:
         >>> average_precisions(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 0], [1, 0]])).tolist()
@@ -155,25 +130,11 @@ def f1_scores(hits: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
     return 2 * hits / (predicted + present)
 
 
-def count_labels(predicted: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return TP, the images that a class is predicted for and those that have it, (K,) float64 each.
-
-    Args:
-        predicted: (N, K) booleans.
-        present: (N, K) booleans.
-    """
-    return tuple(each.sum(0).double() for each in (predicted & present, predicted, present))  # type: ignore[return-value]
-
-
 def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Return for each class the threshold of probability at which F1 is largest, (K,) float64.
+    """Return for each class the threshold of probability (N, K) at which F1 is largest, (K,) float64.
 
     It lies half way between two probabilities of the images; of equally good ones it is the highest. A class
     that no image has keeps 0.5. Never choose thresholds on the data that is then evaluated.
-
-    Args:
-        probabilities: (N, K).
-        targets: (N, K), 0 or 1.
 
     Example:
         >>> p = torch.tensor([[0.75, 0.1], [0.25, 0.2], [0.125, 0.3]])
@@ -191,13 +152,9 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def as_binary(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each label as a problem of two classes: logits (N * K, 2), absent and present, and class numbers (N * K,).
+    """Return labels (N, K) as problems of two classes, absent and present: logits (N * K, 2) and targets (N * K,).
 
     The softmax of (0, z) is the sigmoid of z, so methods for two classes apply to each label.
-
-    Args:
-        logits: (N, K).
-        targets: (N, K), 0 or 1.
     """
     present = logits.flatten()
     return torch.stack([torch.zeros_like(present), present], 1), targets.flatten().long()

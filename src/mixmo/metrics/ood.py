@@ -44,13 +44,7 @@ class Uncertainty(NamedTuple):
 
 
 def decompose_uncertainty(log_members: Tensor) -> Uncertainty:
-    """Return the uncertainty of members' log-probabilities (N, M, K), in their precision.
-
-    Example:
-        >>> found = decompose_uncertainty(torch.tensor([[[0.9, 0.1], [0.1, 0.9]]]).log())
-        >>> [round(float(value), 3) for value in (found.total, found.aleatoric, found.epistemic)]
-        [0.693, 0.325, 0.368]
-    """
+    """Return the uncertainty of members' log-probabilities (N, M, K), in their precision."""
     members = log_members.exp()
     mean = members.mean(1)
     total = -torch.special.xlogy(mean, mean).sum(1)
@@ -59,16 +53,13 @@ def decompose_uncertainty(log_members: Tensor) -> Uncertainty:
 
 
 def ood_scores(logits: Tensor) -> dict[str, Tensor]:
-    """Return scores (N,) in float64 that are larger the less an image looks like the training set.
+    """Return scores (N,) of logits (N, M, K) in float64 that are larger the less an image looks like the training set.
 
     * ``max_probability``: minus the largest probability of the members' mean distribution.
     * ``entropy``: of that distribution, in nats.
     * ``mutual_information`` between prediction and member: that entropy minus the members' mean entropy, their
       disagreement; 0 for one member, and where it is below 1e-12, which is rounding.
     * ``energy``: minus the log of the summed exponentials of the mean logits (Liu et al. 2020).
-
-    Args:
-        logits: (N, M, K).
 
     Example:
         >>> scores = ood_scores(torch.tensor([[[9.0, 0.0], [0.0, 9.0]]]))
@@ -132,11 +123,7 @@ class OutOfDistribution(Metric):
         self.out.append(torch.full((len(logits),), out, device=logits.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if one of the two kinds of images is missing, or both.
-        """
+        """Return the metrics of all batches; refuse images of one kind only."""
         scores, out = gather_state(self.scores), gather_state(self.out).cpu().numpy()
         if out.all() or not out.any():
             raise InputError("out-of-distribution metrics need images of both kinds, but all are of one.")
@@ -149,16 +136,9 @@ class OutOfDistribution(Metric):
 
 
 def false_positive_rate(positive: np.ndarray, negative: np.ndarray, found: int = 95) -> float:
-    """Return the share of negatives at or above the largest threshold that finds enough positives.
+    """Return the share of negatives at or above the largest threshold that finds ``found`` per cent of the positives.
 
-    Args:
-        positive: (P,) scores, P >= 1.
-        negative: (N,) scores, N >= 1.
-        found: How many positives have to be found, in percent; counted exactly, so that 19 of 20 are 95 %.
-
-    Example:
-        >>> false_positive_rate(np.array([3.0, 2.0, 2.0]), np.array([2.0, 1.0]))
-        0.5
+    These are counted exactly, so that 19 of 20 are 95 %.
     """
     needed = -(-len(positive) * found // 100)
     threshold = np.sort(positive)[len(positive) - needed]

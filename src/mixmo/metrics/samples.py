@@ -32,12 +32,7 @@ class Samples(NamedTuple):
 
 
 def score_samples(log_probabilities: Tensor, targets: Tensor, probabilities: Tensor | None = None) -> Samples:
-    """Return the metrics of each prediction; nothing is checked.
-
-    Args:
-        log_probabilities: (N, K) float64.
-        targets: (N,) class numbers.
-        probabilities: (N, K) float64, if already computed.
+    """Return the metrics of each prediction from log-probabilities (N, K) in float64; nothing is checked.
 
     Example:
         >>> found = score_samples(torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([1]))
@@ -56,18 +51,10 @@ def score_samples(log_probabilities: Tensor, targets: Tensor, probabilities: Ten
 
 @torch.no_grad()
 def per_sample(logits: Tensor, targets: Tensor) -> Samples:
-    """Return the metrics of each prediction of one network, or of averaged logits.
-
-    Args:
-        logits: (N, K).
-        targets: (N,) class numbers.
+    """Return the metrics of each prediction of one network, or of averaged logits, (N, K).
 
     Raises:
         InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
-
-    Example:
-        >>> per_sample(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).nll.item()
-        0.693...
     """
     targets = check_logits(logits[:, None], targets)
     parts = [score_samples(part.double().log_softmax(1), own) for part, own in in_chunks(logits, targets)]

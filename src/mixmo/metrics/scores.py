@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mixmo.metrics.checks import check_probabilities, check_some, check_targets, gather_state, zeros
+from mixmo.metrics.checks import check_probabilities, check_targets, gather_state, zeros
 from mixmo.metrics.description import Description, Descriptions, describe_share
 from mixmo.metrics.samples import score_samples
 
@@ -61,16 +61,10 @@ class Scores(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, probabilities: Tensor, targets: Tensor, log_probabilities: Tensor | None = None) -> None:
-        """Add a batch.
+        """Add a batch of probabilities (B, K) and class numbers (B,).
 
-        Args:
-            probabilities: (B, K).
-            targets: (B,) class numbers.
-            log_probabilities: (B, K) for the negative log-likelihood, where they are known better than as logarithms
-                of the probabilities, which can be 0.
-
-        Raises:
-            InputError: if they do not fit or are not probabilities; the row is named.
+        ``log_probabilities`` are for the negative log-likelihood, where they are known better than as logarithms of the
+        probabilities, which can be 0.
         """
         p = check_probabilities(probabilities)
         targets = check_targets(targets, *p.shape)
@@ -83,12 +77,7 @@ class Scores(Metric):
         self.targets.append(targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if there were none.
-        """
-        check_some(self.count)
+        """Return the metrics of all batches."""
         right, targets = gather_state(self.right), gather_state(self.targets)
         recalls = right.new_zeros(int(targets.max()) + 1).scatter_reduce(0, targets, right, "mean", include_self=False)
         balanced = recalls[targets.unique()].mean()

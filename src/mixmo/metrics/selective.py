@@ -63,11 +63,7 @@ class SelectivePrediction(Metric):
         self.correct.append(predicted == targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches.
-
-        Raises:
-            InputError: if there were none.
-        """
+        """Return the metrics of all batches."""
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         errors, count = cumulative_errors(confidence, correct), len(confidence)
         kept = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
@@ -78,10 +74,6 @@ class SelectivePrediction(Metric):
 
 def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:
     """Return (N,) errors among the 1, …, N most confident samples; ties share theirs evenly.
-
-    Args:
-        confidence: (N,).
-        correct: (N,) booleans.
 
     Example:
         >>> cumulative_errors(torch.tensor([0.9, 0.5, 0.5]), torch.tensor([True, False, True])).tolist()
@@ -95,32 +87,13 @@ def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:
     return errors
 
 
-def confidence_threshold(confidence: Tensor, correct: Tensor, risk: float, doubt: float = 0.1) -> float:
+def confidence_threshold(confidence: Tensor, correct: Tensor, risk: float) -> float:
     """Return the least confidence at which at most a share ``risk`` of the answers is wrong, with a guarantee.
 
     After Geifman & El-Yaniv (2017): twenty thresholds, which keep 5, 10, …, 100 % of the N images, each have an exact
-    binomial bound (Clopper & Pearson) of the share of wrong answers, at ``doubt`` / 20; of those whose bound is at most
-    ``risk`` the lowest is taken. With probability 1 - ``doubt`` over draws of the N images, the share among new ones of
-    the same kind stays below ``risk``.
-
-    Args:
-        confidence: (N,) of the predictions on validation images.
-        correct: (N,) whether they are right.
-        risk: Share of wrong answers, between 0 and 1.
-        doubt: Probability that the guarantee does not hold.
-
-    Returns:
-        The threshold; infinity, at which nothing is answered, if no threshold is sure enough.
-
-    Raises:
-        InputError: if the risk is not between 0 and 1, or there are no images.
-
-    Example:
-        >>> confidence, correct = torch.linspace(0.5, 1, 1000), torch.arange(1000) >= 200
-        >>> 0.55 < confidence_threshold(confidence, correct, 0.05) < 0.65
-        True
-        >>> confidence_threshold(confidence[:5], correct[-5:], 0.05)
-        inf
+    binomial bound (Clopper & Pearson) of the share of wrong answers, at 0.1 / 20; of those whose bound is at most
+    ``risk`` the lowest is taken. With probability 0.9 over draws of the N images, the share among new ones of the same
+    kind stays below ``risk``. It is infinity, at which nothing is answered, if no threshold is sure enough.
     """
     if not 0 < risk < 1:
         raise InputError(f"risk is {risk}; it is a share between 0 and 1.")
@@ -132,6 +105,6 @@ def confidence_threshold(confidence: Tensor, correct: Tensor, risk: float, doubt
         threshold = float(ordered[math.ceil(len(ordered) * step / TRIES) - 1])
         kept = int((ordered >= threshold).sum())  # equal confidences are kept or left together
         errors = int(wrong[kept - 1])
-        if errors < kept and float(beta.ppf(1 - doubt / TRIES, errors + 1, kept - errors)) <= risk:
+        if errors < kept and float(beta.ppf(1 - 0.1 / TRIES, errors + 1, kept - errors)) <= risk:
             return threshold
     return math.inf

@@ -64,13 +64,6 @@ def temperature_interval(logits: Tensor, targets: Tensor) -> tuple[float, float]
     It holds every T with 2 (NLL(T) - NLL(T̂)) ≤ χ²₁(0.95) = 3.84, NLL summed over the samples and T̂ that of
     :func:`fit_temperature` (Wilks' theorem).
 
-    Args:
-        logits: (N, K).
-        targets: (N,) class numbers.
-
-    Raises:
-        InputError: as :func:`fit_temperature`.
-
     Example:
         >>> logits = torch.tensor([[4.0, 0.0]] * 40)
         >>> targets = torch.tensor([0, 0, 0, 1] * 10)
@@ -90,16 +83,7 @@ def temperature_interval(logits: Tensor, targets: Tensor) -> tuple[float, float]
 
 
 def describe_doubt(low: float, high: float) -> str:
-    """Return a warning if a temperature's interval spans more than a factor of two, else an empty string.
-
-    Args:
-        low: The lower end of :func:`temperature_interval`.
-        high: The upper end.
-
-    Example:
-        >>> describe_doubt(0.5, 1.75), describe_doubt(0.9, 1.75)
-        ('The temperature is uncertain: these validation images put it between 0.50 and 1.75 (95 % ...).', '')
-    """
+    """Return a warning if a temperature's interval spans more than a factor of two, else an empty string."""
     if high <= 2 * low:
         return ""
     return (
@@ -109,19 +93,9 @@ def describe_doubt(low: float, high: float) -> str:
 
 
 def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return weights (M,) of mean 1 for which averaged logits have the least NLL at their best temperature.
+    """Return weights (M,) of mean 1 for which averaged logits (N, M, K) have the least NLL at their best temperature.
 
     Asymmetric Duos (Zhou et al. 2025, arXiv 2505.18636) weight a large and a small network this way.
-
-    Args:
-        logits: (N, M, K), of M networks or members.
-        targets: (N,) class numbers.
-
-    Example:
-        >>> sure = torch.tensor([[2.0, 0.0], [0.0, 2.0]] * 4)
-        >>> logits = torch.stack([sure, torch.zeros(8, 2)], 1)
-        >>> fit_weights(logits, torch.tensor([0, 1, 0, 1, 0, 1, 1, 0]))[0].item() > 1
-        True
     """
     values, members = logits.double(), logits.shape[1]
 
@@ -141,17 +115,6 @@ def two_fold(logits: Tensor, targets: Tensor) -> Tensor:
     """Return logits (N, K) in which each half is scaled by the temperature of the other: the paper's protocol.
 
     The halves are the even and the odd samples, so that sets sorted by class are divided evenly.
-
-    Args:
-        logits: (N, K).
-        targets: (N,) class numbers.
-
-    Raises:
-        InputError: as :func:`fit_temperature` for a half; two samples are needed.
-
-    Example:
-        >>> two_fold(torch.tensor([[2.0, 0.0]] * 4), torch.tensor([0, 0, 1, 1])).shape
-        torch.Size([4, 2])
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     for half in (0, 1):
