@@ -180,7 +180,7 @@ def test_sections_and_flat_keys_agree(trained):
     assert flat["member_1/ece"] == metrics.members[1]["ece"]
     assert flat[f"ood/{name}/energy/fpr95"] == result.ood[name].metrics["energy"]["fpr95"]
     assert len(result.ood[name].predictions.targets) == 16
-    assert flat["selectivity"] == result.diagnosis.separation.selectivity
+    assert flat["selectivity"] == result.diagnosis.selectivity
     parts = [metrics.average, metrics.probability_average, *metrics.members, metrics.diversity, result.scaled]
     parts += [values for sets, values in result.sets.items() if sets != "marginal"]
     parts.append(result.diagnosis.flat())

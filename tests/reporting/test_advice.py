@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mixmo.evaluation.diagnosis import Diagnosis, Separation
+from mixmo.evaluation.diagnosis import Diagnosis
 from mixmo.reporting.advice import FITTED, advice
 
 
@@ -22,13 +22,13 @@ from mixmo.reporting.advice import FITTED, advice
     ],
 )
 def test_advice_follows_from_the_diagnosis(train, selectivity, members, words):
-    text = advice(Diagnosis(train, False, Separation(selectivity, 0.1)), members)
+    text = advice(Diagnosis(train, False, selectivity, 0.1), members)
     assert words in text and f"selectivity {100 * selectivity:.1f} %" in text
     assert ("training accuracy" in text) == (not math.isnan(train))
 
 
 def test_mixed_pixels_keep_training_accuracy_low():
-    assert "are separate (" in advice(Diagnosis(0.5, True, Separation(0.95, 0.1)), 2)
+    assert "are separate (" in advice(Diagnosis(0.5, True, 0.95, 0.1), 2)
 
 
 def test_there_is_none_for_what_has_no_members():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -25,76 +25,53 @@ OWN = 0.75
 
 
 @dataclass(frozen=True)
-class Separation:
-    """How separate the members are; NaN where nothing varies.
-
-    Attributes:
-        selectivity: Share of the variance of a member's logits that its own image causes, mean over members: 1 where
-            the others' images do not matter, 1 / M where members are copies of each other.
-        separate_units: Share of the units before the heads in which one member's image causes at least three quarters
-            of the variance.
-    """
-
-    selectivity: float = math.nan
-    separate_units: float = math.nan
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """Why a network does well or badly; NaN where something is not known.
 
     Attributes:
         train_accuracy: Mean over members in the epoch of the checkpoint, on the augmented mixtures of training.
         harder: Whether pixels were mixed or changed by a policy, which keeps that accuracy low.
-        separation: Of the members; nothing is known for a single network.
+        selectivity: Share of the variance of a member's logits that its own image causes, mean over members: 1 where
+            the others' images do not matter, 1 / M where members are copies of each other.
+        separate_units: Share of the units before the heads in which one member's image causes at least three quarters
+            of the variance.
     """
 
     train_accuracy: float = math.nan
     harder: bool = False
-    separation: Separation = field(default_factory=Separation)
+    selectivity: float = math.nan
+    separate_units: float = math.nan
 
     def flat(self) -> dict[str, float]:
         """Return what is known by the keys of ``test.json``."""
-        found = {"train_accuracy": self.train_accuracy, **asdict(self.separation)}
-        return {key: value for key, value in found.items() if not math.isnan(value)}
+        return {key: value for key, value in asdict(self).items() if key != "harder" and not math.isnan(value)}
 
 
 def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
-    """Return the diagnosis of a run; what takes forward passes is cached in the run's folder.
-
-    Args:
-        run: The run.
-        epoch: That of the checkpoint.
-        refresh: Pass images through the network again even if a result is cached.
-
-    Raises:
-        MissingError: if the checkpoint or the dataset is missing.
-        InputError: if the checkpoint is damaged or of another network.
-    """
-    if run.settings.model.num_members == 1:
-        return Diagnosis(_train_accuracy(run, epoch), _is_harder(run))
-    about = run.depends_on("test")
-    file = run.path / "predictions" / f"separation-{run.checkpoint}.json"
-    known = None if refresh else read_json(file)
-    if known is None or known["about"] != about:
-        count = len(run.images("test")[0])
-        chosen = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
-        images = run.data.batch(chosen.tolist())
-        known = {"about": about, "separation": asdict(separation(run.network, run.prepare(images)))}
-        keep_json(file, known)
-    return Diagnosis(_train_accuracy(run, epoch), _is_harder(run), Separation(**known["separation"]))
+    """Return the diagnosis of a run's checkpoint, of an epoch; what takes forward passes is cached in its folder."""
+    own: dict[str, float] = {}
+    if run.settings.model.num_members > 1:
+        about = run.depends_on("test")
+        file = run.path / "predictions" / f"separation-{run.checkpoint}.json"
+        known = None if refresh else read_json(file)
+        if known is None or known["about"] != about:
+            count = len(run.images("test")[0])
+            chosen = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
+            images = run.data.batch(chosen.tolist())
+            known = {"about": about, "separation": separation(run.network, run.prepare(images))}
+            keep_json(file, known)
+        own = known["separation"]
+    harder = run.settings.pixels.kind != "none" or Policy.needed(run.settings.data)
+    return Diagnosis(_train_accuracy(run, epoch), harder, **own)
 
 
 @torch.inference_mode()
-def separation(net: MixMo, images: Tensor) -> Separation:
-    """Return how separate the members are, by the conditional variance of Havasi et al. (2021, section 4).
+def separation(net: MixMo, images: Tensor) -> dict[str, float]:
+    """Return ``selectivity`` and ``separate_units`` by conditional variances (Havasi et al. 2021, section 4).
 
     V_i is the variance of a number in the network (a unit's activation, a logit) when member i's image changes and the
-    others' stay, averaged over the others' images; V_i / Σ_j V_j is the share that member i's image causes.
-
-    Args:
-        net: Of M >= 2 members, which are mixed equally.
-        images: (n, C, h, w), prepared for the network, on its device.
+    others' stay, averaged over the others' images; V_i / Σ_j V_j is the share that member i's image causes. The images
+    (n, C, h, w) are prepared for the network of M >= 2 members.
     """
     count, members = len(images), net.num_members
     index = torch.arange(count, device=images.device)
@@ -112,7 +89,8 @@ def separation(net: MixMo, images: Tensor) -> Separation:
     whole = by_unit.sum(0)
     changing = whole > 1e-12 * whole.max()
     own = by_logit.diagonal() / by_logit.sum(0)
-    return Separation(float(own.mean()), float((by_unit.amax(0) >= OWN * whole)[changing].double().mean()))
+    separate = (by_unit.amax(0) >= OWN * whole)[changing]
+    return {"selectivity": float(own.mean()), "separate_units": float(separate.double().mean())}
 
 
 def _activations(net: MixMo, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,10 +102,6 @@ def _activations(net: MixMo, inputs: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     return (seen[0].flatten(2).mean(2) if seen[0].dim() > 2 else seen[0]), logits
-
-
-def _is_harder(run: TrainedRun) -> bool:
-    return run.settings.pixels.kind != "none" or Policy.needed(run.settings.data)
 
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:

@@ -13,20 +13,17 @@ the digits, and lost at 0.32 to 0.65 on photos that were fine-tuned in 30 passes
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
-    """Describe whether the members are separate and fit their training mixtures, and what to do if not.
+    """Describe whether the M members are separate and fit their training mixtures, and what to do if not.
 
-    Args:
-        diagnosis: A run's; for ``None`` or a single network there is no advice.
-        members: M. They count as hardly separate where their selectivity is nearer to that of copies, 1 / M, than to 1.
+    They count as hardly separate where their selectivity is nearer to that of copies, 1 / M, than to 1.
 
     Example:
-        >>> from mixmo.evaluation.diagnosis import Separation
-        >>> advice(Diagnosis(0.96, False, Separation(0.95, 0.4)), members=2)
+        >>> advice(Diagnosis(0.96, False, 0.95, 0.4), members=2)
         'The members are separate and fit their training mixtures (selectivity 95.0 %, training accuracy 96.0 %).'
     """
-    if diagnosis is None or math.isnan(diagnosis.separation.selectivity):
+    if diagnosis is None or math.isnan(diagnosis.selectivity):
         return ""
-    selectivity, accuracy = diagnosis.separation.selectivity, diagnosis.train_accuracy
+    selectivity, accuracy = diagnosis.selectivity, diagnosis.train_accuracy
     parts = [f"selectivity {METRICS['selectivity'].text(selectivity)}"]
     if not math.isnan(accuracy):
         parts.append(f"training accuracy {METRICS['train_accuracy'].text(accuracy)}")
