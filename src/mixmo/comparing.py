@@ -203,17 +203,19 @@ def compare(
         (['one', 'two', 'both'], 'accuracy')
     """
     names = names if isinstance(names, str) else list(names)
-    given = [each for network in networks for each in _name_networks(network)]
+    given: list[tuple[Any, Any]] = []
+    for network in networks:
+        given += network.items() if isinstance(network, Mapping) else [("", network)]
     if not given:
         raise InputError("there is nothing to compare; give runs, or their paths.")
     if names:
         if isinstance(names, str) or len(names) != len(given):
             raise InputError(f"names is {names!r}; give one name for each of the {len(given)} networks.")
-        given = [(str(name), what) for name, (_, what) in zip(names, given, strict=True)]
+        given = [(name, what) for name, (_, what) in zip(names, given, strict=True)]
     if out is not None:
         check_out(Path(out), overwrite)
     chosen = EvaluationOptions(**options)
-    groups = read_groups([_networks(name, what, options) for name, what in given], chosen)
+    groups = read_groups([_networks(str(name), what, options) for name, what in given], chosen)
     comparison = Comparison(groups, None if out is None else Path(out))
     if comparison.folder is not None:
         comparison.write(comparison.folder, overwrite, download=chosen.download)
@@ -226,11 +228,6 @@ def check_out(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} is a file; choose a folder to write into with --out.")
     for file in FILES:
         check_place(folder / file, is_marked(folder / file), overwrite)
-
-
-def _name_networks(network: Any) -> list[tuple[str, Any]]:
-    """Return the entries of a mapping, or a single network without a name."""
-    return [(str(name), what) for name, what in network.items()] if isinstance(network, Mapping) else [("", network)]
 
 
 def _networks(name: str, what: Any, options: Mapping[str, Any]) -> Networks:

@@ -41,11 +41,7 @@ Builder = Callable[..., Timer]
 
 @settings_class(frozen=True)
 class Benchmark:
-    """What is measured.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """What is measured."""
 
     backbone: str = "wide_resnet16_4"
     """A timm model name."""
@@ -95,12 +91,6 @@ class TrainingStep(Callback):
     """The step of :class:`mixmo.training.step.Training`, as Lightning runs it in ``mixmo fit``, on random images.
 
     A call makes some steps, as an epoch of their own, and returns the seconds that one took.
-
-    Args:
-        case: What is measured.
-        members: M.
-        precision: ``None`` takes the case's.
-        compiled: Compile network and loss.
     """
 
     def __init__(
@@ -175,17 +165,10 @@ def inference(case: Benchmark, members: int, count: int = 1, fused: bool = False
 
 
 def benchmark(case: Benchmark) -> dict[str, Rows]:
-    """Measure a case.
+    """Measure a case; return tables by title, each with a row for a candidate.
 
-    Args:
-        case: What is measured.
-
-    Returns:
-        Tables by title: rows by candidate, each with ``ms`` (median), ``low`` and ``high`` (quartiles), ``images/s``,
-        ``ratio`` (median of pairwise ratios against the first row) and, on a GPU, ``MiB`` (peak memory of tensors).
-
-    Raises:
-        InputError: if the backbone is unknown or cannot take such images.
+    Rows have ``ms`` (median), ``low`` and ``high`` (quartiles), ``images/s``, ``ratio`` (median of pairwise ratios
+    against the first row) and, on a GPU, ``MiB`` (peak memory of tensors).
     """
     members, label = case.num_members, f"MixMo, M = {case.num_members}"
     steps: dict[str, Builder] = {

@@ -52,11 +52,6 @@ class Calibration:
         raps: (N,) the same for regularised ones.
         interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); exports have none.
         weights: Factors of the logits of an ensemble's networks, where these are fitted.
-
-    Example:
-        >>> found = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
-        >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_thresholds(0.5, 2)
-        (3.64, 0.75, tensor([0.7500, 0.7500], dtype=torch.float64))
     """
 
     temperature: float
@@ -72,21 +67,12 @@ class Calibration:
     def set_thresholds(self, coverage: float, num_classes: int, sets: Sets = "marginal") -> Tensor:
         """Return the least score (K,) of each class in a set (:func:`mixmo.metrics.conformal.set_threshold`).
 
-        Args:
-            coverage: Between 0 and 1.
-            num_classes: K.
-            sets: How classes are chosen; ``classwise`` has a threshold for each class, minus infinity where its
-                validation images are too few for that coverage.
-
-        Raises:
-            InputError: if the coverage is not between 0 and 1.
+        ``classwise`` sets have a threshold for each class, minus infinity where its validation images are too few.
         """
-        if sets == "marginal":
-            parts = [self.likely]
-        elif sets == "classwise":
+        if sets == "classwise":
             parts = [self.likely[self.targets == number] for number in range(num_classes)]
         else:
-            parts = [self.aps if sets == "aps" else self.raps]
+            parts = [{"marginal": self.likely, "aps": self.aps, "raps": self.raps}[sets]]
         found = torch.tensor([set_threshold(part, coverage) for part in parts], dtype=torch.float64)
         return found.expand(num_classes)
 
@@ -101,13 +87,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class LabelCalibration:
-    """Temperature and thresholds fitted on validation images with several labels, never on the test set.
-
-    Attributes:
-        temperature: T, by which the average of logits is divided.
-        thresholds: (K,) calibrated probabilities above which a class is predicted
-            (:func:`mixmo.metrics.multi_label.best_thresholds`).
-    """
+    """Temperature T, and thresholds (K,) of calibrated probabilities, of validation images with several labels."""
 
     temperature: float
     thresholds: Tensor
@@ -124,18 +104,16 @@ AnyCalibration = Calibration | LabelCalibration
 
 
 def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
-    """Return the calibration that validation images give.
+    """Return the calibration that validation images give, from averaged logits (N, K).
 
     T is :func:`mixmo.metrics.fit_temperature`'s; where every image is classified correctly it is at least 1, since the
     likelihood then grows as T falls to 0, which a few images without a mistake do not justify. With several labels,
-    each is a binary decision between absent and present.
+    targets (N, K), each is a binary decision between absent and present.
 
-    Args:
-        logits: (N, K), averaged over the members.
-        targets: (N,) class numbers, or (N, K), 0 or 1.
-
-    Raises:
-        InputError: if there are no images, or the shapes do not match.
+    Example:
+        >>> found = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+        >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_thresholds(0.5, 2)
+        (3.64, 0.75, tensor([0.7500, 0.7500], dtype=torch.float64))
     """
     answers, right = (logits, targets) if targets.dim() == 1 else as_binary(logits, targets)
     temperature = fit_temperature(answers, right)
@@ -155,47 +133,27 @@ def calibrate(
 ) -> AnyCalibration | None:
     """Return the calibration of a run's checkpoint, saved in its folder; ``None`` without a validation set.
 
-    Args:
-        run: The run; its validation images are needed, unless a calibration of the checkpoint is saved already.
-        precision: Of the predictions.
-        refresh: Predict again even if predictions are cached.
-        tta: Test-time augmentation of those predictions; each has a separate calibration.
-
-    Raises:
-        MissingError: if the checkpoint or the dataset is missing.
-        InputError: if one of them is damaged, or the dataset has changed so that other images would be drawn.
+    The validation images are predicted unless it is saved already; each test-time augmentation has its own.
     """
     if not run.settings.data.validation:
         return None
-    known = None if refresh else load_kept_calibration(run, tta)
-    if known is not None:
+    if not refresh and (known := load_kept_calibration(run, tta)) is not None:
         return known
     found = predict(run, "validation", precision, refresh, tta)
     calibration = fit_calibration(mean_logits(found.logits), found.targets)
     note = {"checkpoint": run.digest, "temperature": calibration.temperature, "interval": calibration.interval}
-    columns = {key: getattr(calibration, key, None) for key in (*COLUMNS, "thresholds")}
-    keep_tensors(_file(run, tta), {key: column for key, column in columns.items() if column is not None}, note)
+    kept = COLUMNS if isinstance(calibration, Calibration) else ("thresholds",)
+    keep_tensors(_file(run, tta), {key: getattr(calibration, key) for key in kept}, note)
     return calibration
 
 
 def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights: Weights = "equal") -> AnyCalibration:
     """Return the calibration of all members' mean logits on validation images that networks share.
 
-    Args:
-        parts: What each network predicts for its validation images.
-        names: The networks' names, for the error.
-        weights: ``equal``, or ``fitted``: a weight for each network's logits, by the same images
-            (:func:`mixmo.metrics.temperature.fit_weights`).
+    ``fitted`` weighs each network's logits by the same images (:func:`mixmo.metrics.temperature.fit_weights`).
 
     Raises:
         InputError: if the images are not known to be the same: one network may have learned from another's.
-
-    Example:
-        >>> import torch
-        >>> logits, targets = torch.tensor([[[4.0, 0.0]]] * 4), torch.tensor([0, 0, 0, 1])
-        >>> one, two = (Predictions(scale * logits, targets, ["a", "b"], images="x") for scale in (1, 3))
-        >>> round(pool_calibration([one, two], ["one", "two"]).temperature, 2)   # 8 / T = log 3
-        7.28
     """
     first = parts[0]
     for part, name in zip(parts, names, strict=True):
@@ -204,14 +162,13 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights
                 f"{names[0]} and {name} held out different images for validation, so that one was trained on images "
                 "that calibrate the other; train them with one data.split_seed, or give the dataset a val folder."
             )
-    if weights == "equal":
-        found = join_predictions(parts, names)
-        return fit_calibration(mean_logits(found.logits), found.targets)
-    own = fit_weights(torch.stack([part.logits.double().sum(1) for part in parts], 1), first.targets)
-    scaled = [replace(part, logits=weight * part.logits) for part, weight in zip(parts, own, strict=True)]
-    pooled = pool_calibration(scaled, names)
-    assert isinstance(pooled, Calibration)  # fit_weights takes class numbers only
-    return replace(pooled, weights=tuple(own.tolist()))
+    own: tuple[float, ...] = ()
+    if weights == "fitted":
+        sums = torch.stack([part.logits.double().sum(1) for part in parts], 1)
+        own = tuple(fit_weights(sums, first.targets).tolist())
+    found = join_predictions(parts, names, own)
+    calibration = fit_calibration(mean_logits(found.logits), found.targets)
+    return replace(calibration, weights=own) if own and isinstance(calibration, Calibration) else calibration
 
 
 def calibrate_run(
@@ -219,11 +176,7 @@ def calibrate_run(
 ) -> None:
     """Save the calibration of a run's checkpoints, so that predictions need no dataset; warn if it is uncertain.
 
-    Args:
-        run: The run's folder.
-        settings: Its settings; where they hold out no images for validation, nothing is saved.
-        data: Its images, if they are open already or a program gave them.
-        module: Its backbone, where a program gave it.
+    ``data`` and ``module`` are its images and its backbone, where they are open already or a program gave them.
     """
     for checkpoint in CHECKPOINTS if settings.data.validation else ():
         allowed = settings.model.download or settings.data.download
@@ -237,12 +190,7 @@ def calibrate_run(
 
 
 def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:
-    """Return the calibration saved in a run's folder; ``None`` if there is none for this checkpoint.
-
-    Args:
-        run: The run; its dataset may be gone.
-        tta: As for :func:`calibrate`.
-    """
+    """Return the calibration that :func:`calibrate` has kept of the checkpoint; ``None`` if there is none."""
     if (known := read_tensors(_file(run, tta))) is None or known[1].get("checkpoint") != run.digest:
         return None
     tensors, note = known

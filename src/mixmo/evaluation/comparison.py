@@ -40,21 +40,14 @@ class Networks(NamedTuple):
 
 
 class Replicate(NamedTuple):
-    """What distinguishes runs of one method, and pairs those of two.
+    """What distinguishes runs of one method, and pairs those of two: the seed, and the fold that is the test set."""
 
-    Attributes:
-        seed: The run's; 0 for another program's predictions.
-        fold: Of a cross-validation, which is the test set; ``None`` without one.
-    """
-
-    seed: int
-    fold: int | None
+    seed: int = 0
+    fold: int | None = None
 
 
-def _replicate(runs: Sequence[RunFolder]) -> Replicate:
-    if not runs:
-        return Replicate(0, None)
-    settings = runs[0].settings()
+def _replicate(run: RunFolder) -> Replicate:
+    settings = run.settings()
     return Replicate(settings.seed, None if settings.data.folds is None else settings.data.fold)
 
 
@@ -83,17 +76,12 @@ class Entry:
     @cached_property
     def replicate(self) -> Replicate:
         """The seed and the fold of its first run."""
-        return _replicate(self.runs)
+        return _replicate(self.runs[0]) if self.runs else Replicate()
 
 
 @dataclass(frozen=True)
 class Group:
-    """Entries that differ only in seed and fold, or a single one.
-
-    Attributes:
-        name: What to call them.
-        entries: One or more.
-    """
+    """Entries that differ only in seed and fold, or a single one."""
 
     name: str
     entries: list[Entry]
@@ -116,15 +104,16 @@ class Group:
         return [entry.replicate for entry in self.entries]
 
     @property
-    def folds(self) -> int:
-        """Number of folds that are test sets; 1 where all entries have one test set."""
-        return len({each.fold for each in self.replicates()})
+    def folds(self) -> list[int]:
+        """The folds that are test sets; none without cross-validation."""
+        return sorted({each.fold for each in self.replicates() if each.fold is not None})
 
     @property
     def unit(self) -> str:
         """What the entries are, in words: seeds, folds, or seeds and folds."""
-        seeds = len({each.seed for each in self.replicates()}) > 1
-        return "seeds and folds" if seeds and self.folds > 1 else "folds" if self.folds > 1 else "seeds"
+        if len(self.folds) < 2:
+            return "seeds"
+        return "seeds and folds" if len({each.seed for each in self.replicates()}) > 1 else "folds"
 
     @property
     def images(self) -> int:
@@ -136,27 +125,24 @@ class Group:
         return float(np.std(self.values(key), ddof=1)) if len(self.entries) > 1 else math.nan
 
 
-def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> list[Group]:
-    """Return the groups of a comparison, evaluated (:func:`mixmo.evaluation.results.evaluate_runs`).
-
-    Args:
-        words: Each as :func:`read_word` takes it, or read already.
-        options: How runs are evaluated; an open run keeps the checkpoint it was opened with.
+def read_groups(found: Sequence[Networks], options: EvaluationOptions) -> list[Group]:
+    """Return the groups of a comparison, evaluated; an open run keeps the checkpoint it was opened with.
 
     Raises:
         MissingError: if a folder or file is missing or holds no run.
         InputError: if they were tested on different images, or a group's runs differ in more than their seed and fold.
     """
-    found = [read_word(word) if isinstance(word, str) else word for word in words]
     short = [each.name for each in found]
     names = [each.place if each.place and short.count(each.name) > 1 else each.name for each in found]
     if len(set(names)) < len(names):
         raise InputError(f"{next(name for name in names if names.count(name) > 1)} is named twice.")
     for each in found:
+        place = each.place or each.name
         for members in each.entries:
-            _check_different(each.place or each.name, members)
+            if len({_place(run).resolve() for run in members}) < len(members):
+                raise InputError(f"{printable(place)} names a run twice; an ensemble needs different runs.")
         if len(each.entries) > 1:
-            _check_seeds(each.place or each.name, [RunFolder(_place(run)) for (run,) in each.entries])
+            _check_seeds(place, [RunFolder(_place(run)) for (run,) in each.entries])
     groups = []
     for name, each in zip(names, found, strict=True):
         entries = [_entry(members, options) for members in each.entries]
@@ -168,12 +154,8 @@ def read_groups(words: Sequence[str | Networks], options: EvaluationOptions) -> 
 def read_word(word: str) -> Networks:
     """Return what a word of the command line names.
 
-    Args:
-        word: A run's folder; a folder of runs that differ by their seed or fold; several runs joined by ``+``, which
-            are one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
-
-    Raises:
-        MissingError: if a folder is missing or holds no run.
+    It is a run's folder; a folder of runs that differ by their seed or fold; several runs joined by ``+``, which are
+    one ensemble; or an ``.npz`` file of another program's predictions. ``NAME=`` before it gives it a name.
     """
     name, equals, rest = word.partition("=")
     if not equals or Path(word).exists():
@@ -194,16 +176,10 @@ def _place(each: Path | TrainedRun) -> Path:
     return each.path if isinstance(each, TrainedRun) else each
 
 
-def _check_different(name: str, members: Sequence[Path | TrainedRun]) -> None:
-    """Refuse an ensemble of a run and itself."""
-    if len({_place(each).resolve() for each in members}) < len(members):
-        raise InputError(f"{printable(name)} names a run twice; an ensemble needs different runs.")
-
-
 def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
     """Refuse to average runs that differ in more than their seed, their fold and where they were trained."""
     free = neutral_settings() | {"seed", "data.fold"}
-    found = [_replicate([run]) for run in runs]
+    found = [_replicate(run) for run in runs]
     if twice := next((each for each in found if found.count(each) > 1), None):
         same = [str(run.path) for run, each in zip(runs, found, strict=True) if each == twice]
         what = f"the same seed {twice.seed}" + ("" if twice.fold is None else f" and fold {twice.fold}")
@@ -252,29 +228,20 @@ def _check_alike(groups: Sequence[Group]) -> None:
         if not fits or (named and own.classes != wanted.classes):
             raise InputError(f"{entry.name} was tested on other images or classes than {first.name}.")
     for group in groups if any(len(each.entries) > 1 for each in groups) else ():
-        if (tested := _folds(group)) != (others := _folds(groups[0])):
+        if group.folds != groups[0].folds:
             raise InputError(
-                f"{group.name} was tested on the folds {tested} and {groups[0].name} on {others}; compare equal ones."
+                f"{group.name} was tested on the folds {group.folds} and {groups[0].name} on {groups[0].folds}; "
+                "compare equal ones."
             )
 
 
-def _folds(group: Group) -> list[int]:
-    """Return the folds that are test sets; empty without cross-validation."""
-    return sorted({each.fold for each in group.replicates() if each.fold is not None})
-
-
 def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[str, Interval]:
-    """Return 95 % intervals of the differences of ``group`` to ``first``; unknown ones are left out.
+    """Return 95 % intervals of the differences of ``group`` to ``first`` in some metrics; unknown ones are left out.
 
     With one network on each side they are over test images, for the metrics of
     :func:`mixmo.evaluation.intervals.difference_intervals`. With two or more seeds or folds on both sides they are
     Student's over these, paired if both have the same, else Welch's, for all metrics that binning does not bias. There
     are none for one seed against several, or over images with several labels.
-
-    Args:
-        group: One side.
-        first: The other.
-        keys: Metrics, by their keys of :meth:`Entry.flat`.
     """
     counts = len(group.entries), len(first.entries)
     found: dict[str, Interval] = {}
@@ -287,5 +254,5 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
         for key in set(keys) - set(BIASED):
             sides = ((own_keys, group.values(key)), (first_keys, first.values(key)))
             own_values, values = ([value for _, value in sorted(zip(*side, strict=True))] for side in sides)
-            found[key] = seeds_interval(own_values, values, paired, group.folds)
+            found[key] = seeds_interval(own_values, values, paired, len(group.folds))
     return {key: found[key] for key in keys if not math.isnan(found.get(key, UNKNOWN)[0])}

@@ -32,13 +32,6 @@ def costs(run: TrainedRun) -> dict[str, float]:
     * ``latency_ms``: milliseconds for one image in a batch of 64, measured now on the CPU in float32.
 
     ``images`` and ``minutes`` are NaN if ``metrics.csv`` is missing or damaged.
-
-    Args:
-        run: The run.
-
-    Raises:
-        MissingError: if the checkpoint or the dataset is missing.
-        InputError: if the checkpoint is damaged or of another network.
     """
     net, images = _network(run)
     rows = read_known_history(run.folder)
@@ -50,55 +43,28 @@ def costs(run: TrainedRun) -> dict[str, float]:
 
 
 def training_images(settings: Settings, rows: Sequence[Mapping[str, float]]) -> float:
-    """Return how many images passed through the network in training; a step of SAM takes each twice.
-
-    Args:
-        settings: The run's.
-        rows: Of its ``metrics.csv``, one or more.
-
-    Example:
-        >>> training_images(Settings(), [{"step": 10.0}])
-        640.0
-    """
+    """Return how many images passed through the network in training; a step of SAM takes each twice."""
     return rows[-1]["step"] * settings.data.batch_size * (2 if settings.optimizer.sam_radius else 1)
 
 
 def network_size(run: TrainedRun) -> dict[str, float]:
-    """Return ``parameters`` and ``macs`` of :func:`costs`, without measuring time.
-
-    Args:
-        run: The run.
-
-    Raises:
-        MissingError: if the checkpoint or the dataset is missing.
-        InputError: if the checkpoint is damaged or of another network.
-    """
+    """Return ``parameters`` and ``macs`` of :func:`costs`, without measuring time."""
     return _size(*_network(run))
 
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
     """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
     net = load_checkpoint(run.folder, run.checkpoint, run.download, run.module)
-    return net, torch.randn(BATCH, net.in_chans, *_input_size(run))
-
-
-def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
-    return {"parameters": sum(each.numel() for each in net.parameters()), "macs": _macs(net, images[:1])}
-
-
-def _input_size(run: TrainedRun) -> tuple[int, int]:
-    """Return (H, W) of the network's input; the dataset is opened only if the settings leave it open."""
-    data = run.settings.data
-    if (size := data.crop_size or data.image_size) is not None:
-        return height_and_width(size)
-    return run.data.size
+    own = run.settings.data.crop_size or run.settings.data.image_size
+    size = run.data.size if own is None else height_and_width(own)  # opens the dataset only if that is left open
+    return net, torch.randn(BATCH, net.in_chans, *size)
 
 
 @torch.inference_mode()
-def _macs(net: MixMo, image: torch.Tensor) -> float:
+def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
-        net(image)
-    return float(counter.get_total_flops()) / 2
+        net(images[:1])
+    return {"parameters": sum(each.numel() for each in net.parameters()), "macs": counter.get_total_flops() / 2}
 
 
 @torch.inference_mode()

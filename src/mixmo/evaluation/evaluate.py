@@ -45,12 +45,7 @@ class EnsembleMetrics:
     diversity: dict[str, float]
 
     def flat(self) -> dict[str, float]:
-        """Return all of them by the keys of ``test.json``.
-
-        Example:
-            >>> EnsembleMetrics({"nll": 0.1}, {"nll": 0.2}, [{"nll": 0.3}], {}).flat()
-            {'nll': 0.1, 'probability_average/nll': 0.2, 'member_0/nll': 0.3}
-        """
+        """Return all of them by the keys of ``test.json``."""
         sections = {"probability_average": self.probability_average}
         sections |= {f"member_{index}": member for index, member in enumerate(self.members)}
         prefixed = {f"{name}/{key}": value for name, section in sections.items() for key, value in section.items()}
@@ -91,19 +86,10 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
 
 @torch.no_grad()
 def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
-    """Return the metrics of M members.
-
-    Args:
-        logits: (N, M, K).
-        targets: (N,) class numbers, or (N, K), 0 or 1.
+    """Return the metrics of M members from logits (N, M, K), and targets (N,), or (N, K) of several labels.
 
     Raises:
         InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
-
-    Example:
-        >>> found = measure(torch.zeros(4, 1, 2), torch.tensor([0, 0, 0, 1]))
-        >>> found.average["accuracy"], len(found.members), found.diversity
-        (0.75, 1, {})
     """
     if targets.dim() == 2:
         return _measure_labels(logits, check_label_sets(logits, targets))
@@ -120,7 +106,8 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
         for diversity in between:
             diversity.update(log_members.exp(), labels, log_members)
     average, probability_average, *alone = map(_compute, each)
-    average |= _two_fold_metrics(logits, targets)
+    scaled = basic_metrics(two_fold(mean_logits(logits), targets), targets) if len(logits) > 1 else {}
+    average |= {f"{key}_two_fold": scaled.get(key, math.nan) for key in ("nll", "ece")}
     return EnsembleMetrics(average, probability_average, alone, _compute(between[0]) if between else {})
 
 
@@ -143,27 +130,8 @@ def _compute(metric: Metric | MetricCollection) -> dict[str, float]:
     return {key: value.item() for key, value in metric.compute().items()}
 
 
-def _two_fold_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    if len(logits) < 2:
-        return {"nll_two_fold": math.nan, "ece_two_fold": math.nan}
-    found = basic_metrics(two_fold(mean_logits(logits), targets), targets)
-    return {"nll_two_fold": found["nll"], "ece_two_fold": found["ece"]}
-
-
 def basic_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return ``accuracy``, ``nll`` and ``ece`` of one network, where the others would take too long.
-
-    Args:
-        logits: (N, K).
-        targets: (N,) class numbers.
-
-    Raises:
-        InputError: as :func:`measure`.
-
-    Example:
-        >>> basic_metrics(torch.zeros(2, 4), torch.tensor([0, 1]))
-        {'accuracy': 0.5, 'nll': 1.386..., 'ece': 0.25}
-    """
+    """Return ``accuracy``, ``nll`` and ``ece`` of logits (N, K), where the others would take too long."""
     samples = per_sample(logits, targets)
     return {
         "accuracy": samples.right.mean().item(),

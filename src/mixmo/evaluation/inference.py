@@ -68,12 +68,7 @@ class TrainedRun:
 
     @cached_property
     def settings(self) -> Settings:
-        """The run's settings, its network's taken from the header; open ones follow from this machine.
-
-        Raises:
-            MissingError: if the run's configuration is missing.
-            InputError: if that is damaged.
-        """
+        """The run's settings, its network's taken from the header; open ones follow from this machine."""
         return self.folder.settings(self.checkpoint)
 
     @cached_property
@@ -83,17 +78,11 @@ class TrainedRun:
         return self.given or DataModule(own, self.settings.seed, option=self.option)
 
     def reopen(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
-        """Return the run with another checkpoint or permission to download; itself if neither changes.
-
-        Args:
-            checkpoint: ``last`` or ``best``; ``None`` is the run's own.
-            download: Whether downloads are allowed; ``None`` takes the run's.
-        """
-        checkpoint = self.checkpoint if checkpoint is None else checkpoint
-        download = self.download if download is None else download
-        if (checkpoint, download) == (self.checkpoint, self.download):
+        """Return the run with another checkpoint or permission to download; itself if neither changes."""
+        asked = (checkpoint or self.checkpoint, self.download if download is None else download)
+        if asked == (self.checkpoint, self.download):
             return self
-        return TrainedRun(self.folder, checkpoint, download, self.option, self.given, self.module)
+        return TrainedRun(self.folder, *asked, self.option, self.given, self.module)
 
     @cached_property
     def header(self) -> Header:
@@ -117,11 +106,6 @@ class TrainedRun:
     def digest(self) -> str:
         """The SHA-256 of the checkpoint's file, in hexadecimal."""
         return self.folder.digest(self.checkpoint)
-
-    @cached_property
-    def epochs(self) -> int:
-        """Epochs that the network was trained for."""
-        return self.folder.finished_epochs(self.checkpoint)
 
     @cached_property
     def network(self) -> MixMo:
@@ -153,14 +137,13 @@ class TrainedRun:
     def images(self, dataset: str) -> tuple[ImageSet, list[str]]:
         """Return the images of a dataset and the names of its classes; each is opened and decoded once.
 
-        Args:
-            dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test
-                images are resized to the run's input size.
+        ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images are
+        resized to the run's input size.
 
         Raises:
             MissingError: if the dataset is missing.
-            InputError: if it is damaged, there is no validation set, or the run's images have another number of
-                classes than the network.
+            InputError: if it is damaged, there is no validation set, or the run's images have another number of classes
+                than the network.
         """
         if dataset not in ("test", "validation"):
             if self.settings.data.own_transforms:
@@ -198,41 +181,18 @@ class TrainedRun:
         fingerprint = self.fingerprint(dataset)
         if dataset not in ("test", "validation"):
             fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
-        return {
-            "version": __version__,
-            "checkpoint": self.digest,
-            "dataset": dataset,
-            "data": self.data_settings,
-            "fingerprint": fingerprint,
-        }
+        return {"version": __version__, "checkpoint": self.digest, "dataset": dataset, "data": self.data_settings,
+                "fingerprint": fingerprint}  # fmt: skip
 
     def fingerprint(self, dataset: str, times: bool = True) -> str:
-        """Return a hash that changes with the images of a dataset (:meth:`images`); nothing is decoded.
-
-        Args:
-            dataset: As for :meth:`images`.
-            times: Whether files' modification times count.
-
-        Raises:
-            MissingError: if the dataset is missing.
-            InputError: if it is damaged, or there is no validation set.
-        """
+        """Return a hash that changes with the images of a dataset, and with the times of their files if ``times``."""
         if dataset in ("test", "validation"):
             return self.data.fingerprint(dataset, times=times)
         return self.data.fingerprint("test", dataset, times)
 
 
 def check_views(header: Header, tta: Augmentations, name: str) -> None:
-    """Refuse ``crops`` of images that are no larger than the crop.
-
-    Args:
-        header: The network's.
-        tta: Test-time augmentation.
-        name: Where the network is, for the error.
-
-    Raises:
-        InputError: if its images are no larger than what it sees, or a Dataset's own transforms prepare them.
-    """
+    """Refuse ``crops`` of images that are no larger than the crop, or that a Dataset's own transforms prepare."""
     if tta != "crops":
         return
     if header.data.own_transforms:
@@ -248,27 +208,11 @@ def check_views(header: Header, tta: Augmentations, name: str) -> None:
 
 
 def average_views(answer: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
-    """Return a network's output in float32, averaged over views of the images.
-
-    Args:
-        answer: Maps prepared images to logits (B, M, K), say.
-        views: Each (B, C, h, w), of :meth:`mixmo.data.batches.CenterCrop.views`.
-
-    Example:
-        >>> image = torch.tensor([[[[1.0, 3.0]]]])
-        >>> average_views(lambda images: images[:, 0, 0], [image, image.flip(3)])
-        tensor([[2., 2.]])
-    """
+    """Return a network's output in float32, averaged over views (B, C, h, w) of the images."""
     return torch.stack([answer(view).float() for view in views]).mean(0)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a network computes in a precision, one of :data:`mixmo.config.hardware.PRECISIONS`.
-
-    Example:
-        >>> with autocast(torch.device("cpu"), "bf16-mixed"):
-        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
-        torch.bfloat16
-    """
+    """Return the context in which a network computes in a precision of :data:`mixmo.config.hardware.PRECISIONS`."""
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "32-true")

@@ -34,15 +34,6 @@ def image_intervals(found: Predictions) -> dict[str, Interval]:
 
     Shares have Wilson's intervals, means Student's; ``nll`` and ``brier`` need 20 wrong predictions, ``disagreement``
     several members. Images with several labels have none.
-
-    Args:
-        found: Predictions of N images.
-
-    Example:
-        >>> import torch
-        >>> one = Predictions(torch.eye(2)[:, None] * 9, torch.tensor([0, 1]), ["a", "b"])
-        >>> [round(end, 2) for end in image_intervals(one)["accuracy"]]
-        [0.34, 1.0]
     """
     if found.multi_label:
         return {}
@@ -61,10 +52,6 @@ def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
 
     That of accuracy is Bonett and Price's (2012), which also holds where few images differ; the others are Student's
     over the images' differences.
-
-    Args:
-        own: Of N images.
-        other: Of the same images.
     """
     count, gain = len(own.right), (own.right - other.right).numpy()
     only_own, only_other = ((sign * gain > 0).sum() + 1 for sign in (1, -1))
@@ -77,18 +64,9 @@ def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
 def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool, folds: int = 1) -> Interval:
     """Return Student's 95 % interval of the difference of two methods' means over seeds; Welch's if not paired.
 
-    It is NaN where all seeds are equal, which can happen by chance with few images or seeds. Over folds it is wider
-    by √(1 + n / (k - 1)) for n values, since any two folds share training images (Nadeau and Bengio 2003).
-
-    Args:
-        own: A metric, for two seeds or more.
-        other: The same of the other method; in the same order of seeds if ``paired``.
-        paired: Whether both have the same seeds.
-        folds: k if the values are of k folds, with one or more seeds each; 1 if all share one test set.
-
-    Example:
-        >>> [round(end, 1) for end in seeds_interval([3.0, 10.0, 16.0], [0.0, 1.0, 0.0], paired=True)]
-        [-6.8, 25.5]
+    Paired values are in the same order of seeds. It is NaN where all seeds are equal, which can happen by chance with
+    few images or seeds. Of n values over k > 1 folds it is wider by √(1 + n / (k - 1)), since any two folds share
+    training images (Nadeau and Bengio 2003).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are equal
@@ -101,12 +79,7 @@ def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool, f
 
 
 def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[Array, Array]:
-    """Return Wilson's 95 % intervals of shares.
-
-    Example:
-        >>> [round(float(value), 3) for value in wilson(5, 10)]
-        [0.237, 0.763]
-    """
+    """Return Wilson's 95 % intervals of shares."""
     n = np.asarray(counts, float)
     p = np.asarray(hits, float) / n
     middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
@@ -127,12 +100,7 @@ def _mean(values: Array) -> Interval:
 
 
 def mcnemar(own: Samples, other: Samples) -> float:
-    """Return the exact p-value of McNemar's test that two networks are right equally often.
-
-    Args:
-        own: Of N images.
-        other: Of the same images.
-    """
+    """Return the exact p-value of McNemar's test that two networks are right equally often."""
     only_own, only_other = int((own.right > other.right).sum()), int((own.right < other.right).sum())
     total = only_own + only_other
     return float(binomtest(only_own, total).pvalue) if total else 1.0

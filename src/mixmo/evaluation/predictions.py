@@ -24,9 +24,6 @@ from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.multi_label import check_label_sets
 from mixmo.metrics.samples import Samples, per_sample
 
-ARRAYS = ("targets", "logits", "probabilities", "classes")
-"""What is read of another program's file."""
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -53,13 +50,7 @@ class Predictions:
         return self.targets.dim() == 2
 
     def are_of(self, other: Predictions) -> bool:
-        """Return whether both are of the same images, as far as that is known.
-
-        Example:
-            >>> one = Predictions(torch.zeros(1, 1, 2), torch.tensor([0]), ["a", "b"], images="x")
-            >>> one.are_of(replace(one, images="y")), one.are_of(replace(one, images=""))
-            (False, True)
-        """
+        """Return whether both are of the same images, as far as that is known."""
         same = not (self.images and other.images) or self.images == other.images
         return same and torch.equal(self.targets, other.targets)
 
@@ -77,9 +68,8 @@ def predict(
 ) -> Predictions:
     """Return a run's predictions; those kept in its folder if nothing they depend on has changed since.
 
-    They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. If
-    the kept file is damaged, the network predicts again, with a warning; so it does if nothing can be written into the
-    folder.
+    They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. A
+    kept file that is damaged, or cannot be written, costs a warning.
 
     Args:
         run: The run.
@@ -88,10 +78,6 @@ def predict(
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         refresh: Predict again even if predictions are cached.
         tta: Test-time augmentation, over whose views logits are averaged: ``none``, ``flip`` or ``crops``.
-
-    Raises:
-        MissingError: if the run, the checkpoint or the dataset is missing.
-        InputError: if the checkpoint is damaged or of another network, or there is no validation set.
     """
     one_of(precision, PRECISIONS, "precision")
     about, images = run.depends_on(dataset), run.fingerprint(dataset, times=False)
@@ -108,14 +94,7 @@ def predict(
 def load_kept_predictions(
     run: TrainedRun, dataset: str, precision: str = "32-true", tta: Augmentations = "none"
 ) -> Predictions | None:
-    """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone.
-
-    Args:
-        run: The run.
-        dataset: As for :func:`predict`.
-        precision: As for :func:`predict`.
-        tta: As for :func:`predict`.
-    """
+    """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone."""
     known = read_tensors(_file(run, dataset, precision, tta))
     if known is None or known[1]["about"]["checkpoint"] != run.digest:
         return None
@@ -138,7 +117,7 @@ def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) 
             pixels, labels, chosen = (each.to(run.device) for each in batch)
             logits.append(average_views(net.members, run.crop.views(pixels, tta, chosen)).cpu())
             targets.append(labels[chosen].cpu())
-    return Predictions(torch.cat(logits), torch.cat(targets), classes, run.epochs)
+    return Predictions(torch.cat(logits), torch.cat(targets), classes, run.folder.finished_epochs(run.checkpoint))
 
 
 def _slug(dataset: str) -> str:
@@ -152,26 +131,21 @@ def _slug(dataset: str) -> str:
 def read_predictions(file: str | Path) -> Predictions:
     """Return predictions that another program saved with ``numpy.savez``.
 
-    Args:
-        file: An ``.npz`` with ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes``
-            (K,) names are optional. The logit average of probabilities is their normalised geometric mean. With
-            ``targets`` (N, K), 0 or 1, images have several labels, and each probability is of one.
+    The file has ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes`` (K,) names are
+    optional. The logit average of probabilities is their normalised geometric mean. With ``targets`` (N, K), 0 or 1,
+    images have several labels, and each probability is of one.
 
     Raises:
         MissingError: if there is no such file.
         InputError: if it is damaged, or something is missing, of another shape or no prediction.
-
-    Example:
-        >>> read_predictions("nowhere.npz")
-        Traceback (most recent call last):
-        mixmo.errors.MissingError: there is no file nowhere.npz.
     """
     if not Path(file).is_file():
         raise MissingError(f"there is no file {file}.")
+    wanted = ("targets", "logits", "probabilities", "classes")
     try:
         with np.load(file, allow_pickle=False) as archive:
             names = archive.files
-            arrays = {name: np.asarray(archive[name]) for name in names if name in ARRAYS}
+            arrays = {name: np.asarray(archive[name]) for name in names if name in wanted}
     except Exception as error:  # zipfile and NumPy may raise anything for damaged bytes
         raise InputError(f"{file} cannot be read as an .npz file: {reason(error)}.") from error
     if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
@@ -213,20 +187,11 @@ def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list
         raise InputError(f"{file} has names of classes that cannot be read: {reason(error)}.") from error
 
 
-def join_predictions(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
-    """Return the predictions of all members of several runs, as one ensemble.
-
-    Args:
-        parts: Predictions of the same images.
-        names: The runs', for the error.
+def join_predictions(parts: Sequence[Predictions], names: Sequence[str], weights: Sequence[float] = ()) -> Predictions:
+    """Return the predictions of all members of several runs, as one ensemble; weights are factors of each run's logits.
 
     Raises:
         InputError: if images or classes differ, also where they happen to have the same labels.
-
-    Example:
-        >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
-        >>> join_predictions([one, one], ["x", "y"]).logits.shape
-        torch.Size([4, 4, 3])
     """
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
@@ -234,5 +199,7 @@ def join_predictions(parts: Sequence[Predictions], names: Sequence[str]) -> Pred
             raise InputError(
                 f"{names[0]} and {name} cannot be ensembled: they were tested on different images or classes."
             )
-    logits = torch.cat([part.logits for part in parts], 1)
-    return replace(first, logits=logits, epochs=max(part.epochs for part in parts))
+    logits = [part.logits for part in parts]
+    if weights:
+        logits = [weight * each for weight, each in zip(weights, logits, strict=True)]
+    return replace(first, logits=torch.cat(logits, 1), epochs=max(part.epochs for part in parts))

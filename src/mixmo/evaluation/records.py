@@ -9,9 +9,6 @@ from typing import Any
 from mixmo.errors import InputError, reason
 from mixmo.runs import RunFolder
 
-NEEDED = ("epoch", "step", "seconds")
-"""Columns that every row of ``metrics.csv`` has."""
-
 
 def read_history(run: RunFolder) -> list[dict[str, float]]:
     """Return the rows of ``metrics.csv`` as numbers, NaN where a cell is empty; none if there is no such file.
@@ -19,17 +16,19 @@ def read_history(run: RunFolder) -> list[dict[str, float]]:
     Raises:
         InputError: if it is damaged, naming the row and the column.
     """
-    return [_numbers(run, number, row) for number, row in enumerate(run.read_metrics(), 1)]
-
-
-def validation_score(row: Mapping[str, float]) -> float:
-    """Return the accuracy on validation images in a row of a run's metrics, or the mAP of several labels, or NaN.
-
-    Example:
-        >>> validation_score({"val_accuracy": 0.75, "val_nll": 0.5})
-        0.75
-    """
-    return row.get("val_map", row.get("val_accuracy", math.nan))
+    rows = []
+    for number, row in enumerate(run.read_metrics(), 1):
+        found: dict[str, float] = {}
+        for key, text in row.items():
+            try:
+                found[key] = float(text or "nan")
+            except ValueError as error:
+                raise InputError(f"{run.metrics_file} is damaged: row {number} has {text!r} for {key!r}.") from error
+        for key in ("epoch", "step", "seconds"):
+            if not math.isfinite(found.get(key, math.nan)):
+                raise InputError(f"{run.metrics_file} is damaged: row {number} has no number for {key!r}.")
+        rows.append(found)
+    return rows
 
 
 def read_known_history(run: RunFolder) -> list[dict[str, float]]:
@@ -40,25 +39,13 @@ def read_known_history(run: RunFolder) -> list[dict[str, float]]:
         return []
 
 
-def _numbers(run: RunFolder, number: int, row: dict[str, str]) -> dict[str, float]:
-    found = {}
-    for key, text in row.items():
-        try:
-            found[key] = float(text or "nan")
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{run.metrics_file} is damaged: row {number} has {text!r} for {key!r}.") from error
-    for key in NEEDED:
-        if not math.isfinite(found.get(key, math.nan)):
-            raise InputError(f"{run.metrics_file} is damaged: row {number} has no number for {key!r}.")
-    return found
+def validation_score(row: Mapping[str, float]) -> float:
+    """Return the accuracy on validation images in a row of a run's metrics, or the mAP of several labels, or NaN."""
+    return row.get("val_map", row.get("val_accuracy", math.nan))
 
 
 def read_environment(run: RunFolder) -> dict[str, Any]:
-    """Return ``environment.json``.
-
-    Raises:
-        InputError: if it is missing or damaged.
-    """
+    """Return ``environment.json``; raise an :class:`InputError` if it is missing or damaged."""
     file = run.path / "environment.json"
     try:
         content = run.read_json(file.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -69,11 +69,9 @@ COVERAGES = (90, 95)
 
 @dataclass(frozen=True)
 class OODResult:
-    """How well the test images are distinguished from those of an out-of-distribution dataset.
+    """Predictions on another dataset's test images, and how well scores tell them from the test images.
 
-    Attributes:
-        predictions: On the other dataset's test images.
-        metrics: ``auroc``, ``aupr`` and ``fpr95`` by score (:class:`mixmo.metrics.OutOfDistribution`).
+    ``metrics`` are ``auroc``, ``aupr`` and ``fpr95`` by score (:class:`mixmo.metrics.OutOfDistribution`).
     """
 
     predictions: Predictions
@@ -136,9 +134,6 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
     Raises:
         MissingError: if a run, its checkpoint or a dataset is missing.
         InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
-
-    Example:
-        >>> evaluate_runs([RunFolder("runs/quickstart")]).metrics.average["nll"]  # doctest: +SKIP
     """
     options = options or EvaluationOptions()
     opened = [
@@ -153,17 +148,12 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         check_views(run.header, options.tta, name)
         run.warn_of_views(options.tta)
     how = (options.precision, options.refresh, options.tta)
-    test, *others = (
-        join_predictions([predict(run, dataset, *how) for run in opened], names) for dataset in ("test", *options.ood)
-    )
-    calibration, unscaled = _find_calibration(opened, options)
+    parts = [[predict(run, dataset, *how) for run in opened] for dataset in ("test", *options.ood)]
+    calibration, unscaled = _find_calibration(opened, names, options)
     if unscaled and options.weights == "fitted":
         raise InputError(unscaled)
     weights = () if calibration is None else calibration.weights or ()
-    if weights:
-        members = torch.tensor([run.header.num_members for run in opened])
-        by_member = torch.tensor(weights).repeat_interleave(members)[:, None]
-        test, *others = (replace(each, logits=by_member * each.logits) for each in (test, *others))
+    test, *others = (join_predictions(each, names, weights) for each in parts)
     metrics = measure(test.logits, test.targets)
     sets = set_metrics(test, calibration) if isinstance(calibration, Calibration) else {}
     scaled = scaled_metrics(test, calibration) | sets.get("marginal", {}) if calibration else {}
@@ -176,12 +166,13 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
     return EvaluationResult(test, metrics, scaled, sets, unscaled, ood, corruptions, diagnosis, calibration=calibration)
 
 
-def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) -> tuple[AnyCalibration | None, str]:
+def _find_calibration(
+    runs: Sequence[TrainedRun], names: Sequence[str], options: EvaluationOptions
+) -> tuple[AnyCalibration | None, str]:
     """Return the calibration, or why several runs have none together."""
     how = (options.precision, options.refresh, options.tta)
     if len(runs) == 1:
         return calibrate(runs[0], *how), ""
-    names = [str(run.path) for run in runs]
     try:
         for run, name in zip(runs, names, strict=True):
             if not run.settings.data.validation:
@@ -193,10 +184,7 @@ def _find_calibration(runs: Sequence[TrainedRun], options: EvaluationOptions) ->
 
 
 def evaluate_predictions(file: str | Path) -> EvaluationResult:
-    """Evaluate predictions that another program saved (:func:`mixmo.evaluation.predictions.read_predictions`).
-
-    Args:
-        file: The ``.npz`` file.
+    """Evaluate an ``.npz`` file of another program (:func:`mixmo.evaluation.predictions.read_predictions`).
 
     Raises:
         MissingError: if there is no such file.
@@ -260,14 +248,9 @@ def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, fl
 def class_metrics(predictions: Predictions, calibration: AnyCalibration | None = None) -> dict[str, dict[str, float]]:
     """Return metrics of the logit average for each class, by its name; NaN for a class without images.
 
-    Args:
-        predictions: On the test set.
-        calibration: For the coverage of conformal sets.
-
-    Returns:
-        ``images``, ``accuracy`` and ``nll``; with a calibration ``set_coverage_90`` and ``set_coverage_95``, which the
-        sets promise for all images together, not for each class. Of several labels the number of images that have it,
-        and its ``average_precision``.
+    ``images``, ``accuracy`` and ``nll``; with a calibration ``set_coverage_90`` and ``set_coverage_95``, which the sets
+    promise for all images together, not for each class. Of several labels the number of images that have it, and its
+    ``average_precision``.
     """
     if predictions.multi_label:
         precisions = average_precisions(mean_logits(predictions.logits), predictions.targets).tolist()

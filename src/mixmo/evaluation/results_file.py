@@ -34,19 +34,7 @@ CONVENTIONS = {
 
 
 def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> EvaluationResult:
-    """Evaluate one run on its test set and write ``test.json`` into its folder.
-
-    Args:
-        run: The run, of the checkpoint that the options name.
-        options: How; ``None`` takes the defaults.
-
-    Returns:
-        Its evaluation, with what earlier calls found (:func:`with_earlier`).
-
-    Raises:
-        MissingError: as :func:`mixmo.evaluation.results.evaluate_runs`.
-        InputError: as :func:`mixmo.evaluation.results.evaluate_runs`, or if ``test.json`` cannot be written.
-    """
+    """Evaluate one run on its test set, write ``test.json``, and return both with what earlier calls found."""
     options = options or EvaluationOptions()
     result = with_earlier(run, evaluate_runs([run], options), options)
     write_results(run.folder, result, options)
@@ -54,19 +42,7 @@ def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> E
 
 
 def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationOptions) -> Path:
-    """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null.
-
-    Args:
-        run: The run.
-        result: Its evaluation.
-        options: How it was evaluated.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
+    """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null."""
     content: dict[str, Any] = dict(result.flat())
     if result.corruptions is not None:
         content["corruptions"] = {"source": result.corruptions.source, "kinds": result.corruptions.kinds}
@@ -91,25 +67,21 @@ def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationO
 def with_earlier(trained: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
     """Return a run's evaluation with what else ``test.json`` holds: corruptions, OOD datasets, metrics of classes.
 
-    Only results of the same checkpoint, precision and test images are taken; what is evaluated now replaces them. A
-    file that is missing or damaged adds nothing.
-
-    Args:
-        trained: The run.
-        result: Its evaluation.
-        options: How it was evaluated.
+    Only results of the same checkpoint, precision, views and test images are taken; what is evaluated now replaces
+    them.
+    A file that is missing or damaged adds nothing.
     """
     run = trained.folder
     try:
         known: Mapping[str, Any] = run.read_json("test.json")
         about = known["about"]
-        own = {"digest": run.digest(options.checkpoint), "precision": options.precision,
+        own = {"digest": run.digest(options.checkpoint), "precision": options.precision, "tta": options.tta,
                "test_images": result.predictions.images}  # fmt: skip
-        if any(about[key] != value for key, value in own.items()) or about.get("tta", "none") != options.tta:
+        if any(about[key] != value for key, value in own.items()):
             return result
-        corruptions, kept = result.corruptions, known.get("corruptions")
-        if corruptions is None and kept is not None:
-            corruptions = CorruptionResult.from_json(kept)
+        corruptions = result.corruptions
+        if corruptions is None and "corruptions" in known:
+            corruptions = CorruptionResult.from_json(known["corruptions"])
         ood = _ood(known, trained, options) | result.ood
         per_class = result.per_class or {
             str(name): {str(key): _number(value) for key, value in metrics.items()}

@@ -55,13 +55,7 @@ class CorruptionResult:
     source: str
 
     def means(self, *kinds: str) -> dict[str, float]:
-        """Return the means over some kinds of corruption, or all, and their severities.
-
-        Example:
-            >>> found = CorruptionResult({"fog": {1: {"nll": 1.0}}, "snow": {1: {"nll": 2.0}}}, "")
-            >>> found.means(), found.means("snow")
-            ({'nll': 1.5}, {'nll': 2.0})
-        """
+        """Return the means over some kinds of corruption, or all, and their severities."""
         cells = [cell for kind in kinds or self.kinds for cell in self.kinds[kind].values()]
         return {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
 
@@ -79,15 +73,7 @@ class CorruptionResult:
 
 
 class GeneratedCorruptions:
-    """A run's test images, corrupted by :func:`mixmo.corruptions.corrupt`.
-
-    Args:
-        run: The run; the images are corrupted on its device.
-
-    Raises:
-        MissingError: if the dataset is missing.
-        InputError: if it is damaged, or has another number of classes than the network was trained on.
-    """
+    """A run's test images, corrupted on its device by :func:`mixmo.corruptions.corrupt`."""
 
     def __init__(self, run: TrainedRun) -> None:
         images, _ = run.images("test")
@@ -109,14 +95,7 @@ class GeneratedCorruptions:
 class PublishedCorruptions:
     """The files of CIFAR-10-C or CIFAR-100-C: ``labels.npy`` and, for each kind, the five severities one after another.
 
-    Args:
-        folder: Where the ``.npy`` files are.
-        targets: (N,) class numbers of the test set; each severity has to have the same counts.
-        settings: The run's ``data`` section.
-
-    Raises:
-        MissingError: if there is no such folder, or nothing in it.
-        InputError: if a file does not fit.
+    Each severity has to have as many images of a class as the test set, whose class numbers are ``targets`` (N,).
     """
 
     def __init__(self, folder: Path, targets: Tensor, settings: DataSettings) -> None:
@@ -160,11 +139,7 @@ class PublishedCorruptions:
 
 
 def open_npy(file: Path) -> np.ndarray:
-    """Return the array of an ``.npy`` file, which stays on the disk until it is read.
-
-    Raises:
-        InputError: if the file is damaged, holds Python objects, or is a pipe.
-    """
+    """Return the array of an ``.npy`` file, which stays on the disk until it is read."""
     try:
         check_regular(file)
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
@@ -184,19 +159,11 @@ def evaluate_corruptions(
     tta: Augmentations = "none",
     weights: Sequence[float] = (),
 ) -> CorruptionResult:
-    """Evaluate runs, as one ensemble, on corrupted test images.
+    """Evaluate runs, as one ensemble, on corrupted test images, whose class numbers are ``targets`` (N,).
 
     The metrics are cached in the first run's folder, kind after kind, so that a second call costs little and one that
     was stopped is resumed, as long as nothing they depend on changes (:func:`mixmo.evaluation.predictions.predict`).
-
-    Args:
-        runs: The runs.
-        targets: (N,) class numbers of the test set.
-        folder: CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        refresh: Evaluate again even if a result is cached.
-        tta: Test-time augmentation.
-        weights: Of each run's logits; empty weights them equally.
+    ``folder`` is CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
 
     Raises:
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.
@@ -223,8 +190,8 @@ def evaluate_corruptions(
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
-        logits = partial(_logits, runs, weights or [1.0] * len(runs), precision=precision, tta=tta)
-        kinds[kind] = {severity: _measure_one(logits, corruptions, kind, severity) for severity in SEVERITIES}
+        answer = partial(_logits, runs, weights or [1.0] * len(runs), precision=precision, tta=tta)
+        kinds[kind] = {severity: _measure_one(answer, corruptions, kind, severity) for severity in SEVERITIES}
         shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in kinds[kind].values())
         logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), shown)
         whole = len(kinds) == len(corruptions.kinds)
@@ -245,17 +212,19 @@ def _list_files(folder: Path) -> list[str]:
 def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path | None) -> Corruptions:
     first = runs[0].settings.data
     for run in runs:
-        if run.settings.data.own_transforms:
+        data = run.settings.data
+        if data.own_transforms:
             raise InputError(
                 f"the images of {run.path} are prepared by a Dataset's own transforms; corrupt them there, and test it."
             )
-        if run.settings.data.channels not in (1, 3):
+        if data.channels not in (1, 3):
             raise InputError(
-                f"corruptions are for grey and colour images, but {run.path} takes {run.settings.data.channels} bands "
+                f"corruptions are for grey and colour images, but {run.path} takes {data.channels} bands "
                 "(data.channels)."
             )
         for key in ("image_size", "channels"):
-            if (own := getattr(run.settings.data, key)) != (wanted := getattr(first, key)):
+            own, wanted = getattr(data, key), getattr(first, key)
+            if own != wanted:
                 raise InputError(
                     f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}: they cannot be ensembled."
                 )
@@ -279,11 +248,8 @@ def _logits(
 def _measure_one(
     answer: Callable[[Tensor], Tensor], corruptions: Corruptions, kind: str, severity: int
 ) -> dict[str, float]:
-    parts, labels = [], []
-    for images, own in corruptions.batches(kind, severity):
-        parts.append(answer(images))
-        labels.append(own.cpu())
-    logits, targets = torch.cat(parts), torch.cat(labels)
+    parts = [(answer(images), labels.cpu()) for images, labels in corruptions.batches(kind, severity)]
+    logits, targets = map(torch.cat, zip(*parts, strict=True))
     metrics = basic_metrics(mean_logits(logits), targets)
     if logits.shape[1] > 1:
         for index, member in enumerate(logits.unbind(1)):
