@@ -69,13 +69,7 @@ Curve = tuple[Sequence[float] | Array, Sequence[float] | Array]
 
 
 def lines(curves: Mapping[str, Curve], title: str, below: str) -> Figure:
-    """Draw lines, with a legend where there are several.
-
-    Args:
-        curves: By name.
-        title: Above them.
-        below: The label of the x axis.
-    """
+    """Draw lines over an x axis labelled ``below``, with a legend where there are several."""
     figure, axis = new_axes(title, below)
     for name, (places, values) in curves.items():
         axis.plot(places, values, marker="." if len(places) < 30 else "", label=label(name, NAME))
@@ -86,10 +80,7 @@ def lines(curves: Mapping[str, Curve], title: str, below: str) -> Figure:
 def reliability(samples: Samples, title: str, start: float | None = None) -> Figure:
     """Draw accuracy against confidence in 15 bins, with 95 % intervals, and below it the share of images.
 
-    Args:
-        samples: The predictions.
-        title: Above it.
-        start: Where the axes start, a share; ``None`` fits the data.
+    The axes begin at the share ``start``; ``None`` fits the data.
     """
     gaps, counts = (values.numpy() for values in bin_gaps(samples.confidence, samples.right, BINS))
     hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)
@@ -115,12 +106,7 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
 
 
 def histograms(values: Mapping[str, Array], title: str) -> Figure:
-    """Draw the distribution of confidences, a line for each dataset.
-
-    Args:
-        values: Confidences in %, by the dataset's name.
-        title: Above it.
-    """
+    """Draw the distribution of confidences in %, a line for each dataset."""
     figure, axis = new_axes(title, "confidence, %")
     for name, each in values.items():
         weights = np.full(len(each), 100 / len(each))
@@ -131,12 +117,7 @@ def histograms(values: Mapping[str, Array], title: str) -> Figure:
 
 
 def confusion(counts: Array, classes: Sequence[str]) -> Figure:
-    """Draw a confusion matrix: a row for each true class, correct predictions blue, wrong ones red.
-
-    Args:
-        counts: (K, K) numbers of images, by true and predicted class.
-        classes: K names.
-    """
+    """Draw a confusion matrix (K, K), a row for each true class: correct predictions blue, wrong ones red."""
     side = max(2.4, 0.33 * len(classes) + 1.0)
     figure, axis = new_axes("Images by true and predicted class", "predicted class", (side, side))
     shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
@@ -158,14 +139,7 @@ def confusion(counts: Array, classes: Sequence[str]) -> Figure:
 
 
 def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: float) -> Figure:
-    """Draw the accuracy of classes, with 95 % intervals; the axis starts where they differ.
-
-    Args:
-        hits: (k,) images classified correctly.
-        counts: (k,) images, at least one of each class.
-        classes: k names, from top to bottom.
-        mean: The accuracy over all images, a dashed line.
-    """
+    """Draw the accuracy of classes, hits out of counts, with 95 % intervals, and the mean over all images as a line."""
     figure, axis = new_axes("Accuracy by class, %", "", (SIZE[0] - 0.8, 0.21 * len(classes) + 0.6))
     low, high = wilson(hits, counts)
     places = np.arange(len(classes))
@@ -179,13 +153,7 @@ def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: f
 
 
 def differences(parts: Mapping[str, Sequence[float]], heading: str, better: bool | None) -> Figure:
-    """Draw differences with their intervals: blue where better, red where worse, hollow where 0 is in the interval.
-
-    Args:
-        parts: Difference, low and high end, by name.
-        heading: The metric and its unit.
-        better: Whether more is better.
-    """
+    """Draw differences (value, low, high) by name: blue if better, red if worse, hollow where 0 is in the interval."""
     figure, axis = new_axes(heading, "difference, 95 % interval", (SIZE[0] - 1, 0.32 * len(parts) + 0.75))
     for place, (value, low, high) in enumerate(parts.values()):
         color = INK if better is None or not value else BLUE if (value > 0) == better else RED
@@ -200,13 +168,7 @@ def differences(parts: Mapping[str, Sequence[float]], heading: str, better: bool
 
 
 def new_axes(title: str, below: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes.
-
-    Args:
-        title: Above it.
-        below: The label of the x axis.
-        size: Inches.
-    """
+    """Return a figure with one pair of axes; the size is in inches."""
     figure = Figure(figsize=size)
     axis = figure.subplots()
     axis.set_title(label(title), loc="left")

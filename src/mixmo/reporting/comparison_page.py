@@ -46,12 +46,7 @@ def comparison_page(
 ) -> str:
     """Return the page of a comparison; plots and images are of each group's first entry.
 
-    Args:
-        groups: What is compared.
-        tables: Of metrics, differences and costs.
-        note: A sentence below the tables.
-        chosen: The name of the group that is the best on validation data, where that is known.
-        download: Whether images that it shows may be downloaded.
+    ``chosen`` is the name of the group that is best on validation data, where that is known.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     results = {name: entry.result for name, entry in firsts.items()}
@@ -60,7 +55,7 @@ def comparison_page(
     notes = {
         note: bool(note),
         STARS: any(table.best for table in tables),
-        f"Plots, images and advice are of the first {'fold' if groups[0].folds > 1 else 'seed'}.": any(
+        f"Plots, images and advice are of the first {'fold' if len(groups[0].folds) > 1 else 'seed'}.": any(
             len(group.entries) > 1 for group in groups
         ),
         **{f"{name}: {result.unscaled}": bool(result.unscaled) for name, result in results.items()},
@@ -74,16 +69,13 @@ def comparison_page(
         *_corruptions(results),
         *ood_sections(results),
         *member_sections(results),
-        metrics_section({group.name: _means(group) for group in groups}),
+        metrics_section(
+            {each.name: {key: each.mean(key) for key in each.entries[0].flat() if key in METRICS} for each in groups}
+        ),
         reproduce_section(list(runs.values()), more=[command()]),
     ]
     title = f"Comparison of {' and '.join(firsts) if len(firsts) < 3 else f'{len(firsts)} networks'}"
     return render(title, comparison_sentence(groups, chosen), sections)
-
-
-def _means(group: Group) -> dict[str, float]:
-    """Return a group's metrics, means over seeds."""
-    return {key: group.mean(key) for key in group.entries[0].flat() if key in METRICS}
 
 
 def _differences(groups: Sequence[Group]) -> list[Section]:

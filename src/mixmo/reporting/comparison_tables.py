@@ -39,9 +39,6 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
     """Return the metrics of every group with intervals; in bold those better than all others beyond chance.
 
     With one network of each method it shows 95 % intervals over test images, with seeds the standard deviation.
-
-    Args:
-        groups: What is compared.
     """
     images = groups[0].images
     seeds = any(len(group.entries) > 1 for group in groups)
@@ -77,15 +74,7 @@ def groups_table(
     spread: Spread = lambda group, key: "",
     best: Mapping[str, str] | None = None,
 ) -> TextTable:
-    """Return means of metrics and costs, a row for each group.
-
-    Args:
-        groups: What is compared.
-        columns: By their keys of :meth:`mixmo.evaluation.comparison.Entry.flat`; those no group has are left out.
-        title: Above the table.
-        spread: Returns the text after a metric of a group.
-        best: By key, the name of the group whose value is in bold.
-    """
+    """Return means of metrics and costs, a row for each group; columns that no group has are left out."""
     keys = [key for key in columns if any(not math.isnan(group.mean(key)) for group in groups)]
     rows, stressed, details = [], set(), {}
     for row, group in enumerate(groups):
@@ -108,23 +97,14 @@ def compared_metrics(group: Group) -> Sequence[str]:
 
 
 def differences(group: Group, first: Group) -> dict[str, Difference]:
-    """Return the differences of a group to another one, with 95 % intervals (:func:`intervals_between`).
-
-    Args:
-        group: One side.
-        first: The other, from which the differences are taken.
-    """
+    """Return the differences of a group to another one, with 95 % intervals (:func:`intervals_between`)."""
     keys = compared_metrics(first)
     ranges = intervals_between(group, first, keys)
     return {key: Difference(group.mean(key) - first.mean(key), *ranges.get(key, UNKNOWN)) for key in keys}
 
 
 def differences_table(groups: Sequence[Group]) -> TextTable:
-    """Return the differences of every group to the first, with 95 % intervals.
-
-    Args:
-        groups: Two or more.
-    """
+    """Return the differences of every group to the first, with 95 % intervals."""
     first, rows = groups[0], list[list[str]]()
     details: dict[tuple[int, int], str] = {}
     for group in groups[1:]:
@@ -186,11 +166,7 @@ def _best_beyond_chance(groups: Sequence[Group], key: str) -> str:
 
 
 def table_rows(groups: Sequence[Group]) -> list[dict[str, str | float]]:
-    """Return every metric and cost of every entry, and where its corruptions come from; NaN where it is not known.
-
-    The keys of every row are ``group``, ``run``, those of :meth:`mixmo.evaluation.comparison.Entry.flat`, and
-    ``corruptions``.
-    """
+    """Return every metric and cost of every entry, and where its corruptions come from; NaN where it is not known."""
     found = [(group.name, entry, entry.flat()) for group in groups for entry in group.entries]
     keys = list(dict.fromkeys(key for _, _, values in found for key in values))
     return [

@@ -43,13 +43,7 @@ def backbone_name(name: str) -> str:
 
 
 def run_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:
-    """Return what was trained, its accuracy, confidence and cost, and a reference.
-
-    Args:
-        trained: The run.
-        found: Its evaluation.
-        ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
-    """
+    """Return what was trained, its accuracy, confidence and cost, and a reference."""
     run = trained.folder
     config, metrics = run.trained_config(), found.metrics.average
     backbone = backbone_name(str(config["model"]["backbone"]))
@@ -110,10 +104,6 @@ def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Seque
     """Return the metrics that matter, each with its meaning, and its interval where it has one.
 
     Balanced accuracy is among them where it differs from accuracy, as for imbalanced test sets.
-
-    Args:
-        metrics: Those of the average, and the diversity.
-        ranges: Those of :func:`mixmo.evaluation.intervals.image_intervals`.
     """
     return [
         {
@@ -131,52 +121,40 @@ def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
     """Return how many test images a network classifies correctly, and how the others differ from it.
 
     That network is the best on validation data if known, else the first: the test set chooses no winner.
-
-    Args:
-        groups: What is compared.
-        chosen: The name of the group that is best on validation data, if known.
     """
-    images = groups[0].images
     first = next((group for group in groups if group.name == chosen), groups[0])
     others = [group for group in groups if group is not first]
     name = f"{first.name}, the best on validation data," if chosen == first.name else first.name
+    images = f"{groups[0].images} test images"
     if first.multi_label:
-        return _precision_sentence(first, name, others, images)
-    sentence = f"{name} classifies {_accuracy(first)} of {images} test images correctly"
-    if not others:
-        return f"{sentence} (ECE {METRICS['ece'].brief.text(first.mean('ece'))})."
-    shown = "; ".join(_against(group, first) for group in others[:MOST])
-    parts = [f"{sentence}; {shown}{'; the table has the others' if len(others) > MOST else ''}."]
-    if len(others) == 1:
-        parts += [_nll(others[0], first), _cost_ratio(others[0], first)]
-    return " ".join(part for part in parts if part)
+        parts = [f"{name} reaches a mean average precision of {_value(first)} on {images}"]
+    else:
+        parts = [f"{name} classifies {_value(first)} of {images} correctly"]
+        if not others:
+            parts[0] += f" (ECE {METRICS['ece'].brief.text(first.mean('ece'))})"
+    parts += [_against(group, first) for group in others[:MOST]]
+    sentences = ["; ".join([*parts, *["the table has the others"] * (len(others) > MOST)]) + "."]
+    if len(others) == 1 and not first.multi_label:
+        sentences += [_nll(others[0], first), _cost_ratio(others[0], first)]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _precision_sentence(first: Group, name: str, others: Sequence[Group], images: int) -> str:
-    """Return the mean average precision of networks, and the differences, which have intervals over seeds only."""
-    metric, parts = METRICS["map"].brief, []
-    for group in others[:MOST]:
-        gain, low, high = differences(group, first)["map"]
-        change = f"{metric.number(gain, sign=True)} points {metric.interval(low, high, sign=True)}".strip()
-        parts.append(f"{group.name} {metric.text(group.mean('map'))}, {change}{_doubt(low, high)}")
-    more = "; the table has the others" if len(others) > MOST else ""
-    reached = f"{name} reaches a mean average precision of {metric.text(first.mean('map'))} on {images} test images"
-    return f"{'; '.join([reached, *parts])}{more}."
-
-
-def _accuracy(group: Group) -> str:
+def _value(group: Group) -> str:
+    """Return a group's accuracy with its spread or interval, or its mean average precision."""
+    if group.multi_label:
+        return METRICS["map"].brief.text(group.mean("map"))
     value = ACCURACY.number(group.mean("accuracy"))
     if len(group.entries) > 1:
         return f"{value} ± {ACCURACY.number(group.deviation('accuracy'))} % (n = {len(group.entries)})"
     ranges = image_intervals(group.entries[0].result.predictions)
-    return f"{value} % {ACCURACY.interval(*ranges.get('accuracy', UNKNOWN))}"
+    return f"{value} % {ACCURACY.interval(*ranges['accuracy'])}"
 
 
 def _against(group: Group, first: Group) -> str:
-    gain, low, high = differences(group, first)["accuracy"]
-    interval = ACCURACY.interval(low, high, sign=True) or "without an interval"
-    more = f"{ACCURACY.number(gain, sign=True)} points {interval}"
-    return f"{group.name} {_accuracy(group)}, {more}{_doubt(low, high)}"
+    key = "map" if first.multi_label else "accuracy"
+    metric, (gain, low, high) = METRICS[key].brief, differences(group, first)[key]
+    interval = metric.interval(low, high, sign=True) or "without an interval"
+    return f"{group.name} {_value(group)}, {metric.number(gain, sign=True)} points {interval}{_doubt(low, high)}"
 
 
 def _nll(group: Group, first: Group) -> str:

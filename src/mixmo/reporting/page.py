@@ -30,13 +30,7 @@ LARGEST = 160
 
 
 class Picture(NamedTuple):
-    """A chart or an image of a page.
-
-    Attributes:
-        uri: Its content, as a ``data:`` address; empty where it could not be drawn.
-        caption: Lines below it, or the sentence in its place.
-        alt: What it shows, for those who cannot see it.
-    """
+    """A chart or an image of a page, as a ``data:`` address; where it could not be drawn, the caption says so."""
 
     uri: str
     caption: Sequence[str]
@@ -90,17 +84,7 @@ ENVIRONMENT = Environment(
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Return a page.
-
-    Args:
-        title: Its heading.
-        lead: The sentence that it begins with; none where empty.
-        sections: In their order.
-
-    Example:
-        >>> "<title>A &amp; B</title>" in render("A & B", "", [])
-        True
-    """
+    """Return a page, which begins with the sentence ``lead``."""
     return ENVIRONMENT.get_template("page.html").render(title=title, lead=lead, sections=sections)
 
 
@@ -111,12 +95,7 @@ def log_missing(error: InputError) -> str:
 
 
 def try_to_draw(draw: Callable[[], list[Picture]], description: str) -> list[Picture]:
-    """Return what ``draw`` returns; if it fails, log a warning and return a sentence instead.
-
-    Args:
-        draw: Draws a part of a page. An error costs only that part.
-        description: What it is, for the sentence.
-    """
+    """Return what ``draw`` returns; if it fails, log a warning and return a sentence in place of that part."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
@@ -128,18 +107,7 @@ def try_to_draw(draw: Callable[[], list[Picture]], description: str) -> list[Pic
 
 
 def chart(draw: Callable[..., Figure], *values: Any, caption: str, alt: str = "") -> Picture:
-    """Return what Matplotlib draws as a vector plot of the page; a sentence, and a warning, where that fails.
-
-    Args:
-        draw: Returns the figure.
-        *values: Its arguments.
-        caption: Below it.
-        alt: What it shows, for those who cannot see it; the caption if empty.
-
-    Example:
-        >>> chart(Figure, (1, 1), caption="Nothing").uri[:26]
-        'data:image/svg+xml;base64,'
-    """
+    """Return what Matplotlib draws as a vector plot of the page; a sentence, and a warning, where that fails."""
 
     def make() -> list[Picture]:
         with matplotlib.rc_context(STYLE):
@@ -161,12 +129,7 @@ def svg_uri(figure: Figure) -> str:
 
 
 def png_of(figure: Figure, dpi: int = 110) -> bytes:
-    r"""Return a figure as the content of a PNG file.
-
-    Example:
-        >>> png_of(Figure(figsize=(1, 1)))[:4]
-        b'\x89PNG'
-    """
+    """Return a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     about = {"Software": "mixmo"}
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata=about)
@@ -174,12 +137,7 @@ def png_of(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def photo_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return an image (H, W, C) uint8 as an address, made smaller if it is large; of many bands the first three.
-
-    Example:
-        >>> photo_uri(np.zeros((2, 2, 1), np.uint8)).startswith("data:image/png;base64,")
-        True
-    """
+    """Return an image (H, W, C) uint8 as an address, made smaller if it is large; of many bands the first three."""
     shown = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
     image = Image.fromarray(np.ascontiguousarray(shown))
     image.thumbnail((LARGEST, LARGEST))

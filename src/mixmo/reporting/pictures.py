@@ -26,12 +26,8 @@ def images_section(
 ) -> Section:
     """Return the most confident mistakes of networks, and the images on which several disagree most.
 
-    Args:
-        data: The data with the test set.
-        wrong: The predictions whose mistakes are shown, by heading.
-        together: Predictions (N, M, K) of the M networks or members that may disagree.
-        networks: The predictions of each, by name.
-        disagree: The heading of the images on which they disagree.
+    ``wrong`` are the predictions whose mistakes are shown, by heading; ``together`` those of the M networks or members
+    that may disagree, of which ``networks`` has each, by name.
     """
     images: dict[str, Sequence[Picture]] = {}
     notes: list[str] = []
@@ -48,7 +44,8 @@ def images_section(
     if together.logits.shape[1] > 1:
         add(disagree, find_disagreements(together.logits, IMAGES), networks)
     for heading, samples in wrong.items():
-        add(heading, mistakes(samples, IMAGES // (2 if len(wrong) > 1 else 1)), {"predicted": samples})
+        mistakes = _largest(samples.confidence, samples.right == 0, IMAGES // (2 if len(wrong) > 1 else 1))
+        add(heading, mistakes, {"predicted": samples})
     return Section("Images", notes=notes, images=images)
 
 
@@ -61,24 +58,8 @@ def _image(data: DataModule, tested: Predictions, number: int, who: Mapping[str,
     return Picture(photo_uri(data.image(number)), lines, f"test image {number}, {'; '.join(lines)}")
 
 
-def mistakes(samples: Samples, count: int) -> list[int]:
-    """Return the numbers of the wrong predictions with the largest probabilities, the largest first.
-
-    Example:
-        >>> from mixmo.metrics.samples import per_sample
-        >>> logits = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-        >>> mistakes(per_sample(logits, torch.tensor([0, 1, 1])), 5)
-        [2, 1]
-    """
-    return _largest(samples.confidence, samples.right == 0, count)
-
-
 def find_disagreements(logits: Tensor, count: int) -> list[int]:
     """Return the numbers of images for which members predict different classes, the most uncertain first.
-
-    Args:
-        logits: (N, M, K).
-        count: How many at most.
 
     Example:
         >>> find_disagreements(torch.tensor([[[9.0, 0], [9, 0]], [[0, 1], [1, 0]], [[0, 9], [9, 0]]]), 5)

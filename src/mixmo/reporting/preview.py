@@ -34,15 +34,6 @@ COLORS = np.array(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-def
 def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> list[Path]:
     """Draw a recipe's first mixtures and every kind of mask, as ``preview.png`` and a page that explains it.
 
-    Args:
-        plan: The recipe.
-        name: Its name.
-        folder: Where to write; made if it is missing.
-        overwrite: Whether files that are not an earlier preview are replaced as well.
-
-    Returns:
-        The files.
-
     Raises:
         MissingError: if the dataset is missing.
         InputError: if a setting does not fit the others, or other files stand there.
@@ -99,14 +90,7 @@ def _explain(own: DataSettings, mixer: Mixer, shape: FeatureShape) -> str:
 
 
 def draw_mixtures(figure: FigureBase, mixtures: list[MixedBatch], settings: DataSettings, classes: list[str]) -> None:
-    """Draw a row for each mixture: every member's input and mask, then the mixture.
-
-    Args:
-        figure: The figure to draw in.
-        mixtures: Batches of one mixture each.
-        settings: The settings whose normalisation is undone.
-        classes: The class names.
-    """
+    """Draw a row for each mixture: every member's input, its normalisation undone, and mask, then the mixture."""
     members = mixtures[0].inputs.shape[1]
     axes = figure.subplots(MIXTURES, 2 * members + 1, squeeze=False)
     for axis in axes.flat:
@@ -129,11 +113,6 @@ def draw_catalogue(figure: FigureBase, mixer: Mixer, shape: FeatureShape) -> Non
     """Draw a row for each kind of mask: samples, and the histogram of the first member's realised ratio.
 
     A position has the colours of its members, each by its share; masks of F channels are shown channel by channel.
-
-    Args:
-        figure: The figure to draw in.
-        mixer: The mixer whose members and concentration are used.
-        shape: (F, h, w) of the feature maps.
     """
     members = max(2, mixer.num_members)
     axes = figure.subplots(len(KINDS), SAMPLES + 1, squeeze=False, width_ratios=[1] * SAMPLES + [2.4])
@@ -168,12 +147,7 @@ def _frame(axis: Axes) -> None:
 
 
 def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
-    """Return inputs (M, C, H, W) as (M, H, W, 3) in [0, 1], their normalisation undone; of many bands the first three.
-
-    Example:
-        >>> shown_images(torch.zeros(2, 1, 4, 4), DataSettings(channels=1)).shape
-        (2, 4, 4, 3)
-    """
+    """Return inputs (M, C, H, W) as (M, H, W, 3) in [0, 1], not normalised any more; of many bands the first three."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
     pixels = (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     shown = pixels[..., : 3 if pixels.shape[3] >= 3 else 1]
@@ -181,12 +155,7 @@ def shown_images(inputs: Tensor, settings: DataSettings) -> np.ndarray:
 
 
 def montage(mask: Tensor) -> np.ndarray:
-    """Return a mask (F, h, w) as one picture, its channels side by side in a square.
-
-    Example:
-        >>> montage(torch.zeros(5, 4, 4)).shape   # three by two channels
-        (8, 12)
-    """
+    """Return a mask (F, h, w) as one picture, its channels side by side in a square."""
     channels, height, width = mask.shape
     columns = math.ceil(math.sqrt(channels))
     rows = math.ceil(channels / columns)
@@ -205,12 +174,7 @@ def color_masks(masks: Tensor) -> np.ndarray:
 
 
 def blend(inputs: np.ndarray, masks: Tensor) -> np.ndarray:
-    """Return Σ_i mask_i ⊙ input_i in pixels, an image of what the mixing block does to features.
-
-    Args:
-        inputs: (M, H, W, 3).
-        masks: (M, F, h, w), averaged over channels and scaled to the images' size.
-    """
+    """Return Σ_i mask_i ⊙ input_i in pixels (H, W, 3), an image of what the mixing block does to features."""
     size = inputs.shape[1:3]
     scaled = torch.nn.functional.interpolate(masks.mean(1, keepdim=True), size=size, mode="nearest")
     picture: np.ndarray = np.clip((inputs * scaled.permute(0, 2, 3, 1).numpy()).sum(0), 0, 1)

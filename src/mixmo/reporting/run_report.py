@@ -36,35 +36,22 @@ CURVES = "Training loss and accuracy are those of the mixtures, which are harder
 
 
 def write_report(trained: TrainedRun, result: EvaluationResult) -> Path:
-    """Write ``report.html`` into a run's folder and return its path.
-
-    Args:
-        trained: The run.
-        result: Its evaluation.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
+    """Write ``report.html`` into a run's folder and return its path."""
     return write_text(trained.path / "report.html", run_page(trained, result))
 
 
 def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
-    """Return the page of a run.
-
-    Args:
-        trained: The run.
-        result: Its evaluation.
-    """
+    """Return the page of a run."""
     run, tested, metrics = trained.folder, result.predictions, result.metrics
     ranges, several, config = image_intervals(tested), bool(metrics.diversity), run.trained_config()
     columns = {"Logit average": result.flat()}
     if several:
         columns |= {"Probability average": metrics.probability_average}
         columns |= {f"Member {index}": values for index, values in enumerate(metrics.members)}
-    shown = _label_sections(result) if tested.multi_label else _class_sections(trained, result)
+    by_label = [Section("Classes", tables=[class_table(class_metrics(tested))])] if tested.multi_label else []
     sections = [
         Section(cards=cards(metrics.average | metrics.diversity, ranges), notes=[INTERVALS] if ranges else []),
-        *shown,
+        *(by_label or _class_sections(trained, result)),
         *curves_sections({"run": run}, CURVES if config["model"]["num_members"] > 1 else ""),
     ]
     if result.corruptions is not None:
@@ -96,20 +83,8 @@ def _class_sections(trained: TrainedRun, result: EvaluationResult) -> list[Secti
     ]  # fmt: skip
 
 
-def _label_sections(result: EvaluationResult) -> list[Section]:
-    """Return the metrics of each class, of images with several labels."""
-    return [Section("Classes", tables=[class_table(class_metrics(result.predictions))])]
-
-
 def networks(tested: Predictions) -> dict[str, Samples]:
-    """Return the predictions of the logit average and, if members are few, of each of them.
-
-    Example:
-        >>> import torch
-        >>> one = Predictions(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), ["a", "b", "c"])
-        >>> list(networks(one))
-        ['ensemble', 'member 0', 'member 1']
-    """
+    """Return the predictions of the logit average and, if members are few, of each of them."""
     members = tested.logits.unbind(1)
     if len(members) == 1:
         return {"network": tested.average()}

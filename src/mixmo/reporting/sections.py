@@ -54,12 +54,7 @@ SETTINGS = {
 
 
 def confidence_section(shown: Mapping[str, Samples], parts: Mapping[str, Samples]) -> Section:
-    """Return reliability diagrams and risk–coverage curves: how far confidence can be trusted.
-
-    Args:
-        shown: The predictions that get a reliability diagram, by the name of the network.
-        parts: The same of those that get a curve.
-    """
+    """Return reliability diagrams of some networks and risk–coverage curves of others: how far to trust confidence."""
     plots, start = [], 0.0 if len(shown) > 1 else None  # side by side they have the same axes
     for name, samples in shown.items():
         caption = f"Reliability diagram of {name}"
@@ -89,13 +84,7 @@ def risk_coverage(samples: Samples) -> charts.Curve:
 def class_section(
     found: Predictions, samples: Samples, by_class: Mapping[str, Mapping[str, float]] | None = None
 ) -> Section:
-    """Return which classes are confused, and the accuracy of each.
-
-    Args:
-        found: The predictions on the test set.
-        samples: The same predictions, each with its metrics.
-        by_class: More metrics of each class, for a table that a click opens.
-    """
+    """Return which classes are confused, the accuracy of each, and further metrics in a table that a click opens."""
     classes = len(found.classes)
     numbers = found.targets.numpy() * classes + samples.predicted.numpy()
     counts = np.bincount(numbers, minlength=classes * classes).reshape(classes, classes).astype(float)
@@ -138,12 +127,7 @@ def _class_plot(counts: charts.Array, classes: Sequence[str]) -> Picture:
 
 
 def curves_sections(runs: Mapping[str, RunFolder], text: str) -> list[Section]:
-    """Return loss and accuracy by epoch: for one run every accuracy, for several that on validation data.
-
-    Args:
-        runs: By name.
-        text: The sentence above them.
-    """
+    """Return loss and accuracy by epoch: for one run every accuracy, for several that on validation data."""
     histories, notes = {}, []
     for name, run in runs.items():
         try:
@@ -157,17 +141,17 @@ def curves_sections(runs: Mapping[str, RunFolder], text: str) -> list[Section]:
     losses = {name: _curve(rows, "train_loss", 1 / members[name]) for name, rows in histories.items()}
     mean = ", mean over members" if max(members.values()) > 1 else ""
     plots = [chart(charts.lines, losses, f"Training loss{mean}", "epoch", caption="Training loss by epoch")]
+    score = "map" if any("val_map" in rows[-1] for rows in histories.values()) else "accuracy"
+    what, where = METRICS[score].name, ""
     if len(runs) == 1:
         ((name, rows),) = histories.items()
-        accuracies = {column: _curve(rows, key, 100) for column, key in _accuracies(rows, members[name] == 1).items()}
-        what = "mAP" if "val_map" in rows[-1] else "Accuracy"
-        caption = f"{what} by epoch"
+        columns = _accuracies(rows, score, members[name] == 1)
+        curves = {column: _curve(rows, key, 100) for column, key in columns.items()}
     else:
-        known = {name: rows for name, rows in histories.items() if "val_accuracy" in rows[-1]}
-        accuracies = {name: _curve(rows, "val_accuracy", 100) for name, rows in known.items()}
-        what, caption = "Accuracy", "Accuracy on validation data by epoch"
-    if accuracies:
-        plots.append(chart(charts.lines, accuracies, f"{what}, %", "epoch", caption=caption))
+        known = {name: rows for name, rows in histories.items() if f"val_{score}" in rows[-1]}
+        curves, where = {name: _curve(rows, f"val_{score}", 100) for name, rows in known.items()}, " on validation data"
+    if curves:
+        plots.append(chart(charts.lines, curves, f"{what}, %", "epoch", caption=f"{what}{where} by epoch"))
     return [Section("Learning curves", text, plots=plots, notes=notes)]
 
 
@@ -175,9 +159,9 @@ def _curve(rows: Sequence[Mapping[str, float]], key: str, factor: float) -> char
     return [row["epoch"] for row in rows], [factor * row.get(key, math.nan) for row in rows]
 
 
-def _accuracies(rows: Sequence[Mapping[str, float]], single: bool) -> dict[str, str]:
+def _accuracies(rows: Sequence[Mapping[str, float]], score: str, single: bool) -> dict[str, str]:
     """Return the columns of accuracies, or of mAP, by their names in words."""
-    found, score = {}, "map" if "val_map" in rows[-1] else "accuracy"
+    found = {}
     for key in rows[-1]:
         if key.endswith(f"_{score}") and not (single and key == f"val_member_0_{score}"):  # as that of the network
             name = key.removesuffix(f"_{score}").replace("train", "training").replace("val", "validation")
@@ -186,12 +170,7 @@ def _accuracies(rows: Sequence[Mapping[str, float]], single: bool) -> dict[str, 
 
 
 def corruption_section(accuracies: Mapping[str, Sequence[float]], table: TextTable) -> Section:
-    """Return accuracy by the severity of corruption, and a table of every kind.
-
-    Args:
-        accuracies: In %, at the severities 0 (none) to 5, mean over kinds, by the network's name.
-        table: Of the kinds.
-    """
+    """Return accuracy in % at the severities 0 (none) to 5, mean over kinds, and a table of every kind."""
     curves = {name: ([0, *SEVERITIES], values) for name, values in accuracies.items()}
     title, below = "Accuracy, %, mean over kinds of corruption", "severity (0: clean)"
     plot = chart(charts.lines, curves, title, below, caption="Accuracy by severity of corruption")
@@ -201,17 +180,14 @@ def corruption_section(accuracies: Mapping[str, Sequence[float]], table: TextTab
 
 
 def ood_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
-    """Return how confident networks are on test and OOD images, and how well scores separate them.
-
-    Args:
-        results: By the network's name.
-    """
+    """Return how confident networks are on test and OOD images, and how well scores separate them."""
     plots, tables = [], []
     for name, result in results.items():
         if result.ood:
             datasets = {"test images": result.predictions}
             datasets |= {dataset_name(dataset): ood.predictions for dataset, ood in result.ood.items()}
-            confidences = {key: _confidences(found) for key, found in datasets.items()}
+            scores = {key: ood_scores(found.logits)["max_probability"] for key, found in datasets.items()}
+            confidences = {key: -100 * each.numpy() for key, each in scores.items()}
             caption = f"Confidence of {name} on test and OOD images"
             plots.append(chart(charts.histograms, confidences, name, caption=caption))
             prefix = f"{name}: " if len(results) > 1 else ""
@@ -220,27 +196,15 @@ def ood_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
     return [Section("Out-of-distribution images", text, plots=plots, tables=tables)] if plots else []
 
 
-def _confidences(found: Predictions) -> charts.Array:
-    return -100 * ood_scores(found.logits)["max_probability"].double().numpy()
-
-
 def member_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
-    """Return the advice on the members of each network.
-
-    Args:
-        results: By the network's name.
-    """
+    """Return the advice on the members of each network."""
     found = {name: advice(each.diagnosis, each.predictions.logits.shape[1]) for name, each in results.items()}
     notes = [f"{name}: {text}" if len(results) > 1 else text for name, text in found.items() if text]
     return [Section("Members", notes=notes)] if notes else []
 
 
 def metrics_section(columns: Mapping[str, Mapping[str, float]]) -> Section:
-    """Return every known metric with its meaning, in tables that a click opens.
-
-    Args:
-        columns: Metrics by the keys of ``test.json``, by the column's name.
-    """
+    """Return every known metric with its meaning, in tables that a click opens; columns are networks."""
     tables = []
     for title, keys in TABLES.items():
         known = {name: values for name, values in columns.items() if values.keys() & set(keys)}
@@ -255,13 +219,7 @@ def metrics_section(columns: Mapping[str, Mapping[str, float]]) -> Section:
 
 
 def reproduce_section(runs: Sequence[RunFolder], notes: Sequence[str] = (), more: Sequence[str] = ()) -> Section:
-    """Return how runs were trained: commands, settings, and the first one's environment.
-
-    Args:
-        runs: Each once; for a single one the whole configuration is shown.
-        notes: Sentences before.
-        more: Further commands.
-    """
+    """Return how runs were trained: commands, settings (of a single one all), and the first one's environment."""
     made, notes = list[dict[str, Any]](), list(notes)
     for run in runs:
         try:
@@ -273,14 +231,10 @@ def reproduce_section(runs: Sequence[RunFolder], notes: Sequence[str] = (), more
         listings["Configuration"] = runs[0].config_file.read_text("utf-8").strip()
     if made:
         listings["Environment"] = json.dumps(made[0], indent=2, ensure_ascii=False)
-    tables = [_settings(runs)] if len(runs) > 1 else []
+    tables = []
+    if len(runs) > 1:
+        configs = {str(run.path): dict(flatten(run.trained_config())) for run in runs}
+        rows = [[path, *(str(config[key]) for key in SETTINGS)] for path, config in configs.items()]
+        tables.append(TextTable("Settings", ["Run", *SETTINGS.values()], rows))
     listings = {heading: text for heading, text in listings.items() if text}
     return Section("Reproduce", notes=notes, tables=tables, listings=listings, folded=True)
-
-
-def _settings(runs: Sequence[RunFolder]) -> TextTable:
-    rows = []
-    for run in runs:
-        config = dict(flatten(run.trained_config()))
-        rows.append([str(run.path), *(str(config[key]) for key in SETTINGS)])
-    return TextTable("Settings", ["Run", *SETTINGS.values()], rows)

@@ -37,12 +37,7 @@ MEANINGS = {
 
 
 def evaluation_tables(result: EvaluationResult, title: str) -> list[TextTable]:
-    """Return all tables of an evaluation.
-
-    Args:
-        result: The evaluation.
-        title: Above the first.
-    """
+    """Return all tables of an evaluation."""
     tables = [metrics_table(result.metrics, title), *sets_tables(result.sets), *ood_tables(result.ood)]
     if result.corruptions is not None:
         tables.append(corruption_table(result.corruptions))
@@ -52,18 +47,7 @@ def evaluation_tables(result: EvaluationResult, title: str) -> list[TextTable]:
 
 
 def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
-    """Return the scores of the ensemble and every member, or of the one network.
-
-    Args:
-        metrics: Those of :func:`mixmo.evaluation.evaluate.measure`.
-        title: Above it.
-
-    Example:
-        >>> import torch
-        >>> from mixmo.evaluation.evaluate import measure
-        >>> len(metrics_table(measure(torch.zeros(2, 2, 3), torch.tensor([0, 1])), "two images").rows)
-        4
-    """
+    """Return the scores of the ensemble and every member, or of the one network."""
     rows, note = {"single network": metrics.average}, ""
     keys = [key for key in SCORES if key in metrics.average]
     if metrics.diversity:
@@ -81,9 +65,6 @@ def metrics_table(metrics: EnsembleMetrics, title: str) -> TextTable:
 
 def calibration_sentence(scaled: Mapping[str, float]) -> str:
     """Describe the confidence calibrated on validation images, as ``mixmo predict`` gives it; empty without them.
-
-    Args:
-        scaled: That of :class:`mixmo.evaluation.results.EvaluationResult`.
 
     Example:
         >>> known = {"temperature": 1.5, "ece_scaled": 0.012, "nll_scaled": 0.2}
@@ -156,12 +137,7 @@ def corruption_table(corrupted: CorruptionResult) -> TextTable:
 
 
 def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
-    """Return the mean accuracy over all kinds at each severity, in %.
-
-    Args:
-        corrupted: The results on corrupted images.
-        who: ``member_0`` …; empty for the logit average.
-    """
+    """Return the mean accuracy over all kinds at each severity, in %, of a member or the logit average."""
     key = f"{who}/accuracy".lstrip("/")
     return [
         100 * statistics.fmean(cells[severity][key] for cells in corrupted.kinds.values()) for severity in SEVERITIES
@@ -169,12 +145,7 @@ def severity_means(corrupted: CorruptionResult, who: str = "") -> list[float]:
 
 
 def accuracies(found: EvaluationResult, who: str = "") -> list[float]:
-    """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones.
-
-    Args:
-        found: Results that include corruptions.
-        who: ``member_0`` …; empty for the logit average.
-    """
+    """Return accuracy in % on clean images, and the means of :func:`severity_means` on corrupted ones."""
     assert found.corruptions is not None
     return [100 * found.flat()[f"{who}/accuracy".lstrip("/")], *severity_means(found.corruptions, who)]
 
