@@ -8,16 +8,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixmo.cache import keep_tensors, read_tensors
-from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
-from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities
 from mixmo.metrics.chunks import mean_logits
@@ -79,14 +79,12 @@ def predict(
         refresh: Predict again even if predictions are cached.
         tta: Test-time augmentation, over whose views logits are averaged: ``none``, ``flip`` or ``crops``.
     """
-    one_of(precision, PRECISIONS, "precision")
-    about, images = run.depends_on(dataset), run.fingerprint(dataset, times=False)
-    file = _file(run, dataset, precision, tta)
-    if not refresh and (known := read_tensors(file)) is not None and known[1]["about"] == about:
-        tensors, note = known
-        return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], images)
-    found = replace(_compute(run, dataset, precision, tta), images=images)
-    note = {"about": about, "classes": found.classes, "epochs": found.epochs, "images": images}
+    file, about = _file(run, dataset, precision, tta), run.depends_on(dataset)
+    kept = None if refresh else _read(file)
+    if kept is not None and kept[1] == about:
+        return kept[0]
+    found = _compute(run, dataset, precision, tta)
+    note = {"about": about, "classes": found.classes, "epochs": found.epochs, "images": found.images}
     keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
     return found
 
@@ -95,11 +93,17 @@ def load_kept_predictions(
     run: TrainedRun, dataset: str, precision: str = "32-true", tta: Augmentations = "none"
 ) -> Predictions | None:
     """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone."""
-    known = read_tensors(_file(run, dataset, precision, tta))
-    if known is None or known[1]["about"]["checkpoint"] != run.digest:
+    kept = _read(_file(run, dataset, precision, tta))
+    return None if kept is None or kept[1]["checkpoint"] != run.digest else kept[0]
+
+
+def _read(file: Path) -> tuple[Predictions, dict[str, Any]] | None:
+    """Return kept predictions and what they depend on; ``None`` if there are none, or they are damaged."""
+    if (kept := read_tensors(file)) is None:
         return None
-    tensors, note = known
-    return Predictions(tensors["logits"], tensors["targets"], note["classes"], note["epochs"], note.get("images", ""))
+    tensors, note = kept
+    columns = tensors["logits"], tensors["targets"], note["classes"], note["epochs"], note["images"]
+    return Predictions(*columns), note["about"]
 
 
 def _file(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Path:
@@ -117,7 +121,8 @@ def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) 
             pixels, labels, chosen = (each.to(run.device) for each in batch)
             logits.append(average_views(net.members, run.crop.views(pixels, tta, chosen)).cpu())
             targets.append(labels[chosen].cpu())
-    return Predictions(torch.cat(logits), torch.cat(targets), classes, run.folder.finished_epochs(run.checkpoint))
+    epochs, fingerprint = run.folder.finished_epochs(run.checkpoint), run.fingerprint(dataset, times=False)
+    return Predictions(torch.cat(logits), torch.cat(targets), classes, epochs, fingerprint)
 
 
 def _slug(dataset: str) -> str:

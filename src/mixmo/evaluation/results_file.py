@@ -67,9 +67,8 @@ def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationO
 def with_earlier(trained: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
     """Return a run's evaluation with what else ``test.json`` holds: corruptions, OOD datasets, metrics of classes.
 
-    Only results of the same checkpoint, precision, views and test images are taken; what is evaluated now replaces
-    them.
-    A file that is missing or damaged adds nothing.
+    Only results of the same checkpoint, precision, views and test images are taken, and only for what is not evaluated
+    now. A file that is missing or damaged adds nothing.
     """
     run = trained.folder
     try:

@@ -54,8 +54,7 @@ class TextTable:
         """Print it, as wide as the terminal, or within 100 columns if the output is not a terminal.
 
         Columns that do not fit are printed below the others, next to the first column again. ``leave_out`` names
-        headings
-        of columns for which a terminal has no room.
+        headings of columns for which a terminal has no room.
         """
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         columns = [index for index, heading in enumerate(self.header) if heading not in leave_out]
