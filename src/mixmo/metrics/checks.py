@@ -95,7 +95,7 @@ def _check_finite(values: Tensor, what: str) -> None:
 
 
 def gather_state(state: Tensor | list[Tensor]) -> Tensor:
-    """Return what a metric has accumulated, batch by batch or from several processes, as one tensor; refuse nothing."""
+    """Return what a metric has accumulated over batches or processes as one tensor; an error if that is empty."""
     check_some(len(state) if isinstance(state, Tensor) else sum(map(len, state)))
     return dim_zero_cat(state)
 
