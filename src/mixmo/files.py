@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path, kinds: Sequence[Any] = ()) -> dict[str, An
                 f"{path} holds an object {found[1]}, but only tensors and plain values are read, since objects can run "
                 "code; save the weights alone where they come from: torch.save(net.state_dict(), FILE)."
             ) from error
-        raise InputError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason(error)}.") from error
+        raise InputError(f"{path} is damaged, or no file that torch.save wrote: {reason(error)}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content

@@ -18,6 +18,7 @@ from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given, with_groups
+from mixmo.data.messages import start_over
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
 from mixmo.deploy.export import Exported, ExportOptions, export
@@ -68,8 +69,9 @@ def fit(
     cross-entropy (docs/multi-label.md).
 
     Args:
-        model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`; ``None``
-            takes the recipe's, and so do ``train``, ``num_members`` and ``epochs``.
+        model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`, which can
+            name the stem and head of your own module; ``None`` takes the recipe's, and so do ``train``,
+            ``num_members`` and ``epochs``.
         train: Training images, or the name of a dataset as recipes have it (``folder:photos``, ``torch/cifar100`` …),
             which has its own validation and test images.
         val: Validation images; ``None`` holds out a share of the training images (``validation``, 0.1 by default).
@@ -103,6 +105,7 @@ def fit(
         >>> fit(recipe="digits-cut", epochs=1, limit_train_batches=1, progress=False).network.num_members
         2
     """
+    start_over()
     if recipe is None:
         _check_given(model, train, epochs)
         num_members = 2 if num_members is None else num_members

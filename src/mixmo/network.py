@@ -297,8 +297,8 @@ def _names(backbone: nn.Module, given: str | Sequence[str] | None, key: str, arg
     known = given or _settings(backbone).get(key)
     if not known:
         raise InputError(
-            f"{type(backbone).__name__} does not say which module is its {argument}; name it, as in {argument}='…', or "
-            "take another backbone."
+            f"{type(backbone).__name__} does not say which module is its {argument}; name it, as in "
+            f"mixmo.MixMo(module, …, {argument}='…'), or take another backbone."
         )
     return (known,) if isinstance(known, str) else tuple(known)
 

@@ -107,8 +107,9 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
     section = content.pop(SWEEP, None)
     if not isinstance(section, Mapping) or not section:
         raise InputError(f"{file} has no section `{SWEEP}`, which says what to vary; docs/sweeps.md shows one.")
-    if "seed" in (overrides or {}):
-        raise InputError(f"--seed is not for a sweep; it takes sweep.seeds from {file}.")
+    for name, place in (("seed", "seeds"), ("data.folds", "folds"), (FOLD, "folds")):
+        if name in (overrides or {}):
+            raise InputError(f"--{name} is not for a sweep; it takes sweep.{place} from {file}.")
     trials = list(_make_trials(content, _read_settings(section), dict(overrides or {}), file))
     _check_distinct(trials)
     _check_test_images(trials)

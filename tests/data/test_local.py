@@ -91,7 +91,7 @@ def test_shares_of_the_draw(photos, caplog):
         settings("digits", test=1.0)
     tree(photos, "fox/0.png")
     data_of(settings(f"folder:{photos}", batch_size=2, validation=0.0))
-    assert "has classes too small for every split: test has no image of fox." in caplog.text
+    assert "has too few images of a class for every split: test has no image of fox; add images" in caplog.text
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "validation"])

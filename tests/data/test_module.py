@@ -203,7 +203,7 @@ def test_folds_are_test_sets_and_hold_each_image_once(image_folder, caplog):
     assert data[0].draws("test") and not data_of(own).draws("test")
     with pytest.raises(InputError, match=r"data\.fold is 4, but data\.folds is 4"):
         replace(own, folds=4, fold=4)
-    with pytest.raises(InputError, match=r"data\.folds is 9, but there are 8 images of a class at most"):
+    with pytest.raises(InputError, match=r"data\.folds is 9, but there are 8 images of the largest class"):
         data_of(replace(own, folds=9))
 
 

@@ -41,7 +41,7 @@ def test_groups_and_folds_of_arrays(digits, tmp_path):
         ({"groups": 5}, "groups is 5; groups are whole numbers or names"),
         ({"train": "digits", "test": None, "groups": [1]}, "a table has its own in a column `group`"),
         ({"folds": 3}, "test and folds are both given"),
-        ({"test": None, "groups": [0, 1] * 200, "folds": 3}, "data.folds is 3, but there are 2 groups at most"),
+        ({"test": None, "groups": [0, 1] * 200, "folds": 3}, "data.folds is 3, but there are 2 groups; lower it"),
         ({"class_weights": [1, 2]}, "objective.class_weights has 2 numbers, but there are 10 classes"),
     ],
 )

@@ -136,6 +136,7 @@ def test_folds_alone_are_a_sweep(sweep):
         ({"seeds": [0], "asha": {}}, [], "call mixmo.fit from Ray Tune, as examples/with_ray.py does"),
         ({"seeds": [1, 1]}, [], "sweep.seeds is [1, 1]"),
         ({"seeds": [0]}, ["--seed=1"], "--seed is not for a sweep"),
+        ({"folds": 3}, ["--data.folds=4"], "--data.folds is not for a sweep; it takes sweep.folds from"),
         ({"seeds": [0]}, ["--run=x"], "unknown option '--run'"),
         ({"seeds": [0]}, ["--trainer.devices=2"], "each trial of a sweep takes one device"),
     ],

@@ -290,10 +290,14 @@ WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
     [
         (
             {"conv_stem.weight": torch.zeros(2)},
-            "does not fit backbone 'wide_resnet10_1': it has conv_stem.weight, where conv_stem.weight, stages.",
+            "does not fit backbone 'wide_resnet10_1': it has conv_stem.weight, not conv_stem.weight, stages.",
         ),
-        ({k: v for k, v in WEIGHTS.items() if k != "fc.bias"}, "it lacks fc.bias (1 tensors do not fit its 46)"),
-        ({"x": torch.zeros(2)}, "'wide_resnet10_1': it has x, where conv_stem.weight, stages.0.0."),
+        (
+            {k: v for k, v in WEIGHTS.items() if k != "fc.bias"},
+            "it lacks fc.bias (1 of 46 tensors do not fit); set model.backbone",
+        ),
+        (WEIGHTS | {"fc.bias": torch.full((3,), torch.nan)}, "holds fc.bias with values that are not finite"),
+        ({"x": torch.zeros(2)}, "'wide_resnet10_1': it has x, not conv_stem.weight, stages.0.0."),
         ({"epoch": 3}, "holds no weights: it has epoch"),
         (WEIGHTS | {"fc.bias": torch.eye(2).to_sparse()}, "holds fc.bias as torch.sparse_coo of torch.float32 on cpu"),
         (WEIGHTS | {"fc.bias": torch.eye(2).to_sparse_csr()}, "holds fc.bias as torch.sparse_csr"),
@@ -303,8 +307,8 @@ WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
         ),
         ({"x": Path("here")}, "holds an object pathlib"),
         (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, but only tensors"),
-        (b"damaged", "cannot be read as a checkpoint"),
-        (b"extends: digits-cut", "cannot be read as a checkpoint"),
+        (b"damaged", "is damaged, or no file that torch.save wrote"),
+        (b"extends: digits-cut", "is damaged, or no file that torch.save wrote"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, content, message):

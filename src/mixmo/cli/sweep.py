@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixmo.cli.options import Command, Word
 from mixmo.comparing import compare
+from mixmo.data.messages import list_some
 from mixmo.errors import StoppedError
 from mixmo.escaping import message, printable
 from mixmo.reporting.comparison_tables import ON_PAGES
@@ -41,8 +42,11 @@ def run(words: list[str]) -> int:
         code = error.code if isinstance(error, StoppedError) else 130
         raise StoppedError(f"stopped; the same command resumes the sweep in {folder}.", code) from None
     print(f"{printable(str(folder / FILE))}: {runner.counts()}.")
+    failed: dict[str, list[str]] = {}
     for key, why in runner.errors.items():
-        print(message(f"{key} failed: {why}"))
+        failed.setdefault(why, []).append(key)
+    for why, keys in failed.items():
+        print(message(f"{list_some(keys)} failed: {why}"))
     _compare(runner)
     return 1 if runner.errors else 0
 

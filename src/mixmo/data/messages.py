@@ -24,8 +24,13 @@ READERS = ("PIL", "tifffile", "pydicom")
 _LOGGED: set[str] = set()
 
 
+def start_over() -> None:
+    """Log again what was logged once: another run begins, maybe on other images."""
+    _LOGGED.clear()
+
+
 def warn_once(text: str, about: str = "") -> None:
-    """Log a warning, or the first one about a subject, once per process: many images share a flaw."""
+    """Log a warning, or the first one about a subject, once per run: many images share a flaw."""
     if (key := about or text) not in _LOGGED:
         _LOGGED.add(key)
         logger.warning(printable(text))

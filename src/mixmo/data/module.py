@@ -83,7 +83,7 @@ class DataModule:
             raise InputError(
                 f"{self.settings.name!r} has {len(images)} training images, fewer than the {distinct} distinct images "
                 f"of a batch (batch_size {self.settings.batch_size} / batch_repetition "
-                f"{self.settings.batch_repetition})."
+                f"{self.settings.batch_repetition}); lower batch_size."
             )
         return images
 
@@ -336,7 +336,9 @@ class DataModule:
             if len(missing) and len(part):
                 found.append(f"{name} has no image of {list_some([trained.classes[number] for number in missing])}")
         if found:
-            warn_once(f"{self.settings.name!r} has classes too small for every split: {'; '.join(found)}.")
+            few = "images of a class" if trained.groups is None else "groups of a class"
+            advice = "add images, or raise the share (data.validation, data.test)"
+            warn_once(f"{self.settings.name!r} has too few {few} for every split: {'; '.join(found)}; {advice}.")
 
     def _draw_few(self, source: Source, count: int) -> np.ndarray:
         """Return which images (N,) are the ``count`` drawn of each class, a superset of any smaller count's."""

@@ -70,11 +70,12 @@ def draw_fold(labels: np.ndarray, folds: int, fold: int, seed: int, groups: np.n
     A class that would be in no other fold stays out of this one, so that every class is trained on. The seed is the
     same for all k.
     """
-    most, what = int(np.bincount(labels).max()), "images of a class"
+    limits = {"images of the largest class": int(np.bincount(labels).max())}
     if groups is not None:
-        most, what = min(most, len(np.unique(groups))), "groups"
-    if folds > most:
-        raise InputError(f"data.folds is {folds}, but there are {most} {what} at most; lower it.")
+        limits["groups"] = len(np.unique(groups))
+    what = min(limits, key=limits.__getitem__)
+    if folds > limits[what]:
+        raise InputError(f"data.folds is {folds}, but there are {limits[what]} {what}; lower it.")
     return _leave_some(_assign_folds(labels, folds, seed, groups) == fold, labels, groups)
 
 

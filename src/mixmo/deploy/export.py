@@ -164,7 +164,9 @@ def export(
     if runs[0].header.multi_label:
         asked = {"softmax": options.softmax, "members": options.members, "weights": weights != "equal"}
         refuse_labels(str(runs[0].path), asked)
-    if len(runs) > 1 and (out is None or format != "onnx"):
+    if len(runs) > 1 and format != "onnx":
+        raise InputError(f"--format {format} holds one network; export several runs with --format onnx, or one by one.")
+    if len(runs) > 1 and out is None:
         raise InputError("several runs are exported as one .onnx file; name it with --out.")
     out = Path(out or runs[0].path / FORMATS[format])
     _check_free(out, format, overwrite)

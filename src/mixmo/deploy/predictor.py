@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
-from mixmo.data.messages import warn_once
+from mixmo.data.messages import list_some, warn_once
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
@@ -112,9 +112,13 @@ class Predictor:
             self.models = [open_model(path, checkpoint, precision, download) for path in names]
         self.classes = self.models[0].spec.classes
         self.multi_label = self.models[0].spec.multi_label
-        for model in self.models:
+        for model in self.models[1:]:
             if model.spec.classes != self.classes or model.spec.multi_label != self.multi_label:
-                raise InputError("the networks of an ensemble have different classes; join those of the same data.")
+                first, other = (each.spec.classes for each in (self.models[0], model))
+                raise InputError(
+                    f"the networks of an ensemble have different classes, {list_some(first)} and {list_some(other)}; "
+                    "join those of the same data."
+                )
         if self.multi_label:
             asked = {"coverage": coverage, "max_error_rate": max_error_rate, "sets": sets != "marginal",
                      "weights": weights != "equal", "features": features}  # fmt: skip

@@ -160,7 +160,8 @@ def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights
         if not part.are_of(first) or part.classes != first.classes:
             raise InputError(
                 f"{names[0]} and {name} held out different images for validation, so that one was trained on images "
-                "that calibrate the other; train them with one data.split_seed, or give the dataset a val folder."
+                "that calibrate the other; train them with one data.split_seed and one fold, or give the dataset a val "
+                "folder."
             )
     own: tuple[float, ...] = ()
     if weights == "fitted":

@@ -173,6 +173,8 @@ def find_weights(
             raise InputError(
                 f"{start} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as a plain tensor."
             )
+        if not each.isfinite().all():
+            raise InputError(f"{start} holds {name} with values that are not finite; take an earlier checkpoint.")
     return weights
 
 
@@ -188,7 +190,7 @@ def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: 
     ]
     if problems:
         raise InputError(
-            f"model.start {start} does not fit backbone {name!r}: {problems[0]} ({len(problems)} tensors do not fit "
-            f"its {len(own)})."
+            f"model.start {start} does not fit backbone {name!r}: {problems[0]} ({len(problems)} of {len(own)} tensors "
+            "do not fit); set model.backbone to the network that it was trained as."
         )
     backbone.load_state_dict(dict(weights), strict=False)
