@@ -233,7 +233,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_modules_say_what_they_lack():
-    with pytest.raises(ValueError, match="name it, as in stem="):
+    with pytest.raises(ValueError, match="name it, as in mixmo"):
         mixmo.MixMo(Plain())
     with pytest.raises(ValueError, match="num_classes is 5, but"):
         mixmo.MixMo(Plain(), num_classes=5, stem="first", head="last")
@@ -306,7 +306,7 @@ def test_where_a_backbone_cannot_be_cut(name, arguments, message):
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 3, 32, 32), (2, 2, 1, 32, 32), (3, 32, 32)])
 def test_inputs_of_a_wrong_shape_are_refused(shape):
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
-    with pytest.raises(ValueError, match="this network takes"):
+    with pytest.raises(ValueError, match="the network takes"):
         net(torch.zeros(shape))
 
 
