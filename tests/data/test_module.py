@@ -170,7 +170,9 @@ def test_small_classes_are_shared_out_too(tmp_path, counts, caplog):
     assert list(data.split_rows()) == list(again.split_rows()) != list(other.split_rows())
     without = {2: "kind05", 3: "kind00"}.get(min(counts))
     said = [text for text in caplog.messages if "too few images of a class for every split" in text]
-    assert len(said) == (without is not None) and all(f"validation has no image of {without}; add" in text for text in said)
+    assert len(said) == (without is not None) and all(
+        f"validation has no image of {without}; add" in text for text in said
+    )
     assert "populated" not in caplog.text and "train_size" not in caplog.text
 
 

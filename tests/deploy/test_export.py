@@ -216,7 +216,11 @@ def test_runs_that_do_not_fit_are_not_one_file(trained, gone, tmp_path, capsys):
     for words, message in {
         (f"{two.path}+{gone}", "--format=onnx", "--out=a.onnx"): f"{gone} prepares images differently from {two.path}",
         (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file; name it with --out",
-        (f"{two.path}+{one.path}", "--format=timm", "--out=a"): "--format timm holds one network; export several runs with --format onnx",
+        (
+            f"{two.path}+{one.path}",
+            "--format=timm",
+            "--out=a",
+        ): "--format timm holds one network; export several runs with --format onnx",
     }.items():
         assert main(["export", *words]) == 2
         assert message in capsys.readouterr().err

@@ -36,7 +36,9 @@ class DataSettings:
     then binary cross-entropy, summed over classes.
     """
     columns: Options = field(default_factory=dict)
-    """Columns of a table by other names than the usual ones, such as {path: id, label: breed, group: patient}."""
+    """Columns of a table by other names than the usual ones, such as {label: breed, group: patient}; a path may be a
+    pattern with columns in it, such as train/{id}.jpg.
+    """
     batch_size: BatchSize = 64
     """B, the mixtures of a step."""
     batch_repetition: Count = 1

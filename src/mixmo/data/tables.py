@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,8 +26,8 @@ KNOWN = {"path": ("path", "file", "filename", "image"), "label": ("label", "clas
          "split": ("split", "set"), "group": ("group",)}  # fmt: skip
 """The columns of a table, and the names that are accepted for each."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Endings that are tried for a name without one."""
+COLUMN = re.compile(r"{([^{}]*)}")
+"""A column's place in a pattern of paths, such as ``train/{id}.jpg``."""
 
 Table = dict[str, list[tuple[str, str, str]]]
 """(path, label, group) by split; splits and groups are empty where there is no such column."""
@@ -54,22 +55,24 @@ def read_table(file: Path, multi_label: bool = False, columns: Mapping[str, str]
         raise InputError(f"{shown} cannot be read as comma-separated values in UTF-8: {why}.") from error
 
 
-def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) -> list[str | None]:
-    """Return the names of the columns of paths, labels, splits and groups; tell what is missing or not used."""
+def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) -> list[str]:
+    """Return the pattern of paths, and the columns of labels, splits and groups, empty where there are none."""
     plain = {name.strip().lower(): name for name in names}
     listed = ", ".join(map(printable, names)) or "none"
-    found: dict[str, str | None] = {}
-    for key, usual in KNOWN.items():
-        own = columns.get(key)
-        if own is not None and own not in names:
-            raise InputError(f"data.columns names the column {own!r} as {key}, but {shown} has the columns {listed}.")
-        found[key] = own or next((plain[name] for name in usual if name in plain), None)
-    if missing := [key for key in ("path", "label") if found[key] is None]:
+    found = {key: next((plain[name] for name in usual if name in plain), "") for key, usual in KNOWN.items()}
+    found |= columns
+    if missing := [key for key in ("path", "label") if not found[key]]:
         raise InputError(
             f"{shown} has the columns {listed}; it needs path and label, and may have split and group. Say which is "
             f"meant, as in --data.columns '{{{', '.join(f'{key}: COLUMN' for key in missing)}}}'."
         )
-    if not found["group"] and (unused := [name for name in names if name not in found.values()]):
+    if not COLUMN.search(found["path"]):
+        found["path"] = f"{{{found['path']}}}"
+    used = {name: "path" for name in COLUMN.findall(found["path"])}
+    used |= {found[key]: key for key in ("label", "split", "group") if found[key]}
+    if unknown := next((name for name in used if name not in names), None):
+        raise InputError(f"data.columns names the column {unknown!r} for {used[unknown]}, but {shown} has {listed}.")
+    if not found["group"] and (unused := [name for name in names if name not in used]):
         warn_once(
             f"{shown} has columns that are not used: {', '.join(map(printable, unused))}. If one says which images "
             "belong together (of one patient, say), name it, so that they stay in one split: "
@@ -81,26 +84,28 @@ def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) 
 def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool, columns: Mapping[str, str]) -> Table:
     shown, lines, homes = printable(str(file)), dict[str, int](), dict[str, str]()
     folder_of = functools.cache(os.path.realpath)  # a million images lie in few folders
-    path, label, split, group = _find_columns(reader.fieldnames or (), columns, shown)
-    assert path is not None
-    assert label is not None
+    pattern, label, split, group = _find_columns(reader.fieldnames or (), columns, shown)
+    needed = [*COLUMN.findall(pattern), *filter(None, ("" if multi_label else label, split, group))]
     rows: Table = {}
     for row in reader:
         if None in row or None in row.values():
             raise InputError(f"{shown}, line {reader.line_num}, does not have the columns of the first line.")
-        needed = [name for name in (path, None if multi_label else label, split, group) if name is not None]
         if missing := [name for name in needed if not row[name].strip()]:
             several = "; if images may have several labels or none, set --data.multi_label true"
             hint = several if missing[0] == label else ""
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}{hint}.")
-        written = _find_image(file.parent, row[path].strip())
+        written = pattern
+        for name in COLUMN.findall(pattern):
+            written = written.replace(f"{{{name}}}", row[name].strip())
+        if "\\" in written and not os.path.lexists(os.path.join(file.parent, written)):
+            written = written.replace("\\", "/")  # as Windows writes paths
         folder, name = os.path.split(os.path.join(file.parent, written))
         place = os.path.join(folder_of(folder), name)
         place = os.path.realpath(place) if os.path.islink(place) else place
-        _check_image(place, f"{shown}, line {reader.line_num}, names {printable(row[path])}")
+        _check_image(place, f"{shown}, line {reader.line_num}, names {printable(written)}")
         if place in lines:
             raise InputError(
-                f"{shown}, line {reader.line_num}, repeats {printable(row[path])} of line {lines[place]}: "
+                f"{shown}, line {reader.line_num}, repeats {printable(written)} of line {lines[place]}: "
                 "an image has one row, so that none is both trained and tested on; remove one."
             )
         lines[place] = reader.line_num
@@ -113,18 +118,6 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool, columns: M
             )
         rows.setdefault(part, []).append((written, row[label].strip(), kin))
     return rows
-
-
-def _find_image(folder: Path, written: str) -> str:
-    """Return an image's path as its file is called: with slashes for Windows' backslashes, and with its ending."""
-    for path in dict.fromkeys((written, written.replace("\\", "/"))):
-        if os.path.lexists(os.path.join(folder, path)):
-            return path
-        if not os.path.splitext(path)[1]:
-            for suffix in SUFFIXES:
-                if os.path.lexists(os.path.join(folder, path + suffix)):
-                    return path + suffix
-    return written
 
 
 def _check_image(place: str, where: str) -> None:
