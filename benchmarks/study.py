@@ -127,8 +127,9 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
     starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
     histories = [read_history(run) for run in (*starts, *(each.folder for each in trained))]
     settings, hardware = row.plans[0].settings, trained[0].folder.about()
+    place = Path(settings.data.name.partition(":")[2] or settings.data.name)
     return row.about | {
-        "dataset": Path(settings.data.name).name,
+        "dataset": place.parent.name if place.suffix == ".csv" else place.name,
         "images_per_class": settings.data.images_per_class,
         "size": settings.data.image_size,
         "backbone": settings.model.backbone,
