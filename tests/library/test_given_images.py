@@ -70,3 +70,15 @@ def test_prepared_images_unlike_those_of_training_are_named(digits, caplog):
     assert "have shape" not in caplog.text
     run.predict(torch.zeros(2, 1, 16, 8))
     assert "Images have shape (1, 16, 8), but those of training had (1, 8, 8)" in caplog.text
+
+
+def test_each_run_warns_anew_and_of_a_freeze_beyond_its_end(digits, caplog):
+    """Another data set in the same program, a notebook say, has flaws of its own."""
+    images, labels = digits["train"]
+    four = np.repeat(np.asarray(images)[:40, :, :, None], 4, 3)
+    own = FAST | {"epochs": 1, "limit_train_batches": 1, "freeze_epochs": 1, "validation": 0.0}
+    for _ in range(2):
+        caplog.clear()
+        mixmo.fit(mixmo.MixMo(NET, 2, 10), (four, np.asarray(labels)[:40]), **own)
+        assert "the fourth of which is taken as opacity" in caplog.text
+        assert "optimizer.freeze_epochs is 1, and trainer.max_epochs 1: only encoders and heads" in caplog.text

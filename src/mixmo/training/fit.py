@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -169,8 +170,8 @@ def _warn_of_short_runs(plan: Plan, training: Training) -> None:
     steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
         log.warning(
-            "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it.",
-            decay, round(1 / (1 - decay)), steps,
+            "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it to %g or "
+            "less.", decay, round(1 / (1 - decay)), steps, max(0.0, math.floor(100 * (1 - 10 / steps)) / 100),
         )  # fmt: skip
     if training.warmup >= steps:
         log.warning(
@@ -179,8 +180,8 @@ def _warn_of_short_runs(plan: Plan, training: Training) -> None:
         )  # fmt: skip
     if settings.optimizer.freeze_epochs != "all" and settings.optimizer.freeze_epochs >= epochs:
         log.warning(
-            "optimizer.freeze_epochs is %g and the run has %d epochs, so only encoders and heads are trained; lower "
-            "it, or set it to all, which says so.", settings.optimizer.freeze_epochs, epochs,
+            "optimizer.freeze_epochs is %g, and trainer.max_epochs %d: only encoders and heads are trained; lower it, "
+            "or set it to all, which says so.", settings.optimizer.freeze_epochs, epochs,
         )  # fmt: skip
     shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
