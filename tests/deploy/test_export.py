@@ -215,6 +215,7 @@ def test_runs_that_do_not_fit_are_not_one_file(trained, gone, tmp_path, capsys):
     _, two, one = trained
     for words, message in {
         (f"{two.path}+{gone}", "--format=onnx", "--out=a.onnx"): f"{gone} prepares images differently from {two.path}",
+        (f"{two.path}+{two.path}", "--format=onnx", "--out=a.onnx"): "a run is named twice",
         (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file; name it with --out",
         (
             f"{two.path}+{one.path}",

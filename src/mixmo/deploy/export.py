@@ -164,6 +164,8 @@ def export(
     if runs[0].header.multi_label:
         asked = {"softmax": options.softmax, "members": options.members, "weights": weights != "equal"}
         refuse_labels(str(runs[0].path), asked)
+    if len({each.path.resolve() for each in runs}) < len(runs):
+        raise InputError("a run is named twice; an ensemble needs different networks.")
     if len(runs) > 1 and format != "onnx":
         raise InputError(f"--format {format} holds one network; export several runs with --format onnx, or one by one.")
     if len(runs) > 1 and out is None:
