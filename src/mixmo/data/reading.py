@@ -124,12 +124,12 @@ def _without(source: Source, unreadable: dict[int, str], on_error: str) -> Sourc
 
 def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
     many, alike = len(unreadable) > 1, len(set(unreadable.values())) == 1
+    them = "them" if many else "it"
     if many and alike and len(unreadable) == len(source):
         advice = ""  # of all images it is rather a setting that is wrong, which the reason names
     elif len(unreadable) == len(source):
-        advice = f"; fix {'them' if many else 'it'}"
+        advice = f"; fix {them}"
     else:
-        them = "them" if many else "it"
         advice = f"; fix or remove {them}, or continue without {them} with --data.on_error skip"
     if many:
         what, why = f"{len(unreadable)} of {len(source)} images", _list_unreadable(source, unreadable)

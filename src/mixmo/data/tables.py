@@ -85,7 +85,8 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool, columns: M
     shown, lines, homes = printable(str(file)), dict[str, int](), dict[str, str]()
     folder_of = functools.cache(os.path.realpath)  # a million images lie in few folders
     pattern, label, split, group = _find_columns(reader.fieldnames or (), columns, shown)
-    needed = [*COLUMN.findall(pattern), *filter(None, ("" if multi_label else label, split, group))]
+    asked = COLUMN.findall(pattern)
+    needed = [*asked, *filter(None, ("" if multi_label else label, split, group))]
     rows: Table = {}
     for row in reader:
         if None in row or None in row.values():
@@ -95,7 +96,7 @@ def _rows(reader: csv.DictReader[str], file: Path, multi_label: bool, columns: M
             hint = several if missing[0] == label else ""
             raise InputError(f"{shown}, line {reader.line_num}, has no {printable(missing[0])}{hint}.")
         written = pattern
-        for name in COLUMN.findall(pattern):
+        for name in asked:
             written = written.replace(f"{{{name}}}", row[name].strip())
         if "\\" in written and not os.path.lexists(os.path.join(file.parent, written)):
             written = written.replace("\\", "/")  # as Windows writes paths

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
 from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, open_run
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
-from mixmo.errors import InputError, one_of, reason, refuse_labels
+from mixmo.errors import InputError, import_extra, one_of, reason, refuse_labels
 from mixmo.evaluation.calibration import Calibration, Weights
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_place, make_folder
@@ -263,10 +262,8 @@ def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, compute
 
     ``net`` is in evaluation mode, and ``computes`` is JSON; ``example`` are images of the size that it takes.
     """
-    try:
-        onnx, *_ = (import_module(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-    except ImportError as error:
-        raise InputError(f"ONNX needs {error.name}; `pip install 'mixmo[onnx]'` installs it.") from error
+    libraries = "onnx", "onnxscript", "onnxruntime"
+    onnx, *_ = (import_extra(name, "onnx", f"ONNX needs {name}") for name in libraries)
     outputs = len(found) if isinstance(found := net(example), tuple) else 1
     try:
         with _quiet():

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from mixmo.deploy.images import Form
 from mixmo.deploy.load import MEMBERS, load_members, load_timm, load_weights
 from mixmo.deploy.spec import Spec, describe_run
 from mixmo.digests import SPEC, has_digest
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, import_extra, reason
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import AnyCalibration, Weights, calibrate, pool_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
@@ -82,10 +81,7 @@ class OnnxModel:
     run: TrainedRun | None = None
 
     def __init__(self, file: Path) -> None:
-        try:
-            onnxruntime: Any = import_module("onnxruntime")
-        except ImportError as error:
-            raise InputError(f"{file} needs onnxruntime; `pip install 'mixmo[onnx]'` installs it.") from error
+        onnxruntime = import_extra("onnxruntime", "onnx", f"{file} needs onnxruntime")
         digest = has_digest(file)
         try:
             self.session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())

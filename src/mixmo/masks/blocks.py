@@ -33,7 +33,7 @@ def patchup_2d(ratios: Tensor, shape: FeatureShape, generator: Generator = None,
         0.5
     """
     one = (1, *shape[1:])
-    return assign(break_stick(ratios, one, lambda share: _covered(share, one, generator)), roles)
+    return assign(break_stick(ratios, one, lambda share: _draw_blocks(share, one, generator)), roles)
 
 
 def patchup_hard(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
@@ -48,7 +48,7 @@ def patchup_hard(ratios: Tensor, shape: FeatureShape, generator: Generator = Non
         >>> patchup_hard(torch.full((1, 2), 0.5), (16, 8, 8), torch.Generator().manual_seed(0)).shape
         torch.Size([1, 2, 16, 8, 8])
     """
-    return assign(break_stick(ratios, shape, lambda share: _covered(share, shape, generator)), roles)
+    return assign(break_stick(ratios, shape, lambda share: _draw_blocks(share, shape, generator)), roles)
 
 
 def patchup_soft(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
@@ -68,12 +68,12 @@ def patchup_soft(ratios: Tensor, shape: FeatureShape, generator: Generator = Non
 
     def draw(share: Tensor) -> Tensor:
         root = (1 - share).sqrt()
-        return 1 - _covered(root, shape, generator) * root[:, None, None, None]
+        return 1 - _draw_blocks(root, shape, generator) * root[:, None, None, None]
 
     return assign(break_stick(ratios, shape, draw), roles)
 
 
-def _covered(share: Tensor, shape: FeatureShape, generator: Generator) -> Tensor:
+def _draw_blocks(share: Tensor, shape: FeatureShape, generator: Generator) -> Tensor:
     """Return (B, F, h, w): 1 where a block lies; each cell is covered with probability ``share`` (B,)."""
     channels, height, width = shape
     block = min(BLOCK, height, width)

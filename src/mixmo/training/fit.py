@@ -178,10 +178,10 @@ def _warn_of_short_runs(plan: Plan, training: Training) -> None:
             "the warm-up takes %d steps and the run has %d, so the learning rate rises until the end; lower "
             "schedule.warmup_epochs, or train longer.", training.warmup, steps,
         )  # fmt: skip
-    if settings.optimizer.freeze_epochs != "all" and settings.optimizer.freeze_epochs >= epochs:
+    if (frozen := settings.optimizer.freeze_epochs) != "all" and frozen >= epochs:
         log.warning(
             "optimizer.freeze_epochs is %g, and trainer.max_epochs %d: only encoders and heads are trained; lower it, "
-            "or set it to all, which says so.", settings.optimizer.freeze_epochs, epochs,
+            "or set it to all, which says so.", frozen, epochs,
         )  # fmt: skip
     shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
