@@ -326,3 +326,19 @@ def test_images_that_do_not_fit_the_backbone_are_refused_before_the_run_exists(w
         with pytest.raises(ValueError, match=message):
             fit(plan_of(folder, *overrides), run)
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_a_precision_that_the_processor_emulates_is_warned_of(whole, tmp_path, monkeypatch, caplog, units):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    for precision, slow in (("bf16-mixed", not units), ("32-true", False), ("null", False)):
+        caplog.clear()
+        fit(plan_of(whole[0], f"--trainer.precision={precision}"), RunFolder(tmp_path / precision))
+        assert ("trainer.precision is bf16-mixed, for which this cpu has no units" in caplog.text) is slow
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue() if name.startswith(("cifar100-mini", "cifar100-fast"))])
+def test_small_and_fast_recipes_take_the_precision_of_the_machine(monkeypatch, name):
+    for units, precision in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda units=units: units)
+        assert make_plan(load_recipe(name), ["--trainer.accelerator=cpu"]).settings.trainer.precision == precision

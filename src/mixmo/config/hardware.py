@@ -27,11 +27,19 @@ def default_precision(device: torch.device) -> Precision:
 
     NVIDIA's GPUs of compute capability 7.0 to 7.5, such as V100 and T4, have float16 units only.
     """
+    fastest: tuple[Precision, ...] = ("bf16-mixed", "16-mixed")
+    return next((each for each in fastest if has_units(device, each)), "32-true")
+
+
+def has_units(device: torch.device, precision: Precision) -> bool:
+    """Return whether a device is known to compute in a precision itself: emulation is slower than float32."""
+    if precision == "32-true":
+        return True
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed"
-        return "16-mixed" if torch.cuda.get_device_capability(device) >= (7, 0) else "32-true"
-    return "bf16-mixed" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "32-true"
+        if precision == "bf16-mixed":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (7, 0)
+    return device.type == "cpu" and precision == "bf16-mixed" and torch.cpu._is_avx512_bf16_supported()
 
 
 def default_compile(device: torch.device) -> bool:

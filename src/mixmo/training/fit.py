@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from mixmo.config.hardware import training_device
+from mixmo.config.hardware import has_units, training_device
 from mixmo.config.plan import Plan
 from mixmo.config.preprocessing import PRETRAINED
 from mixmo.config.settings import Settings
@@ -112,6 +112,11 @@ def _prepare(
     training = Training(settings, net, loaders)
     _try_optimizer(settings)
     _warn_of_short_runs(plan, training)
+    if not has_units(device, precision := plan.resolved["trainer"]["precision"]):
+        log.warning(
+            "trainer.precision is %s, for which this %s has no units as far as torch knows: 32-true may be ten times as "
+            "fast; leave the setting out to take what suits the machine.", precision, device.type,
+        )  # fmt: skip
     if is_first():
         warn_of_imbalance(settings, data)
         warn_of_duplicates(data)
