@@ -112,7 +112,7 @@ class MixMo(nn.Module):
         self.backbone, self.stem_names, self.head_names = _cut_backbone(self.backbone, names, mix_at)
         stems = [_submodule(self.backbone, name, "stem") for name in self.stem_names]
         classifiers = [_submodule(self.backbone, name, "head") for name in self.head_names]
-        self.in_chans = _input_channels(stems, self.stem_names)
+        self.in_chans = _input_channels(stems, self.stem_names, type(self.backbone).__name__)
         channels = options.get("in_chans") or _settings(self.backbone).get("input_size", (self.in_chans,))[0]
         if isinstance(backbone, str) and self.in_chans != channels:
             raise InputError(
@@ -309,12 +309,14 @@ def _submodule(backbone: nn.Module, name: str, argument: str) -> nn.Module:
     return backbone.get_submodule(name)
 
 
-def _input_channels(stems: list[nn.Module], names: Names) -> int:
+def _input_channels(stems: list[nn.Module], names: Names, title: str) -> int:
     """Return C, after checking that one mask fits the features of every stem."""
     convolutions = [next((part for part in stem.modules() if isinstance(part, nn.Conv2d)), None) for stem in stems]
     for name, stem, convolution in zip(names, stems, convolutions, strict=True):
         if convolution is None:
-            raise InputError(f"stem {name!r} is a {type(stem).__name__} without a convolution; MixMo needs one there.")
+            raise InputError(
+                f"stem {name!r} of {title} is a {type(stem).__name__} without a convolution; MixMo needs one there."
+            )
     kinds = {(each.in_channels, each.out_channels, each.stride) for each in convolutions if each is not None}
     if len(kinds) > 1:
         raise InputError(

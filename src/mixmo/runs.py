@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs
 from mixmo.checkpoints import load as read_sealed
 from mixmo.config.plan import make_plan
-from mixmo.config.recipes import without_permission
+from mixmo.config.recipes import catalogue, without_permission
 from mixmo.config.settings import Settings, known_settings
 from mixmo.data.messages import warn_once
 from mixmo.environment import environment
@@ -94,7 +94,8 @@ class RunFolder:
     def require(self) -> RunFolder:
         """Return itself if the folder holds a run: ``config.yaml`` or a checkpoint; refuse any other."""
         if not self.path.is_dir():
-            raise MissingError(f"there is no run folder {self.path}.")
+            hint = f"; `mixmo fit {self.path}` trains the recipe of this name" if str(self.path) in catalogue() else ""
+            raise MissingError(f"there is no run folder {self.path}{hint}.")
         for folder in (self.checkpoint_folder, self.path / "predictions"):
             if folder.is_symlink():
                 raise InputError(f"{folder} is a link; a run's folder holds its files itself; put them there.")

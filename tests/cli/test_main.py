@@ -190,7 +190,8 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
     ("words", "message"),
     [
         (["tset", "x"], "unknown command 'tset'; did you mean 'test'"),
-        (["test", "nowhere"], "there is no run folder nowhere"),
+        (["test", "nowhere"], "there is no run folder nowhere."),
+        (["test", "digits-cut"], "no run folder digits-cut; `mixmo fit digits-cut` trains the recipe of this name."),
         (["test", "."], "it has no config.yaml"),
         (["test"], "test needs a run's folder"),
         (["test", ".", "--checkpiont=best"], "unknown option '--checkpiont'; did you mean '--checkpoint'"),
@@ -208,6 +209,7 @@ def test_bad_recipe_files_are_one_sentence(tmp_path, capsys):
     for content, message in {
         "- a\n": "holds list",
         "a: [": "is not valid YAML",
+        "extends: other.yaml\n": "extends in own.yaml holds the file other.yaml; it names recipes or bases",
         "extends: [cifra]\n": "unknown base in own.yaml 'cifra'; did you mean 'cifar'",
         "model: {backbon: x}\n": "unknown setting 'model.backbon'; did you mean 'model.backbone'",
         "extends: digits-cut\nmodel: 3\n": "model is 3; it must be a section of settings",

@@ -233,6 +233,18 @@ def test_validation_images_without_any_label_are_refused(images):
         mixmo.fit(NET, images["train"], val=(pixels[:8], 0 * labels[:8]), **FAST)
 
 
+def test_thresholds_from_few_images_of_a_class_are_named(images, caplog):
+    """The last class is in few of the first 40 images and in no other."""
+    pixels, labels = images["train"][0], images["train"][1].copy()
+    labels[40:, 4] = 0
+    run = mixmo.fit(NET, (pixels, labels), **FAST | {"epochs": 1})
+    counts = predict(run, "validation").targets.sum(0)
+    rare = [str(number) for number in range(5) if counts[number] < 10]
+    assert "4" in rare and len(rare) < 5
+    (text,) = [text for text in caplog.messages if "thresholds" in text]
+    assert text.startswith(f"{len(rare)} of 5 classes have fewer than 10 validation images: ") and "4" in text
+
+
 def test_other_programs_predictions(run, images, tmp_path):
     logits, targets = predict(run).logits.numpy(), images["test"][1]
     np.savez(tmp_path / "l.npz", logits=logits, targets=targets)

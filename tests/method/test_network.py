@@ -123,7 +123,7 @@ def test_trained_backbones_of_every_kind_of_stem_start_out_as_they_were(name):
         ("crossvit_tiny_240", "2 stems .* of different sizes, which one mask cannot fit"),
         ("csatv2", "does not say which module is its stem; .* or take another backbone"),
         ("tresnet_m", "'tresnet_m' rearranges the pixels of 3 channels into the 48 that its stem takes"),
-        ("naflexvit_base_patch16_gap", "stem 'embeds.proj' is a Linear without a convolution"),
+        ("naflexvit_base_patch16_gap", "stem 'embeds.proj' of NaFlexVit is a Linear without a convolution"),
         ("wide_resnet28_11", "unknown backbone 'wide_resnet28_11'; did you mean"),
     ],
 )

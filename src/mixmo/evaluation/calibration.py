@@ -18,6 +18,7 @@ from mixmo.cache import keep_tensors, read_tensors
 from mixmo.config.settings import Settings
 from mixmo.data.batches import Augmentations
 from mixmo.data.datasets import DOWNLOAD
+from mixmo.data.messages import list_some
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
@@ -33,6 +34,9 @@ logger = logging.getLogger("mixmo")
 
 Weights = Literal["equal", "fitted"]
 """How the networks of an ensemble are weighted."""
+
+FEW_IMAGES = 10
+"""Validation images that show a class, below which a warning is logged about its threshold."""
 
 COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
 """What is saved for each validation image."""
@@ -185,9 +189,22 @@ def calibrate_run(
         if not run.differences(checkpoint):  # else the network has settings of its own
             trained.settings = settings
         found = calibrate(trained)
-        interval = None if found is None else found.interval
-        if checkpoint == CHECKPOINTS[0] and interval is not None and (doubt := describe_doubt(*interval)):
+        if checkpoint != CHECKPOINTS[0]:
+            continue
+        if isinstance(found, LabelCalibration):
+            _warn_of_rare_labels(predict(trained, "validation"))
+        elif found is not None and found.interval is not None and (doubt := describe_doubt(*found.interval)):
             logger.warning("%s", doubt)
+
+
+def _warn_of_rare_labels(validation: Predictions) -> None:
+    """Name the classes whose thresholds follow from few images."""
+    counts = validation.targets.sum(0).tolist()
+    if rare := [name for name, count in zip(validation.classes, counts, strict=True) if count < FEW_IMAGES]:
+        logger.warning(
+            "%d of %d classes have fewer than %d validation images: their thresholds (%s) are noisy; raise "
+            "data.validation, or use thresholds of 0.5.", len(rare), len(counts), FEW_IMAGES, list_some(rare),
+        )  # fmt: skip
 
 
 def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:

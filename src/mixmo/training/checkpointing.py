@@ -159,10 +159,10 @@ class Checkpoints(Checkpoint):
         assert isinstance(training, Training)
         log.info(
             "stopped early after epoch %d of %s (trainer.patience %d): epoch %d was the best, with %s of %.1f "
-            "%% on validation images; %d epochs were not run, and the learning rate was still %.2g of its peak",
+            "%% on validation images; %d epochs were not run, and the learning rate was still %.3g %% of its peak",
             epoch + 1, trainer.max_epochs, patience, self.best_epoch + 1,
             "a mAP" if training.multi_label else "an accuracy", 100 * self.best_score,
-            left, training.schedule(trainer.global_step),
+            left, 100 * training.schedule(trainer.global_step),
         )  # fmt: skip
 
     def _due(self, step: int) -> bool:

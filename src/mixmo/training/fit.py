@@ -114,7 +114,7 @@ def _prepare(
     _warn_of_short_runs(plan, training)
     if not has_units(device, precision := plan.resolved["trainer"]["precision"]):
         log.warning(
-            "trainer.precision is %s, for which this %s has no units as far as torch knows: 32-true may be ten times as "
+            "trainer.precision is %s, for which this %s has no units that torch knows of: 32-true may be ten times as "
             "fast; leave the setting out to take what suits the machine.", precision, device.type,
         )  # fmt: skip
     if is_first():

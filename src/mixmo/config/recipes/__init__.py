@@ -104,6 +104,8 @@ def resolve(content: Recipe, where: str) -> Recipe:
     for name in _parents(content):
         if not isinstance(name, str):
             raise InputError(f"extends in {where} holds {name!r}; it names recipes or bases.")
+        if name.endswith((".yaml", ".yml")):
+            raise InputError(f"extends in {where} holds the file {name}; it names recipes or bases: copy its lines.")
         one_of(name, known, f"base in {where}")
         resolved = merge(resolved, resolve(known[name], where))
     return merge(resolved, {key: value for key, value in content.items() if key not in ("extends", *NOTES)})
