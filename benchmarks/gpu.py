@@ -36,7 +36,7 @@ from mixmo.cli.main import main as command
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.data.batches import BatchMaker
+from mixmo.data.batches import Augmentation
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.deploy.reference import network_from_reference
 from mixmo.evaluation.benchmark import Benchmark, summarise, synchronize
@@ -67,7 +67,8 @@ class BareStep:
         layout = torch.channels_last if fast else torch.contiguous_format
         self.net = MixMo(case.backbone, case.num_members, num_classes=case.num_classes, mix_at=case.mix_at)
         self.net.to(device, memory_format=layout)
-        self.maker = BatchMaker(case.data, BatchMixer(self.net, batch_repetition=case.batch_repetition))
+        self.mixer = BatchMixer(self.net, batch_repetition=case.batch_repetition)
+        self.augment = Augmentation(case.data)
         self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
         self.generator = torch.Generator(device).manual_seed(0)
         images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
@@ -82,7 +83,7 @@ class BareStep:
 
     def data(self) -> MixedBatch:
         """Return the batch: pairing, augmentation, masks."""
-        mixed = self.maker(self.batch, self.generator)
+        mixed = self.mixer.mix(self.augment.source(self.batch, self.generator), self.generator)
         return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
 
     def forward(self, mixed: MixedBatch) -> torch.Tensor:

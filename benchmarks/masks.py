@@ -36,7 +36,7 @@ def stepping(given: argparse.Namespace) -> dict[str, dict[str, float]]:
         mixer = Mixer(kind, given.members, probability=1.0)
 
         def run() -> float:
-            step.training.maker.mixer.mixer = mixer
+            step.training.mixer.mixer = mixer
             return step()
 
         return run

@@ -29,10 +29,10 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from mixmo import checkpoints
+from mixmo.batch_mixing import BatchMixer
 from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
-from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
 from mixmo.deploy.export import FORMATS, export
 from mixmo.deploy.hub import save_pretrained
@@ -213,10 +213,10 @@ class Observed:
 def observed(monkeypatch):
     """Notes the masks of every training batch, and the type that networks compute in."""
     seen = Observed()
-    make, forward = BatchMaker.__call__, MixMo.forward
+    mix, forward = BatchMixer.mix, MixMo.forward
 
-    def made(self, *arguments, **options):
-        mixed = make(self, *arguments, **options)
+    def noted(self, *arguments, **options):
+        mixed = mix(self, *arguments, **options)
         if torch.is_grad_enabled():  # not those that batch-norm statistics are estimated from
             seen.masks(mixed.masks)
         return mixed
@@ -226,7 +226,7 @@ def observed(monkeypatch):
             seen.types.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
         return forward(self, *arguments)
 
-    monkeypatch.setattr(BatchMaker, "__call__", made)
+    monkeypatch.setattr(BatchMixer, "mix", noted)
     monkeypatch.setattr(MixMo, "forward", passed)
     return seen
 

@@ -7,7 +7,6 @@ and their masks. So a step is a function of its generator alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -89,21 +88,33 @@ class ImageSource(Protocol):
         """Return (b, M, C, H, W): a copy of the image at each place of a part of the (B, M) places."""
 
 
-@dataclass
 class GivenImages:
-    """Images (U, C, H, W) without augmentation: all copies are equal."""
+    """Images (U * c, C, H, W) as they are: c copies of each of U images that a Dataset has prepared, or one."""
 
-    images: Tensor
-    labels: Tensor
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+        self.chosen = torch.arange(len(labels), device=images.device)
+        self.count = len(images) // max(1, len(labels))
 
-    def __post_init__(self) -> None:
-        self.chosen = torch.arange(len(self.images), device=self.images.device)
+    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W): no copy is used twice if there are enough.
+
+        In each member's column of the pairs every image occurs b times: the first member gets its first b copies, the
+        next member the next b.
+        """
+        if self.count == 1:
+            return self.images[pairs[part]]
+        order = pairs.argsort(dim=0, stable=True)
+        repetition, members = len(pairs) // len(self.chosen), pairs.shape[1]
+        occurrence = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(pairs) % repetition
+        number = torch.empty_like(pairs).scatter_(0, order, occurrence)
+        number += repetition * torch.arange(members, device=pairs.device)
+        return self.images[(pairs * self.count + number % self.count)[part]]
 
     def copies(self, places: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, H, W)."""
-        return self.images[places[part]]
-
-    repeated = copies  # all images are chosen, in their order
+        """Return (b, M, C, H, W): the images at these places, cycling through their copies."""
+        number = torch.arange(places.numel(), device=places.device).view_as(places) % self.count
+        return self.images[(places * self.count + number)[part]]
 
 
 class BatchMixer:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import five_crop
 
-from mixmo.batch_mixing import BatchMixer
+from mixmo.batch_mixing import BatchMixer, GivenImages
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.batches import Augmentation, BatchMaker, CenterCrop, PreparedCopies
+from mixmo.data.batches import Augmentation, CenterCrop
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.header import Preparation
 from mixmo.network import MixMo
@@ -76,7 +76,8 @@ def maker(own, kind="cut", pixels=None, members=2, probability=1.0):
         net, kind, probability=probability, batch_repetition=own.batch_repetition, input_repetition=shares,
         pixels=pixels,
     )  # fmt: skip
-    return BatchMaker(own, mixer)
+    augment = Augmentation(own)
+    return lambda batch, generator, progress=0.0: mixer.mix(augment.source(batch, generator), generator, progress)
 
 
 def test_shared_positions_are_those_of_one_image(generator):
@@ -125,7 +126,7 @@ def test_copies_of_a_step_are_told_apart():
     distinct, repetition, members = 5, 3, 2
     count = repetition * members
     images = torch.arange(float(distinct * count))[:, None, None, None]
-    copies = PreparedCopies(DistinctBatch(images, torch.arange(distinct), torch.arange(distinct)))
+    copies = GivenImages(images, torch.arange(distinct))
     for seed in range(20):
         pairs = pair(distinct, members, repetition, 0.4, torch.Generator().manual_seed(seed))
         found = copies.repeated(pairs, slice(None)).flatten().int()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import mixmo
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.batches import BatchMaker
+from mixmo.data.batches import Augmentation
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.errors import InputError
 from mixmo.pixel_mixing import PixelMixer
@@ -31,9 +31,9 @@ def test_a_batch_is_the_trainers(members, pixels):
     own = DataSettings(batch_size=16, batch_repetition=2, channels=1, padding=0, flip=False, mean=[0.0], std=[1.0])
     mixer = mixmo.BatchMixer(network(members), batch_repetition=2, input_repetition=(0.5, 0.0), pixels=pixels)
     labels = torch.arange(8) % 5
-    theirs = BatchMaker(own, mixer)(
-        DistinctBatch(images, labels, torch.arange(8)), torch.Generator().manual_seed(1), progress=0.5
-    )
+    generator = torch.Generator().manual_seed(1)
+    source = Augmentation(own).source(DistinctBatch(images, labels, torch.arange(8)), generator)
+    theirs = mixer.mix(source, generator, progress=0.5)
     # Augmentation draws before the masks, so equal masks are only to be had from the same place of the generator.
     generator = torch.Generator().manual_seed(1)
     given = mixer((images / 255).permute(0, 3, 1, 2), labels, 0.5, generator)

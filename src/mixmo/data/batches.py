@@ -1,15 +1,14 @@
-"""Augmentation on the device, in training and at test time, and the mixtures of a training step."""
+"""Augmentation on the device, in training and at test time."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixmo.batch_mixing import WHOLE, BatchMixer, ImageSource, MixedBatch
+from mixmo.batch_mixing import WHOLE, GivenImages, ImageSource
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.data.policies import Policy
@@ -89,11 +88,13 @@ class Augmentation(CenterCrop):
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
         self.padding, self.flip, self.settings = settings.padding, settings.flip, settings
+        self.policy = Policy(settings) if Policy.needed(settings) else None
 
-    @cached_property
-    def policy(self) -> Policy | None:
-        """What changes images further in training; evaluation needs none."""
-        return Policy(self.settings) if Policy.needed(self.settings) else None
+    def source(self, batch: DistinctBatch, generator: torch.Generator) -> ImageSource:
+        """Return the images of a step for :meth:`BatchMixer.mix`; a Dataset's own stay as they are."""
+        if batch.images.is_floating_point():
+            return GivenImages(batch.images, batch.labels)
+        return AugmentedImages(batch, self, generator)
 
     def random(self, images: Tensor, index: Tensor, generator: torch.Generator, part: slice = WHOLE) -> Tensor:
         """Return (n, C, h, w): the images of ``index`` (n,) among (N, H, W, C) uint8, each cropped and mirrored alone.
@@ -156,50 +157,3 @@ class AugmentedImages:
         own = slice(first * members, last * members)
         copies = self.augment.random(self.images, places.flatten(), self.generator, own)
         return copies.view(last - first, members, *copies.shape[1:])
-
-
-class PreparedCopies:
-    """The images of one step, (U * c, C, h, w), as a source of copies that a Dataset has prepared, c of each image."""
-
-    def __init__(self, batch: DistinctBatch) -> None:
-        self.images, self.labels, self.chosen = batch
-        self.count = len(self.images) // len(self.chosen)
-
-    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, h, w): no copy is used twice if there are enough.
-
-        In each member's column of the pairs every image occurs b times: the first member gets its first b copies, the
-        next member the next b.
-        """
-        order = pairs.argsort(dim=0, stable=True)
-        repetition, members = len(pairs) // len(self.chosen), pairs.shape[1]
-        occurrence = torch.arange(len(pairs), device=pairs.device)[:, None].expand_as(pairs) % repetition
-        number = torch.empty_like(pairs).scatter_(0, order, occurrence)
-        number += repetition * torch.arange(members, device=pairs.device)
-        return self.images[(pairs * self.count + number % self.count)[part]]
-
-    def copies(self, places: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, h, w): the images at these places, cycling through their copies."""
-        number = torch.arange(places.numel(), device=places.device).view_as(places) % self.count
-        return self.images[(places * self.count + number)[part]]
-
-
-class BatchMaker:
-    """Makes the mixtures of a step from its distinct images, augmented by the recipe's data section."""
-
-    def __init__(self, settings: DataSettings, mixer: BatchMixer) -> None:
-        self.settings, self.mixer, self.augment = settings, mixer, Augmentation(settings)
-        _ = self.augment.policy  # raises where its library is missing
-
-    def __call__(
-        self,
-        batch: DistinctBatch,
-        generator: torch.Generator,
-        progress: float = 0.0,
-        mask_progress: float | None = None,
-        part: slice = WHOLE,
-    ) -> MixedBatch:
-        """Draw one step, and make a part of its mixtures (:meth:`BatchMixer.mix`)."""
-        prepared = batch.images.is_floating_point()
-        source: ImageSource = PreparedCopies(batch) if prepared else AugmentedImages(batch, self.augment, generator)
-        return self.mixer.mix(source, generator, progress, mask_progress, part)

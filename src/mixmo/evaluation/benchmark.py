@@ -136,7 +136,8 @@ def batch_making(case: Benchmark) -> Timer:
     step = TrainingStep(case, case.num_members)
     step()
     batch, generator = next(iter(step.loaders.samples(0, 1))), torch.Generator(case.device).manual_seed(0)
-    return partial(time_call, lambda: step.training.maker(batch, generator), case.device)
+    mixer, augment = step.training.mixer, step.training.augment
+    return partial(time_call, lambda: mixer.mix(augment.source(batch, generator), generator), case.device)
 
 
 def inference(case: Benchmark, members: int, count: int = 1, fused: bool = False, compiled: bool = False) -> Timer:

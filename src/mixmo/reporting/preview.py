@@ -15,6 +15,7 @@ from torch import Tensor
 from mixmo.batch_mixing import MixedBatch
 from mixmo.config.data_settings import DataSettings
 from mixmo.config.plan import Plan
+from mixmo.data.batches import Augmentation
 from mixmo.data.image_sets import build_train_loader
 from mixmo.data.module import DataModule
 from mixmo.escaping import label
@@ -23,7 +24,7 @@ from mixmo.masks import CONSTANT, KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.reporting.page import Picture, Section, data_uri, png_of, render
 from mixmo.seeding import generator_for, seed_for
-from mixmo.training.build import build_maker, build_network
+from mixmo.training.build import build_mixer, build_network
 
 MIXTURES = 4
 DRAWS = 2000
@@ -44,19 +45,20 @@ def preview(plan: Plan, name: str, folder: Path, overwrite: bool = False) -> lis
     settings = plan.settings
     data = DataModule(settings.data, settings.seed)
     net = build_network(settings, data)
-    maker = build_maker(settings, net, data)
+    batch_mixer, augment = build_mixer(settings, net, data), Augmentation(settings.data)
     loader = build_train_loader(data.train, settings.data, settings.seed, torch.device("cpu"))
     mixtures = []
     for step, batch in zip(range(MIXTURES), loader, strict=False):  # each from a step of its own, as training draws it
         with torch.random.fork_rng():
             torch.manual_seed(seed_for(settings.seed, step, "global"))  # as in training, for augmentation policies
-            mixed = maker(batch, generator_for(settings.seed, step))
+            generator = generator_for(settings.seed, step)
+            mixed = batch_mixer.mix(augment.source(batch, generator), generator)
         place = (2 * step + 1) * len(mixed.shared) // (2 * MIXTURES)  # where rho is not 0, the last share one image
         one = slice(place, place + 1)
         mixtures.append(
             MixedBatch(mixed.inputs[one], mixed.masks[one], mixed.targets[one], mixed.weights[one], mixed.shared[one])
         )
-    mixer, shape = maker.mixer.mixer, net.encoder_shape(*mixed.inputs.shape[-2:])
+    mixer, shape = batch_mixer.mixer, net.encoder_shape(*mixed.inputs.shape[-2:])
     figure = Figure(figsize=(max(10, 1.7 * (2 * mixer.num_members + 1)), 2.3 * MIXTURES + 1.2 * len(KINDS)))
     figure.set_layout_engine("constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.3 * MIXTURES, 1.2 * len(KINDS))).flat

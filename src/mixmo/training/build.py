@@ -1,4 +1,4 @@
-"""Builds a run's network and batch maker from settings and data."""
+"""Builds a run's network and mixer from settings and data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mixmo.batch_mixing import BatchMixer
 from mixmo.config.settings import Settings
-from mixmo.data.batches import BatchMaker
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
 from mixmo.header import Header, Preparation, height_and_width
@@ -86,8 +85,8 @@ def describe(settings: Settings, data: DataModule) -> Header:
     )
 
 
-def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
-    """Return what makes mixtures of distinct images, for a network and a dataset."""
+def build_mixer(settings: Settings, net: MixMo, data: DataModule) -> BatchMixer:
+    """Return the mixer of a network, tried on images of the dataset's size."""
     allowed, images, members = settings.allow_imports, settings.data, net.num_members
     shape = net.encoder_shape(*_crop(settings, data))
     own, soft = settings.mixer, settings.pixels.kind != "none" or images.multi_label
@@ -107,7 +106,7 @@ def build_maker(settings: Settings, net: MixMo, data: DataModule) -> BatchMaker:
         loss=find_objective(settings.objective.name, allowed, members, net.num_classes, soft),
     )
     mixer.mixer.sample(1, shape, torch.Generator())  # refuses what it cannot do before training starts
-    return BatchMaker(images, mixer)
+    return mixer
 
 
 def _crop(settings: Settings, data: DataModule) -> tuple[int, int]:

@@ -188,7 +188,7 @@ def _warn_of_short_runs(plan: Plan, training: Training) -> None:
             "optimizer.freeze_epochs is %g, and trainer.max_epochs %d: only encoders and heads are trained; lower it, "
             "or set it to all, which says so.", frozen, epochs,
         )  # fmt: skip
-    shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.maker.mixer.mixer.kinds)
+    shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
         log.warning(
             "mixer.progress is epochs, as published for long runs: of %d epochs the last has no shaped masks at all; "

@@ -19,13 +19,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 from mixmo.batch_mixing import WHOLE, MixedBatch
 from mixmo.checkpoints import finished_epochs
 from mixmo.config.settings import Settings
+from mixmo.data.batches import Augmentation
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.errors import TrainingError
 from mixmo.metrics.multi_label import average_precisions
 from mixmo.network import MixMo
 from mixmo.seeding import generator_for, seed_for
 from mixmo.training import ranks
-from mixmo.training.build import build_maker, describe
+from mixmo.training.build import build_mixer, describe
 from mixmo.training.loaders import Loaders
 from mixmo.training.optimizers import FrozenCore, Schedule, build_optimizer, is_setting, perturb_weights, warmup_steps
 from mixmo.training.sums import EpochSums
@@ -47,7 +48,8 @@ class Training(L.LightningModule):
     def __init__(self, settings: Settings, net: MixMo, loaders: Loaders) -> None:
         super().__init__()
         self.settings, self.sample_batches, self.num_images = settings, loaders.samples, len(loaders.data.train)
-        self.maker, self.header = build_maker(settings, net, loaders.data), describe(settings, loaders.data)
+        self.mixer, self.header = build_mixer(settings, net, loaders.data), describe(settings, loaders.data)
+        self.augment = Augmentation(settings.data)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.core = FrozenCore(self.net) if settings.optimizer.freeze_epochs else None
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
@@ -123,7 +125,8 @@ class Training(L.LightningModule):
 
     def _mix(self, batch: DistinctBatch, generator: torch.Generator, part: slice = WHOLE) -> MixedBatch:
         """Return a part of the mixtures of a step, with p and rho as they stand at it."""
-        return self.maker(batch, generator, self.progress(), self.mask_progress(), part)
+        source = self.augment.source(batch, generator)
+        return self.mixer.mix(source, generator, self.progress(), self.mask_progress(), part)
 
     def progress(self) -> float:
         """Return the share of the steps of training that is done."""
@@ -326,7 +329,7 @@ class Training(L.LightningModule):
         shown, size = index, self.settings.data.evaluation_size
         if self.settings.model.compile and len(index) < size:
             shown = torch.cat([index, index[:1].expand(size - len(index))])
-        logits: Tensor = self._compiled_net(self.maker.augment.center(images, shown))
+        logits: Tensor = self._compiled_net(self.augment.center(images, shown))
         return logits[: len(index)].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
