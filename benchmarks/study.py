@@ -43,7 +43,6 @@ from mixmo.errors import InputError, TrainingError
 from mixmo.evaluation.costs import network_size, training_images
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
-from mixmo.evaluation.records import read_history
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
@@ -125,7 +124,7 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
             leave_out_images(each.data, row.avoided)
     found = evaluate_runs(trained, row.options)
     starts = [RunFolder(folder_of(plan, scratch)) for plan in row.starts]
-    histories = [read_history(run) for run in (*starts, *(each.folder for each in trained))]
+    histories = [run.read_metrics() for run in (*starts, *(each.folder for each in trained))]
     settings, hardware = row.plans[0].settings, trained[0].folder.about()
     place = Path(settings.data.name.partition(":")[2] or settings.data.name)
     return row.about | {

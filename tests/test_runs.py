@@ -86,7 +86,7 @@ def test_a_run_goes_on_alike_from_the_checkpoint_before(run, trained_once):
     last.write_bytes(last.read_bytes()[:-100])
     fit(make_plan(run.resumed_config()), run, resume=True)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in checkpoints.load(last)["state_dict"].items())
-    assert [row["epoch"] for row in run.read_metrics()] == ["1", "2", "3"]
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2, 3]
 
 
 def test_checkpoints_that_are_gone_are_named(run, caplog):
@@ -103,7 +103,7 @@ def test_a_run_without_a_finished_epoch_starts_again_and_says_so(pictures, tmp_p
     run.create(plan.yaml, {})
     fit(plan, run, resume=True)
     assert "has no checkpoint yet; it starts from the beginning" in caplog.text
-    assert [row["epoch"] for row in run.read_metrics()] == ["1"]
+    assert [row["epoch"] for row in run.read_metrics()] == [1]
 
 
 def test_a_checkpoint_holds_nothing_that_acts(run, tmp_path):

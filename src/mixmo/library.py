@@ -28,7 +28,6 @@ from mixmo.deploy.predictor import Predictor
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.records import read_history
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.launching import is_first
@@ -203,7 +202,7 @@ class Run(TrainedRun):
     @property
     def metrics(self) -> list[dict[str, float]]:
         """A row for each epoch, as ``metrics.csv`` has it; ``pandas.DataFrame(run.metrics)`` makes a table of it."""
-        return read_history(self.folder)
+        return self.folder.read_metrics()
 
     @property
     def report(self) -> Path:

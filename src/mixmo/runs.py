@@ -256,46 +256,70 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add an epoch's row to the end of ``metrics.csv``, however long that is."""
-        texts = {key: str(int(value)) if float(value).is_integer() else f"{value:.6g}" for key, value in row.items()}
         with explain_write_errors(self.metrics_file):
             try:
                 with self.metrics_file.open(encoding="utf-8") as file:
                     columns = file.readline().rstrip("\n").split(",")
             except FileNotFoundError:
                 columns = []
-            if columns != list(texts):  # the first row, or a run resumed with other metrics
-                self._write_metrics([*self.read_metrics(), texts])
+            if columns != list(row):  # the first row, or a run resumed with other metrics
+                self._write_metrics([*self.read_metrics(), row])
                 return
             with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
-                file.write(",".join(texts.values()) + "\n")
+                file.write(",".join(map(_as_cell, row.values())) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 
     def cut_metrics(self, epochs: int) -> None:
         """Remove the rows of later epochs from ``metrics.csv``, which a stopped run has left behind its checkpoint."""
         if self.metrics_file.is_file():
-            self._write_metrics([row for row in self.read_metrics() if int(row["epoch"]) <= epochs])
+            self._write_metrics([row for row in self.read_metrics() if row["epoch"] <= epochs])
 
-    def _write_metrics(self, rows: list[dict[str, str]]) -> None:
+    def _write_metrics(self, rows: list[dict[str, float]]) -> None:
         if not rows:
             self.metrics_file.unlink()
             return
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+        lines = [columns, *([_as_cell(row.get(column, math.nan)) for column in columns] for row in rows)]
         write_text(self.metrics_file, "".join(",".join(line) + "\n" for line in lines))
 
-    def read_metrics(self) -> list[dict[str, str]]:
-        """Return the rows of ``metrics.csv``, none if there is no such file yet; a half-written row is ignored."""
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Return the rows of ``metrics.csv``, NaN where a cell is empty; none if there is no such file yet.
+
+        A half-written row is ignored.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
+        rows = list[dict[str, float]]()
         try:
             if not self.metrics_file.is_file():
                 return []
             whole, end, _ = self.metrics_file.read_text(encoding="utf-8").rpartition("\n")
-            rows = list(csv.DictReader(io.StringIO(whole + end)))
-            if all(int(row["epoch"]) > 0 and None not in row and None not in row.values() for row in rows):
-                return rows
+            for texts in csv.DictReader(io.StringIO(whole + end)):
+                row = {key: float("nan" if text == "" else text) for key, text in texts.items()}
+                if not all(0 <= row[key] < math.inf for key in ("epoch", "step", "seconds")):
+                    raise ValueError
+                rows.append(row)
+            return rows
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):
-            pass
-        raise InputError(f"{self.metrics_file} is damaged: each row has an epoch and numbers; move it away.")
+            raise InputError(
+                f"{self.metrics_file} is damaged: row {len(rows) + 1} is not one of numbers with an epoch, step and "
+                "seconds; move the file away."
+            ) from None
+
+    def known_metrics(self) -> list[dict[str, float]]:
+        """Return :meth:`read_metrics`; none if the file is damaged, which the report says."""
+        try:
+            return self.read_metrics()
+        except InputError:
+            return []
+
+
+def _as_cell(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
 def _left_by_a_start(path: Path) -> bool:

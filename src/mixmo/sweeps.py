@@ -24,7 +24,6 @@ from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
 from mixmo.escaping import csv_cell
 from mixmo.evaluation.comparison import Networks
-from mixmo.evaluation.records import read_history, validation_score
 from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
 from mixmo.runs import RunFolder
@@ -293,10 +292,10 @@ class SweepRunner:
                 self.errors[trial.key] = f"{type(error).__name__}: {reason(error)}."
             self.write()
 
-    def _read_history(self, trial: Trial) -> list[dict[str, float]]:
+    def _read_metrics(self, trial: Trial) -> list[dict[str, float]]:
         """Return a trial's epochs; if they cannot be read, it has failed."""
         try:
-            return read_history(self.run(trial))
+            return self.run(trial).read_metrics()
         except InputError as error:
             self.errors.setdefault(trial.key, extract_message(error))
             return []
@@ -328,10 +327,10 @@ class SweepRunner:
         first, *rest = COLUMNS
         writer.writerow([first, *axes, *rest])
         for trial in self.trials:
-            rows = self._read_history(trial)
-            last = rows[-1] if rows else {}
+            rows = self._read_metrics(trial)
+            loss = rows[-1].get("train_loss", math.nan) if rows else math.nan
             seconds = sum(row["seconds"] for row in rows) if rows else math.nan
-            numbers = [validation_score(last), last.get("train_loss", math.nan), seconds]
+            numbers = [_validation_score(rows), loss, seconds]
             cells = [trial.key, *(trial.choices.get(axis, "") for axis in axes), str(trial.plan.settings.seed)]
             cells += [self.status(trial), str(len(rows))]
             cells += ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
@@ -348,13 +347,19 @@ class SweepRunner:
         return [Networks(name, own) for name, own in folders.items()]
 
     def best(self, groups: Sequence[Networks]) -> tuple[str, float]:
-        """Return the configuration of the highest mean :func:`validation_score`; NaN where there is none."""
+        """Return the configuration of the highest mean score on validation images; NaN where there is none."""
         scores = {}
         for group in groups:
-            histories = [read_history(self.run(trial)) for trial in self.trials if trial.name == group.name]
-            scores[group.name] = statistics.fmean(validation_score(rows[-1]) for rows in histories)
+            histories = [self.run(trial).read_metrics() for trial in self.trials if trial.name == group.name]
+            scores[group.name] = statistics.fmean(map(_validation_score, histories))
         best = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
         return best, scores[best]
+
+
+def _validation_score(rows: Sequence[Mapping[str, float]]) -> float:
+    """Return the accuracy on validation images after the last epoch, or the mAP of several labels; NaN without any."""
+    last = rows[-1] if rows else {}
+    return last.get("val_map", last.get("val_accuracy", math.nan))
 
 
 def _check_folder(folder: Path) -> None:

@@ -99,12 +99,16 @@ def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("metrics.csv", "epoch,step\n1,6\n", "metrics.csv is damaged: row 1 has no number for &#39;seconds&#39;."),
-        ("metrics.csv", "epoch,step,seconds\n1,six,1\n", "row 1 has &#39;six&#39; for &#39;step&#39;."),
-        ("metrics.csv", "\0\udcff", "metrics.csv is damaged: each row has an epoch"),
-        ("environment.json", "{", "environment.json cannot be read: "),
-        ("environment.json", "[]", "environment.json is damaged: it names no command."),
-        ("environment.json", None, "environment.json cannot be read: "),
+        (
+            "metrics.csv",
+            "epoch,step\n1,6\n",
+            "metrics.csv is damaged: row 1 is not one of numbers",
+        ),
+        ("metrics.csv", "epoch,step,seconds\n1,9,1\n2,six,1\n", "metrics.csv is damaged: row 2 "),
+        ("metrics.csv", "\0\udcff", "metrics.csv is damaged: row 1 is not one of numbers"),
+        ("environment.json", "{", "environment.json is missing, or damaged."),
+        ("environment.json", "[]", "environment.json is missing, or damaged."),
+        ("environment.json", None, "environment.json is missing, or damaged."),
     ],
 )
 def test_damaged_files_of_a_run_are_a_sentence_of_the_page(trained, tmp_path, name, content, sentence):

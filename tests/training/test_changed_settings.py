@@ -109,7 +109,7 @@ def test_the_command_line_makes_a_run_longer(images, tmp_path, capsys):
     run = begun(images, tmp_path)
     assert main(["fit", str(run.path), "--trainer.max_epochs", "3"]) == 0
     assert "trainer.max_epochs 2 -> 3 from step 8 (epoch 3) on." in capsys.readouterr().out
-    assert [row["epoch"] for row in run.read_metrics()] == ["1", "2", "3"]
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2, 3]
     for words in (["--seed=1"], ["--accept_changes=maybe"], ["--run=elsewhere"]):
         assert main(["fit", str(run.path), *words]) == 2
     assert (

@@ -105,7 +105,7 @@ def test_rows_are_appended_and_cut_back(tmp_path):
     assert run.metrics_file.stat().st_ino == before  # the same file grew
     with run.metrics_file.open("a") as file:
         file.write("3,0.1")  # a process died here
-    assert [row["epoch"] for row in run.read_metrics()] == ["1", "2"]
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2]
     run.cut_metrics(1)
     assert run.metrics_file.read_text() == "epoch,loss\n1,0.5\n"
     run.append_metrics({"epoch": 2, "loss": 0.125, "val_nll": 1})

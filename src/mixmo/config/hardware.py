@@ -37,7 +37,7 @@ def has_units(device: torch.device, precision: Precision) -> bool:
         return True
     if device.type == "cuda":
         if precision == "bf16-mixed":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return torch.cuda.get_device_capability(device) >= (7, 0)
     return device.type == "cpu" and precision == "bf16-mixed" and bool(torch.cpu._is_avx512_bf16_supported())
 

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.config.settings import Settings
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.records import read_known_history
 from mixmo.header import height_and_width
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
@@ -34,7 +33,7 @@ def costs(run: TrainedRun) -> dict[str, float]:
     ``images`` and ``minutes`` are NaN if ``metrics.csv`` is missing or damaged.
     """
     net, images = _network(run)
-    rows = read_known_history(run.folder)
+    rows = run.folder.known_metrics()
     return _size(net, images) | {
         "images": training_images(run.settings, rows) if rows else math.nan,
         "minutes": sum(row["seconds"] for row in rows) / 60 if rows else math.nan,

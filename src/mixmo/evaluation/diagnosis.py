@@ -14,7 +14,6 @@ from torch import Tensor
 from mixmo.cache import keep_json, read_json
 from mixmo.data.policies import Policy
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.records import read_known_history
 from mixmo.network import MixMo
 
 IMAGES = 16
@@ -106,6 +105,6 @@ def _activations(net: MixMo, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _train_accuracy(run: TrainedRun, epoch: int) -> float:
     """Return an epoch's accuracy in ``metrics.csv``; NaN if there is none, as for images with several labels."""
-    rows = [row for row in read_known_history(run.folder) if row["epoch"] == epoch]
+    rows = [row for row in run.folder.known_metrics() if row["epoch"] == epoch]
     found = [value for row in rows for key, value in row.items() if re.fullmatch(r"train_member_\d+_accuracy", key)]
     return statistics.fmean(found) if found else math.nan

@@ -15,7 +15,6 @@ from mixmo.corruptions import SEVERITIES
 from mixmo.errors import InputError
 from mixmo.escaping import dataset_name
 from mixmo.evaluation.predictions import Predictions
-from mixmo.evaluation.records import read_environment, read_history
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.catalogue import CORRUPTED, COSTS, DIAGNOSIS, DIVERSITY, METRICS, PER_NETWORK, SCALED
 from mixmo.metrics.ood import ood_scores
@@ -131,7 +130,7 @@ def curves_sections(runs: Mapping[str, RunFolder], text: str) -> list[Section]:
     histories, notes = {}, []
     for name, run in runs.items():
         try:
-            if rows := read_history(run):
+            if rows := run.read_metrics():
                 histories[name] = rows
         except InputError as error:
             notes.append(log_missing(error))
@@ -222,10 +221,10 @@ def reproduce_section(runs: Sequence[RunFolder], notes: Sequence[str] = (), more
     """Return how runs were trained: commands, settings (of a single one all), and the first one's environment."""
     made, notes = list[dict[str, Any]](), list(notes)
     for run in runs:
-        try:
-            made.append(read_environment(run))
-        except InputError as error:
-            notes.append(log_missing(error))
+        if isinstance((about := run.about()).get("command"), str):
+            made.append(about)
+        else:
+            notes.append(log_missing(InputError(f"{run.path / 'environment.json'} is missing, or damaged.")))
     listings = {"Commands": "\n".join([*(each["command"] for each in made), *more])}
     if len(runs) == 1:
         listings["Configuration"] = runs[0].config_file.read_text("utf-8").strip()
