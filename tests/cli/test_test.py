@@ -195,7 +195,8 @@ def test_a_later_call_keeps_what_an_earlier_one_found_of_the_same_checkpoint(tra
     first = json.loads((run.path / "test.json").read_text())
     assert main(["test", str(run.path), "--ood", name]) == 0
     both = json.loads((run.path / "test.json").read_text())
-    assert {key: both[key] for key in first} == first and f"ood/{name}/energy/auroc" in both
+    assert both["about"] == first["about"] | {"ood": [name]}
+    assert {key: both[key] for key in first} == first | {"about": both["about"]} and f"ood/{name}/energy/auroc" in both
     assert main(["test", str(run.path)]) == 0
     assert json.loads((run.path / "test.json").read_text()) == both
     page = (run.path / "report.html").read_text()

@@ -58,7 +58,7 @@ def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
         mixmo.fit(NET, **floats, **FAST, **{key: value})
 
 
-def test_prepared_images_unlike_those_of_training_are_named(digits, caplog):
+def test_prepared_images_unlike_those_of_training_are_named(digits, caplog, monkeypatch):
     images, labels = digits["train"]
     floats = images.reshape(len(images), 1, 8, 8) / np.float32(255)
     run = mixmo.fit(NET, (floats, labels), **FAST | {"epochs": 1, "limit_train_batches": 1})
@@ -70,6 +70,10 @@ def test_prepared_images_unlike_those_of_training_are_named(digits, caplog):
     assert "have shape" not in caplog.text
     run.predict(torch.zeros(2, 1, 16, 8))
     assert "Images have shape (1, 16, 8), but those of training had (1, 8, 8)" in caplog.text
+    predictor = mixmo.Predictor(run)
+    monkeypatch.setattr(predictor, "_answer", lambda images: (torch.full((2, 2, 10), torch.nan), None))
+    with pytest.raises(InputError, match="answers image 0 with numbers that are not finite"):
+        predictor(torch.zeros(2, 1, 8, 8))
 
 
 def test_each_run_warns_anew_and_of_a_freeze_beyond_its_end(digits, caplog):

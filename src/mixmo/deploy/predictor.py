@@ -17,7 +17,7 @@ from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
 from mixmo.data.messages import list_some, warn_once
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
-from mixmo.deploy.images import AnyImage, Form, decode_image
+from mixmo.deploy.images import AnyImage, Decoded, Form, decode_image
 from mixmo.deploy.models import Model, find_calibration, get_form, open_model, open_run
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError, one_of, refuse_labels
@@ -208,12 +208,10 @@ class Predictor:
         """
         forms = list(dict.fromkeys(get_form(model.spec) for model in self.models))
         if self.models[0].spec.data.own_transforms:
-            for start in range(0, len(images), batch_size):
-                numbers = list(range(start, min(start + batch_size, len(images))))
-                prepared = _stack_prepared(images, numbers, self.models[0].spec)
-                yield Answers(numbers, *self._answer(dict.fromkeys(forms, prepared)), {})
-            return
-        for batch in decode_image(images, forms, batch_size, workers):
+            batches = _stack_prepared(images, forms, batch_size, self.models[0].spec)
+        else:
+            batches = decode_image(images, forms, batch_size, workers)
+        for batch in batches:
             logits, features = torch.zeros(0, 1, len(self.classes)), None
             if batch.numbers:
                 logits, features = self._answer(batch.pixels)
@@ -249,21 +247,25 @@ def _paths(models: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [*str(paths[0]).split("+")]
 
 
-def _stack_prepared(images: Sequence[AnyImage], numbers: Sequence[int], spec: Spec) -> Tensor:
-    """Return a batch of what a Dataset has prepared; warn if it is of another size than in training."""
-    parts = [_prepared(images[number], number) for number in numbers]
-    for number, each in zip(numbers, parts, strict=True):
-        if each.shape != parts[0].shape:
-            raise InputError(
-                f"image {number} has shape {tuple(each.shape)}, but image {numbers[0]} has {tuple(parts[0].shape)}; "
-                "prepare all to one size."
-            )
-        if not bool(each.isfinite().all()):
-            raise InputError(f"image {number} has values that are not finite.")
-    wanted = (spec.data.channels, *spec.size)
-    if (found := tuple(parts[0].shape)) != wanted:
-        warn_once(f"Images have shape {found}, but those of training had {wanted}: prepare them the same way.")
-    return torch.stack(parts)
+def _stack_prepared(
+    images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, spec: Spec
+) -> Iterator[Decoded]:
+    """Yield batches of what a Dataset has prepared; warn if it is of another size than in training."""
+    for start in range(0, len(images), batch_size):
+        numbers = [*range(start, min(start + batch_size, len(images)))]
+        parts = [_prepared(images[number], number) for number in numbers]
+        for number, each in zip(numbers, parts, strict=True):
+            if each.shape != parts[0].shape:
+                raise InputError(
+                    f"image {number} has shape {tuple(each.shape)}, but image {start} has {tuple(parts[0].shape)}; "
+                    "prepare all to one size."
+                )
+            if not bool(each.isfinite().all()):
+                raise InputError(f"image {number} has values that are not finite.")
+        wanted = (spec.data.channels, *spec.size)
+        if (found := tuple(parts[0].shape)) != wanted:
+            warn_once(f"Images have shape {found}, but those of training had {wanted}: prepare them the same way.")
+        yield Decoded(numbers, dict.fromkeys(forms, torch.stack(parts)), {})
 
 
 def _prepared(image: AnyImage, number: int) -> Tensor:

@@ -4,77 +4,60 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
-from mixmo.evaluation.calibration import COLUMNS, AnyCalibration, Calibration, LabelCalibration, load_kept_calibration
+from mixmo.evaluation.calibration import (
+    AnyCalibration,
+    Calibration,
+    LabelCalibration,
+    columns_of,
+    from_columns,
+    load_kept_calibration,
+)
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
 from mixmo.header import Header
-from mixmo.validation import CONFIG, Boolean, Integer, Number, Share, describe_errors
+from mixmo.validation import CONFIG
 
 MOST_IMAGES = 10_000
 """Largest number of validation images whose confidences are written into a file."""
 
-Kind = TypeVar("Kind")
-Temperature = Annotated[Number, Field(gt=0, lt=math.inf)]
-
-
-@dataclass(frozen=True, config=CONFIG)
-class _Columns:
-    """A calibration as plain values."""
-
-    temperature: Temperature
-    confidence: Annotated[list[Share], Field(min_length=1)]
-    correct: list[Boolean]
-    likely: list[Share]
-    targets: list[Annotated[Integer, Field(ge=0)]]
-    aps: list[Share]
-    raps: list[Number]
-
-
-@dataclass(frozen=True, config=CONFIG)
-class _Thresholds:
-    """A calibration of several labels as plain values."""
-
-    temperature: Temperature
-    thresholds: Annotated[list[Share], Field(min_length=1)]
+KINDS = {"correct": torch.bool, "targets": torch.int64}
+SHARES = {"confidence", "likely", "aps", "thresholds"}
+"""Columns of a calibration that are not float64, and those that lie between 0 and 1."""
 
 
 def _calibration(value: Any) -> AnyCalibration | None:
     """Return the calibration of a description; refuse anything else."""
     if value is None or isinstance(value, AnyCalibration):
         return value
-    if isinstance(value, Mapping) and "thresholds" in value:
-        found = _read_columns(value, _Thresholds)
-        return LabelCalibration(found.temperature, torch.tensor(found.thresholds, dtype=torch.float64))
-    own = _read_columns(value, _Columns)
-    columns = {key: getattr(own, key) for key in COLUMNS}
-    if len({len(column) for column in columns.values()}) > 1:
-        raise ValueError("its calibration has columns of different lengths")
-    kinds = {"correct": torch.bool, "targets": torch.int64}
-    made: dict[str, Any] = {
-        key: torch.tensor(column, dtype=kinds.get(key, torch.float64)) for key, column in columns.items()
-    }
-    return Calibration(own.temperature, **made)
-
-
-def _read_columns(value: Any, kind: type[Kind]) -> Kind:
     try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise ValueError(f"of its calibration {describe_errors(error, kind)[0]}") from error
+        columns = {
+            key: torch.tensor(column, dtype=KINDS.get(key, torch.float64))
+            for key, column in value.items()
+            if key != "temperature"
+        }
+        found = from_columns(float(value["temperature"]), columns)
+        columns = columns_of(found)
+        (length,) = {column.shape for column in columns.values()}
+        whole = len(length) == 1 and all(bool(column.isfinite().all()) for column in columns.values())
+        shares = torch.stack([columns[key] for key in SHARES & columns.keys()])
+        if not (whole and 0 <= shares.min() <= shares.max() <= 1 and 0 < found.temperature < math.inf):
+            raise ValueError
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError("its calibration is damaged") from error
+    return found
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -112,11 +95,8 @@ class Spec(Header):
         content = self.to_dict() | more
         if (own := self.calibration) is not None:
             step = -(-len(own.correct) // MOST_IMAGES) if isinstance(own, Calibration) else 1
-            content["calibration"] = {"temperature": own.temperature} | {
-                key: column[::step].tolist()
-                for key in (*COLUMNS, "thresholds")
-                if (column := getattr(own, key, None)) is not None
-            }
+            columns = {key: column[::step].tolist() for key, column in columns_of(own).items()}
+            content["calibration"] = {"temperature": own.temperature} | columns
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod

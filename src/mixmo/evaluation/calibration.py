@@ -6,7 +6,7 @@ It is saved in the run's folder, so that using the network needs neither the val
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +107,22 @@ class LabelCalibration:
 AnyCalibration = Calibration | LabelCalibration
 
 
+def columns_of(calibration: AnyCalibration) -> dict[str, Tensor]:
+    """Return what is saved of a calibration beside its temperature, by name."""
+    kept = COLUMNS if isinstance(calibration, Calibration) else ("thresholds",)
+    return {key: getattr(calibration, key) for key in kept}
+
+
+def from_columns(
+    temperature: float, columns: Mapping[str, Tensor], interval: tuple[float, float] | None = None
+) -> AnyCalibration:
+    """Return the calibration of which these are the :func:`columns_of`."""
+    if "thresholds" in columns:
+        return LabelCalibration(temperature, columns["thresholds"])
+    own: dict[str, Any] = {key: columns[key] for key in COLUMNS}
+    return Calibration(temperature, **own, interval=interval)
+
+
 def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
     """Return the calibration that validation images give, from averaged logits (N, K).
 
@@ -146,8 +162,7 @@ def calibrate(
     found = predict(run, "validation", precision, refresh, tta)
     calibration = fit_calibration(mean_logits(found.logits), found.targets)
     note = {"checkpoint": run.digest, "temperature": calibration.temperature, "interval": calibration.interval}
-    kept = COLUMNS if isinstance(calibration, Calibration) else ("thresholds",)
-    keep_tensors(_file(run, tta), {key: getattr(calibration, key) for key in kept}, note)
+    keep_tensors(_file(run, tta), columns_of(calibration), note)
     return calibration
 
 
@@ -212,11 +227,8 @@ def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCa
     if (known := read_tensors(_file(run, tta))) is None or known[1].get("checkpoint") != run.digest:
         return None
     tensors, note = known
-    if run.header.multi_label:
-        return LabelCalibration(float(note["temperature"]), tensors["thresholds"])
-    columns: dict[str, Any] = {key: tensors[key] for key in COLUMNS}
-    low, high = map(float, note["interval"])
-    return Calibration(float(note["temperature"]), **columns, interval=(low, high))
+    interval = None if note["interval"] is None else tuple(note["interval"])
+    return from_columns(float(note["temperature"]), tensors, interval)
 
 
 def _file(run: TrainedRun, tta: Augmentations) -> Path:

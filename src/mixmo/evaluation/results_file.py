@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,15 @@ from typing import Any
 
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import load_kept_predictions
-from mixmo.evaluation.results import EvaluationOptions, EvaluationResult, OODResult, evaluate_runs
+from mixmo.evaluation.results import (
+    EvaluationOptions,
+    EvaluationResult,
+    OODResult,
+    class_metrics,
+    evaluate_runs,
+    ood_metrics,
+)
 from mixmo.evaluation.robustness import CorruptionResult
-from mixmo.metrics.ood import SCORES, OutOfDistribution
 from mixmo.runs import RunFolder
 
 CONVENTIONS = {
@@ -59,6 +64,7 @@ def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationO
         "epochs": result.predictions.epochs,
         "precision": options.precision,
         "tta": options.tta,
+        "ood": list(result.ood),
         "conventions": CONVENTIONS,
     }
     return run.write_json("test.json", content)
@@ -81,32 +87,13 @@ def with_earlier(trained: TrainedRun, result: EvaluationResult, options: Evaluat
         corruptions = result.corruptions
         if corruptions is None and "corruptions" in known:
             corruptions = CorruptionResult.from_json(known["corruptions"])
-        ood = _ood(known, trained, options) | result.ood
-        per_class = result.per_class or {
-            str(name): {str(key): _number(value) for key, value in metrics.items()}
-            for name, metrics in known.get("per_class", {}).items()
-        }
+        others = [str(name) for name in about.get("ood", []) if name not in result.ood]
+        with_classes = "per_class" in known
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return result
+    ood = dict(result.ood)
+    for name in others:
+        if (cached := load_kept_predictions(trained, name, options.precision, options.tta)) is not None:
+            ood[name] = OODResult(cached, ood_metrics(result.predictions, cached))
+    per_class = result.per_class or (class_metrics(result.predictions, result.calibration) if with_classes else {})
     return replace(result, corruptions=corruptions, ood=ood, per_class=per_class)
-
-
-def _ood(known: Mapping[str, Any], trained: TrainedRun, options: EvaluationOptions) -> dict[str, OODResult]:
-    """Return earlier results for other datasets whose predictions are cached."""
-    keys = tuple(OutOfDistribution.descriptions)
-    ends = [f"/{score}/{key}" for score in SCORES for key in keys]
-    names = dict.fromkeys(key.removeprefix("ood/").removesuffix(ends[0]) for key in known if key.endswith(ends[0]))
-    found = {}
-    for name in names:
-        metrics = {score: {key: _number(known[f"ood/{name}/{score}/{key}"]) for key in keys} for score in SCORES}
-        kept = load_kept_predictions(trained, name, options.precision, options.tta)
-        if kept is not None:
-            found[name] = OODResult(kept, metrics)
-    return found
-
-
-def _number(value: Any) -> float:
-    """Return a number of ``test.json``, in which null stands for NaN."""
-    if value is None:
-        return math.nan
-    return value if isinstance(value, int) else float(value)
