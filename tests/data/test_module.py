@@ -264,6 +264,6 @@ def test_another_dataset_is_listed_once(image_folder, monkeypatch):
     monkeypatch.setattr(module, "NamedDataset", Counted)
     data = DataModule(DataSettings(name="digits", channels=1), 0)
     other = f"folder:{image_folder}"
-    assert data.fingerprint("test", other) == data.fingerprint("test", other)
+    assert data.fingerprint(other) == data.fingerprint(other)
     assert len(data.other(other)[0])
     assert opened.count(other) == 1

@@ -282,7 +282,7 @@ def test_fingerprints_of_splits(image_folder):
 
     of_test, of_validation = opened().fingerprint("test"), opened().fingerprint("validation")
     assert of_validation != opened(1).fingerprint("validation")
-    assert opened().fingerprint("test", "digits") == opened().fingerprint("test", "digits") != of_test
+    assert opened().fingerprint("digits") == opened().fingerprint("digits") != of_test
     os.utime(image_folder / "test" / "cat" / "000.png", (1, 1))
     assert opened().fingerprint("test") != of_test and opened().fingerprint("validation") == of_validation
     trained = data_of(own).fingerprint("train", times=False)

@@ -12,7 +12,6 @@ from mixmo.data.folders import FileImages, read_file
 from mixmo.data.messages import list_some, warn_once
 from mixmo.data.module import DataModule
 from mixmo.data.sources import ArrayImages, Source
-from mixmo.data.torchvision import TorchvisionImages
 from mixmo.errors import InputError
 from mixmo.files import check_regular
 
@@ -54,8 +53,8 @@ def find_duplicates(held_out: Source, train: Source) -> list[tuple[int, int]]:
 def _keys(source: Source) -> Sequence[Key]:
     """Return the keys by which images are compared, the cheapest first."""
     images = source.images
-    pixels = getattr(images, "pixels", None) if isinstance(images, ArrayImages | TorchvisionImages) else None
-    if pixels is not None:
+    if isinstance(images, ArrayImages):
+        pixels = images.pixels
         return (lambda number: (pixels.shape[1:], _hash(np.ascontiguousarray(pixels[number]).data)),)
     if not isinstance(images, FileImages) or len(source) > MOST_FILES:
         return ()

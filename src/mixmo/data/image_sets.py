@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import image_pixels
 from mixmo.data.given import DatasetImages, as_pixels
-from mixmo.data.orders import Batches, CopyBatches, EpochOrder
+from mixmo.data.orders import Batches, EpochOrder
 from mixmo.data.reading import decode_all, find_readable
 from mixmo.data.sources import Source, decode
 from mixmo.data.workers import PREFETCHED, begin_worker, check_room
@@ -189,9 +189,11 @@ def build_train_loader(
     distinct = check_repetition(settings.batch_size, settings.batch_repetition)
     labels = torch.as_tensor(images.labels).cpu() if settings.sampler == "balanced" else None
     order = EpochOrder(len(images), seed, epoch, stream, labels)
-    shown = Batches(order, distinct, batches, start, (0, 1) if isinstance(images, InMemoryImages) else part)
-    asked = CopyBatches(shown, copies) if isinstance(images, PreparedImages) else shown
-    return _loader(images, asked, settings, device, seed, persistent=batches is None)
+    shown = Batches(
+        order, distinct, batches, start, (0, 1) if isinstance(images, InMemoryImages) else part,
+        copies=copies if isinstance(images, PreparedImages) else 0,
+    )  # fmt: skip
+    return _loader(images, shown, settings, device, seed, persistent=batches is None)
 
 
 def build_evaluation_loader(

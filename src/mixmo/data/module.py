@@ -107,7 +107,7 @@ class DataModule:
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
         """Return the test images of another dataset, resized to the size of these, and the names of its classes."""
-        source = self._other_source(name)
+        source = self.source(name)
         return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def batch(self, indices: Sequence[int]) -> Tensor:
@@ -146,9 +146,21 @@ class DataModule:
         """``train``, ``validation``, ``unused`` and ``test``, those that there are; nothing is decoded."""
         return {**self._parts, "test": self._test_source} if self._has_test else self._parts
 
-    def source(self, split: str) -> Source:
-        """Return the images of ``train``, without what is held out of it, or ``test``; nothing is decoded."""
-        return self._parts["train"] if split == "train" else self._test_source
+    def source(self, dataset: str) -> Source:
+        """Return the images of ``train``, without what is held out of it, ``validation`` or ``test``.
+
+        Any other name is a dataset, whose test images are listed once. Nothing is decoded.
+        """
+        if dataset == "test":
+            return self._test_source
+        if dataset == "validation" and "validation" not in self._parts:
+            raise InputError("there is no validation set: data.validation is 0.")
+        if dataset in ("train", "validation"):
+            return self._parts[dataset]
+        if dataset not in self._others:
+            other = NamedDataset(dataset, self.settings, self.option)
+            self._others[dataset] = other.open("test" if other.splits else "all")
+        return self._others[dataset]
 
     def leave_out(self, names: Container[str]) -> None:
         """Leave images of these names out of the test set, such as those by which settings were chosen."""
@@ -161,22 +173,13 @@ class DataModule:
             for index, label in enumerate(source.labels):
                 yield source.name(index), name_label(label, self.classes), split
 
-    def fingerprint(self, split: str, other: str | None = None, times: bool = True) -> str:
-        """Return a SHA-256 (hexadecimal) that changes with a split; nothing is decoded (:meth:`Source.fingerprint`).
+    def fingerprint(self, dataset: str, times: bool = True) -> str:
+        """Return a SHA-256 (hexadecimal) that changes with the images of a dataset (:meth:`Source.fingerprint`).
 
-        Args:
-            split: ``train`` (with what is held out of it), ``validation`` or ``test``.
-            other: Another dataset's name, in place of these test images.
-            times: Whether modification times count.
+        It is a name that :meth:`source` takes; ``train`` is with what is held out of it. ``times`` is whether
+        modification times count.
         """
-        if split == "validation" and "validation" not in self._parts:
-            raise InputError("there is no validation set: data.validation is 0.")
-        if other is not None:
-            source = self._other_source(other)
-        elif split == "train":
-            source = self._train_source
-        else:
-            source = self._test_source if split == "test" else self._parts[split]
+        source = self._train_source if dataset == "train" else self.source(dataset)
         return source.fingerprint(times)
 
     def draws(self, split: str) -> bool:
@@ -223,13 +226,6 @@ class DataModule:
         if source.multi_label and split in ("train", "all") and (source.labels.sum(1) == 1).all():
             warn_once(f"each training image of {name!r} has one label; if none can have several, give class numbers.")
         return source
-
-    def _other_source(self, name: str) -> Source:
-        """The test set of another dataset, listed once for its fingerprint and its images."""
-        if name not in self._others:
-            other = NamedDataset(name, self.settings, self.option)
-            self._others[name] = other.open("test" if other.splits else "all")
-        return self._others[name]
 
     @cached_property
     def _splits(self) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,62 +71,43 @@ class Batches(BatchSampler):
     """A limited number of whole batches of indices, so that workers decode no more.
 
     The first batches of the order's first epoch, up to ``start``, were shown before; ``part`` is which equal part of
-    each batch to show, and of how many.
+    each batch to show, and of how many. With ``copies`` each index comes with a seed for every copy of its image, a
+    function of (seed, stream, epoch, index, copy), with the place in the epoch for the index where an epoch may repeat
+    it: a resumed run, or one with other workers, is shown the same copies.
 
     Example:
         >>> [len(batch) for batch in Batches(EpochOrder(7, seed=0), 2, limit=2)]
         [2, 2]
+        >>> batch = next(iter(Batches(EpochOrder(4, seed=0), 2, copies=3)))
+        >>> [len(seeds) for _, seeds in batch], len({seed for _, seeds in batch for seed in seeds})
+        ([3, 3], 6)
     """
 
     def __init__(
-        self, order: EpochOrder, size: int, limit: int | None = None, start: int = 0, part: tuple[int, int] = (0, 1)
-    ) -> None:
+        self, order: EpochOrder, size: int, limit: int | None = None, start: int = 0,
+        part: tuple[int, int] = (0, 1), copies: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(order, size, drop_last=True)
         self.order, self.limit, self.start, self.part = order, limit, (order.epoch, start), part
+        self.copies = copies
 
     def __len__(self) -> int:
         return super().__len__() if self.limit is None else min(self.limit, super().__len__())
 
-    @property
-    def first(self) -> int:
-        """The batch that the order's epoch begins with."""
+    def __iter__(self) -> Iterator[list[Any]]:
         epoch, start = self.start
-        return start if self.order.epoch == epoch else 0
-
-    def __iter__(self) -> Iterator[list[int]]:
+        first = start if self.order.epoch == epoch else 0
         (number, parts), share = self.part, self.batch_size // self.part[1]
-        for batch in islice(super().__iter__(), self.first, len(self)):
-            yield batch[number * share : (number + 1) * share] if parts > 1 else batch
+        for count, batch in enumerate(islice(super().__iter__(), first, len(self)), first):
+            own = batch[number * share : (number + 1) * share] if parts > 1 else batch
+            yield self._with_seeds(own, count * self.batch_size + number * share) if self.copies else own
 
-
-class CopyBatches(BatchSampler):
-    """Batches of indices, each with a seed for every copy of its image.
-
-    The seed is a function of (seed, stream, epoch, index, copy), with the place in the epoch for the index where an
-    epoch may repeat it: a resumed run, or one with other workers, is shown the same copies.
-
-    Example:
-        >>> batch = next(iter(CopyBatches(Batches(EpochOrder(4, seed=0), 2), copies=3)))
-        >>> len(batch), [len(seeds) for _, seeds in batch], len({seed for _, seeds in batch for seed in seeds})
-        (2, [3, 3], 6)
-    """
-
-    def __init__(self, batches: Batches, copies: int) -> None:
-        super().__init__(batches.order, batches.batch_size, drop_last=True)
-        self.batches, self.copies = batches, copies
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:  # type: ignore[override]
-        order, copies = self.batches.order, range(self.copies)
-        own = seed_for(order.seed, 0, order.stream)
-        part, parts = self.batches.part
-        for number, batch in enumerate(self.batches, self.batches.first):
-            start = number * self.batch_size + part * (self.batch_size // parts)
-            places = batch if order.classes is None else range(start, start + len(batch))
-            first = [(order.epoch * order.size + place) * self.copies for place in places]
-            yield [
-                (index, [seed_for(own, each + copy, "copy") for copy in copies])
-                for index, each in zip(batch, first, strict=True)
-            ]
+    def _with_seeds(self, batch: list[int], start: int) -> list[tuple[int, list[int]]]:
+        """Return each index with the seeds of its copies; the batch begins at that place of the epoch."""
+        order, own = self.order, seed_for(self.order.seed, 0, self.order.stream)
+        places = batch if order.classes is None else range(start, start + len(batch))
+        first = [(order.epoch * order.size + place) * self.copies for place in places]
+        return [
+            (index, [seed_for(own, each + copy, "copy") for copy in range(self.copies)])
+            for index, each in zip(batch, first, strict=True)
+        ]

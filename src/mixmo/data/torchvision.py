@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import timm.data
-from PIL import Image
+from torchvision.datasets import INaturalist
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.folders import FileImages
 from mixmo.data.labels import number_labels
-from mixmo.data.sources import Images, Source, hash_parts
+from mixmo.data.sources import ArrayImages, Images, Source
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.escaping import printable
 
 _ERRORS = (RuntimeError, AssertionError, OSError, ImportError, ValueError, KeyError)
 """What torchvision raises where a dataset is missing or damaged."""
-
-
-@dataclass(frozen=True)
-class TorchvisionImages:
-    """Images that a dataset of torchvision has in memory, or in files of its own; named by the title and a number."""
-
-    dataset: Any
-    title: str
-
-    def read(self, index: int) -> Image.Image:
-        """Return an image."""
-        image: Image.Image = self.dataset[index][0]
-        return image
-
-    def name(self, index: int) -> str:
-        """Return its title and number."""
-        return f"{self.title} {index}"
-
-    def fingerprint(self, times: bool) -> str:
-        """Return the hash of the pixels; empty where the dataset does not have them in memory."""
-        return "" if self.pixels is None else hash_parts([self.pixels])
-
-    @property
-    def pixels(self) -> np.ndarray | None:
-        """(N, …), where the dataset has them in memory."""
-        pixels = getattr(self.dataset, "data", None)
-        return None if pixels is None else np.asarray(pixels)
 
 
 def open_torchvision(name: str, split: str, how: DataSettings, option: str) -> Source:
@@ -65,11 +37,21 @@ def open_torchvision(name: str, split: str, how: DataSettings, option: str) -> S
     classes = getattr(dataset, "classes", None)
     names = None if not classes else [str(each) for each in classes]
     numbers, names = number_labels(labels, names, f"dataset {name!r}, {split}", how.on_error)
-    images: Images = TorchvisionImages(dataset, f"{name} {split} image")
-    if files := getattr(dataset, "samples", None) or getattr(dataset, "imgs", None):
+    if (files := _list_files(dataset)) is None:
+        images: Images = ArrayImages(np.asarray(dataset.data), f"{name} {split} image")
+    else:
         top = str(getattr(dataset, "root", how.root))
-        images = FileImages(top, [os.path.relpath(file, top) for file, _ in files])
+        images = FileImages(top, [os.path.relpath(file, top) for file in files])
     return Source(numbers, names, images).drop_unlabelled()
+
+
+def _list_files(dataset: Any) -> list[str] | None:
+    """Return the files of a dataset; ``None`` if it has its images in memory."""
+    if named := getattr(dataset, "samples", None) or getattr(dataset, "imgs", None):
+        return [file for file, _ in named]
+    if isinstance(dataset, INaturalist):
+        return [os.path.join(dataset.root, dataset.all_categories[each], name) for each, name in dataset.index]
+    return None
 
 
 def _check_there(name: str, root: str) -> None:

@@ -178,17 +178,11 @@ class TrainedRun:
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
         """Return what the network's results on a dataset (:meth:`images`) depend on, for JSON."""
-        fingerprint = self.fingerprint(dataset)
+        fingerprint = self.data.fingerprint(dataset)
         if dataset not in ("test", "validation"):
             fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
         return {"version": __version__, "checkpoint": self.digest, "dataset": dataset, "data": self.data_settings,
                 "fingerprint": fingerprint}  # fmt: skip
-
-    def fingerprint(self, dataset: str, times: bool = True) -> str:
-        """Return a hash that changes with the images of a dataset, and with the times of their files if ``times``."""
-        if dataset in ("test", "validation"):
-            return self.data.fingerprint(dataset, times=times)
-        return self.data.fingerprint("test", dataset, times)
 
 
 def check_views(header: Header, tta: Augmentations, name: str) -> None:

@@ -121,7 +121,7 @@ def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) 
             pixels, labels, chosen = (each.to(run.device) for each in batch)
             logits.append(average_views(net.members, run.crop.views(pixels, tta, chosen)).cpu())
             targets.append(labels[chosen].cpu())
-    epochs, fingerprint = run.folder.finished_epochs(run.checkpoint), run.fingerprint(dataset, times=False)
+    epochs, fingerprint = run.folder.finished_epochs(run.checkpoint), run.data.fingerprint(dataset, times=False)
     return Predictions(torch.cat(logits), torch.cat(targets), classes, epochs, fingerprint)
 
 

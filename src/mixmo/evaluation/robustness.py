@@ -173,7 +173,7 @@ def evaluate_corruptions(
         "version": __version__,
         "checkpoints": [run.digest for run in runs],
         "data": [run.data_settings for run in runs],
-        "fingerprint": runs[0].fingerprint("test"),
+        "fingerprint": runs[0].data.fingerprint("test"),
         "precision": precision,
         "files": None if folder is None else _list_files(Path(folder)),
     }
