@@ -154,15 +154,23 @@ def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]
 
 @functools.cache
 def fields_of(section: type) -> Mapping[str, FieldInfo]:
-    """Return every setting of a class of sections, with its plain annotation, by its dotted name."""
+    """Return every setting of a class of sections by its dotted name.
+
+    Each has its plain annotation, and as its title type and range in words.
+
+    Example:
+        >>> from mixmo.config.settings import Settings
+        >>> [fields_of(Settings)[name].title for name in ("mixer.alpha", "data.split_seed", "mixer.draw_per")]
+        ['number, 0 to 1,000,000', 'integer, ≥ 0 or null', 'batch, sample']
+    """
     found: dict[str, FieldInfo] = {}
-    hints = get_type_hints(section)
+    hints, marked = get_type_hints(section), get_type_hints(section, include_extras=True)
     for name, field in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
         if dataclasses.is_dataclass(hint := hints[name]):
             found |= {f"{name}.{key}": own for key, own in fields_of(hint).items()}  # type: ignore[arg-type]
         elif not any(isinstance(each, FromElsewhere) for each in field.metadata):
             found[name] = copy.copy(field)
-            found[name].annotation = hint
+            found[name].annotation, found[name].title = hint, _describe_type(marked[name])
     return found
 
 
@@ -170,25 +178,6 @@ def fields_of(section: type) -> Mapping[str, FieldInfo]:
 def hints_of(section: type) -> Mapping[str, Any]:
     """Return the plain annotation of every setting of a class of sections, by its dotted name."""
     return {name: field.annotation for name, field in fields_of(section).items()}
-
-
-@functools.cache
-def types_of(section: type) -> Mapping[str, str]:
-    """Return type and range of every setting of a class of sections in words, by its dotted name.
-
-    Example:
-        >>> from mixmo.config.settings import Settings
-        >>> [types_of(Settings)[name] for name in ("mixer.alpha", "data.split_seed", "mixer.draw_per")]
-        ['number, 0 to 1,000,000', 'integer, ≥ 0 or null', 'batch, sample']
-    """
-    found: dict[str, str] = {}
-    hints = get_type_hints(section, include_extras=True)
-    for name in section.__pydantic_fields__:  # type: ignore[attr-defined]
-        if dataclasses.is_dataclass(hint := hints[name]):
-            found |= {f"{name}.{key}": own for key, own in types_of(hint).items()}  # type: ignore[arg-type]
-        else:
-            found[name] = _describe_type(hint)
-    return found
 
 
 def _describe_type(hint: Any) -> str:

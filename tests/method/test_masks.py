@@ -7,12 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmo import Mixer, loss_weights
-from mixmo.masks import BINARY, CONSTANT, KINDS, PARTITIONS
+from mixmo.masks import CONSTANT, KINDS
 from mixmo.masks.rectangles import cut, cut_exact
 
 RECTANGLES = ["cut", "cut-exact"]
 CLIPPED = {"cut", "cut-partition"}
 """The kinds that cover less than asked for, since rectangles are clipped at the border."""
+
+BINARY = frozenset(KINDS) - CONSTANT - {"noise", "patchup-soft"}
+"""The kinds of 0 and 1 for two members."""
+PARTITIONS = BINARY - {"cut", "cut-exact"}
+"""The kinds of 0 and 1 for any number of members."""
 
 
 def large_enough(kind, members, shape):

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from mixmo.config.parsing import is_list, read_words
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError
-from mixmo.validation import Boolean, fields_of, hints_of, types_of
+from mixmo.validation import Boolean, fields_of, hints_of
 
 T = TypeVar("T")
 
@@ -78,13 +78,13 @@ class Command(NamedTuple):
         )
         for kind in self.options:
             for name, field in fields_of(kind).items():
-                _add(parser, name, field, types_of(kind)[name])
+                _add(parser, name, field)
         if self.takes_settings:
             settings = fields_of(Settings)
             for section, names in itertools.groupby(settings, lambda name: name.partition(".")[0]):
                 group = parser.add_argument_group(section)
                 for name in names:
-                    _add(group, name, settings[name], types_of(Settings)[name])
+                    _add(group, name, settings[name])
         return parser
 
     def _assign(self, names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _stands_alone(field: FieldInfo) -> bool:
     return any(isinstance(each, StandsAlone) for each in field.metadata)
 
 
-def _add(parser: Any, name: str, field: FieldInfo, described: str) -> None:
+def _add(parser: Any, name: str, field: FieldInfo) -> None:
     """Add an option to a parser."""
     text = re.sub(r":\w+:`~?([\w.]+)`", r"\1", (field.description or "").replace("``", ""))
     text = " ".join(text.split()).replace("%", "%%")
@@ -115,4 +115,4 @@ def _add(parser: Any, name: str, field: FieldInfo, described: str) -> None:
         takes: dict[str, Any] = {"nargs": "+", "type": get_args(hint)[0]} if of_list else {"type": hint}
         action = parser.add_argument(f"--{name}", default=default, help=text, **takes)
         if "{" not in str(action.metavar):  # which names the choices
-            action.described = described
+            action.described = field.title

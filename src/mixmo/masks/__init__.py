@@ -34,7 +34,7 @@ from mixmo.masks.rectangles import cut, cut_exact, cut_partition
 from mixmo.masks.smooth import cow, fmix
 from mixmo.masks.splits import bernoulli, channel, horizontal, noise, vertical
 
-__all__ = ["BINARY", "CONSTANT", "KINDS", "PARTITIONS", "FeatureShape", "MaskFunction"]
+__all__ = ["CONSTANT", "KINDS", "FeatureShape", "MaskFunction"]
 
 KINDS: dict[str, MaskFunction] = {
     "mimo": mimo,
@@ -59,9 +59,3 @@ KINDS: dict[str, MaskFunction] = {
 
 CONSTANT = frozenset({"mimo", "linear"})
 """The kinds that are the same everywhere; a Mixer uses the others with probability p, falling back to ``linear``."""
-
-BINARY = frozenset(KINDS) - CONSTANT - {"noise", "patchup-soft"}
-"""The kinds of 0 and 1 for two members."""
-
-PARTITIONS = BINARY - {"cut", "cut-exact"}
-"""The kinds of 0 and 1 for any number of members."""
