@@ -116,11 +116,6 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
 
 
 def _read_settings(section: Mapping[str, Any]) -> SweepSettings:
-    if searched := {"random", "samples", "asha"} & section.keys():
-        raise InputError(
-            f"sweep.{min(searched)} is not a setting: a sweep trains every combination of sweep.grid. To search at "
-            "random or stop runs early, call mixmo.fit from Ray Tune, as examples/with_ray.py does."
-        )
     settings = SweepSettings(**{str(name): value for name, value in section.items()})
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")

@@ -71,10 +71,9 @@ def labelled(count=12, side=6):
 def maker(own, kind="cut", pixels=None, members=2, probability=1.0):
     """Mixtures on maps of the images' own size, of five classes."""
     net = MixMo("wide_resnet10_1", members, num_classes=5, in_chans=1)
-    shares = (own.input_repetition_at(0), own.input_repetition_at(1))
     mixer = BatchMixer(
-        net, kind, probability=probability, batch_repetition=own.batch_repetition, input_repetition=shares,
-        pixels=pixels,
+        net, kind, probability=probability, pixels=pixels,
+        batch_repetition=own.batch_repetition, input_repetition=own.input_repetitions,
     )  # fmt: skip
     augment = Augmentation(own)
     return lambda batch, generator, progress=0.0: mixer.mix(augment.source(batch, generator), generator, progress)

@@ -85,7 +85,7 @@ def test_an_ensemble_averages_logits(gone, new_images, tmp_path):
     shutil.rmtree(again / "predictions")
     two = mixmo.Predictor([gone, again])
     found = two(files)
-    assert not two.calibrated and found.sets is None and found.defer is None
+    assert two.calibration is None and found.sets is None and found.defer is None
     assert two.uncalibrated == (
         f"{again} keeps no predictions on its validation images; `mixmo test {again}` makes them."
     )
@@ -108,10 +108,10 @@ def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(
     evaluate_runs([another_seed])
     both = mixmo.Predictor([two.path, one.path])
     found = both(sorted(new_images.iterdir()))
-    assert both.calibrated and both.calibration.temperature == pytest.approx(expected)
+    assert both.calibration.temperature == pytest.approx(expected)
     assert found.sets.any(1).all() and both.uncalibrated == ""
     others = mixmo.Predictor([run.path for run in runs[1:]])
-    assert not others.calibrated
+    assert others.calibration is None
     assert f"{one.path} and {another_seed.path} held out different images for validation" in others.uncalibrated
 
 
@@ -199,12 +199,12 @@ def test_a_timm_folder_whose_description_does_not_fit_its_weights_is_refused(gon
 def test_a_calibration_of_another_checkpoint_is_not_used(gone, tmp_path):
     """One that went on training, say; a damaged one neither."""
     shutil.copytree(gone, tmp_path / "run")
-    assert mixmo.Predictor(tmp_path / "run").calibrated
+    assert mixmo.Predictor(tmp_path / "run").calibration is not None
     shutil.copy(tmp_path / "run/calibration-best.safetensors", tmp_path / "run/calibration-last.safetensors")
     best, last = ((tmp_path / f"run/checkpoints/{name}.ckpt").read_bytes() for name in ("best", "last"))
-    assert mixmo.Predictor(tmp_path / "run").calibrated == (best == last)
+    assert (mixmo.Predictor(tmp_path / "run").calibration is not None) == (best == last)
     (tmp_path / "run/calibration-last.safetensors").write_bytes(b"damaged")
-    assert not mixmo.Predictor(tmp_path / "run").calibrated
+    assert mixmo.Predictor(tmp_path / "run").calibration is None
 
 
 def test_what_is_deferred_and_what_is_in_the_sets():
@@ -331,7 +331,7 @@ def test_without_its_validation_images_nothing_is_calibrated_for_other_views(gon
     }
     for path, why in reasons.items():
         predictor = mixmo.Predictor(path, tta="flip")
-        assert not predictor.calibrated and predictor.uncalibrated.startswith(why)
+        assert predictor.calibration is None and predictor.uncalibrated.startswith(why)
         found = predictor(files)
         assert found.sets is None and found.defer is None
         assert next(found.rows())["confidence"] is None

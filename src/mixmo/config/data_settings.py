@@ -135,10 +135,11 @@ class DataSettings:
         """Return the seed that draws validation images and those of ``images_per_class`` in a run with a seed."""
         return seed if self.split_seed is None else self.split_seed
 
-    def input_repetition_at(self, progress: float) -> float:
-        """Return rho when a share of the training steps is done."""
+    @property
+    def input_repetitions(self) -> tuple[float, float]:
+        """Rho at the start and at the end of training."""
         start, end = self.input_repetition, self.input_repetition_end
-        return start if end is None else start + progress * (end - start)
+        return start, start if end is None else end
 
     def __post_init__(self) -> None:
         check_repetition(self.batch_size, self.batch_repetition)

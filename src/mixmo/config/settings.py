@@ -272,7 +272,7 @@ def neutral_settings() -> frozenset[str]:
     """Return the settings that change no result.
 
     Two exceptions depend on data and network, and are compared by what they led to
-    (:func:`mixmo.training.build.find_conditions`): where images are, if pixels are mixed; the parts of a batch, if
+    (:func:`mixmo.training.resuming.find_conditions`): where images are, if pixels are mixed; the parts of a batch, if
     there are batch norms.
 
     Example:

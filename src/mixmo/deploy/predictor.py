@@ -153,11 +153,6 @@ class Predictor:
             why = f"too few validation images for class-wise sets of {self.coverage:g}"
             logger.warning("%s", printable(f"Every set holds {rare}: {why}."))
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether there is a calibration."""
-        return self.calibration is not None
-
     def __call__(
         self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, workers: int = 0
     ) -> ImagePredictions | LabelPredictions:

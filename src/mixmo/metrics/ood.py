@@ -135,11 +135,11 @@ class OutOfDistribution(Metric):
         return {name: scores.new_tensor(float(value)) for name, value in found.items()}
 
 
-def false_positive_rate(positive: np.ndarray, negative: np.ndarray, found: int = 95) -> float:
-    """Return the share of negatives at or above the largest threshold that finds ``found`` per cent of the positives.
+def false_positive_rate(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Return the share of negatives at or above the largest threshold that finds 95 % of the positives.
 
     These are counted exactly, so that 19 of 20 are 95 %.
     """
-    needed = -(-len(positive) * found // 100)
+    needed = -(-len(positive) * 95 // 100)
     threshold = np.sort(positive)[len(positive) - needed]
     return float((negative >= threshold).mean())

@@ -128,11 +128,11 @@ def svg_uri(figure: Figure) -> str:
     return data_uri("svg+xml", svg.replace("</style>", rule, 1).encode())
 
 
-def png_of(figure: Figure, dpi: int = 110) -> bytes:
+def png_of(figure: Figure) -> bytes:
     """Return a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     about = {"Software": "mixmo"}
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata=about)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata=about)
     return buffer.getvalue()
 
 

@@ -98,7 +98,7 @@ def build_mixer(settings: Settings, net: MixMo, data: DataModule) -> BatchMixer:
         root=own.root,
         draw_per=own.draw_per,
         batch_repetition=images.batch_repetition,
-        input_repetition=(images.input_repetition_at(0), images.input_repetition_at(1)),
+        input_repetition=images.input_repetitions,
         pixels=settings.pixels,
         label_smoothing=settings.objective.label_smoothing,
         class_weights=find_class_weights(settings, data),
