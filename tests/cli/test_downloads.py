@@ -11,6 +11,7 @@ import timm
 import yaml
 
 import mixmo
+from mixmo import loading
 from mixmo.cli.main import main
 from mixmo.comparing import compare
 from mixmo.config.recipes import load_recipe
@@ -134,6 +135,19 @@ def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, 
     assert main([*words, "--download"]) == 2
     assert "'hfds/someone/something' cannot be read: division by zero." in capsys.readouterr().err
     assert set(known) == {"someone/something"}
+
+
+def test_an_exports_backbone_is_downloaded_where_that_is_allowed(trained, tmp_path, monkeypatch):
+    folder = save_pretrained(trained[1].path, tmp_path / "shared")
+    spec = json.loads((folder / "mixmo.json").read_text()) | {"backbone": "hf-hub:someone/net"}
+    (folder / "mixmo.json").write_text(json.dumps({k: v for k, v in spec.items() if k not in ("sha256", "files")}))
+    with pytest.raises(InputError, match="'hf-hub:someone/net' of the folder .* has to be downloaded"):
+        mixmo.Predictor(folder)
+    built = []
+    monkeypatch.setattr(loading, "MixMo", lambda name, *arguments, **options: built.append(name) or 1 / 0)
+    with pytest.raises(InputError, match="division by zero"):
+        mixmo.Predictor(folder, download=True)
+    assert built == ["hf-hub:someone/net"]
 
 
 def test_a_shared_folder_fetches_no_weights(trained, tmp_path, asked):

@@ -130,10 +130,10 @@ def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-
         if where.suffix == ".onnx":
             return OnnxModel(where)
         if where.suffix == ".safetensors":
-            return TorchModel(*load_weights(where))
+            return TorchModel(*load_weights(where, download))
         raise InputError(f"{printable(str(path))} is not a network; name a run's folder, .onnx or .safetensors file.")
     if (where / MEMBERS).is_file():
-        return TorchModel(*load_members(where))
+        return TorchModel(*load_members(where, download))
     if (where / SPEC).is_file():
         model = TorchModel(*load_timm(where))
         _check_classes(model, where)
