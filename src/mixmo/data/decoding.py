@@ -1,4 +1,4 @@
-"""Decoding of image files to 8-bit pixels; docs/data.md has the conventions."""
+"""Decoding of image files to 8-bit pixels, 16 bits by a window (`levels`); docs/data.md has the conventions."""
 
 from __future__ import annotations
 

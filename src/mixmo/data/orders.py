@@ -1,4 +1,4 @@
-"""The order in which training images are shown: shuffled, or balanced by class."""
+"""The order in which training images are shown: shuffled or balanced by class, from any batch of an epoch on."""
 
 from __future__ import annotations
 

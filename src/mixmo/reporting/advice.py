@@ -1,4 +1,4 @@
-"""What to change about a run, from its diagnosis."""
+"""Whether a run's members fit and are separate, and what to change."""
 
 from __future__ import annotations
 

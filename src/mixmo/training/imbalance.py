@@ -1,4 +1,4 @@
-"""Classes of unequal size: the weights of their losses, and a warning before training."""
+"""Classes of unequal size: weights of their losses, and a warning; `data/orders` has the balanced sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimisers by timm's names, sharpness-aware minimisation, and the learning-rate schedule."""
+"""Optimisers by timm's names, sharpness-aware minimisation, freezing, and the learning-rate schedule."""
 
 from __future__ import annotations
 
