@@ -113,8 +113,8 @@ def differences(one, other, names=("last", "best")):
 
 
 def rows(run):
-    """Return the rows of metrics as texts, in which NaN equals NaN, but for times."""
-    return [{key: str(value) for key, value in row.items() if key not in TIMES} for row in run.read_metrics()]
+    """Return the rows of metrics as they are written, but for times."""
+    return [{key: text for key, text in row.items() if key not in TIMES} for row in run._read_rows()]
 
 
 def files(run):

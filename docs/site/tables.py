@@ -12,7 +12,7 @@ from study_plans import digest_of, read_rows
 from mixmo.config.keywords import keywords
 from mixmo.config.recipes import in_groups, method_name
 from mixmo.config.settings import Settings, neutral_settings
-from mixmo.validation import fields_of
+from mixmo.validation import describe_type
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +26,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def settings_rows(kind: type) -> dict[str, list[str]]:
     """Return type and range, default and meaning of each field of a class of settings."""
-    types, rows = {name: str(field.title) for name, field in fields_of(kind).items()}, {}
+    hints, rows = get_type_hints(kind, include_extras=True), {}
     for name, field in kind.__pydantic_fields__.items():
         default = "" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
         meaning = re.sub(r":\w+:`~?", "`", field.description or "").replace("``", "`")
-        rows[name] = [types.get(name, "").replace("null", "None"), default, meaning]
+        rows[name] = [describe_type(hints[name]).replace("null", "None"), default, meaning]
     return rows
 
 

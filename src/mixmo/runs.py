@@ -28,13 +28,15 @@ from mixmo.config.recipes import catalogue, without_permission
 from mixmo.config.settings import Settings, known_settings
 from mixmo.data.messages import warn_once
 from mixmo.environment import environment
-from mixmo.errors import InputError, InUseError, MissingError, one_of
+from mixmo.errors import InputError, InUseError, MissingError, one_of, reason
 from mixmo.files import PARTIAL, explain_write_errors, make_folder, read_yaml, write_text
 from mixmo.header import Header
 
 Checkpoint = Literal["last", "best"]
 CHECKPOINTS: tuple[str, ...] = get_args(Checkpoint)
 LOCK = ".lock"
+COUNTED = ("epoch", "step", "seconds")
+"""Columns of ``metrics.csv`` that have a finite number in every row."""
 
 log = logging.getLogger("mixmo")
 
@@ -256,57 +258,57 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, float]) -> None:
         """Add an epoch's row to the end of ``metrics.csv``, however long that is."""
+        texts = {key: str(int(value)) if float(value).is_integer() else f"{value:.6g}" for key, value in row.items()}
         with explain_write_errors(self.metrics_file):
             try:
                 with self.metrics_file.open(encoding="utf-8") as file:
                     columns = file.readline().rstrip("\n").split(",")
             except FileNotFoundError:
                 columns = []
-            if columns != list(row):  # the first row, or a run resumed with other metrics
-                self._write_metrics([*self.read_metrics(), row])
+            if columns != list(texts):  # the first row, or a run resumed with other metrics
+                self._write_metrics([*self._read_rows(), texts])
                 return
             with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
-                file.write(",".join(map(_as_cell, row.values())) + "\n")
+                file.write(",".join(texts.values()) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 
     def cut_metrics(self, epochs: int) -> None:
         """Remove the rows of later epochs from ``metrics.csv``, which a stopped run has left behind its checkpoint."""
         if self.metrics_file.is_file():
-            self._write_metrics([row for row in self.read_metrics() if row["epoch"] <= epochs])
+            self._write_metrics([row for row in self._read_rows() if float(row["epoch"]) <= epochs])
 
-    def _write_metrics(self, rows: list[dict[str, float]]) -> None:
+    def _write_metrics(self, rows: list[dict[str, str]]) -> None:
         if not rows:
             self.metrics_file.unlink()
             return
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [columns, *([_as_cell(row.get(column, math.nan)) for column in columns] for row in rows)]
+        lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
         write_text(self.metrics_file, "".join(",".join(line) + "\n" for line in lines))
 
-    def read_metrics(self) -> list[dict[str, float]]:
-        """Return the rows of ``metrics.csv``, NaN where a cell is empty; none if there is no such file yet.
-
-        A half-written row is ignored.
-
-        Raises:
-            InputError: if the file is damaged.
-        """
-        rows = list[dict[str, float]]()
+    def _read_rows(self) -> list[dict[str, str]]:
+        """Return the rows of ``metrics.csv`` as they are written; a half-written one is ignored."""
+        damaged = f"{self.metrics_file} is damaged"
         try:
             if not self.metrics_file.is_file():
                 return []
             whole, end, _ = self.metrics_file.read_text(encoding="utf-8").rpartition("\n")
-            for texts in csv.DictReader(io.StringIO(whole + end)):
-                row = {key: float("nan" if text == "" else text) for key, text in texts.items()}
-                if not all(0 <= row[key] < math.inf for key in ("epoch", "step", "seconds")):
-                    raise ValueError
-                rows.append(row)
-            return rows
-        except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):
-            raise InputError(
-                f"{self.metrics_file} is damaged: row {len(rows) + 1} is not one of numbers with an epoch, step and "
-                "seconds; move the file away."
-            ) from None
+            rows = list(csv.DictReader(io.StringIO(whole + end)))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{damaged}: {reason(error)}; move it away.") from error
+        for number, row in enumerate(rows, 1):
+            for key in dict.fromkeys([*COUNTED, *row]):
+                if not _is_number(text := row.get(key), finite=key in COUNTED):
+                    raise InputError(f"{damaged}: row {number} has {text!r} for {key!r}; move it away.")
+        return rows
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Return the rows of ``metrics.csv``, NaN where a cell is empty; none if there is no such file yet.
+
+        Raises:
+            InputError: if it is damaged, naming the row and the column.
+        """
+        return [{key: float(text or "nan") for key, text in row.items()} for row in self._read_rows()]
 
     def known_metrics(self) -> list[dict[str, float]]:
         """Return :meth:`read_metrics`; none if the file is damaged, which the report says."""
@@ -316,10 +318,12 @@ class RunFolder:
             return []
 
 
-def _as_cell(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+def _is_number(text: Any, finite: bool) -> bool:
+    """Return whether a cell of ``metrics.csv`` is a number, or, unless that has to be ``finite``, empty."""
+    try:
+        return math.isfinite(float(text)) or not finite
+    except (TypeError, ValueError):
+        return text == "" and not finite
 
 
 def _left_by_a_start(path: Path) -> bool:

@@ -170,7 +170,7 @@ def fields_of(section: type) -> Mapping[str, FieldInfo]:
             found |= {f"{name}.{key}": own for key, own in fields_of(hint).items()}  # type: ignore[arg-type]
         elif not any(isinstance(each, FromElsewhere) for each in field.metadata):
             found[name] = copy.copy(field)
-            found[name].annotation, found[name].title = hint, _describe_type(marked[name])
+            found[name].annotation, found[name].title = hint, describe_type(marked[name])
     return found
 
 
@@ -180,21 +180,21 @@ def hints_of(section: type) -> Mapping[str, Any]:
     return {name: field.annotation for name, field in fields_of(section).items()}
 
 
-def _describe_type(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """Return the type and the range that an annotation allows."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = [each for mark in arguments[1:] for each in getattr(mark, "metadata", [mark])]
         found = {key: f"{getattr(each, key):,.10g}" for key in SIGNS for each in limits if hasattr(each, key)}
         if {"ge", "le"} <= found.keys():
-            return f"{_describe_type(arguments[0])}, {found['ge']} to {found['le']}"
-        return ", ".join([_describe_type(arguments[0]), *(f"{SIGNS[key]} {value}" for key, value in found.items())])
+            return f"{describe_type(arguments[0])}, {found['ge']} to {found['le']}"
+        return ", ".join([describe_type(arguments[0]), *(f"{SIGNS[key]} {value}" for key, value in found.items())])
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_describe_type, arguments)))
+        return " or ".join(dict.fromkeys(map(describe_type, arguments)))
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin is list:
-        return f"list of {_describe_type(arguments[0])}"
+        return f"list of {describe_type(arguments[0])}"
     return TYPES.get(origin or hint, str(getattr(hint, "__name__", hint)))
 
 

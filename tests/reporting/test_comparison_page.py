@@ -99,13 +99,10 @@ def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        (
-            "metrics.csv",
-            "epoch,step\n1,6\n",
-            "metrics.csv is damaged: row 1 is not one of numbers",
-        ),
-        ("metrics.csv", "epoch,step,seconds\n1,9,1\n2,six,1\n", "metrics.csv is damaged: row 2 "),
-        ("metrics.csv", "\0\udcff", "metrics.csv is damaged: row 1 is not one of numbers"),
+        ("metrics.csv", "epoch,step\n1,6\n", "metrics.csv is damaged: row 1 has None for &#39;seconds&#39;"),
+        ("metrics.csv", "epoch,step,seconds\n1,9,1\n2,six,1\n", "row 2 has &#39;six&#39; for &#39;step&#39;"),
+        ("metrics.csv", "epoch,step,seconds\n1,9,1,7\n", "metrics.csv is damaged: row 1 has [&#39;7&#39;] for None"),
+        ("metrics.csv", "\0\udcff", "metrics.csv is damaged: "),
         ("environment.json", "{", "environment.json is missing, or damaged."),
         ("environment.json", "[]", "environment.json is missing, or damaged."),
         ("environment.json", None, "environment.json is missing, or damaged."),

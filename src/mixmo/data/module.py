@@ -107,7 +107,7 @@ class DataModule:
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
         """Return the test images of another dataset, resized to the size of these, and the names of its classes."""
-        source = self.source(name)
+        source = self._other(name)
         return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def batch(self, indices: Sequence[int]) -> Tensor:
@@ -157,10 +157,13 @@ class DataModule:
             raise InputError("there is no validation set: data.validation is 0.")
         if dataset in ("train", "validation"):
             return self._parts[dataset]
-        if dataset not in self._others:
-            other = NamedDataset(dataset, self.settings, self.option)
-            self._others[dataset] = other.open("test" if other.splits else "all")
-        return self._others[dataset]
+        return self._other(dataset)
+
+    def _other(self, name: str) -> Source:
+        if name not in self._others:
+            other = NamedDataset(name, self.settings, self.option)
+            self._others[name] = other.open("test" if other.splits else "all")
+        return self._others[name]
 
     def leave_out(self, names: Container[str]) -> None:
         """Leave images of these names out of the test set, such as those by which settings were chosen."""

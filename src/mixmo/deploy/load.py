@@ -26,7 +26,7 @@ MEMBERS = "members.safetensors"
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 """The fused network in an exported or shared folder, as timm reads it."""
 
-DOWNLOAD = "allow it with load(…, download=True)"
+DOWNLOAD = "allow it with download=True, or --download"
 
 
 def load(name: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:

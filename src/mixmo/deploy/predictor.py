@@ -48,7 +48,7 @@ class Predictor:
         max_error_rate: Largest share of wrong predictions among those not deferred; ``None`` is 0.05. Images with
             several labels have neither sets nor deferral.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of a run.
-        download: Whether a run's backbone may be downloaded.
+        download: Whether a backbone that is only described elsewhere (``hf-hub:…``) may be downloaded.
         sets: How the conformal sets are made: ``marginal``, ``classwise``, ``aps`` or ``raps``
             (:func:`mixmo.metrics.conformal.score_classes`).
         tta: Test-time augmentation: ``flip`` averages logits over the image and its mirror image, ``crops`` over its

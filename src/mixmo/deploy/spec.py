@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import (
+    COLUMNS,
     AnyCalibration,
     Calibration,
     LabelCalibration,
@@ -34,30 +36,37 @@ MOST_IMAGES = 10_000
 """Largest number of validation images whose confidences are written into a file."""
 
 KINDS = {"correct": torch.bool, "targets": torch.int64}
-SHARES = {"confidence", "likely", "aps", "thresholds"}
-"""Columns of a calibration that are not float64, and those that lie between 0 and 1."""
+SHARES = {"confidence", "correct", "likely", "aps", "thresholds"}
+"""Columns of a calibration that are not float64, and those whose numbers are at most 1; none is negative."""
 
 
 def _calibration(value: Any) -> AnyCalibration | None:
     """Return the calibration of a description; refuse anything else."""
     if value is None or isinstance(value, AnyCalibration):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError("its calibration is not a mapping")
+    names = ("thresholds",) if "thresholds" in value else COLUMNS
+    columns = {key: _column(key, value.get(key)) for key in names}
+    temperature = value.get("temperature")
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError("of its calibration temperature is not a positive number")
+    if len({len(column) for column in columns.values()}) > 1:
+        raise ValueError("its calibration has columns of different lengths")
+    return from_columns(float(temperature), columns)
+
+
+def _column(key: str, values: Any) -> Tensor:
+    """Return a column of a calibration."""
     try:
-        columns = {
-            key: torch.tensor(column, dtype=KINDS.get(key, torch.float64))
-            for key, column in value.items()
-            if key != "temperature"
-        }
-        found = from_columns(float(value["temperature"]), columns)
-        columns = columns_of(found)
-        (length,) = {column.shape for column in columns.values()}
-        whole = len(length) == 1 and all(bool(column.isfinite().all()) for column in columns.values())
-        shares = torch.stack([columns[key] for key in SHARES & columns.keys()])
-        if not (whole and 0 <= shares.min() <= shares.max() <= 1 and 0 < found.temperature < math.inf):
-            raise ValueError
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError("its calibration is damaged") from error
-    return found
+        numbers = torch.tensor(values, dtype=torch.float64)
+        found = numbers.to(KINDS.get(key, torch.float64))
+        most = 1 if key in SHARES else math.inf
+        if numbers.dim() == 1 and bool(((numbers >= 0) & (numbers <= most) & (found == numbers)).all()) and len(found):
+            return found
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        pass
+    raise ValueError(f"of its calibration {key} is damaged")
 
 
 @dataclass(frozen=True, config=CONFIG)

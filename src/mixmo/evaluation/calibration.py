@@ -207,18 +207,19 @@ def calibrate_run(
         if checkpoint != CHECKPOINTS[0]:
             continue
         if isinstance(found, LabelCalibration):
-            _warn_of_rare_labels(predict(trained, "validation"))
+            _warn_of_rare_labels(trained.data)
         elif found is not None and found.interval is not None and (doubt := describe_doubt(*found.interval)):
             logger.warning("%s", doubt)
 
 
-def _warn_of_rare_labels(validation: Predictions) -> None:
+def _warn_of_rare_labels(data: DataModule) -> None:
     """Name the classes whose thresholds follow from few images."""
-    counts = validation.targets.sum(0).tolist()
-    if rare := [name for name, count in zip(validation.classes, counts, strict=True) if count < FEW_IMAGES]:
+    counts = data.source("validation").labels.sum(0).tolist()
+    if rare := [name for name, count in zip(data.classes, counts, strict=True) if count < FEW_IMAGES]:
         logger.warning(
-            "%d of %d classes have fewer than %d validation images: their thresholds (%s) are noisy; raise "
-            "data.validation, or use thresholds of 0.5.", len(rare), len(counts), FEW_IMAGES, list_some(rare),
+            "%d of %d classes have fewer than %d validation images: their thresholds (%s) are noisy; %s, or use "
+            "thresholds of 0.5.", len(rare), len(counts), FEW_IMAGES, list_some(rare),
+            "raise data.validation" if data.draws("validation") else "add images",
         )  # fmt: skip
 
 
