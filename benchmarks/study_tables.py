@@ -177,12 +177,14 @@ def short_table(rows: Rows, task: str) -> str:
 
 
 def chosen_table(rows: Rows, task: str) -> str:
-    """Return the Markdown table of the settings that were chosen for each method on a task."""
+    """Return the Markdown table of the settings that were chosen for each method, and of precisions, if they differ."""
     methods = {row["method"]: row for row in rows if row["task"] == task}
-    lines = [["", *CHOSEN.values()], ["---"] * (len(CHOSEN) + 1)]
+    mixed = len({row["precision"] for row in methods.values()}) > 1
+    columns = CHOSEN | ({"precision": "precision"} if mixed else {})
+    lines = [["", *columns.values()], ["---"] * (len(columns) + 1)]
     for method, row in methods.items():
         of_members = row if row.get("selectivity") else row | {"input_repetition": ""}
-        lines.append([method, *(of_members.get(key, "") for key in CHOSEN)])
+        lines.append([method, *(of_members.get(key, "") for key in columns)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -308,8 +308,10 @@ def test_tables_and_pictures_of_kept_rows(tmp_path):
 
 def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
     """A page's tables: all columns with latencies, a few of them, and the settings that were chosen."""
+    precisions = {"new": "32-true", "old": "bf16-mixed"}
     rows = [
-        row | {"task": "t", "passes": "2", "nll_two_fold": row["nll"], "macs": "2e6", "parameters": "1e6",
+        row | {"task": "t", "passes": "2", "precision": precisions[row["method"]],
+               "nll_two_fold": row["nll"], "macs": "2e6", "parameters": "1e6",
                "trials": "6", "base_lr": "0.1", "weight_decay": "0.01", "selectivity": "1", "input_repetition": "0.5"}
         for row in rows_of([0.25, 0.75], [0.5, 1.5])
     ]  # fmt: skip
@@ -329,8 +331,8 @@ def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
     assert whole[0]["parameters, M"] == "1.00" and whole[0]["ms, batch 1, against single"] == "1.25"
     assert "parameters, M" not in brief[0] and brief[1]["MACs, M"] == "2.0"
     assert whole[0]["NLL, scaled against old"] == brief[0]["NLL, scaled against old"] == "−0.500 [−3.677, +2.677]"
-    assert chosen == [{"": name, "learning rate": "0.1", "weight decay": "0.01", "rho": "0.5", "trials": "6"}
-                      for name in ("new", "old")]  # fmt: skip
+    assert chosen == [{"": name, "learning rate": "0.1", "weight decay": "0.01", "rho": "0.5", "trials": "6",
+                       "precision": precision} for name, precision in precisions.items()]  # fmt: skip
 
 
 @pytest.mark.slow
