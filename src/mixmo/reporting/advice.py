@@ -9,8 +9,8 @@ from mixmo.metrics.catalogue import METRICS
 
 FITTED = 0.8
 """Training accuracy below which members do not beat a single network. With tuned settings they won at 0.81 to 0.97 on
-the digits, and lost at 0.33 to 0.46 on CIFAR-10 and at 0.32 to 0.65 on photos that were fine-tuned in 30 passes
-(docs/evidence.md)."""
+the digits and at 0.84 to 0.87 on CIFAR-10 (MIMO), and lost at 0.33 to 0.46 there (Cut-MixMo without input repetition)
+and at 0.32 to 0.65 on photos that were fine-tuned in 30 passes (docs/evidence.md)."""
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
