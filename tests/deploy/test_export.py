@@ -195,6 +195,20 @@ def test_damaged_descriptions_are_one_sentence(data):
         assert found.calibration is None or 0 < found.calibration.temperature < math.inf
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("targets", [-1, 1]), ("targets", [0, 1.7]), ("correct", [0.3, 1]), ("confidence", [0.5, 2.0]), ("raps", ["a", 1]),
+     ("raps", [1e400, 1]), ("aps", []), ("likely", [0.5]), ("temperature", "2.5"), ("temperature", 0)],
+)  # fmt: skip
+def test_a_calibration_of_other_numbers_is_damaged(key, value):
+    calibration = fit_calibration(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    content = json.loads(Spec(["cat", "dog"], (8, 8), HOW, calibration=calibration).to_json())
+    content["calibration"][key] = value
+    wanted = "columns of one length" if key == "likely" else key if key != "temperature" else "a positive temperature"
+    with pytest.raises(InputError, match=f"a.onnx is damaged, or not mixmo's: calibration is .* must have {wanted}"):
+        Spec.from_json(json.dumps(content), "a.onnx")
+
+
 @pytest.mark.parametrize("members", [False, True])
 def test_an_ensemble_is_one_file(trained, new_images, tmp_path, members):
     """Weighted and calibrated as the runs are together; members of both stand apart where they are asked for."""

@@ -36,8 +36,8 @@ MOST_IMAGES = 10_000
 """Largest number of validation images whose confidences are written into a file."""
 
 KINDS = {"correct": torch.bool, "targets": torch.int64}
-SHARES = {"confidence", "correct", "likely", "aps", "thresholds"}
-"""Columns of a calibration that are not float64, and those whose numbers are at most 1; none is negative."""
+RANGES = {"targets": (0, math.inf), "raps": (-math.inf, math.inf)}
+"""Columns of a calibration that are not float64, and ranges of those that do not lie between 0 and 1."""
 
 
 def _calibration(value: Any) -> AnyCalibration | None:
@@ -45,14 +45,14 @@ def _calibration(value: Any) -> AnyCalibration | None:
     if value is None or isinstance(value, AnyCalibration):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError("its calibration is not a mapping")
+        raise ValueError("it must be a mapping")
     names = ("thresholds",) if "thresholds" in value else COLUMNS
     columns = {key: _column(key, value.get(key)) for key in names}
     temperature = value.get("temperature")
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise ValueError("of its calibration temperature is not a positive number")
+        raise ValueError("it must have a positive temperature")
     if len({len(column) for column in columns.values()}) > 1:
-        raise ValueError("its calibration has columns of different lengths")
+        raise ValueError("it must have columns of one length")
     return from_columns(float(temperature), columns)
 
 
@@ -61,12 +61,13 @@ def _column(key: str, values: Any) -> Tensor:
     try:
         numbers = torch.tensor(values, dtype=torch.float64)
         found = numbers.to(KINDS.get(key, torch.float64))
-        most = 1 if key in SHARES else math.inf
-        if numbers.dim() == 1 and bool(((numbers >= 0) & (numbers <= most) & (found == numbers)).all()) and len(found):
+        least, most = RANGES.get(key, (0, 1))
+        fits = (numbers >= least) & (numbers <= most) & numbers.isfinite() & (found == numbers)
+        if numbers.dim() == 1 and len(numbers) and bool(fits.all()):
             return found
     except (OverflowError, RuntimeError, TypeError, ValueError):
         pass
-    raise ValueError(f"of its calibration {key} is damaged")
+    raise ValueError(f"it must have {key}, whole and within its range")
 
 
 @dataclass(frozen=True, config=CONFIG)
