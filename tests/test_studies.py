@@ -240,7 +240,7 @@ def test_studies_are_of_equal_compute(file, tmp_path):
     content = yaml.safe_load(file.read_text())
     content["seeds"] = content["seeds"][:1]
     rows = list(study.rows_of(content, tmp_path, {}))
-    assert len(rows) >= 3
+    assert rows
     for row in rows:
         if row.about["method"].startswith("start of"):
             continue
