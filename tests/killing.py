@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def in_a_process_of_its_own(work, seconds=None, may_die=False):
     """Run a function in a fork, killed after so many seconds or by itself; return whether it came to its end."""
     child = os.fork()
     if not child:
-        os.setsid()  # workers are killed with it
+        os.setpgid(0, 0)  # workers are killed with it
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -42,6 +43,8 @@ def in_a_process_of_its_own(work, seconds=None, may_die=False):
             os._exit(0)
         except BaseException:
             os._exit(1)
+    with suppress(OSError):  # the child may have done so, and may have ended
+        os.setpgid(child, child)
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG if deadline else 0)
