@@ -215,7 +215,7 @@ def observed(monkeypatch):
     seen = Observed()
     mix, forward = BatchMixer.mix, MixMo.forward
 
-    def noted(self, *arguments, **options):
+    def mix_and_note(self, *arguments, **options):
         mixed = mix(self, *arguments, **options)
         if torch.is_grad_enabled():  # not those that batch-norm statistics are estimated from
             seen.masks(mixed.masks)
@@ -226,7 +226,7 @@ def observed(monkeypatch):
             seen.types.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
         return forward(self, *arguments)
 
-    monkeypatch.setattr(BatchMixer, "mix", noted)
+    monkeypatch.setattr(BatchMixer, "mix", mix_and_note)
     monkeypatch.setattr(MixMo, "forward", passed)
     return seen
 

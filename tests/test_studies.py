@@ -240,7 +240,7 @@ def test_studies_are_of_equal_compute(file, tmp_path):
     content = yaml.safe_load(file.read_text())
     content["seeds"] = content["seeds"][:1]
     rows = list(study.rows_of(content, tmp_path, {}))
-    assert rows
+    assert len(rows) >= (1 if file.stem == "cifar10-settings" else 3)  # which explains one row of another study
     for row in rows:
         if row.about["method"].startswith("start of"):
             continue

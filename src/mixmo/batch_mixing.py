@@ -81,10 +81,10 @@ class ImageSource(Protocol):
     labels: Tensor
     chosen: Tensor
 
-    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+    def copy_pairs(self, pairs: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W): a copy of ``chosen[pairs]`` for each position of a part of the (B, M) pairs."""
 
-    def copies(self, places: Tensor, part: slice) -> Tensor:
+    def copy_places(self, places: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W): a copy of the image at each place of a part of the (B, M) places."""
 
 
@@ -96,7 +96,7 @@ class GivenImages:
         self.chosen = torch.arange(len(labels), device=images.device)
         self.count = len(images) // max(1, len(labels))
 
-    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+    def copy_pairs(self, pairs: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W): no copy is used twice if there are enough.
 
         In each member's column of the pairs every image occurs b times: the first member gets its first b copies, the
@@ -111,7 +111,7 @@ class GivenImages:
         number += repetition * torch.arange(members, device=pairs.device)
         return self.images[(pairs * self.count + number % self.count)[part]]
 
-    def copies(self, places: Tensor, part: slice) -> Tensor:
+    def copy_places(self, places: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W): the images at these places, cycling through their copies."""
         number = torch.arange(places.numel(), device=places.device).view_as(places) % self.count
         return self.images[(places * self.count + number)[part]]
@@ -237,7 +237,7 @@ class BatchMixer:
         start, end = self.input_repetition
         rho = start + progress * (end - start)
         pairs = pair(len(chosen), members, self.batch_repetition, rho, generator, labels.device)
-        inputs = source.repeated(pairs, part)
+        inputs = source.copy_pairs(pairs, part)
         targets = _as_targets(labels[chosen[pairs[part]]])
         shape = self.net.encoder_shape(inputs.shape[-2], inputs.shape[-1])
         progress = progress if mask_progress is None else mask_progress
@@ -250,7 +250,7 @@ class BatchMixer:
             keep = self.pixels.sample(len(pairs), members, size, generator, labels.device)[part]
             if members > 1:
                 keep = keep_majority(keep, masks)
-            inputs = mix_pixels(inputs, source.copies(partner, part), keep)
+            inputs = mix_pixels(inputs, source.copy_places(partner, part), keep)
             share = visible_share(keep, masks)
             targets = shared_targets(targets, _as_targets(labels[partner[part]]), share, self.net.num_classes)
         if self.class_weights is not None and self.class_weights.device != labels.device:  # once: the host waits for it

@@ -128,9 +128,9 @@ def test_copies_of_a_step_are_told_apart():
     copies = GivenImages(images, torch.arange(distinct))
     for seed in range(20):
         pairs = pair(distinct, members, repetition, 0.4, torch.Generator().manual_seed(seed))
-        found = copies.repeated(pairs, slice(None)).flatten().int()
+        found = copies.copy_pairs(pairs, slice(None)).flatten().int()
         assert (found // count).tolist() == pairs.flatten().tolist() and len(found.unique()) == len(found)
-        parts = [copies.repeated(pairs, part) for part in (slice(0, 4), slice(4, 15))]
+        parts = [copies.copy_pairs(pairs, part) for part in (slice(0, 4), slice(4, 15))]
         assert torch.equal(torch.cat(parts).flatten().int(), found)
 
 

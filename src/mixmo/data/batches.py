@@ -146,11 +146,11 @@ class AugmentedImages:
         self.images, self.labels, self.chosen = batch
         self.augment, self.generator = augment, generator
 
-    def repeated(self, pairs: Tensor, part: slice) -> Tensor:
+    def copy_pairs(self, pairs: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W) for a part of the pairs (B, M)."""
-        return self.copies(self.chosen[pairs], part)
+        return self.copy_places(self.chosen[pairs], part)
 
-    def copies(self, places: Tensor, part: slice) -> Tensor:
+    def copy_places(self, places: Tensor, part: slice) -> Tensor:
         """Return (b, M, C, H, W): an augmented copy for each of the places (B, M) of a part."""
         first, last, _ = part.indices(len(places))
         members = places.shape[1]
