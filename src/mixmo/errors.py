@@ -63,7 +63,8 @@ def refuse_labels(name: str, asked: Mapping[str, object]) -> None:
 def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
     """Return a sentence that names an unknown value and similar known ones, or where all are ``listed``."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    likeness = {name: _likeness(str(value), name) for name in names}
+    near = [name for name in sorted(names, key=likeness.__getitem__, reverse=True) if likeness[name] >= 0.5][:3]
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     elif len(names) < 30 and len(", ".join(names)) < 400:
@@ -71,6 +72,14 @@ def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "
     else:
         hint = f"none has a similar name{f'; {listed} lists them' if listed else ''}."
     return f"unknown {what} {value!r}; {hint}"
+
+
+def _likeness(value: str, name: str) -> float:
+    """Return how similar two names are, from 0 to 1: as a whole, or in what follows the last dot (optimizer.base_lr)."""
+    ends = [each.lstrip("-").rpartition(".")[2] for each in (value, name)]
+    whole, end = (difflib.SequenceMatcher(None, *pair).ratio() for pair in ((value, name), ends))
+    is_word = ends[0] != value and ends[0] in ends[1].split("_")
+    return 0.9 + end / 10 if is_word else max(whole, end)
 
 
 def import_extra(module: str, extra: str, why: str) -> Any:

@@ -33,7 +33,7 @@ from mixmo.evaluation.results_file import evaluate_run
 from mixmo.launching import is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
-from mixmo.reporting.run_report import write_report
+from mixmo.reporting.run_page import write_report
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit as train_run
 from mixmo.training.resuming import check_unchanged

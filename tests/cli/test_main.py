@@ -134,6 +134,8 @@ BAD = {
     "digits-cutt": "unknown recipe 'digits-cutt'; did you mean 'digits-cut'",
     "nowhere.yaml": "there is no recipe file nowhere.yaml",
     "digits-cut --data.batch_siez=4": "unknown option '--data.batch_siez'; did you mean '--data.batch_size'",
+    "digits-cut --lr=4": "unknown option '--lr'; did you mean '--optimizer.lr' or '--optimizer.base_lr'",
+    "digits-cut --schedule.epochs=4": "unknown option '--schedule.epochs'; did you mean '--trainer.max_epochs'",
     "digits-cut --data.batch_size=many": "data.batch_size is 'many'; it must be an integer",
     "digits-cut --data.batch_size=0": "data.batch_size is 0",
     "digits-cut --mixer.kind=cutt": "unknown mixer.kind 'cutt'; did you mean 'cut'",

@@ -13,7 +13,7 @@ from mixmo.config.recipes import load_recipe
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 from mixmo.metrics.catalogue import METRICS
-from mixmo.reporting.run_report import write_report
+from mixmo.reporting.run_page import write_report
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 

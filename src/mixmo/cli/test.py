@@ -18,7 +18,7 @@ from mixmo.evaluation.results import (
 )
 from mixmo.evaluation.results_file import with_earlier, write_results
 from mixmo.reporting.advice import advice
-from mixmo.reporting.run_report import write_report
+from mixmo.reporting.run_page import write_report
 from mixmo.reporting.tables import calibration_sentence, evaluation_tables
 from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, Place, settings_class

@@ -25,7 +25,7 @@ from mixmo.metrics.catalogue import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting import charts, headline
 from mixmo.reporting.advice import advice
 from mixmo.reporting.headline import cards
-from mixmo.reporting.run_report import networks, run_page
+from mixmo.reporting.run_page import networks, run_page
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
