@@ -2,9 +2,9 @@
 
     python benchmarks/walk.py
 
-Trains one batch of ``digits-cut`` and predicts one image, each by the command line, and prints for each how many files
-and functions of the package were entered and how often the configuration was parsed, a dataset opened, a set of
-images decoded, and a network built.
+Trains one batch of ``digits-cut``, predicts one image and tests the run, each by the command line, and prints for each
+how many files and functions of the package were entered and how often the configuration was parsed, a dataset opened,
+a set of images decoded, a network built, and a checkpoint read.
 """
 
 from __future__ import annotations
@@ -51,16 +51,23 @@ def walk(call: Callable[[], Any]) -> tuple[set[str], Counter[tuple[str, str]]]:
 
 
 def main_walk() -> None:
-    """Walk through both commands."""
+    """Walk through the commands."""
     with tempfile.TemporaryDirectory() as folder:
         run, image = f"{folder}/run", f"{folder}/a.png"
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
         words = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--data.workers=0"]
-        for command in (["fit", "digits-cut", *words, "--run"], ["predict", run, image, "--out"]):
-            main([*command, f"{folder}/first.csv" if command[0] == "predict" else run])  # imports what it needs
-            command.append(f"{folder}/{command[0]}-again.csv")
-            files, entered = walk(lambda command=command: main(command))
-            print(f"\nmixmo {command[0]}: {len(files)} files, {len(entered)} functions")
+        commands = {
+            "fit": (
+                ["fit", "digits-cut", *words, "--run", run],
+                ["fit", "digits-cut", *words, "--run", f"{run}-again"],
+            ),
+            "predict": (["predict", run, image, "--out", f"{folder}/{name}.csv"] for name in ("first", "again")),
+            "test": (["test", run], ["test", f"{run}-again"]),
+        }
+        for command, (first, again) in commands.items():
+            main(first)  # imports what it needs
+            files, entered = walk(lambda again=again: main(again))
+            print(f"\nmixmo {command}: {len(files)} files, {len(entered)} functions")
             for what, (file, name) in AGAIN.items():
                 times = sum(count for (own, function), count in entered.items()
                             if own == file and function.split(".")[-1] == name)  # fmt: skip

@@ -75,7 +75,7 @@ def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "
 
 
 def _likeness(value: str, name: str) -> float:
-    """Return how similar two names are, from 0 to 1: as a whole, or in what follows the last dot (optimizer.base_lr)."""
+    """Return how similar two names are, from 0 to 1: as a whole, or after the last dot (optimizer.base_lr)."""
     ends = [each.lstrip("-").rpartition(".")[2] for each in (value, name)]
     whole, end = (difflib.SequenceMatcher(None, *pair).ratio() for pair in ((value, name), ends))
     is_word = ends[0] != value and ends[0] in ends[1].split("_")

@@ -205,7 +205,7 @@ def test_test_json_has_metrics_and_conventions(trained):
     _, run, _ = trained
     options = EvaluationOptions(precision="bf16-mixed")
     result = replace(evaluate_runs([run], options), per_class={"cat": {"nll": math.nan}})
-    file = write_results(run, result, options)
+    file = write_results(TrainedRun(run), result, options)
     content = json.loads(file.read_text())
     assert file == run.path / "test.json"
     flat = {key: None if math.isnan(value) else value for key, value in result.flat().items()}

@@ -61,7 +61,7 @@ def run(words: list[str]) -> None:
     result = _show(title, result, own.per_class)
     if len(runs) == 1:
         result = with_earlier(runs[0], result, options)
-        print(f"metrics: {printable(str(write_results(runs[0].folder, result, options)))}")
+        print(f"metrics: {printable(str(write_results(runs[0], result, options)))}")
         print(f"report: {printable(str(write_report(runs[0], result)))}")
 
 

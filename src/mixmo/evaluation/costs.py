@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixmo.config.settings import Settings
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.header import height_and_width
-from mixmo.loading import load_checkpoint
+from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 
 BATCH = 64
@@ -53,7 +53,7 @@ def network_size(run: TrainedRun) -> dict[str, float]:
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
     """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
-    net = load_checkpoint(run.folder, run.checkpoint, run.download, run.module)
+    net = copy_module(run.network).cpu()
     own = run.settings.data.crop_size or run.settings.data.image_size
     size = run.data.size if own is None else height_and_width(own)  # opens the dataset only if that is left open
     return net, torch.randn(BATCH, net.in_chans, *size)

@@ -18,7 +18,6 @@ from mixmo.evaluation.results import (
     ood_metrics,
 )
 from mixmo.evaluation.robustness import CorruptionResult
-from mixmo.runs import RunFolder
 
 CONVENTIONS = {
     "accuracy": "share, 0 to 1",
@@ -42,11 +41,11 @@ def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> E
     """Evaluate one run on its test set, write ``test.json``, and return both with what earlier calls found."""
     options = options or EvaluationOptions()
     result = with_earlier(run, evaluate_runs([run], options), options)
-    write_results(run.folder, result, options)
+    write_results(run, result, options)
     return result
 
 
-def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationOptions) -> Path:
+def write_results(run: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> Path:
     """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null."""
     content: dict[str, Any] = dict(result.flat())
     if result.corruptions is not None:
@@ -55,19 +54,19 @@ def write_results(run: RunFolder, result: EvaluationResult, options: EvaluationO
         content["per_class"] = result.per_class
     content["about"] = {
         "run": str(run.path),
-        "dataset": run.settings().data.name,
+        "dataset": run.settings.data.name,
         "images": len(result.predictions.targets),
         "test_images": result.predictions.images,
-        "training_images": run.training_images(),
+        "training_images": run.folder.training_images(),
         "checkpoint": options.checkpoint,
-        "digest": run.digest(options.checkpoint),
+        "digest": run.digest,
         "epochs": result.predictions.epochs,
         "precision": options.precision,
         "tta": options.tta,
         "ood": list(result.ood),
         "conventions": CONVENTIONS,
     }
-    return run.write_json("test.json", content)
+    return run.folder.write_json("test.json", content)
 
 
 def with_earlier(trained: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
@@ -76,11 +75,10 @@ def with_earlier(trained: TrainedRun, result: EvaluationResult, options: Evaluat
     Only results of the same checkpoint, precision, views and test images are taken, and only for what is not evaluated
     now. A file that is missing or damaged adds nothing.
     """
-    run = trained.folder
     try:
-        known: Mapping[str, Any] = run.read_json("test.json")
+        known: Mapping[str, Any] = trained.folder.read_json("test.json")
         about = known["about"]
-        own = {"digest": run.digest(options.checkpoint), "precision": options.precision, "tta": options.tta,
+        own = {"digest": trained.digest, "precision": options.precision, "tta": options.tta,
                "test_images": result.predictions.images}  # fmt: skip
         if any(about[key] != value for key, value in own.items()):
             return result
