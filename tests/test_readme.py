@@ -115,7 +115,8 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
                 words = shlex.split(line)
                 assert words[0] in ("mixmo", "pip", "python") and (words[0] != "python" or (ROOT / words[1]).is_file())
                 if words[:2] == ["mixmo", "fit"]:
-                    words += shrunk + ([] if "--model.start" in words else ["--model.start=pretrained.safetensors"])
+                    words += shrunk
+                    words += [] if "--model.pretrained" in words else ["--model.pretrained=pretrained.safetensors"]
                 if words[0] == "mixmo":
                     assert main(words[1:]) == 0, line
                     commands.append(line)

@@ -87,9 +87,9 @@ settings: {extends: [digits], data: {name: torch/cifar10, channels: 3, batch_siz
 evaluate: {corruptions: true}
 tasks: {few: {passes: 4, evaluate: {ood: [torch/cifar100]}}}
 methods:
-  started: {extends: [cut, b2], passes: 0.5, start: single, model: {start_noise: 1.0}}
+  started: {extends: [cut, b2], passes: 0.5, start: single, model: {member_noise: 1.0}}
   single: {extends: [single], passes: 0.5}
-  from a file: {extends: [single], passes: 0.5, model: {start: weights.pth}}
+  from a file: {extends: [single], passes: 0.5, model: {pretrained: weights.pth}}
 """)
     trained = timm.create_model("wide_resnet10_1", in_chans=3, num_classes=2)
     torch.save(trained.state_dict(), tmp_path / "weights.pth")

@@ -132,9 +132,9 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
     data = [] if recipe["data"]["name"] == "digits" else [f"--data.name=folder:{pictures}"]
     shrunk = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     shrunk += ["--model.compile=false"]  # test_speed.py compiles
-    if "start" in recipe["model"]:
+    if recipe["model"].get("pretrained"):
         save_file(timm.create_model(narrow, num_classes=5).state_dict(), tmp_path / "weights.safetensors")
-        data += [f"--model.start={tmp_path}/weights.safetensors", "--data.crop_size=32"]
+        data += [f"--model.pretrained={tmp_path}/weights.safetensors", "--data.crop_size=32"]
     shrunk += ["--mixer.probability=1", "--mixer.progress=steps"]  # so that a kind with a shape is drawn for sure
     plan = make_plan(recipe, [*data, *shrunk, f"--model.backbone={narrow}"])
     run = RunFolder(tmp_path / "run")

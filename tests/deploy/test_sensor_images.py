@@ -91,11 +91,11 @@ def test_rectangles_on_the_command_line():
 
 
 def test_weights_for_rectangles_bring_their_size():
-    values = {"model.start": "pretrained", "model.backbone": "resnet18", "data.crop_size": [96, 192]}
+    values = {"model.pretrained": True, "model.backbone": "resnet18", "data.crop_size": [96, 192]}
     found = inherit_settings(values)
     assert found["data.image_size"] == [101, 202] and "data.crop_size" not in found
     if timm.get_pretrained_cfg(tall := "vit_base_patch16_sapiens2.fb") is not None:  # later versions of timm
-        found = inherit_settings({"model.start": "pretrained", "model.backbone": tall})
+        found = inherit_settings({"model.pretrained": True, "model.backbone": tall})
         assert found["data.crop_size"] == [1024, 768]
 
 

@@ -90,8 +90,8 @@ TAKEN = {"timm, averaged": "taken from state_dict_ema, not from state_dict.",
 
 def started(file):
     """Return the single network that starts from a file."""
-    words = ["--model.backbone=wide_resnet10_1", "--data.channels=3", f"--model.start={file}"]
-    return init_from_pretrained(make_plan(load_recipe("digits-single"), words).settings, str(file), 3).eval()
+    words = ["--model.backbone=wide_resnet10_1", "--data.channels=3", f"--model.pretrained={file}"]
+    return init_from_pretrained(make_plan(load_recipe("digits-single"), words).settings, 3).eval()
 
 
 @pytest.mark.parametrize("way", WRITERS)

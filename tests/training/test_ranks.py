@@ -30,7 +30,7 @@ WAYS = {
     "averaged": ["--optimizer.ema_decay=0.9"],
     "streamed": ["--data.in_memory=false", "--data.workers=1"],
     "in two parts": ["--trainer.accumulate=2"],
-    "frozen at first": ["--optimizer.freeze_epochs=1", "--model.start={}.pth"],
+    "frozen at first": ["--optimizer.freeze_epochs=1", "--model.pretrained={}.pth"],
     "sharpness-aware": ["--optimizer.sam_radius=0.05", "--trainer.gradient_clip_val=0.5"],
 }
 

@@ -25,7 +25,7 @@ WAYS = {
     "in memory": ["--pixels.kind=cutmix"],
     "streamed by workers, averaged": [*STREAMED, "--data.workers=2", "--optimizer.ema_decay=0.9"],
     "averaged": ["--optimizer.ema_decay=0.9"],
-    "frozen at first": ["--optimizer.freeze_epochs=1.4", "--optimizer.ema_decay=0.9", "--model.start={}.pth"],
+    "frozen at first": ["--optimizer.freeze_epochs=1.4", "--optimizer.ema_decay=0.9", "--model.pretrained={}.pth"],
     "sharpness-aware": ["--optimizer.sam_radius=0.05", "--trainer.gradient_clip_val=1"],
     "adamw, rho falls": ["--optimizer.name=adamw", "--data.input_repetition=0.9", "--data.input_repetition_end=0.5"],
     "rare classes": ["--data.sampler=balanced", "--objective.class_weights=[1, 2, 3]"],

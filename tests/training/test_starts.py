@@ -44,7 +44,7 @@ def single(tmp_path_factory):
 
 def words(single, *overrides, data="data"):
     folder, run = single
-    return [f"--data.name=folder:{folder}/{data}", *PLAIN, f"--model.start={run.path}", *overrides]
+    return [f"--data.name=folder:{folder}/{data}", *PLAIN, f"--model.pretrained={run.path}", *overrides]
 
 
 def built(single, *overrides, data="data"):
@@ -55,7 +55,7 @@ def built(single, *overrides, data="data"):
 @pytest.mark.parametrize("members", [1, 2, 3])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_the_network_starts_as_the_one_it_starts_from(single, members, noise):
-    net = built(single, f"--model.num_members={members}", f"--model.start_noise={noise}")
+    net = built(single, f"--model.num_members={members}", f"--model.member_noise={noise}")
     images = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         expected, logits = mixmo.load(single[1].path)(images), net.members(images)
@@ -84,7 +84,7 @@ def test_heads_of_other_classes_are_drawn_apart(single):
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_other_again(single, tmp_path):
-    plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1"))
+    plan = make_plan(load_recipe("digits-cut"), words(single, "--model.member_noise=1"))
     run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     fit(plan, whole)
     with pytest.raises(ZeroDivisionError):
@@ -99,7 +99,7 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
     """It trains, is loaded, evaluated and resumed without the other run's folder."""
     start = tmp_path / "start"
     start.symlink_to(single[1].path)
-    plan = make_plan(load_recipe("digits-cut"), words(single, "--model.start_noise=1", f"--model.start={start}"))
+    plan = make_plan(load_recipe("digits-cut"), words(single, "--model.member_noise=1", f"--model.pretrained={start}"))
     run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     fit(plan, whole)
     with pytest.raises(ZeroDivisionError):
@@ -115,15 +115,15 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
     ("overrides", "message"),
     [
         (
-            ["--model.start=nowhere"],
-            "model.start nowhere is neither 'pretrained' nor a file or a run's folder",
+            ["--model.pretrained=nowhere"],
+            "model.pretrained nowhere is neither true nor a file or a run's folder",
         ),
         (
             ["--model.backbone=wide_resnet16_1"],
             "was trained with model.backbone wide_resnet10_1, but here it is wide_resnet16_1",
         ),
-        (["--model.start_noise=-1"], "model.start_noise is -1"),
-        (["--model.start=null", "--model.start_noise=1"], "there is no start: set model.start"),
+        (["--model.member_noise=-1"], "model.member_noise is -1"),
+        (["--model.pretrained=false", "--model.member_noise=1"], "no weights are trained; set model.pretrained"),
         (["--data.channels=1"], "was trained with data.channels 3, but here it is 1"),
         (["--data.mean=[0.1]"], "was trained with data.mean [0.3], but here it is [0.1]"),
     ],
@@ -137,15 +137,15 @@ def test_starts_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, 
 
 
 def test_other_shares_of_the_same_images_are_warned_of(single, caplog):
-    built(single, "--model.start_noise=1")
+    built(single, "--model.member_noise=1")
     assert not caplog.text
-    built(single, "--model.start_noise=1", "--data.validation=0.25")
+    built(single, "--model.member_noise=1", "--data.validation=0.25")
     assert "may have learned from images that are held out here" in caplog.text
 
 
 def test_how_images_were_prepared_for_weights_on_the_hub_has_to_be_said():
     """Nothing says it before they are fetched, and the default of another dataset would be silently wrong."""
-    values = {"model.start": "pretrained", "model.backbone": "hf-hub:a/b"}
+    values = {"model.pretrained": True, "model.backbone": "hf-hub:a/b"}
     with pytest.raises(InputError, match=r"a/b is not known before it is downloaded: set data\.mean and data\.std"):
         inherit_settings(values)
     assert inherit_settings(values | {"data.mean": [0.5], "data.std": [0.5]}) == {}
@@ -155,7 +155,7 @@ def test_a_backbone_that_names_no_classifier_is_one_sentence(single, tmp_path, m
     monkeypatch.chdir(tmp_path)
     torch.save(timm.create_model("resnet18").state_dict(), "weights.pth")
     for backbone in ("csatv2", "sam2_hiera_tiny"):
-        words = [f"--data.name=folder:{single[0]}/data", "--data.batch_size=8", "--model.start=weights.pth"]
+        words = [f"--data.name=folder:{single[0]}/data", "--data.batch_size=8", "--model.pretrained=weights.pth"]
         assert main(["fit", "finetune-folder", *words, f"--model.backbone={backbone}", "--data.crop_size=64"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -163,7 +163,7 @@ def test_a_backbone_that_names_no_classifier_is_one_sentence(single, tmp_path, m
 def state_after(single, folder, *overrides):
     """Return the network after so many epochs of fine-tuning, and the one it started from, by name."""
     run = RunFolder(folder)
-    own = ["--optimizer.weight_decay=0.5", "--model.start_noise=1", *overrides]
+    own = ["--optimizer.weight_decay=0.5", "--model.member_noise=1", *overrides]
     fit(make_plan(load_recipe("digits-cut"), words(single, *own)), run)
     return mixmo.load(run.path).state_dict(), built(single, *own).state_dict()
 
@@ -203,9 +203,11 @@ def test_what_is_thawed_starts_without_momentum(single, tmp_path, monkeypatch, e
 
 
 def test_freezing_needs_something_trained_and_something_to_train(single, tmp_path):
-    with pytest.raises(InputError, match=r"freeze_epochs is 2.0, but no weights are trained; set model.start"):
-        fit(make_plan(load_recipe("digits-cut"), words(single, "--model.start=null", "--optimizer.freeze_epochs=2")),
-            RunFolder(tmp_path / "run"))  # fmt: skip
+    plan = make_plan(
+        load_recipe("digits-cut"), words(single, "--model.pretrained=false", "--optimizer.freeze_epochs=2")
+    )
+    with pytest.raises(InputError, match=r"freeze_epochs is 2.0, but no weights are trained; set model.pretrained"):
+        fit(plan, RunFolder(tmp_path / "run"))
     with pytest.raises(InputError, match="freeze_epochs leaves nothing to train"):
         FrozenCore(mixmo.MixMo("wide_resnet10_1", num_classes=3).requires_grad_(False))
 
@@ -214,7 +216,7 @@ def test_copies_are_warned_of(single, caplog):
     built(single)
     assert "copies of each other" in caplog.text
     caplog.clear()
-    built(single, "--model.start_noise=1")
+    built(single, "--model.member_noise=1")
     built(single, data="four")
     assert not caplog.text
 
@@ -237,7 +239,7 @@ def lite0(tmp_path_factory):
 
 def of_photos(single, file, *overrides):
     folder, _ = single
-    words = [f"--data.name=folder:{folder}/data", f"--model.start={file}", "--data.batch_size=8", *overrides]
+    words = [f"--data.name=folder:{folder}/data", f"--model.pretrained={file}", "--data.batch_size=8", *overrides]
     return make_plan(load_recipe("finetune-folder"), words)
 
 
@@ -267,7 +269,7 @@ def test_images_are_prepared_as_for_the_weights(single, lite0):
     own = of_photos(single, lite0, "--data.image_size=96", "--data.channels=1").settings.data
     assert (own.mean, own.crop_size, own.image_size) == ([0.5], None, 96)
     _, run = single
-    inherited = make_plan({}, [f"--model.start={run.path}", "--trainer.max_epochs=1"]).settings
+    inherited = make_plan({}, [f"--model.pretrained={run.path}", "--trainer.max_epochs=1"]).settings
     assert (inherited.model.backbone, inherited.data.mean) == ("wide_resnet10_1", [0.3])
 
 
@@ -317,7 +319,7 @@ def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch,
         (tmp_path / "weights.pth").write_bytes(content)
     else:
         torch.save(content, tmp_path / "weights.pth")
-    plain = ["--model.backbone=wide_resnet10_1", *PLAIN, "--model.start=weights.pth"]
+    plain = ["--model.backbone=wide_resnet10_1", *PLAIN, "--model.pretrained=weights.pth"]
     assert main(["fit", "digits-cut", f"--data.name=folder:{single[0]}/data", *plain]) == 2
     shown = capsys.readouterr().err.strip()
     assert message in shown and shown.count("\n") == 0 and "\x1b" not in shown
@@ -328,7 +330,7 @@ def test_weights_are_not_fetched_unasked(single, tmp_path, monkeypatch, capsys):
     assert main(["fit", "finetune-folder", f"--data.name=folder:{single[0]}/data"]) == 2
     assert "allow it with --model.download true, or start from a file" in capsys.readouterr().err
     (tmp_path / "weights.safetensors").write_bytes(b"damaged")
-    words = ["--model.start=weights.safetensors", f"--data.name=folder:{single[0]}/data"]
+    words = ["--model.pretrained=weights.safetensors", f"--data.name=folder:{single[0]}/data"]
     assert main(["fit", "finetune-folder", *words]) == 2
     assert "cannot be read as safetensors" in capsys.readouterr().err
 
@@ -338,7 +340,7 @@ def test_a_head_of_as_many_classes_is_kept(single, tmp_path):
     for classes in (3, 7):
         backbone = timm.create_model("wide_resnet10_1", num_classes=classes)
         save_file(backbone.state_dict(), tmp_path / f"{classes}.safetensors")
-        words = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.start={tmp_path}/{classes}.safetensors"]
+        words = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.pretrained={tmp_path}/{classes}.safetensors"]
         plan = make_plan(load_recipe("digits-cut"), [f"--data.name=folder:{single[0]}/data", *words])
         net = build_network(plan.settings, DataModule(plan.settings.data, 0))
         kept = [torch.equal(head.weight, backbone.fc.weight) for head in net.heads]
@@ -373,7 +375,7 @@ def test_bands_start_from_colours_as_timm_has_it(single, lite0):
 def test_bands_start_from_as_many_and_not_from_others(single, tmp_path):
     backbone = timm.create_model("wide_resnet10_1", num_classes=3, in_chans=13)
     save_file(backbone.state_dict(), tmp_path / "bands.safetensors")
-    words = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.start={tmp_path}/bands.safetensors",
+    words = ["--model.backbone=wide_resnet10_1", *PLAIN, f"--model.pretrained={tmp_path}/bands.safetensors",
              "--data.image_size=8"]  # fmt: skip
     for channels in (13, 5):
         own = [f"--data.name=folder:{single[0]}/data", *words, f"--data.channels={channels}"]

@@ -111,7 +111,7 @@ def test_a_frozen_network_is_compiled_once_and_once_more_when_thawed(pictures, t
     aot_eager = torch._dynamo.lookup_backend("aot_eager")
     start = tmp_path / "weights.pth"
     torch.save(timm.create_model("wide_resnet10_1", num_classes=2).state_dict(), start)
-    words = ["--optimizer.freeze_epochs=1", f"--model.start={start}", "--data.validation=0"]
+    words = ["--optimizer.freeze_epochs=1", f"--model.pretrained={start}", "--data.validation=0"]
     fit(short_plan(pictures, *words, "--model.compile=false"), RunFolder(tmp_path / "eager"))
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function, **own: compile_(function, backend=noted, fullgraph=True))

@@ -58,8 +58,8 @@ class FitSettings(TypedDict, total=False):
     model_options: dict[str, Any]
     mix_at: str | None
     compile: bool | None
-    start: str | None
-    start_noise: float
+    pretrained: bool | str
+    member_noise: float
     model_download: bool
     mixer_kind: dict[str, float] | str
     mixer_alpha: float

@@ -18,35 +18,33 @@ from mixmo.files import read_yaml
 from mixmo.header import Preparation
 
 PREPARATION = tuple(each.name for each in fields(Preparation))
-PRETRAINED = "pretrained"
-"""The start that is timm's own weights."""
 
 
-def is_run(start: str) -> bool:
-    """Return whether a start is a run's folder, rather than timm's weights or a file of weights."""
-    return start != PRETRAINED and not os.path.isfile(start)
+def is_run(pretrained: bool | str) -> bool:
+    """Return whether ``model.pretrained`` is a run's folder, rather than timm's weights (true) or a file of weights."""
+    return isinstance(pretrained, str) and not os.path.isfile(pretrained)
 
 
 def inherit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that follow from ``model.start`` where a recipe does not set them.
+    """Return settings that follow from ``model.pretrained`` where a recipe does not set them.
 
     A run determines its backbone and how images are prepared. Pretrained weights determine what timm's
     ``pretrained_cfg`` of the backbone says: mean, std, interpolation and, where neither size is set, the size of the
     crop, c, and of the image that it is cut from, floor(c / crop_pct).
 
     Example:
-        >>> found = inherit_settings({"model.start": "pretrained", "model.backbone": "resnet18"})
+        >>> found = inherit_settings({"model.pretrained": True, "model.backbone": "resnet18"})
         >>> found["data.mean"], found["data.crop_size"], found["data.image_size"]
         ([0.485, 0.456, 0.406], 224, 235)
     """
-    start = values.get("model.start")
-    if not isinstance(start, str):
+    pretrained = values.get("model.pretrained")
+    if not pretrained or not isinstance(pretrained, bool | str):
         return {}
-    found = _of_run(Path(start)) if is_run(start) else _of_weights(values)
+    found = _read_run(Path(str(pretrained))) if is_run(pretrained) else _read_weights(values)
     return {name: value for name, value in found.items() if name not in values}
 
 
-def _of_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     if not os.path.isfile(file):  # building the network reports it
         return {}
@@ -56,7 +54,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     return found | {f"data.{key}": data[key] for key in PREPARATION if key in data}
 
 
-def _of_weights(values: Mapping[str, Any]) -> dict[str, Any]:
+def _read_weights(values: Mapping[str, Any]) -> dict[str, Any]:
     backbone = str(values.get("model.backbone", ""))
     if timm_scheme(backbone) == "hf-hub" and not {"data.mean", "data.std"} <= values.keys():
         raise InputError(

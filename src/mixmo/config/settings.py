@@ -28,8 +28,8 @@ from mixmo.validation import (
     Neutral,
     Number,
     Options,
+    Place,
     Positive,
-    Text,
     fields_of,
     hints_of,
     settings_class,
@@ -55,13 +55,13 @@ class ModelSettings:
     """Module behind which features are mixed, such as stages.0; null is behind the stem, as published."""
     compile: Neutral[Boolean | None] = None
     """Compile the network and the loss; null does so on a GPU."""
-    start: Text | None = None
-    """What members start from, its stem / M as encoders and its head as heads, unless its classes differ:
-    pretrained (timm's weights of the backbone), a file of weights (.safetensors, .pth), also a checkpoint of another
-    program, or a run's folder. Images are then prepared as they were there, unless data.mean, std, interpolation and
-    the sizes are set.
+    pretrained: Boolean | Place = False
+    """Trained weights to start from: true (timm's weights of the backbone), a file (.safetensors, .pth; also a
+    checkpoint of another program) or a run's folder. Encoders start as the trained stem / M, heads as the trained head
+    unless the classes differ. Images are prepared as for those weights unless data.mean, std, interpolation and the
+    sizes are set.
     """
-    start_noise: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    member_noise: Annotated[Number, Field(ge=0, le=100)] = 0.0
     """Noise on encoders and heads that start equal, as a share of their weights' standard deviation; it sums to zero
     over the members, so that the network starts out as the one it starts from.
     """
@@ -73,9 +73,11 @@ class ModelSettings:
             raise InputError(f"model.options.{taken[0]} is not an option of timm's models; see model.{taken[0]}.")
         for key in ("pretrained", "checkpoint_path"):
             if self.options.get(key):
-                raise InputError(f"model.options.{key} is {self.options[key]}; weights to start from are model.start.")
-        if self.start_noise and self.start is None:
-            raise InputError(f"model.start_noise is {self.start_noise}, but there is no start: set model.start.")
+                raise InputError(f"model.options.{key} is {self.options[key]}; set model.pretrained instead.")
+        if self.member_noise and not self.pretrained:
+            raise InputError(
+                f"model.member_noise is {self.member_noise}, but no weights are trained; set model.pretrained."
+            )
 
 
 @settings_class("optimizer")
@@ -100,7 +102,7 @@ class OptimizerSettings:
     """
     freeze_epochs: Annotated[Number, Field(ge=0)] | Literal["all"] = 0.0
     """First epochs of the run, which train encoders and heads only; everything else stays as it started
-    (model.start), batch norm statistics included. "all" is every epoch, 0 is none.
+    (model.pretrained), batch norm statistics included. "all" is every epoch, 0 is none.
     """
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Decay of the exponential moving average of the weights (EMA) at each step, such as 0.999; the average is then

@@ -32,12 +32,12 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
     if selectivity < (1 / members + 1) / 2:
         return (
             f"The members are hardly separate {known}: train longer, lower data.input_repetition, or raise "
-            "model.start_noise where they started from one trained network."
+            "model.member_noise where they started from one trained network."
         )
     if accuracy < FITTED and not diagnosis.harder:
         return (
             f"The members do not fit their training mixtures {known}: raise data.input_repetition, the width or the "
-            "epochs, or start from a trained network (model.start); where there is no budget for that, one network "
+            "epochs, or start from trained weights (model.pretrained); where there is no budget for that, one network "
             "with CutMix is more accurate."
         )
     fit = "" if diagnosis.harder or math.isnan(accuracy) else " and fit their training mixtures"

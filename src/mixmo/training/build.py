@@ -29,8 +29,8 @@ def build_network(settings: Settings, data: DataModule, drawn: bool = False, mod
             net = module
         elif module is not None:
             net = MixMo(module, own.num_members, len(data.classes), mix_at=own.mix_at)
-        elif own.start is not None and not drawn:
-            net = init_from_pretrained(settings, own.start, len(data.classes))
+        elif own.pretrained and not drawn:
+            net = init_from_pretrained(settings, len(data.classes))
         else:
             net = MixMo(
                 own.backbone,

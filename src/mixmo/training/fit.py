@@ -15,7 +15,6 @@ from torch import nn
 
 from mixmo.config.hardware import has_units, training_device
 from mixmo.config.plan import Plan
-from mixmo.config.preprocessing import PRETRAINED
 from mixmo.config.settings import Settings
 from mixmo.data.duplicates import warn_of_duplicates
 from mixmo.data.module import DataModule
@@ -102,9 +101,10 @@ def _prepare(
             f"trainer.patience is {own.patience}, but there are no validation images to judge by; set "
             "data.validation to a share, or give a validation set."
         )
-    if (frozen := settings.optimizer.freeze_epochs) and settings.model.start is None and module is None:
+    if (frozen := settings.optimizer.freeze_epochs) and not settings.model.pretrained and module is None:
         raise InputError(
-            f"optimizer.freeze_epochs is {frozen}, but no weights are trained; set model.start, or freeze_epochs to 0."
+            f"optimizer.freeze_epochs is {frozen}, but no weights are trained; set model.pretrained, or freeze_epochs "
+            "to 0."
         )
     net = build_network(settings, data, drawn, module)
     loaders = Loaders(data, net.num_members)
@@ -146,9 +146,9 @@ def _check_fetching(settings: Settings, drawn: bool) -> None:
     """Refuse a backbone or option that needs a download, or reads another file, unless that is allowed."""
     model = settings.model
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
-    if model.start == PRETRAINED and not model.download and not drawn:
+    if model.pretrained is True and not model.download and not drawn:
         raise InputError(
-            f"model.start is {PRETRAINED}, so timm may download the weights of {model.backbone!r}; "
+            f"model.pretrained is true, so timm may download the weights of {model.backbone!r}; "
             "allow it with --model.download true, or start from a file."
         )
     if not model.download and (fetching := [key for key in FETCHING if model.options.get(key)]):

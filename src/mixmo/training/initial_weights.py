@@ -16,7 +16,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from mixmo.config.preprocessing import PRETRAINED, is_run
+from mixmo.config.preprocessing import is_run
 from mixmo.config.settings import Settings
 from mixmo.digests import SPEC, has_digest
 from mixmo.errors import InputError, MissingError
@@ -38,34 +38,35 @@ SHARES = ("validation", "test", "folds", "fold", "images_per_class")
 """Settings of ``data`` that determine which images are drawn, in addition to its seed."""
 
 
-def init_from_pretrained(settings: Settings, start: str, num_classes: int) -> MixMo:
+def init_from_pretrained(settings: Settings, num_classes: int) -> MixMo:
     """Return a network whose members start from trained weights: at first it computes what the plain one does.
 
     Encoders are the trained stem / M, heads the trained head or, if the number of classes differs, independent draws;
-    ``model.start_noise`` is added to equal copies. ``start`` is ``pretrained``, a file of weights, or a run's folder.
+    ``model.member_noise`` is added to equal copies.
     """
-    own, plain = settings.model, _plain(settings, start)
+    own, plain = settings.model, _plain(settings)
     if fresh := plain.num_classes != num_classes:
         plain.reset_classifier(num_classes)
-    elif own.num_members > 1 and not own.start_noise:
-        log.warning("members start as copies of each other and hardly separate; set model.start_noise, to 1 say.")
-    return MixMo(plain, own.num_members, trained=True, fresh_heads=fresh, noise=own.start_noise, mix_at=own.mix_at)
+    elif own.num_members > 1 and not own.member_noise:
+        log.warning("members start as copies of each other and hardly separate; set model.member_noise, to 1 say.")
+    return MixMo(plain, own.num_members, trained=True, fresh_heads=fresh, noise=own.member_noise, mix_at=own.mix_at)
 
 
-def _plain(settings: Settings, start: str) -> Any:
-    """Return the plain backbone with the weights to start from, and its own number of classes."""
+def _plain(settings: Settings) -> Any:
+    """Return the plain backbone with the weights of ``model.pretrained``, and its own number of classes."""
     own, options = settings.model, settings.model.options | {"in_chans": settings.data.channels}
-    if start == PRETRAINED:
+    if own.pretrained is True:
         return create_backbone(own.backbone, pretrained=True, **options)
-    if is_run(start):
-        if not Path(start).is_dir():
-            raise MissingError(f"model.start {start} is neither {PRETRAINED!r} nor a file or a run's folder.")
-        run = RunFolder(Path(start))
-        _check_run(settings, start, run.header())
+    source = str(own.pretrained)
+    if is_run(source):
+        if not Path(source).is_dir():
+            raise MissingError(f"model.pretrained {source} is neither true nor a file or a run's folder.")
+        run = RunFolder(Path(source))
+        _check_run(settings, source, run.header())
         _compare_splits(settings, run)
         return fuse(load_checkpoint(run, download=own.download))
     backbone: Any = create_backbone(own.backbone, **options)
-    weights = find_weights(read_tensors(Path(start)), list(backbone.state_dict()), start, own.backbone)
+    weights = find_weights(read_tensors(Path(source)), list(backbone.state_dict()), source, own.backbone)
     stems, heads = (backbone.pretrained_cfg.get(key) or () for key in ("first_conv", "classifier"))
     for name in [stems] if isinstance(stems, str) else stems:  # colours become grey as in timm
         stem = weights.get(f"{name}.weight")
@@ -75,18 +76,18 @@ def _plain(settings: Settings, start: str) -> Any:
     head = weights.get(f"{heads if isinstance(heads, str) else ''.join(heads[:1])}.weight")
     if head is not None and len(head) != backbone.num_classes:
         backbone = create_backbone(own.backbone, num_classes=len(head), **options)
-    _load(backbone, weights, start, own.backbone)
+    _load(backbone, weights, source, own.backbone)
     return backbone
 
 
-def _check_run(settings: Settings, start: str, theirs: Header) -> None:
+def _check_run(settings: Settings, source: str, theirs: Header) -> None:
     """Refuse a run to start from that does not fit."""
     for key in ("model.backbone", "model.options", "data.channels", "data.window", "data.mean", "data.std"):
         section, _, name = key.partition(".")
         before, now = theirs.sections()[section][name], getattr(getattr(settings, section), name)
         if before != now:
             raise InputError(
-                f"model.start {start} was trained with {key} {before}, but here it is {now}; set the same."
+                f"model.pretrained {source} was trained with {key} {before}, but here it is {now}; set the same."
             )
 
 
@@ -100,7 +101,7 @@ def _compare_splits(settings: Settings, run: RunFolder) -> None:
         or any(getattr(theirs.data, key) != getattr(own, key) for key in SHARES)
     ):
         log.warning(
-            "model.start %s was trained on other shares of %s, and may have learned from images that are held out "
+            "model.pretrained %s was trained on other shares of %s, and may have learned from images that are held out "
             "here; set the same %s and data.split_seed.",
             run.path, own.name, ", ".join(f"data.{key}" for key in SHARES),
         )  # fmt: skip
@@ -136,7 +137,7 @@ def read_tensors(file: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def find_weights(
-    found: Mapping[str, Mapping[str, Tensor]], expected: Sequence[str], start: str, backbone: str
+    found: Mapping[str, Mapping[str, Tensor]], expected: Sequence[str], source: str, backbone: str
 ) -> dict[str, Tensor]:
     """Return a backbone's tensors among those of a checkpoint: the mapping and prefix that match most of its names.
 
@@ -160,25 +161,25 @@ def find_weights(
     most = max(counts.values(), default=0)
     if most < len(own) / 2:  # names such as norm.weight are in many networks
         have, wanted = (", ".join(list(names)[:3]) for names in (next(iter(found.values())), expected))
-        raise InputError(f"model.start {start} does not fit backbone {backbone!r}: it has {have}, not {wanted}.")
+        raise InputError(f"model.pretrained {source} does not fit backbone {backbone!r}: it has {have}, not {wanted}.")
     best = [key for key in counts if counts[key] == most]
     best.sort(key=lambda key: not re.search("ema|swa|average", "".join(key).lower()))
     place, prefix = best[0]
     if len(best) > 1:
         shown = ["/".join(filter(None, key)) or "the file itself" for key in best]
-        log.info("model.start %s: weights taken from %s, not from %s.", start, shown[0], ", ".join(shown[1:]))
+        log.info("model.pretrained %s: weights taken from %s, not from %s.", source, shown[0], ", ".join(shown[1:]))
     weights = {name[len(prefix) :]: each for name, each in found[place].items() if name.startswith(prefix)}
     for name, each in weights.items():
         if each.layout is not torch.strided or each.is_quantized or each.is_meta:
             raise InputError(
-                f"{start} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as a plain tensor."
+                f"{source} holds {name} as {each.layout} of {each.dtype} on {each.device}; save it as a plain tensor."
             )
         if not each.isfinite().all():
-            raise InputError(f"{start} holds {name} with values that are not finite; take an earlier checkpoint.")
+            raise InputError(f"{source} holds {name} with values that are not finite; take an earlier checkpoint.")
     return weights
 
 
-def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: str) -> None:
+def _load(backbone: nn.Module, weights: Mapping[str, Tensor], source: str, name: str) -> None:
     """Load weights, all of which have to fit; batch counters may be missing."""
     own = backbone.state_dict()
     problems = [f"it lacks {key}" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
@@ -190,7 +191,7 @@ def _load(backbone: nn.Module, weights: Mapping[str, Tensor], start: str, name: 
     ]
     if problems:
         raise InputError(
-            f"model.start {start} does not fit backbone {name!r}: {problems[0]} ({len(problems)} of {len(own)} tensors "
-            "do not fit); set model.backbone to the network that it was trained as."
+            f"model.pretrained {source} does not fit backbone {name!r}: {problems[0]} ({len(problems)} of {len(own)} "
+            "tensors do not fit); set model.backbone to the network that it was trained as."
         )
     backbone.load_state_dict(dict(weights), strict=False)
