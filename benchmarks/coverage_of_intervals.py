@@ -1,9 +1,9 @@
-"""How often the 95 % intervals over test images hold the true value: populations of images that are known whole.
+"""Measure how often 95 % intervals over test images cover the true value, on simulated populations of images.
 
 python benchmarks/coverage_of_intervals.py [--times N] [--save FILE]
 
-A population has 5,000 kinds of images, equally frequent, the probabilities of their classes, and two networks of two
-members, so that every true metric is a sum. Test sets are drawn from it again and again.
+A population has 5,000 equally frequent kinds of images with their class probabilities, and two networks of two members,
+so that every true metric is a sum. Test sets are drawn from it repeatedly.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mixmo.reporting.measurements import report
 
 KINDS, CLASSES = 5000, 5
 CASES = [(1, 1), (4, 1), (4, 2), (7, 1), (7, 2)]
-"""How far classes are apart, and by how much the networks are too confident."""
+"""How far apart the classes are, and by what factor the networks are overconfident."""
 IMAGES = (300, 1000)
 
 
 class Population:
-    """Kinds of images that are equally frequent, the probabilities of their classes, and two networks' logits."""
+    """Equally frequent kinds of images, their class probabilities, and two networks' logits."""
 
     def __init__(self, scale: float, sharpness: float, rng: np.random.Generator) -> None:
         base = scale * rng.normal(size=(KINDS, CLASSES)) * rng.gamma(2, 1, (KINDS, 1))
@@ -33,7 +33,7 @@ class Population:
         self.logits = torch.from_numpy(sharpness * (base[:, None] + noise))
 
     def metrics(self, network: int) -> dict[str, float]:
-        """Return the metrics of a network, summed over all kinds and classes."""
+        """Return the true metrics of a network, summed over all kinds and classes."""
         average = self.logits[network].mean(1).log_softmax(1)
         chosen = torch.nn.functional.one_hot(average.argmax(1), CLASSES)
         members = self.logits[network].argmax(2)
@@ -46,7 +46,7 @@ class Population:
         }
 
     def draw(self, images: int, rng: np.random.Generator) -> list[Predictions]:
-        """Return predictions of both networks of the same images."""
+        """Return both networks' predictions for the same randomly drawn images."""
         kinds = rng.integers(0, KINDS, images)
         drawn = torch.from_numpy(rng.random((images, 1)))
         targets = (drawn > self.truth[kinds].cumsum(1)).sum(1).clamp(max=CLASSES - 1)
@@ -54,7 +54,7 @@ class Population:
 
 
 def coverages(scale: float, sharpness: float, images: int, times: int, seed: int = 0) -> dict[str, float]:
-    """Return how often intervals of each metric, and of the differences, hold the true value."""
+    """Return how often the intervals of each metric, and of each difference, cover the true value."""
     rng = np.random.default_rng(seed)
     population = Population(scale, sharpness, rng)
     true, other = population.metrics(0), population.metrics(1)
@@ -69,7 +69,7 @@ def coverages(scale: float, sharpness: float, images: int, times: int, seed: int
 
 
 def main() -> None:
-    """Print the least and the largest share over all cases, and save them if a file is named."""
+    """Print the smallest and the largest share over all cases, and save them if a file is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=4000, help="test sets that are drawn of each case")
     parser.add_argument("--save", metavar="FILE", help="keep the results in a JSON file")

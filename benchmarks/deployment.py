@@ -1,8 +1,9 @@
-"""What a trained network is worth in each form: accuracy, NLL, images a second, size.
+"""Compare the forms of a trained network: accuracy, NLL, images per second, size.
 
     python benchmarks/deployment.py runs/photos [--images FOLDER] [--save FILE]
 
-Every form is shown the run's whole test set. Times are of one batch, all forms in turns, against the plain backbone.
+Every form predicts the run's whole test set. Times are of one batch, interleaved between forms, relative to the plain
+backbone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +19,10 @@ from torch import Tensor
 
 from mixmo import evaluate, fuse
 from mixmo.deploy.export import FORMATS, ExportOptions, export
-from mixmo.deploy.images import files_below
+from mixmo.deploy.images import list_images
 from mixmo.deploy.models import Model, OnnxModel, TorchModel, open_model, open_run
 from mixmo.deploy.predictor import Predictor
-from mixmo.evaluation.benchmark import summarise, time_in_turns
+from mixmo.evaluation.benchmark import summarise, take_turns, time_call
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.network import create_backbone
 from mixmo.reporting.measurements import report
@@ -31,7 +33,7 @@ BATCH = 64
 
 
 def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str, int]]:
-    """Return the network in every form, and the bytes of those that are files."""
+    """Return the network in every form, and the sizes in bytes of those that are files."""
     whole = open_run(run)
     forms: dict[str, Model] = {"members apart": whole, "fused": TorchModel(fuse(run.network).eval(), whole.spec)}
     sizes: dict[str, int] = {}
@@ -50,7 +52,7 @@ def forms_of(run: TrainedRun, folder: Path) -> tuple[dict[str, Model], dict[str,
 def test_set(run: TrainedRun) -> tuple[Tensor, Tensor]:
     """Return the test images (N, H, W, C) uint8 and their class numbers, shuffled.
 
-    Datasets are sorted by class: images in one pass would be of one class and help each other.
+    Datasets are sorted by class, and a batch of a single class would be unrepresentative.
     """
     images, _ = run.images("test")
     batch = images.__getitems__(torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist())
@@ -83,10 +85,10 @@ def in_every_form(
     options = own.model.options | {"in_chans": own.data.channels, "num_classes": len(spec.classes)}
     every = {"plain backbone": TorchModel(create_backbone(own.model.backbone, **options).eval(), spec), **forms}
     seconds: dict[str, list[float]] = {}
-    for kind in (False, True):  # onnxruntime's threads go on spinning for a while, at the cost of who comes next
-        calls = {name: lambda model=model: model.logits(shown) for name, model in every.items()
-                 if isinstance(model, OnnxModel) == kind}  # fmt: skip
-        seconds |= time_in_turns(calls, rounds)
+    for kind in (False, True):  # onnxruntime's threads spin for a while after a call, which slows the next one
+        timers = {name: partial(time_call, partial(model.logits, shown)) for name, model in every.items()
+                  if isinstance(model, OnnxModel) == kind}  # fmt: skip
+        seconds |= take_turns(timers, rounds)
     rows = {name: summarise(taken, against=seconds["plain backbone"]) for name, taken in seconds.items()}
     for name, model in forms.items():
         found = evaluate(torch.cat([model.logits(part) for part in images.split(BATCH)]), labels)
@@ -96,8 +98,8 @@ def in_every_form(
 
 
 def predicting(run: Path, folder: Path) -> Rows:
-    """Return images a second from files on the disk to answers."""
-    files, predictor, rows = files_below([str(folder)]), Predictor(run), {}
+    """Return images per second from files on disk to predictions."""
+    files, predictor, rows = list_images([str(folder)]), Predictor(run), {}
     for workers in (0, 2):
         start = time.perf_counter()
         predictor(list(files), BATCH, workers)

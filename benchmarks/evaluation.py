@@ -1,4 +1,4 @@
-"""What evaluation costs: time and peak memory of all metrics, and images a second of each corruption.
+"""Measure the cost of evaluation: time and peak memory of all metrics, and images per second of each corruption.
 
 python benchmarks/evaluation.py [--save FILE]
 """
@@ -11,13 +11,14 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mixmo import evaluate
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
-from mixmo.evaluation.benchmark import summarise, time_in_turns
+from mixmo.evaluation.benchmark import summarise, take_turns, time_call
 from mixmo.metrics import OutOfDistribution
 from mixmo.reporting.measurements import report
 
@@ -25,8 +26,8 @@ MEMBERS = 2
 
 
 def peak_memory(build: Callable[[], Callable[[], object]]) -> float:
-    """Return the most MiB of tensors alive on the CPU at a time while something is built and called three times."""
-    gc.collect()  # what dies during the measurement would count as negative
+    """Return the peak MiB of tensors alive on the CPU while a callable is built and called three times."""
+    gc.collect()  # memory freed during the measurement would count as negative
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call = build()
         for _ in range(3):
@@ -39,7 +40,7 @@ def peak_memory(build: Callable[[], Callable[[], object]]) -> float:
 
 
 def all_metrics(samples: int, classes: int, rounds: int) -> dict[str, float]:
-    """Return the time of all metrics of random logits, and the most memory of tensors at a time, logits included."""
+    """Return the time of all metrics of random logits, and the peak memory of tensors, logits included."""
 
     def build() -> Callable[[], None]:
         generator = torch.Generator().manual_seed(0)
@@ -56,12 +57,12 @@ def all_metrics(samples: int, classes: int, rounds: int) -> dict[str, float]:
 
         return everything
 
-    taken = time_in_turns({"": build()}, rounds, warmup=1)[""]
+    taken = take_turns({"": partial(time_call, build())}, rounds, warmup=1)[""]
     return {**summarise(taken), "MiB": peak_memory(build)}
 
 
 def corrupting(count: int, side: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return the time of each corruption for a batch of images, at all severities in turn."""
+    """Return the images per second of each corruption, over all severities."""
     images = torch.randint(256, (count, side, side, 3), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
 
@@ -71,7 +72,7 @@ def corrupting(count: int, side: int, rounds: int) -> dict[str, dict[str, float]
 
     rows = {}
     for kind in KINDS:
-        taken = time_in_turns({kind: lambda kind=kind: every(kind)}, rounds, warmup=1)[kind]
+        taken = take_turns({kind: partial(time_call, partial(every, kind))}, rounds, warmup=1)[kind]
         rows[kind] = {"images/s": len(SEVERITIES) * count / (summarise(taken)["ms"] / 1000)}
     return rows
 

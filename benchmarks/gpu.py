@@ -1,19 +1,19 @@
-"""Everything a short-lived GPU can tell, in one call: correctness, ceilings, the step, then as many epochs as fit.
+"""Benchmark a GPU in one call: correctness, hardware ceilings, the training step, then as many epochs as time allows.
 
     python benchmarks/gpu.py --out OUT --budget 1500 [--recipe NAME] [--data folder:PATH]
 
-1. Parity with the authors' code in float32 on the device, the error of bfloat16, and a step in which the host waits
-   for the device nowhere (CUDA raises if it does).
+1. Parity with the authors' code in float32 on the device, the error of bfloat16, and a step in which the host never
+   waits for the device (CUDA raises if it does).
 2. The two ceilings: copy bandwidth and bfloat16 matrix products.
 3. The training step at each batch size: eager float32 NCHW, eager bfloat16 channels-last, compiled, compiled with
    CUDA graphs; TFLOP/s and their share of the ceiling, the phases of a step, and the share of time the device idles.
-4. Epochs of the recipe, by mixmo's own training, until the budget is spent; the run is then evaluated.
+4. Epochs of the recipe with mixmo's trainer until the budget is spent; the run is then evaluated.
 
-Measurements stop at two thirds of the budget and are kept after each batch size. The script needs what mixmo needs;
-where mixmo is not installed, ``PYTHONPATH=src``, and packages the machine lacks can be carried as wheels:
+Measurements stop at two thirds of the budget and are saved after each batch size. The script needs mixmo's
+dependencies; if mixmo is not installed, set ``PYTHONPATH=src``. Missing packages can be brought as wheels:
 ``pip download --no-deps lightning timm jsonargparse docstring-parser typeshed-client …``.
 
-It runs on a CPU too, with sizes to match: ``--backbone wide_resnet10_1 --batches 4 --matmul 256``.
+It also runs on a CPU, with smaller sizes: ``--backbone wide_resnet10_1 --batches 4 --matmul 256``.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ Row = dict[str, float]
 
 
 class BareStep:
-    """A training step without the trainer, phase by phase, also in layouts and modes that the trainer does not have.
+    """A training step without the trainer, split into phases, also in layouts and modes that the trainer lacks.
 
     Args:
-        case: What is measured.
-        fast: Channels last, the case's precision and a fused optimiser; otherwise as the paper's code ran.
-        compiled: Compile network and loss; a string is a mode of ``torch.compile``.
+        case: The measured configuration.
+        fast: Use channels-last, the case's precision and a fused optimiser; otherwise run as the paper's code did.
+        compiled: Compile network and loss; a string is the mode of ``torch.compile``.
     """
 
     def __init__(self, case: Benchmark, fast: bool = True, compiled: bool | str = False) -> None:
@@ -82,7 +82,7 @@ class BareStep:
         return mixed.loss(self.net(mixed.inputs, mixed.masks))
 
     def data(self) -> MixedBatch:
-        """Return the batch: pairing, augmentation, masks."""
+        """Return a mixed batch: pairing, augmentation, masks."""
         mixed = self.mixer.mix(self.augment.source(self.batch, self.generator), self.generator)
         return mixed if self.fast else mixed._replace(inputs=mixed.inputs.contiguous())
 
@@ -97,11 +97,11 @@ class BareStep:
         loss.backward()
 
     def update(self) -> None:
-        """Move the weights."""
+        """Update the weights."""
         self.optimizer.step()
 
     def __call__(self) -> None:
-        """Do all of it."""
+        """Run a whole step."""
         self.backward(self.forward(self.data()))
         self.update()
 
@@ -128,7 +128,7 @@ def check_correctness(device: torch.device) -> Row:
 
 
 def check_no_waiting(device: torch.device) -> None:
-    """Run steps in a mode in which CUDA raises where the host waits for the device."""
+    """Run steps in a mode in which CUDA raises if the host waits for the device."""
     step = BareStep(Benchmark(backbone="wide_resnet10_1", batch_size=16))
     step()
     if device.type != "cuda":
@@ -141,7 +141,7 @@ def check_no_waiting(device: torch.device) -> None:
 
 
 def measure(call: Callable[[], Any], device: torch.device, seconds: float = 1.0) -> list[float]:
-    """Return seconds per call over five turns that together take about ``seconds``."""
+    """Return seconds per call in each of five rounds, which take about ``seconds`` in total."""
     for _ in range(3):
         call()
     synchronize(device)
@@ -214,7 +214,7 @@ def idle_share(step: BareStep, device: torch.device) -> float:
 
 
 def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float, deadline: float) -> dict[str, Row]:
-    """Return a row for each way to run the step of one batch size, all from uint8 images, as long as there is time."""
+    """Return a row for each way to run a step of one batch size, from uint8 images on, until the deadline."""
     flops = flops_per_sample(case)
     ways: dict[str, dict[str, Any]] = {
         "eager float32 (TF32 on a GPU) NCHW": {"fast": False},
@@ -245,27 +245,27 @@ def measure_steps(case: Benchmark, device: torch.device, matmul_tflops: float, d
 
 
 class Deadline(Callback):
-    """Stops after the epoch behind which another one like it would end too late.
+    """Stops training when another epoch would miss the deadline.
 
     Args:
-        deadline: When to be done, by ``time.monotonic``.
+        deadline: In the time of ``time.monotonic``.
     """
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Record the start time."""
         self.started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop if it is time."""
+        """Stop if the next epoch would end too late."""
         now = time.monotonic()
         trainer.should_stop |= now + 1.1 * (now - self.started) > self.deadline
 
 
 def train(given: argparse.Namespace, deadline: float) -> None:
-    """Train the recipe until the next epoch would not end before the deadline, and evaluate it."""
+    """Train the recipe until another epoch would miss the deadline, then evaluate it."""
     data = [f"--data.name={given.data}"] if given.data else []
     run = RunFolder(given.out / "run")
     fit(make_plan(load_recipe(given.recipe), [*data, *given.overrides]), run, callbacks=[Deadline(deadline)])

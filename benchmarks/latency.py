@@ -1,10 +1,10 @@
-"""Measure how long the predictions of a study's methods take, at batches of 1 and 64 images.
+"""Measure the prediction latency of a study's methods at batches of 1 and 64 images.
 
     python benchmarks/latency.py benchmarks/studies/digits-tuned.yaml --save rows/digits-tuned.latency.json
 
-All methods of ``study.py`` and ``methods.py`` for the study's first task, after one pass of training, since weights do
-not change how long they take. Batches are in float32, from images to logits of all members; MixMo's networks are fused.
-Every method has its turns among the others, and ratios are to ``single``.
+Covers all methods of ``study.py`` and ``methods.py`` on the study's first task, after one pass of training, since
+weights do not affect latency. Batches are in float32, from images to logits of all members; MixMo networks are fused.
+Methods are timed in interleaved rounds, and ratios are to ``single``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mixmo import fuse
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import Plan
 from mixmo.data.module import DataModule
-from mixmo.evaluation.benchmark import summarise, time_in_turns
+from mixmo.evaluation.benchmark import summarise, take_turns, time_call
 from mixmo.reporting.measurements import report
 from mixmo.training.build import build_network
 
@@ -35,13 +35,13 @@ Predict = Callable[[Tensor], Any]
 
 
 def fused_predictor(plans: list[Plan], data: DataModule) -> Predict:
-    """Return how the networks of a method of ``study.py`` predict."""
+    """Return a function that predicts with the fused networks of a method of ``study.py``."""
     nets = [fuse(build_network(plan.settings, data).eval()).eval() for plan in plans]
     return lambda images: [net(images) for net in nets]
 
 
 def find_predictors(study: dict[str, Any], names: dict[str, str]) -> tuple[dict[str, Predict], DataModule, Plan]:
-    """Return how each method predicts, by its name, the images of the first task, and the plan of a single network."""
+    """Return the predictors of the first task by method, its images, and the plan of a single network."""
     common, on_task = study.get("settings", {}), next(iter(study["tasks"].values())) | {"passes": 1}
     plan = next(plans_of([common, on_task, BASE], 0, names))
     data = DataModule(plan.settings.data, plan.settings.seed, check=True)
@@ -71,8 +71,8 @@ def main() -> None:
     with torch.no_grad():
         for batch in BATCHES:
             images = first_images(data, plan.settings, batch).to(device)
-            calls = {name: partial(predict, images) for name, predict in found.items()}
-            seconds = time_in_turns(calls, given.rounds, device)
+            timers = {name: partial(time_call, partial(predict, images), device) for name, predict in found.items()}
+            seconds = take_turns(timers, given.rounds)
             tables[f"batch {batch}"] = {
                 name: summarise(taken, against=seconds["single"]) for name, taken in seconds.items()
             }

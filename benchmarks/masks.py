@@ -1,4 +1,4 @@
-"""What each kind of mask costs: drawing masks and ratios on one core, and a whole training step with it.
+"""Measure the cost of each kind of mask: drawing masks and ratios on one core, and a whole training step.
 
 python benchmarks/masks.py [--backbone wide_resnet16_4] [--save FILE]
 """
@@ -6,28 +6,30 @@ python benchmarks/masks.py [--backbone wide_resnet16_4] [--save FILE]
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
 from mixmo import Mixer
-from mixmo.evaluation.benchmark import Benchmark, Timer, TrainingStep, summarise, take_turns, time_in_turns
+from mixmo.evaluation.benchmark import Benchmark, Timer, TrainingStep, summarise, take_turns, time_call
 from mixmo.masks import KINDS
 from mixmo.reporting.measurements import report
 
 
 def drawing(given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Time the drawing, one kind after the other: one that needs much memory would chill the caches of the next."""
+    """Time drawing, kind by kind: if interleaved, kinds that use much memory would evict the others' caches."""
     generator, shape = torch.Generator().manual_seed(0), (16, given.size, given.size)
     rows = {}
     for kind in KINDS:
         mixer = Mixer(kind, given.members, probability=1.0)
-        taken = time_in_turns({kind: lambda m=mixer: m.sample(given.batch, shape, generator)}, given.rounds)
+        draw = partial(mixer.sample, given.batch, shape, generator)
+        taken = take_turns({kind: partial(time_call, draw)}, given.rounds)
         rows[kind] = summarise(taken[kind])
     return rows
 
 
 def stepping(given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Time training steps in turns; ratios are to a step with constant masks."""
+    """Time training steps in interleaved rounds; ratios are to a step with constant masks."""
     step = TrainingStep(
         Benchmark(given.backbone, given.step_batch, given.members, image_size=given.size), given.members
     )

@@ -1,20 +1,20 @@
-"""Train other methods than MixMo on a study's tasks: averages of weights, cheap ensembles, two networks of two sizes.
+"""Train methods other than MixMo on a study's tasks: weight averages, cheap ensembles, two networks of different sizes.
 
     python benchmarks/methods.py benchmarks/studies/digits-tuned.yaml --out rows [--jobs 2] [--methods SWA single]
 
-Every method trains in one loop of plain PyTorch (:mod:`methods_training`), on the images, the augmentation, the batch,
-the precision and the number of passes that the study's tasks give to ``single``; so its rows compare with those of
-``study.py`` of the same task and seed. Where the study has ``tuning``, the learning rate and the weight decay of each
-method are chosen from the same draws, by folds of the training images alone, and images that chose are left out of the
-test images (:mod:`tuning`).
+All methods share one plain PyTorch loop (:mod:`methods_training`) with the images, augmentation, batch size, precision
+and number of passes (epochs × batch repetition) that the study's tasks set for ``single``; so rows are comparable to
+those of ``study.py`` with the same task and seed. If the study has ``tuning``, each method's learning rate and weight
+decay are chosen from the same draws, by folds of the training images only, and the images used for that are excluded
+from the test images (:mod:`tuning`).
 
-Rows are in ``STUDY.methods.csv``, trials in ``STUDY.methods.trials.csv``; what these have is not made again. A method
-that needs a package which is not installed, or does not fit the task, is skipped, and the reason printed.
+Rows are in ``STUDY.methods.csv``, trials in ``STUDY.methods.trials.csv``; existing ones are not repeated. A method that
+needs a missing package, or does not fit the task, is skipped with a message.
 
-Columns are those of ``study.py``: metrics of several members are those of the average of their logits, ``macs`` are of
-all members' predictions. ``nll_by_probabilities`` is of the average of their probabilities. The two networks of a duo
-are weighted by the validation images, or without any, each half of the test images by the other, as for
-``nll_two_fold``; weights have the mean 1, so that no temperature is in them.
+Columns are those of ``study.py``: metrics are of the members' average logits, ``macs`` of all members' predictions, and
+``nll_by_probabilities`` of the average of their probabilities. The weights of a duo's two networks are fitted on the
+validation images, or otherwise for each half of the test images on the other half, as for ``nll_two_fold``; weights
+have mean 1, so that they contain no temperature.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from mixmo.metrics.temperature import fit_weights
 
 KEYS = ("task", "method", "seed")
 BASE = {"extends": ["single"]}
-"""What every method says in the place of a method of a study."""
+"""The settings of every method, in place of those of a study's method."""
 CHUNK = 256
 
 
 @torch.no_grad()
 def predict(trained: Trained, images: ImageSet, settings: Settings) -> Predictions:
-    """Return what members predict for a set of images."""
+    """Return the members' predictions for a set of images."""
     device = training_device(settings.trainer.accelerator)
     augment, images = Augmentation(settings.data), images.to(device)
     chunks = torch.arange(len(images), device=device).split(CHUNK)
@@ -84,7 +84,7 @@ def predict_all(trained: Trained, data: DataModule, settings: Settings, ood: Seq
 
 
 def weigh(found: dict[str, Predictions]) -> dict[str, Predictions]:
-    """Return predictions of two members, each by its weight: that of validation images, or of the other half."""
+    """Return the two members' predictions, weighted by weights fitted on validation images or on the other half."""
     if "validation" in found:
         weights = fit_weights(found["validation"].logits, found["validation"].targets)[:, None]
         return {name: replace(each, logits=each.logits * weights) for name, each in found.items()}
@@ -118,12 +118,12 @@ def measure(trained: Trained, data: DataModule, settings: Settings, ood: Sequenc
 
 
 def make_row(about: Mapping[str, Any], plan: Plan, avoided: Plan | None, ood: Sequence[str]) -> dict[str, Any]:
-    """Return a row: train a method, and test it.
+    """Train and test a method, and return its row.
 
     Args:
         about: Task, method and seed.
-        plan: Of ``single`` on the task, with the method's learning rate and weight decay.
-        avoided: The plan whose training images chose settings, and are left out of the test images.
+        plan: The plan of ``single`` on the task, with the method's learning rate and weight decay.
+        avoided: The plan whose training images were used for tuning, and are excluded from the test images.
         ood: Names of out-of-distribution datasets.
     """
     torch.set_num_threads(1)
@@ -150,7 +150,7 @@ def make_row(about: Mapping[str, Any], plan: Plan, avoided: Plan | None, ood: Se
 
 
 def validate_method(method: str, plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[str, str]:
-    """Return metrics of a method on a fold that it does not train on, as :func:`tuning.validate`; nothing is kept."""
+    """Return metrics of a method on a fold that it does not train on, like :func:`tuning.validate`; saves nothing."""
     torch.set_num_threads(1)
     own, data = fold_of(plans[0], fold, folds)
     trained = METHODS[method](data, own.settings, own.settings.seed)
@@ -159,13 +159,13 @@ def validate_method(method: str, plans: list[Plan], fold: int, folds: int, scrat
 
 
 def add_rows(study: Mapping[str, Any], keys: tuple[str, str], given: argparse.Namespace, out: Path) -> None:
-    """Append the rows that a method lacks on a task, after the trials that choose its settings.
+    """Tune a method on a task if necessary, and append its missing rows.
 
     Args:
         study: The content of its file.
         keys: The names of task and method.
         given: The command line.
-        out: The file of rows without its ending.
+        out: Path of the file of rows, without its suffix.
     """
     (task, method), names = keys, dict(word.split("=", 1) for word in given.data)
     file, parts = out.with_name(f"{out.name}.csv"), [study.get("settings", {}), study["tasks"][task], BASE]

@@ -1,4 +1,4 @@
-"""One loop of plain PyTorch, and the methods that train in it (:mod:`methods`).
+"""A plain PyTorch training loop, and the methods that use it (:mod:`methods`).
 
 BatchEnsemble, Masksembles, Packed-Ensembles and MC dropout are torch-uncertainty's, last-layer Laplace is
 laplace-torch's.
@@ -42,12 +42,12 @@ SNAPSHOTS = 4
 SMOOTHING = 0.1
 DROPOUT, SAMPLES = 0.3, 10  # the rate is that of the WideResNet paper
 SWA_START, SWA_RATE = 0.75, 0.1
-"""Shares of the passes, and of the peak learning rate that is tuned. With 0.5, as published, tuning on the digits chose
-the lowest peak of its space, too low for the passes before."""
+"""As shares of the passes and of the tuned peak learning rate. With a rate of 0.5, as published, tuning on the digits
+chose the lowest peak of its space, too low for the passes before averaging."""
 
 
 class SkippedError(Exception):
-    """Why a method cannot be trained here or on this task."""
+    """Raised if a method cannot be trained here or on this task."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Trained:
 
     Attributes:
         members: Images (B, C, H, W) to logits (B, M, K).
-        parameters: Trained numbers of all networks that predict.
-        images_seen: Images through the network in training; those through a smaller one count by their computation.
+        parameters: Trainable parameters of all networks that predict.
+        images_seen: Images through the network in training; those through a smaller network count by computation.
         weighted: Whether the members' logits are still to be weighted.
     """
 
@@ -68,7 +68,7 @@ class Trained:
 
 
 def cosine(progress: float) -> float:
-    """Return the share of the peak learning rate, from 1 to 0 over training.
+    """Return the learning rate as a share of its peak, from 1 to 0 over training.
 
     Example:
         >>> cosine(0.0), cosine(0.5), cosine(1.0)
@@ -78,20 +78,20 @@ def cosine(progress: float) -> float:
 
 
 def build(data: DataModule, settings: Settings, seed: int, backbone: str | None = None) -> nn.Module:
-    """Return the task's network, or another one for its images, with random weights."""
+    """Build the task's network, or another one for its images, with random weights."""
     torch.manual_seed(seed)
     name = backbone or settings.model.backbone
     return timm.create_model(name, num_classes=len(data.classes), in_chans=settings.data.channels)
 
 
 def steps_of(data: DataModule, settings: Settings) -> int:
-    """Return the steps of the whole training of one network."""
+    """Return the number of training steps of one network."""
     assert settings.trainer.max_epochs is not None
     return settings.trainer.max_epochs * (len(data.train) // settings.data.batch_size)
 
 
 def batches(data: DataModule, settings: Settings, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the augmented images and the labels of each step, in the order in which mixmo shows them."""
+    """Yield the augmented images and labels of each step, in the order in which mixmo trains on them."""
     device = training_device(settings.trainer.accelerator)
     images, size = data.train.to(device), settings.data.batch_size
     augment, generator, each = Augmentation(settings.data), torch.Generator(device), len(images) // size
@@ -105,7 +105,7 @@ def batches(data: DataModule, settings: Settings, seed: int, steps: int) -> Iter
 
 
 def optimizer_of(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Return the task's optimiser; factors of BatchEnsemble are not decayed, since they are about 1."""
+    """Return the task's optimiser; BatchEnsemble's factors, which are about 1, are not decayed."""
     own = settings.optimizer
     optimizer = build_optimizer(net, own.name, own.peak_lr(1), own.weight_decay, own.momentum, own.decay_all)
     factors = [each for name, each in net.named_parameters() if name.endswith(("r_group", "s_group"))]
@@ -132,12 +132,12 @@ def fit(
     Args:
         net: Images (B, C, H, W) to logits (B, K), or to those of M members (M * B, K).
         data: The images.
-        settings: Of ``single`` on the task.
-        seed: Of all draws.
-        steps: In place of those of the whole training.
-        rate: The share of the peak learning rate by the share of training that is done.
+        settings: The settings of ``single`` on the task.
+        seed: Seed of all draws.
+        steps: Number of steps, by default that of the whole training.
+        rate: Maps the completed share of training to a share of the peak learning rate.
         smoothing: Label smoothing.
-        after: Is called after each step with the number of steps made.
+        after: Called after each step with the number of steps done.
     """
     total = steps_of(data, settings) if steps is None else steps
     own, device = settings.data, training_device(settings.trainer.accelerator)
@@ -160,12 +160,12 @@ def fit(
 
 
 def averaged(nets: Sequence[nn.Module], seen: float, weighted: bool = False) -> Trained:
-    """Return several networks as members of one ensemble, or a single one."""
+    """Return networks as the members of an ensemble."""
     return Trained(lambda x: torch.stack([net(x) for net in nets], 1), size_of(*nets), seen, weighted)
 
 
 def size_of(*nets: nn.Module) -> int:
-    """Return the trained numbers of networks."""
+    """Return the number of trainable parameters of networks."""
     return sum(each.numel() for net in nets for each in net.parameters() if each.requires_grad)
 
 
@@ -183,7 +183,7 @@ def train_two(data: DataModule, settings: Settings, seed: int) -> Trained:
 
 
 def train_swa(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train one network, and average its weights at the end of each of the last passes."""
+    """Train one network, and average its weights at the end of each of the last epochs."""
     net, each = build(data, settings, seed), len(data.train) // settings.data.batch_size
     average = AveragedModel(net.to(training_device(settings.trainer.accelerator)))
     begin = int(SWA_START * steps_of(data, settings) / each) * each
@@ -201,7 +201,7 @@ def train_swa(data: DataModule, settings: Settings, seed: int) -> Trained:
 
 
 def train_snapshots(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train one network with restarts of the cosine, and keep it as it is at the end of each."""
+    """Train one network with cosine restarts, and keep a copy at the end of each cycle."""
     net, total, nets = build(data, settings, seed), steps_of(data, settings), list[nn.Module]()
     cycles = min(SNAPSHOTS, total)
     ends = [math.ceil(total * (cycle + 1) / cycles) for cycle in range(cycles)]
@@ -224,7 +224,7 @@ def train_flipped(data: DataModule, settings: Settings, seed: int) -> Trained:
 
 
 def train_dropout(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train one network with dropout between the convolutions of its blocks, which goes on when it predicts."""
+    """Train one network with dropout between the convolutions of its blocks, also applied at prediction."""
     mc_dropout = need("torch_uncertainty.methods", "torch-uncertainty").mc_dropout
     net = build(data, settings, seed)
     replace_layers(net, lambda name, layer: nn.Sequential(nn.Dropout(DROPOUT), layer) if "conv2" in name else None)
@@ -235,7 +235,7 @@ def train_dropout(data: DataModule, settings: Settings, seed: int) -> Trained:
 
 
 def train_laplace(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train one network; its last layer is given a Gaussian posterior, whose prior the marginal likelihood chooses."""
+    """Train one network, and fit a Laplace posterior to its last layer, its prior chosen by marginal likelihood."""
     laplace = need("laplace", "laplace-torch").Laplace
     device = training_device(settings.trainer.accelerator)
     net, images = build(data, settings, seed), data.train.to(device)
@@ -250,7 +250,7 @@ def train_laplace(data: DataModule, settings: Settings, seed: int) -> Trained:
 
 
 def train_batch_ensemble(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train a network whose members share weights and have factors of channels; each sees its part of a batch."""
+    """Train a network whose members share weights up to channel-wise factors; each member sees a part of each batch."""
     layers = need("torch_uncertainty.layers", "torch-uncertainty")
     net = build(data, settings, seed)
 
@@ -266,7 +266,7 @@ def train_batch_ensemble(data: DataModule, settings: Settings, seed: int) -> Tra
 
 
 def train_masksembles(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train a network whose members see other channels each; each sees its part of a batch."""
+    """Train a network whose members use different channels; each member sees a part of each batch."""
     layers = need("torch_uncertainty.layers", "torch-uncertainty")
     net = build(data, settings, seed)
 
@@ -286,7 +286,7 @@ def train_masksembles(data: DataModule, settings: Settings, seed: int) -> Traine
 
 
 def train_packed(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train narrow networks as groups of wide layers; together they cost about one network."""
+    """Train narrow networks as groups of wide layers, at about the cost of one network."""
     layers = need("torch_uncertainty.layers", "torch-uncertainty")
     net, (members, alpha) = build(data, settings, seed), PACKED
 
@@ -310,7 +310,7 @@ def train_packed(data: DataModule, settings: Settings, seed: int) -> Trained:
 
 
 def train_duo(data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train the network and one of half its width for fewer steps each, so that both cost what one does.
+    """Train the network and one of half its width, for fewer steps each, so that both together cost one training.
 
     Their logits are weighted (Asymmetric Duos, arXiv 2505.18636) by :func:`weigh`.
     """
@@ -342,26 +342,26 @@ METHODS: dict[str, Callable[[DataModule, Settings, int], Trained]] = {
 
 
 def first_images(data: DataModule, settings: Settings, count: int) -> Tensor:
-    """Return test images (count, C, H, W) as networks see them, on the CPU."""
+    """Return the first test images (count, C, H, W), preprocessed, on the CPU."""
     return Augmentation(settings.data).center(data.test.images, torch.arange(count))
 
 
 def macs_of(members: Callable[[Tensor], Tensor], image: Tensor) -> float:
-    """Return multiply–accumulate operations of the prediction of one image (1, C, H, W), as counted by torch."""
+    """Return the multiply–accumulate operations to predict one image (1, C, H, W), as counted by torch."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         members(image)
     return float(counter.get_total_flops()) / 2
 
 
 def need(module: str, package: str) -> Any:
-    """Return a module of an optional package; raise ``SkippedError`` without it."""
+    """Import a module of an optional package; raise ``SkippedError`` if it is missing."""
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise SkippedError(f"{package} is not installed")
     return importlib.import_module(module)
 
 
 def replace_layers(net: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Replace layers by what ``make`` returns for their names and themselves, but for ``None``."""
+    """Replace each layer by ``make(name, layer)`` unless that returns ``None``."""
     for name, layer in list(net.named_modules()):
         if name and (found := make(name, layer)) is not None:
             parent, _, child = name.rpartition(".")
@@ -369,12 +369,12 @@ def replace_layers(net: nn.Module, make: Callable[[str, nn.Module], nn.Module | 
 
 
 def by_member(logits: Tensor, members: int) -> Tensor:
-    """Return logits (M * B, K) of one member after another as (B, M, K)."""
+    """Reshape logits (M * B, K), one member after another, to (B, M, K)."""
     return logits.unflatten(0, (members, -1)).transpose(0, 1)
 
 
 def repeated(net: nn.Module, data: DataModule, settings: Settings, seed: int) -> Trained:
-    """Train a network whose members see parts of a batch; it predicts every image with all of them."""
+    """Train a network whose members each see a part of a batch; every member predicts every image."""
     if settings.data.batch_size % MEMBERS:
         raise SkippedError(f"{MEMBERS} members cannot share a batch of {settings.data.batch_size}")
     seen = fit(net, data, settings, seed)

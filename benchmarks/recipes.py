@@ -1,12 +1,12 @@
-"""Run shipped recipes as they are, each once, and keep its time, its peak memory and its test accuracy.
+"""Run shipped recipes once each, and record time, peak memory and test accuracy.
 
     python benchmarks/recipes.py quickstart digits-cut --out rows
     python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.download=true
     python benchmarks/recipes.py finetune-folder --out rows --settings data.name=folder:PATH model.pretrained=WEIGHTS
 
-Rows are in ``recipes.csv``; what it has is not run again. Each recipe is trained in a process of its own, so the peak
-memory is that of one run: of the process, and of the GPU. Time is that of training, validation and calibration, without
-imports. ``OMP_NUM_THREADS`` sets the threads, which a row names.
+Rows are appended to ``recipes.csv``; existing ones are not repeated. Each recipe is trained in a separate process, so
+that peak memory (of the process, and of the GPU) is that of one run. Time covers training, validation and calibration,
+without imports. ``OMP_NUM_THREADS`` sets the number of threads, which is recorded.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from mixmo.training.fit import fit
 
 KEYS = ("recipe", "device")
 PLACES = ("data.name", "data.root", "data.download", "model.download", "model.pretrained")
-"""Settings that say where data and weights are, and change no row. No recipe starts from weights of its own."""
+"""Settings that locate data and weights, and are left out of the digest. No recipe sets its own weights."""
 
 
 def run_recipe(name: str, settings: list[str]) -> dict[str, Any]:
-    """Train and test a recipe, and return what that took."""
+    """Train and test a recipe, and return its row."""
     with tempfile.TemporaryDirectory() as place:
         run, start = RunFolder(Path(place) / "run"), time.perf_counter()
         plan = make_plan(load_recipe(name), settings)

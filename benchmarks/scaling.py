@@ -1,7 +1,7 @@
-"""What limits training on 8, 64 and 512 GPUs, worked out: python benchmarks/scaling.py [--update docs/scaling.md].
+"""Calculate what limits training on 8, 64 and 512 GPUs: python benchmarks/scaling.py [--update docs/scaling.md].
 
 Parameters and multiply-adds are those of the networks (nothing is trained); the decode rate is measured on this
-machine; speeds of GPUs, links and disks are arguments, by default those that vendors state for H100 machines.
+machine; speeds of GPUs, links and disks are options, which default to vendors' figures for H100 machines.
 
 Per step, with n GPUs, P parameters, B mixtures, batch repetition b, images of S bytes:
 
@@ -31,7 +31,7 @@ from mixmo.data.decoding import image_pixels, to_size
 
 IMAGES, CLASSES, REPETITION = 14_200_000, 21_841, 2
 MARKER, END = "<!-- scaling -->", "<!-- end -->"
-NETWORKS = {  # timm's name, input size, mixtures on each GPU, values kept for each parameter
+NETWORKS = {  # timm's name, input size, mixtures on each GPU, values stored per parameter
     "WRN-28-10": ("wide_resnet28_10", 32, 512, 3),  # weights, momentum, EMA
     "ViT-L/16": ("vit_large_patch16_224", 224, 64, 4),  # weights, two moments, EMA
 }
@@ -46,7 +46,7 @@ def network(name: str, size: int) -> tuple[int, float]:
 
 
 def decoded_a_second(size: int, seconds: float = 3.0) -> float:
-    """Return the JPEG images of 500×375 that one core decodes and scales in a second."""
+    """Return how many JPEG images of 500×375 one core decodes and scales per second."""
     small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)

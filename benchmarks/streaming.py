@@ -1,8 +1,8 @@
-"""Memory and speed over an epoch of images in tar shards: python benchmarks/streaming.py [--images 1000000].
+"""Measure memory and speed over an epoch of images in tar shards: python benchmarks/streaming.py [--images 1000000].
 
-Writes shards of small random PNG images into a folder that is deleted afterwards, trains nothing, and prints a row for
-each tenth of the epoch: images shown, seconds, and the memory of this process and its workers, what they share counted
-once (proportional set size, as Linux tells it).
+Writes shards of small random PNG images to a temporary folder, trains nothing, and prints a row for each tenth of the
+epoch: images shown, seconds, and the memory of this process and its workers (Linux's proportional set size, which
+counts shared memory once).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import open_source
+from mixmo.data.datasets import NamedDataset
 from mixmo.data.image_sets import StreamedImages, build_train_loader
 
 SHARD = 10_000
@@ -45,7 +45,7 @@ def write_shards(folder: Path, images: int, classes: int = 1000) -> None:
 
 
 def memory() -> float:
-    """Return the MiB that this process and its children take together."""
+    """Return the MiB used by this process and its children together."""
     own, total = os.getpid(), 0
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
     for process in [str(own), *children]:
@@ -68,7 +68,7 @@ def main() -> None:
         print(f"{given.images} images in {len(list(folder.glob('*.tar')))} shards, {size / 2**30:.2f} GiB")
         for which in ("first", "second"):
             start = time.perf_counter()
-            source = open_source(f"webdataset:{folder}", "train")
+            source = NamedDataset(f"webdataset:{folder}").open("train")
             print(f"opened the {which} time in {time.perf_counter() - start:.1f} s; {memory():.0f} MiB")
         settings = DataSettings(image_size=16, batch_size=256, workers=given.workers, in_memory=False)
         loader = build_train_loader(StreamedImages(source, (16, 16), settings), settings, 0, torch.device("cpu"))

@@ -2,21 +2,20 @@
 
     python benchmarks/study.py benchmarks/studies/digits-tuned.yaml --out rows [--jobs 2] [--data NAME=folder:…]
 
-A study is a YAML file: ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. A task and a method hold
-settings as a recipe does (``extends`` included). A task also says ``passes``, how often training sees each image
-(b × epochs, the same training compute for every method), and which ``methods`` it takes, by default all. A method may
-say ``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's that each of
-them gets; ``start``, the method whose network it starts from (``model.pretrained``), which is trained before; and
-``other_seed``, which draws weights and batches anew on the same images. ``evaluate`` holds what
-``EvaluationOptions`` takes beyond the defaults, of the study or of a task; corruptions and out-of-distribution
-datasets have columns of their own.
+A study is a YAML file with ``settings`` of every run, ``tasks``, ``methods`` and ``seeds``. Tasks and methods contain
+settings like a recipe (``extends`` included). A task also sets ``passes``, how often training sees each image (b ×
+epochs, the same training compute for every method), and optionally its ``methods``, by default all. A method may set
+``networks``, the number of networks that are trained and averaged; ``passes``, the share of the task's passes that each
+of them gets; ``start``, the method whose network it starts from (``model.pretrained``), which is trained first; and
+``other_seed``, to draw weights and batches from another seed on the same images. ``evaluate``, in the study or a task,
+holds non-default ``EvaluationOptions``; corruptions and out-of-distribution datasets add columns.
 
-``tuning`` says how the settings of each method are chosen before its rows are made (:mod:`tuning`). Such rows name what
-was chosen, and are tested on none of the images that chose.
+``tuning`` describes how each method's settings are chosen before its rows are made (:mod:`tuning`). These rows record
+the chosen settings, and exclude the images used for tuning from the test images.
 
-A seed chooses the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble see
-the same images. Rows that the file has are not made again, and a run that was stopped is resumed: a study can be
-stopped at any time. Rows are of the last epoch.
+A seed determines the training images (``data.split_seed``), the weights and the draws; further networks of an ensemble
+see the same images. A study can be stopped at any time: existing rows are not repeated, and interrupted runs are
+resumed. Rows are of the last epoch.
 """
 
 from __future__ import annotations
@@ -52,14 +51,14 @@ KEYS = ("task", "method", "seed")
 
 @dataclass(frozen=True)
 class Row:
-    """A row to make: the runs whose logits are averaged, and what is known of it before.
+    """A row to make: the runs whose logits are averaged, and the columns known in advance.
 
     Attributes:
-        about: Task, method, seed and the settings that tasks differ in.
-        plans: Of the networks.
-        starts: Of those that they start from.
+        about: Task, method, seed and the settings in which tasks differ.
+        plans: Plans of the networks.
+        starts: Plans of the networks that they start from.
         options: How the row is evaluated.
-        avoided: The plan whose training images chose settings, and are left out of the test images.
+        avoided: The plan whose training images were used for tuning, and are excluded from the test images.
     """
 
     about: dict[str, Any]
@@ -69,7 +68,7 @@ class Row:
     avoided: Plan | None = None
 
     def networks(self, scratch: Path) -> dict[Path, Plan]:
-        """Return the plans of all that is trained for it, by the folders where that is done."""
+        """Return the plans of all networks to train for the row, by folder."""
         return {folder_of(plan, scratch): plan for plan in (*self.starts, *self.plans)}
 
 
@@ -78,8 +77,8 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
 
     Args:
         study: The content of its file.
-        scratch: Where networks are kept.
-        names: Other names of datasets.
+        scratch: Folder of the trained networks.
+        names: Replacements for dataset names.
     """
     common, methods = study.get("settings", {}), study["methods"]
     for seed in study["seeds"]:
@@ -104,20 +103,20 @@ def rows_of(study: Mapping[str, Any], scratch: Path, names: Mapping[str, str]) -
 
 
 def can_start(plan: Plan, missing: Container[Path]) -> bool:
-    """Return whether a network needs none of those that are still to be trained."""
+    """Return whether a network does not start from one that is still to be trained."""
     pretrained = plan.settings.model.pretrained
     return isinstance(pretrained, bool) or Path(pretrained) not in missing
 
 
 def train(plan: Plan, folder: Path) -> None:
-    """Train a network and keep its predictions; go on where it was stopped."""
+    """Train a network, or resume it, and cache its predictions."""
     run = RunFolder(folder)
     fit(plan, run, resume=run.config_file.is_file())
     predict(TrainedRun(run))
 
 
 def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
-    """Return a row's metrics and costs; its networks are trained."""
+    """Return the row with its metrics and costs; its networks must be trained."""
     trained = [TrainedRun(RunFolder(folder_of(plan, scratch))) for plan in row.plans]
     if row.avoided is not None:
         for each in trained:
@@ -151,9 +150,9 @@ def evaluate_row(row: Row, scratch: Path) -> dict[str, Any]:
 
 
 def make_rows(waiting: list[Row], out: Path, scratch: Path, jobs: int) -> None:
-    """Train what rows need; evaluate and append each row as soon as its networks are trained.
+    """Train the networks of the rows; evaluate and append each row as soon as its networks are trained.
 
-    Rows of a network that diverges are left out.
+    Rows with a network that diverges are skipped.
     """
     networks = {folder: plan for row in waiting for folder, plan in row.networks(scratch).items()}
     print(f"{len(waiting)} rows to make, of {len(networks)} networks.", flush=True)
@@ -220,7 +219,7 @@ def main() -> None:
 def parts_of(
     study: Mapping[str, Any], name: str, given: argparse.Namespace, names: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a study of each method on each task, with the settings chosen for it: first results come early."""
+    """Yield one study per task and method, with its chosen settings, so that first results come early."""
     for task, on_task in study["tasks"].items():
         for method in on_task.get("methods", study["methods"]):
             own = study["methods"][method]

@@ -1,4 +1,4 @@
-"""The metrics that rows of a study have."""
+"""The metrics in the rows of a study."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ METRICS = (
     "separate_units", "train_accuracy",
 )  # fmt: skip
 VALIDATED = ("nll_scaled", "ece_scaled", "set_coverage_95", "set_size_95")
-"""Where there is a validation set, of single networks."""
+"""Of single networks with a validation set."""
 CORRUPTED = {f"corrupted_{key}": f"corruption/{key}" for key in ("accuracy", "nll", "ece")}
 OOD = {"ood_auroc": "auroc", "ood_fpr95": "fpr95"}
-"""By the largest probability, over the out-of-distribution datasets."""
+"""Detection by the largest probability, averaged over the out-of-distribution datasets."""
 
 
 def metrics_of(found: EvaluationResult, validated: bool) -> dict[str, float]:
-    """Return the metrics of an evaluation that a row has, NaN for those that are not defined.
+    """Return a row's metrics of an evaluation, NaN for those that are not defined.
 
     Args:
         found: The evaluation.
@@ -45,11 +45,11 @@ def metrics_of(found: EvaluationResult, validated: bool) -> dict[str, float]:
 
 
 def set_size_two_fold(predictions: Predictions, coverage: float) -> float:
-    """Return the mean size of conformal sets of each half of the images, by temperature and threshold of the other.
+    """Return the mean size of conformal sets, with temperature and threshold of each half fitted on the other half.
 
     Args:
-        predictions: Two or more; even and odd numbers are the halves.
-        coverage: The share of sets that hold the true class.
+        predictions: Of two or more images; even and odd positions are the halves.
+        coverage: The share of sets that should contain the true class.
 
     Example:
         >>> import torch
@@ -67,7 +67,7 @@ def set_size_two_fold(predictions: Predictions, coverage: float) -> float:
 
 
 def as_cells(values: Mapping[str, float]) -> dict[str, str]:
-    """Return numbers as a CSV file has them, nothing for NaN.
+    """Format numbers for a CSV file, NaN as an empty cell.
 
     Example:
         >>> as_cells({"nll": 0.12345678, "macs": 18126080.0, "d_re": math.nan})

@@ -1,4 +1,4 @@
-"""What studies and their tuning share: the plans of networks, their folders, and rows in CSV files."""
+"""Shared by studies and tuning: the plans of networks, their folders, and rows in CSV files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mixmo.config.recipes import combine_bases
 from mixmo.errors import InputError
 
 OTHER_SEED = 1000
-"""Between the seeds of the networks of one ensemble."""
+"""Offset between the seeds of the networks of one ensemble."""
 OWN_KEYS = ("passes", "networks", "methods", "start", "other_seed", "evaluate")
 Rows = list[dict[str, str]]
 
@@ -47,12 +47,12 @@ def plans_of(parts: list[dict[str, Any]], seed: int, names: Mapping[str, str], s
 
 
 def folder_of(plan: Plan, scratch: Path) -> Path:
-    """Return where a network is trained: plans that are equal share it."""
+    """Return the folder of a network; equal plans share it."""
     return scratch / hashlib.sha256(f"{__version__} {plan.yaml}".encode()).hexdigest()[:16]
 
 
 def stop_with(parent: int) -> None:
-    """End this process when its parent is gone, killed say: nobody would write the row."""
+    """End this process if its parent dies, since nobody would write the row."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -63,11 +63,11 @@ def stop_with(parent: int) -> None:
 
 
 def digest_of(parts: Sequence[Mapping[str, Any]], *others: Any) -> str:
-    """Return what tells the settings of one row from those of another: a digest of what its study says of it.
+    """Return a digest of a row's settings in the study.
 
     Args:
-        parts: The study's settings, the task and the method. Which methods a task takes changes none of its rows.
-        others: What else decides the row.
+        parts: The study's settings, the task and the method. A task's list of methods does not count.
+        others: Other values that determine the row.
 
     Example:
         >>> one, other = {"passes": 2, "methods": ["a"]}, {"methods": ["a", "b"], "passes": 2}
@@ -79,7 +79,7 @@ def digest_of(parts: Sequence[Mapping[str, Any]], *others: Any) -> str:
 
 
 def name_row(row: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """Return what a row is known by."""
+    """Return a row's name, made of its key columns."""
     return ", ".join(str(row[key]) for key in keys)
 
 
@@ -87,13 +87,13 @@ def has_row(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Pat
     """Return whether a file has a row.
 
     Args:
-        rows: Of the file.
-        about: What is known of the row before; ``digest`` is that of its settings.
-        keys: The columns by which a row is known.
-        file: For the error.
+        rows: The file's rows.
+        about: The row's columns known in advance; ``digest`` is that of its settings.
+        keys: The columns that identify a row.
+        file: Named in the error.
 
     Raises:
-        InputError: if the file has it with other settings: the study was edited since.
+        InputError: if the file has the row with different settings: the study was edited since.
     """
     name = name_row(about, keys)
     found = [row for row in rows if name_row(row, keys) == name]
@@ -106,17 +106,17 @@ def has_row(rows: Rows, about: Mapping[str, Any], keys: Sequence[str], file: Pat
 
 
 def append(file: Path, row: Mapping[str, Any], keys: Sequence[str]) -> bool:
-    """Append a row to a CSV file, with a header if it is new, and return whether it had none of these keys.
+    """Append a row to a CSV file, with a header if it is new; return whether its keys were new.
 
-    Several processes, on several machines, may append to one file; the first to make a row is taken.
+    Several processes, also on several machines, may append to one file; the first version of a row counts.
 
     Args:
         file: The file.
-        row: Its values by columns.
-        keys: The columns by which a row is known.
+        row: Values by column.
+        keys: The columns that identify a row.
 
     Raises:
-        InputError: if the file has other columns.
+        InputError: if the file has different columns.
     """
     with FileLock(file.with_name(f".{file.name}.lock")):
         known = read_rows(file)
@@ -134,7 +134,7 @@ def append(file: Path, row: Mapping[str, Any], keys: Sequence[str]) -> bool:
 
 
 def read_rows(file: Path) -> Rows:
-    """Return the rows of a CSV file; none if there is no such file."""
+    """Return the rows of a CSV file, none if it does not exist."""
     if not file.exists():
         return []
     with file.open(newline="") as content:

@@ -1,12 +1,12 @@
-"""Tables and pictures of a study's rows: means over seeds, and paired differences with 95 % intervals.
+"""Make tables and plots of a study's rows: means over seeds, and paired differences with 95 % intervals.
 
     python benchmarks/study_tables.py rows/digits-tuned.csv rows/digits-tuned.methods.csv --against single
     python benchmarks/study_tables.py rows/*-tuned.csv --picture differences.png --method Cut-MixMo --against single
     python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
 
-The last renews the tables below lines such as ``<!-- study digits-tuned.csv | 20 images, 320 passes | single -->`` from
-the rows in ``benchmarks/results``. ``brief`` in place of ``study`` leaves out all but a few columns, ``short`` the
-differences too, ``chosen`` has the settings that were chosen, ``diagnosis`` (of a method, in the place of the task) how
+``--update`` rewrites the tables below lines such as ``<!-- study digits-tuned.csv | 20 images, 320 passes | single
+-->`` from the rows in ``benchmarks/results``. Instead of ``study``, ``brief`` shows only a few columns, ``short`` also
+omits the differences, ``chosen`` shows the chosen settings, and ``diagnosis`` (with a method in place of the task) how
 well members fit.
 
 Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
@@ -45,7 +45,7 @@ SHOWN = {
     "ood_auroc": ("OOD AUROC %", 100, 1),
     "ood_fpr95": ("OOD FPR95 %", 100, 1),
 }
-"""Metrics, where rows have them: heading, factor, digits."""
+"""Heading, factor and digits of the metrics; those that rows lack are left out."""
 COSTS = {
     "parameters": ("parameters, M", 1e-6, 2),
     "macs": ("MACs, M", 1e-6, 1),
@@ -54,12 +54,12 @@ COSTS = {
 SHORT = ("accuracy", "nll", "nll_two_fold")
 BRIEF = (*SHORT, "macs")
 COMPARED = ("accuracy", "nll")
-"""With other methods."""
+"""Metrics compared with other methods."""
 COMPARED_TUNED = (*COMPARED, "nll_two_fold")
-"""Where methods are tuned: they were chosen by a scaled NLL."""
+"""The same for tuned methods, whose settings were chosen by scaled NLL."""
 CHOSEN = {"base_lr": "learning rate", "weight_decay": "weight decay", "input_repetition": "rho", "trials": "trials"}
 Latencies = dict[str, dict[str, dict[str, float]]]
-"""What ``latency.py`` keeps: a table of methods for each batch size."""
+"""The tables that ``latency.py`` saves: one of all methods for each batch size."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -68,10 +68,10 @@ class Difference:
     """A mean paired difference over seeds.
 
     Attributes:
-        mean: Of the second method to the first.
-        half: Half the length of its 95 % interval; NaN for a single seed.
-        count: Seeds.
-        wins: Seeds in which the difference is negative.
+        mean: The mean over seeds.
+        half: Half the width of its 95 % interval; NaN for a single seed.
+        count: The number of seeds.
+        wins: The number of seeds with a negative difference.
     """
 
     mean: float
@@ -86,7 +86,7 @@ class Difference:
 
 
 def difference(rows: Rows, task: str, method: str, other: str, metric: str) -> Difference | None:
-    """Return how a metric of a method differs from another's on a task; ``None`` without a seed in common.
+    """Return the difference in a metric between a method and another on a task; ``None`` without a common seed.
 
     Example:
         >>> rows = [{"task": "a", "method": m, "seed": s, "nll": v} for m, s, v in
@@ -107,7 +107,7 @@ def difference(rows: Rows, task: str, method: str, other: str, metric: str) -> D
 
 
 def read_all(files: Sequence[Path]) -> Rows:
-    """Return the rows of some files; those of ``methods.py``, which name no dataset, have that of the file before."""
+    """Read rows from files; those of ``methods.py``, which name no dataset, get that of the preceding file."""
     rows, dataset = Rows(), ""
     for file in files:
         for row in read_rows(file):
@@ -117,7 +117,7 @@ def read_all(files: Sequence[Path]) -> Rows:
 
 
 def number(value: float, factor: float, digits: int, sign: bool = False) -> str:
-    """Return a number as text, with a minus sign that is one, and none for zero.
+    """Format a number, with a true minus sign, and none for zero.
 
     Example:
         >>> number(-0.123, 100, 1), number(-0.0001, 100, 1, sign=True)
@@ -133,11 +133,11 @@ def table(
     """Return the Markdown table of a task: a row for each method, differences to the methods named.
 
     Args:
-        rows: Of one file or several.
-        task: Its name.
-        against: Methods; those that are not among the rows are left out.
-        latencies: Of the methods, against ``single``.
-        brief: Show :data:`BRIEF` alone.
+        rows: Rows of one file or several.
+        task: The task's name.
+        against: Methods to compare with; those without rows are left out.
+        latencies: The methods' latencies relative to ``single``.
+        brief: Show only :data:`BRIEF`.
     """
     rows = [row for row in rows if row["task"] == task]
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -177,7 +177,7 @@ def short_table(rows: Rows, task: str) -> str:
 
 
 def chosen_table(rows: Rows, task: str) -> str:
-    """Return the Markdown table of the settings that were chosen for each method, and of precisions, if they differ."""
+    """Return the Markdown table of each method's chosen settings, and of its precision if these differ."""
     methods = {row["method"]: row for row in rows if row["task"] == task}
     mixed = len({row["precision"] for row in methods.values()}) > 1
     columns = CHOSEN | ({"precision": "precision"} if mixed else {})
@@ -222,13 +222,13 @@ MARK = re.compile(r"(<!-- (study|brief|short|chosen|diagnosis) (.+?) \| (.+?) \|
 
 
 def latencies_of(file: Path) -> Latencies | None:
-    """Return the latencies kept with a file of rows, if there are any."""
+    """Return the latencies saved next to a file of rows, if any."""
     kept = file.with_suffix(".latency.json")
     return json.loads(kept.read_text())["tables"] if kept.is_file() else None
 
 
 def renewed(text: str) -> str:
-    """Return a page with its tables as the rows in ``benchmarks/results`` have them."""
+    """Return a page with its tables regenerated from the rows in ``benchmarks/results``."""
 
     def new(found: re.Match[str]) -> str:
         mark, kind, files, of, against, _ = found.groups()
@@ -250,14 +250,14 @@ PICTURED = {"accuracy": 100, "nll_two_fold": 1}
 
 
 def draw_intervals(rows: Rows, method: str, against: Sequence[str]) -> Figure:
-    """Return a picture: how a method differs from others in top-1 and scaled NLL on each task, with its intervals.
+    """Plot a method's differences to others in top-1 and scaled NLL on each task, with intervals.
 
-    Differences are filled whose interval excludes zero; to the right the method is better.
+    Markers are filled if the interval excludes zero; to the right the method is better.
 
     Args:
-        rows: Of one file or several; tasks are told apart by dataset and task.
+        rows: Rows of one file or several; dataset and task together identify a task.
         method: The method.
-        against: The others; those that a task lacks are left out.
+        against: The methods to compare with; those that a task lacks are left out.
     """
     named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]
     lines: list[tuple[str, str]] = []  # a task's heading names no other method

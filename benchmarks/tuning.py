@@ -1,20 +1,20 @@
-"""Choose the settings of a study's methods, each from as many trials, by cross-validation within the training images.
+"""Choose the settings of a study's methods from equally many trials, by cross-validation on the training images.
 
 ``tuning`` in a study:
 
     tuning:
       trials: 6      # of every method on every task; the first is the study's own settings
-      seed: 0        # of the draws, and of the training images that choose (data.split_seed)
+      seed: 0        # of the draws, and of the training images used for tuning (data.split_seed)
       folds: 2       # each training image is validated once
       space: {optimizer.base_lr: {low: 0.03, high: 0.3}, data.padding: [0, 2]}   # log-uniform, or one of a list
       members: {data.input_repetition: [0.0, 0.5]}                               # of methods with members only
 
-All methods draw the same values. A trial trains on all folds but one, for as many passes as the task has, and predicts
-that one; test images are never opened. The trial is chosen whose NLL at the best temperature is the least on average
-over the folds: accuracies of so few images are often equal, a plain NLL would choose by a confidence that temperature
-scaling puts right, and this is what is claimed of the test images. The temperature is fitted on the same fold, one
-number for all its images: halves of it hold too few errors. No choice is made by seed: the chosen settings train on all
-training images of every seed, and the images that chose are left out of all test sets.
+All methods draw the same values. A trial trains on all folds but one, for the task's number of passes, and predicts the
+remaining fold; test images are never opened. The trial with the lowest mean NLL at the best temperature is chosen:
+accuracies on so few images often tie, a plain NLL would select for confidence that temperature scaling corrects, and
+scaled NLL is also what is reported on the test images. The temperature is fitted on the same fold, as a single number:
+half a fold has too few errors. The choice does not depend on the seed: the chosen settings train on all training images
+of every seed, and the images used for tuning are excluded from all test sets.
 
 ``STUDY.trials.csv`` has a row for each trial and fold, ``STUDY.chosen.csv`` one for each task and method. A trial that
 diverges has a row without scores, and is not chosen.
@@ -56,17 +56,17 @@ from mixmo.training.fit import fit
 
 SCORE = "validation_nll_scaled"
 TRIAL, CHOICE = ("task", "method", "trial", "fold"), ("task", "method")
-"""The columns by which rows are known."""
+"""The columns that identify a row."""
 Settings = dict[str, Any]
 """By their dotted names."""
 
 
 def draw_trials(tuning: Mapping[str, Any], with_members: bool) -> list[Settings]:
-    """Return the settings of each trial; those of the first are the study's own.
+    """Draw the settings of each trial; the first has the study's own.
 
     Args:
         tuning: The study's section.
-        with_members: Whether the method takes the settings of ``members``; they are drawn in any case.
+        with_members: Whether the method uses the settings of ``members``, which are drawn in any case.
 
     Example:
         >>> tuning = {"trials": 3, "seed": 0, "space": {"a": {"low": 0.1, "high": 1}}, "members": {"b": [1, 2]}}
@@ -92,7 +92,7 @@ def _draw(generator: np.random.Generator, values: Sequence[Any] | Mapping[str, f
 
 
 def tuned(method: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return a method with other settings.
+    """Return a method with some settings replaced.
 
     Example:
         >>> tuned({"data": {"padding": 2}}, {"data.flip": True, "optimizer.base_lr": 0.1})
@@ -106,12 +106,12 @@ def tuned(method: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def fold_of(plan: Plan, fold: int, folds: int) -> tuple[Plan, DataModule]:
-    """Return a plan and its images in a fold: what it trains on, and as its test images those held out of them.
+    """Return a plan and its images for a fold: the other folds to train on, and this one as test images.
 
     Args:
-        plan: Of a network on all training images.
-        fold: From 0.
-        folds: Their number.
+        plan: The plan of a network on all training images.
+        fold: Number of the fold, from 0.
+        folds: Number of folds.
 
     Raises:
         InputError: if there are too few images of a class to divide.
@@ -133,19 +133,19 @@ def fold_of(plan: Plan, fold: int, folds: int) -> tuple[Plan, DataModule]:
 
 
 def leave_out_images(data: DataModule, plan: Plan) -> None:
-    """Leave the training images of a plan, which chose settings, out of the test images."""
+    """Exclude the training images of a plan, which were used for tuning, from the test images."""
     images = DataModule(plan.settings.data, plan.settings.seed).source("train")
     data.leave_out({images.name(index) for index in range(len(images))})
 
 
 def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[str, str]:
-    """Return metrics of the average of networks on a fold that they do not train on.
+    """Train networks on all folds but one, and return metrics of their average on that fold.
 
     Args:
-        plans: Of the networks.
-        fold: From 0.
-        folds: Their number.
-        scratch: Where networks are kept.
+        plans: Plans of the networks.
+        fold: Number of the fold, from 0.
+        folds: Number of folds.
+        scratch: Folder of the trained networks.
     """
     predictions = []
     for plan in plans:
@@ -163,12 +163,12 @@ def validate(plans: list[Plan], fold: int, folds: int, scratch: Path) -> dict[st
 
 
 def scores_of(average: Tensor, targets: Tensor, training_images: int) -> dict[str, str]:
-    """Return what the file of trials says of a fold.
+    """Return a fold's columns in the file of trials.
 
     Args:
-        average: (N, K), the logits averaged over the members; not finite, where training diverged.
+        average: (N, K) logits averaged over the members, not finite if training diverged.
         targets: (N,) class numbers.
-        training_images: Images that were trained on.
+        training_images: Number of training images.
     """
     values = dict.fromkeys(("accuracy", "nll", "nll_scaled"), math.nan)
     if average.isfinite().all():
@@ -182,16 +182,16 @@ def choose(
     tuning: Mapping[str, Any], parts: list[dict[str, Any]], keys: tuple[str, str], out: Path, scratch: Path,
     jobs: int, names: Mapping[str, str], trained: Callable[[list[Plan], int, int, Path], dict[str, str]] = validate,
 ) -> Settings:  # fmt: skip
-    """Return the settings of a method on a task, after the trials that its files lack.
+    """Run the missing trials of a method on a task, and return the chosen settings.
 
     Args:
         tuning: The study's section.
         parts: The study's settings, the task and the method.
         keys: The names of task and method.
-        out: The study's CSV file without its ending.
-        scratch: Where networks are kept.
-        jobs: Networks trained at a time.
-        names: Other names of datasets.
+        out: Path of the study's CSV file, without its suffix.
+        scratch: Folder of the trained networks.
+        jobs: Number of networks trained at a time.
+        names: Replacements for dataset names.
         trained: Trains and validates a trial on a fold.
     """
     files = {kind: out.with_name(f"{out.name}.{kind}.csv") for kind in ("trials", "chosen")}
@@ -225,10 +225,10 @@ def choose(
 
 
 def best_trial(rows: Rows) -> tuple[float, int]:
-    """Return the least mean score over folds, and the trial that has it.
+    """Return the lowest mean score over folds, and its trial.
 
     Args:
-        rows: Of one method on one task; those of trials that diverged have no score.
+        rows: Rows of one method on one task; trials that diverged have no score.
 
     Raises:
         InputError: if all trials diverged.

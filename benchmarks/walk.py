@@ -1,10 +1,10 @@
-"""Count what one command passes through: files and functions of the package, and how often it does a thing again.
+"""Count the package's files and functions that a command enters, and work that it repeats.
 
     python benchmarks/walk.py
 
-Trains one batch of ``digits-cut``, predicts one image and tests the run, each by the command line, and prints for each
-how many files and functions of the package were entered and how often the configuration was parsed, a dataset opened,
-a set of images decoded, a network built, and a checkpoint read.
+Trains one batch of ``digits-cut``, predicts one image and tests the run from the command line, and prints for each how
+many files and functions of the package were entered, and how often the configuration was parsed, a dataset opened, a
+set of images decoded, a network built, and a checkpoint read.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ AGAIN = {
     "network built": ("network.py", "__init__"),
     "checkpoint read": ("checkpoints.py", "load"),
 }
-"""What a command should do once, by the function that does it."""
+"""The functions for work that a command should do only once."""
 
 
 def walk(call: Callable[[], Any]) -> tuple[set[str], Counter[tuple[str, str]]]:
-    """Return the package's files that a call enters, and how often it enters each function."""
+    """Return the package's files that a call enters, and the number of calls of each function."""
     entered: Counter[tuple[str, str]] = Counter()
 
     def note(frame: Any, event: str, _: Any) -> None:
@@ -51,7 +51,7 @@ def walk(call: Callable[[], Any]) -> tuple[set[str], Counter[tuple[str, str]]]:
 
 
 def main_walk() -> None:
-    """Walk through the commands."""
+    """Trace the commands and print the counts."""
     with tempfile.TemporaryDirectory() as folder:
         run, image = f"{folder}/run", f"{folder}/a.png"
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)

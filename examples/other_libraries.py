@@ -1,10 +1,10 @@
-"""Evaluate another library's ensembles by the same metrics: Packed-Ensembles and BatchEnsemble of torch-uncertainty.
+"""Evaluate torch-uncertainty's Packed-Ensembles and BatchEnsemble with mixmo's metrics.
 
     pip install torch-uncertainty
     python examples/other_libraries.py [--epochs 20] [--out theirs]
     mixmo compare runs/digits-cut theirs/packed.npz theirs/batch-ensemble.npz
 
-Trains small LeNets on the digits and saves what they predict for the test images. Only the data comes from mixmo.
+Trains small LeNets on the digits and saves their predictions on the test images. Only the data comes from mixmo.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pixels(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(net: nn.Module, epochs: int) -> nn.Module:
-    """Train by plain SGD; these networks predict for all members at once, one member's batch after the other's."""
+    """Train with plain SGD; the networks return the members' logits one after another, (M * B, K)."""
     images, labels = pixels("train")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -51,7 +51,7 @@ def train(net: nn.Module, epochs: int) -> nn.Module:
 
 @torch.inference_mode()
 def save(net: nn.Module, file: Path) -> None:
-    """Save logits (N, M, K) and targets (N,), as ``mixmo test --predictions`` and ``mixmo compare`` take them."""
+    """Save logits (N, M, K) and targets (N,), as ``mixmo test --predictions`` and ``mixmo compare`` read them."""
     images, labels = pixels("test")
     logits = net(images).view(MEMBERS, len(images), -1).transpose(0, 1)
     np.savez(file, logits=logits.numpy(), targets=labels.numpy())
@@ -59,7 +59,7 @@ def save(net: nn.Module, file: Path) -> None:
 
 
 def main() -> None:
-    """Train and save both."""
+    """Train both ensembles and save their predictions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("theirs"))

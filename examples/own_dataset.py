@@ -1,8 +1,8 @@
-"""A Dataset of one's own, trained in one call: 400 of scikit-learn's digits to learn from, the others to test on.
+"""Train on your own Dataset in one call: 400 of scikit-learn's digits, validated and tested on the others.
 
     python examples/own_dataset.py
 
-Its transforms are asked again for each copy of an image. The run is kept in runs/own-dataset.
+Each copy of an image in a batch gets a new random transform. The run is saved in runs/own-dataset.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
-"""Cut-MixMo in a plain PyTorch loop: 200 of scikit-learn's digits to learn from, the other 1,597 to test on.
+"""Cut-MixMo in a plain PyTorch loop: trained on 200 of scikit-learn's digits, tested on the other 1,597.
 
     python examples/plain_pytorch.py
 
-It comes to some 98 % (98.1 and 98.3 were seen), in a minute on one core, and writes the fused network to digits.pt.
+Reaches about 98 % (98.1 and 98.3 were measured) in a minute on one core, and saves the fused network to digits.pt.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import RandomCrop
 
 import mixmo
 
-EPOCHS, REPETITION = 100, 2  # each image is seen twice in an epoch
+EPOCHS, REPETITION = 100, 2  # each image occurs twice in an epoch
 torch.manual_seed(0)
 digits = load_digits()
 images, labels = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32), torch.tensor(digits.target)
@@ -37,6 +37,6 @@ for epoch in range(EPOCHS):
 
 net.eval()
 with torch.no_grad():
-    found = mixmo.evaluate(net.members(test), test_labels)  # of the ensemble; net(test) are its logits
+    found = mixmo.evaluate(net.members(test), test_labels)  # of the ensemble, whose logits are net(test)
 print(", ".join(f"{key} {found[key]:.4f}" for key in ("accuracy", "nll", "member_0/accuracy", "member_1/accuracy")))
-torch.save(mixmo.fuse(net).state_dict(), "digits.pt")  # of an ordinary WideResNet, of the cost of one
+torch.save(mixmo.fuse(net).state_dict(), "digits.pt")  # an ordinary WideResNet, at the cost of one network

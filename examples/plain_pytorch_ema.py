@@ -1,4 +1,4 @@
-"""The loop of plain_pytorch.py with averaged weights (EMA), warm-up, cosine and validation; it writes digits-ema.pt."""
+"""The loop of plain_pytorch.py with averaged weights (EMA), warm-up, cosine and validation; saves digits-ema.pt."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import RandomCrop
 
 import mixmo
 
-EPOCHS, REPETITION = 80, 2  # each image is seen twice in an epoch
+EPOCHS, REPETITION = 80, 2  # each image occurs twice in an epoch
 torch.manual_seed(0)
 digits = load_digits()
 images, labels = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32), torch.tensor(digits.target)
@@ -21,10 +21,10 @@ crop = RandomCrop(8, padding=1, fill=-1)
 
 
 class Average(AveragedModel):
-    """Averaged weights; ``update_bn`` shows their batch norms mixtures, as the network's see."""
+    """Averaged weights whose batch norms ``update_bn`` re-estimates on mixtures, like the network's."""
 
     def forward(self, batch):
-        """Show the average a batch."""
+        """Return the logits of a batch of mixtures."""
         return self.module(batch["inputs"], batch["masks"])
 
 

@@ -1,7 +1,7 @@
-"""Train one MixMo network and single networks on 20 digits of each class; say which is better, and how sure that is.
+"""Train a MixMo network and single networks on 20 digits of each class, and print which is better and how certainly.
 
-Run it by ``make quickstart``, or ``python examples/quickstart.py``. It takes about two and a half minutes on two cores.
-Settings by keywords of ``mixmo.fit`` may follow: ``python examples/quickstart.py epochs=10 seed=3``.
+Run ``make quickstart`` or ``python examples/quickstart.py``. It takes about two and a half minutes on two cores.
+Keywords of ``mixmo.fit`` may follow as settings: ``python examples/quickstart.py epochs=10 seed=3``.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ CORES = os.cpu_count() or 1
 
 
 class Progress(Callback):
-    """Prints how far a network is, now and then.
+    """Prints a network's progress every ten seconds or so.
 
     Args:
-        name: What to call it.
+        name: The network's name.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.printed = name, time.monotonic()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Print a line if the last one is old enough."""
+        """Print a line if the last one is more than ten seconds old."""
         if time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
             print(f"{self.name}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", flush=True)
@@ -48,11 +48,11 @@ def free_folder(name: str) -> Path:
     return next(path for path in (Path("runs") / each for each in names) if not path.exists())
 
 
-def settings_of(words: list[str]) -> dict[str, Any]:
-    """Return the settings of words ``KEYWORD=VALUE``; a value is one of Python's, or a text."""
+def parse_settings(arguments: list[str]) -> dict[str, Any]:
+    """Parse arguments ``KEYWORD=VALUE``; values are Python literals, or otherwise strings."""
     found = {}
-    for word in words:
-        keyword, _, text = word.removeprefix("--").partition("=")
+    for argument in arguments:
+        keyword, _, text = argument.removeprefix("--").partition("=")
         try:
             found[keyword] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -61,7 +61,7 @@ def settings_of(words: list[str]) -> dict[str, Any]:
 
 
 def train(recipe: str, settings: dict[str, Any], folder: Path) -> None:
-    """Train a recipe in a folder."""
+    """Train a recipe."""
     torch.set_num_threads(max(1, CORES // 4))
     mixmo.fit(recipe=recipe, out=folder, progress=False, callbacks=[Progress(folder.name)], **settings)
     print(f"{folder.name}: trained", flush=True)
@@ -88,4 +88,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(settings_of(sys.argv[1:]))
+    main(parse_settings(sys.argv[1:]))

@@ -1,9 +1,9 @@
-"""Search settings of Cut-MixMo on digits with Ray Tune: random draws, and ASHA to stop the worse ones early.
+"""Search settings of Cut-MixMo on the digits with Ray Tune: random search, with ASHA stopping poor trials early.
 
-python examples/with_ray.py       # pip install 'mixmo[ray]'; the same command resumes a search that was stopped
+python examples/with_ray.py       # pip install 'mixmo[ray]'; the same command resumes an interrupted search
 
-Accuracy on validation images chooses; the best run is then tested, once. On a cluster, call ``ray.init("auto")`` first,
-and let ``RUNS`` be a folder that all machines see.
+The best run by validation accuracy is tested once. On a cluster, call ``ray.init("auto")`` first, and set ``RUNS`` to a
+folder that all machines share.
 """
 
 from pathlib import Path
@@ -28,18 +28,18 @@ class Report(Callback):
 
 
 def folder_of(config):
-    """Return the folder of a draw's run."""
+    """Return the folder of a trial's run."""
     return RUNS / "lr-{lr:.4f}_alpha-{mixer_alpha:.2f}".format(**config)
 
 
 def train(config):
-    """Train one draw, or resume it."""
+    """Train or resume one trial."""
     mixmo.fit(recipe="digits-cut", out=folder_of(config), resume=True, callbacks=[Report()], epochs=EPOCHS,
               images_per_class=40, progress=False, **config)  # fmt: skip
 
 
 def main():
-    """Search, and test the best run."""
+    """Run the search and test the best run."""
     storage = RUNS / "ray"
     if tune.Tuner.can_restore(str(storage)):
         tuner = tune.Tuner.restore(str(storage), train, resume_unfinished=True, resume_errored=True)

@@ -1,4 +1,4 @@
-"""Cut-MixMo in timm's training loop: a task of its own, timm's optimiser, schedule, EMA and accuracy.
+"""Cut-MixMo in timm's training loop: a ``MixMoTask``, with timm's optimiser, schedule, EMA and accuracy.
 
 python examples/with_timm.py
 """

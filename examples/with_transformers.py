@@ -1,4 +1,4 @@
-"""Cut-MixMo in Hugging Face's Trainer: a ``compute_loss`` of a few lines; evaluation takes the network as it is.
+"""Cut-MixMo in Hugging Face's Trainer: override ``compute_loss``; evaluation uses the network unchanged.
 
 pip install transformers accelerate
 python examples/with_transformers.py
@@ -23,10 +23,10 @@ mixer = mixmo.BatchMixer(net, "cut", batch_repetition=REPETITION, input_repetiti
 
 
 class MixMoTrainer(Trainer):
-    """Trains on mixtures, and evaluates images."""
+    """Trains on mixtures, and evaluates on images."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the loss, and outside training the ensemble's logits."""
+        """Return the loss, and in evaluation also the ensemble's logits."""
         if model.training:
             batch = mixer(inputs["images"], inputs["labels"], self.state.global_step / self.state.max_steps)
             return batch.loss(model(batch.inputs, batch.masks))
@@ -36,7 +36,7 @@ class MixMoTrainer(Trainer):
 
 
 def collate(samples):
-    """Return a batch by the names that ``compute_loss`` asks for."""
+    """Collate samples into the names that ``compute_loss`` reads."""
     return dict(zip(("images", "labels"), map(torch.stack, zip(*samples, strict=True)), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What the command ``mixmo`` starts: help, the version and a misspelt word are answered before torch is imported."""
+"""Entry point of ``mixmo``: help, version and unknown commands are handled before torch is imported."""
 
 import os
 import signal
@@ -6,24 +6,24 @@ import threading
 
 
 def main() -> int:
-    """Run the command line (:func:`mixmo.cli.main.main`); an interrupt while modules are imported ends it at once.
+    """Run the command line (:func:`mixmo.cli.main.main`); an interrupt during imports ends the process at once.
 
-    An exception in the middle of an import would be shown as a traceback, or be taken for a missing module.
+    A ``KeyboardInterrupt`` within an import would print a traceback, or be mistaken for a missing module.
     """
-    waits = threading.current_thread() is threading.main_thread()
-    waits = waits and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if waits:
-        signal.signal(signal.SIGINT, _end)
+    replace = threading.current_thread() is threading.main_thread()
+    replace = replace and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if replace:
+        signal.signal(signal.SIGINT, _exit)
     from mixmo.cli.main import main as run
 
-    return run(loaded=_listen if waits else None)
+    return run(loaded=_restore_handler if replace else None)
 
 
-def _end(*_: object) -> None:
+def _exit(*_: object) -> None:
     os.write(2, b"mixmo: stopped.\n")
     os._exit(130)
 
 
-def _listen() -> None:
-    """Raise ``KeyboardInterrupt`` at an interrupt from now on."""
+def _restore_handler() -> None:
+    """Let interrupts raise ``KeyboardInterrupt`` again."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

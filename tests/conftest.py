@@ -31,8 +31,10 @@ from torch import nn
 from mixmo import checkpoints
 from mixmo.batch_mixing import BatchMixer
 from mixmo.cli.main import main
+from mixmo.config.data_settings import DataSettings
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.data.datasets import NamedDataset
 from mixmo.data.module import DataModule
 from mixmo.deploy.export import FORMATS, export
 from mixmo.deploy.hub import save_pretrained
@@ -51,7 +53,7 @@ if "HF_DATASETS_CACHE" not in os.environ:  # which the datasets library reads on
 
 
 class Stopping(Callback):
-    """Stops training before an epoch, counted from 0, with an error of its own."""
+    """Stops training before an epoch (from 0) with a dedicated error."""
 
     def __init__(self, epoch):
         self.epoch = epoch
@@ -64,16 +66,21 @@ class Stopping(Callback):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """The user's cache: no test leaves anything in the real one, or finds there what another test has kept."""
+    """A temporary user cache, so that tests neither touch the real one nor share results."""
     folder = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr(os, "fsync", lambda _: None)  # which is slow, and nothing here has to outlive the power
     return folder
 
 
-def data_of(settings, seed=0, check=True):
-    """Open all that training needs."""
+def open_data(settings, seed=0, check=True):
+    """Open a dataset with everything that training needs."""
     return DataModule(settings, seed, check).require()
+
+
+def open_source(name, split, **settings):
+    """Open a split of a dataset by name."""
+    return NamedDataset(name, DataSettings(**settings)).open(split)
 
 
 def write_images(folder, classes=("cat", "dog", "emu"), count=8, size=8, seed=0, suffix="png"):
@@ -87,19 +94,19 @@ def write_images(folder, classes=("cat", "dog", "emu"), count=8, size=8, seed=0,
 
 
 def write_splits(folder, train=8, test=4, **options):
-    """Write so many random pictures for training and for testing of each class; return the folder."""
+    """Write random training and test pictures of each class; return the folder."""
     write_images(folder / "train", count=train, **options)
     write_images(folder / "test", count=test, seed=1, **options)
     return folder
 
 
 def plan_of(folder, *words, recipe="digits-cut"):
-    """Return the plan of a run on a folder's pictures as they are, a quarter of them for validation."""
+    """Return the plan of a run on a folder's pictures without augmentation, a quarter of them for validation."""
     own = [f"--data.name=folder:{folder}", "--data.batch_size=8", "--data.padding=1", "--data.channels=3"]
     return make_plan(load_recipe(recipe), [*own, "--data.image_size=null", "--data.validation=0.25", *words])
 
 
-def tree(folder, *paths):
+def write_tree(folder, *paths):
     """Write one small picture to each of the paths; return the pictures' first values by path."""
     values = {}
     for number, path in enumerate(paths):
@@ -124,12 +131,12 @@ def image_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of pictures for several runs, which change none of them."""
+    """A folder of pictures that several runs share without changing it."""
     return write_splits(tmp_path_factory.mktemp("pictures"))
 
 
 class InThisProcess:
-    """In place of a pool of processes: calls at once, with what a process would get and give back, pickled."""
+    """Replaces a process pool: calls immediately, pickling arguments and results as a pool would."""
 
     def __init__(self, *_, **__):
         pass
@@ -141,7 +148,7 @@ class InThisProcess:
         pass
 
     def submit(self, *call):
-        """Return the future of a call that is done."""
+        """Return the future of a completed call."""
         future = Future()
         function, *given = pickle.loads(pickle.dumps(call))
         try:
@@ -153,7 +160,7 @@ class InThisProcess:
 
 @pytest.fixture
 def run_here(tmp_path, monkeypatch, capsys):
-    """Runs a program in this process, which has imported everything, in the test's folder; returns what it prints."""
+    """Runs a program in this process, to save imports, in the test's folder; returns its output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "120")
@@ -170,13 +177,13 @@ def run_here(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def few_masks(monkeypatch):
-    """Has a preview draw two kinds of masks, where all of them take seconds."""
+    """Limits previews to two kinds of masks, since all take seconds."""
     monkeypatch.setattr("mixmo.reporting.preview.KINDS", ["cut", "voronoi"])
 
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Has ``torch.compile`` trace graphs and run them as they are, where building machine code takes a minute."""
+    """Makes ``torch.compile`` trace graphs and run them eagerly, since code generation takes a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
@@ -186,7 +193,7 @@ def generator():
 
 
 class Plain(nn.Module):
-    """A classifier of somebody's own."""
+    """A user's own classifier."""
 
     def __init__(self):
         super().__init__()
@@ -204,14 +211,14 @@ class Observed:
         self.shaped, self.types = [], set()
 
     def masks(self, masks):
-        """Note for a batch whether any mask differs from place to place, or from channel to channel."""
+        """Record for each batch whether any mask varies over positions or channels."""
         flat = masks.flatten(2)
         self.shaped.append(bool((flat.amax(2) > flat.amin(2)).any()))
 
 
 @pytest.fixture
 def observed(monkeypatch):
-    """Notes the masks of every training batch, and the type that networks compute in."""
+    """Records the masks of every training batch, and the dtype of computations."""
     seen = Observed()
     mix, forward = BatchMixer.mix, MixMo.forward
 
@@ -233,7 +240,7 @@ def observed(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Two runs on the same pictures, of two members and of one, and a folder of another dataset of another size."""
+    """Two runs on the same pictures, with two members and with one, and a dataset of another image size."""
     folder = tmp_path_factory.mktemp("trained")
     write_splits(folder / "data", train=12)
     write_images(folder / "other" / "train", classes=("x", "y"), size=20)
@@ -260,7 +267,7 @@ def gone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(gone, tmp_path_factory):
-    """The network of ``gone`` in every form, by form."""
+    """The network of ``gone`` in every export format."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     folder, run = tmp_path_factory.mktemp("exported"), TrainedRun(RunFolder(gone))
@@ -326,7 +333,7 @@ def computed(monkeypatch):
 
 @pytest.fixture
 def chromium(tmp_path):
-    """Opens a page in headless Chromium; returns what was measured at each width and what the browser logged."""
+    """Opens a page in headless Chromium; returns measurements at each width and the browser's log."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs Chromium")
@@ -345,8 +352,8 @@ def chromium(tmp_path):
     return opened
 
 
-def moved(run, folder, to):
-    """Return a copy of a run as training left it, on a copy of its pictures, which lie in ``to / "data"``."""
+def copy_run(run, folder, to):
+    """Copy a run as training left it, and its pictures to ``to / "data"``."""
     shutil.copytree(folder / "data", to / "data")
     evaluated = shutil.ignore_patterns("predictions", "calibration-*", "test.json", "*.html")
     shutil.copytree(run.path, to / run.path.name, ignore=evaluated)
@@ -356,7 +363,7 @@ def moved(run, folder, to):
 
 
 def describe_otherwise(run, **model):
-    """Have a run's last checkpoint describe another network than it holds."""
+    """Make the header of a run's last checkpoint describe a different network."""
     content = checkpoints.load(run.checkpoint_file())
     checkpoints.save(run.checkpoint_file(), content | {"header": content["header"] | model})
 

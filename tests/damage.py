@@ -1,4 +1,4 @@
-"""Damage to files: bits that flip, files that are cut off, ranges of zeros, parts in each other's place."""
+"""Damage to files: flipped bits, truncation, zeroed ranges, swapped parts."""
 
 import random
 
@@ -34,18 +34,18 @@ def swapped(content, rng):
 DAMAGES = (flipped, cut, zeroed, swapped)
 
 
-def outcomes(exported, answers, expected, count, error):
-    """Damage each file of an export in turn, and open it; the files are whole again afterwards.
+def count_outcomes(exported, answers, expected, count, error):
+    """Damage each file of an export in turn, open it, and restore the file.
 
     Args:
         exported: A file or a folder.
-        answers: Opens it and returns what it answers, as bytes.
-        expected: What it answers while it is whole.
+        answers: Opens it and returns its predictions as bytes.
+        expected: The predictions of the intact export.
         count: How often to damage each file.
-        error: The exception of one sentence.
+        error: The expected exception, with a one-line message.
 
     Returns:
-        How many damages were refused, changed no answer, and changed answers unnoticed.
+        How often damage was refused, was harmless, and changed predictions unnoticed.
     """
     rng, refused, same, wrong = random.Random(0), 0, 0, []
     for file in sorted(exported.iterdir()) if exported.is_dir() else [exported]:
@@ -55,9 +55,9 @@ def outcomes(exported, answers, expected, count, error):
             file.write_bytes(damage(content, rng))
             try:
                 found = answers(exported)
-            except error as sentence:
+            except error as message:
                 refused += 1
-                if "\n" in str(sentence):
+                if "\n" in str(message):
                     wrong.append((file.name, "several lines", number))
                 continue
             if found == expected:

@@ -1,4 +1,4 @@
-"""Killing training processes, and comparing what runs leave behind."""
+"""Kill training processes, and compare the files of runs."""
 
 import os
 import random
@@ -20,7 +20,7 @@ TIMES = {"seconds", "images_per_second"}
 
 
 class Ask(Callback):
-    """Sends the process, or one rank, a signal in a step, which that step still ends after."""
+    """Sends a signal to the process, or one rank, during a step, which is still completed."""
 
     def __init__(self, step, number=signal.SIGTERM, rank=None):
         self.step, self.number, self.rank = step, number, rank
@@ -30,8 +30,8 @@ class Ask(Callback):
             signal.raise_signal(self.number)
 
 
-def in_a_process_of_its_own(work, seconds=None, may_die=False):
-    """Run a function in a fork, killed after so many seconds or by itself; return whether it came to its end."""
+def run_in_fork(work, seconds=None, may_die=False):
+    """Run a function in a fork, killed after some seconds or by itself; return whether it finished."""
     child = os.fork()
     if not child:
         os.setpgid(0, 0)  # workers are killed with it
@@ -60,8 +60,8 @@ def in_a_process_of_its_own(work, seconds=None, may_die=False):
         time.sleep(0.002)
 
 
-def go_on(run, plan):
-    """Start the run, or go on with it, as a user would."""
+def start_or_resume(run, plan):
+    """Start or resume the run, as a user would."""
     if run.config_file.is_file():
         fit(make_plan(run.resumed_config()), run, resume=True)
     else:
@@ -69,7 +69,7 @@ def go_on(run, plan):
 
 
 class Moved(Dataset):
-    """Images of a program's own, moved at random by all three of the global generators."""
+    """A user's Dataset, shifted at random by all three global generators."""
 
     def __init__(self, count, size=8, moved=True):
         self.images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(count))
@@ -86,8 +86,8 @@ class Moved(Dataset):
         return image, self.targets[index]
 
 
-def fit_own(folder, model="wide_resnet10_1", size=8, **settings):
-    """Start a run of :class:`Moved` by ``mixmo.fit``, or go on with it, as a program would."""
+def fit_or_resume(folder, model="wide_resnet10_1", size=8, **settings):
+    """Start or resume a run on :class:`Moved` with ``mixmo.fit``."""
     own = {"num_members": 2, "epochs": 4, "batch_size": 8, "batch_repetition": 2, "lr": 0.05, "workers": 0}
     own |= {"checkpoint_every_steps": 2, "input_repetition": 0.5, "progress": False}
     data = {"train": Moved(48, size), "val": Moved(21, size, moved=False)}
@@ -103,7 +103,7 @@ def flat(value, name=""):
 
 
 def differences(one, other, names=("last", "best")):
-    """Return what differs between two runs' folders, but for times."""
+    """Return the differences between two runs' folders, except times."""
     found = [] if files(one) == files(other) else [f"files {files(one) ^ files(other)}"]
     for name in names:
         contents = [
@@ -116,12 +116,12 @@ def differences(one, other, names=("last", "best")):
 
 
 def rows(run):
-    """Return the rows of metrics as they are written, but for times."""
+    """Return the rows of metrics as written, without times."""
     return [{key: text for key, text in row.items() if key not in TIMES} for row in run._read_rows()]
 
 
 def files(run):
-    """Return the files of a run, but for what evaluation left half written, which may stay for an hour."""
+    """Return the files of a run, except temporary files of evaluation, which may stay for an hour."""
     found = {str(file.relative_to(run.path)) for file in run.path.rglob("*")}
     return {name for name in found if not (name.startswith("predictions/") and name.endswith(PARTIAL))}
 

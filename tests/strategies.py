@@ -1,11 +1,11 @@
-"""What several test files draw: damaged files, and names that data may have."""
+"""Shared hypothesis strategies: damaged files, and names in data."""
 
 from hypothesis import strategies as st
 
 
 @st.composite
 def mutations(draw, content):
-    """The content of a file with some bytes flipped, cut out or put in."""
+    """Draw the content of a file with some bytes flipped, removed or inserted."""
     found = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, max(0, len(found) - 1)))

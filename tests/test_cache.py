@@ -1,4 +1,4 @@
-"""Results kept for a second call: whole, or computed again with a warning."""
+"""Cached results: intact, or recomputed with a warning."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import mutations
 
-from mixmo.cache import keep_json, keep_tensors, read_json, read_tensors
+from mixmo.cache import cache_json, cache_tensors, read_json, read_tensors
 
 TENSORS = {"logits": torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]), "targets": torch.tensor([0, 2])}
 NOTE = {"about": {"dataset": "test", "share": 0.1}, "classes": ["a", "\udcff"], "epochs": 3}
@@ -24,15 +24,15 @@ def same(found):
 
 
 def test_what_was_kept_comes_back(tmp_path):
-    assert keep_tensors(tmp_path / "deep" / "a.safetensors", TENSORS, NOTE)
+    assert cache_tensors(tmp_path / "deep" / "a.safetensors", TENSORS, NOTE)
     assert same(read_tensors(tmp_path / "deep" / "a.safetensors"))
-    assert keep_json(tmp_path / "a.json", METRICS)
+    assert cache_json(tmp_path / "a.json", METRICS)
     assert read_json(tmp_path / "a.json") == READ
 
 
 def test_the_same_content_is_the_same_file(tmp_path):
     for number in range(8):
-        keep_tensors(tmp_path / f"{number}.safetensors", TENSORS, NOTE)
+        cache_tensors(tmp_path / f"{number}.safetensors", TENSORS, NOTE)
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
 
 
@@ -45,15 +45,15 @@ def test_nothing_kept_is_nothing_to_warn_of(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "keep", "read", "same"),
     [
-        ("a.safetensors", lambda file: keep_tensors(file, TENSORS, NOTE), read_tensors, same),
-        ("a.json", lambda file: keep_json(file, METRICS), read_json, lambda found: found == READ),
+        ("a.safetensors", lambda file: cache_tensors(file, TENSORS, NOTE), read_tensors, same),
+        ("a.json", lambda file: cache_json(file, METRICS), read_json, lambda found: found == READ),
     ],
     ids=["tensors", "json"],
 )
 @settings(max_examples=200)
 @given(data=st.data())
 def test_damage_is_noticed(tmp_path_factory, name, keep, read, same, data):
-    """What is read is what was kept; anything else is a warning of one line."""
+    """Results are read as written; anything else gives a one-line warning."""
     file = tmp_path_factory.getbasetemp() / name
     keep(file)
     file.write_bytes(data.draw(mutations(file.read_bytes())))
@@ -68,11 +68,11 @@ def test_damage_is_noticed(tmp_path_factory, name, keep, read, same, data):
 
 
 def test_two_processes_may_keep_the_same_thing(tmp_path, caplog):
-    """Whoever reads meanwhile finds a whole file."""
+    """A concurrent reader finds a complete file."""
     file = tmp_path / "a.safetensors"
-    keep_tensors(file, TENSORS, NOTE)
+    cache_tensors(file, TENSORS, NOTE)
     with ThreadPoolExecutor(3) as pool:
-        writers = [pool.submit(lambda: [keep_tensors(file, TENSORS, NOTE) for _ in range(30)]) for _ in range(2)]
+        writers = [pool.submit(lambda: [cache_tensors(file, TENSORS, NOTE) for _ in range(30)]) for _ in range(2)]
         while not all(writer.done() for writer in writers):
             assert same(read_tensors(file))
         assert all(all(writer.result()) for writer in writers)
@@ -81,13 +81,13 @@ def test_two_processes_may_keep_the_same_thing(tmp_path, caplog):
 
 def test_what_cannot_be_kept_is_a_warning(tmp_path, monkeypatch, caplog):
     file = tmp_path / "a.json"
-    keep_json(file, METRICS)
+    cache_json(file, METRICS)
 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert not keep_json(file, {"whole": False})
-    assert not keep_tensors(tmp_path / "a.safetensors", TENSORS, NOTE)
+    assert not cache_json(file, {"whole": False})
+    assert not cache_tensors(tmp_path / "a.safetensors", TENSORS, NOTE)
     assert caplog.messages[0] == f"{file} cannot be written: No space left on device. The result is not cached."
     assert read_json(file) == READ and [each.name for each in tmp_path.iterdir()] == ["a.json"]

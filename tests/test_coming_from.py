@@ -1,4 +1,4 @@
-"""The page "Coming from …": its programs run, and have as many lines as its table says."""
+"""The page "Coming from …": its programs run, and have the line counts of its table."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ SECTIONS = {title: PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0] fo
 
 
 def parts(program):
-    """Return how many lines a program has under each comment of a line of its own, imports left out."""
+    """Count a program's lines below each whole-line comment, without imports."""
     found, task = {}, None
     for line in program.splitlines():
         assert len(line) <= 120
@@ -40,7 +40,7 @@ def blocks(section, fence="```python\n"):
 
 
 def table():
-    """Return the cells of each row by the library; what stands behind a comma in a row's title only explains it."""
+    """Return the cells of each row by library; a row's title ends at its first comma."""
     head, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", PAGE, re.MULTILINE)
     ]
@@ -90,7 +90,7 @@ def test_the_programs_run(title, tmp_path, monkeypatch):
 
 
 def folders(path):
-    """Write the images and the pretrained weights that the page's call of a folder names."""
+    """Write the images and the pretrained weights that the page's call on a folder uses."""
     generator = np.random.default_rng(0)
     for split, size in {"train": 24, "val": 4}.items():
         for name in ("cat", "car", "dog"):

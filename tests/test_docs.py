@@ -1,4 +1,4 @@
-"""What the documentation tells a reader to type exists: commands, recipes, options, imports, and settings in YAML."""
+"""The documentation's commands, recipes, options, imports and YAML settings exist."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ TEXTS += sorted((ROOT / "examples").rglob("*.yaml"))
 
 
 def commands(text):
-    """Return command and rest of the line of every ``mixmo COMMAND …``, in code blocks, sentences and docstrings."""
+    """Find every ``mixmo COMMAND …`` in code blocks, text and docstrings; return command and rest of the line."""
     text = text.replace("\\\n", " ")
     found = re.findall(rf"(?<![\w./'-])mixmo ({'|'.join(COMMANDS)})\b([^`\n\"#]*)", text)
     return [(command, rest.strip()) for command, rest in found]
@@ -74,7 +74,7 @@ def test_yaml_on_pages_makes_a_plan(file, tmp_path):
     "file", [file for file in PAGES if file.name not in ("own-loop.md", "fit.md")], ids=lambda file: file.name
 )
 def test_every_block_of_python_imports_what_it_names(file):
-    """A reader copies one block; those of own-loop.md and fit.md go on from one another, as they say."""
+    """Readers copy single blocks; those of own-loop.md and fit.md continue one another, as stated there."""
     for block in re.findall(r"```python[^\n]*\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
         nodes = [*ast.walk(ast.parse(block))]
         named = {node.id for node in nodes if isinstance(node, ast.Name)}

@@ -1,4 +1,4 @@
-"""Names from data and paths: whatever they are, they do no harm where they are shown."""
+"""Names from data and paths are displayed safely, whatever they contain."""
 
 import base64
 import csv
@@ -101,7 +101,7 @@ def test_csv_holds_no_formulas(name):
 @example(["\ud800", "0"])
 @given(st.lists(NAMES, min_size=2, max_size=2, unique=True))
 def test_charts_and_pages_take_any_name(names):
-    """Nothing is lost: no sentence stands in the place of a picture."""
+    """Nothing is lost: no figure is replaced by a message."""
     found = [group(name) for name in names]
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -156,7 +156,7 @@ def test_legends_show_every_name(name):
     answer = per_sample(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
     (axis,) = charts.lines({name: risk_coverage(answer), f"{name}2": risk_coverage(answer)}, "", "").axes
     text, _ = axis.get_legend().get_texts()
-    assert text.get_text() == label(name, charts.NAME)
+    assert text.get_text() == label(name, charts.LEGEND)
     assert text.get_text().replace("\\$", "").count("$") == 0
 
 

@@ -1,4 +1,4 @@
-"""Examples in trainers that people have: each is run, shorter than it stands, to an accuracy that shows it learns."""
+"""Examples with other trainers: each is run for fewer epochs, to an accuracy that shows that it learns."""
 
 import re
 from pathlib import Path

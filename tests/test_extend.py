@@ -1,4 +1,4 @@
-"""The page "Extend it": its files are written, its Python and its commands run, in its order."""
+"""The page "Extend it": its files are written, and its Python and commands run, in order."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ SHRUNK = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--mixer.
 
 @pytest.fixture
 def clean(monkeypatch):
-    """Forget what the page imports and registers."""
+    """Undo the page's imports and registrations."""
     for table in (corruptions.KINDS, corruptions.SMALL, corruptions.LARGE):
         monkeypatch.setitem(table, "posterize", None)
         monkeypatch.delitem(table, "posterize")

@@ -1,4 +1,4 @@
-"""Places to make files and folders in: nothing is left of them, and nothing of others is touched."""
+"""Temporary paths for files and folders: nothing is left behind, and no other file is touched."""
 
 import os
 import time
@@ -32,7 +32,7 @@ def test_what_was_there_stays_where_the_block_fails(tmp_path, error):
 
 
 def test_what_a_killed_process_left_is_removed_later(tmp_path):
-    """Not at once: another process may be at work; and never what belongs to another path."""
+    """After an hour, since another process may be using it, and only leftovers of the same path."""
     folders = {age: tmp_path / f".{name}.0123abc{age}.partial" for name, age in (("out", 0), ("out", 2), ("other", 3))}
     for age, folder in folders.items():
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""What ``import mixmo`` and the command line load, and that every public name is there all the same."""
+"""What ``import mixmo`` and the command line load; every public name is available anyway."""
 
 import json
 import subprocess
@@ -79,6 +79,6 @@ def test_what_needs_no_network_loads_nothing_for_one(words, code, said):
 
 
 def test_an_interrupt_during_imports_ends_the_command_at_once():
-    """Not as a traceback, nor as a module that is missing."""
+    """Without a traceback, and not reported as a missing module."""
     done = command("test", "nowhere", interrupt=True)
     assert (done.returncode, done.stderr) == (130, "mixmo: stopped.\n")

@@ -1,4 +1,4 @@
-"""Methods beside MixMo: each trains at equal training compute, and makes each of its rows once."""
+"""Methods other than MixMo: each trains with equal compute, and makes each of its rows once."""
 
 import doctest
 import importlib
@@ -34,14 +34,14 @@ MEMBERS = {"two networks, equal training": 2, "snapshot ensemble": 4, "flip TTA"
 
 
 def plan_of(**data):
-    """The plan of a method on the task, with other settings of its images."""
+    """Return the plan of a method on the task, with changed data settings."""
     study = yaml.safe_load(STUDY)
     parts = [study["settings"], study["tasks"]["few"], {**methods.BASE, "data": data}]
     return next(study_plans.plans_of(parts, 3, {}))
 
 
 def opened(plan):
-    """Its images, with few of those to test on."""
+    """Open its images, with few test images."""
     data = methods.DataModule(plan.settings.data, plan.settings.seed, check=True)
     test = data.source("test")
     data.leave_out({test.name(index) for index in range(60, len(test))})
@@ -50,7 +50,7 @@ def opened(plan):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Calls the program in this process, as other tests of studies see to processes; returns what it prints."""
+    """Runs the program in this process (other tests cover subprocesses); returns its output."""
     for module in (methods, importlib.import_module("tuning")):
         monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -73,7 +73,7 @@ def single():
 
 @pytest.mark.parametrize("name", training.METHODS)
 def test_each_method_trains_at_equal_compute(name, single):
-    """Logits are finite, members differ, and the images seen are those of one network in as many passes."""
+    """Logits are finite, members differ, and as many images are seen as by one network in the same passes."""
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
     plan = plan_of(flip=name == "flip TTA")
@@ -110,7 +110,7 @@ def test_draws_depend_on_the_seed_alone():
 
 
 def test_masks_have_a_seed():
-    """Those of torch-uncertainty come from a generator of their own."""
+    """torch-uncertainty draws them from a separate generator."""
     pytest.importorskip("torch_uncertainty")
     plan = plan_of()
     data = opened(plan)
@@ -131,7 +131,7 @@ def test_methods_that_do_not_fit_say_why():
 
 
 def test_rows_are_made_once(tmp_path, call):
-    """A second call trains nothing; of the columns only those are empty that the task does not define."""
+    """A second call trains nothing; only columns that the task does not define are empty."""
     (tmp_path / "few.yaml").write_text(STUDY)
     names = ("single", "SWA")
     call(*names)
@@ -146,7 +146,7 @@ def test_rows_are_made_once(tmp_path, call):
 
 
 def test_methods_are_tuned_as_a_study_is(tmp_path, call):
-    """By folds of the training images, which are then in no test set."""
+    """By folds of the training images, which are then excluded from the test set."""
     tuning = "evaluate: {ood: [torch/fashion_mnist]}\n"
     tuning += "tuning: {trials: 2, seed: 1, folds: 2, space: {optimizer.base_lr: {low: 0.01, high: 0.1}}}\n"
     (tmp_path / "few.yaml").write_text(STUDY.replace("validation: 0.0", "validation: 0.1") + tuning)
@@ -165,7 +165,7 @@ def test_methods_are_tuned_as_a_study_is(tmp_path, call):
 
 
 def test_rates_and_weights():
-    """Restarts begin at the peak; a member that knows nothing has no weight, and weights have the mean 1."""
+    """Restarts begin at the peak; an uninformative member gets no weight, and weights have mean 1."""
     assert [training.cosine(share) for share in (0, 0.5, 1)] == [1, 0.5, 0]
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(3, (400,), generator=generator)

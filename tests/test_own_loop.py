@@ -1,4 +1,4 @@
-"""The page "In your own loop": its Python runs from top to bottom and does what the page says."""
+"""The page "In your own loop": its Python runs from top to bottom and does what the page claims."""
 
 import inspect
 import re
@@ -60,7 +60,7 @@ def test_settings_of_the_table_are_arguments():
 
 @pytest.mark.parametrize("pixels", [None, "cutmix"])
 def test_the_loss_trains_every_member_and_timms_one_only(pixels):
-    """Label smoothing is torch's, of each member; the page warns of timm's loss, which is silent."""
+    """Label smoothing is torch's, for each member; the page warns of timm's loss, which raises no error."""
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=10)
     images, labels = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
     batch = mixmo.BatchMixer(net, label_smoothing=0.1, pixels=pixels)(images, labels)

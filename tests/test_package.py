@@ -36,7 +36,7 @@ def run(*words, cwd, **environment):
 @pytest.mark.slow
 def test_the_wheel_carries_the_recipes_and_imports_alone(tmp_path):
     pytest.importorskip("setuptools", "77")
-    source = tmp_path / "source"  # building leaves files beside what it builds
+    source = tmp_path / "source"  # building leaves files next to the package
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -86,7 +86,7 @@ def test_the_quickstart_ends_with_its_table(tmp_path, run_here):
 
 @pytest.mark.slow
 def test_the_plain_loop_learns_what_it_says(tmp_path, run_here):
-    """Two fifths of its epochs, to 97.2 %; targets of other images, or the first digits of each class, stay below."""
+    """Two fifths of its epochs reach 97.2 %, which wrong targets, or the first digits of each class, do not."""
     text = (ROOT / "examples" / "plain_pytorch.py").read_text(encoding="utf-8")
     shorter = text.replace("EPOCHS, REPETITION = 100, 2", "EPOCHS, REPETITION = 40, 2")
     assert shorter != text
@@ -116,7 +116,7 @@ def test_the_loop_with_averaged_weights_trains(tmp_path, run_here):
 
 @pytest.mark.slow
 def test_another_librarys_ensembles_are_evaluated(tmp_path, run_here):
-    """The example's files are read, and hold what its networks predict."""
+    """The example's files can be read, and hold its networks' predictions."""
     pytest.importorskip("torch_uncertainty")
     run_here(ROOT / "examples" / "other_libraries.py", "--epochs=2")
     for name in ("packed", "batch-ensemble"):
@@ -127,7 +127,7 @@ def test_another_librarys_ensembles_are_evaluated(tmp_path, run_here):
 
 @pytest.mark.slow
 def test_the_gpu_script_runs(tmp_path, monkeypatch, capsys, traced):
-    """On this machine's device, with sizes to match: everything once."""
+    """Everything once on this machine's device, with small sizes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     gpu = importlib.import_module("gpu")
@@ -162,7 +162,7 @@ def test_every_form_of_a_network_is_measured(tmp_path, run_here):
 
 
 def test_what_limits_many_gpus_is_worked_out_as_docs_say(monkeypatch):
-    """All columns but the cores for decoding, which are measured."""
+    """All columns except the cores for decoding, which are measured."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     scaling = importlib.import_module("scaling")
     monkeypatch.setattr(scaling, "decoded_a_second", lambda size: 500.0)
@@ -177,7 +177,7 @@ def test_what_limits_many_gpus_is_worked_out_as_docs_say(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells the memory of processes")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads the memory of processes from Linux")
 def test_streaming_is_measured(monkeypatch, run_here):
     monkeypatch.setenv("HF_DATASETS_CACHE", os.environ["HF_DATASETS_CACHE"])  # which the program sets
     printed = run_here(ROOT / "benchmarks" / "streaming.py", "--images=3000", "--workers=1")

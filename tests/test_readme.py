@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its Python runs, and so does every command (shrunk to seconds)."""
+"""The README's Python runs, and so does every command (shortened to seconds)."""
 
 import ast
 import importlib
@@ -51,13 +51,13 @@ def test_python_runs(tmp_path, monkeypatch):
 
 
 def test_the_readme_is_short():
-    """A page that is read to its end."""
+    """So that it is read to the end."""
     assert len(README.splitlines()) <= 120
 
 
 @pytest.mark.slow
 def test_commands_run(tmp_path, monkeypatch, capsys, observed, traced, few_masks):
-    """In the pages' order, in one folder; training is cut short and pictures stand in for downloads."""
+    """In the pages' order, in one folder; training is shortened and pictures replace downloads."""
     write_images(tmp_path / "pictures" / "train", size=32)
     write_images(tmp_path / "pictures" / "test", count=2, size=32)
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys, observed, traced, few_masks
 
 @pytest.mark.slow
 def test_guides_run(tmp_path, monkeypatch, capsys):
-    """The commands and the Python of three guides, in one folder of photos; training is cut short."""
+    """The commands and the Python of three guides, in one folder of photos; training is shortened."""
     for library in ("kornia", "onnxruntime", "onnxscript"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
@@ -130,7 +130,7 @@ def test_guides_run(tmp_path, monkeypatch, capsys):
 
 
 def test_the_notebook_runs():
-    """Its code, with one epoch of training; its kept pictures are there, and of no other code."""
+    """Its code runs with one epoch of training; its saved pictures are present."""
     cells = json.loads((ROOT / "docs" / "method.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names = {}
@@ -171,7 +171,7 @@ def test_links_lead_somewhere(file):
 
 
 def test_the_house_has_a_line_for_each_layer():
-    """In the order that import-linter checks; every module says in a line what it is."""
+    """In the order that import-linter checks; every module's docstring starts with a one-line summary."""
     house = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Layers and imports")[2]
     lines = house.split("```")[1].strip().splitlines()
     shown = [re.split(r", ", re.split(r"\s{2,}", line)[0]) for line in lines]
@@ -194,7 +194,7 @@ def test_tables_of_studies_are_those_of_their_rows(file):
 
 
 def test_there_are_tables_of_studies():
-    """So that the test above has something to look at, and sees when a figure is changed."""
+    """So that the test above is not vacuous, and notices a changed figure."""
     tables = importlib.import_module("study_tables")
     (found, *_) = tables.MARK.finditer(README)
     changed = README.replace(found[6], found[6].replace("0", "1", 1))

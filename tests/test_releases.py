@@ -1,4 +1,4 @@
-"""The trained runs that come with the package."""
+"""The trained runs shipped with the package."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_released_run_has_the_settings_of_its_recipe(released: Path) -> None:
 
 def test_what_cannot_be_released_is_refused(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, error in (
-        (["digits-cut", "--run", str(released)], "exists already; choose another place with --run"),
+        (["digits-cut", "--run", str(released)], "exists already; choose another folder with --run"),
         (["digits-cut", "--seed", "3"], "leave out --seed"),
         (["digits-single"], "released run 'digits-single'"),
     ):

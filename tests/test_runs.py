@@ -1,4 +1,4 @@
-"""A run's folder: whole checkpoints, nothing lost, nothing that acts, one process at a time."""
+"""A run's folder: intact checkpoints, nothing lost, no executable content, one process at a time."""
 
 import json
 import multiprocessing
@@ -27,8 +27,8 @@ def three_epochs(folder, *words):
     return plan_of(folder, "--trainer.max_epochs=3", *words)
 
 
-def longer(run, epochs):
-    """Have a finished run go on."""
+def extend_run(run, epochs):
+    """Train a finished run further."""
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("max_epochs: 3", f"max_epochs: {epochs}"))
     fit(make_plan(run.resumed_config()), run, resume=True)
@@ -43,7 +43,7 @@ def trained_once(pictures, tmp_path_factory):
 
 @pytest.fixture
 def run(trained_once, tmp_path):
-    """A copy of a run of three epochs, in another place."""
+    """A copy of a run of three epochs in another folder."""
     shutil.copytree(trained_once.path, tmp_path / "moved")
     return RunFolder(tmp_path / "moved")
 
@@ -60,7 +60,7 @@ def test_a_moved_run_knows_its_best_score(run, monkeypatch):
         self.log("val_accuracy", torch.tensor(score / 2), batch_size=1, logger=False)
 
     monkeypatch.setattr(mixmo.training.step.Training, "on_validation_epoch_end", worse)
-    longer(run, 4)
+    extend_run(run, 4)
     assert float(run.read_metrics()[3]["val_accuracy"]) == pytest.approx(score / 2, rel=1e-4)
     assert best.read_bytes() == before
     assert checkpoints.load(run.checkpoint_folder / "last.ckpt")["callbacks"]["Checkpoints"]["best_score"] == score
@@ -94,7 +94,7 @@ def test_checkpoints_that_are_gone_are_named(run, caplog):
     assert run.resumed_checkpoint()[0].name == "previous.ckpt" and "last.ckpt is missing" in caplog.text
     for file in run.checkpoint_folder.iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"last\.ckpt is missing.*3 epochs in metrics\.csv: bring a checkpoint back"):
+    with pytest.raises(InputError, match=r"last\.ckpt is missing.*3 epochs in metrics\.csv: restore a checkpoint"):
         fit(make_plan(run.resumed_config()), run, resume=True)
 
 
@@ -102,12 +102,12 @@ def test_a_run_without_a_finished_epoch_starts_again_and_says_so(pictures, tmp_p
     run, plan = RunFolder(tmp_path / "run"), three_epochs(pictures, "--trainer.max_epochs=1")
     run.create(plan.yaml, {})
     fit(plan, run, resume=True)
-    assert "has no checkpoint yet; it starts from the beginning" in caplog.text
+    assert "has no checkpoint yet; training starts from the beginning" in caplog.text
     assert [row["epoch"] for row in run.read_metrics()] == [1]
 
 
 def test_a_checkpoint_holds_nothing_that_acts(run, tmp_path):
-    """Another callback's state, such as the paths that Lightning's own deletes, never reaches the trainer."""
+    """Other callbacks' state, such as the paths that Lightning's checkpointing deletes, never reaches the trainer."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "kept.txt").write_text("mine")
@@ -120,12 +120,12 @@ def test_a_checkpoint_holds_nothing_that_acts(run, tmp_path):
     checkpoints.save(last, content)
     loaded = checkpoints.load(last)
     assert loaded["callbacks"].keys() == {"Checkpoints"} and "hyper_parameters" not in loaded
-    longer(run, 4)
+    extend_run(run, 4)
     assert (victim / "kept.txt").read_text() == "mine"
 
 
-def changed(content, path, value):
-    """Change something deep in a checkpoint."""
+def change_checkpoint(content, path, value):
+    """Change a nested value in a checkpoint."""
     *way, last = path
     for key in way:
         content = content[key]
@@ -145,19 +145,19 @@ FOREIGN = {
 def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(run, name):
     last = run.checkpoint_folder / "last.ckpt"
     content = torch.load(last, weights_only=True)
-    changed(content, *FOREIGN[name])
+    change_checkpoint(content, *FOREIGN[name])
     checkpoints.save(last, content)
     with pytest.raises(InputError, match=r"last\.ckpt is not a checkpoint of this run: .*\.$"):
-        longer(run, 4)
+        extend_run(run, 4)
 
 
 def test_settings_that_changed_between_stop_and_resume_are_named(run):
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("base_lr: 0.1", "base_lr: 0.2"))
     with pytest.raises(InputError, match=r"settings of .* have changed .*: optimizer\.base_lr is 0\.2, and was 0\.1\."):
-        longer(run, 4)
+        extend_run(run, 4)
     run.config_file.write_text(text.replace("workers: 2", "workers: 0"))
-    longer(run, 4)
+    extend_run(run, 4)
     assert epoch_of(run.checkpoint_folder / "last.ckpt") == 3
 
 
@@ -187,7 +187,7 @@ def test_only_the_best_checkpoint_is_left(run):
 def test_a_run_that_lost_its_checkpoints_does_not_start_again(run):
     for file in [*run.checkpoint_folder.iterdir(), run.metrics_file]:
         file.unlink()
-    with pytest.raises(InputError, match="bring a checkpoint back"):
+    with pytest.raises(InputError, match="restore a checkpoint"):
         fit(make_plan(run.resumed_config()), run, resume=True)
 
 
@@ -195,7 +195,7 @@ def test_a_run_that_lost_its_checkpoints_does_not_start_again(run):
 def test_damaged_metrics_are_said_before_an_epoch_is_spent(run, content):
     run.metrics_file.write_bytes(content)
     with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
-        longer(run, 4)
+        extend_run(run, 4)
     assert epoch_of(run.checkpoint_folder / "last.ckpt") == 2
 
 
@@ -204,14 +204,14 @@ def test_a_runs_folders_are_no_links(run, tmp_path, name):
     shutil.rmtree(run.path / name, ignore_errors=True)
     (tmp_path / "elsewhere").mkdir()
     (run.path / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="is a link"):
+    with pytest.raises(InputError, match="is a symbolic link"):
         run.require()
 
 
 def test_foreign_and_packed_files_are_no_checkpoints(tmp_path):
     for name, content in {"a": {"epoch": 0, "state_dict": {}}, "b": [1], "c": {"epoch": "x", "state_dict": {}}}.items():
         torch.save(content, tmp_path / name)
-        with pytest.raises(InputError, match="does not have the digest"):
+        with pytest.raises(InputError, match="does not match its digest"):
             checkpoints.load(tmp_path / name)
     checkpoints.save(tmp_path / "c", {"epoch": "x", "state_dict": {}})
     with pytest.raises(InputError, match="has no epoch or no weights"):
@@ -220,7 +220,7 @@ def test_foreign_and_packed_files_are_no_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("when", ["write", "sync", "link", "rename"])
 def test_a_checkpoint_that_cannot_be_written_leaves_those_before(run, monkeypatch, when):
-    """A full disk at every point of writing: one sentence, no orphan, and a run that goes on."""
+    """A full disk at every point of writing: one message, no leftovers, and a run that can be resumed."""
     before = {file.name: file.read_bytes() for file in run.checkpoint_folder.iterdir()}
     calls = {"write": (torch, "save"), "sync": (os, "fsync"), "link": (os, "link"), "rename": (os, "replace")}
     module, name = calls[when]
@@ -234,10 +234,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(run, monkeypatc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, full)
         if when == "link":  # a disk that knows no links: copied instead
-            longer(run, 4)
+            extend_run(run, 4)
         else:
             with pytest.raises(InputError, match="cannot be written: No space left on device"):
-                longer(run, 4)
+                extend_run(run, 4)
     left = {file.name: file.read_bytes() for file in run.checkpoint_folder.iterdir()}
     assert left.keys() == before.keys()
     if when != "link":
@@ -248,7 +248,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(run, monkeypatc
 
 @pytest.mark.parametrize("point", range(1, 13))
 def test_death_at_any_point_of_writing_loses_nothing(trained_once, pictures, tmp_path, point):
-    """A run that dies at the n-th change of its folder ends, gone on with, as one that did not."""
+    """A run killed at the n-th change of its folder and resumed ends like an uninterrupted one."""
     run, plan, count = RunFolder(tmp_path / "run"), three_epochs(pictures), [0]
     originals = {name: getattr(os, name) for name in ("replace", "link")}
 
@@ -294,7 +294,7 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
     assert not list(run.path.glob(".*.partial"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"holds other things \(a\.jpg\)"):
+    with pytest.raises(InputError, match=r"contains other files \(a\.jpg\)"):
         fit(plan, RunFolder(tmp_path / "photos"))
 
 
@@ -316,7 +316,7 @@ def test_two_processes_never_train_in_one_folder(run):
     finally:
         other.kill()
         other.join()
-    longer(run, 4)  # the lock ends with the process that was killed
+    extend_run(run, 4)  # the lock ends with the process that was killed
 
 
 def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path):
@@ -325,10 +325,10 @@ def test_data_that_changed_between_stop_and_resume_is_noticed(pictures, tmp_path
     fit(three_epochs(tmp_path / "data"), run)
     for file in (tmp_path / "data" / "train").rglob("*.png"):
         os.utime(file, (1, 1))  # a copy is the same data
-    longer(run, 4)
+    extend_run(run, 4)
     shutil.copy(tmp_path / "data/train/cat/000.png", tmp_path / "data/train/cat/new.png")
     with pytest.raises(InputError, match=r"the training data has changed since .* began \(18 images then, "):
-        longer(run, 5)
+        extend_run(run, 5)
 
 
 def test_what_followed_from_the_machine_is_kept_for_this_run_alone(pictures, tmp_path, monkeypatch):
@@ -337,7 +337,7 @@ def test_what_followed_from_the_machine_is_kept_for_this_run_alone(pictures, tmp
     fit(three_epochs(pictures, "--trainer.precision=null", "--trainer.max_epochs=1"), run)
     monkeypatch.setattr("mixmo.config.plan.default_precision", lambda device: "32-true")
     assert run.about()["resolved"]["trainer"]["precision"] == "bf16-mixed"
-    assert make_plan(run.resumed_config()).settings.trainer.precision == "bf16-mixed"  # it goes on as it began
+    assert make_plan(run.resumed_config()).settings.trainer.precision == "bf16-mixed"  # as the run began
     assert make_plan(run.config()).settings.trainer.precision == "32-true"  # a new run suits its own machine
 
 

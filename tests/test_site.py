@@ -1,4 +1,4 @@
-"""The documentation's site: a page for every public symbol, and pages that ask nothing of other hosts."""
+"""The documentation site: a page for every public symbol, and no requests to other hosts."""
 
 import dataclasses
 import inspect
@@ -26,9 +26,9 @@ def find(name):
 
 
 def undocumented(function, text):
-    """Return the arguments of a function, or of a class, that a docstring does not explain.
+    """Return the arguments of a function or class that its docstring does not explain.
 
-    What Lightning passes to every hook is Lightning's.
+    Arguments that Lightning passes to every hook are exempt.
     """
     if isinstance(function, type) and not dataclasses.is_dataclass(function):
         function = function.__init__ if function.__init__ is not object.__init__ else function.__new__
@@ -66,7 +66,7 @@ def test_public_symbols_say_what_they_take_and_show_an_example(name):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built strictly: a link or an anchor that leads nowhere is an error, as is a page out of navigation."""
+    """The site, built strictly: broken links or anchors and pages missing from the navigation are errors."""
     for package in ("mkdocs", "material", "mkdocstrings"):
         if util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")

@@ -1,4 +1,4 @@
-"""Studies: every row once, at equal training compute, and what tables and pictures make of rows."""
+"""Studies: every row once, with equal training compute; tables and plots of rows."""
 
 import csv
 import doctest
@@ -54,9 +54,9 @@ methods:
 
 @pytest.mark.slow
 def test_a_study_makes_each_row_once(tmp_path, run_here):
-    """A row for every task, method and seed; two networks are averaged and cost twice, or half the passes each.
+    """A row for every task, method and seed; two networks cost twice as much, or have half the passes each.
 
-    In the end in processes of its own.
+    The last part uses separate processes.
     """
     (tmp_path / "study.yaml").write_text(STUDY)
     words = [FILE, "study.yaml", "--out=rows", "--jobs=1"]
@@ -78,7 +78,7 @@ def test_a_study_makes_each_row_once(tmp_path, run_here):
 
 @pytest.mark.slow
 def test_a_study_evaluates_on_other_images(tmp_path, run_here):
-    """Corrupted and out-of-distribution images have columns; networks start from one trained before, or a file."""
+    """Corrupted and OOD images have columns; networks start from a previously trained one, or a file."""
     for seed, folder in enumerate(("photos/train", "photos/test", "others/train", "others/test")):
         write_images(tmp_path / folder, classes=("cat", "dog"), count=6, seed=seed)
     (tmp_path / "study.yaml").write_text("""
@@ -122,7 +122,7 @@ methods:
 
 @pytest.mark.slow
 def test_a_study_tunes_each_method_with_as_many_trials(tmp_path, run_here):
-    """The settings of rows are those of the trial with the least score, and no trial is made twice."""
+    """Rows have the settings of the trial with the lowest score, and no trial is repeated."""
     (tmp_path / "study.yaml").write_text(TUNED)
     words = [FILE, "study.yaml", "--out=rows", "--jobs=1"]
     run_here(*words)
@@ -167,7 +167,7 @@ def test_a_study_tunes_each_method_with_as_many_trials(tmp_path, run_here):
 
 @pytest.mark.slow
 def test_trials_that_diverge_are_not_chosen(tmp_path):
-    """A learning rate that ends in infinity loses its trial alone; where all do, the study says so and rows stay."""
+    """A diverging learning rate loses only its trial; if all diverge, the study reports it and keeps its rows."""
     rates = "{optimizer.base_lr: [1.0e+30]}"
     edited = TUNED.replace("{optimizer.base_lr: {low: 0.01, high: 0.1}}", rates).replace("passes: 2}", "passes: 10}")
     content = yaml.safe_load(edited)
@@ -201,7 +201,7 @@ def test_folds_leave_images_to_validate_on():
 
 @pytest.mark.slow
 def test_many_processes_append_to_one_file(tmp_path):
-    """Each row once, whole, by whoever is first; other columns are refused, and what is there stays."""
+    """Each row is complete and written by the first process only; different columns are refused."""
     file = tmp_path / "rows.csv"
     with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
         rows = [{"seed": seed % 10, "nll": seed} for seed in range(40)]
@@ -214,7 +214,7 @@ def test_many_processes_append_to_one_file(tmp_path):
 
 
 def test_trials_see_none_of_the_test_images():
-    """A fold's images are the training images of the seed, each held out once; all methods draw the same values."""
+    """Folds divide the seed's training images, each held out once; all methods draw the same values."""
     content = yaml.safe_load(TUNED)
     parts = [content["settings"], content["tasks"]["few"], content["methods"]["two halves"]]
     plan = next(study.plans_of(parts, 1, {}))
@@ -236,7 +236,7 @@ def test_trials_see_none_of_the_test_images():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_studies_are_of_equal_compute(file, tmp_path):
-    """A row's networks see the task's passes, all told, or twice where that is said; a step of SAM counts twice."""
+    """A row's networks share the task's passes, or twice that if stated; a step of SAM counts twice."""
     content = yaml.safe_load(file.read_text())
     content["seeds"] = content["seeds"][:1]
     rows = list(study.rows_of(content, tmp_path, {}))
@@ -260,7 +260,7 @@ def test_examples_in_the_tables():
 
 
 def rows_of(values, other):
-    """Rows of two methods with as many seeds as there are values."""
+    """Return rows of two methods, with one seed per value."""
     return [
         {"task": "t", "method": name, "seed": str(seed), "nll": str(value), "accuracy": str(value)}
         for name, each in (("new", values), ("old", other))
@@ -307,7 +307,7 @@ def test_tables_and_pictures_of_kept_rows(tmp_path):
 
 
 def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
-    """A page's tables: all columns with latencies, a few of them, and the settings that were chosen."""
+    """A page's tables: all columns with latencies, a few columns, and the chosen settings."""
     precisions = {"new": "32-true", "old": "bf16-mixed"}
     rows = [
         row | {"task": "t", "passes": "2", "precision": precisions[row["method"]],
@@ -337,7 +337,7 @@ def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_recipe_is_timed_once(tmp_path, run_here):
-    """In a process of its own."""
+    """In a separate process."""
     words = [FILE.with_name("recipes.py"), "digits-cut", "--out=rows", "--settings", "trainer.max_epochs=1"]
     run_here(*words, "trainer.limit_train_batches=2")
     (row,) = study_plans.read_rows(tmp_path / "rows/recipes.csv")

@@ -1,4 +1,4 @@
-"""Settings of any origin: of this package's types, of NumPy and pathlib; what is wrong is named by its field."""
+"""Settings from Python, NumPy and pathlib types; errors name the field."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ import yaml
 
 import mixmo
 from mixmo.batch_mixing import BatchMixer
-from mixmo.config.parsing import read_words
+from mixmo.config.parsing import parse_arguments
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import ModelSettings, Settings, known_settings, neutral_settings
@@ -47,9 +47,9 @@ def test_values_of_numpy_and_paths_are_taken_as_pythons():
         ({"int": 1}, "unknown setting 'int'"),
         ({"mixer": "cut"}, "mixer is 'cut'; it must be a section of settings"),
         ({"mixer": {"num_members": 2}}, "mixer.num_members is not a setting"),
-        ({"mixer": {"kind": {1: 1.0}}}, "mixer.kind is {1: 1.0}; it must be a mapping of masks' names"),
-        ({"mixer": {"kind": torch.zeros}}, "mixer.kind is a function, which a run's configuration cannot hold"),
-        ({"model": {"options": {1: 2}}}, "model.options is {1: 2}; it must have texts for names"),
+        ({"mixer": {"kind": {1: 1.0}}}, "mixer.kind is {1: 1.0}; it must map names of masks"),
+        ({"mixer": {"kind": torch.zeros}}, "mixer.kind is a function, which config.yaml cannot store"),
+        ({"model": {"options": {1: 2}}}, "model.options is {1: 2}; it must have strings as keys"),
         ({"model": {"options": {"a": object}}}, "it must hold plain values"),
     ],
 )
@@ -131,7 +131,7 @@ def test_words_are_read_as_they_are_meant(words, expected):
     from typing import Literal
 
     known = {"names": list[str], "means": list[float], "place": str | None, "flag": bool | None, "lr": float | None}
-    assert read_words(words, known | {"precision": Literal["32", "16"]}, "x") == ([], expected)
+    assert parse_arguments(words, known | {"precision": Literal["32", "16"]}, "x") == ([], expected)
 
 
 def test_empty_places_are_refused(tmp_path, monkeypatch, capsys):
@@ -145,11 +145,11 @@ def test_empty_places_are_refused(tmp_path, monkeypatch, capsys):
     ):
         assert main(words) == 2
         assert "is ''; it must not be empty" in capsys.readouterr().err
-    assert main(["predict", "a", "b", "-x"]) == 2 and "'-x' is not understood" in capsys.readouterr().err
+    assert main(["predict", "a", "b", "-x"]) == 2 and "unknown argument '-x'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_starts_channels_hold_before_what_depends_on_them(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {backbone: resnet18}\ndata: {channels: 4}\n")
-    recipe = {"model": {"start": str(tmp_path)}, "data": {"mean": [0.1] * 4, "color_jitter": 0.0}}
+    recipe = {"model": {"pretrained": str(tmp_path)}, "data": {"mean": [0.1] * 4, "color_jitter": 0.0}}
     assert make_plan({**recipe, "trainer": {"max_epochs": 1}}).settings.data.channels == 4

@@ -1,4 +1,4 @@
-"""Threads that share a network or a predictor, and what belongs to the whole process."""
+"""Threads that share a network or a predictor, and the global state of the process."""
 
 import logging
 import time
@@ -11,9 +11,9 @@ from mixmo.deploy.predictor import Predictor
 
 
 def answers_of_threads(net, size, calls):
-    """Eight threads ask one network for images and for mixtures with masks of their own, eight cases in turn.
+    """Call one network from eight threads with images and with differently masked mixtures, eight cases in turn.
 
-    Returns how many of the calls answer as one thread alone does.
+    Returns how many calls give the same result as a single thread.
     """
     _, height, width = net.encoder_shape(size, size)
     cases = []
@@ -33,14 +33,14 @@ def answers_of_threads(net, size, calls):
 
 
 def shared_state():
-    """Return what belongs to the whole process: draws, filters of warnings, and levels of logs."""
+    """Return the process's global state: random generators, warning filters and log levels."""
     return torch.get_rng_state().tolist(), list(warnings.filters), logging.getLogger("PIL").level, logging.root.level
 
 
 def predictions_of_threads(path, images, seconds=None, calls=200):
-    """Eight threads ask one predictor for images, and open predictors of their own now and then.
+    """Call one predictor from eight threads, which sometimes open other predictors.
 
-    Returns how many answers were right, how many were wrong, and whether the process is as it was.
+    Returns the number of correct and wrong predictions, and whether the global state is unchanged.
     """
     predictor = Predictor(path)
     expected = {number: predictor(images[:number]).probabilities for number in range(1, 9)}

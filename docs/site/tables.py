@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from study_plans import digest_of, read_rows
 
 from mixmo.config.keywords import keywords
-from mixmo.config.recipes import in_groups, method_name
+from mixmo.config.recipes import group_recipes, method_name
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.validation import describe_type
 
@@ -77,7 +77,7 @@ def recipes() -> str:
     header = ["recipe", "network", "method", "b", "epochs", "training images", "time", "memory", "result, top-1 %",
               "published"]  # fmt: skip
     parts = [ABOUT]
-    for title, group in in_groups().items():
+    for title, group in group_recipes().items():
         rows = [
             [f"`{name}`", recipe["model"]["backbone"],
              method_name(recipe), str(recipe["data"].get("batch_repetition", 1)),

@@ -1,7 +1,7 @@
 """mixmo: train an image classifier as an ensemble that costs one network.
 
-Importing the package loads the network, and registers the paper's backbones with timm; the other public names are
-imported when they are first used. The command line, which often needs no network, imports nothing beforehand.
+Importing the package loads the network and registers the paper's backbones with timm; other public names are imported
+on first use. The command line, which often needs no network, starts without these imports.
 """
 
 import sys
@@ -46,40 +46,37 @@ if TYPE_CHECKING:
     from mixmo.mixing import Mix, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
     from mixmo.network import MixMo
     from mixmo.pairing import pair
-else:  # hidden from type checkers, for which every attribute would exist
-    _HOMES = {
-        "BatchMixer": "mixmo.batch_mixing",
-        "Mix": "mixmo.mixing",
-        "MixMo": "mixmo.network",
-        "MixedBatch": "mixmo.batch_mixing",
-        "Mixer": "mixmo.mixing",
-        "Predictor": "mixmo.deploy.predictor",
-        "Run": "mixmo.library",
-        "compare": "mixmo.comparing",
-        "evaluate": "mixmo.evaluation.evaluate",
-        "fit": "mixmo.library",
-        "from_pretrained": "mixmo.deploy.load",
-        "fuse": "mixmo.fusing",
-        "load": "mixmo.deploy.load",
-        "load_reference_checkpoint": "mixmo.deploy.reference",
-        "loss_weights": "mixmo.mixing",
-        "mixed_binary_cross_entropy": "mixmo.mixing",
-        "mixed_cross_entropy": "mixmo.mixing",
-        "pair": "mixmo.pairing",
-        "push_to_hub": "mixmo.deploy.hub",
+else:  # hidden from type checkers, which would otherwise accept any attribute
+    _MODULES = {
+        name: f"mixmo.{module}"
+        for module, names in {
+            "batch_mixing": "BatchMixer MixedBatch",
+            "comparing": "compare",
+            "deploy.hub": "push_to_hub",
+            "deploy.load": "from_pretrained load",
+            "deploy.predictor": "Predictor",
+            "deploy.reference": "load_reference_checkpoint",
+            "evaluation.evaluate": "evaluate",
+            "fusing": "fuse",
+            "library": "Run fit",
+            "mixing": "Mix Mixer loss_weights mixed_binary_cross_entropy mixed_cross_entropy",
+            "network": "MixMo",
+            "pairing": "pair",
+        }.items()
+        for name in names.split()
     }
 
     def __getattr__(name: str) -> Any:
-        """Import a public name when it is first used (PEP 562)."""
+        """Import a public name on first use (PEP 562)."""
         if name == "masks":
             return import_module("mixmo.masks")
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
-        return found
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
 
     def __dir__() -> list[str]:
-        """Return every name, imported or not."""
+        """List all public names, imported or not."""
         return sorted({*globals(), *__all__})
 
 

@@ -1,4 +1,4 @@
-"""``python -m mixmo`` is ``mixmo``: what torchrun and launchers of ranks start."""
+"""``python -m mixmo``, the same as ``mixmo``: for torchrun and other launchers."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""BatchMixer: from a batch of images and labels to mixtures, targets and loss.
+"""BatchMixer: turn a batch of images and labels into mixtures, targets and a loss.
 
-A step draws, in this order and from one generator: pairs, copies of the images, masks, partners for mixing in pixels
-and their masks. So a step is a function of its generator alone.
+Each step draws, in this order and from one generator: pairs, augmentations, masks, partners for mixing in pixels, and
+pixel masks.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 from mixmo.errors import InputError
 from mixmo.mixing import Kind, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
 from mixmo.network import MixMo
-from mixmo.pairing import check_input_repetition, check_repetition, pair
+from mixmo.pairing import check_input_repetition, count_distinct, pair
 from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
 
 WHOLE = slice(None)
 
 
 class MixedBatch(NamedTuple):
-    """What one training step consumes.
+    """The mixtures of one training step.
 
     Attributes:
         inputs: (B, M, C, H, W), the members' images.
-        masks: (B, M, 1 or F, h, w), in [0, 1]; they sum to one over the members.
+        masks: (B, M, 1 or F, h, w), in [0, 1], summing to one over the members.
         targets: (B, M) class numbers, or (B, M, K) probabilities if pixels are mixed or labels are soft or multiple.
         weights: (B, M) loss weights (equation 5 of the paper).
-        shared: (B,) whether all members were shown the same image.
-        objective: What :meth:`loss` computes of logits and batch; ``None`` is the paper's.
-        class_weights: (K,) factors of the losses of the classes; ``None`` is 1 for all.
+        shared: (B,) whether all members see the same image.
+        objective: The loss function; ``None`` is the paper's.
+        class_weights: (K,) weights of the classes in the paper's loss; ``None`` is 1 for all.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -58,7 +58,7 @@ class MixedBatch(NamedTuple):
 
 
 Objective = Callable[[Tensor, MixedBatch], Tensor]
-"""Maps logits (B, M, K) and their batch to the loss, a differentiable scalar."""
+"""A loss: maps logits (B, M, K) and their batch to a differentiable scalar."""
 
 
 def smoothed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float) -> Tensor:
@@ -67,29 +67,29 @@ def smoothed_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: f
 
 
 def summed_binary_cross_entropy(logits: Tensor, batch: MixedBatch, label_smoothing: float) -> Tensor:
-    """Return the loss of images with several labels, whose targets are smoothed, (1 - ε) y + ε / 2."""
+    """Return the multi-label loss with smoothed targets, (1 - ε) y + ε / 2."""
     return mixed_binary_cross_entropy(logits, batch.targets, batch.weights, label_smoothing)
 
 
 class ImageSource(Protocol):
     """The images of a training step.
 
-    ``labels`` are class numbers (N,) of all images, or (N, K) probabilities or 0 and 1; partners are drawn from them.
-    ``chosen`` (U,) are the places of the step's distinct images among them.
+    ``labels`` are class numbers (N,) of all images, or (N, K) probabilities or zeros and ones; partners are drawn from
+    all of them. ``chosen`` (U,) are the indices of the step's distinct images.
     """
 
     labels: Tensor
     chosen: Tensor
 
     def copy_pairs(self, pairs: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, H, W): a copy of ``chosen[pairs]`` for each position of a part of the (B, M) pairs."""
+        """Return copies (b, M, C, H, W) of the images ``chosen[pairs[part]]``, for (B, M) pairs."""
 
-    def copy_places(self, places: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, H, W): a copy of the image at each place of a part of the (B, M) places."""
+    def copy_images(self, indices: Tensor, part: slice) -> Tensor:
+        """Return copies (b, M, C, H, W) of the images ``indices[part]``, for (B, M) indices."""
 
 
-class GivenImages:
-    """Images (U * c, C, H, W) as they are: c copies of each of U images that a Dataset has prepared, or one."""
+class TensorImages:
+    """Images (U * c, C, H, W) used without augmentation: c prepared copies of each of U images."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -97,10 +97,9 @@ class GivenImages:
         self.count = len(images) // max(1, len(labels))
 
     def copy_pairs(self, pairs: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, H, W): no copy is used twice if there are enough.
+        """Return (b, M, C, H, W), using each copy once if there are enough.
 
-        In each member's column of the pairs every image occurs b times: the first member gets its first b copies, the
-        next member the next b.
+        Every image occurs b times in each member's column: member i gets its copies i * b, …, (i + 1) * b - 1.
         """
         if self.count == 1:
             return self.images[pairs[part]]
@@ -111,39 +110,39 @@ class GivenImages:
         number += repetition * torch.arange(members, device=pairs.device)
         return self.images[(pairs * self.count + number % self.count)[part]]
 
-    def copy_places(self, places: Tensor, part: slice) -> Tensor:
-        """Return (b, M, C, H, W): the images at these places, cycling through their copies."""
-        number = torch.arange(places.numel(), device=places.device).view_as(places) % self.count
-        return self.images[(places * self.count + number)[part]]
+    def copy_images(self, indices: Tensor, part: slice) -> Tensor:
+        """Return (b, M, C, H, W), cycling through the copies."""
+        number = torch.arange(indices.numel(), device=indices.device).view_as(indices) % self.count
+        return self.images[(indices * self.count + number)[part]]
 
 
 class BatchMixer:
-    """Makes mixtures of a batch of images, and their loss (sections 3.2 and 3.3 of the paper).
+    """Mixes a batch of images and provides its loss (sections 3.2 and 3.3 of the paper).
 
     Args:
-        net: The network: its members, classes and the shape of its masks.
-        mask: A name in ``mixmo.masks.KINDS``, a function of your own as :mod:`mixmo.masks` describes it, or several of
-            them with their probabilities.
+        net: The network, which sets the members, classes and shape of the masks.
+        mask: A name in ``mixmo.masks.KINDS``, a custom function as described in :mod:`mixmo.masks`, or a mapping of
+            these to probabilities.
         alpha: Concentration of the Dirichlet ratios; 0 is exactly 1/M.
-        probability: p, share of batches with a mask that is not constant.
+        probability: p, the share of batches with a mask that is not constant.
         root: r of the loss weights.
-        batch_repetition: b, how often an image appears in a batch, B = U * b. The paper divides the learning rate and
-            the epochs by b.
-        input_repetition: rho, share of mixtures whose members all see one image; two numbers are rho at the start and
-            at the end of training, linear in between.
-        pixels: ``none``, ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, which mixes each input
-            with another image of the batch; targets are then what stays visible of each.
+        batch_repetition: b, the number of times that an image appears in a batch, B = U * b. The paper divides the
+            learning rate and the epochs by b.
+        input_repetition: rho, the share of mixtures whose members all see one image; a pair is rho at the start and at
+            the end of training, linear in between.
+        pixels: ``none``, ``mixup``, ``cutmix`` or a :class:`~mixmo.pixel_mixing.PixelMixer`, to mix each input with
+            another image of the batch; targets are then weighted by the visible shares.
         label_smoothing: ε of the paper's loss.
-        class_weights: K factors of the losses of the classes, for rare ones, in the order of the class numbers; if
-            they average 1 over the training images, as scikit-learn's ``compute_class_weight("balanced", …)`` do, the
-            learning rate can stay. ``None`` is 1 for all.
-        multi_label: Whether an image has any number of labels: labels are (U, K), 0 or 1, and the loss is
+        class_weights: K weights of the classes in the loss. If they average 1 over the training images, as those of
+            scikit-learn's ``compute_class_weight("balanced", …)`` do, the learning rate need not change. ``None`` is 1
+            for all.
+        multi_label: Whether an image may have several labels or none: labels are (U, K), 0 or 1, and the loss is
             :func:`~mixmo.mixing.mixed_binary_cross_entropy`.
-        loss: A loss of your own, a function of logits (B, M, K) and the :class:`MixedBatch`.
-        draw_per: ``batch``, the published rule, or ``sample``.
+        loss: A custom loss, a function of logits (B, M, K) and the :class:`MixedBatch`.
+        draw_per: ``batch`` (published) or ``sample``: how often the kind of mask and the members' roles are drawn.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: if an argument is out of range.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -177,44 +176,45 @@ class BatchMixer:
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
         if loss is not None and label_smoothing:
-            raise InputError("label_smoothing is part of the paper's loss; a loss of your own smooths targets itself.")
+            raise InputError("label_smoothing applies to the built-in loss; a custom loss must smooth targets itself.")
         if loss is not None and class_weights is not None:
-            raise InputError("class_weights are part of the paper's loss; a loss of your own weights classes itself.")
+            raise InputError("class_weights apply to the built-in loss; a custom loss must weight classes itself.")
         if multi_label and class_weights is not None:
-            raise InputError("class_weights are for images of one class each; with multi_label leave them out.")
+            raise InputError("class_weights are only for single-label images; leave them out with multi_label.")
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         if self.class_weights is not None and (
             self.class_weights.shape != (net.num_classes,) or not bool((self.class_weights > 0).all())
         ):
-            raise InputError(f"class_weights are {class_weights}; give {net.num_classes} positive numbers.")
+            raise InputError(f"class_weights are {class_weights}; they must be {net.num_classes} positive numbers.")
         if loss is None and (multi_label or label_smoothing):
-            own = summed_binary_cross_entropy if multi_label else smoothed_cross_entropy
-            loss = partial(own, label_smoothing=label_smoothing)
+            smoothed = summed_binary_cross_entropy if multi_label else smoothed_cross_entropy
+            loss = partial(smoothed, label_smoothing=label_smoothing)
         start, end = input_repetition if isinstance(input_repetition, tuple) else (input_repetition, input_repetition)
-        for share in (start, end):
-            check_input_repetition(share, net.num_members)
-        check_repetition(batch_repetition, batch_repetition)
+        for rho in (start, end):
+            check_input_repetition(rho, net.num_members)
+        count_distinct(batch_repetition, batch_repetition)
         self.net, self.batch_repetition, self.objective = net, batch_repetition, loss
         self.input_repetition, self.multi_label = (start, end), multi_label
-        mixer = PixelMixer(pixels) if isinstance(pixels, str) else pixels
-        self.pixels = None if mixer is None or mixer.kind == "none" else mixer
+        pixel_mixer = PixelMixer(pixels) if isinstance(pixels, str) else pixels
+        self.pixels = None if pixel_mixer is None or pixel_mixer.kind == "none" else pixel_mixer
 
     def __call__(
         self, images: Tensor, labels: Tensor, progress: float = 0.0, generator: torch.Generator | None = None
     ) -> MixedBatch:
-        """Draw the mixtures of one step, on the images' device, without the host waiting for it.
+        """Mix a batch on the images' device, without a host sync.
 
         Args:
-            images: (U, C, H, W) floating point, as the network takes them: augmented and normalised.
+            images: (U, C, H, W) floating point, augmented and normalised.
             labels: (U,) class numbers, or (U, K) probabilities; with ``multi_label`` (U, K), 0 or 1.
-            progress: Share of training done, in [0, 1]: p falls to 0 over the last twelfth, and rho follows it.
-            generator: Source of every draw, on the images' device; ``None`` is the device's global generator.
+            progress: Share of training done, in [0, 1], for the schedules of p and rho; p falls to 0 over the last
+                twelfth.
+            generator: Random generator on the images' device; ``None`` is the device's global one.
 
         Raises:
-            InputError: if shapes or types do not fit.
+            InputError: if shapes or types do not match.
         """
         self._check(images, labels)
-        return self.mix(GivenImages(images, labels), generator, progress)
+        return self.mix(TensorImages(images, labels), generator, progress)
 
     def mix(
         self,
@@ -224,14 +224,14 @@ class BatchMixer:
         mask_progress: float | None = None,
         part: slice = WHOLE,
     ) -> MixedBatch:
-        """Draw the mixtures of one step from a source of images, and make a part of them.
+        """Draw the mixtures of one step and compute a part of them.
 
         Args:
             source: The images.
-            generator: Source of every draw, on the images' device; ``None`` is the device's global generator.
-            progress: Share of training done, which rho follows.
-            mask_progress: What p follows; ``None`` is the same.
-            part: Which of the B mixtures to make; draws are made for all, so that the parts add up to the whole.
+            generator: Random generator on the images' device; ``None`` is the device's global one.
+            progress: Share of training done, for the schedule of rho.
+            mask_progress: The same for the schedule of p; ``None`` is ``progress``.
+            part: Which of the B mixtures to compute; draws are made for all of them, so that parts add up to the batch.
         """
         labels, chosen, members = source.labels, source.chosen, self.mixer.num_members
         start, end = self.input_repetition
@@ -250,10 +250,10 @@ class BatchMixer:
             keep = self.pixels.sample(len(pairs), members, size, generator, labels.device)[part]
             if members > 1:
                 keep = keep_majority(keep, masks)
-            inputs = mix_pixels(inputs, source.copy_places(partner, part), keep)
+            inputs = mix_pixels(inputs, source.copy_images(partner, part), keep)
             share = visible_share(keep, masks)
             targets = shared_targets(targets, _as_targets(labels[partner[part]]), share, self.net.num_classes)
-        if self.class_weights is not None and self.class_weights.device != labels.device:  # once: the host waits for it
+        if self.class_weights is not None and self.class_weights.device != labels.device:  # a host sync, once
             self.class_weights = self.class_weights.to(labels.device)
         return MixedBatch(inputs, masks, targets, weights, shared, self.objective, self.class_weights)
 
@@ -261,7 +261,7 @@ class BatchMixer:
         channels = self.net.in_chans
         if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point():
             raise InputError(
-                f"images have shape {tuple(images.shape)} and type {images.dtype}; a BatchMixer takes floating-point "
+                f"images have shape {tuple(images.shape)} and type {images.dtype}; BatchMixer takes floating-point "
                 f"images (U, {channels}, H, W), as the network does."
             )
         soft = labels.is_floating_point() or self.multi_label
@@ -274,5 +274,5 @@ class BatchMixer:
 
 
 def _as_targets(labels: Tensor) -> Tensor:
-    """Return class numbers (B, M) as they are, and values for each class (B, M, K) as floats."""
+    """Convert values of each class (B, M, K) to floats; leave class numbers (B, M) unchanged."""
     return labels if labels.dim() == 2 else labels.float()

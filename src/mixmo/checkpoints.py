@@ -18,21 +18,21 @@ from mixmo.errors import InputError, MissingError
 from mixmo.files import PARTIAL, explain_write_errors, read_checkpoint, replace_file, sync_folder
 
 MARK = b"sha256:"
-SEAL = len(MARK) + 64
-"""Bytes of the mark and the hexadecimal digest, which form the comment of the zip file that torch writes."""
+COMMENT_SIZE = len(MARK) + 64
+"""Bytes of the mark and the hexadecimal digest, stored as the comment of the zip file that torch writes."""
 
 KEYS = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "header",
         "unfinished", "MixedPrecision")  # fmt: skip
-"""What is read from a checkpoint, the float16 loss scale included (``MixedPrecision``, Lightning's name)."""
+"""The keys that are read; ``MixedPrecision`` is Lightning's name for the float16 loss scale."""
 
 STATE = "Checkpoints"
-"""The one callback whose state is read too: :class:`mixmo.training.checkpointing.Checkpoints`."""
+"""The only callback whose state is read, :class:`mixmo.training.checkpointing.Checkpoints`."""
 
 LAST, PREVIOUS, BEST = (f"{name}.ckpt" for name in ("last", "previous", "best"))
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all, with a SHA-256 digest of it at its end."""
+    """Write a checkpoint atomically and append its SHA-256 digest."""
     with replace_file(path) as file:
         writer = _Writer(file)
         try:
@@ -40,20 +40,19 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         except RuntimeError as error:
             raise writer.error or error from error
         file.seek(-2, os.SEEK_END)
-        file.write(SEAL.to_bytes(2, "little"))  # the length of the comment, which ends a zip file
-        seal = digest(file, file.tell())
-        file.write(MARK + seal.encode())
+        file.write(COMMENT_SIZE.to_bytes(2, "little"))  # a zip file ends with its comment's length and the comment
+        file.write(MARK + digest(file, file.tell()).encode())
 
 
 class _Writer:
-    """A file that remembers why it could not be written: torch only says that it could not."""
+    """A file that records the error of a failed write, which torch does not report."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """Write bytes."""
+        """Write bytes, recording an OSError."""
         try:
             return self.file.write(data)
         except OSError as error:
@@ -61,39 +60,38 @@ class _Writer:
             raise
 
     def flush(self) -> None:
-        """Flush all bytes."""
+        """Flush the file."""
         self.file.flush()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the content of a mixmo checkpoint, on the CPU, after checking its digest.
+    """Verify a checkpoint's digest and return its content, on the CPU.
 
-    Only tensors and plain values are read, and only of the keys that training resumes from: a checkpoint can hold no
-    path to delete and no name to import.
+    Only tensors and plain values are read, and only under the keys that training resumes from: a checkpoint cannot name
+    a path to delete or a module to import.
     """
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
-    size = path.stat().st_size - SEAL
+    size = path.stat().st_size - COMMENT_SIZE
     with path.open("rb") as file:
         file.seek(max(size, 0))
-        seal = file.read()
-        if not seal.startswith(MARK) or seal[len(MARK) :].decode("ascii", "replace") != digest(file, size):
-            raise InputError(f"{path} is damaged: its content does not have the digest that was written with it.")
+        if file.read() != MARK + digest(file, size).encode():
+            raise InputError(f"{path} is damaged: its content does not match its digest.")
     content = read_checkpoint(path)
-    kept = {key: content[key] for key in KEYS if key in content}
-    if not isinstance(kept.get("epoch"), int) or not isinstance(kept.get("state_dict"), dict):
-        raise InputError(f"{path} is not a checkpoint of mixmo's: it has no epoch or no weights.")
-    kept.setdefault("pytorch-lightning_version", version("lightning"))
+    result = {key: content[key] for key in KEYS if key in content}
+    if not isinstance(result.get("epoch"), int) or not isinstance(result.get("state_dict"), dict):
+        raise InputError(f"{path} is not a mixmo checkpoint: it has no epoch or no weights.")
+    result.setdefault("pytorch-lightning_version", version("lightning"))
     callbacks = content.get("callbacks")
-    own = callbacks.get(STATE) if isinstance(callbacks, dict) else None
-    kept["callbacks"] = {}
-    if isinstance(own, dict):
-        kept["callbacks"][STATE] = {key: value for key, value in own.items() if isinstance(value, int | float)}
-    return kept
+    state = callbacks.get(STATE) if isinstance(callbacks, dict) else None
+    result["callbacks"] = {}
+    if isinstance(state, dict):
+        result["callbacks"][STATE] = {key: value for key, value in state.items() if isinstance(value, int | float)}
+    return result
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's ``header`` and its number of finished ``epochs``; read once while the file is unchanged."""
+    """Return a checkpoint's ``header`` and finished ``epochs``, cached until the file changes."""
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     status = path.stat()
@@ -107,7 +105,7 @@ def _describe_file(path: Path, inode: int, size: int, time: int) -> dict[str, An
 
 
 def finished_epochs(content: Mapping[str, Any]) -> int:
-    """Return how many epochs a checkpoint's training had finished; one may have been begun.
+    """Return the number of finished epochs; a partial epoch does not count.
 
     Example:
         >>> finished_epochs({"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 4}}}}})
@@ -117,17 +115,17 @@ def finished_epochs(content: Mapping[str, Any]) -> int:
 
 
 def digest(file: IO[bytes], size: int) -> str:
-    """Return the SHA-256 of a file's first bytes, in hexadecimal; the file's position is then behind them."""
+    """Return the hexadecimal SHA-256 of a file's first ``size`` bytes, and leave its position after them."""
     file.seek(0)
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     while size > 0 and (part := file.read(min(size, 2**20))):
         size -= len(part)
-        found.update(part)
-    return found.hexdigest()
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
 def duplicate(source: Path, target: Path) -> None:
-    """Hard-link (or copy) a file to a second name atomically, replacing what is there."""
+    """Hard-link, or else copy, a file to ``target``, replacing it atomically."""
     partial = target.with_name(f".{target.name}.second{PARTIAL}")
     with explain_write_errors(target):
         try:

@@ -1,4 +1,4 @@
-"""``mixmo.compare``: compare runs, ensembles, seeds and other programs' predictions on one test set."""
+"""``mixmo.compare``: compare runs, ensembles, seeds and other programs' predictions on a common test set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from mixmo.errors import InputError, one_of
-from mixmo.evaluation.comparison import Group, Networks, read_groups, read_word
+from mixmo.evaluation.comparison import Group, Networks, parse_entry, read_groups
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
-from mixmo.files import MARKDOWN_MARK, check_place, is_marked, make_folder, write_text
+from mixmo.files import MARKDOWN_MARK, check_output_path, is_marked, make_folder, write_text
 from mixmo.library import Run
 from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.comparison_page import comparison_page
@@ -28,12 +28,12 @@ from mixmo.reporting.comparison_tables import (
     metrics_table,
     table_rows,
 )
-from mixmo.reporting.headline import comparison_sentence
+from mixmo.reporting.headline import summarise_comparison
 from mixmo.reporting.text_table import TextTable
 from mixmo.runs import RunFolder
 
 FILES = ("comparison.csv", "comparison.md", "comparison.html")
-"""What is written of a comparison."""
+"""The files of a comparison."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,8 +41,8 @@ class Comparison:
     """Networks side by side on their common test set.
 
     Attributes:
-        groups: What was compared, in order.
-        folder: Where it was written; ``None`` if it was not.
+        groups: The networks compared, in order.
+        folder: The folder of its files; ``None`` if it was not written.
 
     Example:
         >>> import numpy, tempfile
@@ -71,34 +71,34 @@ class Comparison:
 
     @property
     def images(self) -> int:
-        """N, the images of the test set, or of all folds of a cross-validation."""
+        """N, the size of the test set, or of all folds of a cross-validation together."""
         return self.groups[0].images
 
     @property
     def table(self) -> list[dict[str, str | float]]:
-        """A row for each network or seed: ``group``, ``run``, the keys of ``test.json``, and costs; NaN if unknown.
+        """A row per network or seed: ``group``, ``run``, the keys of ``test.json``, and costs; NaN if unknown.
 
-        ``comparison.csv`` has the same rows; so has ``pandas.DataFrame(comparison.table)``.
+        ``comparison.csv`` has the same rows; ``pandas.DataFrame(comparison.table)`` makes a table of them.
         """
         return table_rows(self.groups)
 
     @property
     def sentence(self) -> str:
-        """How good the first network is, how much the others differ from it, and how certain that is."""
-        return comparison_sentence(self.groups)
+        """A summary: the first network's accuracy, and the differences of the others from it with intervals."""
+        return summarise_comparison(self.groups)
 
     @property
     def differences(self) -> dict[str, dict[str, Difference]]:
-        """By name and metric: each network's value less the first one's, and the ends of its 95 % interval.
+        """By name and metric: each network's value minus the first one's, with the ends of its 95 % interval.
 
-        Intervals are paired: over test images, or over seeds if both sides have several; NaN where there is none
+        Intervals are paired: over test images, or over seeds if both have several; NaN if there is none
         (:func:`mixmo.evaluation.comparison.intervals_between`).
         """
         return {group.name: differences(group, self.groups[0]) for group in self.groups[1:]}
 
     @cached_property
     def tables(self) -> list[TextTable]:
-        """The tables of metrics, of differences between several networks, and of costs where these are known."""
+        """The tables of metrics, of differences if there are several networks, and of costs if known."""
         tables = [metrics_table(self.groups)]
         if len(self.groups) > 1:
             tables.append(differences_table(self.groups))
@@ -112,28 +112,28 @@ class Comparison:
         return None if self.folder is None else self.folder / FILES[-1]
 
     def only(self, *names: str) -> Comparison:
-        """Return the comparison of some of the networks, in this order; what was written stays as it is.
+        """Return the comparison of some of the networks, in this order; files are not changed.
 
         Args:
-            *names: Of :attr:`names`; the first is what the others are compared with.
+            *names: Some of :attr:`names`; the others are compared with the first.
 
         Raises:
             InputError: if a name is not in :attr:`names`.
         """
-        known = {group.name: group for group in self.groups}
+        groups = {group.name: group for group in self.groups}
         if not names:
-            raise InputError(f"only() names no network; there are {', '.join(known)}.")
-        return Comparison([known[one_of(name, known, "network")] for name in names])
+            raise InputError(f"only() names no network; there are {', '.join(groups)}.")
+        return Comparison([groups[one_of(name, groups, "network")] for name in names])
 
     def show(self, *keys: str, title: str = "") -> Table:
-        """Return a table for :class:`rich.console.Console` of some metrics or costs, means over seeds.
+        """Return a table of some metrics or costs, averaged over seeds, for :class:`rich.console.Console`.
 
         Args:
-            *keys: By the keys of ``test.json``, and those of costs: ``macs``, ``parameters``, ``images`` ….
-            title: Above the table.
+            *keys: Keys of ``test.json``, or of costs: ``macs``, ``parameters``, ``images`` ….
+            title: The table's title.
 
         Raises:
-            InputError: for a key that is not known.
+            InputError: if a key is unknown.
         """
         columns = {key: METRICS[one_of(key, METRICS, "metric")] for key in keys}
         return groups_table(self.groups, columns, title).rich()
@@ -144,14 +144,14 @@ class Comparison:
         """Write ``comparison.csv``, ``comparison.md`` and ``comparison.html``.
 
         Args:
-            folder: Where; made if it is missing.
+            folder: The folder to write into; created if missing.
             overwrite: Whether to replace files that are not an earlier comparison.
             note: Text below the tables of the page.
-            chosen: The name of the network that did best on validation data; without it none is called best.
-            download: Whether images that the page shows may be downloaded.
+            chosen: The network selected on validation data; without it, the page calls none the best.
+            download: Whether images shown on the page may be downloaded.
 
         Raises:
-            InputError: if other files stand there, or nothing can be written.
+            InputError: if other files are in the way, or the folder cannot be written.
         """
         folder, tables = Path(folder), self.tables
         check_out(folder, overwrite)
@@ -171,24 +171,24 @@ def compare(
 ) -> Comparison:
     """Compare networks on their common test set: metrics, costs, and differences to the first with 95 % intervals.
 
-    Each network is a :class:`mixmo.Run`, also one that was trained on a Dataset or a module of your own; the path of a
-    run, of a folder of runs that differ by their seed, or of another program's predictions (``.npz``); ``"NAME=PATH"``
-    and ``"PATH+PATH"`` as on the command line; a list or tuple of runs and paths, which is one ensemble of all their
-    members; or a mapping of names to any of these.
+    Each network is a :class:`mixmo.Run`; the path of a run, of a folder of runs that differ by seed, or of another
+    program's predictions (``.npz``); ``"NAME=PATH"`` or ``"PATH+PATH"``, as on the command line; a list or tuple of
+    runs and paths, which form one ensemble, or one network's cross-validation if each has another test fold; or a
+    mapping of names to any of these.
 
     Args:
         *networks: One or more.
         out: A folder for ``comparison.html``, ``comparison.csv`` and ``comparison.md``; ``None`` writes nothing.
-        names: One name for each; by default the names of their folders.
+        names: One name per network; their folders' names by default.
         overwrite: Whether to replace files in ``out`` that are not an earlier comparison.
-        **options: Of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` …; a Run's own
-            ``checkpoint`` and ``download`` hold where these are left out.
+        **options: Fields of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` …;
+            ``checkpoint`` and ``download`` default to those of each Run.
 
     Returns:
-        Tables, intervals and the summary that the page begins with.
+        The comparison: tables, intervals and a summary.
 
     Raises:
-        MissingError: if a folder or file is missing, or a run's images are.
+        MissingError: if a folder, a file or a run's dataset is missing.
         InputError: if an argument is none of these, or networks were tested on different images.
 
     Example:
@@ -196,61 +196,62 @@ def compare(
         >>> from mixmo.library import fit
         >>> images, labels = torch.randint(256, (60, 8, 8, 1), dtype=torch.uint8), torch.arange(60) % 2
         >>> data = {"train": (images[:40], labels[:40]), "test": (images[40:], labels[40:])}
-        >>> own = {"epochs": 1, "batch_size": 8, "lr": 0.1, "progress": False}
-        >>> one, two = (fit("wide_resnet10_1", **data, num_members=members, **own) for members in (1, 2))
-        >>> found = compare({"one": one, "two": two, "both": [one, two]})
-        >>> [row["group"] for row in found.table], sorted(found.differences["two"])[0]
+        >>> settings = {"epochs": 1, "batch_size": 8, "lr": 0.1, "progress": False}
+        >>> one, two = (fit("wide_resnet10_1", **data, num_members=members, **settings) for members in (1, 2))
+        >>> comparison = compare({"one": one, "two": two, "both": [one, two]})
+        >>> [row["group"] for row in comparison.table], sorted(comparison.differences["two"])[0]
         (['one', 'two', 'both'], 'accuracy')
     """
     names = names if isinstance(names, str) else list(names)
-    given: list[tuple[Any, Any]] = []
+    pairs: list[tuple[Any, Any]] = []
     for network in networks:
-        given += network.items() if isinstance(network, Mapping) else [("", network)]
-    if not given:
+        pairs += network.items() if isinstance(network, Mapping) else [("", network)]
+    if not pairs:
         raise InputError("there is nothing to compare; give runs, or their paths.")
     if names:
-        if isinstance(names, str) or len(names) != len(given):
-            raise InputError(f"names is {names!r}; give one name for each of the {len(given)} networks.")
-        given = [(name, what) for name, (_, what) in zip(names, given, strict=True)]
+        if isinstance(names, str) or len(names) != len(pairs):
+            raise InputError(f"names is {names!r}; give one name for each of the {len(pairs)} networks.")
+        pairs = [(name, network) for name, (_, network) in zip(names, pairs, strict=True)]
     if out is not None:
         check_out(Path(out), overwrite)
-    chosen = EvaluationOptions(**options)
-    groups = read_groups([_networks(str(name), what, options) for name, what in given], chosen)
+    settings = EvaluationOptions(**options)
+    groups = read_groups([_to_networks(str(name), network, options) for name, network in pairs], settings)
     comparison = Comparison(groups, None if out is None else Path(out))
     if comparison.folder is not None:
-        comparison.write(comparison.folder, overwrite, download=chosen.download)
+        comparison.write(comparison.folder, overwrite, download=settings.download)
     return comparison
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that a comparison cannot be written into, before anything is computed."""
+    """Refuse a folder that a comparison cannot be written into."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose a folder to write into with --out.")
     for file in FILES:
-        check_place(folder / file, is_marked(folder / file), overwrite)
+        check_output_path(folder / file, is_marked(folder / file), overwrite)
 
 
-def _networks(name: str, what: Any, options: Mapping[str, Any]) -> Networks:
-    """Return what is given as the comparison takes it."""
-    if isinstance(what, Networks):
-        return what
-    if isinstance(what, str | Path):
-        found = read_word(str(what))
-        return found._replace(name=name, place=name) if name else found
-    members = [_member(each, options) for each in (what if isinstance(what, list | tuple) else [what])]
+def _to_networks(name: str, network: Any, options: Mapping[str, Any]) -> Networks:
+    """Normalise an argument of :func:`compare` to Networks."""
+    if isinstance(network, Networks):
+        return network
+    if isinstance(network, str | Path):
+        networks = parse_entry(str(network))
+        return networks._replace(name=name, place=name) if name else networks
+    members = [_open_member(run, options) for run in (network if isinstance(network, list | tuple) else [network])]
     if not members:
         raise InputError(f"an ensemble{f' {name}' if name else ''} has no runs.")
     place = name or " + ".join(str(member.path) for member in members)
-    return Networks(name or " + ".join(member.path.name for member in members), [members], place)
+    folds = {member.settings.data.fold for member in members if member.settings.data.folds}
+    entries = [[member] for member in members] if len(folds) > 1 else [members]
+    return Networks(name or " + ".join(member.path.name for member in members), entries, place)
 
 
-def _member(each: Any, options: Mapping[str, Any]) -> TrainedRun:
+def _open_member(run: Any, options: Mapping[str, Any]) -> TrainedRun:
     checkpoint, download = options.get("checkpoint"), options.get("download")
-    if isinstance(each, Run):
-        return each.reopen(checkpoint, download)
-    if isinstance(each, str | Path):
-        return TrainedRun(RunFolder(each), checkpoint or "last", bool(download), "download=True")
+    if isinstance(run, Run):
+        return run.reopen(checkpoint, download)
+    if isinstance(run, str | Path):
+        return TrainedRun(RunFolder(run), checkpoint or "last", bool(download), "download=True")
     raise InputError(
-        f"{type(each).__name__} cannot be compared; give a mixmo.Run, its path, or a list of these, which forms one "
-        "ensemble."
+        f"{type(run).__name__} cannot be compared; give a mixmo.Run, its path, or a list of these for an ensemble."
     )

@@ -1,4 +1,4 @@
-"""The environment of a result: versions, hardware, the command."""
+"""Versions, hardware and command that produced a result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixmo.launching import command
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, hardware, the time and the command, by which a run can be repeated."""
+    """Return the versions, hardware, time and command needed to reproduce a run."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command(),
@@ -30,14 +30,14 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on; ``None`` for one that is not installed."""
-    found: dict[str, str | None] = {}
+    """Return the versions of the packages that affect results; ``None`` if not installed."""
+    result: dict[str, str | None] = {}
     for name in ("mixmo", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy"):
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            result[name] = None
+    return result
 
 
 def _processor() -> str:

@@ -1,6 +1,6 @@
-"""Errors for invalid input: one clear sentence.
+"""Exceptions and error messages.
 
-Errors that users cause are :class:`InputError`, raised where the cause is known; all others are defects of mixmo.
+Invalid input raises :class:`InputError`; any other exception is a bug in mixmo.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input: one sentence that names the value, where it came from and what to do."""
+    """Invalid input; the message names the value, where it came from and what to do."""
 
 
 class MissingError(InputError, FileNotFoundError):
-    """A file, folder or dataset that is not there."""
+    """A file, folder or dataset does not exist."""
 
 
 class InUseError(InputError):
-    """Another process trains in the folder."""
+    """Another process is training in the folder."""
 
 
 class TrainingError(InputError):
-    """Training cannot continue; the message says at which step, and what to do."""
+    """Training cannot continue; the message names the step and what to do."""
 
 
 class StoppedError(Exception):
-    """Training was stopped from outside; the message says how to resume.
+    """Training was stopped by a signal; the message says how to resume.
 
-    The code is the process's exit code, 128 and the signal's number as shells report it.
+    ``code`` is the process's exit code: 128 plus the signal's number.
     """
 
     def __init__(self, message: str, code: int = 130) -> None:
@@ -40,7 +40,7 @@ class StoppedError(Exception):
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:
-    """Return ``value`` if it is known; otherwise raise with similar names.
+    """Return ``value`` if it is known; otherwise raise an InputError that suggests similar names.
 
     Example:
         >>> one_of("lineal", ["linear", "cut"], "mixer kind")
@@ -53,15 +53,15 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
     return value
 
 
-def refuse_labels(name: str, asked: Mapping[str, object]) -> None:
-    """Refuse an option for single-label networks that is asked for (true) of a multi-label network."""
-    for key, value in asked.items():
+def refuse_labels(name: str, options: Mapping[str, object]) -> None:
+    """Refuse single-label options that are set (true) for the multi-label network ``name``."""
+    for key, value in options.items():
         if value:
-            raise InputError(f"{key} is for networks of one class for each image; {name} is multi-label: leave it out.")
+            raise InputError(f"{key} is only for single-label networks, but {name} is multi-label: leave it out.")
 
 
 def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "") -> str:
-    """Return a sentence that names an unknown value and similar known ones, or where all are ``listed``."""
+    """Return an error message that suggests similar names, or all if few; ``listed`` is what prints them."""
     names = sorted(known)
     likeness = {name: _likeness(str(value), name) for name in names}
     near = [name for name in sorted(names, key=likeness.__getitem__, reverse=True) if likeness[name] >= 0.5][:3]
@@ -75,7 +75,7 @@ def explain_unknown(value: str, known: Iterable[str], what: str, listed: str = "
 
 
 def _likeness(value: str, name: str) -> float:
-    """Return how similar two names are, from 0 to 1: as a whole, or after the last dot (optimizer.base_lr)."""
+    """Return the similarity of two names in [0, 1], compared whole and after the last dot (optimizer.base_lr)."""
     ends = [each.lstrip("-").rpartition(".")[2] for each in (value, name)]
     whole, end = (difflib.SequenceMatcher(None, *pair).ratio() for pair in ((value, name), ends))
     is_word = ends[0] != value and ends[0] in ends[1].split("_")
@@ -83,7 +83,7 @@ def _likeness(value: str, name: str) -> float:
 
 
 def import_extra(module: str, extra: str, why: str) -> Any:
-    """Return a module that is optional; where it is missing, say why it is needed and which extra installs it."""
+    """Import an optional module; if it is missing, raise an InputError with ``why`` and the extra that installs it."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -91,7 +91,7 @@ def import_extra(module: str, extra: str, why: str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    r"""Return another library's error message in one line, without object addresses or source paths.
+    r"""Return the first line of another library's error message, without object addresses and source paths.
 
     Example:
         >>> reason(OSError("cannot identify <_io.BytesIO object at 0x7f00>\nsee file.cpp:12"))
@@ -100,7 +100,7 @@ def reason(error: BaseException) -> str:
         'KeyError'
     """
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # the next line says which
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # the next line has the cause
         lines = lines[1:]
     text = re.sub(r"\s*<[\w. ]+ object at 0x[0-9a-f]+>", "", lines[0]) if lines else ""
     text = re.sub(r"\s*\(?(/[\w.+-]+)+\.(py|cpp|h|cc|cu):\d+\)?", "", text).strip().rstrip(".:")
@@ -108,7 +108,7 @@ def reason(error: BaseException) -> str:
 
 
 def extract_message(error: BaseException) -> str:
-    r"""Return an error's message; the traceback of one raised in a worker process is left out.
+    r"""Return an error's message, without the traceback that a worker process prepends.
 
     Example:
         >>> extract_message(ValueError("Caught in worker 0.\nOriginal Traceback …\nValueError: image a.png is damaged"))

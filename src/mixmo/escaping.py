@@ -1,23 +1,20 @@
-"""Escaping of names from data and paths for terminals, Markdown, CSV and charts."""
+"""Escaping of untrusted text for terminals, Markdown, CSV and charts."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-LONGEST = 60
-"""Characters of a name in a chart."""
-
+LONGEST_LABEL = 60
 LONGEST_MESSAGE = 600
-
 LONG_VALUE = re.compile(r"""(?<!\w)'[^']{160,}'(?!\w)|(?<!\w)"[^"]{160,}"(?!\w)|[\[{][^][{}]{160,}[]}]|\S{160,}""")
-"""Quoted, bracketed or unbroken text, too long for a sentence."""
+"""Quoted, bracketed or unbroken text that :func:`message` shortens."""
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"})
 
 
 def timm_scheme(backbone: str) -> str:
-    """Return where timm looks for a backbone, ``hf-hub`` or ``local-dir``; empty for a plain name.
+    """Return the scheme of a timm model name, ``hf-hub`` or ``local-dir``; empty for a plain name.
 
     Example:
         >>> timm_scheme("hf_hub:somebody/network"), timm_scheme("resnet18")
@@ -28,28 +25,28 @@ def timm_scheme(backbone: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text in which control characters, surrogates and all else that cannot be printed are escape sequences.
+    r"""Replace control characters, surrogates and other unprintable characters by escape sequences.
 
     Example:
         >>> printable("café \x1b[31m \udcff, two\nlines")
         'café \\x1b[31m \\udcff, two\\nlines'
     """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def message(text: str) -> str:
-    """Return a sentence in one printable line, in which long values and long lists are their starts and ends.
+    """Return a message as one printable line, with long values and lists abbreviated.
 
     Example:
         >>> message(f"there is no file {'a/' * 500}b.png; name another.")
         'there is no file a/a/.../a/b.png; name another.'
     """
-    line = LONG_VALUE.sub(lambda found: f"{found[0][:80]} … {found[0][-60:]}", printable(" ".join(text.split())))
+    line = LONG_VALUE.sub(lambda match: f"{match[0][:80]} … {match[0][-60:]}", printable(" ".join(text.split())))
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:400]} … {line[-200:]}"
 
 
 def markdown(text: str) -> str:
-    r"""Return a text that Markdown shows as it is, also in a table's cell.
+    r"""Escape text for Markdown, including table cells.
 
     Example:
         >>> markdown("<b>a|b*")
@@ -59,7 +56,7 @@ def markdown(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Return a text that spreadsheets do not take for a formula: an apostrophe precedes one.
+    """Prefix an apostrophe to text that a spreadsheet would evaluate as a formula.
 
     Example:
         >>> csv_cell("=1+1"), csv_cell("a=1")
@@ -69,10 +66,8 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
-def label(text: str, longest: int = LONGEST) -> str:
-    r"""Return a text that Matplotlib shows as it is, cut to some characters.
-
-    Dollars would be mathematics, and labels that begin with an underscore stay out of legends.
+def label(text: str, longest: int = LONGEST_LABEL) -> str:
+    r"""Escape and truncate text for Matplotlib: ``$`` starts mathematics, a leading underscore hides a legend entry.
 
     Example:
         >>> label("_$x$")
@@ -84,7 +79,7 @@ def label(text: str, longest: int = LONGEST) -> str:
 
 
 def dataset_name(name: str) -> str:
-    """Return a dataset's name without the folders it lies in.
+    """Return a dataset's name without its parent folders.
 
     Example:
         >>> dataset_name("folder:data/textures"), dataset_name("torch/svhn")

@@ -19,50 +19,54 @@ import yaml
 from mixmo.errors import InputError, MissingError, reason
 
 PARTIAL = ".partial"
-"""Ends the names of files that are being written; one that a killed process left may be deleted."""
+"""Suffix of files that are being written; leftovers of killed processes may be deleted."""
 
 MARKDOWN_MARK = "<!-- written by mixmo -->"
 MARKS = (MARKDOWN_MARK.encode(), b'<meta name="generator" content="mixmo">', b"Software\0mixmo")
 JSON_START = b'{\n "about": {'
-"""By which pages, tables, pictures (PNG) and measurements (JSON) of ours are known."""
+"""Markers that identify files written by mixmo."""
 
 
 def read_checkpoint(path: str | Path, kinds: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return what a torch checkpoint holds, on the CPU, unpickling tensors and plain values only.
+    """Load a torch checkpoint on the CPU, unpickling tensors and plain values only.
 
-    Further ``kinds`` of classes and functions may be in it, as for ``torch.serialization.safe_globals``; what they make
-    is data, too.
+    ``kinds`` are further classes and functions to allow, as in ``torch.serialization.safe_globals``.
 
     Example:
         >>> read_checkpoint("nowhere.ckpt")
         Traceback (most recent call last):
         mixmo.errors.MissingError: there is no checkpoint at nowhere.ckpt.
     """
-    import torch  # which commands that read settings only do without
+    import torch  # here, since commands that only read settings do without it
 
     if not Path(path).is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     try:
         with torch.serialization.safe_globals(list(kinds)) if kinds else nullcontext():
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch's unpickler raises of other files depends on their bytes
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+    except Exception as error:  # damaged bytes may raise anything
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"{path} holds an object {found[1]}, but only tensors and plain values are read, since objects can run "
-                "code; save the weights alone where they come from: torch.save(net.state_dict(), FILE)."
+                f"{path} holds an object {match[1]}, but only tensors and plain values are read, since objects can run "
+                "code; save only the weights where it was written: torch.save(net.state_dict(), FILE)."
             ) from error
-        raise InputError(f"{path} is damaged, or no file that torch.save wrote: {reason(error)}.") from error
+        raise InputError(f"{path} is damaged, or was not written by torch.save: {reason(error)}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content
 
 
+def describe_working_folder(path: Path) -> str:
+    """Return where a relative path was looked up, for errors; empty for an absolute one."""
+    return "" if path.is_absolute() else f" in the working directory, {Path.cwd()}"
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse anything but a regular file: a pipe may never send anything, and a device never end.
+    """Refuse anything but a regular file: reading a pipe or a device may never end.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        InputError: naming what it is, for a sentence that names the path.
+        FileNotFoundError: if the path does not exist.
+        InputError: saying what it is; the caller adds the path.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -71,7 +75,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds; errors say ``what`` kind of file it is."""
+    """Return the mapping in a YAML file; error messages call the file ``what``."""
     if not path.is_file():
         raise MissingError(f"there is no {what} {path}.")
     try:
@@ -79,12 +83,12 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{what} {path} holds {type(content).__name__}; it has to be a mapping of settings.")
+        raise InputError(f"{what} {path} holds a {type(content).__name__}; it must be a mapping of settings.")
     return content
 
 
 def yaml_text(content: Mapping[str, Any]) -> str:
-    """Return plain values as YAML that is read back as they are, in their order, letters of all scripts as such.
+    """Return YAML that loads back to the same plain values, with keys in order and non-ASCII letters unescaped.
 
     Example:
         >>> print(yaml_text({"name": "Bär", "1": ["yes", 1.0]}), end="")
@@ -97,7 +101,7 @@ def yaml_text(content: Mapping[str, Any]) -> str:
 
 
 class _ExactTexts(yaml.SafeDumper):
-    """Escapes U+0085, which PyYAML otherwise writes as the line break that it also is, and reads as a space."""
+    """Escapes U+0085, which PyYAML writes as a line break and reads back as a space."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
@@ -107,10 +111,10 @@ _ExactTexts.add_representer(str, _ExactTexts.represent_str)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Plain values only, and no key twice: the later one would win without a word."""
+    """Loads plain values only and refuses duplicate keys, of which PyYAML would silently take the last."""
 
     def construct_document(self, node: yaml.Node) -> Any:
-        self.deep_construct = True  # an alias of itself is an error, not a value without an end
+        self.deep_construct = True  # an alias of itself is then an error, not an endless value
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -122,12 +126,12 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file in UTF-8 as :func:`write_bytes` does, and return its path."""
+    """Write a UTF-8 text file atomically; return ``path``."""
     return write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all (:func:`replace_file`); return ``path``."""
+    """Write a file atomically; return ``path``."""
     with replace_file(path) as file:
         file.write(content)
     return path
@@ -135,9 +139,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a neighbour of a file for writing; it takes the file's place once it is whole and on the disk.
-
-    Until then what was there before stays, and of a block that fails nothing is left.
+    """Write to a temporary sibling and rename it over ``path`` after fsync; on failure delete it.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -164,29 +166,29 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Say in one sentence, an ``InputError``, that what a block writes cannot be written."""
+    """Re-raise an OSError of the block as an InputError that names ``path``."""
     try:
         yield
-    except InputError:  # a missing file is both
+    except InputError:  # a MissingError is an OSError too
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or reason(error)}.") from error
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and its parents where they are missing, and return it."""
+    """Create a folder and its parents if missing; return ``path``."""
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def check_place(path: Path, ours: bool, overwrite: bool = False, folder: bool = False) -> None:
-    """Refuse to replace what mixmo did not write; nothing need be there.
+def check_output_path(path: Path, recognised: bool, overwrite: bool = False, folder: bool = False) -> None:
+    """Refuse to overwrite what mixmo did not write; a missing path is fine.
 
     Args:
-        path: Where a file, or a folder, is to be written.
-        ours: Whether what is there is recognisably an earlier output of the same kind.
-        overwrite: Whether a file is replaced anyway; another program's folder never is.
+        path: The file or folder to be written.
+        recognised: Whether the existing one is an earlier output of the same kind.
+        overwrite: Replace any file; a folder that is not recognised is never replaced.
         folder: Whether a folder is to be written.
     """
     if not os.path.lexists(path):
@@ -194,53 +196,52 @@ def check_place(path: Path, ours: bool, overwrite: bool = False, folder: bool = 
     link = path.is_symlink()
     if path.is_dir() and not link and not folder:
         raise InputError(f"{path} is a folder; choose a file to write with --out.")
-    if (ours and not link) or (overwrite and not folder):
+    if (recognised and not link) or (overwrite and not folder):
         return
-    what = "a link" if link else "not recognisably mixmo's"
+    what = "a link" if link else "not a recognised mixmo output"
     hint = "" if folder else ", or replace it with --overwrite"
-    raise InputError(f"{path} exists already and is {what}; choose another place with --out{hint}.")
+    raise InputError(f"{path} exists already and is {what}; choose another path with --out{hint}.")
 
 
 def is_marked(path: Path) -> bool:
-    """Return whether a page, picture or table is one that mixmo writes, by what its first bytes say."""
+    """Return whether the first bytes of a page, picture or table identify it as mixmo's."""
     try:
         with path.open("rb") as file:
-            start = file.read(4096)
+            head = file.read(4096)
     except OSError:
         return False
-    first = start.partition(b"\n")[0]
-    table = first.startswith(b"group,run,") and first.endswith(b",corruptions")
-    return table or start.startswith(JSON_START) or any(mark in start for mark in MARKS)
+    line = head.partition(b"\n")[0]
+    table = line.startswith(b"group,run,") and line.endswith(b",corruptions")
+    return table or head.startswith(JSON_START) or any(mark in head for mark in MARKS)
 
 
 @contextmanager
 def assemble(path: Path) -> Iterator[Path]:
-    """Give a hidden place to make a file or a folder in, which takes the place of another once the block ends.
+    """Yield a temporary path for a file or folder, which replaces ``path`` when the block succeeds.
 
-    Until then what was there stays, and of a block that fails nothing is left. What a killed process left is removed by
-    the next call for the same path, an hour later. The folder that it is in exists.
+    On failure ``path`` is untouched. Leftovers of killed processes are removed after an hour, by the next call.
+    ``path.parent`` must exist.
     """
     with explain_write_errors(path):
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}/"):
-            if time.time() - left.stat().st_mtime > 3600:
-                shutil.rmtree(left, ignore_errors=True)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}/"):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
         hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         hidden.mkdir()
-        made, earlier = hidden / path.name, hidden / "earlier"
+        new, old = hidden / path.name, hidden / "earlier"
         try:
-            yield made
-            for file in [made, *made.rglob("*")]:
-                if file.is_dir():
-                    continue
-                with file.open("rb") as content:
-                    os.fsync(content.fileno())
+            yield new
+            for file in [new, *new.rglob("*")]:
+                if not file.is_dir():
+                    with file.open("rb") as content:
+                        os.fsync(content.fileno())
             if path.is_dir() and not path.is_symlink():
-                path.rename(earlier)
+                path.rename(old)
             try:
-                made.rename(path)
+                new.rename(path)
             except OSError:
-                if earlier.exists():
-                    earlier.rename(path)
+                if old.exists():
+                    old.rename(path)
                 raise
             sync_folder(path.parent)
         finally:
@@ -248,7 +249,7 @@ def assemble(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that."""
+    """Fsync a folder's entries (POSIX only)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

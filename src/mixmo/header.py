@@ -1,7 +1,7 @@
 """The versioned header of saved networks.
 
-A network is rebuilt from its header and its tensors, never from the training configuration: settings of training may
-come and go without making weights unreadable.
+Networks are rebuilt from a header and tensors, never from the training configuration, so that weights stay readable
+when training settings change.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
 from mixmo.errors import InputError
-from mixmo.validation import CONFIG, Boolean, Integer, Number, Numbers, describe_errors, settings_class, take_list
+from mixmo.validation import CONFIG, Boolean, Integer, Number, Numbers, describe_errors, settings_class, to_list
 
 FORMAT = 2
-"""The number of the header's format. It grows when earlier versions would misread a header."""
+"""Version of the header's format, increased when earlier versions of mixmo would misread a header."""
 
 LARGEST_SIDE = 8192
 MOST_MEMBERS = 100
@@ -26,8 +26,8 @@ MOST_CHANNELS = 512
 
 
 def _take_sides(value: Any) -> Any:
-    """Return two sides as a list; refuse anything else."""
-    sides = take_list(value)
+    """Return a height and a width as a list; refuse anything else."""
+    sides = to_list(value)
     if not isinstance(sides, list) or len(sides) != 2:
         raise ValueError("it must be a height and a width")
     return sides
@@ -39,12 +39,12 @@ Members = Annotated[Integer, Field(ge=1, le=MOST_MEMBERS)]
 Channels = Annotated[Integer, Field(ge=1, le=MOST_CHANNELS)]
 Sides = Annotated[list[Side], Strict(), BeforeValidator(_take_sides)]
 Size = Side | Sides
-"""The side of a square, or the height and the width of a rectangle."""
-Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], Strict(), BeforeValidator(take_list)]
+"""A side of a square, or [height, width]."""
+Deviations = Annotated[list[Annotated[Number, Field(ge=1e-6)]], Strict(), BeforeValidator(to_list)]
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (h, w) of a size as settings have it: a side, or both."""
+    """Return (h, w) of a :data:`Size`."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -59,34 +59,33 @@ class Preparation:
     """
 
     channels: Channels
-    """3 (RGB), 1 (grey), or the number of bands that images have, as they are."""
+    """3 (RGB), 1 (grey), or the images' number of bands."""
     interpolation: Literal["bicubic", "bilinear"]
     """How images are scaled."""
     mean: Numbers
-    """Subtracted from each channel, in [0, 1]."""
+    """Subtracted from each channel, which is in [0, 1]."""
     std: Deviations
-    """Divides each channel, in [0, 1]."""
+    """Divides each channel, which is in [0, 1]."""
     crop_size: Size | None
-    """Side, or height and width, of the crop in the middle that the network sees; ``None`` is the whole image."""
+    """Side, or height and width, of the centre crop that the network sees; ``None`` is the whole image."""
     image_size: Size | None = None
-    """Side, or height and width, that images were scaled to; ``None`` took them as they were, all of one size.
-    """
+    """Side, or height and width, that images are scaled to; ``None`` if all have one size already."""
     window: Numbers | None = None
-    """Values [low, high] of files with 16 or 32 bits or fractions that become 0 and 255."""
+    """Values [low, high] of integer (16 or 32 bits) or floating-point files that map to 0 and 255."""
     own_transforms: Boolean = False
-    """Whether a program's Dataset prepared images by transforms of its own."""
+    """Whether a user's Dataset prepared the images with its own transforms."""
 
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
             if (count := len(getattr(self, key))) not in (1, self.channels):
                 raise InputError(f"data.{key} has {count} values for {self.channels} channels.")
         if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
-            raise InputError(f"data.window is {self.window}; it is two values, low and high, the first the lower.")
+            raise InputError(f"data.window is {self.window}; it must be two values, [low, high], with low < high.")
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """Return the preparation set in the ``data`` section of a run's settings."""
-        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+        """Return the preparation in the ``data`` section of a run's settings."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -95,14 +94,14 @@ class Header:
 
     Attributes:
         classes: The K class names.
-        size: (H, W) that images are brought to: scaled until they cover it, then cropped in their middle.
-        data: How they are prepared.
-        backbone: timm's name of the backbone, or ``module NAME`` of a program's own.
-        options: More keywords of the timm model.
-        num_members: M that were trained. A fused network is the average of as many.
-        mix_at: Module behind which features are mixed; ``None`` is behind the stem.
-        multi_label: Whether an image may have several of the classes, or none: probabilities are then the sigmoid of
-            each logit, not their softmax.
+        size: (H, W) of the images: scaled to cover it, then cropped at the centre.
+        data: How images are prepared.
+        backbone: timm's name of the backbone, or ``module NAME`` for a user's module.
+        options: Further keywords of the timm model.
+        num_members: M in training, also of a network that has been fused.
+        mix_at: Module after which features are mixed; ``None`` is after the stem.
+        multi_label: Whether an image may have several classes or none; probabilities are then sigmoids of the logits,
+            not their softmax.
 
     Example:
         >>> data = Preparation(channels=1, interpolation="bicubic", mean=[0.5], std=[0.25], crop_size=None)
@@ -125,34 +124,33 @@ class Header:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(h, w) of the network's input."""
+        """(h, w) of the network's input, after the centre crop."""
         crop = self.data.crop_size
         return self.size if crop is None else height_and_width(crop)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        own = {each.name: getattr(self, each.name) for each in fields(Header)}
-        return {"format": FORMAT} | own | {"size": list(self.size), "data": asdict(self.data)}
+        """Return the header as plain values."""
+        content = {field.name: getattr(self, field.name) for field in fields(Header)}
+        return {"format": FORMAT} | content | {"size": list(self.size), "data": asdict(self.data)}
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "the header") -> Self:
-        """Return what :meth:`to_dict` wrote; refuse a newer format, and damage. ``where`` is its file, for errors."""
+        """Parse the content of :meth:`to_dict`, of this or an earlier format; ``where`` is its file, for errors."""
         if not isinstance(content, Mapping):
             raise InputError(f"{where} is damaged, or not mixmo's: it has no header.")
-        found = content.get("format")
-        if type(found) is not int or found < 1:
-            raise InputError(f"{where} is damaged, or not mixmo's: its header has the format {found!r}.")
-        if found > FORMAT:
+        version = content.get("format")
+        if type(version) is not int or version < 1:
+            raise InputError(f"{where} is damaged, or not mixmo's: its header has the format {version!r}.")
+        if version > FORMAT:
             raise InputError(
-                f"{where} is of format {found}, but this version of mixmo reads formats up to {FORMAT}: update mixmo."
+                f"{where} is of format {version}, but this version of mixmo reads formats up to {FORMAT}: update mixmo."
             )
         try:
-            own = {key: value for key, value in content.items() if key != "format"}
-            return TypeAdapter(cls).validate_python(own)
+            return TypeAdapter(cls).validate_python({key: value for key, value in content.items() if key != "format"})
         except ValidationError as error:
             raise InputError(f"{where} is damaged, or not mixmo's: {describe_errors(error, cls)[0]}") from error
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Return it as the sections of a run's settings that it decides: ``model`` and ``data``."""
-        own = {key: getattr(self, key) for key in ("backbone", "num_members", "options", "mix_at")}
-        return {"model": own, "data": asdict(self.data) | {"multi_label": self.multi_label}}
+        """Return the sections ``model`` and ``data`` of a run's settings, as far as the header determines them."""
+        model = {key: getattr(self, key) for key in ("backbone", "num_members", "options", "mix_at")}
+        return {"model": model, "data": asdict(self.data) | {"multi_label": self.multi_label}}

@@ -1,4 +1,4 @@
-"""``mixmo.fit`` and ``mixmo.Run``: training in one call, and a trained run."""
+"""``mixmo.fit``, training in one call, and ``mixmo.Run``, a trained run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing_extensions import Unpack
 from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
-from mixmo.data.given import GIVEN, DatasetImages, channels_of, gives_floats, open_given, with_groups
-from mixmo.data.messages import start_over
+from mixmo.data.given import GIVEN, DatasetImages, add_groups, has_float_images, infer_channels, open_given
+from mixmo.data.messages import log_level, reset_warnings
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
 from mixmo.deploy.export import Exported, ExportOptions, export
@@ -39,7 +39,7 @@ from mixmo.training.fit import fit as train_run
 from mixmo.training.resuming import check_unchanged
 
 PREPARING = ("image_size", "crop_size", "augmentation", "policy", "erasing")
-"""Settings of ``data`` that do not apply to images prepared by a Dataset."""
+"""Settings of ``data`` that do not apply to images that a Dataset prepares."""
 
 
 def fit(
@@ -60,39 +60,39 @@ def fit(
 ) -> Run:
     """Train an image classifier as an ensemble of M members that costs one network.
 
-    Images are a map-style Dataset of (image, label), a pair of arrays or tensors (images, labels), a dataset of the
-    Hugging Face library, or a LightningDataModule's. PIL images and uint8 are kept on the device where they fit, and
-    augmented there (``flip``, ``padding`` …). A Dataset whose own transforms are random, or give floating-point images,
-    is asked again for each copy, and the network takes what it gives. Labels are class numbers from 0, or names; images
-    with several have an array (K,) of 0 and 1, or a list of numbers or names, and are trained with binary
-    cross-entropy (docs/multi-label.md).
+    Images are a map-style Dataset of (image, label), a pair of arrays or tensors (images, labels), a Hugging Face
+    dataset, or a LightningDataModule. PIL images and uint8 stay in device memory if they fit, and are augmented there
+    (``flip``, ``padding`` …). A Dataset with random transforms, or with floating-point images, is read again for each
+    copy of an image, which goes to the network unchanged. Labels are class numbers from 0, or names; for multi-label
+    images, arrays (K,) of 0 and 1 or lists of numbers or names, which are trained with binary cross-entropy
+    (docs/multi-label.md).
 
     Args:
-        model: A timm name, a module whose head has as many outputs as there are classes, or a :class:`MixMo`, which can
-            name the stem and head of your own module; ``None`` takes the recipe's, and so do ``train``,
-            ``num_members`` and ``epochs``.
-        train: Training images, or the name of a dataset as recipes have it (``folder:photos``, ``torch/cifar100`` …),
-            which has its own validation and test images.
+        model: A timm name, a module whose head has one output per class, or a :class:`MixMo`, which can name the stem
+            and head of your own module. ``None`` uses the recipe's; the same holds for ``train``, ``num_members`` and
+            ``epochs``.
+        train: Training images, or a dataset's name as in recipes (``folder:photos``, ``torch/cifar100`` …), which
+            comes with validation and test images.
         val: Validation images; ``None`` holds out a share of the training images (``validation``, 0.1 by default).
-        test: Test images, for :meth:`Run.test`; they choose nothing. With ``folds`` a fold of the training images.
-        groups: A number or name for each training image that is given: images of one group, such as a patient or a
-            burst of photos, are never divided between training, validation and a fold.
+        test: Test images for :meth:`Run.test`, never used for selection; with ``folds`` a fold is the test set.
+        groups: A number or name per training image. Images of one group, such as a patient or a burst of photos, are
+            never split between training, validation and folds.
         num_members: M, 2 without a recipe; 1 is the ordinary network.
-        epochs: How often each image is shown, times ``batch_repetition``.
-        recipe: The name of a shipped recipe, or a YAML file: arguments and keywords override its
-            settings. With your own images it keeps all that does not depend on its dataset.
-        out: The run's folder; ``None`` keeps it in a temporary one, for as long as the :class:`Run` lives.
-        resume: Resume the run that is in the folder, if there is one, exactly where it was.
-        progress: Whether a bar is shown, in a terminal or a notebook, or a line for each epoch elsewhere.
+        epochs: Epochs; each shows every image ``batch_repetition`` times.
+        recipe: The name of a shipped recipe, or a YAML file; arguments and keywords override its settings. With your
+            own images, settings that depend on the recipe's dataset are dropped.
+        out: The run's folder; ``None`` uses a temporary one that is deleted with the :class:`Run`.
+        resume: Resume the run in the folder, if there is one, exactly where it stopped.
+        progress: Show a progress bar in a terminal or notebook, elsewhere a line per epoch.
         callbacks: Lightning callbacks.
-        **settings: Every other setting by name, such as ``lr``, ``batch_size`` or ``mixer_kind``
+        **settings: Any other setting by keyword, such as ``lr``, ``batch_size`` or ``mixer_kind``
             (:class:`~mixmo.config.keywords.FitSettings` lists them).
 
     Returns:
         The trained run.
 
     Raises:
-        InputError: in one sentence, before training starts, if something given does not fit.
+        InputError: before training starts, if an argument is invalid.
         TrainingError: if the loss is not finite.
 
     Example:
@@ -104,31 +104,33 @@ def fit(
         >>> fit(recipe="digits-cut", epochs=1, limit_train_batches=1, progress=False).network.num_members
         2
     """
-    start_over()
+    reset_warnings()
     if recipe is None:
-        _check_given(model, train, epochs)
+        _check_arguments(model, train, epochs)
         num_members = 2 if num_members is None else num_members
-    own = name_settings(settings) | {"trainer.enable_progress_bar": progress}
+    overrides = name_settings(settings) | {"trainer.enable_progress_bar": progress}
     if epochs is not None:
-        own["trainer.max_epochs"] = epochs
-    _name_model(own, model, num_members)
+        overrides["trainer.max_epochs"] = epochs
+    _set_model(overrides, model, num_members)
     name, sources = _open_sources(train, val, test)
     if groups is not None:
         if sources is None:
-            raise InputError("groups go with training images that are given; a table has its own in a column `group`.")
-        sources["train"] = with_groups(sources["train"], groups)
+            raise InputError("groups needs training images in train; a table has its groups in the column `group`.")
+        sources["train"] = add_groups(sources["train"], groups)
     if name is not None:
-        own["data.name"] = name
+        overrides["data.name"] = name
     if sources is not None:
-        _inherit_from_images(own, sources)
-    below = {} if recipe is None else _without_images(load_recipe(recipe), sources)
+        if overrides.get("data.columns"):
+            raise InputError("columns is for datasets by name; rename the columns of images passed from Python.")
+        _set_data(overrides, sources)
+    base = {} if recipe is None else _drop_dataset_settings(load_recipe(recipe), sources)
     module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
-    plan = make_plan(below, own)
+    plan = make_plan(base, overrides)
     if plan.settings.data.folds and "test" in (sources or ()):
-        raise InputError("test and folds are both given, but one of the folds is the test set; leave one of them out.")
+        raise InputError("test and folds are both set, but one of the folds is the test set; leave one of them out.")
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
     with _show_log(progress):
         train_plan(plan, folder, resumed, data, callbacks, module)
@@ -146,16 +148,16 @@ def train_plan(
     module: nn.Module | None = None,
     accept_changes: bool = False,
 ) -> bool:
-    """Train a plan, and save the calibration of its checkpoints; return whether there was anything left to train.
+    """Train a plan and save the calibration of its checkpoints; return whether any epoch remained to be trained.
 
     Args:
-        plan: What to train (:func:`mixmo.config.plan.make_plan`).
+        plan: The checked settings (:func:`mixmo.config.plan.make_plan`).
         folder: The run's folder.
-        resume: Resume the run in it; one that is finished is only calibrated.
-        data: Its images, where they are open; they are opened once.
+        resume: Resume the run in it; a finished one is only calibrated.
+        data: The images; ``None`` opens those that the plan names.
         callbacks: Lightning callbacks.
-        module: Its backbone, where a program gives it.
-        accept_changes: Resume with settings that have changed.
+        module: A backbone in place of the one that the plan names.
+        accept_changes: Resume although settings have changed.
     """
     data = data or DataModule(plan.settings.data, plan.settings.seed, check=True)
     first = is_first()
@@ -170,13 +172,13 @@ def train_plan(
 
 
 class Run(TrainedRun):
-    """A trained run: its folder and network, to test, predict and export.
+    """A trained run: tests, predicts with and exports its network.
 
     Args:
         path: The run's folder.
         checkpoint: ``last``, or ``best`` on the validation set.
-        model: The backbone of a run that was trained with a module of your own.
-        download: Whether the run's backbone and datasets may be downloaded.
+        model: The backbone, if the run was trained with a module of your own.
+        download: Whether the backbone and datasets may be downloaded.
 
     Raises:
         MissingError: if there is no such run.
@@ -201,12 +203,12 @@ class Run(TrainedRun):
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """A row for each epoch, as ``metrics.csv`` has it; ``pandas.DataFrame(run.metrics)`` makes a table of it."""
+        """The rows of ``metrics.csv``, one per epoch; ``pandas.DataFrame(run.metrics)`` makes a table of them."""
         return self.folder.read_metrics()
 
     @property
     def report(self) -> Path:
-        """The page ``report.html``, which :meth:`test` writes."""
+        """The page ``report.html``, written by :meth:`test` if missing."""
         file = self.path / "report.html"
         if not file.is_file():
             self.test()
@@ -216,49 +218,49 @@ class Run(TrainedRun):
         """Evaluate the network; write ``test.json`` and ``report.html`` into the run's folder.
 
         Args:
-            images: Test images, as :func:`fit` takes them; ``None`` takes those that the run was given or names.
+            images: Test images, in any form that :func:`fit` accepts; ``None`` uses the run's own.
             **options: Fields of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` ….
 
         Returns:
-            The metrics, by the keys of ``test.json``.
+            The metrics by the keys of ``test.json``.
 
         Raises:
-            InputError: if there are no test images, or their classes differ.
+            InputError: if there are no test images, or their classes differ from the run's.
         """
         if images is not None:
-            source = open_given(images, "test").with_classes(self.header.classes, "the test set")
+            source = open_given(images, "test", self.header.classes).renumber(self.header.classes, "the test set")
             known = dict(self.given.given or {}) if self.given is not None else {}
             self.given = DataModule(self.settings.data, self.settings.seed, given=known | {"test": source})
             self.__dict__.pop("data", None)  # the previous images
-        own: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
-        chosen = EvaluationOptions(**own | options)
-        trained = self.reopen(chosen.checkpoint, chosen.download)
-        result = evaluate_run(trained, chosen)
+        defaults: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
+        settings = EvaluationOptions(**defaults | options)
+        trained = self.reopen(settings.checkpoint, settings.download)
+        result = evaluate_run(trained, settings)
         write_report(trained, result)
         return result.flat()
 
     def predict(self, images: AnyImage | Sequence[AnyImage], **options: Any) -> ImagePredictions | LabelPredictions:
-        """Return classes, calibrated confidence and uncertainty of images; with several labels, those above thresholds.
+        """Predict classes, calibrated confidence and uncertainty; for multi-label runs, labels above thresholds.
 
         Args:
-            images: One or several: paths, PIL images, arrays, tensors; for a run whose Dataset prepared its images,
-                floating-point tensors (N, C, H, W), as the Dataset gives them.
+            images: One or several paths, PIL images, arrays or tensors; for a run whose Dataset prepared the images,
+                floating-point tensors (N, C, H, W), prepared in the same way.
             **options: Arguments of :class:`~mixmo.Predictor`: ``coverage``, ``max_error_rate`` ….
 
         Returns:
-            Predictions; confidence and sets are calibrated where the run held out validation images.
+            Predictions; confidence and sets are calibrated if the run has validation images.
 
         Raises:
-            InputError: if one cannot be read; it is named.
+            InputError: if an image cannot be read.
         """
         return Predictor(self, **options)(images)
 
     def export(self, format: str, out: str | Path | None = None, overwrite: bool = False, **options: Any) -> Exported:
-        """Write the network as a file or folder that other programs open (:func:`mixmo.deploy.export.export`).
+        """Export the network for other programs (:func:`mixmo.deploy.export.export`).
 
         Args:
             format: ``timm``, ``safetensors`` or ``onnx``.
-            out: Where; ``None`` is in the run's folder.
+            out: The file or folder to write; ``None`` writes into the run's folder.
             overwrite: Whether to replace a file that mixmo did not export.
             **options: Fields of :class:`~mixmo.deploy.export.ExportOptions`: ``softmax``, ``members`` ….
 
@@ -269,31 +271,31 @@ class Run(TrainedRun):
             InputError: if the format is unknown or does not support an option, the network cannot be fused, or other
                 files are in the way.
         """
-        place = None if out is None else Path(out)
-        return export(self, format, place, ExportOptions(**options), overwrite)
+        path = None if out is None else Path(out)
+        return export(self, format, path, ExportOptions(**options), overwrite)
 
 
-def _check_given(model: Any, train: Any, epochs: int | None) -> None:
-    """Refuse a call without what only a recipe could replace."""
-    given = {"model": model, "train": train, "epochs": epochs}
-    if missing := [name for name, value in given.items() if value is None]:
+def _check_arguments(model: Any, train: Any, epochs: int | None) -> None:
+    """Refuse a call without a recipe that lacks a required argument."""
+    arguments = {"model": model, "train": train, "epochs": epochs}
+    if missing := [name for name, value in arguments.items() if value is None]:
         raise InputError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; give them, or recipe=…."
         )
 
 
-def _name_model(own: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:
-    """Set the settings that follow from a given model."""
+def _set_model(overrides: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:
+    """Set the settings that follow from the model."""
     members = model.num_members if isinstance(model, MixMo) else num_members
     if members is not None:
-        own["model.num_members"] = members
+        overrides["model.num_members"] = members
     if model is not None:
         module = model.backbone if isinstance(model, MixMo) else model
-        own["model.backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
+        overrides["model.backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
 
 
-def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Recipe:
-    """Return a recipe without the settings of its own images, if others are given."""
+def _drop_dataset_settings(recipe: Recipe, sources: Mapping[str, Source] | None) -> Recipe:
+    """Drop the settings that only suit the recipe's dataset, if other images are given."""
     if sources is None or not isinstance(recipe.get("data"), dict):
         return recipe
     dropped = {"images_per_class", "own_transforms"} | ({"validation"} if "validation" in sources else set())
@@ -301,87 +303,89 @@ def _without_images(recipe: Recipe, sources: Mapping[str, Source] | None) -> Rec
 
 
 def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
-    """Return the name of the dataset, if one is named, and the sources given in its place."""
+    """Return the dataset's name and the sources given in its place; either may be ``None``."""
     if val is not None or test is not None:
         if train is None:
-            raise InputError("val or test is given without train; give train as well.")
+            raise InputError("val or test is given without train; give train, too.")
         if isinstance(train, str | LightningDataModule):
             what = f"{train!r}, a dataset by name" if isinstance(train, str) else "a LightningDataModule"
             raise InputError(f"train is {what}, which has its own val and test; leave them out.")
     if train is None or isinstance(train, str):
         return train, None
     if isinstance(train, LightningDataModule):
-        train, val, test = _of_module(train)
+        train, val, test = _read_data_module(train)
     given = {"train": train, "validation": val, "test": test}
-    for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        if given[one] is not None and given[one] is given[other]:
-            raise InputError(f"{one} is the same object as {other}; give different images.")
-    sources = {split: open_given(each, split) for split, each in given.items() if each is not None}
-    if len(classes := sources["train"].classes) < 2:
-        found = f"one class only ({classes[0]})" if classes else "no class, since no image has a label"
-        raise InputError(f"train has {found}; a classifier needs two or more.")
-    floats = {split: gives_floats(source) for split, source in sources.items()}
+    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if given[split] is not None and given[split] is given[other]:
+            raise InputError(f"{split} is the same object as {other}; give different images.")
+    sources = {"train": open_given(given.pop("train"), "train")}
+    classes, multi_label = sources["train"].classes, sources["train"].multi_label
+    names = classes if multi_label or classes != list(map(str, range(len(classes)))) else None
+    sources |= {split: open_given(images, split, names) for split, images in given.items() if images is not None}
+    if len(classes) < 2:
+        count = f"one class only ({classes[0]})" if classes else "no class, since no image has a label"
+        raise InputError(f"train has {count}; a classifier needs two or more.")
+    floats = {split: has_float_images(source) for split, source in sources.items()}
     if len(set(floats.values())) > 1:
         raise InputError(
             f"{' and '.join(split for split, is_float in floats.items() if is_float)} images are floating point, the "
-            "others are not; give all of them in one form."
+            "others are not; convert all of them to one type."
         )
     return GIVEN, sources
 
 
-def _of_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
+def _read_data_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
     """Return the training, validation and test datasets of a LightningDataModule."""
     module.prepare_data()
     module.setup("fit")
-    found = [module.train_dataloader()]
+    loaders = [module.train_dataloader()]
     for name, stage in (("val_dataloader", "fit"), ("test_dataloader", "test")):
         overridden = getattr(type(module), name) is not getattr(LightningDataModule, name)
         if overridden and stage == "test":
             module.setup("test")
-        found.append(getattr(module, name)() if overridden else None)
-    return tuple(getattr(loader, "dataset", loader) for loader in found)  # type: ignore[return-value]
+        loaders.append(getattr(module, name)() if overridden else None)
+    return tuple(getattr(loader, "dataset", loader) for loader in loaders)  # type: ignore[return-value]
 
 
-def _inherit_from_images(own: dict[str, Any], sources: Mapping[str, Source]) -> None:
-    """Set the settings that follow from given images: their channels, and whether a Dataset prepares them."""
+def _set_data(overrides: dict[str, Any], sources: Mapping[str, Source]) -> None:
+    """Set the settings that follow from the images: channels, multi-label, and whether a Dataset prepares them."""
     train = sources["train"]
-    if "data.channels" not in own:
-        own["data.channels"] = channels_of(train)
-    own.setdefault("data.multi_label", train.multi_label)
-    if not any(isinstance(each.images, DatasetImages) and each.images.prepared for each in sources.values()):
+    if "data.channels" not in overrides:
+        overrides["data.channels"] = infer_channels(train)
+    overrides.setdefault("data.multi_label", train.multi_label)
+    if not any(isinstance(source.images, DatasetImages) and source.images.prepared for source in sources.values()):
         return
-    floats = gives_floats(train)
+    floats = has_float_images(train)
     for key in (*PREPARING, *(["window"] if floats else [])):
-        if (value := own.get(f"data.{key}")) and value not in ("none", "crop"):
-            why = "are floating point" if floats else "come from a Dataset with random transforms of its own"
+        if (value := overrides.get(f"data.{key}")) and value not in ("none", "crop"):
+            why = "are floating point" if floats else "come from a Dataset with random transforms"
             raise InputError(
-                f"{key} is {value!r}, but the images {why}, and the network takes them as they are; leave it out, or "
-                "give integers or PIL images without such transforms."
+                f"{key} is {value!r}, but the images {why} and are not processed further; leave it out, or give "
+                "integers or PIL images without such transforms."
             )
-    own["data.own_transforms"] = True
-    own.setdefault("data.image_size", None)  # also with a recipe, whose size is that of its own images
-    own.setdefault("data.crop_size", None)
-    for source in sources.values():  # a validation set without random transforms is treated the same way
+    overrides["data.own_transforms"] = True
+    overrides.setdefault("data.image_size", None)  # overrides a recipe, whose size is for its own images
+    overrides.setdefault("data.crop_size", None)
+    for source in sources.values():  # validation images too, although their transforms are not random
         if isinstance(source.images, DatasetImages):
             source.images.prepared = True
     if floats:
-        own.setdefault("data.mean", [0.0])
-        own.setdefault("data.std", [1.0])
+        overrides.setdefault("data.mean", [0.0])
+        overrides.setdefault("data.std", [1.0])
 
 
 @contextmanager
 def _show_log(progress: bool) -> Iterator[None]:
-    """Log training to standard error, unless the program handles logs itself or wants no progress."""
+    """Log to standard error if ``progress`` is set and the program has no log handlers."""
     log = logging.getLogger("mixmo")
     if not progress or log.hasHandlers():
         yield
         return
-    handler, level = logging.StreamHandler(), log.level
+    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
     try:
-        yield
+        with log_level(logging.INFO, "mixmo"):
+            yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(level)

@@ -1,4 +1,4 @@
-"""Networks rebuilt from a header and tensors."""
+"""Rebuild networks from a header and tensors."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mixmo.checkpoints import load as read_sealed
+from mixmo.checkpoints import load as load_checkpoint_file
 from mixmo.errors import InputError, reason
 from mixmo.escaping import timm_scheme
 from mixmo.header import Header
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo, create_backbone
 from mixmo.runs import RunFolder
-from mixmo.seeding import DrawingFrom
+from mixmo.seeding import UseGenerator
 
 MODULE = "module "
-"""What the name of a backbone begins with that a program gave as a module."""
+"""Prefix of a header's ``backbone`` that is a user's module."""
 
 
 def load_checkpoint(
     run: RunFolder, which: str = "last", download: bool = False, module: nn.Module | None = None
 ) -> MixMo:
-    """Return a run's network, or its average, on the CPU, for evaluation; its configuration and dataset may be gone.
+    """Load a run's network, with averaged weights if it has them, on the CPU in evaluation mode.
 
-    ``module`` is the backbone of a run that was trained with a program's own module; its weights do not matter.
+    Neither the run's configuration nor its dataset is needed. ``module`` is the backbone of a run that was trained with
+    a user's module; its weights are replaced.
     """
     file = run.checkpoint_file(which)
-    header, state = run.header(which), read_sealed(file)["state_dict"]
+    header, state = run.header(which), load_checkpoint_file(file)["state_dict"]
     check_download(
         header.backbone, download, f"the run {run.path}", "allow it with --download, or load(…, download=True)"
     )
@@ -43,10 +44,10 @@ def load_checkpoint(
 def rebuild(
     header: Header, weights: Mapping[str, Tensor], where: Path, module: nn.Module | None = None, fused: bool = False
 ) -> MixMo:
-    """Return the network of a header and its tensors, from the file ``where``, on the CPU, in evaluation mode.
+    """Build the network that a header describes and load its tensors, on the CPU in evaluation mode.
 
-    ``module`` is the backbone where that was a program's own module, or a :class:`~mixmo.MixMo` around it. ``fused``
-    tensors are of the plain backbone that members were fused into, which is one member.
+    ``where`` is their file, for errors. ``module`` is the backbone if that was a user's module, or a
+    :class:`~mixmo.MixMo` around it. ``fused`` tensors belong to a plain backbone, which becomes one member.
 
     Example:
         >>> from mixmo.header import Preparation
@@ -61,15 +62,15 @@ def rebuild(
     """
     if module is None and header.backbone.startswith(MODULE):
         raise InputError(
-            f"{where} is of a network around a {header.backbone} of a program's own; give it: mixmo.load(…, model=…), "
-            "of the same sizes."
+            f"{where} holds a network around the {header.backbone}, which mixmo cannot build; pass one of the same "
+            "sizes: mixmo.load(…, model=…)."
         )
-    built: dict[str, Any] = {"num_classes": len(header.classes), "in_chans": header.data.channels}
+    sizes: dict[str, Any] = {"num_classes": len(header.classes), "in_chans": header.data.channels}
     options = header.options | {"pretrained": False, "checkpoint_path": ""}
     try:
-        with DrawingFrom(torch.Generator()):
+        with UseGenerator(torch.Generator()):
             if fused:
-                plain = create_backbone(header.backbone, **built, **options) if module is None else copy_module(module)
+                plain = create_backbone(header.backbone, **sizes, **options) if module is None else copy_module(module)
                 plain.load_state_dict(weights)
                 return MixMo(plain, 1, len(header.classes)).eval()
             if isinstance(module, MixMo):
@@ -77,15 +78,15 @@ def rebuild(
             elif module is not None:
                 net = MixMo(module, header.num_members, len(header.classes), mix_at=header.mix_at)
             else:
-                net = MixMo(header.backbone, header.num_members, mix_at=header.mix_at, **built, **options)
+                net = MixMo(header.backbone, header.num_members, mix_at=header.mix_at, **sizes, **options)
         net.load_state_dict(weights)
-    except Exception as error:  # damage may raise anything
+    except Exception as error:  # damaged files may raise anything
         raise InputError(f"{where} does not hold the network that it describes: {reason(error)}.") from error
     return net.eval()
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return a file's metadata and its tensors, on the CPU."""
+    """Return the metadata and tensors of a safetensors file, on the CPU."""
     try:
         with safe_open(file, "pt") as content:
             return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
@@ -94,6 +95,6 @@ def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:
-    """Refuse a backbone that would be downloaded unasked, naming where it stands."""
+    """Refuse a backbone that needs a download unless ``allowed``; ``where`` and ``hint`` go into the message."""
     if ({":", "/"} & set(backbone)) and timm_scheme(backbone) != "local-dir" and not allowed:
         raise InputError(f"backbone {backbone!r} of {where} has to be downloaded; {hint}.")

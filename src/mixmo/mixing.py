@@ -1,14 +1,14 @@
-"""MixMo in one file: mixing ratios, the mixing block, loss weights, and when to use which mask.
+"""MixMo's method: mixing ratios, the mixing block, loss weights and the mask schedule.
 
 One training step of MixMo (Ramé, Sun, Cord, ICCV 2021, arXiv 2103.06132) with M members:
 
 1. draw ratios kappa ~ Dirichlet(alpha, …, alpha) for each sample, and masks that follow them (:class:`Mixer`);
 2. mix the members' features, M * Σ_i mask_i ⊙ encoder_i(x_i) (:func:`mix_features`, equation 2);
-3. weight each member's loss by how much of its input is in the mixture (:func:`loss_weights`, equation 5);
+3. weight each member's loss by the share of its input in the mixture (:func:`loss_weights`, equation 5);
 4. sum the weighted losses (:func:`mixed_cross_entropy`, equation 3).
 
-Towards the end of training binary masks give way to linear ones (:func:`scheduled_probability`), so that
-training ends at the rule of inference, where all members see the same image with equal masks.
+Towards the end of training linear masks replace binary ones (:func:`scheduled_probability`), which is closer to
+inference, where all members see the same image with equal masks.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ from mixmo.masks.constant import linear
 from mixmo.seeding import drawing_device
 from mixmo.validation import Count, FromElsewhere, Number, Share, settings_class
 
-NOTHING = torch.iinfo(torch.int64).min
-"""The ``ignore_index`` of cross-entropy: no label can equal it, so that invalid labels raise; torch's default, -100,
-would mask them."""
-
+IGNORE_INDEX = torch.iinfo(torch.int64).min
+"""A label that cannot occur, so that invalid labels raise an error; torch's default, -100, would be ignored."""
 
 Kind = str | MaskFunction
 """A mask: its name in ``mixmo.masks.KINDS``, or its function."""
@@ -42,8 +40,8 @@ class Mix(NamedTuple):
     """One draw of a :class:`Mixer`.
 
     Attributes:
-        masks: (B, M, 1 or F, h, w), in [0, 1], sum to one over the members at every position.
-        ratios: (B, M), the realised ratios: each mask's mean. An empty mask has ratio 0.
+        masks: (B, M, 1 or F, h, w), in [0, 1], summing to one over the members at every position.
+        ratios: (B, M), the realised ratios: the means of the masks.
 
     Example:
         >>> mix = Mixer("voronoi", probability=1.0).sample(4, (16, 8, 8), torch.Generator().manual_seed(0))
@@ -58,7 +56,7 @@ class Mix(NamedTuple):
 def _check_kind(kind: Any) -> Any:
     if isinstance(kind, Mapping):
         if not all(isinstance(name, str) or callable(name) for name in kind):
-            raise ValueError("it must be a mapping of masks' names, or functions, to probabilities")
+            raise ValueError("it must map names of masks, or functions, to probabilities")
         return {name: _check_share(name, share) for name, share in kind.items()}
     if isinstance(kind, str):
         return str.__str__(kind)
@@ -76,14 +74,14 @@ def _check_share(kind: Any, share: Any) -> float:
 
 @settings_class("mixer", frozen=True)
 class Mixer:
-    """Draws masks and ratios for a whole batch (section 3.2 of the paper), and holds r of the loss weights.
+    """Draws the masks and ratios of a batch (section 3.2 of the paper).
 
-    Per sample kappa ~ Dirichlet(alpha, …, alpha). A kind with a shape (``cut``) is used with probability p, otherwise
-    ``linear``; whether, and which member gets the rectangle, is drawn once per batch, or for each sample. Ratios are
-    the masks' realised means. This is also the section ``mixer`` of a run's settings.
+    For each sample kappa ~ Dirichlet(alpha, …, alpha). A kind that is not constant (``cut``) is used with probability
+    p, else ``linear``; this choice, and which member gets the rectangle, are drawn per batch or per sample. This is
+    also the section ``mixer`` of a run's settings.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: if an argument is out of range.
 
     Example:
         >>> mixer = Mixer("cut", num_members=3, probability=1.0)
@@ -95,23 +93,23 @@ class Mixer:
     """
 
     kind: Annotated[Any, BeforeValidator(_check_kind)] = "cut"
-    """A mask of the catalogue (``mixmo.masks.KINDS``: mimo, linear, cut, cow, voronoi, …), a function of your own (in
-    Python as :mod:`mixmo.masks` describes it, in a recipe package.module:function of a module in allow_imports), or
-    several of them with probabilities that sum to one: ``{"cut": 0.5, "cow": 0.5}``.
+    """A mask's name (in ``mixmo.masks.KINDS``: mimo, linear, cut, cow, voronoi, …), a custom function (see
+    :mod:`mixmo.masks`; in a recipe package.module:function, with the module in allow_imports), or a mapping of these to
+    probabilities that sum to one: ``{"cut": 0.5, "cow": 0.5}``.
     """
     num_members: Annotated[Count, FromElsewhere()] = 2
-    """M, the number of members; with M = 1 every mask is one everywhere."""
+    """M, the number of members; with M = 1 masks are 1 everywhere."""
     alpha: Annotated[Number, Field(ge=0, le=1e6)] = 2.0
-    """Concentration of the Dirichlet ratios; the larger, the closer to 1/M. 0 means exactly 1/M."""
+    """Concentration of the Dirichlet ratios; large values are close to 1/M, and 0 is exactly 1/M."""
     probability: Share = 0.5
     """p, the share of batches with a mask that is not constant."""
     draw_per: Literal["batch", "sample"] = "batch"
-    """Draw the kind of mask, and the members' parts, for each batch (published) or for each sample."""
+    """Whether the kind of mask and the members' roles are drawn for each batch (published) or each sample."""
     root: Annotated[Number, Field(ge=0.01, le=1e6)] = 3.0
     """r of the loss weights (:func:`loss_weights`)."""
     progress: Literal["steps", "epochs"] = "steps"
-    """What p follows at the end of training: the share of steps done, or of epochs counted from 1 (published; the
-    whole last epoch then has p = 0).
+    """Progress for the schedule of p: the share of steps done, or of epochs counted from 1 (published; p is then 0 in
+    the whole last epoch).
     """
 
     def __post_init__(self) -> None:
@@ -119,11 +117,11 @@ class Mixer:
             if isinstance(kind, str) and ":" not in kind:
                 one_of(kind, KINDS, "mixer.kind")
         if not abs(sum(self.kinds.values()) - 1) < 1e-6 or min(self.kinds.values()) < 0:
-            raise InputError(f"mixer.kind is {dict(self.kinds)}; its probabilities are 0 or more and sum to 1.")
+            raise InputError(f"mixer.kind is {dict(self.kinds)}; its probabilities must be at least 0 and sum to 1.")
 
     @property
     def kinds(self) -> Mapping[Kind, float]:
-        """The kinds with their probabilities."""
+        """The kinds and their probabilities."""
         return self.kind if isinstance(self.kind, Mapping) else {self.kind: 1.0}
 
     def sample(
@@ -134,69 +132,66 @@ class Mixer:
         progress: float = 0.0,
         device: torch.device | str | None = None,
     ) -> Mix:
-        """Draw the masks and ratios of one batch, on the device, without a host sync.
+        """Draw the masks and ratios of one batch, without a host sync.
 
         Args:
             batch_size: B, the number of mixtures.
-            shape: (F, h, w), the encoders' output shape (``net.encoder_shape(H, W)``).
-            generator: Source of every draw; ``None`` is the device's global generator.
+            shape: (F, h, w), the shape of an encoder's output (``net.encoder_shape(H, W)``).
+            generator: Random generator; ``None`` is the device's global one.
             progress: Share of training done, in [0, 1] (:func:`scheduled_probability`).
-            device: Where to draw; ``None`` is the generator's device, or the CPU without one.
+            device: Where to draw; ``None`` is the generator's device, or the CPU.
 
         Returns:
             A :class:`Mix`: masks (B, M, 1 or F, h, w) and realised ratios (B, M), both float32.
 
         Raises:
-            InputError: if a kind cannot share a map of this size among that many members, or the generator is on
-                another device.
+            InputError: if the map is too small for a kind with M members, or the generator is on another device.
         """
         device = drawing_device(generator, device)
         has_autocast = torch.amp.is_autocast_available(device.type)
-        # Matrix products in bfloat16 would move masks' outlines.
+        # Matrix products in bfloat16 would change the masks.
         with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
             ratios = self._sample_ratios(batch_size, generator, device)
             if self.num_members == 1:
                 return Mix(linear(ratios, shape), ratios)
             per_sample = self.draw_per == "sample"
 
-            def uniform() -> Tensor:  # `if` on a device's value would make the host wait, so arithmetic chooses
+            def uniform() -> Tensor:  # choices are made arithmetically, since `if` on a device's value is a host sync
                 size = (batch_size, 1, 1, 1, 1) if per_sample else ()
                 return torch.rand(size, generator=generator, device=device)
 
             members = (batch_size, self.num_members) if per_sample else (self.num_members,)
             roles = torch.rand(members, generator=generator, device=device).argsort()
-            masks = self._draw(uniform(), ratios, shape, generator, roles)
+            masks = self._sample_masks(uniform(), ratios, shape, generator, roles)
             if not CONSTANT.issuperset(self.kinds):
-                linearly = uniform().ge(scheduled_probability(self.probability, progress)).float()
-                masks = masks.lerp(ratios[:, :, None, None, None], linearly)
+                is_linear = uniform().ge(scheduled_probability(self.probability, progress)).float()
+                masks = masks.lerp(ratios[:, :, None, None, None], is_linear)
             return Mix(masks, masks.mean((2, 3, 4)))
 
     def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         size = (batch_size, self.num_members)
         if self.alpha == 0 or self.num_members == 1:
             return torch.full(size, 1 / self.num_members, device=device)
-        # torch.distributions.Dirichlet draws the same but takes no generator.
+        # torch.distributions.Dirichlet calls this without a generator.
         return torch._sample_dirichlet(torch.full(size, float(self.alpha), device=device), generator)
 
-    def _draw(
+    def _sample_masks(
         self, uniform: Tensor, ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None, roles: Tensor
     ) -> Tensor:
-        """Return masks of the kinds that ``uniform`` chooses."""
-        drawn, below = [], 0.0
+        """Draw masks of every kind and choose among them by ``uniform``."""
+        result, start = None, 0.0
         for kind, probability in self.kinds.items():
             function = kind if callable(kind) else KINDS[one_of(kind, KINDS, "mixer.kind")]
-            drawn.append((below, function(ratios, shape, generator, roles)))
-            below += probability
-        chosen = drawn[0][1]
-        for start, masks in drawn[1:]:
-            chosen = torch.where(uniform >= start, masks, chosen)
-        return chosen
+            masks = function(ratios, shape, generator, roles)
+            result = masks if result is None else torch.where(uniform >= start, masks, result)
+            start += probability
+        return result  # type: ignore[return-value]
 
 
 def scheduled_probability(probability: float, progress: float) -> float:
-    """Return p at a point t of training: p for t < 11/12, then 12 * p * (1 - t), which falls to 0.
+    """Return p at progress t: p for t < 11/12, then 12 * p * (1 - t), which falls to 0.
 
-    The published runs take t = epoch / epochs with epochs counted from 1: of 300 epochs the 275th still has p = 0.5,
+    The published runs use t = epoch / epochs with epochs counted from 1: of 300 epochs the 275th still has p = 0.5,
     the 276th 0.48, the last 0.
 
     Example:
@@ -207,13 +202,13 @@ def scheduled_probability(probability: float, progress: float) -> float:
 
 
 def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
-    """Mix M feature maps (B, F, h, w) to one: M * Σ_i mask_i ⊙ features_i (equation 2 of the paper).
+    """Mix M feature maps (B, F, h, w) into one: M * Σ_i mask_i ⊙ features_i (equation 2 of the paper).
 
-    The factor M keeps the scale of a plain sum, which is what equal masks (``None``) give. Masks are
-    (B, M, 1 or F, h, w); the result has the features' type.
+    Masks are (B, M, 1 or F, h, w); ``None`` means equal masks, for which this is a plain sum. The result has the
+    features' dtype.
 
     Raises:
-        InputError: if the masks' shape does not fit the features.
+        InputError: if the masks' shape does not match the features.
 
     Example:
         >>> a, b = torch.full((1, 1, 1, 2), 1.0), torch.full((1, 1, 1, 2), 5.0)
@@ -227,7 +222,7 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
         return functools.reduce(torch.add, features)
     check_masks(masks, members, features[0].shape)
     scaled = (members * masks).to(features[0].dtype)
-    # Masks are laid out as the features are, since products that broadcast over innermost channels crawl on a CPU.
+    # Masks are copied to the features' memory layout: products that broadcast over the innermost axis are slow on CPUs.
     parts = [
         feature * torch.empty_like(feature).copy_(mask)
         for feature, mask in zip(features, scaled.unbind(1), strict=True)
@@ -236,11 +231,11 @@ def mix_features(features: Sequence[Tensor], masks: Tensor | None) -> Tensor:
 
 
 def check_masks(masks: Tensor, members: int, features: Sequence[int]) -> None:
-    """Refuse masks that do not fit M feature maps of shape (B, F, h, w)."""
+    """Refuse masks that do not match M feature maps of shape (B, F, h, w)."""
     batch, channels, height, width = features
     if masks.shape not in {(batch, members, c, height, width) for c in (1, channels)}:
         raise InputError(
-            f"masks have shape {tuple(masks.shape)}, but the encoders' output asks for "
+            f"masks have shape {tuple(masks.shape)}, but the encoders' output requires "
             f"({batch}, {members}, 1 or {channels}, {height}, {width})."
         )
 
@@ -248,8 +243,8 @@ def check_masks(masks: Tensor, members: int, features: Sequence[int]) -> None:
 def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
     """Return the loss weights w_i = M * kappa_i^(1/r) / Σ_j kappa_j^(1/r) (equation 5 of the paper).
 
-    The member whose input dominates the mixture gets the larger weight; r softens the contrast. Member
-    weights have mean one, and a ratio of 0 has weight 0.
+    Members with larger ratios get larger weights; a larger r makes weights more equal. The weights' mean over the
+    members is 1, and a ratio of 0 has weight 0.
 
     Args:
         ratios: (B, M), the realised ratios; rows sum to one.
@@ -266,7 +261,7 @@ def loss_weights(ratios: Tensor, root: float = 3.0) -> Tensor:
         [[0.8189..., 1.1810...], [0.0, 2.0]]
     """
     if not root > 0:
-        raise InputError(f"root is {root}; the weight root r is a positive number, 3 in the paper.")
+        raise InputError(f"root is {root}; r must be positive (3 in the paper).")
     powers = ratios ** (1 / root)
     return ratios.shape[1] * powers / powers.sum(1, keepdim=True)
 
@@ -280,21 +275,21 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Return the loss: mean over the batch of Σ_i w_i * CE(logits_i, y_i) (equation 3 of the paper).
 
-    With class weights c, CE is torch's ``cross_entropy(…, weight=c)``: -Σ_k c_k y_k log p_k. It is not divided by the
-    sum of the weights, so they set the scale of the loss.
+    With class weights c, CE is -Σ_k c_k y_k log p_k, as torch's ``cross_entropy(…, weight=c, reduction="none")``: it is
+    not divided by the sum of the weights, which therefore scale the loss.
 
     Args:
         logits: (B, M, K).
-        targets: (B, M) class numbers, or (B, M, K) probabilities (from mixing in pixels).
+        targets: (B, M) class numbers, or (B, M, K) probabilities.
         weights: (B, M) from :func:`loss_weights`; ``None`` means 1 for every member.
-        label_smoothing: ε; targets become (1 - ε) y + ε / K.
+        label_smoothing: ε, for targets (1 - ε) y + ε / K.
         class_weights: (K,), c, on the logits' device; ``None`` means 1 for every class.
 
     Returns:
         A float32 scalar: summed over members, averaged over the batch, in nats.
 
     Raises:
-        InputError: if shapes do not fit, or (checked on the CPU only) a class number is out of range.
+        InputError: if shapes do not match, or (checked on the CPU only) a class number is out of range.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
@@ -305,7 +300,7 @@ def mixed_cross_entropy(
     expected = (batch, members, classes) if targets.is_floating_point() else (batch, members)
     if targets.shape != expected:
         raise InputError(
-            f"targets have shape {tuple(targets.shape)}, but logits {tuple(logits.shape)} ask for "
+            f"targets have shape {tuple(targets.shape)}, but logits {tuple(logits.shape)} require "
             f"{(batch, members)} class numbers or {(batch, members, classes)} probabilities."
         )
     if class_weights is not None and class_weights.shape != (classes,):
@@ -317,7 +312,7 @@ def mixed_cross_entropy(
             flat_targets,
             weight=class_weights,
             reduction="none",
-            ignore_index=NOTHING,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=label_smoothing,
         )
     except IndexError as error:
@@ -329,23 +324,23 @@ def mixed_cross_entropy(
 def mixed_binary_cross_entropy(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return the loss of images with any number of labels: mean over the batch of Σ_i w_i * Σ_k BCE(logits_ik, y_ik).
+    """Return the multi-label loss: mean over the batch of Σ_i w_i * Σ_k BCE(logits_ik, y_ik).
 
-    It is equation 3 of the paper with binary cross-entropy in place of cross-entropy, summed over the K classes: the
-    negative log-likelihood of all labels of an image. The gradient of a logit is as large as that of cross-entropy,
-    so that learning rates carry over; the mean over classes would need K times the rate (of SGD).
+    This is equation 3 of the paper with binary cross-entropy summed over the classes. Gradients of logits are as large
+    as those of cross-entropy, so learning rates carry over; with the mean over classes, SGD would need K times the
+    rate.
 
     Args:
         logits: (B, M, K).
-        targets: (B, M, K), 1 where a class is present and 0 where not, or between where pixels were mixed.
+        targets: (B, M, K), 1 if a class is present, else 0; values in between if pixels are mixed.
         weights: (B, M) from :func:`loss_weights`; ``None`` means 1 for every member.
-        label_smoothing: ε; targets become (1 - ε) y + ε / 2.
+        label_smoothing: ε, for targets (1 - ε) y + ε / 2.
 
     Returns:
         A float32 scalar: summed over classes and members, averaged over the batch, in nats.
 
     Raises:
-        InputError: if shapes do not fit.
+        InputError: if shapes do not match.
 
     Example:
         >>> logits, targets = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
@@ -354,7 +349,7 @@ def mixed_binary_cross_entropy(
     """
     if targets.shape != logits.shape:
         raise InputError(
-            f"targets have shape {tuple(targets.shape)}, but those of several labels are 0 or 1 for each of the logits "
+            f"targets have shape {tuple(targets.shape)}; multi-label targets must have the shape of the logits, "
             f"{tuple(logits.shape)}."
         )
     smoothed = (1 - label_smoothing) * targets.float() + label_smoothing / 2
@@ -366,8 +361,6 @@ def _sum_members(losses: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean over the batch of the weighted sum of the members' losses (B, M)."""
     if weights is not None:
         if weights.shape != losses.shape:
-            raise InputError(
-                f"weights have shape {tuple(weights.shape)}, but the members' losses {tuple(losses.shape)}."
-            )
+            raise InputError(f"weights have shape {tuple(weights.shape)}; they must be {tuple(losses.shape)}.")
         losses = losses * weights
     return losses.sum(1).mean()

@@ -1,7 +1,7 @@
 """Pairing of images with members: batch repetition and input repetition.
 
-A batch of B mixtures with repetition b touches only U = B / b distinct images; each stands b times in the
-batch, in an order of its own for every member (section 3.3 of the paper, after Havasi et al. 2021).
+A batch of B mixtures with repetition b has U = B / b distinct images; every member sees each of them b times, in its
+own random order (section 3.3 of the paper, after Havasi et al. 2021).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from mixmo.errors import InputError
 from mixmo.seeding import drawing_device
 
 
-def check_repetition(batch_size: int, batch_repetition: int) -> int:
-    """Return U = B / b, the number of distinct images in a batch of B in which each appears b times."""
+def count_distinct(batch_size: int, batch_repetition: int) -> int:
+    """Return U = B / b, the number of distinct images in a batch; refuse a b that does not divide B."""
     if batch_repetition < 1:
-        raise InputError(f"batch_repetition is {batch_repetition}; each image stands at least once in a batch.")
+        raise InputError(f"batch_repetition is {batch_repetition}; it must be at least 1.")
     if batch_size < batch_repetition:
         raise InputError(
             f"batch_size {batch_size} is smaller than batch_repetition {batch_repetition}; increase it, or repeat less."
@@ -24,19 +24,19 @@ def check_repetition(batch_size: int, batch_repetition: int) -> int:
     if batch_size % batch_repetition:
         raise InputError(
             f"batch_repetition {batch_repetition} does not divide batch_size {batch_size}; "
-            f"take a batch size of {batch_size - batch_size % batch_repetition}, for example."
+            f"use a batch size of {batch_size - batch_size % batch_repetition}, for example."
         )
     return batch_size // batch_repetition
 
 
 def check_input_repetition(input_repetition: float, num_members: int, name: str = "input_repetition") -> None:
-    """Refuse a share of equal inputs, rho, that is out of range or leaves nothing to mix; ``name`` is for the error."""
+    """Refuse a rho that is out of range or leaves nothing to mix; ``name`` is used in the message."""
     if not 0 <= input_repetition <= 1:
-        raise InputError(f"{name} is {input_repetition}; it is a share between 0 and 1.")
+        raise InputError(f"{name} is {input_repetition}; it must be between 0 and 1.")
     if input_repetition == 1 and num_members > 1:
         raise InputError(
-            f"{name} is 1: every member would see the same image, so the members could not learn to "
-            "tell their inputs apart; take a value below 1 (0 in every published figure)."
+            f"{name} is 1: all members would see the same image and could not learn to tell their inputs apart; "
+            "use a value below 1 (0 in every published figure)."
         )
 
 
@@ -50,16 +50,16 @@ def pair(
 ) -> Tensor:
     """Draw which of the U distinct images each member gets in each of the B = U * b mixtures.
 
-    Every member's column is a random permutation of the U images repeated b times. In the last
-    rho * B positions (rounded to whole ones) all members share one image.
+    Every member's column is a random permutation of the U images repeated b times. In the last round(rho * B) rows all
+    members share one image.
 
     Args:
         num_distinct: U, the number of distinct images.
         num_members: M.
         batch_repetition: b.
         input_repetition: rho in [0, 1); 0 is the published setting.
-        generator: Source of the permutations; ``None`` is the device's global generator.
-        device: Where to draw; ``None`` is the generator's device, or the CPU without one.
+        generator: Random generator; ``None`` is the device's global one.
+        device: Where to draw; ``None`` is the generator's device, or the CPU.
 
     Returns:
         Indices (B, M) into the distinct images, int64.
@@ -72,7 +72,7 @@ def pair(
         >>> pairs.shape, pairs.sort(0).values[:, 1].tolist()
         (torch.Size([8, 2]), [0, 0, 1, 1, 2, 2, 3, 3])
     """
-    check_repetition(num_distinct * batch_repetition, batch_repetition)
+    count_distinct(num_distinct * batch_repetition, batch_repetition)
     check_input_repetition(input_repetition, num_members)
     device = drawing_device(generator, device)
     batch_size = num_distinct * batch_repetition
@@ -80,7 +80,7 @@ def pair(
     def shuffled(count: int, columns: int) -> Tensor:
         return torch.rand(count, columns, generator=generator, device=device).argsort(dim=0)
 
-    shared = shuffled(batch_size, 1) % num_distinct  # positions modulo U name each image b times
-    alone = round(batch_size * (1 - input_repetition))
-    columns = shared.expand(batch_size, num_members)
-    return torch.cat([columns[:alone].gather(0, shuffled(alone, num_members)), columns[alone:]])
+    images = shuffled(batch_size, 1) % num_distinct  # each image b times
+    separate = round(batch_size * (1 - input_repetition))
+    columns = images.expand(batch_size, num_members)
+    return torch.cat([columns[:separate].gather(0, shuffled(separate, num_members)), columns[separate:]])

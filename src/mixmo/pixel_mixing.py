@@ -1,7 +1,7 @@
 """Mixup and CutMix in pixels, applied to each member's input.
 
-Labels are weighted by what stays *visible* of each image after the members are mixed in feature space
-(the paper's appendix on CutMix; the rectangle of another member can hide the region an image was given).
+Labels are weighted by the *visible* share of each image: another member's mask can hide parts of it when features are
+mixed (the paper's appendix on CutMix).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mixmo.seeding import drawing_device
 from mixmo.validation import Number, Share, settings_class
 
 PIXEL_KINDS = {"mixup": "linear", "cutmix": "cut"}
-"""For each kind, the mask of ``mixmo.masks`` that it uses for its two images."""
+"""The mask of ``mixmo.masks`` that each kind uses for its two images."""
 
 
 @settings_class("pixels", frozen=True)
 class PixelMixer:
-    """Draws pixel masks: what an input keeps of the indexed image; its partner gets the rest.
+    """Draws pixel masks: the share of each pixel that an input keeps, the rest being its partner's.
 
     This is also the section ``pixels`` of a run's settings.
 
@@ -46,8 +46,8 @@ class PixelMixer:
     """Share of inputs that are mixed, drawn for every sample and member; 0.5 in the paper."""
 
     def __post_init__(self) -> None:
-        # Made once: torch.compile cannot trace how a settings class is made.
-        object.__setattr__(self, "_two", Mixer("linear", 2, self.alpha))
+        # Created once, since torch.compile cannot trace the creation of a settings class.
+        object.__setattr__(self, "_two_images", Mixer("linear", 2, self.alpha))
 
     def sample(
         self,
@@ -63,18 +63,18 @@ class PixelMixer:
             batch_size: B.
             num_members: M.
             size: (H, W) of the images.
-            generator: Source of every draw; ``None`` is the device's global generator.
-            device: Where to draw; ``None`` is the generator's device, or the CPU without one.
+            generator: Random generator; ``None`` is the device's global one.
+            device: Where to draw; ``None`` is the generator's device, or the CPU.
 
         Returns:
-            Masks (B, M, 1, H, W): the share of the indexed image at each pixel; one where nothing is mixed.
+            Masks (B, M, 1, H, W): the share of each pixel that the input keeps, 1 if it is not mixed.
         """
         count = batch_size * num_members
         device = drawing_device(generator, device)
         if self.kind == "none":
             return torch.ones(batch_size, num_members, 1, *size, device=device)
         shape: FeatureShape = (1, *size)
-        ratios = self._two.sample(count, (1, 1, 1), generator, device=device).ratios  # type: ignore[attr-defined]
+        ratios = self._two_images.sample(count, (1, 1, 1), generator, device=device).ratios  # type: ignore[attr-defined]
         masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)
         mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
         keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's
@@ -82,10 +82,10 @@ class PixelMixer:
 
 
 def visible_share(keep: Tensor, masks: Tensor) -> Tensor:
-    """Return the indexed image's share (B, M) of what is visible: mean(keep ⊙ mask) / (mean(mask) + 1e-8).
+    """Return the share (B, M) of the visible pixels that each input keeps: mean(keep ⊙ mask) / (mean(mask) + 1e-8).
 
-    ``keep`` (B, M, 1, H, W) is its share of each pixel, average-pooled to the size of the members' masks
-    (B, M, 1 or F, h, w) where that is smaller. A member whose mask is empty has share 0.
+    ``keep`` (B, M, 1, H, W) is average-pooled to the size of the members' masks (B, M, 1 or F, h, w). A member with an
+    empty mask has share 0.
 
     Example:
         >>> keep = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
@@ -100,7 +100,7 @@ def visible_share(keep: Tensor, masks: Tensor) -> Tensor:
 
 
 def keep_majority(keep: Tensor, masks: Tensor) -> Tensor:
-    """Swap the regions of the two images where the indexed one's :func:`visible_share` is below half: keep or 1 - keep.
+    """Replace ``keep`` by 1 - keep for inputs whose :func:`visible_share` is below half.
 
     Example:
         >>> keep = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
@@ -112,14 +112,14 @@ def keep_majority(keep: Tensor, masks: Tensor) -> Tensor:
 
 
 def mix_pixels(inputs: Tensor, partners: Tensor, keep: Tensor) -> Tensor:
-    """Return keep ⊙ inputs + (1 - keep) ⊙ partners, of images (B, M, C, H, W) and masks (B, M, 1, H, W)."""
+    """Return keep ⊙ inputs + (1 - keep) ⊙ partners for images (B, M, C, H, W) and masks (B, M, 1, H, W)."""
     return torch.lerp(partners, inputs, keep)
 
 
 def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_classes: int) -> Tensor:
-    """Return soft targets (B, M, K): share * onehot(target) + (1 - share) * onehot(partner), for visible shares (B, M).
+    """Return soft targets (B, M, K), share * target + (1 - share) * partner, for visible shares (B, M).
 
-    Targets are class numbers (B, M), or (B, M, K) the presence of each class.
+    Targets are class numbers (B, M), taken as one-hot, or (B, M, K) a value for each class.
 
     Example:
         >>> shared_targets(torch.tensor([[0]]), torch.tensor([[2]]), torch.tensor([[0.75]]), 3).tolist()

@@ -1,7 +1,4 @@
-"""Seeding: every random draw is a function of (seed, step).
-
-So an interrupted run resumes exactly, and two machines agree on a batch.
-"""
+"""Seeding: every random draw is a function of (seed, step), so that runs resume exactly and ranks agree on a batch."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from mixmo.errors import InputError
 Stream = Literal["step", "order", "split", "init", "global", "read", "corruption", "statistics", "estimate", "subset",
                  "test", "copy"]  # fmt: skip
 STREAMS: tuple[Stream, ...] = get_args(Stream)
-"""Each stream draws by its place here: a new one goes to the end, since another place is other draws."""
+"""Seeds depend on a stream's position: append new ones."""
 
 
 def seed_for(seed: int, index: int, stream: Stream = "step") -> int:
-    """Return a well-mixed 63-bit seed for one step, epoch or image of one stream of draws; streams never share one."""
+    """Return a 63-bit seed for one step, epoch or image of a stream of draws; streams are independent."""
     state = np.random.SeedSequence([seed, STREAMS.index(stream), index]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
@@ -34,24 +31,24 @@ def generator_for(
 
 
 def drawing_device(generator: torch.Generator | None, device: torch.device | str | None = None) -> torch.device:
-    """Return where to draw: on the device that is named, else on the generator's, else on the CPU."""
+    """Return ``device``, else the generator's device, else the CPU."""
     if device is None:
         return torch.device("cpu") if generator is None else generator.device
     device = torch.device(device)
     if generator is not None and generator.device.type != device.type:
-        raise InputError(f"the generator draws on {generator.device}, but device is {device}; make it there.")
+        raise InputError(f"the generator is on {generator.device}, but device is {device}; create it there.")
     return device
 
 
-class DrawingFrom(TorchDispatchMode):
-    """Has what this thread draws on a generator's device come from that, and leaves torch's global generator alone.
+class UseGenerator(TorchDispatchMode):
+    """Context in which this thread's random operations use ``generator`` instead of torch's global one.
 
-    So a network can be built while other threads draw: ``torch.random.fork_rng`` would put the global generator back to
-    where it was at the beginning, and what they drew since would be drawn again.
+    Only operations on the generator's device are redirected. Unlike with ``torch.random.fork_rng``, which restores the
+    global generator's state, other threads can draw at the same time.
 
     Example:
         >>> _, before = torch.manual_seed(0), torch.get_rng_state()
-        >>> with DrawingFrom(torch.Generator().manual_seed(0)):
+        >>> with UseGenerator(torch.Generator().manual_seed(0)):
         ...     layer = torch.nn.Linear(2, 3)
         >>> bool((torch.get_rng_state() == before).all()), bool((layer.weight == torch.nn.Linear(2, 3).weight).all())
         (True, True)
@@ -64,27 +61,27 @@ class DrawingFrom(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Sequence[type], arguments: Any = (), keywords: dict[str, Any] | None = None
     ) -> Any:
-        """Call an operation, one that draws with the generator."""
+        """Call an operation, with the generator if it is random."""
         keywords = dict(keywords or {})
-        if torch.Tag.nondeterministic_seeded in function.tags and self._is_here(arguments, keywords):
-            function = _taking_generator(function)
+        if torch.Tag.nondeterministic_seeded in function.tags and self._is_on_device(arguments, keywords):
+            function = _generator_overload(function)
             if _takes_generator(function):
                 keywords["generator"] = keywords.get("generator") or self.generator
         return function(*arguments, **keywords)
 
-    def _is_here(self, arguments: Any, keywords: dict[str, Any]) -> bool:
-        """Return whether an operation draws on the generator's device: that of its tensor, or of the one it makes."""
+    def _is_on_device(self, arguments: Any, keywords: dict[str, Any]) -> bool:
+        """Return whether an operation's tensor, or the one it creates, is on the generator's device."""
         first = arguments[0] if arguments and isinstance(arguments[0], torch.Tensor) else None
         device = keywords.get("device") if first is None else first.device
         return torch.device(device or "cpu").type == self.generator.device.type
 
 
-def _taking_generator(function: Any) -> Any:
-    """Return an operation, or its overload that takes a generator, where that is another (``randn``, ``randint``)."""
+def _generator_overload(function: Any) -> Any:
+    """Return the overload of an operation that takes a generator (``randn``, ``randint``), else the operation."""
     name = "generator" if function._overloadname == "default" else f"{function._overloadname}_generator"
-    apart = not _takes_generator(function) and name in function.overloadpacket.overloads()
-    return getattr(function.overloadpacket, name) if apart else function
+    separate = not _takes_generator(function) and name in function.overloadpacket.overloads()
+    return getattr(function.overloadpacket, name) if separate else function
 
 
 def _takes_generator(function: Any) -> bool:
-    return any(each.name == "generator" for each in function._schema.arguments)
+    return any(argument.name == "generator" for argument in function._schema.arguments)

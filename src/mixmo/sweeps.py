@@ -1,4 +1,4 @@
-"""Sweeps: every combination of a grid with every seed and fold, trained and compared."""
+"""Sweeps: train and compare every combination of a grid with every seed and fold."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from mixmo.validation import Integer, settings_class
 
 FILE = "trials.csv"
 COLUMNS = ("trial", "seed", "status", "epochs", "val_score", "train_loss", "seconds", "error")
-"""The columns of that file; those of the grid follow the first. The score is accuracy on validation images, or mAP."""
+"""Columns of that file; those of the grid follow the first. The score is validation accuracy, or mAP."""
 FOLD = "data.fold"
 RESERVED = ("comparison", FILE)
-"""Other names in a sweep's folder."""
+"""Names in a sweep's folder that are not configurations."""
 MAX_NAME = 120
-"""Characters of a configuration's name; a longer one is cut and ends with a digest of the whole."""
+"""Maximum characters of a configuration's name; a longer one is cut, and a digest of the full name appended."""
 MAX_CONFIGURATIONS = 10_000
 
 log = logging.getLogger("mixmo")
@@ -52,15 +52,15 @@ class SweepSettings:
     each as in a recipe (``extends`` included). Every combination is trained.
     """
     seeds: list[Annotated[Integer, Field(ge=0)]] | None = None
-    """Seeds of every configuration; the recipe's own by default. All see the same split of the images, drawn by the
-    recipe's own seed unless ``data.split_seed`` is set.
+    """Seeds of every configuration; the recipe's seed by default. All share one split of the images, drawn with the
+    recipe's seed unless ``data.split_seed`` is set.
     """
     folds: Annotated[Integer, Field(ge=2)] | None = None
-    """k: every configuration is trained k times, each fold of the images (``data.folds``) being the test set once."""
+    """k: every configuration is trained k times, with each fold of the images (``data.folds``) as the test set once."""
 
 
 class Choice(NamedTuple):
-    """One value of one axis of the grid: its name, and its settings as in a recipe."""
+    """A value of an axis of the grid: its label, and its settings as in a recipe."""
 
     axis: str
     label: str
@@ -72,27 +72,27 @@ class Trial:
     """A run of a sweep."""
 
     name: str
-    """Its configuration's, shared by trials that differ only in seed or fold."""
+    """Configuration name, shared by trials that differ only in seed or fold."""
     choices: dict[str, str]
-    """The label of its value on every axis, and its fold."""
+    """Grid labels by axis, and the fold."""
     recipe: Recipe
-    """Its settings, except those of the command line."""
+    """Settings, without overrides."""
     overrides: dict[str, Any]
-    """Those of the command line, the seed among them."""
+    """Command-line overrides, and the seed and fold."""
     plan: Plan
-    """What follows from both on this machine."""
+    """The plan resolved from both on this machine."""
 
     @property
     def key(self) -> str:
         """The trial's folder within the sweep's."""
-        own = self.plan.settings
-        return f"{self.name}/seed-{own.seed}{'' if own.data.folds is None else f'_fold-{own.data.fold}'}"
+        seed, data = self.plan.settings.seed, self.plan.settings.data
+        return f"{self.name}/seed-{seed}{'' if data.folds is None else f'_fold-{data.fold}'}"
 
 
 def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[Trial]:
-    r"""Return the trials of a sweep's file, the first seed and fold of every configuration first; all are checked.
+    r"""Return the checked trials of a sweep's file, the first seed and fold of every configuration first.
 
-    ``overrides`` are settings of every trial, by their dotted names.
+    ``overrides`` are settings of all trials by their dotted names.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -106,9 +106,9 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
     section = content.pop(SWEEP, None)
     if not isinstance(section, Mapping) or not section:
         raise InputError(f"{file} has no section `{SWEEP}`, which says what to vary; docs/sweeps.md shows one.")
-    for name, place in (("seed", "seeds"), ("data.folds", "folds"), (FOLD, "folds")):
+    for name, key in (("seed", "seeds"), ("data.folds", "folds"), (FOLD, "folds")):
         if name in (overrides or {}):
-            raise InputError(f"--{name} is not for a sweep; it takes sweep.{place} from {file}.")
+            raise InputError(f"--{name} is not an option of a sweep; set sweep.{key} in {file}.")
     trials = list(_make_trials(content, _read_settings(section), dict(overrides or {}), file))
     _check_distinct(trials)
     _check_test_images(trials)
@@ -118,72 +118,72 @@ def load_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> list[T
 def _read_settings(section: Mapping[str, Any]) -> SweepSettings:
     settings = SweepSettings(**{str(name): value for name, value in section.items()})
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
-        raise InputError(f"sweep.seeds is {settings.seeds}; it lists seeds, each once.")
+        raise InputError(f"sweep.seeds is {settings.seeds}; give a list of different seeds.")
     if not (settings.grid or settings.seeds or settings.folds):
-        raise InputError("sweep names no grid, no seeds and no folds: there is nothing to vary.")
+        raise InputError("sweep has no grid, seeds or folds; set one of them.")
     return settings
 
 
 def _make_trials(base: Recipe, settings: SweepSettings, overrides: dict[str, Any], file: Path) -> Iterator[Trial]:
-    configurations = _combine(settings.grid, file.stem)
+    configurations = _combine_axes(settings.grid, file.stem)
     for seed, fold in itertools.product(settings.seeds or (None,), range(settings.folds or 1)):
-        own = overrides if seed is None else {**overrides, "seed": seed}
-        own = {**own, "data.folds": settings.folds, FOLD: fold} if settings.folds else own
+        values = overrides | ({} if seed is None else {"seed": seed})
+        values |= {"data.folds": settings.folds, FOLD: fold} if settings.folds else {}
         for name, choices in configurations:
             try:
                 recipe = combine_bases([base, *(choice.settings for choice in choices)], str(file))
                 recipe = merge({"data": {"split_seed": recipe.get("seed", 0)}}, recipe)  # one split for all seeds
-                plan = make_plan(recipe, own)
+                plan = make_plan(recipe, values)
             except InputError as error:
                 raise InputError(f"trial {name}: {error}") from error
             for setting in ("devices", "num_nodes"):
                 if (count := getattr(plan.settings.trainer, setting)) not in (None, 1):
                     raise InputError(
-                        f"trial {name}: trainer.{setting} is {count}, and each trial of a sweep takes one device; "
-                        "train on many with `mixmo fit`."
+                        f"trial {name}: trainer.{setting} is {count}, but each trial of a sweep trains on one "
+                        "device; use `mixmo fit` for more."
                     )
             labels = {choice.axis: choice.label for choice in choices} | ({FOLD: str(fold)} if settings.folds else {})
-            yield Trial(name, labels, recipe, own, plan)
+            yield Trial(name, labels, recipe, values, plan)
 
 
-def _combine(grid: Mapping[str, Any], stem: str) -> list[tuple[str, tuple[Choice, ...]]]:
-    """Return the name and the choices of every configuration."""
+def _combine_axes(grid: Mapping[str, Any], stem: str) -> list[tuple[str, tuple[Choice, ...]]]:
+    """Return the name and choices of every configuration."""
     axes = [_read_axis(axis, values) for axis, values in grid.items()]
     if (count := math.prod(map(len, axes))) > MAX_CONFIGURATIONS:
-        raise InputError(f"the sweep has {count} configurations, more than {MAX_CONFIGURATIONS}: name fewer values.")
-    found = [(_name(choices) or stem, choices) for choices in itertools.product(*axes)]
-    for name, _ in found:
+        raise InputError(f"the sweep has {count} configurations, more than {MAX_CONFIGURATIONS}; reduce the grid.")
+    configurations = [(_name_configuration(choices) or stem, choices) for choices in itertools.product(*axes)]
+    for name, _ in configurations:
         if name in RESERVED:
-            raise InputError(f"a choice of the sweep is named {name}, as a file in its folder is; name it otherwise.")
-    return found
+            raise InputError(f"{name} is a reserved name in a sweep's folder; choose another name for the choice.")
+    return configurations
 
 
 def _read_axis(axis: str, values: Any) -> list[Choice]:
-    """Return the values of an axis of the grid."""
+    """Return the choices of an axis of the grid."""
     if not isinstance(values, list | Mapping) or not values:
-        raise InputError(f"sweep.grid.{axis} is {values!r}; it lists values, or names choices of several settings.")
+        raise InputError(f"sweep.grid.{axis} is {values!r}; give a list of values, or a mapping of named choices.")
     if isinstance(values, list):
         _check_setting(axis)
-        return [_set(axis, value) for value in values]
-    for label, own in values.items():
-        if not isinstance(own, Mapping | None):
+        return [_choose(axis, value) for value in values]
+    for label, settings in values.items():
+        if not isinstance(settings, Mapping | None):
             raise InputError(
-                f"sweep.grid.{axis}.{label} is {own!r}; it holds settings as a recipe does, or is a list for a setting."
+                f"sweep.grid.{axis}.{label} is {settings!r}; give settings as in a recipe, or make the axis a list."
             )
-    return [Choice(axis, str(label), dict(own or {})) for label, own in values.items()]
+    return [Choice(axis, str(label), dict(settings or {})) for label, settings in values.items()]
 
 
 def _check_setting(name: str) -> None:
-    """Refuse the dotted name of an unknown setting; options of other libraries are not checked."""
-    if place := {"seed": "list seeds in sweep.seeds", FOLD: "set sweep.folds"}.get(name):
-        raise InputError(f"sweep.grid names {name}; {place}, whose runs are averaged in the comparison.")
+    """Refuse an unknown setting; options of other libraries are not checked."""
+    if hint := {"seed": "list seeds in sweep.seeds", FOLD: "set sweep.folds"}.get(name):
+        raise InputError(f"sweep.grid has {name}; {hint} instead, so that the comparison averages these runs.")
     known = known_settings()
     section, options, _ = name.partition(".options.")
     if not (options and f"{section}.options" in known):
         one_of(name, known, "setting in sweep.grid")
 
 
-def _set(name: str, value: Any) -> Choice:
+def _choose(name: str, value: Any) -> Choice:
     settings = value
     for part in reversed(name.split(".")):
         settings = {part: settings}
@@ -191,7 +191,7 @@ def _set(name: str, value: Any) -> Choice:
 
 
 def _label(value: Any) -> str:
-    """Return a value's name, as YAML writes it."""
+    """Format a value as YAML does, for names."""
     if isinstance(value, Mapping):
         value = [part for pair in value.items() for part in pair]
     if isinstance(value, list):
@@ -199,53 +199,53 @@ def _label(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _name(choices: Sequence[Choice]) -> str:
-    """Return a configuration's name, which is also that of its folder.
+def _name_configuration(choices: Sequence[Choice]) -> str:
+    """Return the name of a configuration and its folder.
 
-    A setting appears with the last part of its name where that is unique, a named choice as its label alone.
+    It has the last part of a setting's name, if that is unique, with the value; of a named choice only the label.
     """
     known, last = known_settings(), Counter(choice.axis.rpartition(".")[2] for choice in choices)
     parts = []
     for axis, label, _ in choices:
         short = axis.rpartition(".")[2]
-        of_setting = axis in known or "." in axis
-        parts.append(f"{short if last[short] == 1 else axis}-{label}" if of_setting else label)
+        is_setting = axis in known or "." in axis
+        parts.append(f"{short if last[short] == 1 else axis}-{label}" if is_setting else label)
     name = re.sub(r"[^\w.+-]+", "-", "_".join(parts)).strip(".")
     return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
-    """Refuse two trials of one name, or of the same settings."""
+    """Refuse trials with equal names or settings."""
     keys, plans = dict[str, Trial](), dict[str, Trial]()
     for trial in trials:
         if trial.key in keys:
-            raise InputError(f"two trials are called {trial.key}: a value or a name is listed twice.")
+            raise InputError(f"two trials are called {trial.key}; remove the value or name that is listed twice.")
         if (same := plans.get(trial.plan.yaml)) is not None:
             raise InputError(
-                f"two trials of the sweep are the same, {same.key} and {trial.key}: an override of the command line "
-                "replaces what differs, or nothing differs."
+                f"trials {same.key} and {trial.key} have the same settings; vary another setting, or leave out the "
+                "command-line option that overrides it."
             )
         keys[trial.key] = plans[trial.plan.yaml] = trial
 
 
 def _check_test_images(trials: Sequence[Trial]) -> None:
-    """Refuse trials with different test images, which cannot be compared at the end."""
+    """Refuse trials with different test images, which cannot be compared."""
     first, *others = trials
     for setting in ("name", "test", "folds", "multi_label"):
         wanted = getattr(first.plan.settings.data, setting)
         for trial in others:
-            if (own := getattr(trial.plan.settings.data, setting)) != wanted:
+            if (value := getattr(trial.plan.settings.data, setting)) != wanted:
                 raise InputError(
-                    f"trial {trial.key} has data.{setting} {own!r}, but {first.key} {wanted!r}: different test images "
-                    "cannot be compared; make a sweep of each."
+                    f"trial {trial.key} has data.{setting} {value!r}, but {first.key} {wanted!r}: different test "
+                    "images cannot be compared; make a sweep of each."
                 )
 
 
 class SweepRunner:
-    """Trains the trials of a sweep in a folder, ``NAME/seed-S`` for each, with folds ``NAME/seed-S_fold-I``.
+    """Trains the trials of a sweep in subfolders ``NAME/seed-S``, or ``NAME/seed-S_fold-I`` with folds.
 
-    Finished trials are not trained again, others are resumed. Several processes, on several machines that see the
-    folder, may train one sweep: each takes the next trial that no other trains. ``errors`` says why trials failed.
+    Finished trials are skipped, others resumed. Several processes, also on machines that share the folder, can train
+    one sweep: each takes the next trial that no other is training. ``errors`` has the messages of failed trials.
     """
 
     def __init__(self, trials: Sequence[Trial], folder: Path) -> None:
@@ -256,7 +256,7 @@ class SweepRunner:
             self._make_plan(trial)
 
     def _make_plan(self, trial: Trial) -> Plan:
-        """Return a trial's plan, with the defaults of the machine where its run began."""
+        """Return a trial's plan; a run that has begun keeps its first machine's defaults."""
         if not (run := self.run(trial)).config_file.is_file():
             return trial.plan
         plan = make_plan(merge(trial.recipe, run.resolved()), trial.overrides)
@@ -268,17 +268,17 @@ class SweepRunner:
         return RunFolder(self.folder / trial.key)
 
     def train(self) -> None:
-        """Train unfinished trials; one that fails does not stop the others, but a signal does.
+        """Train unfinished trials; a failure does not stop the others, a signal does.
 
-        ``trials.csv`` is written before and after each trial.
+        Writes ``trials.csv`` before and after each trial.
         """
         self.write()
         for trial in self.trials:
             run = self.run(trial)
-            try:  # another process may have begun the run meanwhile
+            try:  # another process may have begun the run in the meantime
                 train_plan(self._make_plan(trial), run, resume=run.config_file.is_file())
             except InUseError:
-                log.info("%s is trained by another process", trial.key)
+                log.info("%s is being trained by another process", trial.key)
             except StoppedError:
                 raise
             except InputError as error:
@@ -288,7 +288,7 @@ class SweepRunner:
             self.write()
 
     def _read_metrics(self, trial: Trial) -> list[dict[str, float]]:
-        """Return a trial's epochs; if they cannot be read, it has failed."""
+        """Return a trial's metrics; an unreadable file counts as a failure."""
         try:
             return self.run(trial).read_metrics()
         except InputError as error:
@@ -300,7 +300,7 @@ class SweepRunner:
         if trial.key in self.errors:
             return "failed"
         run = self.run(trial)
-        if trial.key not in self._finished:  # a whole checkpoint is read to know
+        if trial.key not in self._finished:  # cached, because this reads a whole checkpoint
             if not run.config_file.is_file():
                 return "waiting"
             if run.finished_epochs() < trial.plan.epochs:
@@ -309,12 +309,12 @@ class SweepRunner:
         return "finished"
 
     def counts(self) -> str:
-        """Return how many trials there are of each status."""
-        found = Counter(self.status(trial) for trial in self.trials)
-        return ", ".join(f"{count} {status}" for status, count in found.items())
+        """Return the number of trials by status, as text."""
+        counts = Counter(self.status(trial) for trial in self.trials)
+        return ", ".join(f"{count} {status}" for status, count in counts.items())
 
     def write(self) -> None:
-        """Write ``trials.csv``: a row for each trial."""
+        """Write ``trials.csv``, a row per trial."""
         make_folder(self.folder)
         axes = list(dict.fromkeys(axis for trial in self.trials for axis in trial.choices))
         text = io.StringIO()
@@ -333,16 +333,16 @@ class SweepRunner:
         write_text(self.folder / FILE, text.getvalue())
 
     def groups(self) -> list[Networks]:
-        """Return the configurations with all seeds and folds finished, to compare them."""
+        """Return the configurations whose seeds and folds are all finished."""
         unfinished = {trial.name for trial in self.trials if self.status(trial) != "finished"}
         folders: dict[str, list[list[Path]]] = {}
         for trial in self.trials:
             if trial.name not in unfinished:
                 folders.setdefault(trial.name, []).append([self.folder / trial.key])
-        return [Networks(name, own) for name, own in folders.items()]
+        return [Networks(name, entries) for name, entries in folders.items()]
 
     def best(self, groups: Sequence[Networks]) -> tuple[str, float]:
-        """Return the configuration of the highest mean score on validation images; NaN where there is none."""
+        """Return the configuration with the highest mean validation score, and the score; NaN if there is none."""
         scores = {}
         for group in groups:
             histories = [self.run(trial).read_metrics() for trial in self.trials if trial.name == group.name]
@@ -352,15 +352,15 @@ class SweepRunner:
 
 
 def _validation_score(rows: Sequence[Mapping[str, float]]) -> float:
-    """Return the accuracy on validation images after the last epoch, or the mAP of several labels; NaN without any."""
+    """Return the validation accuracy, or mAP if multi-label, after the last epoch; NaN without validation."""
     last = rows[-1] if rows else {}
     return last.get("val_map", last.get("val_accuracy", math.nan))
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is not a sweep's: a run's, or one with another ``trials.csv``."""
+    """Refuse a run's folder, or one with a foreign ``trials.csv``."""
     if RunFolder(folder).config_file.is_file():
-        raise InputError(f"{folder} is a run's folder; choose another one for the sweep with --out.")
+        raise InputError(f"{folder} is a run's folder; choose another folder for the sweep with --out.")
     file = folder / FILE
     if file.is_file():
         with file.open("rb") as content:

@@ -1,7 +1,7 @@
 """Classes of settings: pydantic dataclasses with clear error messages.
 
-A class of settings is the one place for a setting's type, range, default and meaning, and for whether it changes
-results (:data:`Neutral`). Help, keywords, files and checks follow from it.
+A class of settings is the single definition of a setting's type, range, default and meaning, and of whether it changes
+results (:data:`Neutral`). Help, keywords, files and checks are derived from it.
 """
 
 from __future__ import annotations
@@ -32,88 +32,88 @@ CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 
 
 class ChangesNoResult:
-    """Marks a setting that changes no result, such as how many processes decode images."""
+    """Marks a setting that does not change results, such as the number of processes that decode images."""
 
 
 class FromElsewhere:
-    """Marks a field that is not a setting of its own: recipes, options and keywords leave it out."""
+    """Marks a field derived from another setting; recipes, options and keywords omit it."""
 
 
-def _number(value: Any) -> Any:
+def _to_number(value: Any) -> Any:
     if isinstance(value, bool | np.bool_ | bytes):
         raise ValueError("it must be a number")
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
-        return value  # which will be refused
+        return value  # pydantic refuses it
 
 
-def take_integer(value: Any) -> Any:
-    """Return another library's integer as a Python int; refuse floats, even whole numbers."""
+def _to_integer(value: Any) -> Any:
+    """Convert another library's integer to a Python int; refuse floats, even integral ones."""
     if isinstance(value, bool | float):
         raise ValueError("it must be an integer")
     return operator.index(value) if hasattr(value, "__index__") else value
 
 
-def _boolean(value: Any) -> Any:
+def _to_boolean(value: Any) -> Any:
     return bool(value) if isinstance(value, np.bool_) else value
 
 
-def _text(value: Any) -> Any:
+def _to_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def take_list(value: Any) -> Any:
-    """Return a tuple or an array as a list."""
+def to_list(value: Any) -> Any:
+    """Convert a tuple or an array to a list."""
     return list(value) if isinstance(value, tuple | np.ndarray) else value
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Return a value as YAML can write it; refuse what it cannot."""
-    if depth > DEEPEST:
+def _to_plain(value: Any, depth: int = 0) -> Any:
+    """Convert a value to the plain types that YAML can write; refuse any other."""
+    if depth > MAX_DEPTH:
         raise ValueError("it must not be nested so deeply")
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, list | tuple):
-        return [_plain(each, depth + 1) for each in value]
+        return [_to_plain(each, depth + 1) for each in value]
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise ValueError("it must have texts for names")
-        return {str.__str__(key): _plain(each, depth + 1) for key, each in value.items()}
+            raise ValueError("it must have strings as keys")
+        return {str.__str__(key): _to_plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("it must hold finite numbers")
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):
-        if isinstance(value, kind):  # of a subclass, what YAML knows
+        if isinstance(value, kind):  # subclasses become the base type
             return kind.__str__(value) if kind is str else kind(value)
     raise ValueError("it must hold plain values: scalars, lists and mappings")
 
 
-DEEPEST = 50
-"""Levels of lists and mappings that an option may have."""
+MAX_DEPTH = 50
+"""Maximum nesting of lists and mappings in an option."""
 
 Neutral = Annotated[T, ChangesNoResult()]
-Integer = Annotated[int, Strict(), BeforeValidator(take_integer)]
-Boolean = Annotated[bool, Strict(), BeforeValidator(_boolean)]
-Text = Annotated[str, BeforeValidator(_text)]
-"""A text, or a path."""
-Place = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
-"""A file or folder to write, which is never empty."""
-Number = Annotated[float, BeforeValidator(_number)]
-"""A finite number; 1 becomes 1.0, and so does "1e-3", which YAML 1.1 reads as a text."""
-Numbers = Annotated[list[Number], Strict(), BeforeValidator(take_list)]
+Integer = Annotated[int, Strict(), BeforeValidator(_to_integer)]
+Boolean = Annotated[bool, Strict(), BeforeValidator(_to_boolean)]
+Text = Annotated[str, BeforeValidator(_to_text)]
+"""A string, or a path, which becomes one."""
+FilePath = Annotated[str, Field(min_length=1), BeforeValidator(_to_text)]
+"""The path of a file or folder; not empty."""
+Number = Annotated[float, BeforeValidator(_to_number)]
+"""A finite number; integers are converted, and strings such as "1e-3", which YAML 1.1 does not read as numbers."""
+Numbers = Annotated[list[Number], Strict(), BeforeValidator(to_list)]
 Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[Integer, Field(ge=1)]
-Options = Annotated[dict[str, Any], BeforeValidator(_plain)]
-"""Keywords of another library: scalars, or lists and mappings of scalars."""
+Options = Annotated[dict[str, Any], BeforeValidator(_to_plain)]
+"""Keyword arguments for another library: scalars, or lists and mappings of scalars."""
 
 
 @dataclass_transform(field_specifiers=(Field, dataclasses.field))
 def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]], type[T]]:
-    """Make a class of settings: a dataclass that checks its values, and names every one that is wrong.
+    """Make a class of settings: a dataclass that checks its values and reports every invalid one.
 
-    Errors name the section of a recipe whose settings these are.
+    Error messages prefix names with ``section``, the section of a recipe that has these settings.
 
     Example:
         >>> @settings_class("photo")
@@ -141,7 +141,7 @@ def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]
             try:
                 check(self, **given, **named)
             except ValidationError as error:
-                raise InputError(join_sentences(describe_errors(error, made, section))) from None
+                raise InputError(join_messages(describe_errors(error, made, section))) from None
 
         made.__init__ = initialize
         fields = made.__pydantic_fields__.items()
@@ -156,22 +156,22 @@ def settings_class(section: str = "", frozen: bool = False) -> Callable[[type[T]
 def fields_of(section: type) -> Mapping[str, FieldInfo]:
     """Return every setting of a class of sections by its dotted name.
 
-    Each has its plain annotation, and as its title type and range in words.
+    The annotations lack metadata; the titles describe type and range in words.
 
     Example:
         >>> from mixmo.config.settings import Settings
         >>> [fields_of(Settings)[name].title for name in ("mixer.alpha", "data.split_seed", "mixer.draw_per")]
         ['number, 0 to 1,000,000', 'integer, ≥ 0 or null', 'batch, sample']
     """
-    found: dict[str, FieldInfo] = {}
+    fields: dict[str, FieldInfo] = {}
     hints, marked = get_type_hints(section), get_type_hints(section, include_extras=True)
     for name, field in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
         if dataclasses.is_dataclass(hint := hints[name]):
-            found |= {f"{name}.{key}": own for key, own in fields_of(hint).items()}  # type: ignore[arg-type]
-        elif not any(isinstance(each, FromElsewhere) for each in field.metadata):
-            found[name] = copy.copy(field)
-            found[name].annotation, found[name].title = hint, describe_type(marked[name])
-    return found
+            fields |= {f"{name}.{key}": inner for key, inner in fields_of(hint).items()}  # type: ignore[arg-type]
+        elif not any(isinstance(mark, FromElsewhere) for mark in field.metadata):
+            fields[name] = copy.copy(field)
+            fields[name].annotation, fields[name].title = hint, describe_type(marked[name])
+    return fields
 
 
 @functools.cache
@@ -181,14 +181,14 @@ def hints_of(section: type) -> Mapping[str, Any]:
 
 
 def describe_type(hint: Any) -> str:
-    """Return the type and the range that an annotation allows."""
+    """Describe the type and the range that an annotation allows."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        limits = [each for mark in arguments[1:] for each in getattr(mark, "metadata", [mark])]
-        found = {key: f"{getattr(each, key):,.10g}" for key in SIGNS for each in limits if hasattr(each, key)}
-        if {"ge", "le"} <= found.keys():
-            return f"{describe_type(arguments[0])}, {found['ge']} to {found['le']}"
-        return ", ".join([describe_type(arguments[0]), *(f"{SIGNS[key]} {value}" for key, value in found.items())])
+        marks = [part for mark in arguments[1:] for part in getattr(mark, "metadata", [mark])]
+        limits = {key: f"{getattr(mark, key):,.10g}" for key in SIGNS for mark in marks if hasattr(mark, key)}
+        if {"ge", "le"} <= limits.keys():
+            return f"{describe_type(arguments[0])}, {limits['ge']} to {limits['le']}"
+        return ", ".join([describe_type(arguments[0]), *(f"{SIGNS[key]} {limit}" for key, limit in limits.items())])
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(describe_type, arguments)))
     if origin is Literal:
@@ -203,44 +203,44 @@ TYPES = {int: "integer", float: "number", bool: "true or false", str: "text", di
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
-def join_sentences(sentences: Sequence[str]) -> str:
-    """Return a message: the only sentence, or the number of sentences and a line for each."""
-    if len(sentences) == 1:
-        return sentences[0]
-    return "\n  ".join([f"{len(sentences)} settings are wrong:", *sentences])
+def join_messages(messages: Sequence[str]) -> str:
+    """Return the only message, or the number of messages followed by one per line."""
+    if len(messages) == 1:
+        return messages[0]
+    return "\n  ".join([f"{len(messages)} settings are wrong:", *messages])
 
 
 def describe_errors(error: ValidationError, settings: type, section: str = "") -> list[str]:
-    """Return a sentence for each value that is wrong of a class of settings, or of a section of a recipe."""
+    """Return one message per invalid value of a class of settings, or of a section of a recipe."""
     known, prefix = fields_of(settings), f"{section}." if section else ""
-    found: dict[str, list[Any]] = {}
-    for each in error.errors(include_url=False):
-        found.setdefault(_place(each["loc"], known), []).append(each)  # a union has an error for each of its types
-    sentences = []
-    for place, errors in found.items():
-        name = prefix + place
+    by_location: dict[str, list[Any]] = {}
+    for detail in error.errors(include_url=False):  # of a union, one per type
+        by_location.setdefault(_format_location(detail["loc"], known), []).append(detail)
+    messages = []
+    for location, errors in by_location.items():
+        name = prefix + location
         if errors[0]["type"] == "unexpected_keyword_argument":
-            sentences.append(explain_unknown(name, [prefix + own for own in known], "setting", "`mixmo fit --help`"))
-        elif not any(other != place and other.startswith(f"{place}[") for other in found):
-            sentences.append(_sentence(name, errors))
-    return sentences
+            messages.append(explain_unknown(name, [prefix + key for key in known], "setting", "`mixmo fit --help`"))
+        elif not any(other.startswith(f"{location}[") for other in by_location):
+            messages.append(_message(name, errors))
+    return messages
 
 
-def _place(location: Sequence[int | str], known: Collection[str]) -> str:
-    """Return where a value is; within a setting without pydantic's names for the types of a union."""
-    place = ""
+def _format_location(location: Sequence[int | str], known: Collection[str]) -> str:
+    """Format pydantic's location of a value, without the names of a union's types."""
+    text = ""
     for part in location:
         if isinstance(part, int):
-            place += f"[{part}]"
-        elif place.partition("[")[0] not in known:
-            place += f".{part}" if place else part
-    return place
+            text += f"[{part}]"
+        elif text.partition("[")[0] not in known:
+            text += f".{part}" if text else part
+    return text
 
 
-def _sentence(name: str, errors: Sequence[Any]) -> str:
-    """Return what is wrong with one value."""
+def _message(name: str, errors: Sequence[Any]) -> str:
+    """Return the message for one value, whose errors are joined by "or"."""
     value, context = errors[0]["input"], errors[0].get("ctx") or {}
-    if isinstance(context.get("error"), InputError):  # a whole sentence
+    if isinstance(context.get("error"), InputError):  # already a complete message
         return str(context["error"])
     if errors[0]["type"] == "missing":
         return f"{name} is missing."
@@ -264,9 +264,9 @@ WANTED = {
     "less_than_equal": "be at most {limit}",
     "list_type": "be a list",
     "string_too_short": "not be empty",
-    "string_type": "be a text",
+    "string_type": "be a string",
 }
-"""Messages for pydantic's types of errors; other types keep pydantic's own."""
+"""Our wording of pydantic's types of errors; other types have pydantic's message."""
 
 
 def _wanted(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""The network is asked, and folders for downloads are made, where the command line allows it, whatever a run says."""
+"""Downloads happen, and their folders are created, only if the command line allows it, despite a run's settings."""
 
 import http.server
 import json
@@ -23,7 +23,7 @@ from mixmo.runs import RunFolder
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Requests to a server on this machine, and names and addresses that were asked for."""
+    """Requests to a local server, and host names and addresses that were looked up."""
     found = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -46,8 +46,8 @@ def asked(monkeypatch):
     server.server_close()
 
 
-def changed(run, to, **data):
-    """Return a copy of a run that asks for another dataset, and allows all downloads in every file that it has."""
+def copy_with_downloads(run, to, **data):
+    """Copy a run, set another dataset and allow all downloads in every one of its files."""
     shutil.copytree(
         run.path,
         to / run.path.name,
@@ -73,7 +73,7 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
     requests, host = asked
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.chdir(tmp_path)
-    run = changed(trained[1], tmp_path, name=name.replace("HOST", host), root=str(tmp_path / "new"))
+    run = copy_with_downloads(trained[1], tmp_path, name=name.replace("HOST", host), root=str(tmp_path / "new"))
     for words in (["test"], ["test", "--refresh", "--corruptions"], ["compare", "--out", "page"], ["fit"]):
         assert main([words[0], str(run.path), *words[1:]]) == 2
         assert ("--data.download true" if words == ["fit"] else "with --download") in capsys.readouterr().err
@@ -94,10 +94,10 @@ LOCAL = ["webdataset:pipe:touch made", "webdataset:pipe:curl http://HOST/x.tar",
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_other_kinds_of_images_are_of_this_machine_alone(trained, tmp_path, asked, name, monkeypatch, capsys):
-    """Even with permission: no program is started, no address asked."""
+    """Even with permission, no program is started and no host contacted."""
     requests, host = asked
     monkeypatch.chdir(tmp_path)
-    run = changed(trained[1], tmp_path, name=name.replace("HOST", host))
+    run = copy_with_downloads(trained[1], tmp_path, name=name.replace("HOST", host))
     for words in (["test", str(run.path)], ["test", str(run.path), "--download"], ["fit", str(run.config_file)]):
         assert main([*words, *(["--run", "again"] if words[0] == "fit" else [])]) == 2
         said = capsys.readouterr().err
@@ -111,7 +111,7 @@ OVERLAY = {"pretrained_cfg_overlay": {"url": "http://HOST/x.pth"}}
 @pytest.mark.parametrize("options", [{"pretrained": True}, OVERLAY, {"pretrained": True, **OVERLAY}])
 def test_options_of_a_runs_backbone_fetch_nothing(trained, tmp_path, asked, options, monkeypatch, capsys):
     requests, host = asked
-    run = changed(trained[1], tmp_path)
+    run = copy_with_downloads(trained[1], tmp_path)
     content = yaml.safe_load(run.config_file.read_text().replace("HOST", host))
     content["model"]["options"] = yaml.safe_load(yaml.safe_dump(options).replace("HOST", host))
     run.config_file.write_text(yaml.safe_dump(content))
@@ -124,7 +124,7 @@ def test_options_of_a_runs_backbone_fetch_nothing(trained, tmp_path, asked, opti
 
 def test_other_datasets_ask_no_network_unless_allowed(trained, tmp_path, asked, monkeypatch, capsys):
     requests, _ = asked
-    run = changed(trained[1], tmp_path)
+    run = copy_with_downloads(trained[1], tmp_path)
     words = ["test", str(run.path), "--ood", "hfds/someone/something"]
     assert main(words) == 2
     assert "accesses the network; allow it with --download." in capsys.readouterr().err and requests == []
@@ -161,7 +161,7 @@ def test_a_shared_folder_fetches_no_weights(trained, tmp_path, asked):
     spec = json.loads((folder / "mixmo.json").read_text())  # without digests, as another program may write it
     spec |= {"backbone": "resnet10t", "options": {"pretrained_cfg_overlay": {"hf_hub_id": "someone/x"}}}
     (folder / "mixmo.json").write_text(json.dumps(spec))
-    with pytest.raises(InputError, match=r"mixmo\.json is damaged: its content does not have the digest"):
+    with pytest.raises(InputError, match=r"mixmo\.json is damaged: its content does not match its digest"):
         mixmo.Predictor(folder)
     (folder / "mixmo.json").write_text(json.dumps({k: v for k, v in spec.items() if k not in ("sha256", "files")}))
     with pytest.raises(InputError, match="does not hold the network"):
@@ -181,7 +181,7 @@ def test_the_option_arrives_for_the_test_set_and_for_other_datasets(trained, tmp
     monkeypatch.setattr(timm.data, "create_dataset", spy)
     monkeypatch.chdir(tmp_path)
     data = {"root": str(tmp_path), "download": not word}  # the opposite of what the command line says
-    run = changed(trained[1], tmp_path, **({"name": "torch/mnist"} if ours else {}), **data)
+    run = copy_with_downloads(trained[1], tmp_path, **({"name": "torch/mnist"} if ours else {}), **data)
     assert main(["test", str(run.path), *([] if ours else ["--ood", "torch/mnist"]), *word]) == 2
     assert set(known) == {("torch/mnist", bool(word))}
     said = capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_a_resumed_run_takes_permission_from_the_command_line(trained, tmp_path,
         raise RuntimeError("Dataset not found")
 
     monkeypatch.setattr(timm.data, "create_dataset", spy)
-    run = changed(trained[1], tmp_path, name="torch/mnist", root=str(tmp_path))
+    run = copy_with_downloads(trained[1], tmp_path, name="torch/mnist", root=str(tmp_path))
     for words in ([], ["--data.download", "true"], ["--data.download=true"]):
         main(["fit", str(run.path), *words])
     assert known[0] is False and set(known[1:]) == {True}
@@ -208,7 +208,7 @@ def test_permissions_stand_in_recipes_but_not_in_runs(trained, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("extends: digits-cut\ndata: {download: true}\n")
     assert load_recipe(recipe)["data"]["download"] is True
-    run = changed(trained[1], tmp_path)
+    run = copy_with_downloads(trained[1], tmp_path)
     assert "download" not in load_recipe(run.config_file)["data"]
     assert not run.settings().data.download and not run.settings().model.download
     assert "download" not in run.resumed_config()["data"]

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one clear sentence with exit code 2 for bad input."""
+"""The command line: what it prints, and one clear message with exit code 2 for bad input."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import write_images
 
-from mixmo.cli.main import COMMANDS, PATIENCE, main, show_log
+from mixmo.cli.main import COMMANDS, RANK_TIMEOUT, main, show_log
 from mixmo.config.recipes import catalogue
 from mixmo.runs import RunFolder
 
@@ -44,7 +44,7 @@ def test_the_whole_way(pictures, capsys):
 
 
 def test_recipes_are_listed_in_groups(capsys):
-    """Whole names within 100 columns; where to start stands first."""
+    """Names are not cut off within 100 columns; recipes to start with come first."""
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "mixmo fit quickstart" in lines[0] and max(map(len, lines)) <= 100
@@ -57,7 +57,7 @@ def test_recipes_are_listed_in_groups(capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
-    """In both spellings; its first sentence says what the command does."""
+    """Both spellings work; the first sentence describes the command."""
     texts = []
     for words in ([command, "--help"], ["help", command]):
         assert main(words) == 0
@@ -75,12 +75,12 @@ def test_help_of_the_program(capsys):
 
 
 def test_a_closed_pipe_ends_quietly(monkeypatch, capsys):
-    """Whether a command notices on the way or the last flush does."""
+    """Whether noticed while printing or by the last flush."""
 
     def printing():
         print("row\n" * 10_000)
 
-    monkeypatch.setattr("mixmo.cli.recipes.in_groups", printing)
+    monkeypatch.setattr("mixmo.cli.recipes.group_recipes", printing)
     for words in (["--help"], ["recipes"]):
         reading, writing = os.pipe()
         os.close(reading)
@@ -94,7 +94,7 @@ def test_a_defect_is_one_line_with_the_traceback_in_a_file(monkeypatch, capsys, 
     def broken():
         raise KeyError("a\x1b[31mb")
 
-    monkeypatch.setattr("mixmo.cli.recipes.in_groups", broken)
+    monkeypatch.setattr("mixmo.cli.recipes.group_recipes", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["recipes"]) == 1
     error = capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_what_is_no_defect_has_exit_codes_of_its_own(monkeypatch, capsys, raised
     def stopped():
         raise raised
 
-    monkeypatch.setattr("mixmo.cli.recipes.in_groups", stopped)
+    monkeypatch.setattr("mixmo.cli.recipes.group_recipes", stopped)
     assert main(["recipes"]) == code
     assert capsys.readouterr().err.startswith(message)
 
@@ -195,7 +195,7 @@ def test_bad_input_to_fit_is_one_sentence(words, pictures, capsys):
         (["test", "nowhere"], "there is no run folder nowhere."),
         (["test", "digits-cut"], "no run folder digits-cut; `mixmo fit digits-cut` trains the recipe of this name."),
         (["test", "."], "it has no config.yaml"),
-        (["test"], "test needs a run's folder"),
+        (["test"], "test needs either folders of runs"),
         (["test", ".", "--checkpiont=best"], "unknown option '--checkpiont'; did you mean '--checkpoint'"),
         (["recipes", "all"], "nrecognized arguments: all"),
     ],
@@ -209,9 +209,9 @@ def test_bad_input_elsewhere_is_one_sentence(words, message, capsys):
 
 def test_bad_recipe_files_are_one_sentence(tmp_path, capsys):
     for content, message in {
-        "- a\n": "holds list",
+        "- a\n": "holds a list",
         "a: [": "is not valid YAML",
-        "extends: other.yaml\n": "extends in own.yaml holds the file other.yaml; it names recipes or bases",
+        "extends: other.yaml\n": "extends in own.yaml has the file other.yaml, but must name recipes or bases",
         "extends: [cifra]\n": "unknown base in own.yaml 'cifra'; did you mean 'cifar'",
         "model: {backbon: x}\n": "unknown setting 'model.backbon'; did you mean 'model.backbone'",
         "extends: digits-cut\nmodel: 3\n": "model is 3; it must be a section of settings",
@@ -280,11 +280,11 @@ def test_the_installed_command():
 
 
 def test_of_many_ranks_the_first_says_what_is_wrong(monkeypatch, capsys):
-    """The others wait for it; a rank that is alone with its problem says so afterwards."""
+    """The others wait for it; a rank with a problem of its own reports it afterwards."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
-    for rank, expected in (("0", []), ("1", [PATIENCE])):
+    for rank, expected in (("0", []), ("1", [RANK_TIMEOUT])):
         monkeypatch.setenv("RANK", rank)
         waits.clear()
         assert main(["fit", "digits-cutt"]) == 2

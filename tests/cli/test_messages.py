@@ -1,4 +1,4 @@
-"""Messages on the terminal: one line of bounded length, which names what is wrong and cannot steer the terminal."""
+"""Terminal messages: one line of bounded length that names the problem and contains no control sequences."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ huge = st.builds(lambda part, count: part * count, st.sampled_from(PARTS), st.in
 
 
 def refused(*words):
-    """Return what a command says of bad input, after the checks that hold for every message."""
+    """Return a command's error message for bad input, after checks that apply to every message."""
     with contextlib.redirect_stderr(io.StringIO()) as err:
         assert main(list(words)) == 2
     line = err.getvalue()

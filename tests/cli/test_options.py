@@ -1,4 +1,4 @@
-"""Options of every command: none is abbreviated, and flags are true or false wherever they stand."""
+"""Options of every command: no abbreviations, and flags work in any position."""
 
 import re
 import shutil
@@ -12,13 +12,13 @@ from mixmo.cli.main import COMMANDS, main
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError
 from mixmo.runs import RunFolder
-from mixmo.validation import fields_of, hints_of
+from mixmo.validation import hints_of
 
 WORDS = {
     "fit": ["digits-cut"], "preview": ["digits-cut"], "sweep": ["own.yaml"], "test": ["a"], "compare": ["a"],
     "predict": ["a", "b"], "export": ["a", "--format=onnx"], "completion": ["bash"],
 }  # fmt: skip
-"""What each command needs beside options."""
+"""The arguments that each command requires."""
 
 DESCRIBED = {name: import_module(f"mixmo.cli.{name}").COMMAND for name in COMMANDS if name != "recipes"}
 
@@ -33,9 +33,8 @@ def options_of(command):
     """Return the annotation of every option that has a name."""
     own = DESCRIBED[command]
     found = {name: hint for each in own.options for name, hint in hints_of(each).items()}
-    alone = [name for name, field in fields_of(own.options[0]).items() if "StandsAlone" in str(field.metadata)]
     found |= known_settings() if own.takes_settings else {}
-    return {name: hint for name, hint in found.items() if name not in alone}
+    return {name: hint for name, hint in found.items() if name not in own.positional}
 
 
 @pytest.mark.parametrize("command", DESCRIBED)
@@ -45,7 +44,7 @@ def test_no_option_is_abbreviated(command, capsys):
     for name in sorted(name for name in shortened if len(name) > 2 and not name.endswith(".")):
         for words in ([f"--{name}"], [f"--{name}=1"]):
             with pytest.raises(InputError, match=f"unknown option '--{name}'"):
-                DESCRIBED[command].read([*WORDS.get(command, []), *words])
+                DESCRIBED[command].parse([*WORDS.get(command, []), *words])
     assert main([command, *WORDS.get(command, []), "--zzz"]) == 2
     assert "unknown option '--zzz'" in capsys.readouterr().err
 
@@ -59,12 +58,12 @@ def test_flags_are_true_bare_and_take_a_value_that_is_never_ignored(command):
         spellings[False] = ([f"--{name}=False"], [f"--{name}", "no"])
         for value, cases in spellings.items():
             for words in cases:
-                chosen, settings = DESCRIBED[command].read([*words, *WORDS.get(command, [])])
+                chosen, settings = DESCRIBED[command].parse([*words, *WORDS.get(command, [])])
                 found = {key: own for each in chosen for key, own in asdict(each).items()} | settings
                 assert found[name] is value, words
         if name not in known_settings():
             with pytest.raises(InputError, match=f"{name} is 'maybe'; it must be true or false"):
-                DESCRIBED[command].read([f"--{name}=maybe", *WORDS.get(command, [])])
+                DESCRIBED[command].parse([f"--{name}=maybe", *WORDS.get(command, [])])
 
 
 def test_all_that_is_wrong_is_said_at_once(capsys):
@@ -81,7 +80,7 @@ def test_what_is_missing_is_named(capsys):
     for words, said in {
         ("fit",): "fit needs recipe", ("predict", "a"): "predict needs images", ("export", "a"): "needs --format",
         ("sweep",): "sweep needs file", ("preview", "--seed"): "--seed needs a value", ("compare",): "needs networks",
-        ("export", "a", "b", "--format=onnx"): "'b' is not understood",
+        ("export", "a", "b", "--format=onnx"): "unknown argument 'b'",
     }.items():  # fmt: skip
         assert main(list(words)) == 2
         assert said in capsys.readouterr().err, words
@@ -97,7 +96,7 @@ def test_help_names_every_option_with_its_meaning(command, capsys):
 
 
 def test_help_says_what_values_an_option_takes(capsys):
-    """In words and with the range, without Python's and Sphinx's notation."""
+    """In plain words and with the range, without Python or Sphinx notation."""
     assert main(["help", "fit"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "not constant. (type: number, 0 to 1, default: 0.5)" in said
@@ -128,7 +127,7 @@ def test_a_shell_completes_commands_and_options(capsys):
 
 
 def test_flags_among_settings(pictures, capsys):
-    """Also for a run that goes on: nothing but true or false is taken for accepting its changes."""
+    """Also when resuming a run: only true or false is accepted for --accept_changes."""
     words = ["--data.padding=1", "--data.batch_size=8", "--data.validation=0", "--data.flip", "TRUE"]
     words += ["--data.image_size=null", "--data.channels=3", "--model.compile", "No", "--data.download"]
     assert (

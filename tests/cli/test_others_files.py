@@ -1,4 +1,4 @@
-"""What mixmo did not write stays as it is, whatever command is asked to write there."""
+"""No command overwrites files that mixmo did not write."""
 
 import json
 
@@ -11,7 +11,7 @@ MINE = b"mine, and nobody else's"
 
 
 def commands(run, images, out):
-    """Return the words of each command that writes, the files that it writes, and its place for them."""
+    """Return the arguments of each writing command, the files it writes, and their folder."""
     digits = ["digits-cut", "--data.images_per_class=10", "--data.batch_size=8"]
     return {
         "predict": (["predict", str(run), str(images), "--out", f"{out}/a.csv"], ["a.csv"]),
@@ -24,7 +24,7 @@ def commands(run, images, out):
 
 @pytest.mark.parametrize("name", ["predict", "compare", "preview"])
 def test_files_of_others_stay(trained, gone, new_images, tmp_path, capsys, few_masks, name):
-    """Each file alone, and a link to it; ours are replaced, --overwrite replaces all."""
+    """Each file alone, and a link to it; mixmo's own are replaced, --overwrite replaces all."""
     words, files = commands(gone if name == "predict" else trained[2].path, new_images, tmp_path / "out")[name]
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").write_bytes(MINE)

@@ -61,7 +61,7 @@ def test_a_terminal_gets_a_table(gone, new_images, monkeypatch, capsys):
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     found = mixmo.Predictor(gone)(sorted(new_images.iterdir()))
     assert max(map(len, lines)) <= 100 and "--coverage" in "".join(lines)
-    numbers = [row[2] for row in rows if row[2]]  # of long names the end stands on a line of its own
+    numbers = [row[2] for row in rows if row[2]]  # long names continue on a separate line
     assert numbers == [f"{100 * value:.1f} %" for value in found.confidence.tolist()]
 
 
@@ -79,7 +79,7 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(gone, new_ima
 
 
 def test_pipes_are_never_opened(gone, new_images, tmp_path, capsys):
-    """Nobody writes into them: reading would wait forever."""
+    """Nothing writes to them, so reading would block forever."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_bytes(sorted(new_images.iterdir())[0].read_bytes())
     os.mkfifo(tmp_path / "photos/pipe.png")
@@ -114,7 +114,7 @@ def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, caps
         assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == count
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
     assert main(["predict", str(gone), "-"]) == 2
-    assert "standard input holds neither an image nor names of images" in capsys.readouterr().err
+    assert "standard input contains neither an image nor paths of images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_standard_input_is_an_image_or_names(gone, new_images, monkeypatch, caps
         (["{run}", "{images}", "--workers=1000000"], "workers is 1000000; it must be at most 256"),
         (["{run}", "{images}", "--coverage=2"], "coverage is 2.0; it is a share between 0 and 1"),
         (["{run}", "{images}", "--max_error_rate=0"], "max_error_rate is 0.0; it is a share between 0 and 1"),
-        (["{run}", "{images}", "--features"], "--features are written into an .npz file; name one with --out"),
+        (["{run}", "{images}", "--features"], "--features needs an .npz file to write to; name one with --out"),
         (["{run}", "{images}", "--tta=rotate"], "unknown tta 'rotate'"),
         (["{run}", "{images}", "--sets=class"], "unknown sets 'class'"),
         (["{run}", "{images}", "--checkpoint=first"], "unknown checkpoint 'first'"),

@@ -1,4 +1,4 @@
-"""``mixmo test``: tables first, then files; one sentence for bad input and for what cannot be written."""
+"""``mixmo test``: tables first, then files; one message for bad input and for files that cannot be written."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import moved, write_images
+from conftest import copy_run, write_images
 
 import mixmo
 from mixmo.cli.main import main
@@ -54,7 +54,7 @@ def test_downloads_have_to_be_asked_for(trained, tmp_path, command, monkeypatch)
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Nothing more can be written from now on."""
+    """Let all further writes fail."""
 
     def full():
         def refuse(*_):
@@ -66,9 +66,9 @@ def full_disk(monkeypatch):
 
 
 def test_a_full_disk_costs_no_metrics(trained, tmp_path, full_disk, capsys):
-    """Tables are shown first; what was there before stays."""
+    """Tables are printed first; existing files are unchanged."""
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     (run.path / "test.json").write_text("before")
     full_disk()
     assert main(["test", str(run.path)]) == 2
@@ -83,7 +83,7 @@ def test_a_full_disk_costs_no_metrics(trained, tmp_path, full_disk, capsys):
 
 def test_a_run_in_a_read_only_folder(trained, tmp_path, monkeypatch, capsys):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     honest = Path.open
 
     def refuse(path, mode="r", *rest, **options):
@@ -159,8 +159,8 @@ def test_bad_arguments_are_one_sentence(trained, tmp_path, capsys):
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for arguments, message in {
-        (): "test needs a run's folder",
-        (str(run.path), "--predictions=x.npz"): "test needs a run's folder",
+        (): "test needs either folders of runs",
+        (str(run.path), "--predictions=x.npz"): "test needs either folders of runs",
         ("--predictions=nowhere.npz",): "there is no file nowhere.npz",
         (f"--predictions={tmp_path}/broken.npz",): "cannot be read as an .npz file",
         (str(run.path), "--ood", "folder:nowhere"): "there is no dataset folder nowhere",
@@ -176,9 +176,9 @@ def test_bad_arguments_are_one_sentence(trained, tmp_path, capsys):
 
 
 def test_several_runs_are_shown_and_not_written(trained, tmp_path, capsys):
-    """No folder is that of the ensemble."""
+    """An ensemble has no folder."""
     folder, two, one = trained
-    copies = [moved(two, folder, tmp_path / "a"), moved(one, folder, tmp_path / "b")]
+    copies = [copy_run(two, folder, tmp_path / "a"), copy_run(one, folder, tmp_path / "b")]
     assert main(["test", *(str(run.path) for run in (two, one))]) == 0
     out = capsys.readouterr().out
     assert "two + one: 12 test images" in out and "test.json" not in out
@@ -187,9 +187,9 @@ def test_several_runs_are_shown_and_not_written(trained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_later_call_keeps_what_an_earlier_one_found_of_the_same_checkpoint(trained, tmp_path, monkeypatch):
-    """In test.json and on the page; newer figures replace those of the same key, another checkpoint all of them."""
+    """In test.json and on the page; newer figures replace those with the same key, another checkpoint replaces all."""
     folder, run, _ = trained
-    run, name = moved(run, folder, tmp_path), f"folder:{folder}/other"
+    run, name = copy_run(run, folder, tmp_path), f"folder:{folder}/other"
     monkeypatch.setattr(robustness, "KINDS", {"fog": robustness.KINDS["fog"]})
     assert main(["test", str(run.path), "--corruptions", "--per_class"]) == 0
     first = json.loads((run.path / "test.json").read_text())

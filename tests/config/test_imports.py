@@ -54,7 +54,7 @@ SMALL = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with pictures and a package of a user's own that leaves a file when it is imported."""
+    """A working folder with pictures and a user's package that creates a file when imported."""
     (tmp_path / "ownwork").mkdir()
     (tmp_path / "ownwork" / "__init__.py").touch()
     (tmp_path / "ownwork" / "parts.py").write_text(CODE)
@@ -111,7 +111,7 @@ def test_nothing_is_imported_that_the_recipe_does_not_list(folder, allowed, caps
 
 @pytest.fixture
 def shared(folder):
-    """A run of somebody who allowed the imports, as it arrives on another machine."""
+    """A run whose author allowed the imports, copied to another machine."""
     assert main(["fit", write(folder, allow_imports=["ownwork.parts"]), "--run=shared"]) == 0
     file = folder / "shared" / "config.yaml"
     content = yaml.safe_load(file.read_text())
@@ -167,7 +167,7 @@ def test_a_resumed_run_takes_no_other_seed(shared, capsys):
     [
         ("mixer", "ownwork.parts:quarter", "sum to 0.25, not one"),
         ("mixer", "ownwork.parts:fails", "fails on maps of (16, 8, 8): no luck"),
-        ("mixer", "ownwork.parts:number", "is int; it is a function"),
+        ("mixer", "ownwork.parts:number", "is int, not a function"),
         ("mixer", "ownwork.parts:nothing", "cannot be imported: module 'ownwork.parts' has no attribute 'nothing'"),
         ("mixer", "ownwork.parts:", "is not an import path"),
         ("mixer", "ownwork/parts:stripes", "is not an import path"),

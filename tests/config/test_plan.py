@@ -1,4 +1,4 @@
-"""Recipes and words of the command line: every value is checked, and nothing in them is ever run."""
+"""Recipes and command-line arguments: every value is checked, and none is ever executed."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mixmo.cli.main import main
-from mixmo.config.keywords import ARGUMENTS, OWN, FitSettings, keywords
+from mixmo.config.keywords import ARGUMENTS, DERIVED, FitSettings, keywords
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
@@ -35,7 +35,7 @@ WRONG = {
     "data: {validation: .nan}": "data.validation is nan; it must be a finite number.",
     "data: 5": "data is 5; it must be a section of settings.",
     "model: {options: {num_classes: 3}}": "model.options.num_classes is not an option of timm's models",
-    "optimizer: {options: {lr: 1}}": "optimizer.options.lr has a setting of its own: optimizer.lr.",
+    "optimizer: {options: {lr: 1}}": "optimizer.options.lr has its own setting; set optimizer.lr",
     "optimizer: {options: {nesterov: x}}": "optimizer 'sgd' cannot step with",
     "mixer: {alpha: 1.0e+300}": "mixer.alpha is 1e+300",
     "mixer: {root: 1.0e-300}": "mixer.root is 1e-300",
@@ -49,7 +49,7 @@ WRONG = {
     "model: {backbone: 'HF-HUB:timm/x'}": "has to be downloaded; allow it with --model.download true",
     "model: {options: {pretrained_cfg_overlay: {url: x}}}": "pretrained_cfg_overlay can make timm download",
     "seed: 1\nseed: 2": "key 'seed' appears twice",
-    "data: {name: 5}": "data.name is 5; it must be a text.",
+    "data: {name: 5}": "data.name is 5; it must be a string.",
     "optimizer: {lr: fast}": "optimizer.lr is 'fast'; it must be a number.",
     "optimizer: {lr: .inf}": "optimizer.lr is inf; it must be a finite number.",
     "optimizer: {momentum: 2}": "optimizer.momentum is 2; it must be less than 1.",
@@ -66,8 +66,8 @@ WRONG = {
     "trainer: {gradient_clip_val: -1}": "trainer.gradient_clip_val is -1; it must be greater than 0.",
     "trainer: {precision: {class_path: os.system}}": "trainer.precision is {'class_path': 'os.system'}",
     "seed: 1.5": "seed is 1.5; it must be an integer.",
-    "extends: [digits-cut, 7]": "extends in own.yaml holds 7; it names recipes or bases.",
-    "extends: {a: 1}": "extends in own.yaml holds {'a': 1}; it names recipes or bases.",
+    "extends: [digits-cut, 7]": "extends in own.yaml has 7; it must name recipes or bases.",
+    "extends: {a: 1}": "extends in own.yaml has {'a': 1}; it must name recipes or bases.",
     "2020-01-01: x": "unknown setting '2020-01-01'",
 }
 
@@ -105,7 +105,7 @@ def test_values_are_read_as_they_are_meant(tmp_path):
     both = make_plan(BASE, ["--model.options={a: 1}", "--model.options.b=2"]).settings.model.options
     assert both == {"a": 1, "b": 2}
     assert make_plan({**BASE, "optimizer": {"lr": "1e-3"}}).settings.optimizer.lr == 1e-3
-    for words, message in {("seed=1",): "'seed=1' is not understood", ("--seed",): "--seed needs a value"}.items():
+    for words, message in {("seed=1",): "unknown argument 'seed=1'", ("--seed",): "--seed needs a value"}.items():
         with pytest.raises(InputError, match=message):
             make_plan(BASE, words)
 
@@ -127,7 +127,7 @@ ATTACK = "{class_path: os.system, init_args: {command: 'touch attacked'}}"
     ],
 )
 def test_nothing_in_a_recipe_is_run(text, tmp_path, monkeypatch, few_masks, capsys):
-    """Neither as a recipe nor as the configuration of a run that somebody shared, nor imported on the way."""
+    """Neither as a recipe nor as the configuration of a shared run; nothing is imported either."""
     write_images(tmp_path / "pictures" / "train")
     write_images(tmp_path / "pictures" / "test")
     monkeypatch.chdir(tmp_path)
@@ -162,7 +162,7 @@ names = st.sampled_from(sorted(known_settings()))
 
 
 def planned(*arguments):
-    """Return a plan, or the sentence that refuses it."""
+    """Return a plan, or its error message."""
     try:
         return make_plan(*arguments)
     except InputError as error:
@@ -217,7 +217,7 @@ def test_any_word_is_taken_or_refused_in_a_sentence(name, text):
 
 def test_keywords_are_the_settings():
     """Each setting has one keyword, of its type, so that editors complete them."""
-    assert sorted(keywords().values()) == sorted(set(known_settings()) - OWN)
+    assert sorted(keywords().values()) == sorted(set(known_settings()) - DERIVED)
     assert not set(keywords()) & set(ARGUMENTS)
     hints = get_type_hints(FitSettings)
     known = known_settings() | {"mixer.kind": dict[str, float] | str}  # no function, which a file cannot hold

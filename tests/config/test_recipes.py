@@ -124,7 +124,7 @@ WIDER = "cifar10-", "tiny-preact18x2", "tiny-preact18x3", "cifar100-fast-wrn28x1
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if not name.startswith(WIDER)])
 def test_recipe_runs(name, pictures, tmp_path, observed):
-    """One epoch of two steps on a narrow network of the recipe's kind, with its masks and in its precision."""
+    """One epoch of two steps with the recipe's masks and precision, on a narrow version of its network."""
     recipe = load_recipe(name)
     backbone = recipe["model"]["backbone"]
     assert timm.is_model(backbone)

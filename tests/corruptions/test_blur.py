@@ -30,7 +30,7 @@ def test_defocus_is_opencvs(table, severity):
 def test_glass_is_the_published_loop(reach, height, width, seed):
     rng = np.random.default_rng(seed)
     down, right = rng.integers(-reach, reach, (2, 2, height, width))
-    found = blur.shuffled(torch.from_numpy(down), torch.from_numpy(right), reach)
+    found = blur.trace_sources(torch.from_numpy(down), torch.from_numpy(right), reach)
     for index in range(2):
         pixels = np.arange(height * width).reshape(height, width, 1)
         for h in range(height - reach, reach, -1):

@@ -56,12 +56,12 @@ def test_contrast_keeps_the_mean():
 
 def test_affine_maps_are_opencvs():
     generator = torch.Generator().manual_seed(3)
-    places = digital._affine(COUNT, 32, 32, 2.5, generator)
+    places = digital._affine_positions(COUNT, 32, 32, 2.5, generator)
     drawn = filters.uniform((COUNT, 3, 2), -2.5, 2.5, torch.Generator().manual_seed(3)).numpy()
     start = np.float32([[26, 26], [26, 6], [6, 6]])
     image = pictures(seed=5)[0].numpy().astype(np.float32) / 255
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].expand(COUNT, -1, -1, -1)
-    found = digital._warped(pixels, places, mirror_pixels=True)
+    found = digital._warp(pixels, places, mirror_pixels=True)
     for own, shift in zip(found, drawn, strict=True):
         matrix = cv2.getAffineTransform(start, start + shift.astype(np.float32))
         expected = cv2.warpAffine(image, matrix, (32, 32), borderMode=cv2.BORDER_REFLECT_101)
@@ -73,7 +73,7 @@ def test_warping_is_scipys():
     images = pictures()
     moved = filters.uniform((COUNT, 2, 32, 32), -4, 4, torch.Generator().manual_seed(0))
     places = digital._grid(32, 32, moved) + moved
-    found = digital._warped(as_floats(images), places, mirror_pixels=False)
+    found = digital._warp(as_floats(images), places, mirror_pixels=False)
     for image, place, own in zip(as_floats(images).numpy(), places.numpy(), found.numpy(), strict=True):
         for channel in range(3):
             expected = ndimage.map_coordinates(image[channel], place, order=1, mode="reflect")

@@ -24,7 +24,7 @@ def batch(layer):
 @given(seed=st.integers(0, 9999), threshold=st.sampled_from([0.6, 0.69, 0.8]), sigma=st.sampled_from([0.5, 1, 3]))
 def test_edges_are_opencvs(seed, threshold, sigma):
     layer = drops(seed=seed, threshold=threshold, sigma=sigma)
-    found = relief.edges(batch(layer), 50, 150)[0, 0].numpy()
+    found = relief.canny_edges(batch(layer), 50, 150)[0, 0].numpy()
     np.testing.assert_array_equal(found, cv2.Canny(layer, 50, 150) > 0)
 
 

@@ -1,4 +1,4 @@
-"""What a batch is made of: crops, pairs, shared positions, pixels mixed, and the targets that belong to them."""
+"""Contents of a batch: crops, pairs, shared positions, mixed pixels, and their targets."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import five_crop
 
-from mixmo.batch_mixing import BatchMixer, GivenImages
+from mixmo.batch_mixing import BatchMixer, TensorImages
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.batches import Augmentation, CenterCrop
 from mixmo.data.image_sets import DistinctBatch
@@ -48,7 +48,7 @@ def test_middle_crop():
 
 @pytest.mark.parametrize(("height", "width", "crop", "padding"), [(8, 8, 40, 16), (8, 9, 11, 2), (6, 10, 8, 1)])
 def test_the_middle_crop_of_a_smaller_image_has_a_black_border(height, width, crop, padding, generator):
-    """As large as in training, and the image is in its middle."""
+    """As large as in training, with the image in the centre."""
     images = torch.randint(1, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
     own = DataSettings(crop_size=crop, padding=padding, mean=[0.0], std=[1.0])
     augment, index = Augmentation(own), torch.tensor([1, 0, 1])
@@ -63,7 +63,7 @@ def test_the_middle_crop_of_a_smaller_image_has_a_black_border(height, width, cr
 
 
 def labelled(count=12, side=6):
-    """Images that say which they are: image i has the value 20 i everywhere."""
+    """Identifiable images: image i has the value 20 i everywhere."""
     values = (torch.arange(count) * 20).to(torch.uint8)
     return values[:, None, None, None].expand(count, side, side, 1).contiguous(), torch.arange(count) % 5
 
@@ -121,11 +121,11 @@ def test_a_batch_is_a_function_of_its_generator(generator):
 
 
 def test_copies_of_a_step_are_told_apart():
-    """Where there are as many copies as places no copy stands twice, whatever the pairs."""
+    """If there are as many copies as positions, no copy occurs twice, for any pairs."""
     distinct, repetition, members = 5, 3, 2
     count = repetition * members
     images = torch.arange(float(distinct * count))[:, None, None, None]
-    copies = GivenImages(images, torch.arange(distinct))
+    copies = TensorImages(images, torch.arange(distinct))
     for seed in range(20):
         pairs = pair(distinct, members, repetition, 0.4, torch.Generator().manual_seed(seed))
         found = copies.copy_pairs(pairs, slice(None)).flatten().int()
@@ -136,7 +136,7 @@ def test_copies_of_a_step_are_told_apart():
 
 @given(st.integers(0, 5), st.integers(0, 5))
 def test_crops_are_the_middle_and_the_corners(down, right):
-    """torchvision's five crops; the middle is the one that a network sees alone."""
+    """torchvision's five crops; the centre crop is the one used without test-time augmentation."""
     how = Preparation(channels=1, interpolation="bicubic", mean=[0.3], std=[0.2], crop_size=[8, 6])
     images = torch.arange(2 * (8 + down) * (6 + right), dtype=torch.uint8).reshape(2, 8 + down, 6 + right, 1)
     crop = CenterCrop(how)

@@ -5,10 +5,9 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
-from conftest import data_of
+from conftest import open_data, open_source
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import open_source
 from mixmo.errors import InputError
 
 
@@ -18,8 +17,8 @@ def settings(folder, **changes):
 
 def test_names_of_timm_are_opened(image_folder):
     """The same folder through timm: ``torch/image_folder`` is torchvision's own."""
-    ours = data_of(settings(image_folder))
-    theirs = data_of(settings(image_folder, name="torch/image_folder", root=str(image_folder)))
+    ours = open_data(settings(image_folder))
+    theirs = open_data(settings(image_folder, name="torch/image_folder", root=str(image_folder)))
     assert ours.classes == theirs.classes
     assert torch.equal(ours.train.images, theirs.train.images)
     assert torch.equal(ours.test.labels, theirs.test.labels)
@@ -35,7 +34,7 @@ def test_a_grey_dataset_of_torchvision(tmp_path):
         (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = b"".join(number.to_bytes(4, "big") for number in (2049, 10))
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(range(10)))
-    data = data_of(DataSettings(name="torch/mnist", root=str(tmp_path), channels=1, batch_size=5, validation=0.0))
+    data = open_data(DataSettings(name="torch/mnist", root=str(tmp_path), channels=1, batch_size=5, validation=0.0))
     assert np.array_equal(data.train.images.numpy().ravel(), pixels)
     assert data.train.labels.tolist() == list(range(10)) and len(data.classes) == 10
 
@@ -46,11 +45,11 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(FileNotFoundError, match=r"'torch/cifar100' cannot be opened in .*no network"):
-        data_of(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
+        open_data(DataSettings(name="torch/cifar100", root=str(tmp_path), download=True))
 
 
 class Listed:
-    """A dataset of torchvision that knows its labels."""
+    """A torchvision dataset with a list of labels."""
 
     def __init__(self, targets):
         self.targets, self.classes = targets, ["cat", "dog"]
@@ -68,7 +67,7 @@ class Listed:
     ],
 )
 def test_labels_that_are_none_are_refused(monkeypatch, tmp_path, labels, said):
-    """As test sets of competitions have them."""
+    """As in test sets of competitions."""
     monkeypatch.setattr("timm.data.create_dataset", lambda name, **_: Listed(labels))
     with pytest.raises(InputError, match=f"dataset 'torch/any'(, test)?{said}"):
         open_source("torch/any", "test", root=str(tmp_path))

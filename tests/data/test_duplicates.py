@@ -1,10 +1,10 @@
-"""Images that are held out and trained on as well are found and named."""
+"""Held-out images that are also in the training set are found and named."""
 
 import time
 
 import numpy as np
 import pytest
-from conftest import data_of, write_splits
+from conftest import open_data, write_splits
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
@@ -24,7 +24,7 @@ def test_files_are_compared_by_their_content(tmp_path, caplog):
     for copy, original in (("test/dog/x.png", "train/cat/003.png"), ("test/emu/y.png", "train/emu/000.png")):
         (folder / copy).write_bytes((folder / original).read_bytes())
     own = DataSettings(name=f"folder:{folder}", batch_size=8, validation=0.0, on_error="skip")
-    data = data_of(own)
+    data = open_data(own)
     warn_of_duplicates(data)
     warn_of_duplicates(data)
     (text,) = [text for text in caplog.messages if "byte for byte" in text]

@@ -10,12 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import data_of, plan_of, write_splits
+from conftest import open_data, open_source, plan_of, write_splits
 from killing import differences
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import NamedDataset, open_source
+from mixmo.data.datasets import NamedDataset
 from mixmo.data.given import open_given
 from mixmo.data.image_sets import build_train_loader
 from mixmo.data.module import DataModule
@@ -59,7 +59,7 @@ def write_tars(folder, split, values, labels, shard=5):
 
 
 def write_parquet(folder, split, values, labels, shard=5, names=NAMES):
-    """Likewise, noted as the datasets library does unless there are no names."""
+    """Write a Parquet file of such images, with the datasets library's metadata if there are class names."""
     folder.mkdir(parents=True, exist_ok=True)
     count = -(-len(values) // shard)
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
@@ -75,8 +75,8 @@ def write_parquet(folder, split, values, labels, shard=5, names=NAMES):
 WRITERS = {"webdataset": write_tars, "parquet": write_parquet}
 
 
-def written(kind, folder, train=23, test=6):
-    """Write a dataset in which the class is the value modulo three; return its name."""
+def write_dataset(kind, folder, train=23, test=6):
+    """Write a dataset whose class is the value modulo three; return its name."""
     for split, values in (("train", range(train)), ("test", range(100, 100 + test))):
         WRITERS[kind](folder, split, list(values), [value % 3 for value in values])
     return f"{kind}:{folder}"
@@ -88,7 +88,7 @@ def values_of(source):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_image_is_found_with_its_label(tmp_path, kind):
-    name = written(kind, tmp_path / "[data] *")
+    name = write_dataset(kind, tmp_path / "[data] *")
     for ending in ("tar", "parquet"):
         (tmp_path / "[data] *" / f"._train-9.{ending}").write_bytes(b"Mac OS X")
     assert NamedDataset(name).splits == {"train", "test"}
@@ -106,7 +106,7 @@ def test_a_single_file_has_classes_without_splits(tmp_path):
     write_parquet(tmp_path, "photos", list(range(12)), [value % 2 for value in range(12)], shard=12, names=None)
     name = f"parquet:{tmp_path}/photos-00000-of-00001.parquet"
     assert NamedDataset(name).splits == set()
-    data = data_of(DataSettings(name=name, batch_size=4, validation=0.0))
+    data = open_data(DataSettings(name=name, batch_size=4, validation=0.0))
     assert (len(data.train), len(data.test), data.classes) == (10, 2, ["0", "1"])
 
 
@@ -118,7 +118,7 @@ def test_labels_may_stand_in_json(tmp_path):
 
 
 def test_numbers_beyond_the_names_of_classes_are_named(tmp_path):
-    name = written("webdataset", tmp_path)
+    name = write_dataset("webdataset", tmp_path)
     (tmp_path / "classes.txt").write_text("ape\nbee\n")
     with pytest.raises(InputError, match="image 2 has the label 2; class numbers lie between 0 and 1"):
         open_source(name, "train")
@@ -126,14 +126,14 @@ def test_numbers_beyond_the_names_of_classes_are_named(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_that_are_damaged_or_missing_are_named(tmp_path, kind):
-    name = written(kind, tmp_path)
+    name = write_dataset(kind, tmp_path)
     file = sorted(tmp_path.glob("train-*"))[1]
     file.write_bytes(file.read_bytes()[:1600])  # within the second image
     with pytest.raises(InputError, match=rf"^{file} is damaged: [^\n]*; repair or remove it\.$"):
         open_source(name, "train")
     file.unlink()
     if kind == "parquet":
-        with pytest.raises(InputError, match=f"{file.name} is missing; bring it back"):
+        with pytest.raises(InputError, match=f"{file.name} is missing; restore it"):
             open_source(name, "train")
     assert len(open_source(name, "test")) == 6
 
@@ -148,9 +148,9 @@ def test_images_that_are_missing_or_damaged_are_named_or_left_out(tmp_path, capl
     with pytest.raises(
         InputError, match=r"2 of 12 images cannot be read: .*train\.tar/6 .*train\.tar/9 .its row has no"
     ):
-        data_of(settings)
+        open_data(settings)
     settings.on_error = "skip"
-    assert len(data_of(settings).train) == 10
+    assert len(open_data(settings).train) == 10
     assert "left out 2 of 12 images" in caplog.text
 
 
@@ -161,10 +161,10 @@ def test_bad_input_is_one_sentence(tmp_path):
             with pytest.raises(MissingError, match=path):
                 open_source(f"{kind}:{tmp_path}/{path}", "train")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"has columns x; none is noted as Image, or named image or"):
+    with pytest.raises(InputError, match=r"has columns x; none has the type Image or is named image or"):
         open_source(f"parquet:{tmp_path}", "train")
     pq.write_table(pa.table({"image": [png(0)], "x": [1]}), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"has columns image, x; none is noted as ClassLabel, or named label"):
+    with pytest.raises(InputError, match=r"has columns image, x; none has the type ClassLabel or is named label"):
         open_source(f"parquet:{tmp_path}", "train")
     write_records(tmp_path / "train.tar", {"a": {"png": png(1)}, "b": {"txt": b"x"}})
     with pytest.raises(InputError, match=r"cannot be read: The TAR archives .* should be in WebDataset format"):
@@ -172,7 +172,7 @@ def test_bad_input_is_one_sentence(tmp_path):
 
 
 def test_the_library_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
-    name = written("parquet", tmp_path)
+    name = write_dataset("parquet", tmp_path)
     for module in ("datasets", "pyarrow.parquet"):  # the second comes with the first
         monkeypatch.setitem(sys.modules, module, None)
     for each, allowed in ((name, False), ("hfds/someone/something", True)):
@@ -181,7 +181,7 @@ def test_the_library_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_the_library_says_nothing_and_is_left_as_it_was(tmp_path, capfd):
-    name = written("parquet", tmp_path)
+    name = write_dataset("parquet", tmp_path)
     open_source(name, "train")
     (tmp_path / "train-00000-of-00005.parquet").write_bytes(b"damaged")
     with pytest.raises(InputError):
@@ -192,7 +192,7 @@ def test_the_library_says_nothing_and_is_left_as_it_was(tmp_path, capfd):
 
 
 def test_files_that_are_replaced_are_read_anew(tmp_path):
-    name = written("parquet", tmp_path)
+    name = write_dataset("parquet", tmp_path)
     first = open_source(name, "test")
     write_parquet(tmp_path, "test", [7, 8, 9], [0, 1, 2], shard=3)
     (tmp_path / "test-00000-of-00002.parquet").unlink()
@@ -202,13 +202,13 @@ def test_files_that_are_replaced_are_read_anew(tmp_path):
 
 
 def test_copies_of_files_have_the_fingerprint_of_the_files(tmp_path):
-    one, other = (open_source(written("parquet", tmp_path / name), "train") for name in ("one", "other"))
+    one, other = (open_source(write_dataset("parquet", tmp_path / name), "train") for name in ("one", "other"))
     assert one.fingerprint(times=False) == other.fingerprint(times=False)
     assert one.fingerprint() != other.fingerprint()
 
 
 def test_folders_are_opened_as_datasets_of_the_hub_are(tmp_path):
-    written("parquet", tmp_path / "data")
+    write_dataset("parquet", tmp_path / "data")
     name = f"hfds/{tmp_path}/data"
     assert NamedDataset(name, DataSettings(download=True)).splits == {"train", "test"}
     source = open_source(name, "train", download=True)
@@ -232,7 +232,7 @@ def test_a_dataset_of_files_is_given_by_a_program_too(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ranks_and_workers_share_an_epoch_without_duplicates(tmp_path, kind, workers):
-    settings = DataSettings(name=written(kind, tmp_path / "data"), batch_size=4, image_size=8, workers=workers,
+    settings = DataSettings(name=write_dataset(kind, tmp_path / "data"), batch_size=4, image_size=8, workers=workers,
                             in_memory=False, validation=0)  # fmt: skip
     images = DataModule(settings, seed=0).train
     device = torch.device("cpu")
@@ -249,7 +249,7 @@ def test_ranks_and_workers_share_an_epoch_without_duplicates(tmp_path, kind, wor
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_on_shards_is_the_same_in_memory_and_streamed(tmp_path, kind):
-    name = f"--data.name={written(kind, tmp_path / 'data', train=40)}"
+    name = f"--data.name={write_dataset(kind, tmp_path / 'data', train=40)}"
     own = [name, "--data.image_size=8", "--trainer.max_epochs=2"]
     runs = [RunFolder(tmp_path / "streamed"), RunFolder(tmp_path / "kept")]
     fit(plan_of("", *own, "--data.in_memory=false", "--data.workers=1"), runs[0])
@@ -260,7 +260,7 @@ def test_a_run_on_shards_is_the_same_in_memory_and_streamed(tmp_path, kind):
 @pytest.mark.slow
 def test_workers_may_be_started_by_a_server(tmp_path):
     """As in Python 3.14; data/test_orders.py has spawned workers, of a folder."""
-    settings = DataSettings(name=written("parquet", tmp_path / "data"), batch_size=4, image_size=8, workers=1,
+    settings = DataSettings(name=write_dataset("parquet", tmp_path / "data"), batch_size=4, image_size=8, workers=1,
                             in_memory=False, validation=0)  # fmt: skip
     loader = build_train_loader(DataModule(settings, seed=0).train, settings, 0, torch.device("cpu"))
     loader.multiprocessing_context = "forkserver"
@@ -271,7 +271,7 @@ def test_workers_may_be_started_by_a_server(tmp_path):
     ("kind", "absent", "shown"), [("parquet", -1, "-1"), ("parquet", None, "empty"), ("webdataset", -1, "-1")]
 )
 def test_images_without_a_label_are_no_class(tmp_path, kind, absent, shown, caplog):
-    """As test sets of competitions, and unlabelled parts of training sets, have them."""
+    """As in test sets of competitions, and unlabelled parts of training sets."""
     WRITERS[kind](tmp_path, "train", list(range(30)), [absent if value % 5 == 0 else value % 3 for value in range(30)])
     WRITERS[kind](tmp_path, "test", [0, 1], [0, 1])
     name = f"{kind}:{tmp_path}"
@@ -296,3 +296,35 @@ def test_lists_of_class_labels_are_several_labels():
     rows = {"image": [{"bytes": png(value), "path": None} for value in range(3)], "tags": [[0, 2], [], [1]]}
     source = open_given(datasets.Dataset.from_dict(rows, features), "train")
     assert source.classes == NAMES and source.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def write_patients(folder, patients, column="patient"):
+    """Write a Parquet file for each split, of images with a patient and a breed each."""
+    folder.mkdir(exist_ok=True)
+    for split, names in patients.items():
+        images = [{"bytes": png(value), "path": None} for value in range(len(names))]
+        breeds = [NAMES[value % 2] for value in range(len(names))]
+        pq.write_table(pa.table({"image": images, "breed": breeds, column: names}), folder / f"{split}.parquet")
+    return f"parquet:{folder}"
+
+
+def test_columns_and_groups_of_parquet_files(tmp_path):
+    name = write_patients(tmp_path, {"images": [f"p{value // 4}" for value in range(24)]})
+    own = {"label": "breed", "group": "patient"}
+    settings = DataSettings(name=name, columns=own, batch_size=4, validation=0.25, image_size=8)
+    parts = {split: set(source.groups) for split, source in open_data(settings).sources.items()}
+    assert sum(map(len, parts.values())) == 6 and set(parts) == {"train", "validation", "test"}
+    with pytest.raises(InputError, match=r"names the column 'kin' for group, but .* has image, breed, patient"):
+        open_source(name, "all", columns=own | {"group": "kin"})
+    with pytest.raises(InputError, match=r"names a split, but the names of files determine the splits"):
+        open_source(name, "all", columns=own | {"split": "breed"})
+
+
+def test_groups_on_both_sides_of_parquet_files_are_refused(tmp_path):
+    name = write_patients(tmp_path, {"train": [f"p{value // 2}" for value in range(8)], "test": ["p3"] * 4}, "group")
+    settings = DataSettings(name=name, columns={"label": "breed"}, batch_size=4, validation=0.0, image_size=8)
+    with pytest.raises(InputError, match=r"1 groups of .* have images in train and in test, such as .*image 6 and "):
+        open_data(settings).require()
+    name = write_patients(tmp_path / "gaps", {"train": ["p0", None, "p1", "p1"]}, "group")
+    with pytest.raises(InputError, match=r"1 rows have no group, first row 1"):
+        open_source(name, "train", columns={"label": "breed"})

@@ -1,20 +1,20 @@
-"""Limits, and what is said where values of 16 bits lose their levels, for every way in."""
+"""Size limits, and warnings about 16-bit values that lose levels, for every kind of source."""
 
 import io
 
 import numpy as np
 import pytest
 import torch
+from conftest import open_source
 from PIL import Image
 from torch.utils.data import TensorDataset
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import levels, messages
-from mixmo.data.datasets import open_source
 from mixmo.data.decoding import image_pixels, to_size
-from mixmo.data.given import channels_of, open_given
+from mixmo.data.given import infer_channels, open_given
 from mixmo.data.sources import decode
-from mixmo.deploy.images import Form, decode_image
+from mixmo.deploy.images import InputFormat, decode_batches
 from mixmo.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ TWELVE = RNG.integers(1000, 4096, (4, 8, 8)).astype(np.uint16)
 
 @pytest.fixture
 def said(monkeypatch, caplog):
-    """What is logged once in a process, as if nothing had been."""
+    """Resets the messages that are logged once per process."""
     monkeypatch.setattr(messages, "_LOGGED", set())
     return caplog
 
@@ -37,7 +37,7 @@ class Arrays(torch.utils.data.Dataset):
 
 
 def given_in_every_way(folder):
-    """Sources of the same values, and what their images are called."""
+    """Sources of the same values, and the names of their images."""
     for number, values in enumerate(TWELVE):
         (folder / "ab"[number % 2]).mkdir(exist_ok=True)
         Image.fromarray(values).save(folder / "ab"[number % 2] / f"{number}.png")
@@ -65,24 +65,36 @@ def test_every_way_in_is_warned_and_takes_a_window(tmp_path, said):
 
 @pytest.mark.parametrize("given", [TWELVE[0], torch.from_numpy(TWELVE[0]), Image.fromarray(TWELVE[0])])
 def test_predictions_are_warned_and_take_the_window(given, said):
-    form = Form((8, 8), 1, "bicubic")
-    (plain,) = decode_image([given], [form], 1, 0)
+    form = InputFormat((8, 8), 1, "bicubic")
+    (plain,) = decode_batches([given], [form], 1, 0)
     (text,) = said.messages
-    assert text.startswith("image 0 has 16-bit values from") and plain.pixels[form].max() <= 16
+    assert text.startswith("image 0 has values from") and plain.pixels[form].max() <= 16
     windowed = form._replace(window=(1000.0, 4095.0))
-    (batch,) = decode_image([given], [windowed], 1, 0)
+    (batch,) = decode_batches([given], [windowed], 1, 0)
     exact = (TWELVE[0] - 1000.0) / 3095 * 255
     assert np.abs(batch.pixels[windowed][0, ..., 0].numpy() - exact).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize(("window", "count"), [((10000, 20000), 1), ((0, 1), 1), ((0, 65535), 13)])
+def test_a_window_that_leaves_few_grey_levels_is_warned_of(window, count, said):
+    decode(open_given((TWELVE, [0, 1, 0, 1]), "train"), 0, None, 1, window=window)
+    (text,) = said.messages
+    assert f"data.window {list(window)} leaves {count} of 256 grey levels" in text or count == 13, text
+    messages._LOGGED.clear()
+    said.clear()
+    blank = np.full((2, 8, 8), 1234, np.uint16)
+    decode(open_given((blank, [0, 1]), "train"), 0, None, 1, window=window)
+    assert not said.messages
+
+
 def test_floats_are_in_the_units_of_a_window():
-    form = Form((8, 8), 1, "bicubic")
-    (batch,) = decode_image([TWELVE[0] / 4095], [form], 1, 0)
+    form = InputFormat((8, 8), 1, "bicubic")
+    (batch,) = decode_batches([TWELVE[0] / 4095], [form], 1, 0)
     assert np.abs(batch.pixels[form][0, ..., 0].numpy() - TWELVE[0] / 4095 * 255).max() <= 0.51
-    (batch,) = decode_image([TWELVE[0].astype(float)], [form], 1, 0)
+    (batch,) = decode_batches([TWELVE[0].astype(float)], [form], 1, 0)
     assert "trained with data.window" in batch.errors[0]
     form = form._replace(window=(1000.0, 4095.0))
-    (batch,) = decode_image([TWELVE[0].astype(np.float32)], [form], 1, 0)
+    (batch,) = decode_batches([TWELVE[0].astype(np.float32)], [form], 1, 0)
     assert np.abs(batch.pixels[form][0, ..., 0].numpy() - (TWELVE[0] - 1000.0) / 3095 * 255).max() <= 0.51
 
 
@@ -98,7 +110,7 @@ def test_floats_are_in_the_units_of_a_window():
 )
 def test_bands_of_arrays_are_counted(images, channels):
     source = open_given((images, [0, 1]), "train")
-    assert channels_of(source) == channels
+    assert infer_channels(source) == channels
     assert decode(source, 1, None, channels).shape == (8, 8, channels)
 
 
@@ -106,7 +118,7 @@ def test_bands_that_could_be_a_side_are_asked_for():
     for shape in ((2, 12, 20, 13), (2, 13, 40, 30)):
         source = open_given((np.zeros(shape, np.uint8), [0, 1]), "train")
         with pytest.raises(InputError, match=r"train image 0 has shape .*; set channels"):
-            channels_of(source)
+            infer_channels(source)
         assert decode(source, 1, None, 13).shape[2] == 13
 
 
@@ -120,7 +132,7 @@ def test_floats_with_their_bands_last_are_refused():
     for shape in ((2, 32, 32, 3), (2, 32, 32, 13)):
         with pytest.raises(InputError, match=r"floating-point images are finite and \(C, H, W\)"):
             open_given((np.zeros(shape, np.float32), [0, 1]), "train")
-    assert channels_of(open_given((np.zeros((2, 13, 32, 32), np.float32), [0, 1]), "train")) == 13
+    assert infer_channels(open_given((np.zeros((2, 13, 32, 32), np.float32), [0, 1]), "train")) == 13
 
 
 @pytest.mark.parametrize("channels", [2, 5, 13])

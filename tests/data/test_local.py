@@ -1,4 +1,4 @@
-"""Images as people have them: folders with and without splits, zip files and tables."""
+"""Local datasets: folders with and without splits, zip files and tables."""
 
 import csv
 import pickle
@@ -9,12 +9,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import data_of, tree
+from conftest import open_data, open_source, write_tree
 from PIL import Image
 
 from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import NamedDataset, open_source
+from mixmo.data.datasets import NamedDataset
 from mixmo.data.module import DataModule
 from mixmo.data.sources import decode
 from mixmo.errors import InputError
@@ -35,7 +35,7 @@ def names(source):
 @pytest.fixture
 def photos(tmp_path):
     """Class folders without any split."""
-    tree(tmp_path / "photos", *(f"{name}/{i}.png" for name, count in CLASSES.items() for i in range(count)))
+    write_tree(tmp_path / "photos", *(f"{name}/{i}.png" for name, count in CLASSES.items() for i in range(count)))
     return tmp_path / "photos"
 
 
@@ -58,7 +58,7 @@ def tabled(folder, file, split=None):
 
 @pytest.mark.parametrize("form", ["folder", "zip", "zip with a top folder", "csv"])
 def test_classes_without_splits_are_drawn_class_by_class(photos, tmp_path, form):
-    """One image in five to test, at least one, and never all; the same for every seed."""
+    """One image in five for testing, at least one and never all; the same for every seed."""
     if form == "csv":
         name = f"csv:{tabled(photos, tmp_path / 'photos.csv')}"
     elif form == "folder":
@@ -66,7 +66,7 @@ def test_classes_without_splits_are_drawn_class_by_class(photos, tmp_path, form)
     else:
         name = f"folder:{zipped(photos, tmp_path / 'photos.zip', 'holiday/' if 'top' in form else '')}"
     assert NamedDataset(name).splits == set()
-    data = data_of(settings(name))
+    data = open_data(settings(name))
     assert data.classes == ["cat", "dog", "emu"]
     assert Counter(data.test.labels.tolist()) == {0: 2, 1: 1, 2: 1}
     assert Counter(data.train.labels.tolist()) == {0: 8, 1: 4, 2: 2}
@@ -85,12 +85,12 @@ def test_classes_without_splits_are_drawn_class_by_class(photos, tmp_path, form)
 def test_shares_of_the_draw(photos, caplog):
     counts = {}
     for share in (0.01, 0.5, 0.99):
-        counts[share] = Counter(data_of(settings(f"folder:{photos}", test=share, batch_size=2)).test.labels.tolist())
+        counts[share] = Counter(open_data(settings(f"folder:{photos}", test=share, batch_size=2)).test.labels.tolist())
     assert counts == {0.01: {0: 1, 1: 1, 2: 1}, 0.5: {0: 5, 1: 2, 2: 2}, 0.99: {0: 9, 1: 4, 2: 2}}
     with pytest.raises(InputError, match=r"data\.test is 1\.0"):
         settings("digits", test=1.0)
-    tree(photos, "fox/0.png")
-    data_of(settings(f"folder:{photos}", batch_size=2, validation=0.0))
+    write_tree(photos, "fox/0.png")
+    open_data(settings(f"folder:{photos}", batch_size=2, validation=0.0))
     assert "has too few images of a class for every split: test has no image of fox; add images" in caplog.text
 
 
@@ -99,23 +99,23 @@ def test_shares_of_the_draw(photos, caplog):
 def test_a_validation_set_of_its_own(tmp_path, form, validation):
     folder = tmp_path / "photos"
     parts = {"train": 6, "test": 2, validation: 3}
-    tree(folder, *(f"{part}/{c}/{i}.png" for part, n in parts.items() for c in ("a", "b") for i in range(n)))
+    write_tree(folder, *(f"{part}/{c}/{i}.png" for part, n in parts.items() for c in ("a", "b") for i in range(n)))
     name = {
         "folder": lambda: f"folder:{folder}",
         "zip": lambda: f"folder:{zipped(folder, tmp_path / 'photos.zip')}",
         "csv": lambda: f"csv:{tabled(folder, tmp_path / 'photos.csv', lambda path: path.parts[-3])}",
     }[form]()
     assert NamedDataset(name).splits == {"train", "validation", "test"}
-    data = data_of(settings(name, validation=0.1))
-    assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 4) and data.drawn is None
+    data = open_data(settings(name, validation=0.1))
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 6, 4) and data.drawn_splits is None
     assert all(f"{validation}/" in each for each in names(data._parts["validation"]))
-    assert data_of(settings(name, validation=0.0)).validation is None
+    assert open_data(settings(name, validation=0.0)).validation is None
 
 
 def test_a_single_other_split_is_the_test_set(tmp_path):
-    tree(tmp_path, *(f"{part}/{c}/{i}.png" for part in ("train", "valid") for c in ("a", "b") for i in range(4)))
+    write_tree(tmp_path, *(f"{part}/{c}/{i}.png" for part in ("train", "valid") for c in ("a", "b") for i in range(4)))
     assert NamedDataset(f"folder:{tmp_path}").splits == {"train", "test"}
-    data = data_of(settings(f"folder:{tmp_path}"))
+    data = open_data(settings(f"folder:{tmp_path}"))
     assert len(data.test) == 8 and all("valid" in each for each in names(data._test_source))
 
 
@@ -162,7 +162,7 @@ def test_a_run_writes_its_split_down_and_notices_a_change(photos, tmp_path, monk
     assert all(row["path"].startswith(str(photos)) and row["label"] in row["path"] for row in rows)
     assert main(["test", "run"]) == 0
     assert RunFolder("run").read_json("test.json")["about"]["images"] == 4
-    tree(photos, "cat/new.png")
+    write_tree(photos, "cat/new.png")
     capsys.readouterr()
     assert main(["test", "run"]) == 2
     assert "has changed since run was trained: other images would be drawn for testing" in capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_what_is_drawn_for_validation_is_noticed_too_and_the_calibration_kept(ph
     assert len(list(csv.DictReader((tmp_path / "run/split.csv").open(newline="")))) == 36  # given test images, too
     file = tmp_path / "run/calibration-last.safetensors"
     before = file.read_bytes()
-    tree(tmp_path / "own/train", "cat/new.png")
+    write_tree(tmp_path / "own/train", "cat/new.png")
     capsys.readouterr()
     assert main(["test", "run"]) == 0  # the test images are what they were, and so is the calibration
     assert file.read_bytes() == before
@@ -192,7 +192,7 @@ def test_what_is_drawn_for_validation_is_noticed_too_and_the_calibration_kept(ph
 
 
 def test_runs_of_other_input_sizes_are_one_ensemble_on_strange_images(photos, tmp_path, monkeypatch):
-    """Each sees them at its own size; they are the same images."""
+    """Each run sees the same images at its own size."""
     monkeypatch.chdir(tmp_path)
     words = [f"--data.name=folder:{photos}", "--data.batch_size=4", "--data.validation=0", "--trainer.max_epochs=1"]
     for size in (8, 12):
@@ -213,7 +213,7 @@ def test_runs_tested_on_other_drawn_images_are_neither_one_ensemble_nor_compared
     assert main(["test", "one", "two"]) == 2
     assert "one and two cannot be ensembled: they were tested on different images" in capsys.readouterr().err
     assert main(["compare", "one", "two"]) == 2
-    assert "two was tested on other images or classes than one" in capsys.readouterr().err
+    assert "two and one were tested on different images or classes" in capsys.readouterr().err
 
 
 TABLES = {
@@ -227,7 +227,7 @@ TABLES = {
     "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, repeats ./a.png of line 2",
     "path,label\nc/../a.png,x\na.png,y\n": "line 3, repeats a.png of line 2",
     "path,label\na.png,x\nlink.png,y\n": "line 3, repeats link.png of line 2",
-    "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; they are train, test and val",
+    "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; use train, test and val",
     "path,label\na.png,x\n": "has one class only (x)",
     'path,label\n"a.png,x\n': "cannot be read as comma-separated values",
     "path,label,split\na.png,x,test\nb.png,y,test\n": "has no images for train: nothing in it is named train",
@@ -240,13 +240,13 @@ def test_tables_that_are_none_are_one_sentence(tmp_path, content):
     (tmp_path / "c").mkdir()
     (tmp_path / "link.png").symlink_to("a.png")
     with pytest.raises((InputError, FileNotFoundError)) as error:
-        data_of(settings(f"csv:{tmp_path}/t.csv"))
+        open_data(settings(f"csv:{tmp_path}/t.csv"))
     assert TABLES[content] in str(error.value) and "\n" not in str(error.value)
 
 
 def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
-    """With a mark of UTF-8, other names of columns, capitals and spaces; missing images are named."""
-    tree(tmp_path, "a.png", "b.png")
+    """With a byte-order mark, other column names, capitals and spaces; missing images are named."""
+    write_tree(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_text("Filename, Class\r\na.png,x\r\n b.png ,y\r\n", encoding="utf-8-sig")
     source = open_source(f"csv:{tmp_path}/t.csv", "all")
     assert source.classes == ["x", "y"] and isinstance(source.read(1), bytes)
@@ -256,57 +256,57 @@ def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
 
 
 def test_a_cell_lists_any_number_of_labels(tmp_path):
-    """Images without a label are of no class; each class is held out by the rarest labels of its images."""
+    """Images without labels belong to no class; held-out images are stratified by their rarest labels."""
     cells = ["cat | dog", "", "dog", "owl|cat|dog", "dog", "cat"] * 6 + ["ape|owl"] * 2
-    tree(tmp_path, *(f"{number}.png" for number in range(len(cells))))
+    write_tree(tmp_path, *(f"{number}.png" for number in range(len(cells))))
     rows = [f"{number}.png,{cell}" for number, cell in enumerate(cells)]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     name = f"csv:{tmp_path}/t.csv"
     source = open_source(name, "all", multi_label=True)
     assert source.classes == ["ape", "cat", "dog", "owl"]
     assert source.labels[:4].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 1, 1]]
-    data = data_of(settings(name, multi_label=True, validation=0.25, test=0.5, batch_size=4))
+    data = open_data(settings(name, multi_label=True, validation=0.25, test=0.5, batch_size=4))
     parts = [np.asarray(each.labels) for each in (data.train, data.validation, data.test)]
     assert [part.shape for part in parts] == [(13, 4), (6, 4), (19, 4)]
     assert parts[2][:, 0].sum() == 1 and (parts[2][:, 3].sum(), (parts[2].sum(1) == 0).sum()) == (4, 3)
     assert parts[0].any(0).all()
-    told = {name: label for name, label, _ in data.split_rows()}
-    assert told[str(tmp_path / "0.png")] == "cat|dog" and told[str(tmp_path / "1.png")] == ""
+    labels = {name: label for name, label, _ in data.split_rows()}
+    assert labels[str(tmp_path / "0.png")] == "cat|dog" and labels[str(tmp_path / "1.png")] == ""
     with pytest.raises(InputError, match="line 3, has no label"):
-        data_of(settings(name))
+        open_data(settings(name))
     with pytest.raises(InputError, match="images_per_class is 2, which draws images class by class"):
         settings(name, multi_label=True, images_per_class=2)
     with pytest.raises(InputError, match=r"have one label each, but data\.multi_label is True"):
-        data_of(settings("digits", multi_label=True))
+        open_data(settings("digits", multi_label=True))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04damaged", b"no zip at all", None])
 def test_damaged_zip_files_are_one_sentence(tmp_path, content):
     if content is None:  # one byte of the list of files is another
-        tree(tmp_path / "photos", "cat/a.png", "dog/a.png")
+        write_tree(tmp_path / "photos", "cat/a.png", "dog/a.png")
         whole = bytearray(zipped(tmp_path / "photos", tmp_path / "photos.zip").read_bytes())
         whole[whole.index(b"PK\x01\x02") + 3] ^= 1
         content = bytes(whole)
     (tmp_path / "photos.zip").write_bytes(content)
     with pytest.raises(
-        InputError, match=r"photos\.zip cannot be unpacked into .*; unpack it into a folder of your own"
+        InputError, match=r"photos\.zip cannot be unpacked into .*; unpack it yourself and give the folder"
     ):
-        data_of(settings(f"folder:{tmp_path}/photos.zip"))
+        open_data(settings(f"folder:{tmp_path}/photos.zip"))
 
 
 def test_folders_without_images_say_what_is_needed(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
-        data_of(settings(f"folder:{tmp_path}"))
+        open_data(settings(f"folder:{tmp_path}"))
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "loose.png")
     with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
-        data_of(settings(f"folder:{tmp_path}"))
+        open_data(settings(f"folder:{tmp_path}"))
 
 
 COMPOSED, DECOMPOSED = "M\u00fccke", "Mu\u0308cke"
 
 
 def look_alikes(kind, folder, train, test):
-    """Write a dataset of two classes, one of which has two names; return its own."""
+    """Write a dataset of two classes, one of which has two spellings; return the dataset's name."""
     rng = np.random.default_rng(0)
     for split, names in (("train", train), ("test", test)):
         for name in (*names, "cat"):
@@ -337,11 +337,11 @@ def look_alikes(kind, folder, train, test):
 @pytest.mark.parametrize("kind", ["folder", "csv", "zip", "tar"])
 @pytest.mark.parametrize("within", [False, True])
 def test_one_name_in_two_unicode_forms_is_said(tmp_path, kind, within):
-    """As systems write the same accent: composed on one, decomposed on another."""
+    """Systems write the same accent differently: composed or decomposed."""
     train = [COMPOSED, DECOMPOSED] if within else [COMPOSED]
     name = look_alikes(kind, tmp_path, train, [DECOMPOSED])
     with pytest.raises(InputError) as raised:
-        data_of(DataSettings(name=name, batch_size=2, validation=0.0))
+        open_data(DataSettings(name=name, batch_size=2, validation=0.0))
     said = str(raised.value)
     assert "look alike" in said
     assert f"{COMPOSED} (composed, NFC)" in said and f"{DECOMPOSED} (decomposed, NFD)" in said
@@ -351,10 +351,10 @@ def test_one_name_in_two_unicode_forms_is_said(tmp_path, kind, within):
 def test_names_that_differ_in_spaces_or_capitals_are_said(tmp_path):
     name = look_alikes("folder", tmp_path / "spaces", ["dog"], ["dog "])
     with pytest.raises(InputError, match=r"look alike: dog +\(spaces as in 'dog '\) and dog \(without"):
-        data_of(DataSettings(name=name, batch_size=2, validation=0.0))
+        open_data(DataSettings(name=name, batch_size=2, validation=0.0))
     name = look_alikes("folder", tmp_path / "capitals", ["dog"], ["Dog"])
     with pytest.raises(InputError, match=r"lacks, Dog \(Dog and dog differ in capitals\)"):
-        data_of(DataSettings(name=name, batch_size=2, validation=0.0))
+        open_data(DataSettings(name=name, batch_size=2, validation=0.0))
     name = look_alikes("folder", tmp_path / "letters", ["a", "A"], ["a", "A"])
     assert open_source(name, "train").classes == ["A", "a", "cat"]
 

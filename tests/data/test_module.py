@@ -1,17 +1,17 @@
-"""A run's data: its parts, what is refused, and when images are decoded."""
+"""A run's data: its splits, what is refused, and when images are decoded."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import data_of, tree, write_images
+from conftest import open_data, open_source, write_images, write_tree
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data import module
-from mixmo.data.datasets import NamedDataset, open_source
+from mixmo.data.datasets import NamedDataset
 from mixmo.data.image_sets import InMemoryImages, build_evaluation_loader, build_train_loader
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
@@ -25,8 +25,8 @@ def settings(folder, **changes):
 
 
 def test_streamed_images_are_the_in_memory_ones(image_folder):
-    in_memory = data_of(settings(image_folder, image_size=8))
-    streamed = data_of(settings(image_folder, image_size=8, in_memory=False, workers=2))
+    in_memory = open_data(settings(image_folder, image_size=8))
+    streamed = open_data(settings(image_folder, image_size=8, in_memory=False, workers=2))
     for kind in (build_train_loader,):
         pairs = zip(
             kind(in_memory.train, settings(image_folder), 0, CPU),
@@ -39,7 +39,7 @@ def test_streamed_images_are_the_in_memory_ones(image_folder):
 
 
 def test_evaluation_shows_every_image_once_in_order(image_folder):
-    data = data_of(settings(image_folder, eval_batch_size=5))
+    data = open_data(settings(image_folder, eval_batch_size=5))
     seen = torch.cat(
         [batch.chosen for batch in build_evaluation_loader(data.test, settings(image_folder, eval_batch_size=5), CPU)]
     )
@@ -49,7 +49,7 @@ def test_evaluation_shows_every_image_once_in_order(image_folder):
 @pytest.mark.parametrize(("repetition", "steps"), [(1, 3), (2, 6), (4, 12), (8, 24)])
 def test_an_epoch_is_b_times_longer(image_folder, repetition, steps):
     own = settings(image_folder, batch_repetition=repetition)
-    loader = build_train_loader(data_of(own).train, own, 0, CPU)
+    loader = build_train_loader(open_data(own).train, own, 0, CPU)
     batches = list(loader)
     assert len(batches) == len(loader) == steps
     assert sorted(torch.cat([batch.chosen for batch in batches]).tolist()) == list(range(24))
@@ -65,7 +65,7 @@ def test_published_epoch_lengths():
 
 def test_epochs_differ_and_seeds_repeat(image_folder):
     own = settings(image_folder)
-    train = data_of(own).train
+    train = open_data(own).train
 
     def order(seed, epoch):
         loader = build_train_loader(train, own, seed, CPU)
@@ -77,22 +77,22 @@ def test_epochs_differ_and_seeds_repeat(image_folder):
 
 
 def test_validation_is_stratified_seeded_and_disjoint():
-    parts = {seed: data_of(DataSettings(name="digits", channels=1, validation=0.1), seed) for seed in (0, 1)}
-    again = data_of(DataSettings(name="digits", channels=1, validation=0.1), 0)
+    parts = {seed: open_data(DataSettings(name="digits", channels=1, validation=0.1), seed) for seed in (0, 1)}
+    again = open_data(DataSettings(name="digits", channels=1, validation=0.1), 0)
     data = parts[0]
     assert len(data.train) + len(data.validation) == 1437
     assert len(data.validation) == 144
     assert torch.bincount(data.validation.labels).min() >= 14
     assert torch.equal(data.validation.images, again.validation.images)
     assert not torch.equal(data.validation.images, parts[1].validation.images)
-    everything = data_of(DataSettings(name="digits", channels=1, validation=0.0)).train.images
+    everything = open_data(DataSettings(name="digits", channels=1, validation=0.0)).train.images
     together = torch.cat([data.train.images, data.validation.images]).flatten(1)
     assert torch.equal(together.unique(dim=0), everything.flatten(1).unique(dim=0))
 
 
 def few(count, seed=0, **changes):
     changes = {"name": "digits", "channels": 1, "validation": 0.1, "batch_size": 8} | changes
-    return data_of(DataSettings(images_per_class=count, **changes), seed)
+    return open_data(DataSettings(images_per_class=count, **changes), seed)
 
 
 def rows(images):
@@ -100,7 +100,7 @@ def rows(images):
 
 
 def test_few_images_of_each_class_are_drawn_from_the_seed():
-    """The same ones for every run with that seed, and those of a smaller count are among those of a larger."""
+    """The same for every run with that seed; a smaller count draws a subset of a larger one."""
     data, larger, other = few(20), few(50), few(20, seed=1)
     assert torch.bincount(data.train.labels).tolist() == [20] * 10
     assert torch.equal(few(20).train.images, data.train.images)
@@ -125,7 +125,7 @@ def test_unused_digits_join_the_test_set():
 
 
 def test_unused_images_of_other_datasets_are_left_out(image_folder):
-    data = data_of(settings(image_folder, images_per_class=3))
+    data = open_data(settings(image_folder, images_per_class=3))
     assert torch.bincount(data.train.labels).tolist() == [3, 3, 3]
     assert len(data.test) == 12
 
@@ -133,33 +133,33 @@ def test_unused_images_of_other_datasets_are_left_out(image_folder):
 def test_more_images_of_a_class_than_there_are_is_refused(image_folder):
     (image_folder / "train" / "emu" / "003.png").unlink()
     with pytest.raises(InputError, match=r"^data\.images_per_class is 8, but class emu has 7 images to train on"):
-        data_of(settings(image_folder, images_per_class=8))
+        open_data(settings(image_folder, images_per_class=8))
 
 
 def test_odd_sizes_without_a_canvas_are_refused(image_folder):
     Image.new("RGB", (9, 8)).save(image_folder / "train" / "dog" / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png is 8×9, but the first one is 8×8; .*data\.image_size"):
-        data_of(settings(image_folder))
-    assert data_of(settings(image_folder, image_size=10)).train.images.shape == (25, 10, 10, 3)
+        open_data(settings(image_folder))
+    assert open_data(settings(image_folder, image_size=10)).train.images.shape == (25, 10, 10, 3)
 
 
 def test_the_test_set_is_decoded_once(image_folder):
-    data = data_of(settings(image_folder))
+    data = open_data(settings(image_folder))
     assert data.test is data.test and len(data.test) == 12
 
 
 def test_too_few_images_for_a_batch(image_folder):
     with pytest.raises(ValueError, match="24 training images, fewer than the 32 distinct images"):
-        data_of(settings(image_folder, batch_size=32))
+        open_data(settings(image_folder, batch_size=32))
 
 
 @pytest.mark.parametrize("counts", [[8] * 20, [12] * 5 + [2], [3, 40]])
 def test_small_classes_are_shared_out_too(tmp_path, counts, caplog):
-    """Each class has an image to train on and one to test on, and one for validation where there are enough."""
+    """Each class has an image for training and one for testing, and one for validation if there are enough."""
     for number, count in enumerate(counts):
         write_images(tmp_path / "data", classes=(f"kind{number:02}",), count=count, seed=number)
     own = settings(tmp_path / "data", validation=0.1, batch_size=4, test=0.2)
-    data, again, other = data_of(own), data_of(own), data_of(own, seed=1)
+    data, again, other = open_data(own), open_data(own), open_data(own, seed=1)
     parts = {part: [] for part in ("train", "validation", "test")}
     for name, _, part in data.split_rows():
         parts[part].append(name)
@@ -177,10 +177,10 @@ def test_small_classes_are_shared_out_too(tmp_path, counts, caplog):
 
 
 def test_even_shares_are_drawn_as_before(image_folder):
-    """As scikit-learn draws them: runs keep their validation images."""
+    """As scikit-learn draws them, so that existing runs keep their validation images."""
     source = open_source(f"folder:{image_folder}", "train")
     for seed in range(3):
-        data = data_of(settings(image_folder, validation=0.25), seed)
+        data = open_data(settings(image_folder, validation=0.25), seed)
         rest, held_out = train_test_split(
             np.arange(24), test_size=0.25, stratify=source.labels, random_state=seed_for(seed, 0, "split") % 2**32
         )
@@ -190,23 +190,24 @@ def test_even_shares_are_drawn_as_before(image_folder):
 
 
 def test_folds_are_test_sets_and_hold_each_image_once(image_folder, caplog):
-    """Of a dataset with splits the training images are divided; its test images are left alone."""
+    """In a dataset with splits only the training images are divided; its test images are not used."""
     own = settings(image_folder, validation=0.25, batch_size=4)
-    data = [data_of(replace(own, folds=4, fold=fold)) for fold in range(4)]
+    data = [open_data(replace(own, folds=4, fold=fold)) for fold in range(4)]
     tested = [name for each in data for name, _, split in each.split_rows() if split == "test"]
     assert len(tested) == len(set(tested)) == 24 and not any("/test/" in name for name in tested)
     for each in data:
         parts = [{source.name(place) for place in range(len(source))} for source in each.sources.values()]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 24
         assert torch.bincount(each.test.labels).tolist() == [2, 2, 2]
-    assert list(data[0].split_rows()) == list(data_of(replace(own, folds=4)).split_rows())
-    again = data_of(replace(own, folds=4, split_seed=1))
-    assert again.fingerprint("test") != data[0].fingerprint("test") == data_of(data[0].settings, 1).fingerprint("test")
-    assert data[0].draws("test") and not data_of(own).draws("test")
+    assert list(data[0].split_rows()) == list(open_data(replace(own, folds=4)).split_rows())
+    again = open_data(replace(own, folds=4, split_seed=1))
+    same = open_data(data[0].settings, 1)
+    assert again.fingerprint("test") != data[0].fingerprint("test") == same.fingerprint("test")
+    assert data[0].is_drawn("test") and not open_data(own).is_drawn("test")
     with pytest.raises(InputError, match=r"data\.fold is 4, but data\.folds is 4"):
         replace(own, folds=4, fold=4)
     with pytest.raises(InputError, match=r"data\.folds is 9, but there are 8 images of the largest class"):
-        data_of(replace(own, folds=9))
+        open_data(replace(own, folds=9))
 
 
 GROUPED = [f"{kind}/{patient}-{number}.png,{kind},{patient}" for kind, patients in
@@ -214,12 +215,12 @@ GROUPED = [f"{kind}/{patient}-{number}.png,{kind},{patient}" for kind, patients 
 
 
 def test_groups_of_a_table_are_never_divided(tmp_path, caplog):
-    tree(tmp_path, *(row.partition(",")[0] for row in GROUPED))
+    write_tree(tmp_path, *(row.partition(",")[0] for row in GROUPED))
     (tmp_path / "table.csv").write_text("path,label,Group\n" + "\n".join(GROUPED))
     own = DataSettings(name=f"csv:{tmp_path}/table.csv", batch_size=4, validation=0.25, channels=1, padding=1)
     for changes in ({}, {"folds": 3, "fold": 1}, {"split_seed": 5}, {"test": 0.5}):
         parts = {}
-        data = data_of(replace(own, **changes))
+        data = open_data(replace(own, **changes))
         for name, _, split in data.split_rows():
             parts.setdefault(split, set()).add(name.rpartition("/")[2][0])
         assert set(parts) == {"train", "validation", "test"} and sum(map(len, parts.values())) == 12
@@ -249,8 +250,8 @@ def test_nothing_to_hold_out_is_one_sentence(tmp_path):
         InputError,
         match=r"no class of .* has two images, one to .* for validation; set --data\.validation 0\.",
     ):
-        data_of(settings(tmp_path / "data", validation=0.1, batch_size=2))
-    assert len(data_of(settings(tmp_path / "data", batch_size=2)).train) == 3
+        open_data(settings(tmp_path / "data", validation=0.1, batch_size=2))
+    assert len(open_data(settings(tmp_path / "data", batch_size=2)).train) == 3
 
 
 def test_another_dataset_is_listed_once(image_folder, monkeypatch):

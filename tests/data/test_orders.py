@@ -1,9 +1,9 @@
-"""What loaders show: the order is a function of (seed, epoch), whoever reads, and wherever a run goes on."""
+"""Order of loaders: a function of (seed, epoch), for any number of workers and any point of resuming."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import data_of
+from conftest import open_data
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
@@ -19,7 +19,7 @@ COUNT = 12
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Settings of a data set of 12 training images that show their numbers, streamed by two workers."""
+    """Settings of 12 numbered training images, streamed by two workers."""
     for split in ("train", "test"):
         for number in range(COUNT):
             folder = tmp_path / split / ("even" if number < COUNT // 2 else "odd")
@@ -42,9 +42,9 @@ def order(seed, epoch, stream="order"):
 
 @pytest.mark.slow
 def test_spawned_workers_show_the_order(numbered):
-    """As on macOS and Windows, and from Python 3.14 on by forkserver: what a worker needs is pickled."""
+    """As on macOS and Windows, and by forkserver from Python 3.14 on: workers are pickled."""
     numbered.workers = 1  # they start slowly
-    loader = build_train_loader(data_of(numbered).train, numbered, 3, CPU)
+    loader = build_train_loader(open_data(numbered).train, numbered, 3, CPU)
     loader.multiprocessing_context = "spawn"
     assert shown(loader) == order(3, 0)
 
@@ -52,14 +52,14 @@ def test_spawned_workers_show_the_order(numbered):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_begins_at_any_epoch(numbered, workers):
     numbered.workers = workers
-    loader = build_train_loader(data_of(numbered).train, numbered, 3, CPU, epoch=5)
+    loader = build_train_loader(open_data(numbered).train, numbered, 3, CPU, epoch=5)
     assert shown(loader) == order(3, 5)
     loader.batch_sampler.sampler.set_epoch(6)
     assert shown(loader) == order(3, 6)
 
 
 def test_a_balanced_epoch_shows_each_class_as_often():
-    """And of a class each image, but for one more; another epoch leaves out others, and the same one none else."""
+    """Images of a class differ in frequency by one at most; epochs leave out different images, reproducibly."""
     labels = torch.tensor([0] * 90 + [3] * 4 + [1] * 6)
     epochs = [list(EpochOrder(100, 5, epoch, labels=labels)) for epoch in range(4)]
     assert epochs[1] == list(EpochOrder(100, 5, 1, labels=labels)) != list(EpochOrder(100, 6, 1, labels=labels))
@@ -74,7 +74,7 @@ def test_a_balanced_epoch_shows_each_class_as_often():
 
 
 def test_copies_of_an_image_that_is_shown_twice_are_others():
-    """Also within a batch; ranks and runs that are resumed are shown the same ones."""
+    """Also within a batch; other ranks and resumed runs see the same copies."""
     dataset = Numbers(torch.arange(9), torch.tensor([0] * 8 + [1]))
     own = DataSettings(
         name="given", own_transforms=True, channels=1, validation=0.0, batch_size=4, sampler="balanced", workers=0
@@ -97,7 +97,7 @@ def test_copies_of_an_image_that_is_shown_twice_are_others():
 
 
 class Numbers(torch.utils.data.Dataset):
-    """Images of noise, another each time."""
+    """Images of noise, different each time."""
 
     def __init__(self, numbers, targets):
         self.numbers, self.targets = numbers, targets
@@ -110,8 +110,8 @@ class Numbers(torch.utils.data.Dataset):
 
 
 def test_a_few_batches_of_another_stream(numbered, monkeypatch):
-    """Workers read no more than they are asked for, and do not stay."""
-    images = data_of(numbered).train
+    """Workers read no more than requested, and end."""
+    images = open_data(numbered).train
     loader = build_train_loader(images, numbered, 1, CPU, epoch=2, stream="statistics", batches=2)
     assert len(loader) == 2 and not loader.persistent_workers
     assert build_train_loader(images, numbered, 1, CPU).persistent_workers
@@ -128,7 +128,7 @@ def test_a_few_batches_of_another_stream(numbered, monkeypatch):
 
 
 def test_seeds_stay_what_they_are():
-    """A run that is resumed by a later version draws as it began."""
+    """A run resumed by a later version continues with the same draws."""
     assert {stream: seed_for(3, 5, stream) % 10**9 for stream in STREAMS} == {
         "step": 159112019,
         "order": 519293219,

@@ -1,4 +1,4 @@
-"""Augmentation policies: drawn from (seed, step), off in evaluation, and what they say they do."""
+"""Augmentation policies: drawn from (seed, step), off in evaluation, and as documented."""
 
 import sys
 
@@ -56,7 +56,7 @@ def test_evaluation_needs_no_library(monkeypatch):
 
 
 def test_images_of_a_batch_get_several_operations():
-    """Copies of one image come out otherwise in each part of the batch."""
+    """Copies of one image differ between the parts of a batch."""
     torch.manual_seed(0)
     image = torch.rand(1, 3, 12, 12)
     changed = Policy(own(policy="randaugment"))(image.expand(40, -1, -1, -1))
@@ -96,7 +96,7 @@ def test_a_missing_library_is_one_sentence(monkeypatch, capsys, image_folder, tm
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_photos_are_cut_and_scaled_as_they_say(channels):
-    """A part of a ramp stays a ramp, of a share of its area between the bounds; evaluation sees the middle as it is."""
+    """A crop of a ramp is a ramp, with an area within the bounds; evaluation uses the centre unchanged."""
     ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)[None, ..., None].expand(200, 64, 64, channels).contiguous()
     changes = {
         "augmentation": "photo",

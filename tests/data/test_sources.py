@@ -1,4 +1,4 @@
-"""Where images come from: what a folder, a tar file or a named dataset means, and what is refused."""
+"""Image sources: how folders, tar files and named datasets are read, and what is refused."""
 
 import io
 import os
@@ -9,11 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import data_of, packed, tree, write_images
+from conftest import open_data, open_source, packed, write_images, write_tree
 from PIL import Image
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import open_source
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 
@@ -23,7 +22,7 @@ def settings(folder, **changes):
 
 
 def test_folders_are_read_in_the_order_of_sorted_names(image_folder):
-    data = data_of(settings(image_folder))
+    data = open_data(settings(image_folder))
     assert data.classes == ["cat", "dog", "emu"]
     assert data.size == (8, 8)
     assert (len(data.train), len(data.test), data.validation) == (24, 12, None)
@@ -44,7 +43,7 @@ def test_tar_files_hold_what_the_folder_holds(image_folder, tmp_path, shards):
                 tar.add(file, f"./{file.parent.name}/{file.name}")
     with tarfile.open(packed / "test.tar", "w") as tar:
         tar.add(image_folder / "test", ".")
-    one, other = data_of(settings(image_folder)), data_of(settings(packed))
+    one, other = open_data(settings(image_folder)), open_data(settings(packed))
     assert one.classes == other.classes
     assert torch.equal(one.train.labels, other.train.labels)
     if shards == 1:
@@ -54,31 +53,31 @@ def test_tar_files_hold_what_the_folder_holds(image_folder, tmp_path, shards):
 
 def test_missing_and_empty_datasets_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no dataset folder"):
-        data_of(settings(tmp_path / "nowhere"))
+        open_data(settings(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
-        data_of(settings(tmp_path / "empty"))
+        open_data(settings(tmp_path / "empty"))
     (tmp_path / "empty" / "train").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no images"):
-        data_of(settings(tmp_path / "empty"))
+        open_data(settings(tmp_path / "empty"))
     write_images(tmp_path / "half" / "train")
     with pytest.raises(FileNotFoundError, match="no images for test: nothing in it is named test or val"):
-        data_of(settings(tmp_path / "half"))
+        open_data(settings(tmp_path / "half"))
     write_images(tmp_path / "one" / "train", classes=["cat"])
     write_images(tmp_path / "one" / "test", classes=["cat"])
     with pytest.raises(ValueError, match=r"one class only \(cat\)"):
-        data_of(settings(tmp_path / "one"))
+        open_data(settings(tmp_path / "one"))
     with pytest.raises(FileNotFoundError, match=r"data\.download true"):
-        data_of(DataSettings(name="torch/cifar100", root=str(tmp_path)))
+        open_data(DataSettings(name="torch/cifar100", root=str(tmp_path)))
     with pytest.raises(ValueError, match="unknown dataset 'cifar100'"):
-        data_of(DataSettings(name="cifar100"))
+        open_data(DataSettings(name="cifar100"))
 
 
 def test_classes_of_train_and_test_must_agree(tmp_path):
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", classes=["cat", "dog", "fox"])
     with pytest.raises(ValueError, match=r"test set of .* has classes that the training set lacks, fox"):
-        data_of(settings(tmp_path))
+        open_data(settings(tmp_path))
 
 
 def test_a_damaged_tar_file_is_named(image_folder, tmp_path):
@@ -88,7 +87,7 @@ def test_a_damaged_tar_file_is_named(image_folder, tmp_path):
         tar.add(image_folder / "train", ".")
     (tmp_path / "packed" / "train.tar.gz").write_bytes(packed.getvalue()[:-200])
     with pytest.raises(
-        ValueError, match=r"train\.tar\.gz cannot be unpacked into .*: .*; unpack it into a folder of your own"
+        ValueError, match=r"train\.tar\.gz cannot be unpacked into .*: .*; unpack it yourself and give the folder"
     ):
         open_source(f"folder:{tmp_path / 'packed'}", "train")
 
@@ -108,7 +107,7 @@ DEEP = ("dog/images/b.JPEG", "cat/images/deep/er/a.png", "cat/c.png", "dog/a.png
 @pytest.mark.parametrize("top", [".", "train", "./train", "/train"])
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.xz", ".tgz"])
 def test_a_tree_means_the_same_in_a_tar_file(tmp_path, top, ending):
-    values = tree(tmp_path / "folder" / "train", *DEEP)
+    values = write_tree(tmp_path / "folder" / "train", *DEEP)
     mode = {".tar": "w", ".tar.xz": "w:xz"}.get(ending, "w:gz")
     packed(tmp_path / "folder" / "train", tmp_path / "packed" / f"train{ending}", top, mode)
     assert opened(tmp_path / "folder") == opened(tmp_path / "packed") == {n: p[:3] for p, n in values.items()}
@@ -117,13 +116,13 @@ def test_a_tree_means_the_same_in_a_tar_file(tmp_path, top, ending):
 
 
 def test_a_top_folder_named_like_the_split_is_no_class(tmp_path):
-    values = tree(tmp_path / "train" / "train", *DEEP)
+    values = write_tree(tmp_path / "train" / "train", *DEEP)
     assert opened(tmp_path) == {n: p[:3] for p, n in values.items()}
 
 
 def test_shards_with_equal_names_keep_all_images(tmp_path):
     for shard in range(2):
-        tree(tmp_path / f"{shard}" / "train", "cat/0.png", "dog/0.png")
+        write_tree(tmp_path / f"{shard}" / "train", "cat/0.png", "dog/0.png")
         packed(tmp_path / f"{shard}" / "train", tmp_path / f"train-{shard}.tar", f"train-{shard}")
     (tmp_path / "train-0.tar.md5").write_text("not a tar file")
     assert open_source(f"folder:{tmp_path}", "train").labels.tolist() == [0, 0, 1, 1]
@@ -134,7 +133,7 @@ HIDDEN = (".ipynb_checkpoints/a.png", "cat/.ipynb_checkpoints/a.png", "cat/._a.p
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_hidden_names_are_no_classes_and_no_images(tmp_path, caplog, kind):
-    tree(tmp_path / "folder" / "train", "cat/a.png", "dog/a.png", *HIDDEN)
+    write_tree(tmp_path / "folder" / "train", "cat/a.png", "dog/a.png", *HIDDEN)
     packed(tmp_path / "folder" / "train", tmp_path / "tar" / "train.tar")
     assert opened(tmp_path / kind) == {0: "cat", 1: "dog"}
     assert not caplog.records
@@ -142,8 +141,8 @@ def test_hidden_names_are_no_classes_and_no_images(tmp_path, caplog, kind):
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_what_is_no_image_is_left_out_and_said(tmp_path, caplog, kind):
-    """Odd endings are looked into; an image in no class folder belongs to none."""
-    tree(tmp_path / "folder" / "train", "cat/a.png", "cat/b.jfif", "dog/a", "stray.png")
+    """Files with unknown endings are inspected; an image outside class folders is skipped."""
+    write_tree(tmp_path / "folder" / "train", "cat/a.png", "cat/b.jfif", "dog/a", "stray.png")
     (tmp_path / "folder" / "train" / "cat" / "notes\x1b.txt").write_text("cat, but written")
     (tmp_path / "folder" / "train" / "dog" / "empty").touch()
     packed(tmp_path / "folder" / "train", tmp_path / "tar" / "train.tar.gz", mode="w:gz")
@@ -152,7 +151,7 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path, caplog, kind):
     assert record.name == "mixmo" and record.levelname == "WARNING"
     text = record.getMessage()
     assert text.endswith(
-        r"left out 3 that are not images, or not in a class folder: cat/notes\x1b.txt, dog/empty, stray.png"
+        r"left out 3 entries that are not images or not in a class folder: cat/notes\x1b.txt, dog/empty, stray.png"
     )
 
 
@@ -160,8 +159,8 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path, caplog, kind):
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_links_are_followed_and_pipes_are_not_opened(tmp_path, caplog, kind):
     train = tmp_path / "folder" / "train"
-    tree(train, "cat/a.png", "dog/a.png")
-    tree(tmp_path / "elsewhere", "more/b.png", "fox/c.png")
+    write_tree(train, "cat/a.png", "dog/a.png")
+    write_tree(tmp_path / "elsewhere", "more/b.png", "fox/c.png")
     (train / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "more")
     (train / "fox").symlink_to(tmp_path / "elsewhere" / "fox", target_is_directory=True)
     (train / "cat" / "above").symlink_to(train)
@@ -170,12 +169,12 @@ def test_links_are_followed_and_pipes_are_not_opened(tmp_path, caplog, kind):
     os.mkfifo(train / "cat" / "pipe.png")
     source = open_source(f"folder:{tmp_path / 'folder'}", "train")
     assert source.classes == ["cat", "dog", "fox"] and source.labels.tolist() == [0, 0, 1, 2]
-    assert "left out 4 that are not images" in caplog.text
+    assert "left out 4 entries that are not images" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_members_that_lead_elsewhere_are_refused(tmp_path, kind):
-    tree(tmp_path / "x", "cat/a.png", "dog/a.png")
+    write_tree(tmp_path / "x", "cat/a.png", "dog/a.png")
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         tar.add(tmp_path / "x", ".")
         member = tarfile.TarInfo("cat/link.png")
@@ -188,7 +187,7 @@ def test_members_that_lead_elsewhere_are_refused(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 @pytest.mark.parametrize("left", [None, "notes.txt", ".hidden.png"])
 def test_a_class_without_images_is_refused(tmp_path, kind, left):
-    tree(tmp_path / "folder" / "train", "cat/a.png", "dog/a.png")
+    write_tree(tmp_path / "folder" / "train", "cat/a.png", "dog/a.png")
     (tmp_path / "folder" / "train" / "zebra").mkdir()
     if left:
         (tmp_path / "folder" / "train" / "zebra" / left).write_text("no image")
@@ -203,7 +202,7 @@ NAMES = ["$HOME", "{0}", "%s", "\x1b[31mred", "a b", "名", "caf\udce9"]
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_odd_names_of_classes_are_only_names(tmp_path, kind):
     for name in NAMES:
-        tree(tmp_path / "folder" / "train", f"{name}/a.png")
+        write_tree(tmp_path / "folder" / "train", f"{name}/a.png")
     (tmp_path / "folder" / "train" / NAMES[-1] / "b.png").write_bytes(b"damaged")
     packed(tmp_path / "folder" / "train", tmp_path / "tar" / "train.tar.gz", mode="w:gz")
     source = open_source(f"folder:{tmp_path / kind}", "train")
@@ -214,11 +213,11 @@ def test_odd_names_of_classes_are_only_names(tmp_path, kind):
 
 
 def test_a_test_set_may_lack_classes(image_folder, caplog):
-    """Its labels are the training set's class numbers all the same, wherever it is read."""
+    """Its labels are the training set's class numbers anyway, for every source."""
     (image_folder / "test" / "cat").rename(image_folder / "gone")
     (image_folder / "test" / "dog").rename(image_folder / "gone2")
     own = settings(image_folder)
-    assert data_of(own).test.labels.tolist() == [2] * 4
+    assert open_data(own).test.labels.tolist() == [2] * 4
     assert "has no images of cat, dog, which the training set has" in caplog.text
     images, classes = DataModule(own, 0).test, DataModule(own, 0).classes
     assert images.labels.tolist() == [2] * 4 and classes == ["cat", "dog", "emu"]
@@ -285,11 +284,11 @@ def test_fingerprints_of_splits(image_folder):
     assert opened().fingerprint("digits") == opened().fingerprint("digits") != of_test
     os.utime(image_folder / "test" / "cat" / "000.png", (1, 1))
     assert opened().fingerprint("test") != of_test and opened().fingerprint("validation") == of_validation
-    trained = data_of(own).fingerprint("train", times=False)
+    trained = open_data(own).fingerprint("train", times=False)
     os.utime(image_folder / "train" / "cat" / "000.png", (1, 1))
-    assert data_of(own).fingerprint("train", times=False) == trained
+    assert open_data(own).fingerprint("train", times=False) == trained
     (image_folder / "train" / "cat" / "000.png").unlink()
-    assert data_of(own).fingerprint("train", times=False) != trained
+    assert open_data(own).fingerprint("train", times=False) != trained
 
 
 def test_listing_decodes_nothing(image_folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pipes and devices are never waited for, wherever a name of one stands: one sentence says what it is."""
+"""Pipes and devices are never opened, wherever they are named: one message says what they are."""
 
 import io
 import logging
@@ -9,14 +9,13 @@ from contextlib import redirect_stderr
 from functools import partial
 
 import pytest
-from conftest import tree
-from killing import in_a_process_of_its_own
+from conftest import open_source, write_tree
+from killing import run_in_fork
 from PIL import Image
 
 import mixmo
 from mixmo.cli.main import main
 from mixmo.data import messages
-from mixmo.data.datasets import open_source
 from mixmo.errors import InputError
 from mixmo.files import check_regular
 
@@ -25,8 +24,8 @@ SECONDS = 60
 
 
 @pytest.fixture
-def answered(tmp_path):
-    """Returns what a command says, which has to end by itself: a fork that waits is killed."""
+def run_cli(tmp_path):
+    """Runs a command in a fork, which is killed if it blocks, and returns its error message."""
     file = tmp_path / "said.txt"
 
     def work(words):
@@ -34,7 +33,7 @@ def answered(tmp_path):
             assert main([*map(str, words)]) == 2
 
     def answer(*words):
-        assert in_a_process_of_its_own(partial(work, words), SECONDS)
+        assert run_in_fork(partial(work, words), SECONDS)
         return file.read_text()
 
     return answer
@@ -50,23 +49,23 @@ def test_what_is_no_regular_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "/dev/zero", "link.png"])
-def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, answered, name):
-    tree(tmp_path, "a.png", "b.png")
+def test_a_table_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path, run_cli, name):
+    write_tree(tmp_path, "a.png", "b.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("pipe.png")
     (tmp_path / "data.csv").write_text(f"path,label\na.png,cat\nb.png,dog\n{name},dog\n")
-    said = answered("fit", "digits-cut", "--data.name", f"csv:{tmp_path}/data.csv", "--run", tmp_path / "run")
+    said = run_cli("fit", "digits-cut", "--data.name", f"csv:{tmp_path}/data.csv", "--run", tmp_path / "run")
     kind = "a device" if name == "/dev/zero" else "a pipe"
     assert f"data.csv, line 4, names {name}: it is {kind}, not a regular file." in said
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
-def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, answered, kind):
+def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, run_cli, kind):
     pytest.importorskip("datasets")
-    tree(tmp_path, "x.png")
+    write_tree(tmp_path, "x.png")
     os.mkfifo(tmp_path / ("train.tar" if kind == "webdataset" else "train.parquet"))
-    assert "there are no" in answered("fit", "digits-cut", "--data.name", f"{kind}:{tmp_path}", "--run", tmp_path / "r")
+    assert "there are no" in run_cli("fit", "digits-cut", "--data.name", f"{kind}:{tmp_path}", "--run", tmp_path / "r")
     if kind == "parquet":
         return
     os.remove(tmp_path / "train.tar")
@@ -77,26 +76,26 @@ def test_shards_and_lists_of_classes_that_are_pipes_are_not_opened(tmp_path, ans
         tar.addfile(label, io.BytesIO(b"0"))
     shutil.copy(tmp_path / "train.tar", tmp_path / "test.tar")
     os.mkfifo(tmp_path / "classes.txt")
-    said = answered("fit", "digits-cut", "--data.name", f"{kind}:{tmp_path}", "--run", tmp_path / "r")
+    said = run_cli("fit", "digits-cut", "--data.name", f"{kind}:{tmp_path}", "--run", tmp_path / "r")
     assert "classes.txt cannot be read: it is a pipe" in said
 
 
-def test_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path, answered):
+def test_corrupted_images_that_are_pipes_are_not_opened(trained, tmp_path, run_cli):
     _, run, _ = trained
     (tmp_path / "c").mkdir()
     for name in ("labels", "fog"):
         os.mkfifo(tmp_path / "c" / f"{name}.npy")
-    said = answered("test", run.path, "--corruptions", tmp_path / "c")
+    said = run_cli("test", run.path, "--corruptions", tmp_path / "c")
     assert "labels.npy cannot be read as an .npy file: it is a pipe" in said
 
 
 def test_a_long_listing_is_told_of(tmp_path, monkeypatch, caplog):
-    """Nothing is said of short ones."""
-    tree(tmp_path / "train", *(f"{number % 2}/{number:03}.png" for number in range(300)))
+    """Short ones print nothing."""
+    write_tree(tmp_path / "train", *(f"{number % 2}/{number:03}.png" for number in range(300)))
     with caplog.at_level(logging.WARNING, "mixmo"):
         open_source(f"folder:{tmp_path}", "train")
         assert "entries so far" not in caplog.text
-        monkeypatch.setattr(messages, "PATIENCE", -1.0)
+        monkeypatch.setattr(messages, "PROGRESS_DELAY", -1.0)
         open_source(f"folder:{tmp_path}", "train")
     assert f"still listing {tmp_path}" in caplog.text and "256 entries so far" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Files that Pillow does not read, written by the libraries that do: what they hold is what the network sees."""
+"""Files that Pillow cannot read, written by other libraries: the network sees their values."""
 
 import io
 import sys
@@ -27,7 +27,7 @@ SCALED = np.round(BANDS / 65535 * 255)
 
 @pytest.fixture
 def said(monkeypatch, caplog):
-    """What is logged once in a process, as if nothing had been."""
+    """Resets the messages that are logged once per process."""
     monkeypatch.setattr(messages, "_LOGGED", set())
     return caplog
 
@@ -83,6 +83,13 @@ def test_a_few_bands(count, kind):
         assert np.abs(seen - exact).max() < 1  # of four bands of 16 bits Pillow takes the upper 8
 
 
+def test_opacity_does_not_hide_that_few_levels_are_left(said):
+    values = RNG.integers(0, 4096, (16, 16, 4)).astype(np.uint16)
+    image_pixels(tiff(values, photometric="rgb"), 3)
+    (text,) = said.messages
+    assert "these are 15 at most" in text
+
+
 @pytest.mark.parametrize("count", [3, 4])
 def test_a_window_sees_all_bits_of_several_bands(count, said):
     values = RNG.integers(0, 4096, (16, 16, count)).astype(np.uint16)
@@ -109,7 +116,7 @@ def test_python_objects_in_an_array_are_not_loaded():
 
 def test_a_stack_of_images_is_refused():
     stack = tiff(RNG.integers(0, 9, (2, 4, 6, 5)).astype(np.uint16), photometric="minisblack")
-    with pytest.raises(InputError, match="keep one image per file"):
+    with pytest.raises(InputError, match="save one image per file"):
         read_tiff(stack, 5, lambda: "it")
 
 
@@ -182,7 +189,7 @@ def table(bits):
 )
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicom_is_seen_as_it_asks_to_be(more, low, high, kind):
-    """The oracle is pydicom's own view of the values, whose range is that of the stored bits or of the table."""
+    """The oracle is pydicom's windowing, over the range of the stored bits or of the table."""
     content = dicom(STORED, kind, **more)
     file = pydicom.dcmread(io.BytesIO(content))
     shown = (apply_voi_lut(apply_modality_lut(STORED, file), file) - low) / (high - low) * 255
@@ -192,8 +199,8 @@ def test_dicom_is_seen_as_it_asks_to_be(more, low, high, kind):
 
 def test_a_window_of_ones_own_is_in_the_units_of_the_file(said):
     content = dicom(STORED, **CT, **VIEW)
-    expected = np.clip((STORED - 1024.0 - 100) / 400 * 255, 0, 255)
-    assert np.abs(image_pixels(content, 3, (100, 500))[..., 1] - expected).max() <= 0.5 + 1e-6
+    expected = (STORED - 1024.0 + 1100) / 4200 * 255
+    assert np.abs(image_pixels(content, 3, (-1100, 3100))[..., 1] - expected).max() <= 0.5 + 1e-6
     signed = (STORED.astype(np.int16) - 2048).astype(np.int16)
     assert np.abs(image_pixels(dicom(signed, **CT), 1)[..., 0] - STORED / 4095 * 255).max() <= 0.5 + 1e-6
     assert not said.messages
@@ -237,10 +244,10 @@ def test_a_fourth_band_that_is_not_opacity_is_left_out(monkeypatch, caplog, form
     values = RNG.integers(0, 256, (20, 24, 4))
     content = tiff((values * (257 if bits == 16 else 1)).astype(f"uint{bits}"), **form)
     assert np.array_equal(image_pixels(content, 3), values[..., :3])
-    assert "has four bands, of which the fourth is left out; --data.channels 4 takes" in caplog.text
+    assert "has four bands, of which the fourth is left out; set --data.channels 4" in caplog.text
 
 
 def test_a_fourth_band_of_an_array_is_opacity_and_that_is_said(monkeypatch, caplog):
     monkeypatch.setattr(messages, "_LOGGED", set())
     assert image_pixels(np.zeros((4, 4, 4), np.uint8), 3).min() == 255  # transparent black, on white
-    assert "the fourth of which is taken as opacity; if it is not, set --data.channels 4" in caplog.text
+    assert "the fourth is used as opacity; if it is not, set --data.channels 4" in caplog.text

@@ -1,4 +1,4 @@
-"""Draws of shares and folds: stratified, seeded, groups whole, and every class trained on."""
+"""Drawn splits and folds: stratified, seeded, with undivided groups, and every class in the training set."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ cases = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, m
 
 
 def check(chosen, labels, groups):
-    """Every class keeps an image to train on, and no group is divided."""
+    """Check that every class keeps a training image, and that no group is divided."""
     assert set(labels[~chosen]) == set(labels)
     if groups is not None:
         assert not set(groups[chosen]) & set(groups[~chosen])
@@ -29,6 +29,14 @@ def test_a_share_leaves_every_class_something(images, share, seed, grouped):
         chosen = draw(labels, share, seed, groups)
         check(chosen, labels, groups)
         assert (chosen == draw(labels, share, seed, groups)).all()
+
+
+@pytest.mark.parametrize("counts", [(48, 16, 4), (500, 9), (60, 20, 3, 2)])
+def test_rare_classes_are_validated_on(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    for seed in range(6):
+        held_out = np.bincount(labels[draw_validation(labels, 0.05, seed)], minlength=len(counts))
+        assert all(held >= 1 for held, count in zip(held_out, counts, strict=True) if count > 2)
 
 
 @settings(max_examples=60)

@@ -1,10 +1,11 @@
-"""Tables as people have them: written by spreadsheets, with columns by other names, with patterns of paths."""
+"""Real-world tables: written by spreadsheets, with other column names, with path patterns."""
 
 import numpy as np
 import pytest
+from conftest import open_source, write_tree
 from PIL import Image
 
-from mixmo.data.datasets import open_source
+from mixmo.data import messages
 from mixmo.data.sources import decode
 from mixmo.errors import InputError
 
@@ -36,9 +37,32 @@ def test_columns_by_other_names_and_paths_by_a_pattern(tmp_path, caplog):
     (said,) = [text for text in caplog.messages if "not used: patient." in text]
     assert "--data.columns '{group: patient}'" in said
     source = open_source(name, "all", columns=own | {"group": "patient"})
-    assert source.groups.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (source.groups.reshape(3, 4) == source.groups[::4, None]).all() and len(set(source.groups)) == 3
     assert source.name(3).endswith("train/0003.jpg") and decode(source, 3, None, 3).shape == (8, 8, 3)
     with pytest.raises(InputError, match=r"names the column 'no' for path, but .* has id, breed, patient"):
         open_source(name, "all", columns={"path": "train/{no}.jpg", "label": "breed"})
     with pytest.raises(InputError, match=r"data\.columns has paths: 'id'; it names columns for path, label,"):
         open_source(name, "all", columns={"paths": "id"})
+
+
+@pytest.mark.parametrize("separator", [";", ","])
+def test_other_separators_of_labels_are_named(tmp_path, caplog, separator, monkeypatch):
+    monkeypatch.setattr(messages, "_LOGGED", set())
+    write_tree(tmp_path, "a.png", "b.png")
+    (tmp_path / "t.csv").write_text(f"path\tlabel\na.png\tcar{separator}bike\nb.png\tbus\n")
+    assert open_source(f"csv:{tmp_path}/t.csv", "all", multi_label=True).classes == ["bus", f"car{separator}bike"]
+    assert (
+        f"has the label car{separator}bike, used as one class; several labels of an image are separated by |"
+        in caplog.text
+    )
+    with pytest.raises(InputError, match=r"data\.columns is for tables .*; digits has none: leave it out"):
+        open_source("digits", "train", columns={"label": "x"})
+
+
+def test_files_that_a_table_names_but_are_missing_are_named_before_training(tmp_path):
+    write_tree(tmp_path, "a.png", "b.png")
+    rows = ["path,label,split", "a.png,x,train", "b.png,y,train", "c.png,x,test", "d.png,y,test"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match=r"names 2 missing files \(c.png in line 4, d.png in line 5\); correct it, or"):
+        open_source(f"csv:{tmp_path}/t.csv", "train")
+    assert len(open_source(f"csv:{tmp_path}/t.csv", "test", on_error="skip")) == 2

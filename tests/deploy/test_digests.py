@@ -1,11 +1,11 @@
-"""Exports have a digest of all they hold: damage is one sentence, never another answer."""
+"""Exports have a digest of all contents: damage is reported, and never changes a prediction."""
 
 import json
 import stat
 
 import pytest
 import torch
-from damage import outcomes
+from damage import count_outcomes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +19,7 @@ FORMS = [*FORMATS, "shared"]
 
 
 def answers_of(path, files):
-    """Return what a network answers, or the weights that a file holds, as bytes."""
+    """Return a network's predictions, or the weights in a file, as bytes."""
     if path.suffix == ".safetensors":
         return b"".join(each.numpy().tobytes() for _, each in sorted(read_tensors(path)[""].items()))
     return mixmo.Predictor(path)(files).probabilities.numpy().tobytes()
@@ -28,14 +28,16 @@ def answers_of(path, files):
 @pytest.mark.parametrize("form", FORMS)
 def test_damage_changes_no_answer_unnoticed(exported, new_images, form):
     files, path = sorted(new_images.iterdir())[:2], exported[form]
-    refused, same, wrong = outcomes(path, lambda own: answers_of(own, files), answers_of(path, files), 8, InputError)
+    refused, same, wrong = count_outcomes(
+        path, lambda own: answers_of(own, files), answers_of(path, files), 8, InputError
+    )
     assert not wrong and refused >= 8
     assert same <= (24 if form == "shared" else 0)  # its card, and the two files for timm
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "safetensors"])
 def test_a_digest_that_is_gone_is_noticed(exported, tmp_path, new_images, form):
-    """Ours cannot lose it: the description says that there is one, and holds no keys that are not known."""
+    """mixmo's own exports cannot lose it: the description records it, and allows no unknown keys."""
     path = exported[form]
     file = path / "mixmo.json" if path.is_dir() else path
     content = file.read_bytes()
@@ -59,18 +61,18 @@ def test_folders_without_a_digest_still_open(exported, new_images, tmp_path):
     assert not is_whole_export(tmp_path) and is_whole_export(folder)
     content["classes"].append("eleventh")
     (tmp_path / "mixmo.json").write_text(json.dumps(plain | {"classes": content["classes"]}))
-    with pytest.raises(InputError, match=r"names 4 classes, but answers"):
+    with pytest.raises(InputError, match=r"names 4 classes, but outputs"):
         mixmo.Predictor(tmp_path)
 
 
 def test_weights_to_start_from_are_checked(exported, tmp_path):
-    """A file of ours that is damaged, not those of other programs."""
+    """Damage is detected in mixmo's files, not in those of other programs."""
     weights = load_file(exported["safetensors"])
     with safe_open(exported["safetensors"], "pt") as content:
         notes = content.metadata()
     name = next(iter(weights))
     save_file({key: value + (key == name) for key, value in weights.items()}, tmp_path / "a.safetensors", notes)
-    with pytest.raises(InputError, match="is damaged: its content does not have the digest"):
+    with pytest.raises(InputError, match="is damaged: its content does not match its digest"):
         read_tensors(tmp_path / "a.safetensors")[""]
     save_file(weights, tmp_path / "b.safetensors", {"sha256": "0" * 64, "format": "pt"})
     assert torch.equal(read_tensors(tmp_path / "b.safetensors")[""][name], weights[name])

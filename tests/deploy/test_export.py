@@ -1,4 +1,4 @@
-"""Exported files answer as the trained network does, in the programs they are for; a failed export leaves nothing."""
+"""Exported files predict like the trained network, in their target programs; a failed export leaves nothing."""
 
 import contextlib
 import json
@@ -41,12 +41,12 @@ def _needs_onnx():
 
 @pytest.mark.parametrize("format", ["timm", "onnx"])
 def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
-    """Calibrated, with sets and questions, from the file alone."""
+    """Calibrated, with sets and deferral, from the file alone."""
     out = tmp_path / module.FORMATS[format]
     assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "read again, its log-probabilities differ" in said and str(out) in said
-    needs_mixmo = "timm itself does not know wide_resnet10_1: `import mixmo` before" in said  # which registers it
+    assert "its log-probabilities differ" in said and str(out) in said
+    needs_mixmo = "wide_resnet10_1 is not in timm: `import mixmo` before" in said  # which registers it
     assert needs_mixmo == (format == "timm") == ("import mixmo" in said)
     files = sorted(new_images.iterdir())
     expected, found = mixmo.Predictor(gone)(files), mixmo.Predictor(out)(files)
@@ -60,9 +60,9 @@ def test_exports_predict_as_the_run(gone, new_images, tmp_path, capsys, format):
     [(False, False, False), (True, True, False), (True, False, True), (False, True, True)],
 )
 def test_graphs_compute_what_was_asked_for(gone, tmp_path, normalize, softmax, members):
-    """By hand, for any number of images; what else was asked for is undone where mixmo predicts with the file.
+    """Against a manual computation, for any batch; mixmo undoes the options when it predicts with the file.
 
-    Every pair of options is there.
+    Every pair of options is covered.
     """
     run = TrainedRun(RunFolder(gone))
     options = ExportOptions(normalize=normalize, softmax=softmax, members=members, temperature=softmax)
@@ -105,7 +105,7 @@ print(net.pretrained_cfg["label_names"], prepare.transforms[-1].mean.tolist(), t
 
 @pytest.mark.slow
 def test_timm_opens_the_folder_and_a_fused_network_without_mixmo(tmp_path, monkeypatch):
-    """With class names and preprocessing; a backbone of timm's own."""
+    """With class names and preprocessing, for one of timm's backbones."""
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", count=8, size=40)
     words = ["--data.name=folder:photos", "--data.channels=3", "--data.image_size=36", "--data.crop_size=32"]
@@ -131,13 +131,13 @@ def test_timm_opens_the_folder_and_a_fused_network_without_mixmo(tmp_path, monke
         (["--format=timm", "--softmax"], "--softmax is for onnx; timm holds only weights"),
         (["--format=safetensors", "--members"], "--members is for onnx; safetensors holds only weights"),
         (["--format=onnx", "--out=file/model.onnx"], "cannot be"),
-        (["--format=timm", "--out=full"], "full exists already and is not recognisably mixmo's"),
-        (["--format=timm", "--out=full", "--overwrite"], "full exists already and is not recognisably mixmo's"),
-        (["--format=timm", "--out=run"], "run exists already and is not recognisably mixmo's"),
-        (["--format=timm", "--out=file"], "file exists already and is not recognisably mixmo's"),
+        (["--format=timm", "--out=full"], "full exists already and is not a recognised mixmo output"),
+        (["--format=timm", "--out=full", "--overwrite"], "full exists already and is not a recognised mixmo output"),
+        (["--format=timm", "--out=run"], "run exists already and is not a recognised mixmo output"),
+        (["--format=timm", "--out=file"], "file exists already and is not a recognised mixmo output"),
         (
             ["--format=onnx", "--out=file"],
-            "file exists already and is not recognisably mixmo's; choose another place",
+            "file exists already and is not a recognised mixmo output; choose another path",
         ),
         (["--format=onnx", "--out=full"], "full is a folder; choose a file to write with --out"),
         (["--format=onnx", "--out=full", "--overwrite"], "full is a folder; choose a file to write with --out"),
@@ -211,7 +211,7 @@ def test_a_calibration_of_other_numbers_is_damaged(key, value):
 
 @pytest.mark.parametrize("members", [False, True])
 def test_an_ensemble_is_one_file(trained, new_images, tmp_path, members):
-    """Weighted and calibrated as the runs are together; members of both stand apart where they are asked for."""
+    """Weighted and calibrated like the runs together; the members of both are separate on request."""
     pytest.importorskip("onnxruntime")
     files, paths = sorted(new_images.iterdir()), [str(run.path) for run in trained[1:]]
     evaluate_runs(trained[1:])  # which keeps predictions on validation images
@@ -263,7 +263,7 @@ def test_crops_beyond_the_image_are_black_also_where_the_file_normalises(tmp_pat
 
 @pytest.mark.parametrize("format", module.FORMATS)
 def test_a_failed_export_leaves_the_earlier_one(gone, exported, tmp_path, monkeypatch, capsys, format):
-    """A network that answers otherwise, say: the file counts as written once it was read again."""
+    """For example if it predicts differently: a file counts as written once it has been verified."""
     out = tmp_path / module.FORMATS[format]
     (shutil.copytree if exported[format].is_dir() else shutil.copy)(exported[format], out)
     assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 0  # takes its own place
@@ -275,7 +275,7 @@ def test_a_failed_export_leaves_the_earlier_one(gone, exported, tmp_path, monkey
     else:
         monkeypatch.setattr("safetensors.torch.save", lambda *words: (_ for _ in ()).throw(OSError(28, "disk full")))
     assert main(["export", str(gone), "--format", format, "--out", str(out)]) == 2
-    assert ("outputs would differ" if format == "onnx" else "disk full") in capsys.readouterr().err
+    assert ("does not match the network" if format == "onnx" else "disk full") in capsys.readouterr().err
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == files
 
 
@@ -295,7 +295,7 @@ def test_libraries_that_are_missing_are_named(gone, tmp_path, monkeypatch, capsy
 
 
 def test_files_say_what_they_are(exported):
-    """Read by anybody: the description stands in the metadata of each."""
+    """Other programs can read the description in each file's metadata."""
     onnx = pytest.importorskip("onnx")
     notes = {each.key: each.value for each in onnx.load(exported["onnx"]).metadata_props}
     assert json.loads(notes["mixmo.json"])["classes"] == ["cat", "dog", "emu"]
@@ -305,7 +305,7 @@ def test_files_say_what_they_are(exported):
 
 
 def test_an_export_leaves_the_runs_network_on_its_device(gone, tmp_path, monkeypatch):
-    """What is moved to the CPU is a copy."""
+    """Only a copy is moved to the CPU."""
     run, moved = TrainedRun(RunFolder(gone)), []
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: moved.append(self) or self)
     export(run, "safetensors", tmp_path / "a.safetensors")
@@ -313,7 +313,7 @@ def test_an_export_leaves_the_runs_network_on_its_device(gone, tmp_path, monkeyp
 
 
 def test_what_is_in_an_exports_place_stays_unless_it_is_an_export(gone, tmp_path, capsys):
-    """Others' files and folders, links, and exports that somebody changed; --overwrite replaces files only."""
+    """Other programs' files and folders, links, and edited exports; --overwrite replaces files only."""
     weights, link, folder = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "timm"
     weights.write_bytes(b"months of training")
     link.symlink_to(weights)

@@ -1,4 +1,4 @@
-"""A saved network is rebuilt from what it says of itself and its tensors, whatever it was trained with."""
+"""A saved network is rebuilt from its header and tensors, regardless of its training settings."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def run(gone, tmp_path):
 
 
 def unreadable(run):
-    """Have a run's configuration set what this version does not know, everywhere."""
+    """Add unknown settings to every section of a run's configuration."""
     config = yaml.safe_load(run.config_file.read_text())
     for section in ("model", "optimizer", "trainer", "data"):
         config[section]["warp"] = 9

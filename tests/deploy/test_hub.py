@@ -1,4 +1,4 @@
-"""Sharing: a folder has all that a network needs, for mixmo and for timm, and a card with its figures."""
+"""Sharing: a folder with everything that mixmo and timm need, and a model card with results."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ def evaluated(tmp_path_factory):
 
 
 class Hub:
-    """A Hub in a folder: what is uploaded can be downloaded."""
+    """A fake Hub in a folder: uploads can be downloaded."""
 
     def __init__(self, folder):
         self.folder, self.made = folder, []
@@ -132,6 +132,6 @@ def test_what_cannot_be_shared_is_one_sentence(evaluated, tmp_path):
         mixmo.from_pretrained(tmp_path / "full")
     folder = save_pretrained(evaluated, tmp_path / "shared")
     (folder / "members.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"members\.safetensors is damaged: it does not have the digest"):
+    with pytest.raises(InputError, match=r"members\.safetensors is damaged: it does not match its digest"):
         mixmo.from_pretrained(folder)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "shared"]

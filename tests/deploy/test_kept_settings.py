@@ -1,11 +1,11 @@
-"""What a network is and how it sees images is kept in its checkpoint; editing config.yaml changes no answer."""
+"""The checkpoint stores the network and its preprocessing; editing config.yaml changes no prediction."""
 
 import shutil
 
 import pytest
 import torch
 import yaml
-from conftest import moved
+from conftest import copy_run
 
 import mixmo
 from mixmo.deploy.export import export
@@ -19,7 +19,7 @@ EDITS = {
 }
 
 
-def edited(run, section, key, value):
+def edit_config(run, section, key, value):
     """Change a setting in a run's config.yaml by hand."""
     config = yaml.safe_load(run.config_file.read_text())
     config[section] = {**config[section], key: value}
@@ -28,14 +28,14 @@ def edited(run, section, key, value):
 
 @pytest.mark.parametrize(("section", "key"), [(section, key) for section in EDITS for key in EDITS[section]])
 def test_what_the_network_sees_is_the_checkpoints_not_the_configurations(trained, tmp_path, caplog, section, key):
-    """An edited config.yaml changes no answer, neither in predict nor in test nor in a file; one line says so."""
+    """An edited config.yaml changes neither predict nor test nor exports; one line of the log says so."""
     folder, two, _ = trained
-    run = moved(two, folder, tmp_path)
+    run = copy_run(two, folder, tmp_path)
     files = sorted((tmp_path / "data/test/cat").iterdir())
     expected = evaluate_runs([run]).predictions.logits  # which calibrates it too
     before = mixmo.Predictor(run.path)(files).probabilities
     assert not caplog.records
-    edited(run, section, key, EDITS[section][key])
+    edit_config(run, section, key, EDITS[section][key])
     assert torch.equal(mixmo.Predictor(run.path)(files).probabilities, before)
     assert f"config.yaml has changed since training: {section}.{key} is {EDITS[section][key]!r} there" in caplog.text
     assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""Predictions without the dataset: the network's own logits, calibrated, for images of every form."""
+"""Predictions without the dataset: the network's calibrated logits, for every kind of image."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from mixmo.training.fit import fit
 
 
 def test_answers_are_the_networks(gone, new_images):
-    """By hand: scaled to 16, the middle 12 cut out, normalised, members' logits averaged and divided by T."""
+    """By hand: scaled to 16, centre-cropped to 12, normalised, members' logits averaged and divided by T."""
     files = sorted(new_images.iterdir())
     found = mixmo.Predictor(gone)(files)
     assert found.classes == ["cat", "dog", "emu"] and found.names == [str(file) for file in files]
@@ -87,7 +87,7 @@ def test_an_ensemble_averages_logits(gone, new_images, tmp_path):
     found = two(files)
     assert two.calibration is None and found.sets is None and found.defer is None
     assert two.uncalibrated == (
-        f"{again} keeps no predictions on its validation images; `mixmo test {again}` makes them."
+        f"{again} has no predictions on its validation images; `mixmo test {again}` makes them."
     )
     temperature = one.calibration.temperature
     raw = (one(files).probabilities.log() * temperature).softmax(1)
@@ -101,7 +101,7 @@ def test_an_ensemble_averages_logits(gone, new_images, tmp_path):
 
 
 def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(trained, another_seed, new_images):
-    """Without the dataset, from what calibrating each run has kept; where they held out others, the reason is given."""
+    """Without the dataset, from each run's cached calibration; if held-out images differ, the reason is given."""
     _, two, one = trained
     runs = [two, one, another_seed]
     expected = evaluate_runs([two, one]).scaled["temperature"]
@@ -132,9 +132,9 @@ def test_nothing_is_said_of_members_that_are_not_known(gone, exported, new_image
         ("nowhere.png", "image nowhere.png cannot be read: No such file or directory"),
         (np.zeros((2, 2, 5)), r"it has shape \(2, 2, 5\), whose bands do not match data\.channels, 3"),
         (np.zeros((0, 4)), "it has no pixels"),
-        (np.full((4, 4), np.nan), "does not hold uint8, uint16, or finite floats from 0 to 1"),
-        (np.full((4, 4), 255.0), "does not hold uint8, uint16, or finite floats from 0 to 1"),
-        (np.zeros((4, 4), np.int64), "an image of int64 does not hold uint8"),
+        (np.full((4, 4), np.nan), "is neither uint8, uint16, nor finite floats from 0 to 1"),
+        (np.full((4, 4), 255.0), "is neither uint8, uint16, nor finite floats from 0 to 1"),
+        (np.zeros((4, 4), np.int64), "an image of int64 is neither uint8"),
         (b"no image", "image 0 cannot be read: it is damaged, or not one of"),
         (object(), "a object is not an image"),
         ([], "there are no images to predict"),
@@ -172,8 +172,8 @@ def test_a_network_is_no_path(gone):
 
 def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypatch):
     files, predictor = sorted(new_images.iterdir()), mixmo.Predictor(gone)
-    answer = predictor._answer
-    monkeypatch.setattr(predictor, "_answer", lambda images: (answer(images)[0] * torch.nan, None))
+    forward = predictor._forward
+    monkeypatch.setattr(predictor, "_forward", lambda images: (forward(images)[0] * torch.nan, None))
     with pytest.raises(InputError, match=rf"answers image {files[0]} with numbers that are not finite"):
         predictor(files)
 
@@ -186,7 +186,7 @@ def test_a_network_that_has_diverged_is_one_sentence(gone, new_images, monkeypat
     ],
 )
 def test_a_timm_folder_whose_description_does_not_fit_its_weights_is_refused(gone, tmp_path, where, message):
-    """Also one without digests, as others may write: timm would draw another head, and answer by chance."""
+    """Also one without digests, from another program: timm would initialise a new head, and predict at chance level."""
     folder = export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm").path
     config, spec = (json.loads((folder / name).read_text()) for name in ("config.json", "mixmo.json"))
     (config[where] if where else config)["num_classes"], spec["classes"] = 4, list("abcd")
@@ -197,7 +197,7 @@ def test_a_timm_folder_whose_description_does_not_fit_its_weights_is_refused(gon
 
 
 def test_a_calibration_of_another_checkpoint_is_not_used(gone, tmp_path):
-    """One that went on training, say; a damaged one neither."""
+    """For example of a run that was trained further; nor is a damaged one."""
     shutil.copytree(gone, tmp_path / "run")
     assert mixmo.Predictor(tmp_path / "run").calibration is not None
     shutil.copy(tmp_path / "run/calibration-best.safetensors", tmp_path / "run/calibration-last.safetensors")
@@ -208,7 +208,7 @@ def test_a_calibration_of_another_checkpoint_is_not_used(gone, tmp_path):
 
 
 def test_what_is_deferred_and_what_is_in_the_sets():
-    """Sets and deferral follow from validation images, by the thresholds that the metrics' tests look at."""
+    """Sets and deferral follow from validation images, by the thresholds tested with the metrics."""
     torch.manual_seed(0)
     targets = torch.randint(3, (400,))
     logits = torch.nn.functional.one_hot(targets, 3) * 3 + torch.randn(400, 3)
@@ -225,7 +225,7 @@ def test_what_is_deferred_and_what_is_in_the_sets():
 
 
 def test_sets_of_every_kind_follow_from_the_option(gone, new_images, caplog):
-    """Those of the metrics' functions, at the thresholds of the kept calibration."""
+    """They equal those of the metrics' functions at the thresholds of the cached calibration."""
     files = sorted(new_images.iterdir())
     for sets in SETS:
         caplog.clear()
@@ -244,7 +244,7 @@ def test_sets_of_every_kind_follow_from_the_option(gone, new_images, caplog):
 
 
 def test_features_are_what_the_heads_see(gone, new_images, tmp_path):
-    """Shared by the members; logits are those of all classes, calibrated."""
+    """Shared by the members; logits are calibrated, for all classes."""
     files, net = sorted(new_images.iterdir()), mixmo.load(gone)
     found, plain = mixmo.Predictor(gone, features=True)(files), mixmo.Predictor(gone)(files)
     assert plain.features is None and found.features.shape == (12, net.backbone.num_features)
@@ -271,7 +271,7 @@ def test_features_that_are_not_to_be_had_are_one_sentence(gone, trained, new_ima
 
 
 def test_views_are_averaged_and_calibrated_alike(trained, new_images):
-    """By hand: logits of the image and of its mirror image, at the temperature of validation images seen so."""
+    """Against a manual computation with the mirror image, at the temperature fitted to the same views."""
     _, two, one = trained
     files = sorted(new_images.iterdir())
     predictor = mixmo.Predictor(two.path, tta="flip")
@@ -293,7 +293,7 @@ def test_views_are_averaged_and_calibrated_alike(trained, new_images):
 
 
 def test_crops_of_photos_are_averaged_and_calibrated_alike(tmp_path, new_images):
-    """By hand, from crops of pixels; a network that sees whole images is refused before it predicts."""
+    """Against manual crops of pixels; a network that uses whole images is refused beforehand."""
     write_splits(tmp_path / "data", train=12)
     run = RunFolder(tmp_path / "run")
     fit(plan_of(tmp_path / "data", "--trainer.max_epochs=1", "--data.image_size=12", "--data.crop_size=8"), run)
@@ -323,7 +323,7 @@ def test_crops_of_whole_images_are_refused(trained):
 
 
 def test_without_its_validation_images_nothing_is_calibrated_for_other_views(gone, new_images, tmp_path):
-    """Neither a run whose photos are gone nor an export takes the calibration of one view for that of two."""
+    """Neither a run whose photos are gone nor an export uses the calibration of one view for two."""
     files, folder = sorted(new_images.iterdir()), export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm").path
     reasons = {
         gone: f"{gone} cannot be calibrated with tta flip: there is no dataset folder",
@@ -350,9 +350,19 @@ def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, 
     singles = [next(mixmo.Predictor(path).stream(files)).logits.double() for path in paths]
     average = (singles[0].sum(1) * weights[0] + singles[1].sum(1) * weights[1]) / 3
     torch.testing.assert_close(found(files).logits, average / found.calibration.temperature)
+    runs = [TrainedRun(two), TrainedRun(one)]
+    torch.testing.assert_close(mixmo.Predictor(runs, weights="fitted")(files).logits, found(files).logits)
+    for evaluate in (lambda: mixmo.Predictor(one.path, weights="fitted"),
+                     lambda: evaluate_runs([one], EvaluationOptions(weights="fitted"))):  # fmt: skip
+        with pytest.raises(InputError, match=r"weights fitted is for ensembles"):
+            evaluate()
     evaluate_runs([another_seed])
     with pytest.raises(InputError, match=r"weights cannot be fitted: .* held out different images for validation"):
         mixmo.Predictor([one.path, another_seed.path], weights="fitted")
+    with pytest.raises(InputError, match=r"no common temperature: .* held out different images for validation"):
+        export([TrainedRun(one), TrainedRun(another_seed)], "onnx", "no.onnx", options=ExportOptions(temperature=True))
+    with pytest.raises(InputError, match=r"--weights fitted is for ensembles"):
+        export(TrainedRun(one), "onnx", "no.onnx", weights="fitted")
 
 
 def test_descriptions_are_read_again_and_checked():
@@ -376,13 +386,13 @@ def test_descriptions_are_read_again_and_checked():
 
 
 def test_eight_threads_share_a_predictor(gone, new_images):
-    """Every answer is that of one thread alone, and the process is as it was."""
+    """Every prediction equals a single thread's, and the process's global state is unchanged."""
     right, wrong, unchanged = predictions_of_threads(gone, sorted(new_images.iterdir()))
     assert (right, wrong, unchanged) == (200, 0, True)
 
 
 def test_a_prediction_leaves_the_process_as_it_was(gone, new_images, tmp_path):
-    """Also of an exported folder, whose network timm builds; nothing is drawn from torch's global generator."""
+    """Also with an exported folder, whose network timm builds; torch's global generator is not used."""
     export(TrainedRun(RunFolder(gone)), "timm", tmp_path / "timm")
     before = shared_state()
     for path in (gone, tmp_path / "timm"):

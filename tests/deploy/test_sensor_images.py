@@ -10,7 +10,7 @@ import torch
 import mixmo
 from mixmo.cli.main import main
 from mixmo.config.data_settings import DataSettings
-from mixmo.config.parsing import read_words
+from mixmo.config.parsing import parse_arguments
 from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.settings import known_settings
 from mixmo.data.batches import Augmentation, CenterCrop
@@ -86,8 +86,11 @@ def test_sizes_that_are_none_are_refused(size):
 
 def test_rectangles_on_the_command_line():
     for words in (["--data.image_size", "[10, 18]"], ["--data.image_size=[10,18]"]):
-        assert read_words(["run", *words], known_settings(), "fit") == (["run"], {"data.image_size": [10, 18]})
-    assert read_words(["--data.image_size", "10", "run"], known_settings(), "fit") == (["run"], {"data.image_size": 10})
+        assert parse_arguments(["run", *words], known_settings(), "fit") == (["run"], {"data.image_size": [10, 18]})
+    assert parse_arguments(["--data.image_size", "10", "run"], known_settings(), "fit") == (
+        ["run"],
+        {"data.image_size": 10},
+    )
 
 
 def test_weights_for_rectangles_bring_their_size():

@@ -1,4 +1,4 @@
-"""Values of 12 bits in files of 16, told apart by a window, wherever the network goes."""
+"""12-bit values in 16-bit files, distinguished by a window, in every form of the network."""
 
 import numpy as np
 import pytest

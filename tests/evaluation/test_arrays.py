@@ -1,4 +1,4 @@
-"""NumPy files of other programs: whatever is in them, they are read or refused in one sentence that names them."""
+"""NumPy files of other programs: read, or refused with one message that names them, for any content."""
 
 import io
 import zipfile
@@ -38,7 +38,7 @@ def file(tmp_path_factory):
 
 
 def outcome(read, file):
-    """What was read, or the sentence in its place."""
+    """Return what was read, or the error message."""
     try:
         return read(file)
     except InputError as error:
@@ -78,17 +78,17 @@ def members(**content):
         (savez(logits=LOGITS[:0], targets=TARGETS[:0]), "predictions of shape (0, 3)"),
         (savez(logits=LOGITS[:, :0], targets=TARGETS), "predictions of shape (2, 0)"),
         (savez(logits=np.float32(1), targets=TARGETS), "predictions of shape ()"),
-        (savez(logits=LOGITS, targets=np.array(1)), "targets of shape () do not fit"),
-        (savez(logits=LOGITS, targets=TARGETS[:1]), "targets of shape (1,) do not fit"),
-        (savez(logits=LOGITS, targets=TARGETS[:, None]), "targets of shape (2, 1) do not fit"),
+        (savez(logits=LOGITS, targets=np.array(1)), "targets have shape ()"),
+        (savez(logits=LOGITS, targets=TARGETS[:1]), "targets have shape (1,)"),
+        (savez(logits=LOGITS, targets=TARGETS[:, None]), "targets have shape (2, 1)"),
         (savez(logits=np.where(LOGITS > 1, np.nan, LOGITS), targets=TARGETS), "logits in row 1 are not finite"),
         (savez(logits=np.where(LOGITS > 1, np.inf, LOGITS), targets=TARGETS), "logits in row 1 are not finite"),
         (savez(logits=LOGITS, targets=np.array([0, 2**64 - 1], np.uint64)), "in row 1 is out of range"),
         (savez(logits=LOGITS, targets=np.array([-(2**63), 0])), "in row 0 is out of range"),
-        (savez(logits=LOGITS.astype(complex), targets=TARGETS), "complex128; they are (N, K)"),
+        (savez(logits=LOGITS.astype(complex), targets=TARGETS), "complex128; they must be floats (N, K)"),
         (savez(logits=LOGITS, targets=TARGETS, classes=np.array("abc")), "classes of shape ()"),
         (savez(logits=LOGITS, targets=TARGETS, classes=np.zeros((3, 1))), "classes of shape (3, 1)"),
-        (savez(logits=LOGITS, targets=TARGETS, classes=np.zeros(3)), "float64; they are 3 names"),
+        (savez(logits=LOGITS, targets=TARGETS, classes=np.zeros(3)), "float64; they must be 3 names"),
         (savez(logits=LOGITS, targets=TARGETS, classes=np.array([b"\xff"] * 3)), "cannot be read"),
         (savez(probabilities=np.full((2, 3), np.nan), targets=TARGETS), "probabilities in row 0 are not finite"),
         (savez(probabilities=LOGITS, logits=LOGITS, targets=TARGETS), "it needs targets, and logits or probabilities"),

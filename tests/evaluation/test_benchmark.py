@@ -23,7 +23,7 @@ def test_peak_memory_is_that_of_the_tensors_alive_at_a_time():
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_the_step_that_is_timed_trains(members):
-    """Each call is one step of the trainer, which moves the weights."""
+    """Each call is one step of the trainer, which updates the weights."""
     step = TrainingStep(Benchmark("wide_resnet10_1", batch_size=4, image_size=16, num_classes=5), members)
     before = [each.clone() for each in step.training.net.parameters()]
     assert step() > 0 and step() > 0

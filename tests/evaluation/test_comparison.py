@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mixmo.errors import InputError
-from mixmo.evaluation.comparison import read_groups, read_word
+from mixmo.evaluation.comparison import parse_entry, read_groups
 from mixmo.evaluation.results import EvaluationOptions
 
 
@@ -15,9 +15,9 @@ def test_a_run_is_not_counted_twice(trained, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(run.path, tmp_path / "seeds" / name)
     with pytest.raises(InputError, match="have the same seed 0: one run, counted twice"):
-        read_groups([read_word(str(tmp_path / "seeds"))], EvaluationOptions())
+        read_groups([parse_entry(str(tmp_path / "seeds"))], EvaluationOptions())
     with pytest.raises(InputError, match="names a run twice"):
-        read_groups([read_word(f"{run.path}+{run.path}")], EvaluationOptions())
+        read_groups([parse_entry(f"{run.path}+{run.path}")], EvaluationOptions())
 
 
 def copied(run, folder, seed, *replaced):
@@ -43,7 +43,7 @@ def test_seeds_may_differ_in_what_changes_no_result_and_in_nothing_else(trained,
     seeds = tmp_path / "seeds"
     copied(one, seeds, 0)
     other = copied(one, seeds, 1, *FREE)
-    assert len(read_groups([read_word(str(seeds))], EvaluationOptions())[0].entries) == 2
+    assert len(read_groups([parse_entry(str(seeds))], EvaluationOptions())[0].entries) == 2
     about = json.loads((other / "environment.json").read_text())
     (name,) = about["conditions"]
     about["conditions"][name] = 2
@@ -51,8 +51,8 @@ def test_seeds_may_differ_in_what_changes_no_result_and_in_nothing_else(trained,
     with pytest.raises(
         InputError, match=r"differ in more than the seed: parts of a batch for batch norms .* is 1 in .* 2 in"
     ):
-        read_groups([read_word(str(seeds))], EvaluationOptions())
+        read_groups([parse_entry(str(seeds))], EvaluationOptions())
     shutil.rmtree(other)
     copied(one, seeds, 1, ("max_epochs: 2", "max_epochs: 3"))
     with pytest.raises(InputError, match=r"differ in more than the seed: trainer\.max_epochs"):
-        read_groups([read_word(str(seeds))], EvaluationOptions())
+        read_groups([parse_entry(str(seeds))], EvaluationOptions())

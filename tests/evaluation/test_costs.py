@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import moved
+from conftest import copy_run
 
 import mixmo
 from mixmo.evaluation.costs import costs
@@ -28,7 +28,7 @@ def test_costs_of_a_run(trained):
 
 def test_a_damaged_history_costs_its_own_numbers_only(trained, tmp_path):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     run.metrics_file.write_text("epoch,step\n1,6\n")
     found = costs(TrainedRun(run))
     assert math.isnan(found["images"]) and math.isnan(found["minutes"]) and found["macs"] > 0

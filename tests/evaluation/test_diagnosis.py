@@ -1,4 +1,4 @@
-"""Are members separate? Networks whose conditional variances are known in closed form."""
+"""Separation of members: networks whose conditional variances are known in closed form."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_asking_leaves_the_network_as_it_was():
 
 
 def test_a_run_is_diagnosed_once(trained, monkeypatch):
-    """Kept in the run's folder, unless it is asked for anew."""
+    """Cached in the run's folder, unless a refresh is requested."""
     _, two, one = trained
     runs = {2: TrainedRun(two), 1: TrainedRun(one)}
     rows = {members: run.folder.read_metrics() for members, run in runs.items()}

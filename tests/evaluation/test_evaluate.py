@@ -69,10 +69,10 @@ NAN = torch.tensor([[[0.0, 0.0]], [[float("nan"), 0.0]]])
 @pytest.mark.parametrize(
     ("logits", "targets", "message"),
     [
-        (torch.zeros(3), torch.zeros(3), "do not fit; they are"),
-        (torch.zeros(2, 3), torch.zeros(3), "do not fit"),
-        (torch.zeros(2, 1, 1, 3), torch.zeros(2), "do not fit"),
-        (torch.zeros(2, 1, 3), torch.zeros(3), "do not fit"),
+        (torch.zeros(3), torch.zeros(3), r"logits have shape \(3,\); they must be \(N, M, K\)"),
+        (torch.zeros(2, 3), torch.zeros(3), r"they must be class numbers \(2,\)"),
+        (torch.zeros(2, 1, 1, 3), torch.zeros(2), r"they must be \(N, M, K\)"),
+        (torch.zeros(2, 1, 3), torch.zeros(3), r"they must be class numbers \(2,\)"),
         (torch.zeros(0, 1, 3), torch.zeros(0), "are empty"),
         (NAN, torch.zeros(2), r"logits in row 1 are not finite \(1 such row of 2\)\.$"),
         (NAN[:, 0], torch.zeros(2), r"logits in row 1 are not finite \(1 such row of 2\)\.$"),
@@ -107,9 +107,9 @@ def test_logits_of_one_network_need_no_axis_of_members():
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (np.zeros(2, bool), "targets of bool do not fit; they are integers"),
-        (torch.zeros(2), "targets of float32 do not fit; they are integers"),
-        (np.zeros(2, complex), "targets of complex128 do not fit"),
+        (np.zeros(2, bool), "targets have type bool; they must be integers"),
+        (torch.zeros(2), "targets have type float32; they must be integers"),
+        (np.zeros(2, complex), "targets have type complex128; they must be integers"),
         (np.array([b"cat", b"dog"]), "targets are not an array of numbers: "),
         (["cat", "dog"], "targets are not an array of numbers: "),
         (np.array([0, 2**63], np.uint64), "target .* in row 1 is out of range"),

@@ -1,10 +1,10 @@
-"""One evaluation opens a run once, whatever it is asked for."""
+"""One evaluation opens a run only once, for any options."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import moved, write_images
+from conftest import copy_run, write_images
 
 from mixmo import runs
 from mixmo.data import module as data_module
@@ -17,14 +17,14 @@ from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
 def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     """Test, validation and OOD images and corruptions: one configuration, one network, one test set."""
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     called = []
 
-    def count(module, name, told=lambda *arguments: ""):
+    def count(module, name, describe=lambda *arguments: ""):
         honest = getattr(module, name)
 
         def counted(*arguments, **options):
-            called.append(f"{name} {told(*arguments)}".strip())
+            called.append(f"{name} {describe(*arguments)}".strip())
             return honest(*arguments, **options)
 
         monkeypatch.setattr(module, name, counted)
@@ -47,12 +47,12 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     assert called.count("make_plan") == called.count("load_checkpoint") == 1
     called.clear()
     evaluate_runs([run], EvaluationOptions(ood=[other], corruptions=True))
-    assert not [call for call in called if call.startswith(("build_image_set", "load_checkpoint"))]  # all is kept
+    assert not [call for call in called if call.startswith(("build_image_set", "load_checkpoint"))]  # all is cached
 
 
 def test_a_dataset_with_other_classes_is_refused(trained, tmp_path):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     shutil.rmtree(tmp_path / "data")
     for split in ("train", "test"):
         write_images(tmp_path / "data" / split, classes=("cat", "dog"))

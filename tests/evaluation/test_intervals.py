@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they say: populations whose metrics are known exactly are drawn from again."""
+"""Coverage of intervals, on samples of populations whose metrics are known exactly."""
 
 import importlib
 import sys

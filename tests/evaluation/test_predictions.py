@@ -1,11 +1,11 @@
-"""Kept predictions are used as long as nothing they depend on changes; files of predictions are checked."""
+"""Cached predictions are used as long as nothing they depend on changes; files of predictions are checked."""
 
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import moved, write_images
+from conftest import copy_run, write_images
 from safetensors.torch import load_file
 
 from mixmo.cli.main import main
@@ -21,7 +21,7 @@ def kept(run, dataset):
 
 def test_kept_predictions_of_another_checkpoint_are_not_used(trained, another_seed, tmp_path):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     predict(TrainedRun(run))
     file = run.path / "predictions" / "test-last-32-true.safetensors"
     whole = file.read_bytes()
@@ -43,7 +43,7 @@ def replace_pictures(folder):
 
 def test_replaced_pictures_are_predicted_again(trained, tmp_path):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     before = predict(TrainedRun(run)).logits
     replace_pictures(tmp_path / "data")
     after = predict(TrainedRun(run)).logits
@@ -54,7 +54,7 @@ def test_replaced_pictures_are_predicted_again(trained, tmp_path):
 
 def test_replaced_training_pictures_are_predicted_again(trained, tmp_path):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     before = predict(TrainedRun(run), "validation").logits
     shutil.rmtree(tmp_path / "data" / "train")
     write_images(tmp_path / "data" / "train", count=12, seed=9)
@@ -71,9 +71,9 @@ def test_replaced_pictures_of_another_dataset_are_predicted_again(trained, tmp_p
 
 
 def test_another_input_size_is_predicted_again(trained, tmp_path):
-    """Other datasets are brought to the size of the run's own pictures."""
+    """Other datasets are resized to the run's image size."""
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     name = f"folder:{folder}/other"
     before = predict(TrainedRun(run), name).logits
     for split in ("train", "test"):
@@ -84,7 +84,7 @@ def test_another_input_size_is_predicted_again(trained, tmp_path):
 
 def test_predictions_without_their_pictures_are_missing(trained, tmp_path):
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     predict(TrainedRun(run))
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(MissingError, match="there is no dataset folder"):
@@ -134,11 +134,11 @@ def test_long_names_of_datasets_have_files_of_their_own(trained, tmp_path):
         ({"targets": np.zeros(2, int), "logits": np.zeros(2)}, "of shape (2,)"),
         ({"targets": np.zeros(2, int), "probabilities": np.ones((2, 3))}, "row 0 sum to 3"),
         ({"targets": np.full(2, 7), "logits": np.zeros((2, 3))}, "target 7 in row 0"),
-        ({"targets": np.zeros(2), "logits": np.zeros((2, 3))}, "targets of float64 do not fit; they are integers"),
-        ({"targets": np.zeros(2, int), "logits": np.array([["a"]])}, "<U1; they are (N, K)"),
+        ({"targets": np.zeros(2), "logits": np.zeros((2, 3))}, "targets have type float64; they must be integers"),
+        ({"targets": np.zeros(2, int), "logits": np.array([["a"]])}, "<U1; they must be floats (N, K)"),
         (
             {"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a"]},
-            "has classes of shape (1,), <U1; they are 3 names",
+            "has classes of shape (1,), <U1; they must be 3 names",
         ),
     ],
 )

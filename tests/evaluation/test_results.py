@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import moved
+from conftest import copy_run
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 import mixmo
 from mixmo.errors import InputError
 from mixmo.evaluation import inference
-from mixmo.evaluation.calibration import calibrate_run, fit_calibration, load_kept_calibration, pool_calibration
+from mixmo.evaluation.calibration import calibrate_run, fit_calibration, load_cached_calibration, pool_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_runs
@@ -58,7 +58,7 @@ def test_several_runs_are_one_ensemble(trained):
 
 
 def likeliest_temperature(logits, targets):
-    """Return that of logits (N, K) by SciPy, between the documented bounds."""
+    """Return the best temperature of logits (N, K) by SciPy, between the documented bounds."""
 
     def loss(log_temperature):
         return -log_softmax(logits / np.exp(log_temperature), 1)[np.arange(len(targets)), targets].mean()
@@ -80,7 +80,7 @@ def test_an_ensemble_is_calibrated_by_the_validation_images_that_its_runs_share(
 
 
 def test_the_temperature_of_several_networks_is_that_of_their_members_average():
-    """Networks of more members count for more, as in the ensemble's own answers."""
+    """Networks with more members count for more, as in the ensemble's predictions."""
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 4, 300)
     logits = [2 * rng.normal(size=(300, members, 4)) + 3 * np.eye(4)[targets][:, None] for members in (3, 1)]
@@ -97,7 +97,7 @@ def test_the_temperature_of_several_networks_is_that_of_their_members_average():
 
 
 def test_sets_of_every_kind_are_measured(trained):
-    """By hand, from what is kept of validation and test images."""
+    """Against a manual computation from the cached predictions for validation and test images."""
     _, run, _ = trained
     result = evaluate_runs([run])
     test, validation = (predict(TrainedRun(run), dataset) for dataset in ("test", "validation"))
@@ -116,14 +116,14 @@ def test_a_temperature_of_few_images_is_doubted_once_when_a_run_ends(trained, ca
     _, run, _ = trained
     calibrate_run(run, run.settings())
     (warning,) = caplog.messages
-    low, high = load_kept_calibration(TrainedRun(run)).interval
-    assert f"these validation images put it between {low:.2f} and {high:.2f}" in warning and high > 2 * low
+    low, high = load_cached_calibration(TrainedRun(run)).interval
+    assert f"its 95 % interval on the validation images is {low:.2f} to {high:.2f}" in warning and high > 2 * low
 
 
 def test_views_have_results_of_their_own(trained, tmp_path, caplog):
-    """Kept next to those of one view, which stay; a later call takes nothing over from other views."""
+    """Saved next to those of one view; a later call takes over no results of other views."""
     folder, run, _ = trained
-    run = moved(run, folder, tmp_path)
+    run = copy_run(run, folder, tmp_path)
     name, flip = f"folder:{folder}/other", EvaluationOptions(tta="flip")
     first = evaluate_run(TrainedRun(run), EvaluationOptions(ood=[name])).flat()
     assert caplog.records == []
@@ -142,7 +142,7 @@ def test_views_have_results_of_their_own(trained, tmp_path, caplog):
 
 
 def test_weights_of_networks_have_the_least_loss_on_validation_images():
-    """SciPy finds no better weights and temperature; a sure and wrong network counts for less."""
+    """SciPy finds no better weights and temperature; a confidently wrong network counts for less."""
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 4, 500)
     good = rng.normal(size=(500, 2, 4)) + 2 * np.eye(4)[targets][:, None]

@@ -9,9 +9,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import moved, write_images
+from conftest import copy_run, write_images
 
-from mixmo.cache import keep_json
+from mixmo.cache import cache_json
 from mixmo.cli.main import main
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
 from mixmo.evaluation import inference, robustness
@@ -27,7 +27,7 @@ TARGETS = torch.arange(3).repeat_interleave(4)
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two kinds of corruption in place of all: quick, and order matters."""
+    """Two kinds of corruption instead of all, for speed; order matters."""
     chosen = {kind: KINDS[kind] for kind in ("fog", "contrast")}
     monkeypatch.setattr(robustness, "KINDS", chosen)
     return list(chosen)
@@ -35,7 +35,7 @@ def few(monkeypatch):
 
 @pytest.fixture
 def published(trained, tmp_path):
-    """Files like CIFAR-10-C's for the test images of ``trained``, in which no severity changes a thing."""
+    """Files like CIFAR-10-C's for the test images of ``trained``, unchanged at every severity."""
     _, two, _ = trained
     images, _ = TrainedRun(two).images("test")
     folder = tmp_path / "PICTURES-C"
@@ -89,7 +89,7 @@ def test_a_stopped_call_is_resumed_and_a_second_one_costs_nothing(trained, few, 
     (file,) = set((two.path / "predictions").glob("corruptions-*.json")) - before
     note = json.loads(file.read_text())
     del note["sha256"]
-    keep_json(file, note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}})
+    cache_json(file, note | {"whole": False, "kinds": {"fog": note["kinds"]["fog"]}})
     evaluated.clear()
     assert evaluate_corruptions([TrainedRun(two)], TARGETS, precision="bf16-mixed") == whole
     assert set(evaluated) == {"contrast"}
@@ -103,7 +103,7 @@ def test_a_stopped_call_is_resumed_and_a_second_one_costs_nothing(trained, few, 
 
 def test_replaced_pictures_are_corrupted_again(trained, few, tmp_path):
     folder, two, _ = trained
-    run = moved(two, folder, tmp_path)
+    run = copy_run(two, folder, tmp_path)
     before = evaluate_corruptions([TrainedRun(run)], TARGETS)
     shutil.rmtree(tmp_path / "data" / "test")
     write_images(tmp_path / "data" / "test", count=4, seed=9)
@@ -114,7 +114,7 @@ def test_replaced_pictures_are_corrupted_again(trained, few, tmp_path):
 
 
 def test_views_and_weights_hold_for_corrupted_images_too(trained, few):
-    """By hand: members' logits of the image and its mirror image, times the weight of their run."""
+    """Against a manual computation: logits of image and mirror image, times the weight of their run."""
     runs, weights = [TrainedRun(run) for run in trained[1:]], (1.5, 0.5)
     found = evaluate_corruptions(runs, TARGETS, tta="flip", weights=weights).kinds["fog"][3]
     ((images, labels),) = GeneratedCorruptions(runs[0]).batches("fog", 3)
@@ -130,13 +130,13 @@ def test_views_and_weights_hold_for_corrupted_images_too(trained, few):
 @pytest.fixture
 def evaluated(monkeypatch):
     """The kinds of corruption for which a network predicted."""
-    honest, kinds = robustness._measure_one, []
+    honest, kinds = robustness._measure, []
 
     def counted(networks, corruptions, kind, *rest):
         kinds.append(kind)
         return honest(networks, corruptions, kind, *rest)
 
-    monkeypatch.setattr(robustness, "_measure_one", counted)
+    monkeypatch.setattr(robustness, "_measure", counted)
     return kinds
 
 
@@ -155,7 +155,7 @@ def test_what_makes_corruptions_be_evaluated_again(trained, few, evaluated, monk
 
 
 def test_changed_metrics_are_noticed(trained, few, caplog):
-    """Still JSON, but not what was found."""
+    """Valid JSON with changed values."""
     _, two, _ = trained
     whole = evaluate_corruptions([TrainedRun(two)], TARGETS)
     for file in (two.path / "predictions").glob("corruptions-*.json"):
@@ -167,7 +167,7 @@ def test_changed_metrics_are_noticed(trained, few, caplog):
 
 def test_metrics_that_cannot_be_kept_are_shown(trained, few, tmp_path, monkeypatch, caplog):
     folder, two, _ = trained
-    run = moved(two, folder, tmp_path)
+    run = copy_run(two, folder, tmp_path)
     expected = evaluate_corruptions([TrainedRun(two)], TARGETS).kinds
 
     def refuse(*_):
@@ -267,7 +267,7 @@ def test_a_missing_folder_is_one_sentence(trained, capsys):
 
 
 def test_clean_images_are_untouched(trained):
-    """No kind of corruption writes into the images it is given."""
+    """No corruption modifies its input in place."""
     _, two, _ = trained
     corruptions = GeneratedCorruptions(TrainedRun(two))
     images = corruptions.loader.dataset.images

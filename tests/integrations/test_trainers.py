@@ -1,4 +1,4 @@
-"""MixMo in trainers that people have, each the real library, to an accuracy that a broken coupling would miss."""
+"""MixMo in the real trainers of other libraries, to an accuracy that a broken integration would miss."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ EPOCHS, BATCH, REPETITION = 8, 32, 2
 
 @pytest.fixture(scope="module")
 def digits():
-    """Loaders of 600 digits to train on and of 400 others."""
+    """Loaders of 600 training digits and 400 others."""
     found = load_digits()
     images = torch.from_numpy(found.images).float()[:, None] / 8 - 1
     labels = torch.from_numpy(found.target)
@@ -75,7 +75,7 @@ def test_lightning(net, digits, tmp_path):
 
 
 class Saved(L.Callback):
-    """Keeps a checkpoint of the first epoch."""
+    """Saves a checkpoint of the first epoch."""
 
     def __init__(self, file):
         self.file = file
@@ -87,7 +87,7 @@ class Saved(L.Callback):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning_resumes_as_the_same_training(digits, tmp_path, accumulate):
-    """As far as its loader does: here each epoch is in order."""
+    """As far as the loader is deterministic: here each epoch is in order."""
     loader, ends = DataLoader(digits.train.dataset, 16, drop_last=True), []
     for file in (None, tmp_path / "x.ckpt"):
         torch.manual_seed(len(ends))

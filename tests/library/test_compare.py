@@ -1,4 +1,4 @@
-"""``mixmo.compare``: what can be given, and that it says what the command line's page says."""
+"""``mixmo.compare``: accepted inputs, and the same results as on the command's page."""
 
 import csv
 import math
@@ -20,7 +20,7 @@ FAST = {"batch_size": 16, "lr": 0.1, "epochs": 1, "progress": False, "workers": 
 
 
 class Shifted(Dataset):
-    """Images of a class's own brightness, as floats, with noise in training."""
+    """Float images whose brightness depends on the class, with noise in training."""
 
     def __init__(self, count, noise):
         self.count, self.noise = count, noise
@@ -36,7 +36,7 @@ class Shifted(Dataset):
 
 
 class Tiny(nn.Module):
-    """A module of a program's own."""
+    """A user's own module."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Two runs of a Dataset with transforms of its own: of a timm name, and of a module."""
+    """Two runs on a Dataset with its own transforms: with a timm name, and with a module."""
     folder, data = tmp_path_factory.mktemp("own"), {"val": Shifted(30, 0), "test": Shifted(60, 0)}
     net = mixmo.MixMo(Tiny(), num_members=3, stem="first", head="last")
     first = mixmo.fit("wide_resnet10_1", Shifted(60, 0.1), **data, out=folder / "named", **FAST)

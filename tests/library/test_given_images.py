@@ -1,4 +1,4 @@
-"""Groups and folds of images that a program gives, and settings that do not fit them."""
+"""Groups and folds of images passed from Python, and settings that do not fit them."""
 
 import csv
 import json
@@ -39,8 +39,8 @@ def test_groups_and_folds_of_arrays(digits, tmp_path):
         ({"groups": [1, 2]}, "there are 2 groups and 400 training images"),
         ({"groups": [None] * 400}, r"groups\[0\] is None; groups are whole numbers or names"),
         ({"groups": 5}, "groups is 5; groups are whole numbers or names"),
-        ({"train": "digits", "test": None, "groups": [1]}, "a table has its own in a column `group`"),
-        ({"folds": 3}, "test and folds are both given"),
+        ({"train": "digits", "test": None, "groups": [1]}, "a table has its groups in the column `group`"),
+        ({"folds": 3}, "test and folds are both set"),
         ({"test": None, "groups": [0, 1] * 200, "folds": 3}, "data.folds is 3, but there are 2 groups; lower it"),
         ({"class_weights": [1, 2]}, "objective.class_weights has 2 numbers, but there are 10 classes"),
     ],
@@ -71,18 +71,18 @@ def test_prepared_images_unlike_those_of_training_are_named(digits, caplog, monk
     run.predict(torch.zeros(2, 1, 16, 8))
     assert "Images have shape (1, 16, 8), but those of training had (1, 8, 8)" in caplog.text
     predictor = mixmo.Predictor(run)
-    monkeypatch.setattr(predictor, "_answer", lambda images: (torch.full((2, 2, 10), torch.nan), None))
+    monkeypatch.setattr(predictor, "_forward", lambda images: (torch.full((2, 2, 10), torch.nan), None))
     with pytest.raises(InputError, match="answers image 0 with numbers that are not finite"):
         predictor(torch.zeros(2, 1, 8, 8))
 
 
 def test_each_run_warns_anew_and_of_a_freeze_beyond_its_end(digits, caplog):
-    """Another data set in the same program, a notebook say, has flaws of its own."""
+    """Another dataset in the same process, such as a notebook, may have different problems."""
     images, labels = digits["train"]
     four = np.repeat(np.asarray(images)[:40, :, :, None], 4, 3)
     own = FAST | {"epochs": 1, "limit_train_batches": 1, "freeze_epochs": 1, "validation": 0.0}
     for _ in range(2):
         caplog.clear()
         mixmo.fit(mixmo.MixMo(NET, 2, 10), (four, np.asarray(labels)[:40]), **own)
-        assert "the fourth of which is taken as opacity" in caplog.text
+        assert "the fourth is used as opacity" in caplog.text
         assert "optimizer.freeze_epochs is 1, and trainer.max_epochs 1: only encoders and heads" in caplog.text

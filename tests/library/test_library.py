@@ -1,4 +1,4 @@
-"""``mixmo.fit``: one's own Dataset, arrays or LightningDataModule in one call, and what its run can do."""
+"""``mixmo.fit`` on a Dataset, arrays or a LightningDataModule, and the methods of its run."""
 
 import logging
 import random
@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from killing import differences, fit_own, in_a_process_of_its_own
+from killing import differences, fit_or_resume, run_in_fork
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -25,7 +25,7 @@ NET = "wide_resnet10_1"
 
 
 class Own(Dataset):
-    """Digits shifted at random by all three of the global generators, as floats from -1 to 1."""
+    """Digits shifted at random by all three global generators, as floats from -1 to 1."""
 
     classes = tuple(f"number {digit}" for digit in range(10))
 
@@ -105,19 +105,19 @@ def test_a_dataset_of_ones_own_is_the_same_run_with_workers_and_when_resumed(dig
 
 @pytest.mark.slow
 def test_a_killed_program_ends_as_an_undisturbed_one(tmp_path):
-    """Three times at random moments; thousands of times in the campaign of tests/torture."""
+    """Three kills at random moments; tests/torture has thousands."""
     whole, run, rng, kills = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run"), random.Random(0), 0
     start = time.monotonic()
-    in_a_process_of_its_own(partial(fit_own, whole.path))
+    run_in_fork(partial(fit_or_resume, whole.path))
     length = time.monotonic() - start
     while kills < 3:
-        kills += not in_a_process_of_its_own(partial(fit_own, run.path), rng.uniform(0.1, 0.7) * length)
-    in_a_process_of_its_own(partial(fit_own, run.path))
+        kills += not run_in_fork(partial(fit_or_resume, run.path), rng.uniform(0.1, 0.7) * length)
+    run_in_fork(partial(fit_or_resume, run.path))
     assert not differences(whole, run, ("last", "previous", "best"))
 
 
 def test_a_dataset_of_ones_own_is_asked_for_every_copy(digits, tmp_path):
-    """As often as batch repetition and members ask for, in every epoch; each copy is another one."""
+    """As often as batch repetition and members require, in every epoch; all copies differ."""
     train = Own(digits["train"][0][:64], digits["train"][1][:64])
     seen = []
 
@@ -206,18 +206,18 @@ def test_a_module_of_ones_own_is_trained_and_loaded(digits, tmp_path):
     run = mixmo.fit(net(), digits["train"], out=tmp_path / "run", **FAST)
     assert run.network.num_members == 3
     images = torch.rand(3, 1, 8, 8)
-    with pytest.raises(InputError, match=r"module Tiny of a program's own; give it: mixmo.load"):
+    with pytest.raises(InputError, match=r"around the module Tiny, which mixmo cannot build; pass one .*: mixmo\.load"):
         mixmo.load(tmp_path / "run")
     assert torch.equal(mixmo.load(tmp_path / "run", model=net())(images), run.network.cpu()(images))
     assert isinstance(mixmo.fuse(run.network), Tiny)
     with pytest.raises(InputError, match="--format timm is for timm's networks; export a module Tiny as onnx"):
         run.export("timm")
-    with pytest.raises(InputError, match="10 classes apart, but the images have 1 and 2"):
+    with pytest.raises(InputError, match="10 classes, but the images have 1 and 2"):
         mixmo.fit(net(), (digits["train"][0], digits["train"][1] % 2), **FAST)
 
 
 class Ending(nn.Module):
-    """A network that ends in what it is given."""
+    """A network that ends in the given layer."""
 
     def __init__(self, end):
         super().__init__()
@@ -231,7 +231,7 @@ class Ending(nn.Module):
 def test_a_module_that_ends_in_a_softmax_is_refused(num_members, digits, tmp_path):
     for end, name in {nn.Softmax(1): "softmax", nn.LogSoftmax(1): "log_softmax"}.items():
         net = mixmo.MixMo(Ending(end), num_members, stem="first", head="last")
-        with pytest.raises(InputError, match=f"ends in a {name} of its own"):
+        with pytest.raises(InputError, match=f"ends in a {name}, but the loss takes logits"):
             mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST)
         assert not (tmp_path / "run").exists()
     net = mixmo.MixMo(Ending(nn.Identity()), num_members, stem="first", head="last")
@@ -271,7 +271,7 @@ def test_one_line_for_each_epoch_or_silence(digits, capsys):
 
 
 class Wrong(Dataset):
-    """Gives what it is told to give."""
+    """A Dataset that returns the given items."""
 
     def __init__(self, *items):
         self.items = items
@@ -284,7 +284,7 @@ class Wrong(Dataset):
 
 
 class Endless(IterableDataset):
-    """A stream."""
+    """An iterable Dataset."""
 
     def __iter__(self):
         return iter(())
@@ -299,7 +299,7 @@ PIXELS = np.zeros((8, 8), np.uint8)
         (Wrong(), "train is empty"),
         (Wrong(*[(PIXELS, 0)] * 4), "one class only"),
         (Wrong(*[PIXELS] * 4), "train image 0 of the Dataset is a ndarray; it has to be a pair"),
-        (Wrong(*[(PIXELS, 0, 1)] * 4), "is 3 things; it has to be a pair"),
+        (Wrong(*[(PIXELS, 0, 1)] * 4), "is a tuple of length 3; it has to be a pair"),
         (Wrong(*[{"pixels": PIXELS, "label": 0}] * 4), "a mapping with the keys pixels, label"),
         (Wrong((PIXELS, 0), (PIXELS, -1)), "train image 1 has the label -1; class numbers lie between 0 and"),
         (Wrong((PIXELS, 0), (PIXELS, 1.5)), "train image 1 has the label 1.5, a float"),
@@ -340,9 +340,39 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
         mixmo.fit(NET, train, **FAST | {"num_members": 0})
     with pytest.raises(InputError, match="a dataset by name, which has its own val and test"):
         mixmo.fit(NET, "digits", test=test, **FAST)
+    with pytest.raises(InputError, match="columns is for datasets by name"):
+        mixmo.fit(NET, train, columns={"group": "patient"}, **FAST)
     more = (test[0], test[1] + 1)
     with pytest.raises(InputError, match="classes that the training set lacks, 10"):
         mixmo.fit(NET, train, test=more, **FAST)
     mixmo.fit(NET, train, out=tmp_path / "run", **FAST)
     with pytest.raises(InputError, match="exists already"):
         mixmo.fit(NET, train, out=tmp_path / "run", **FAST)
+
+
+def test_class_numbers_stand_for_the_class_names_of_the_training_set(digits, tmp_path):
+    images, labels = digits["train"]
+    train = TensorDataset(torch.from_numpy(images[:200]), torch.from_numpy(labels[:200]))
+    train.classes = [f"digit {number}" for number in range(10)]
+    run = mixmo.fit(NET, train, val=(images[200:300], labels[200:300]), out=tmp_path / "run", **FAST)
+    named = TensorDataset(*map(torch.from_numpy, digits["test"]))
+    named.classes = train.classes
+    assert run.test(digits["test"])["accuracy"] == run.test(named)["accuracy"]
+    with pytest.raises(InputError, match=r"test image 0 has the label 10; class numbers lie between 0 and 9"):
+        run.test((images[:2], [10, 0]))
+    sets = np.eye(3, dtype=int)[labels[:40] % 3]
+    with pytest.raises(InputError, match=r"validation image 0 has the labels .* an array of 3 values"):
+        mixmo.fit(NET, (images[:40], sets), val=(images[:2], sets[:2, :2]), multi_label=True, **FAST)
+
+
+def test_folds_of_given_images_are_compared(digits, tmp_path):
+    images, labels = (values[:120] for values in digits["train"])
+    fit_fold = partial(mixmo.fit, NET, (images, labels), folds=3, validation=0.0, **FAST)
+    runs = {kind: [fit_fold(fold=fold, mixer_kind=kind, out=tmp_path / kind / f"{fold}") for fold in range(3)]
+            for kind in ("cut", "linear")}  # fmt: skip
+    comparison = mixmo.compare(runs)
+    assert comparison.images == 120 and [group.unit for group in comparison.groups] == ["folds", "folds"]
+    again = mixmo.compare({kind: tmp_path / kind for kind in runs}, out=tmp_path / "page")  # predictions are cached
+    assert again.differences == comparison.differences and again.page.is_file()
+    with pytest.raises(MissingError, match="images were passed from Python"):
+        mixmo.compare(tmp_path / "cut", refresh=True)

@@ -1,4 +1,4 @@
-"""``mixmo.fit`` with a recipe: its settings, with arguments and keywords in place of them."""
+"""``mixmo.fit`` with a recipe, whose settings arguments and keywords override."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ IMAGES, LABELS = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3), dtype
 
 
 class Prepared(Dataset):
-    """Images as its own transforms give them."""
+    """Images prepared by its own transforms."""
 
     def __len__(self):
         return 60
@@ -55,7 +55,7 @@ def test_arguments_and_keywords_are_above_the_recipe(tmp_path):
 
 
 def test_ones_own_images_take_the_recipes_hyperparameters():
-    """Not which of its images it takes, nor what is known of them."""
+    """But not the recipe's selection or description of images."""
     own = {"mean": [0.5], "std": [0.5]}
     run = mixmo.fit("wide_resnet10_1", (IMAGES[:90], LABELS[:90]), val=(IMAGES[90:], LABELS[90:]), recipe="quickstart",
                     batch_size=12, **own, **SHORT)  # fmt: skip
@@ -91,10 +91,10 @@ def test_what_is_missing_is_one_sentence(given, message):
 
 
 def test_a_kept_configuration_is_a_recipe_as_well(tmp_path):
-    """That of a Dataset's run, with images of the same kind or others."""
+    """The configuration of a Dataset's run, with images of the same or another kind."""
     first = mixmo.fit("wide_resnet10_1", Prepared(), batch_size=12, out=tmp_path / "run", **SHORT)
     again = mixmo.fit(train=(IMAGES, LABELS), recipe=tmp_path / "run" / "config.yaml", **SHORT)
     assert not config(again)["data"]["own_transforms"] and config(first)["data"]["own_transforms"]
-    with pytest.raises(InputError, match="images were given"):
+    with pytest.raises(InputError, match="images were passed from Python"):
         mixmo.fit(recipe=tmp_path / "run" / "config.yaml", **SHORT)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["name"] == "given"

@@ -17,7 +17,7 @@ from mixmo.data.tables import open_rows
 from mixmo.deploy.export import export
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
-from mixmo.evaluation.calibration import load_kept_calibration, pool_calibration
+from mixmo.evaluation.calibration import load_cached_calibration, pool_calibration
 from mixmo.evaluation.predictions import predict
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.multi_label import best_thresholds
@@ -56,9 +56,9 @@ def test_metrics_are_those_of_the_networks_logits(run, images):
     logits, targets = members.mean(1).double(), torch.from_numpy(images["test"][1])
     p = logits.sigmoid().numpy()
     assert found["map"] == pytest.approx(average_precision_score(images["test"][1], p), abs=1e-4)
-    assert found["map"] > images["test"][1].mean() + 0.15  # what chance has, and what it has learnt
+    assert found["map"] > images["test"][1].mean() + 0.15  # chance level, plus what it has learned
     validation = predict(run, "validation")
-    known = load_kept_calibration(run)
+    known = load_cached_calibration(run)
     scaled = mean_logits(validation.logits).double() / known.temperature
     assert torch.equal(known.thresholds, best_thresholds(scaled.sigmoid(), validation.targets))
     row = run.metrics[-1]
@@ -75,7 +75,7 @@ def test_metrics_are_those_of_the_networks_logits(run, images):
 
 def test_predictions_are_the_labels_above_their_thresholds(run, images, tmp_path, capsys):
     some = list(images["test"][0][:4])
-    found, known = run.predict(some), load_kept_calibration(run)
+    found, known = run.predict(some), load_cached_calibration(run)
     with torch.no_grad():
         logits = run.network(torch.from_numpy(images["test"][0][:4]).float()[:, None] / 127.5 - 1).double()
     torch.testing.assert_close(found.probabilities, (logits / known.temperature).sigmoid())
@@ -99,7 +99,7 @@ def test_predictions_are_the_labels_above_their_thresholds(run, images, tmp_path
 
 
 class Lists(Dataset):
-    """The labels as lists of names."""
+    """A Dataset with labels as lists of names."""
 
     classes = NAMES
 
@@ -168,7 +168,7 @@ def test_a_table_is_trained_swept_and_tested_by_the_command_line(images, tmp_pat
     scores = {members: np.mean([float(row["val_score"]) for row in trials if row["model.num_members"] == members])
               for members in "12"}  # fmt: skip
     best = max(scores, key=scores.get)
-    assert f"may choose: num_members-{best}, {100 * scores[best]:.1f} %" in shown and "mAP, %" in shown
+    assert f"Selected on validation data: num_members-{best}, {100 * scores[best]:.1f} %" in shown and "mAP, %" in shown
     page = (tmp_path / "sweep/comparison/comparison.html").read_text()
     assert "over seeds" in page and f"num_members-{best}" in page
     out, words = str(tmp_path / "run"), ["--data.name", f"csv:{tmp_path}/t.csv", "--data.multi_label"]
@@ -186,21 +186,21 @@ def test_a_table_is_trained_swept_and_tested_by_the_command_line(images, tmp_pat
 
 
 def test_what_is_of_one_class_for_each_image_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="ood is for networks of one class"):
+    with pytest.raises(InputError, match="ood is only for single-label networks"):
         run.test(ood=["digits"])
-    with pytest.raises(InputError, match="corruptions is for networks of one class"):
+    with pytest.raises(InputError, match="corruptions is only for single-label networks"):
         run.test(corruptions=True)
-    with pytest.raises(InputError, match="coverage is for networks of one class"):
+    with pytest.raises(InputError, match="coverage is only for single-label networks"):
         run.predict(np.zeros((8, 16), np.uint8), coverage=0.9)
-    with pytest.raises(InputError, match="sets is for networks of one class"):
+    with pytest.raises(InputError, match="sets is only for single-label networks"):
         run.predict(np.zeros((8, 16), np.uint8), sets="aps")
     for option in ("softmax", "members"):
-        with pytest.raises(InputError, match=f"{option} is for networks of one class"):
+        with pytest.raises(InputError, match=f"{option} is only for single-label networks"):
             run.export("onnx", tmp_path / "a.onnx", **{option: True})
     for setting in ({"class_weights": "balanced"}, {"sampler": "balanced"}):
-        with pytest.raises(InputError, match=r"are for images of one class each; with data\.multi_label"):
+        with pytest.raises(InputError, match=r"are only for single-label images; leave them out with"):
             mixmo.fit(NET, draw(np.arange(600), 80), **FAST, **setting)
-    with pytest.raises(InputError, match="class_weights are for images of one class each"):
+    with pytest.raises(InputError, match="class_weights are only for single-label images"):
         mixmo.BatchMixer(run.network, multi_label=True, class_weights=[1.0] * 5)
 
 
@@ -219,7 +219,7 @@ def test_an_earlier_version_refuses_the_network(run, monkeypatch):
         ([[0, 1], 2] * 4, "train image 1 has the labels 2; they have to be a list"),
         ([["a"], ["b", 3]] * 4, "train image 1 has the label"),
         ([[]] * 8, "train has no class, since no image has a label"),
-        (np.array([[1, 1, 0, 0], [0, 1, 1, 0]] * 4), "no training image is of 3"),
+        (np.array([[1, 1, 0, 0], [0, 1, 1, 0]] * 4), "no training image of 3 exists or can be read"),
     ],
 )
 def test_labels_that_are_none_are_one_sentence(labels, message):
@@ -234,7 +234,7 @@ def test_validation_images_without_any_label_are_refused(images):
 
 
 def test_thresholds_from_few_images_of_a_class_are_named(images, caplog):
-    """The last class is in few of the first 40 images and in no other."""
+    """The last class occurs only in a few of the first 40 images."""
     pixels, labels = images["train"][0], images["train"][1].copy()
     labels[40:, 4] = 0
     run = mixmo.fit(NET, (pixels, labels), **FAST | {"epochs": 1})
@@ -263,4 +263,4 @@ def test_a_table_whose_cells_list_labels_is_told_of(tmp_path, caplog):
     file = tmp_path / "t.csv"
     with caplog.at_level("WARNING", "mixmo"):
         assert open_rows(file, [("0.png", "a|b", ""), ("1.png", "b", "")], "raise").classes == ["a|b", "b"]
-    assert "has the label a|b, taken as one class" in caplog.text
+    assert "has the label a|b, used as one class" in caplog.text

@@ -1,4 +1,4 @@
-"""Batches of a user's own loop: the trainer's draws, shapes, targets, and what is refused."""
+"""Batches for a user's own loop: the trainer's draws, shapes, targets, and invalid input."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def numbered(count=8, side=6):
 @pytest.mark.parametrize("pixels", [None, "cutmix", "mixup"])
 @pytest.mark.parametrize("members", [1, 2, 3])
 def test_a_batch_is_the_trainers(members, pixels):
-    """Same generator, same mixtures: there is one implementation."""
+    """The same generator gives the same mixtures: there is one implementation."""
     images = torch.randint(256, (8, 6, 6, 1), dtype=torch.uint8)
     own = DataSettings(batch_size=16, batch_repetition=2, channels=1, padding=0, flip=False, mean=[0.0], std=[1.0])
     mixer = mixmo.BatchMixer(network(members), batch_repetition=2, input_repetition=(0.5, 0.0), pixels=pixels)
@@ -78,7 +78,7 @@ def test_soft_labels(generator):
 
 @pytest.mark.parametrize("pixels", [None, "mixup", "cutmix"])
 def test_several_labels(generator, pixels):
-    """Image i has the labels of its binary digits; mixing in pixels mixes the labels by the same shares."""
+    """The labels of image i are its binary digits; mixing in pixels mixes the labels with the same shares."""
     images = numbered()[0]
     labels = (torch.arange(8)[:, None] >> torch.arange(3)) & 1
     mixer = mixmo.BatchMixer(network(classes=3), "linear", pixels=pixels, multi_label=True, label_smoothing=0.1)
@@ -129,7 +129,7 @@ def test_masks_and_losses_of_ones_own_are_functions(generator):
         ({"input_repetition": (0.5, 2.0)}, "input_repetition is 2.0"),
         ({"pixels": "blend"}, "unknown pixels.kind 'blend'"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"label_smoothing": 0.1, "loss": lambda *_: None}, "a loss of your own smooths targets itself"),
+        ({"label_smoothing": 0.1, "loss": lambda *_: None}, "a custom loss must smooth targets itself"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
@@ -165,7 +165,7 @@ def test_class_weights_are_factors_of_the_loss(options, generator):
 
 @pytest.mark.parametrize("factors", [[1.0] * 4, [1.0, 1.0, 1.0, 1.0, 0.0], [[1.0] * 5]])
 def test_class_weights_are_one_positive_number_for_each_class(factors):
-    with pytest.raises(ValueError, match=r"class_weights are .*; give 5 positive"):
+    with pytest.raises(ValueError, match=r"class_weights are .*; they must be 5 positive"):
         mixmo.BatchMixer(network(), class_weights=factors)
-    with pytest.raises(ValueError, match="a loss of your own weights classes itself"):
+    with pytest.raises(ValueError, match="a custom loss must weight classes itself"):
         mixmo.BatchMixer(network(), class_weights=[1.0] * 5, loss=lambda logits, batch: logits.sum())

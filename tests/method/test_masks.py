@@ -1,4 +1,4 @@
-"""Every kind of mask: what holds for any shape, and the laws of the rectangles in closed form."""
+"""Every kind of mask: properties for any shape, and the distribution of rectangles in closed form."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ PARTITIONS = BINARY - {"cut", "cut-exact"}
 
 
 def large_enough(kind, members, shape):
-    """Some kinds need a row, column, channel or cell for each member."""
+    """Return whether a shape has the row, column, channel or cell that some kinds need for each member."""
     axes = {"channel": [0], "horizontal": [1], "vertical": [2], "grid": [1, 2]}.get(kind, [])
     return tuple(max(size, members) if axis in axes else size for axis, size in enumerate(shape))
 
@@ -84,7 +84,7 @@ def test_a_ratio_of_one_leaves_nothing_to_the_others(kind, members, shape, winne
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - CLIPPED - {"mimo"}))
 @pytest.mark.parametrize("shares", [(0.25, 0.75), (0.5, 0.5), (0.5, 0.125, 0.375), (0.25, 0.25, 0.25, 0.25)])
 def test_expected_areas_are_the_requested_ones(kind, shares, generator):
-    """On a map on which rows, columns, channels and cells divide as asked for."""
+    """On a map whose rows, columns, channels and cells divide exactly by the ratios."""
     ratios = torch.tensor([shares]).expand(3000, -1)
     area = KINDS[kind](ratios, (8, 16, 8), generator, None).mean((2, 3, 4))
     error = 5 * area.std(0) / 3000**0.5 + 1 / 256  # a rectangle's area is exact up to half a column of a row
@@ -120,13 +120,13 @@ def test_a_grid_needs_a_cell_for_each_member():
     ("kind", "shape"), [("horizontal", (9, 2, 9)), ("vertical", (9, 9, 2)), ("channel", (2, 9, 9))]
 )
 def test_an_axis_needs_a_place_for_each_member(kind, shape):
-    with pytest.raises(ValueError, match="along an axis of 2 have fewer places than the 3 members"):
+    with pytest.raises(ValueError, match="along an axis of 2 cannot be shared among 3 members"):
         Mixer(kind, 3).sample(1, shape)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_masks_are_the_same_under_autocast(kind):
-    """A training step draws them there; matrix products in bfloat16 would move their outlines."""
+    """As in a training step; matrix products in bfloat16 would shift their outlines."""
     plain, other = (torch.Generator().manual_seed(0) for _ in range(2))
     mixer = Mixer(kind, 2, probability=1.0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -164,7 +164,7 @@ def test_choices_are_drawn_for_the_batch_or_for_each_sample(generator):
 
 @pytest.mark.parametrize("draw_per", ["batch", "sample"])
 def test_kinds_are_drawn_with_their_probabilities(draw_per, generator):
-    """Told apart by their layout: whole channels, whole rows, or a constant."""
+    """Recognised by their layout: whole channels, whole rows, or a constant."""
     mixer = Mixer({"channel": 0.5, "horizontal": 0.3, "linear": 0.2}, 2, 0.0, 1.0, draw_per)
     found = torch.zeros(3)
     for _ in range(150 if draw_per == "sample" else 1500):
@@ -183,8 +183,8 @@ def test_kinds_are_drawn_with_their_probabilities(draw_per, generator):
     [
         ({"kind": "cuttt"}, "unknown mixer.kind 'cuttt'; did you mean 'cut'"),
         ({"kind": {"cut": 0.5, "coww": 0.5}}, "unknown mixer.kind 'coww'; did you mean 'cow'"),
-        ({"kind": {"cut": 0.5, "cow": 0.6}}, "probabilities are 0 or more and sum to 1"),
-        ({"kind": {"cut": 1.5, "cow": -0.5}}, "probabilities are 0 or more and sum to 1"),
+        ({"kind": {"cut": 0.5, "cow": 0.6}}, "probabilities must be at least 0 and sum to 1"),
+        ({"kind": {"cut": 1.5, "cow": -0.5}}, "probabilities must be at least 0 and sum to 1"),
         ({"draw_per": "epoch"}, "unknown mixer.draw_per 'epoch'"),
         ({"num_members": 0}, "num_members is 0"),
         ({"alpha": -1.0}, "alpha is -1.0"),

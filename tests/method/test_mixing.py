@@ -133,7 +133,7 @@ def test_binary_or_linear_is_drawn_once_per_batch(generator):
 
 
 def test_roles_are_shuffled_once_per_batch(generator):
-    """The rectangle is the smaller part on average: every member gets it equally often."""
+    """The rectangle is smaller on average, so every member gets it equally often."""
     mixer = Mixer("cut", 3, probability=1.0)
     holders = torch.zeros(3)
     for _ in range(300):
@@ -151,7 +151,7 @@ def test_alpha_zero_and_the_end_of_training_mix_equally(generator):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixer_draws_on_the_device_that_is_named(kind):
-    """The meta device stands for a GPU: an operand that stayed on the CPU would be refused."""
+    """The meta device stands in for a GPU: an operand left on the CPU would raise."""
     mix = Mixer(kind, 2, alpha=0, probability=1.0).sample(4, (4, 8, 8), device="meta")
     assert mix.masks.device.type == mix.ratios.device.type == "meta"
 
@@ -162,7 +162,7 @@ def test_a_generator_of_another_device_is_refused(generator):
         lambda: PixelMixer("cutmix").sample(4, 2, (8, 8), generator, device="meta"),
         lambda: pair(4, generator=generator, device="meta"),
     ):
-        with pytest.raises(ValueError, match="the generator draws on cpu, but device is meta"):
+        with pytest.raises(ValueError, match="the generator is on cpu, but device is meta"):
             draw()
     assert pair(4, device="meta").device.type == "meta"
 

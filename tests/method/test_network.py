@@ -24,7 +24,7 @@ SIZED = {
     "coatnet_pico_rw_224": 64, "cait_xxs24_224": 64, "resmlp_12_224": 64, "twins_svt_small": 64,
     "eva02_tiny_patch14_224": 56,
 }  # fmt: skip
-"""Backbones built for one size, which they are told by ``img_size``."""
+"""Backbones built for a fixed size, set by ``img_size``."""
 
 STANDARDISED = {"nf_resnet26": 64, "nf_regnet_b0": 64, "resnetv2_50x1_bit": 64}
 """Backbones whose stem standardises its weights, with a gain (the first two) or without."""
@@ -57,7 +57,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "side", "options"), CASES, ids=[name for name, *_ in CASES])
 def test_family(name, side, options):
-    """Both modes, a gradient for every encoder and head, and the fused network, also after the network was used."""
+    """Both modes, a gradient for every encoder and head, and fusing, also after use."""
     torch.manual_seed(0)
     net = mixmo.MixMo(name, num_members=2, num_classes=5, **options)
     parts = [[part for part in member.modules() if hasattr(part, "weight")] for member in (*net.encoders, *net.heads)]
@@ -87,7 +87,7 @@ def test_family(name, side, options):
     "name", ["resnet18", "resnetv2_50x1_bit", "repvgg_a0", "levit_128s", "dla46_c", "tiny_vit_5m_224"]
 )
 def test_averages_of_probabilities_fuse(name):
-    """All heads become one layer, and the backbone stays one that timm builds."""
+    """All heads become one layer, and timm can still build the backbone."""
     side, options = (224, {}) if name in ("levit_128s", "tiny_vit_5m_224") else (64, {})
     torch.manual_seed(0)
     net = mixmo.MixMo(name, num_members=3, num_classes=5, **options).eval()
@@ -120,9 +120,9 @@ def test_trained_backbones_of_every_kind_of_stem_start_out_as_they_were(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("crossvit_tiny_240", "2 stems .* of different sizes, which one mask cannot fit"),
-        ("csatv2", "does not say which module is its stem; .* or take another backbone"),
-        ("tresnet_m", "'tresnet_m' rearranges the pixels of 3 channels into the 48 that its stem takes"),
+        ("crossvit_tiny_240", "2 stems .* of different sizes, which cannot share a mask"),
+        ("csatv2", "does not say which module is its stem; .* or use another backbone"),
+        ("tresnet_m", "'tresnet_m' rearranges pixels of 3 channels into 48 before its stem"),
         ("naflexvit_base_patch16_gap", "stem 'embeds.proj' of NaFlexVit is a Linear without a convolution"),
         ("wide_resnet28_11", "unknown backbone 'wide_resnet28_11'; did you mean"),
     ],
@@ -167,7 +167,7 @@ def test_masks_of_as_many_channels_as_features():
 
 
 def test_members_are_drawn_as_separately_built_backbones():
-    """The first member is the backbone, the others those built after it with the same generator."""
+    """The first member is the backbone, the others are those built after it with the same generator."""
     torch.manual_seed(0)
     built = [timm.create_model("resnet18", num_classes=7) for _ in range(3)]
     torch.manual_seed(0)
@@ -237,7 +237,7 @@ def test_modules_say_what_they_lack():
         mixmo.MixMo(Plain())
     with pytest.raises(ValueError, match="num_classes is 5, but"):
         mixmo.MixMo(Plain(), num_classes=5, stem="first", head="last")
-    with pytest.raises(ValueError, match="drop_rate: such options are for timm names"):
+    with pytest.raises(ValueError, match="drop_rate: these options are for timm names"):
         mixmo.MixMo(Plain(), stem="first", head="last", drop_rate=0.5)
 
 
@@ -272,12 +272,12 @@ def test_mixing_behind_a_later_module(name, mix_at, side, options):
         mixed = sum(encoder(images) for encoder in net.encoders)
         assert mixed.shape == (2, features, height, width)
         torch.testing.assert_close(net.backbone.core(mixed).unflatten(1, (2, 5)), together)
-    with pytest.raises(ValueError, match="are not linear, so that they cannot be summed"):
+    with pytest.raises(ValueError, match="are not linear, so they cannot be summed"):
         mixmo.fuse(net)
 
 
 def test_one_member_mixed_anywhere_is_the_backbone():
-    """The cut changes nothing: same weights, same logits, in training and in evaluation."""
+    """Splitting changes nothing: same weights, same logits, in training and in evaluation."""
     for mix_at in (None, "stages.0", "stages.1.0"):
         torch.manual_seed(3)
         net = mixmo.MixMo("wide_resnet16_1", num_members=1, num_classes=5, mix_at=mix_at)
@@ -293,8 +293,8 @@ def test_one_member_mixed_anywhere_is_the_backbone():
     ("name", "arguments", "message"),
     [
         ("wide_resnet10_1", {"mix_at": "stages.7"}, "unknown module to mix at in WideResNet 'stages.7'; did you mean"),
-        ("wide_resnet10_1", {"mix_at": "stages.0.0.conv1"}, "what follows also needs"),
-        ("wide_resnet10_1", {"mix_at": "stages.0", "trained": True}, "leave out mix_at"),
+        ("wide_resnet10_1", {"mix_at": "stages.0.0.conv1"}, "later modules also need"),
+        ("wide_resnet10_1", {"mix_at": "stages.0", "trained": True}, "mix_at cannot be combined with a trained"),
         ("resnet18", {"mix_at": "layer1", "drop_rate": 0.5}, "leave out drop_rate"),
     ],
 )
@@ -312,7 +312,7 @@ def test_inputs_of_a_wrong_shape_are_refused(shape):
 
 def test_masks_need_an_input_for_each_member():
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
-    with pytest.raises(ValueError, match="five axes"):
+    with pytest.raises(ValueError, match=r"masks need inputs \(B, M, C, H, W\)"):
         net(torch.zeros(2, 3, 32, 32), torch.zeros(2, 2, 1, 32, 32))
     with pytest.raises(ValueError, match="masks have shape"):
         net(torch.zeros(2, 2, 3, 32, 32), torch.zeros(2, 2, 1, 16, 16))

@@ -1,4 +1,4 @@
-"""What loops, metrics and trainers of others do with ``net(images)`` as it stands: all give the ensemble's accuracy."""
+"""Other libraries' loops, metrics and trainers with plain ``net(images)``: all give the ensemble's accuracy."""
 
 import lightning
 import pytest
@@ -15,7 +15,7 @@ import mixmo
 
 @pytest.fixture(scope="module")
 def net():
-    """A network whose members disagree, so that the ensemble's answers are those of no member."""
+    """A network whose members disagree, so that the ensemble's predictions are no single member's."""
     torch.manual_seed(0)
     net = mixmo.MixMo("wide_resnet10_1", num_members=3, num_classes=10)
     with torch.no_grad():
@@ -26,7 +26,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def loader(net):
-    """Images whose labels the ensemble gets right in about half of the cases."""
+    """Images of which the ensemble classifies about half correctly."""
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(60, 3, 16, 16, generator=generator), torch.randint(10, (60,), generator=generator)
     with torch.no_grad():

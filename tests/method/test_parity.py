@@ -1,4 +1,4 @@
-"""What mixmo computes is what the paper's reference implementation computes (tests/golden/README.md)."""
+"""Parity with the paper's reference implementation (tests/golden/README.md)."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def weights(arrays, prefix):
 
 
 def weights_by_rule(meta):
-    """The rule of the golden files that carry no weights: standard normal draws in the order of names."""
+    """Weights of golden files that contain none: standard normal draws in the order of names."""
     rng, state = np.random.default_rng(meta["seed"]), {}
     for name, shape in sorted(meta["shapes"].items()):
         if name.endswith("num_batches_tracked"):
@@ -108,7 +108,7 @@ def test_checkpoint_is_read_with_sizes_inferred():
 def test_truncated_and_foreign_checkpoints_are_refused(tmp_path):
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes((GOLDEN / "wrn10-1_m2.ckpt").read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"is damaged, or no file that torch\.save wrote"):
+    with pytest.raises(ValueError, match=r"is damaged, or was not written by torch\.save"):
         mixmo.load_reference_checkpoint(truncated)
     torch.save({"weights": 1}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="classifier_state_dict"):

@@ -51,7 +51,7 @@ class InPlace(Plain):
 
 
 class Shortened(Plain):
-    """Shows its stem the first image only."""
+    """Passes only the first image to its stem."""
 
     def forward(self, x):
         return super().forward(x[:, :3])
@@ -78,7 +78,7 @@ def wrapped(backbone, members=2):
 
 @pytest.mark.parametrize("backbone", [Normalised, InPlace, Shortened, Jittered, Sized])
 def test_a_backbone_that_changes_its_input_is_refused_when_it_is_built(backbone):
-    """Masks travel in it: they are no pixels to be normalised. A compiled network would not notice."""
+    """Masks are part of the input and must not be normalised. A compiled network would not notice."""
     for module in (backbone(), backbone().eval()):
         with pytest.raises(ValueError, match="the backbone changes its input before its stem"):
             wrapped(module)
@@ -104,7 +104,7 @@ class Late(Plain):
 
 
 def test_a_backbone_may_show_its_stem_a_copy():
-    """Padding by nothing makes one; sizes that are padded are refused (below)."""
+    """Padding by zero pixels makes a copy; sizes that are padded are refused (below)."""
     torch.manual_seed(0)
     net, plain = wrapped(Padded()), Plain()
     plain.load_state_dict(mixmo.fuse(net, (16, 16)).state_dict())
@@ -122,7 +122,7 @@ def test_every_call_of_an_eager_network_is_checked_too(backbone):
 
 
 class Counting(Plain):
-    """Keeps a count and a copy of its input, draws, and has a part in evaluation."""
+    """Has every kind of state: a counter, a copy of its input, random draws, a part in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,7 @@ def test_hooks_of_a_stem_are_called_for_images_too():
 
 
 def test_threads_share_a_network():
-    """Images and mixtures with masks of their own, from eight threads at once; the module is what it was."""
+    """Images and mixtures with different masks from eight threads at once leave the module unchanged."""
     torch.manual_seed(0)
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4).eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Calibration errors against brute force, on the edges of bins too."""
+"""Calibration errors against brute force, also on the edges of bins."""
 
 import math
 

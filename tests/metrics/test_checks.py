@@ -1,4 +1,4 @@
-"""What all metrics share: bad input is refused, and processes add up."""
+"""Shared by all metrics: bad input is refused, and processes are summed."""
 
 import math
 import multiprocessing
@@ -35,8 +35,8 @@ def test_an_empty_batch_changes_nothing(metric):
         ([[0.5, 0.5], [0.5, 0.4]], [0, 0], "row 1 sum to 0.9, not to one"),
         ([[1.5, -0.5]], [0], "row 0 are negative"),
         ([[0.5, 0.5]], [2], "target 2 in row 0 is out of range"),
-        ([[0.5, 0.5]], [0, 1], "do not fit"),
-        ([0.5, 0.5], [0, 1], r"they are \(B, K\)"),
+        ([[0.5, 0.5]], [0, 1], r"targets have shape \(2,\); they must be class numbers \(1,\)"),
+        ([0.5, 0.5], [0, 1], r"probabilities are torch.float32 \(2,\); they must be floats \(B, K\)"),
     ],
 )
 def test_invalid_predictions_are_refused(metric, rows, targets, message):
@@ -45,16 +45,16 @@ def test_invalid_predictions_are_refused(metric, rows, targets, message):
 
 
 def test_members_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="between members"):
+    with pytest.raises(ValueError, match="needs at least two members"):
         Diversity(1)
-    with pytest.raises(ValueError, match=r"do not fit \(B, M, K\)"):
+    with pytest.raises(ValueError, match=r"must be \(B, M, K\) with M = 2"):
         Diversity(2).update(torch.full((4, 3, 3), 1 / 3), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="row 2 sum to"):
         Diversity(2).update(torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]], [[0.5, 0.6]]]), torch.tensor([0, 0, 0]))
 
 
 def one_process(rank, port, file):
-    """Half of the samples on each of two processes; the first writes what all come to."""
+    """Process one half of the samples on each of two processes; the first writes the result."""
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     logits, targets = sample(31, 5, 2.0, True, 3, 2)
     own = slice(0, 10) if rank == 0 else slice(10, 31)

@@ -1,4 +1,4 @@
-"""Conformal sets and thresholds of confidence: what they promise, by repetition, and closed forms."""
+"""Conformal sets and confidence thresholds: guarantees by simulation, and closed forms."""
 
 import math
 
@@ -16,7 +16,7 @@ from mixmo.metrics.selective import confidence_threshold
 
 
 def drawn(rng, count, classes=5, scale=2):
-    """Predictions of a network that is badly calibrated, and the classes."""
+    """Predictions of a badly calibrated network, and the classes."""
     logits = rng.normal(size=(count, classes)) * scale
     targets = np.array([rng.choice(classes, p=np.exp(row / 2) / np.exp(row / 2).sum()) for row in logits])
     return torch.from_numpy(logits).softmax(1), torch.from_numpy(targets)
@@ -45,7 +45,7 @@ def imbalanced(rng, count):
 
 
 def test_class_wise_sets_cover_a_rare_class():
-    """Marginal sets buy their 90 % with the frequent classes; class-wise ones keep the promise for each class."""
+    """Marginal sets reach 90 % by the frequent classes; class-wise sets reach it for each class."""
     rng, found = np.random.default_rng(0), {"marginal": [], "classwise": []}
     for _ in range(40):
         calibration, (logits, targets) = fit_calibration(*imbalanced(rng, 600)), imbalanced(rng, 4000)
@@ -67,7 +67,7 @@ def test_a_class_of_too_few_images_is_in_every_set():
 
 @pytest.mark.parametrize("sets", ["aps", "raps"])
 def test_adaptive_sets_are_those_of_torch_uncertainty(sets, generator):
-    """Of these draws: where the quantile is the score of the least likely class, only rounding decides."""
+    """Only for these draws: if the quantile is the score of the least likely class, rounding decides."""
     conformal = pytest.importorskip("torch_uncertainty.post_processing.conformal")
     kind = {"aps": conformal.ConformalClsAPS, "raps": conformal.ConformalClsRAPS}[sets]
     theirs = kind(alpha=0.2, model=torch.nn.Identity(), randomized=False, enable_ts=False)
@@ -103,7 +103,7 @@ def test_sets_are_never_empty():
 @pytest.mark.slow
 @pytest.mark.parametrize("risk", [0.2, 0.3])
 def test_answers_are_wrong_as_seldom_as_asked(risk):
-    """In nine of ten draws of 200 validation images at least, as the guarantee has it."""
+    """In at least nine of ten draws of 200 validation images, as guaranteed."""
     rng, kept, answered = np.random.default_rng(0), 0, []
     for _ in range(200):
         probabilities, targets = drawn(rng, 200, scale=5)
@@ -118,7 +118,7 @@ def test_answers_are_wrong_as_seldom_as_asked(risk):
 
 
 def test_the_bound_is_clopper_pearsons():
-    """All right: n answers are enough where 1 - doubt^(1/n) is at most the risk; one fewer is not."""
+    """Without errors, n predictions suffice if 1 - doubt^(1/n) is at most the risk; one fewer does not."""
     for count in (2, 30, 100):
         exact = beta.ppf(1 - 0.1 / 20, 1, count)
         confidence, correct = torch.linspace(0.5, 1, count), torch.ones(count, dtype=torch.bool)

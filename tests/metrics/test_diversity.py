@@ -1,4 +1,4 @@
-"""Diversity of members and what averaging them gains, against brute force."""
+"""Diversity of members and the gain from averaging, against brute force."""
 
 import numpy as np
 import pytest

@@ -14,7 +14,7 @@ from mixmo.metrics.multi_label import best_thresholds
 
 
 def draw(seed, images=60, classes=4):
-    """Logits in steps of a half, so that some are equal, and labels that follow them; the last class is rare."""
+    """Draw logits in steps of a half, so that some tie, and labels from them; the last class is rare."""
     generator = torch.Generator().manual_seed(seed)
     logits = (4 * torch.randn(images, classes, generator=generator)).round() / 2
     chance = (logits - torch.linspace(0, 3, classes)).sigmoid()
@@ -82,7 +82,7 @@ def test_evaluate_takes_several_labels_from_the_targets_shape():
     [
         (torch.tensor([[0, 1], [0, 2]]), "targets in row 1 are not all 0 or 1"),
         (torch.tensor([[0.5, 1.0], [0, 1]]), "targets in row 0 are not all 0 or 1"),
-        (torch.zeros(2, 3), r"targets of shape \(2, 3\) do not fit logits \(2, 1, 2\)"),
+        (torch.zeros(2, 3), r"targets have shape \(2, 3\); for logits \(2, 1, 2\) they must be \(2, 2\)"),
     ],
 )
 def test_what_is_no_set_of_labels_is_refused(targets, message):

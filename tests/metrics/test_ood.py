@@ -1,4 +1,4 @@
-"""Out-of-distribution detection against brute force, among equal scores too."""
+"""Out-of-distribution detection against brute force, also with equal scores."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ LEVELS = LEVELS.map(lambda counts: np.repeat([0.1, 0.5, 0.5 + 2**-40, 0.9], coun
 
 
 def rate_by_thresholds(positive, negative):
-    """The share of negatives at the largest threshold that finds 95 of 100 positives, counted in whole numbers."""
+    """Return the share of negatives at the largest threshold that detects 95 % of positives, in integers."""
     for threshold in sorted(set(positive), reverse=True):
         if 100 * (positive >= threshold).sum() >= 95 * len(positive):
             return (negative >= threshold).sum() / len(negative)
@@ -87,7 +87,7 @@ def test_nineteen_of_twenty_are_95_percent():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_members_that_agree_have_no_mutual_information(seed):
-    """Not even by rounding, which would put images in an order."""
+    """Not even from rounding, which would rank the images."""
     logits = torch.from_numpy(np.random.default_rng(seed).standard_normal((200, 1, 9)) * 3).repeat(1, 3, 1)
     assert not ood_scores(logits)["mutual_information"].any()
 
@@ -99,5 +99,5 @@ def test_one_member_has_no_mutual_information():
 def test_out_of_distribution_needs_both_kinds():
     metric = OutOfDistribution()
     metric.update(torch.randn(3, 2, 4), out=True)
-    with pytest.raises(ValueError, match="images of both kinds"):
+    with pytest.raises(ValueError, match="need test images and OOD images"):
         metric.compute()

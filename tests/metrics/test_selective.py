@@ -1,4 +1,4 @@
-"""Selective prediction against brute force, among equal confidences too."""
+"""Selective prediction against brute force, also with equal confidences."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_selective_prediction_matches_brute_force(n, classes, scale, coarse, see
     scores=st.lists(st.tuples(st.sampled_from([0.5, 0.6, 0.75, 11 / 15, 1.0]), st.booleans()), min_size=1, max_size=40)
 )
 def test_metrics_of_equal_confidences(scores):
-    """Two classes at few levels, some on the edges of bins: brute force, whatever the order of the samples."""
+    """Two classes at few levels, some on the edges of bins, against brute force, in any order of samples."""
     confidence, correct = np.array([score for score, _ in scores]), np.array([right for _, right in scores])
     p = torch.from_numpy(np.stack([confidence, 1 - confidence], 1))
     targets = torch.from_numpy((~correct).astype(int))

@@ -12,13 +12,13 @@ from oracles import fast, sample, softmax
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import fit_calibration
 from mixmo.metrics import fit_temperature
-from mixmo.metrics.temperature import describe_doubt, temperature_interval, two_fold
+from mixmo.metrics.temperature import describe_uncertainty, temperature_interval, two_fold, weight_members
 
 
 @settings(max_examples=40)
 @given(data=st.data(), n=st.integers(1, 12), one_class=st.booleans())
 def test_temperature_of_few_levels(data, n, one_class):
-    """Ties, single classes, nothing but right or wrong predictions: nothing on a grid is better."""
+    """Ties, single classes, only correct or only wrong predictions: no temperature on a grid is better."""
     levels = st.lists(st.sampled_from([-3.0, 0.0, 1.0, 1.0, 20.0]), min_size=3, max_size=3)
     logits = torch.tensor(data.draw(st.lists(levels, min_size=n, max_size=n)), dtype=torch.double)
     targets = torch.tensor(data.draw(st.lists(st.integers(0, 0 if one_class else 2), min_size=n, max_size=n)))
@@ -65,14 +65,14 @@ def test_temperature_is_the_best_of_a_grid(truth, seed):
 
 @pytest.mark.parametrize(("count", "sure"), [(20, False), (200, True)])
 def test_intervals_hold_the_true_temperature_and_tell_when_images_are_too_few(count, sure):
-    """In 95 % of 150 draws, by binomial bounds; 20 images never pin a temperature down, 200 do."""
+    """In 95 % of 150 draws, by binomial bounds; 20 images never determine a temperature, 200 do."""
     rng, hits, truth = np.random.default_rng(0), 0, 1.5
     for _ in range(150):
         logits = 2 * rng.standard_normal((count, 5))
         targets = np.array([rng.choice(5, p=row) for row in softmax(logits)])
         low, high = temperature_interval(torch.from_numpy(truth * logits), torch.from_numpy(targets))
         hits += low <= truth <= high
-        assert (describe_doubt(low, high) == "") == sure
+        assert (describe_uncertainty(low, high) == "") == sure
     assert 0.88 < hits / 150 < 0.99
 
 
@@ -86,3 +86,15 @@ def test_two_fold_scaling_never_fits_what_it_evaluates():
     other = two_fold(logits, flipped)
     assert torch.equal(scaled[::2], other[::2]) and not torch.equal(scaled[1::2], other[1::2])
     torch.testing.assert_close(scaled[::2], logits[::2] / fit_temperature(logits[1::2], targets[1::2]))
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([0.0, 0.5, 2.0])), min_size=1, max_size=4))
+def test_weighted_members_have_the_weighted_average_without_those_of_weight_zero(networks):
+    members, weights = zip(*networks, strict=True)
+    logits = [torch.randn(5, count, 3, dtype=torch.double) for count in members]
+    if not any(weights):
+        return
+    found = weight_members(logits, weights)
+    expected = sum(weight * part.sum(1) for weight, part in zip(weights, logits, strict=True)) / sum(members)
+    torch.testing.assert_close(found.mean(1), expected)
+    assert found.shape[1] == sum(count for count, weight in networks if weight)

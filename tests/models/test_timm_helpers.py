@@ -1,4 +1,4 @@
-"""timm's helpers, given the wrapper, do what they do for its backbone; timm is the oracle."""
+"""timm's helpers treat the wrapper like its backbone; timm is the oracle."""
 
 import pytest
 import timm
@@ -19,7 +19,7 @@ def net(request):
 
 
 def groups(optimizer, named):
-    """The groups of an optimiser: their rate, their decay and the names of their parameters."""
+    """Return an optimiser's groups: learning rate, weight decay and names of parameters."""
     names = {id(parameter): name.removeprefix("backbone.") for name, parameter in named}
     return [
         (group.get("lr_scale"), group["weight_decay"], sorted(names[id(each)] for each in group["params"]))

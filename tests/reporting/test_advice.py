@@ -1,4 +1,4 @@
-"""The advice that follows from a diagnosis, at each side of its thresholds."""
+"""The advice that follows from a diagnosis, on each side of its thresholds."""
 
 import math
 

@@ -28,7 +28,7 @@ from mixmo.evaluation.results_file import evaluate_run
 from mixmo.metrics.catalogue import COSTS
 from mixmo.reporting import charts, pictures
 from mixmo.reporting.comparison_tables import costs_table, differences, differences_table, metrics_table
-from mixmo.reporting.headline import comparison_sentence
+from mixmo.reporting.headline import summarise_comparison
 
 
 def compare(words, out=None, **options):
@@ -91,24 +91,24 @@ def test_runs_of_different_methods_are_no_seeds(trained, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error == (
         f"mixmo: runs in {tmp_path}/runs differ in more than the seed: data.batch_repetition is 2 in {tmp_path}/runs/a "
-        f"but 4 in {tmp_path}/runs/b; compare such runs by naming them one by one.\n"
+        f"but 4 in {tmp_path}/runs/b; to compare them, name them one by one.\n"
     )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "message"),
     [
         ("metrics.csv", "epoch,step\n1,6\n", "metrics.csv is damaged: row 1 has None for &#39;seconds&#39;"),
         ("metrics.csv", "epoch,step,seconds\n1,9,1\n2,six,1\n", "row 2 has &#39;six&#39; for &#39;step&#39;"),
         ("metrics.csv", "epoch,step,seconds\n1,9,1,7\n", "metrics.csv is damaged: row 1 has [&#39;7&#39;] for None"),
         ("metrics.csv", "\0\udcff", "metrics.csv is damaged: "),
-        ("environment.json", "{", "environment.json is missing, or damaged."),
-        ("environment.json", "[]", "environment.json is missing, or damaged."),
-        ("environment.json", None, "environment.json is missing, or damaged."),
+        ("environment.json", "{", "environment.json is missing or damaged."),
+        ("environment.json", "[]", "environment.json is missing or damaged."),
+        ("environment.json", None, "environment.json is missing or damaged."),
     ],
 )
-def test_damaged_files_of_a_run_are_a_sentence_of_the_page(trained, tmp_path, name, content, sentence):
+def test_damaged_files_of_a_run_are_reported_on_the_page(trained, tmp_path, name, content, message):
     _, two, one = trained
     shutil.copytree(one.path, tmp_path / "one")
     (tmp_path / "one" / name).unlink()
@@ -116,9 +116,9 @@ def test_damaged_files_of_a_run_are_a_sentence_of_the_page(trained, tmp_path, na
         (tmp_path / "one" / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     assert main(["compare", str(tmp_path / "one"), str(two.path), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert sentence in page and page.count("It is left out.") == 1
+    assert message in page and page.count("It is left out.") == 1
     assert main(["test", str(tmp_path / "one")]) == 0
-    assert sentence in (tmp_path / "one" / "report.html").read_text()
+    assert message in (tmp_path / "one" / "report.html").read_text()
 
 
 def test_a_picture_that_fails_costs_nothing_else(trained, tmp_path, monkeypatch, caplog):
@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
 
 
 def test_ensembles_and_files_stand_in_the_same_table(trained, tmp_path):
-    """One run, two as an ensemble, and the same two as another program would hand them over."""
+    """One run, two as an ensemble, and the same two as files of another program."""
     folder, two, one = trained
     both = predict(TrainedRun(one)).logits.numpy(), predict(TrainedRun(two)).logits.numpy()
     np.savez(tmp_path / "theirs.npz", logits=np.concatenate(both, 1), targets=predict(TrainedRun(one)).targets.numpy())
@@ -223,7 +223,7 @@ def test_files_alone_have_no_costs(tmp_path, capsys):
 
 
 def answers(wrong, confidence=3.0, images=400):
-    """Return predictions of one member that are wrong about the images of these numbers."""
+    """Return one member's predictions that are wrong on the images with these numbers."""
     targets = torch.arange(images) % 3
     shown = (targets + torch.isin(torch.arange(images), torch.as_tensor(wrong))) % 3
     return Predictions(confidence * torch.eye(3)[shown][:, None], targets, list("abc"))
@@ -238,7 +238,7 @@ def group_of(name, *predictions, runs=(), costs=()):
 
 
 class Seeded:
-    """What a comparison asks a run of a method for."""
+    """The parts of a run that a comparison uses."""
 
     def __init__(self, seed, fold=None):
         self.seed, self.data = seed, SimpleNamespace(folds=None if fold is None else 3, fold=fold or 0)
@@ -248,7 +248,7 @@ class Seeded:
 
 
 def groups_of_seeds(*wrong):
-    """Return groups of three seeds, by how many images each seed is wrong about."""
+    """Return groups of three seeds from the number of wrong predictions of each seed."""
     runs = [Seeded(seed) for seed in (5, 1, 3)]
     return [
         group_of(f"m{number}", *(answers(range(count)) for count in each), runs=runs)
@@ -258,28 +258,28 @@ def groups_of_seeds(*wrong):
 
 def test_the_first_sentence_is_of_the_first_network_and_leaves_the_choice_to_validation_data():
     groups = [group_of("poor", answers(range(80))), group_of("good", answers(range(20)))]
-    lead = comparison_sentence(groups)
+    lead = summarise_comparison(groups)
     assert lead.startswith(
         "poor classifies 80.0 % [75.8, 83.6] of 400 test images correctly; good 95.0 % [92.4, 96.7],"
     )
     assert "the best" not in lead and "+15.0 points [+11.4, +18.5]" in lead and "chance" not in lead
-    lead = comparison_sentence(groups, "good")
+    lead = summarise_comparison(groups, "good")
     assert lead.startswith("good, the best on validation data, classifies 95.0 %") and lead.count("the best") == 1
-    lead = comparison_sentence([groups[0], group_of("same", answers(range(40, 120)))])
+    lead = summarise_comparison([groups[0], group_of("same", answers(range(40, 120)))])
     assert re.search(r"\+0\.0 points \[−([\d.]+), \+\1\] \(the difference may be chance\)", lead)
-    assert re.search(r"of 400 test images correctly \(ECE .* %\)\.$", comparison_sentence(groups[:1]))
+    assert re.search(r"of 400 test images correctly \(ECE .* %\)\.$", summarise_comparison(groups[:1]))
 
 
 def test_costs_are_compared_in_the_first_sentence(trained, tmp_path):
     _, two, one = trained
     groups = compare([one.path, f"both={one.path}+{two.path}"], tmp_path / "out")
-    lead = comparison_sentence(groups)
+    lead = summarise_comparison(groups)
     assert "both costs 2 times the MACs of one" in lead
     assert str(escape(lead)) in (tmp_path / "out" / "comparison.html").read_text()
 
 
 def test_over_seeds_intervals_are_students_of_paired_seeds():
-    """Whatever the images say: in the order of the seeds, and in every place where they stand."""
+    """Regardless of the images, paired in the order of the seeds, and the same in every output."""
     first, second = groups_of_seeds((80, 84, 85), (40, 90, 70))
     gains = np.array([80 - 40, 84 - 90, 85 - 70]) / 400
     half = t.ppf(0.975, 2) * gains.std(ddof=1) / math.sqrt(3)
@@ -288,7 +288,7 @@ def test_over_seeds_intervals_are_students_of_paired_seeds():
     expected = ttest_rel(second.values("nll"), first.values("nll")).confidence_interval()
     assert found["nll"][1:] == pytest.approx(tuple(expected))
     shown = f"[−{-100 * (gains.mean() - half):.1f}, +{100 * (gains.mean() + half):.1f}] (the difference may be chance)"
-    assert shown in comparison_sentence([first, second])
+    assert shown in summarise_comparison([first, second])
     table = differences_table([first, second])
     assert "Student's over seeds" in table.title and "McNemar's p" not in table.header
     assert f"[−{-100 * (gains.mean() - half):.2f}, +" in table.markdown()
@@ -302,7 +302,7 @@ def test_over_folds_intervals_are_wider_and_tables_say_so():
              for each in (first, second)]  # fmt: skip
     (gain, low, high), seeds = (differences(pair[1], pair[0])["accuracy"] for pair in (folds, (first, second)))
     assert gain == seeds.value and high - low == pytest.approx((seeds.high - seeds.low) * math.sqrt(1 + 3 / 2))
-    assert folds[0].images == 1200 and "of 1200 test images" in comparison_sentence(folds)
+    assert folds[0].images == 1200 and "of 1200 test images" in summarise_comparison(folds)
     assert "over n folds" in metrics_table(folds).title and "over folds" in differences_table(folds).title
     twice = [replace(folds[0], entries=[*folds[0].entries, *(replace(entry, runs=[Seeded(1, fold)])
              for fold, entry in enumerate(folds[0].entries))])]  # fmt: skip
@@ -310,7 +310,7 @@ def test_over_folds_intervals_are_wider_and_tables_say_so():
 
 
 def test_what_is_better_beyond_chance_is_stressed_and_costs_never_are():
-    """By intervals over images, or over seeds; a latency is one short measurement."""
+    """By intervals over images or over seeds; not latencies, which are one short measurement."""
     costs = {key: 1.0 for key in COSTS}
     poor, good, close = (
         group_of(name, answers(range(count)), costs=costs | {"latency_ms": count})
@@ -326,7 +326,7 @@ def test_what_is_better_beyond_chance_is_stressed_and_costs_never_are():
 
 
 def test_no_interval_is_one_of_ece(trained, another_seed, tmp_path):
-    """Binning biases it, by how much depends on the network: neither over images nor over seeds."""
+    """Neither over images nor over seeds: binning biases it by an amount that depends on the network."""
     _, two, one = trained
     for number, (run, folder) in enumerate([(two, "a"), (another_seed, "a"), (one, "b"), (one, "b")]):
         with_setting(run, tmp_path / folder / str(number), "", "", seed=1 if number == 3 else 0)
@@ -375,11 +375,11 @@ def test_bad_input_is_one_sentence(trained, tmp_path, capsys):
     for words, message in {
         ("nowhere",): "there is no run folder nowhere",
         (str(tmp_path / "empty"),): "is not a run's folder and contains none",
-        (str(one.path), f"{tmp_path}/short.npz"): "was tested on other images or classes",
+        (str(one.path), f"{tmp_path}/short.npz"): "were tested on different images or classes",
         (f"{tmp_path}/short.npz+{tmp_path}/more.npz",): "cannot be one ensemble; only runs can",
         (str(one.path), f"--out={tmp_path}/short.npz"): "is a file; choose a folder",
         (str(one.path), "--precision=16"): "unknown precision '16'",
-        (f"{tmp_path}/short.npz", f"{tmp_path}/four.npz"): "was tested on other images or classes",
+        (f"{tmp_path}/short.npz", f"{tmp_path}/four.npz"): "were tested on different images or classes",
         (str(one.path), str(one.path)): "is named twice",
         (f"{one.path}+nowhere",): "there is no run folder nowhere",
     }.items():

@@ -1,4 +1,4 @@
-"""The pages in a browser: nothing overflows at any width, everything has a name, and no key stands for one."""
+"""The pages in a browser: nothing overflows at any width, and everything has a name instead of a key."""
 
 import re
 
@@ -36,7 +36,7 @@ def check(opened, page, **options):
 
 @pytest.fixture(scope="module")
 def pages(trained, tmp_path_factory):
-    """The report of two members with everything on it, of one network, and a comparison of three entries."""
+    """A complete report of two members, a report of one network, and a comparison of three entries."""
     folder, two, one = trained
     out = tmp_path_factory.mktemp("pages")
     options = EvaluationOptions(ood=[f"folder:{folder}/other"], corruptions=True)

@@ -1,4 +1,4 @@
-"""Pictures of what the network sees: they show what training draws, on pages that stand alone."""
+"""Previews of the network's input: they show training's draws, on self-contained pages."""
 
 import base64
 import errno
@@ -18,7 +18,7 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.masks import KINDS
 from mixmo.reporting import preview as module
 from mixmo.reporting.page import photo_uri
-from mixmo.reporting.preview import MIXTURES, blend, color_masks, draw_mixtures, montage, shown_images, target_of
+from mixmo.reporting.preview import MIXTURES, blend, color_masks, describe_target, draw_mixtures, montage, to_rgb
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_preview_is_a_picture_and_a_page(tmp_path, capsys, overrides):
 
 @pytest.fixture
 def titles(monkeypatch):
-    """Returns the titles above the pictures of the mixtures, a row for each."""
+    """Returns the titles above the pictures of the mixtures, by row."""
     drawn, honest = [], draw_mixtures
 
     def kept(figure, *rest):
@@ -150,7 +150,7 @@ def test_pictures_undo_the_normalisation():
     own = DataSettings(channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2])
     pixels = torch.rand(2, 3, 4, 4)
     mean, std = (torch.tensor(values)[:, None, None] for values in (own.mean, own.std))
-    np.testing.assert_allclose(shown_images((pixels - mean) / std, own), pixels.permute(0, 2, 3, 1), atol=1e-6)
+    np.testing.assert_allclose(to_rgb((pixels - mean) / std, own), pixels.permute(0, 2, 3, 1), atol=1e-6)
 
 
 def test_the_mixture_is_the_sum_of_masked_inputs():
@@ -173,7 +173,7 @@ def test_the_mixture_is_the_sum_of_masked_inputs():
 )
 def test_targets_in_words(target, text):
     empty = torch.zeros(1, 1)
-    assert target_of(MixedBatch(empty, empty, target, empty, empty), 0, ["cat", "dog", "emu"]) == text
+    assert describe_target(MixedBatch(empty, empty, target, empty, empty), 0, ["cat", "dog", "emu"]) == text
 
 
 def test_every_kind_is_in_the_catalogue():
@@ -183,7 +183,7 @@ def test_every_kind_is_in_the_catalogue():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
 def test_any_number_of_bands_has_a_picture(channels):
     inputs = torch.rand(2, channels, 4, 6)
-    shown = shown_images(inputs, DataSettings(channels=channels, mean=[0], std=[1]))
+    shown = to_rgb(inputs, DataSettings(channels=channels, mean=[0], std=[1]))
     first = inputs[:, :3] if channels > 2 else inputs[:, :1].expand(-1, 3, -1, -1)
     assert np.allclose(shown, first.permute(0, 2, 3, 1))
     uri = photo_uri((inputs[0].permute(1, 2, 0) * 255).byte().numpy())

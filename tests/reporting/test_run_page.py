@@ -1,4 +1,4 @@
-"""``report.html``: every section is there, the first sentence is true, and no picture costs the page."""
+"""``report.html``: all sections are present, its first sentence is true, and a failing figure does not lose it."""
 
 import html
 import json
@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import moved
+from conftest import copy_run
 from markupsafe import escape
 
 from mixmo.cli import test as command
@@ -24,8 +24,8 @@ from mixmo.metrics import MultiLabelScores
 from mixmo.metrics.catalogue import DIVERSITY, METRICS, PER_NETWORK
 from mixmo.reporting import charts, headline
 from mixmo.reporting.advice import advice
-from mixmo.reporting.headline import cards
-from mixmo.reporting.run_page import networks, run_page
+from mixmo.reporting.headline import metric_cards
+from mixmo.reporting.run_page import average_and_members, run_page
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
 
@@ -63,7 +63,7 @@ def test_the_first_sentence_says_what_how_good_how_sure_at_what_cost_and_against
     on = r"on WideResNet-10-1, trained on 27 images, classifies .*"
     for run, wanted in (
         (two, rf"Cut-MixMo with 2 members {on} as one network\. Alone, its members reach .* %\."),
-        (one, rf"A single network {on} an image\. The most frequent class alone would reach 33\.3 %\."),
+        (one, rf"A single network {on} per image\. The most frequent class alone would reach 33\.3 %\."),
     ):
         result = evaluate_runs([run])
         (lead,) = re.findall('<p class="lead">(.*?)</p>', run_page(TrainedRun(run), result))
@@ -76,9 +76,9 @@ def test_the_first_sentence_says_what_how_good_how_sure_at_what_cost_and_against
         signed = 100 * float(samples.confidence.mean() - samples.right.mean())
         assert float(gap) == pytest.approx(abs(signed), abs=0.05) and (side == "above") == (signed > 0)
         size = network_size(TrainedRun(run))
-        shown = re.search(r"costs (.*) M parameters and (.*) M MACs", lead).groups()
+        shown = re.search(r"has (.*) M parameters and takes (.*) M MACs", lead).groups()
         assert tuple(map(float, shown)) == pytest.approx((size["parameters"] / 1e6, size["macs"] / 1e6), rel=0.05)
-        assert "after calibration, as mixmo predict gives it" in lead
+        assert "after calibration, as in mixmo predict" in lead
 
 
 def test_costs_that_cannot_be_counted_cost_half_a_sentence(trained, monkeypatch, caplog):
@@ -93,7 +93,7 @@ def test_costs_that_cannot_be_counted_cost_half_a_sentence(trained, monkeypatch,
 
 
 def test_nothing_stands_twice(trained):
-    """Every metric of the average has one row under all metrics, but for those of several labels."""
+    """Every metric of the average has one row under all metrics, except those of several labels."""
     _, two, _ = trained
     below = run_page(TrainedRun(two), evaluate_runs([two])).split("All metrics")[1]
     for key in (*PER_NETWORK, *DIVERSITY):
@@ -118,7 +118,7 @@ def test_a_picture_that_fails_costs_nothing_else(trained, monkeypatch, capsys):
 
 
 def test_the_test_set_is_opened_once(trained, monkeypatch):
-    """Metrics, costs and both rows of images, mistakes and disagreements, are of one DataModule."""
+    """Metrics, costs and both rows of images (mistakes, disagreements) use one DataModule."""
     _, two, _ = trained
     honest, opened = NamedDataset.open, []
 
@@ -144,9 +144,9 @@ def test_metrics_are_written_before_the_page(trained, monkeypatch):
 
 
 def test_awkward_names_of_classes_and_runs(trained, tmp_path):
-    """They stand on the page as they are; no sentence stands in the place of a picture."""
+    """They are on the page unchanged; no figure is replaced by a message."""
     folder, two, _ = trained
-    settings = moved(two, folder, tmp_path).config()
+    settings = copy_run(two, folder, tmp_path).config()
     names = {"cat": "$a^{$<b>", "dog": "_c|d", "emu": "e=f[red]"}
     for split in ("train", "test"):
         for old, new in names.items():
@@ -162,18 +162,18 @@ def test_awkward_names_of_classes_and_runs(trained, tmp_path):
 def test_cards_have_intervals_where_these_cover():
     logits = 3 * torch.eye(3)[(torch.arange(60) + (torch.arange(60) < 24)) % 3][:, None]
     found = Predictions(logits, torch.arange(60) % 3, list("abc"))
-    made = cards(measure(logits, found.targets).average, image_intervals(found))
+    made = metric_cards(measure(logits, found.targets).average, image_intervals(found))
     shown = {each["heading"]: each["interval"] for each in made}
     assert {heading for heading, interval in shown.items() if interval} == {"Accuracy ↑", "NLL ↓", "Brier score ↓"}
     assert "ECE ↓" in shown and shown["Accuracy ↑"] == "[47.4, 71.4]" and "Balanced accuracy ↑" not in shown
-    uneven = cards(measure(logits[:29], found.targets[:29]).average, {})
+    uneven = metric_cards(measure(logits[:29], found.targets[:29]).average, {})
     assert [each["value"] for each in uneven if each["heading"] == "Balanced accuracy ↑"] == ["17.0 %"]
 
 
 def test_networks_of_a_report():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
-    found = networks(Predictions(logits, torch.tensor([0]), ["a", "b"]))
+    found = average_and_members(Predictions(logits, torch.tensor([0]), ["a", "b"]))
     assert found["ensemble"].confidence.item() == pytest.approx(1 / (1 + math.exp(-1)))
     assert found["member 1"].confidence.item() == 0.5 and found["member 0"].right.item() == 1
-    assert list(networks(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]
-    assert list(networks(Predictions(logits.repeat(1, 5, 1), torch.tensor([0]), ["a", "b"]))) == ["ensemble"]
+    assert list(average_and_members(Predictions(logits[:, :1], torch.tensor([0]), ["a", "b"]))) == ["network"]
+    assert list(average_and_members(Predictions(logits.repeat(1, 5, 1), torch.tensor([0]), ["a", "b"]))) == ["ensemble"]

@@ -11,7 +11,7 @@ from mixmo.reporting.text_table import TextTable
 
 @given(st.integers(1, 9), st.integers(1, 60), st.booleans())
 def test_columns_that_do_not_fit_stand_below(count, length, intervals):
-    """No cell is cut off, no line is longer than 100 columns, and every part names its rows."""
+    """No cell is cut off, no line is longer than 100 columns, and every part repeats the row names."""
     interval = "[−138.63, +83.16]"
     header = ["", *(f"Metric {number}, points" for number in range(count))]
     rows = [["x" * length, *(f"{number}.25" for number in range(count))]]

@@ -1,4 +1,4 @@
-"""The YAML file of a sweep, and the trials it asks for."""
+"""The YAML file of a sweep, and its trials."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mixmo.cli.main import main
-from mixmo.config.parsing import read_words
+from mixmo.config.parsing import parse_arguments
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import known_settings
@@ -20,12 +20,12 @@ def names(trials):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Returns the trials of a section `sweep` on top of a recipe."""
+    """Returns the trials of a `sweep` section in a recipe."""
 
     def load(section, *words, **recipe):
         file = tmp_path / "some.yaml"
         file.write_text(yaml.safe_dump({"extends": "digits-cut", **recipe, "sweep": section}, sort_keys=False))
-        return load_sweep(file, read_words(words, known_settings(), "sweep")[1])
+        return load_sweep(file, parse_arguments(words, known_settings(), "sweep")[1])
 
     return load
 
@@ -111,17 +111,17 @@ def test_folds_alone_are_a_sweep(sweep):
         ({"grit": {}}, [], "unknown setting 'sweep.grit'; did you mean 'sweep.grid'"),
         ({"grid": {"mixer.alpa": [1]}}, [], "unknown setting in sweep.grid 'mixer.alpa'; did you mean"),
         ({"grid": {"mixer.alpha": []}}, [], "sweep.grid.mixer.alpha is []"),
-        ({"grid": {"mixer.alpha": 3}}, [], "sweep.grid.mixer.alpha is 3; it lists values"),
+        ({"grid": {"mixer.alpha": 3}}, [], "sweep.grid.mixer.alpha is 3; give a list of values"),
         ({"grid": {"method": {"a": 3}}}, [], "sweep.grid.method.a is 3"),
         ({"grid": {"method": {"a": {"extends": "nowhere"}}}}, [], "trial a: unknown base in"),
         ({"grid": {"mixer.alpha": [1, -1]}}, [], "trial alpha--1: mixer.alpha is -1"),
         ({"grid": {"mixer.alpha": [1, 1]}}, [], "two trials are called alpha-1/seed-0"),
-        ({"grid": {"method": {"a": None, "b": {}}}}, [], "two trials of the sweep are the same, a/seed-0 and b/seed-0"),
-        ({"grid": {"mixer.alpha": [1, 2]}}, ["--mixer.alpha=3"], "an override of the command line"),
+        ({"grid": {"method": {"a": None, "b": {}}}}, [], "trials a/seed-0 and b/seed-0 have the same settings"),
+        ({"grid": {"mixer.alpha": [1, 2]}}, ["--mixer.alpha=3"], "command-line option that overrides it"),
         ({"seeds": []}, [], "sweep.seeds is []"),
         ({"grid": None}, [], "sweep.grid is None; it must be a mapping"),
         ({"grid": {"seed": [1, 2]}}, [], "list seeds in sweep.seeds"),
-        ({"grid": {"data.fold": [0, 1]}}, [], "set sweep.folds, whose runs are averaged"),
+        ({"grid": {"data.fold": [0, 1]}}, [], "set sweep.folds instead"),
         ({"grid": {"data.folds": [2, 3]}}, [], "has data.folds 3, but folds-2/seed-0_fold-0 2: different test images"),
         (
             {"grid": {"data.name": ["digits", "csv:a.csv"]}},
@@ -130,14 +130,14 @@ def test_folds_alone_are_a_sweep(sweep):
         ),
         ({"grid": {"how": {"a": {}, "b": {"data": {"folds": 3}}}}}, [], "different test images cannot be compared"),
         ({"folds": 1}, [], "sweep.folds is 1; it must be at least 2"),
-        ({"grid": {"method": {"comparison": None}}}, [], "is named comparison, as a file in its folder is"),
+        ({"grid": {"method": {"comparison": None}}}, [], "comparison is a reserved name"),
         ({"grid": {"mixer.alpha": [*range(1, 102)], "optimizer.lr": [*range(1, 101)]}}, [], "more than 10000"),
         ({"random": {"mixer.alpha": [1, 2]}}, [], "unknown setting 'sweep.random'"),
         ({"seeds": [1, 1]}, [], "sweep.seeds is [1, 1]"),
-        ({"seeds": [0]}, ["--seed=1"], "--seed is not for a sweep"),
-        ({"folds": 3}, ["--data.folds=4"], "--data.folds is not for a sweep; it takes sweep.folds from"),
+        ({"seeds": [0]}, ["--seed=1"], "--seed is not an option of a sweep"),
+        ({"folds": 3}, ["--data.folds=4"], "--data.folds is not an option of a sweep; set sweep.folds in"),
         ({"seeds": [0]}, ["--run=x"], "unknown option '--run'"),
-        ({"seeds": [0]}, ["--trainer.devices=2"], "each trial of a sweep takes one device"),
+        ({"seeds": [0]}, ["--trainer.devices=2"], "each trial of a sweep trains on one device"),
     ],
 )
 def test_what_is_not_understood_is_one_sentence(sweep, section, words, problem):

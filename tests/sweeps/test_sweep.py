@@ -1,4 +1,4 @@
-"""Sweeps from start to end: one trial after the other, stopped and resumed, shared, and compared."""
+"""Whole sweeps: sequential, interrupted and resumed, shared between processes, and compared."""
 
 import csv
 import re
@@ -22,7 +22,7 @@ SMALL = {"data": {"images_per_class": 10, "validation": 0.2}, "trainer": {"max_e
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a sweep's file, in an empty folder that is the present one."""
+    """Writes a sweep's file into an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def write(section, **recipe):
@@ -51,10 +51,10 @@ def test_a_sweep_compares_what_it_has_trained(write, tmp_path, capsys):
     file = write({"grid": {"mixer.alpha": [1, 4]}, "seeds": [0, 1]})
     assert main(["sweep", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "4 finished" in shown and "which alone may choose: alpha-" in shown and "n = 2" in shown
+    assert "4 finished" in shown and "Selected on validation data: alpha-" in shown and "n = 2" in shown
     page = (tmp_path / "runs/some/comparison/comparison.html").read_text()
     assert "alpha-1" in page and "alpha-4" in page
-    (winner,) = set(re.findall(r"which alone may choose: (\S+),", page + shown))
+    (winner,) = set(re.findall(r"Selected on validation data: (\S+),", page + shown))
     (lead,) = re.findall('<p class="lead">(.*?)</p>', page)
     assert lead.startswith(f"{winner}, the best on validation data, classifies ") and lead.count("the best") == 1
     assert "Student&#39;s over seeds" in page and "over test images)" not in page
@@ -74,10 +74,10 @@ def test_a_sweep_over_folds_compares_them_in_pairs(write, tmp_path, capsys):
     values = [[row["accuracy"] for row in found.table if row["group"] == each.name] for each in (one, two)]
     gain, low, high = found.differences["alpha-4"]["accuracy"]
     assert gain == pytest.approx(np.mean(values[1]) - np.mean(values[0])) and low < gain < high
-    with pytest.raises(InputError, match="was tested on other images"):
+    with pytest.raises(InputError, match="were tested on different images"):
         compare(one / "seed-0_fold-0", two / "seed-0_fold-1")
     shutil.copytree(two / "seed-0_fold-0", tmp_path / "half/fold-0")
-    with pytest.raises(InputError, match=r"half was tested on the folds \[0\] and alpha-1 on \[0, 1\]"):
+    with pytest.raises(InputError, match=r"half was tested on folds \[0\], but alpha-1 on \[0, 1\]"):
         compare(one, tmp_path / "half")
 
 
@@ -123,7 +123,7 @@ def test_a_stopped_sweep_is_resumed_to_the_same(write, tmp_path, monkeypatch, ca
 
 
 def test_processes_share_a_sweep(write, tmp_path):
-    """A trial that another process trains is left to it."""
+    """A trial that another process is training is skipped."""
     file = write({"grid": {"mixer.alpha": [1, 4]}})
     with RunFolder(tmp_path / "out/alpha-1/seed-0").lock():
         train(load_sweep(file), tmp_path / "out")
@@ -163,7 +163,7 @@ def test_seeds_that_the_file_lists_no_longer_are_not_compared(write, tmp_path, c
     assert main(["sweep", str(write({"seeds": [0]})), "--out=out"]) == 0
     assert "n = 2" not in (shown := capsys.readouterr().out) and "Accuracy" in shown
     page = (tmp_path / "out/comparison/comparison.html").read_text()
-    assert "Best on validation data, which alone may choose: some" in page and "seed-1" not in page
+    assert "Selected on validation data: some" in page and "seed-1" not in page
 
 
 @pytest.mark.parametrize(("name", "problem"), [("config.yaml", "is a run's folder"), ("trials.csv", "is not a table")])

@@ -1,10 +1,10 @@
-"""Damaged checkpoints and exports: each is refused, or gives way to the one before; no answer changes unnoticed."""
+"""Damaged checkpoints and exports: refused, or replaced by the previous one; no prediction changes unnoticed."""
 
 import random
 import shutil
 
 import pytest
-from damage import cut, flipped, outcomes, swapped, zeroed
+from damage import count_outcomes, cut, flipped, swapped, zeroed
 
 import mixmo
 from mixmo import checkpoints
@@ -51,7 +51,7 @@ def test_commands_name_a_damaged_checkpoint(trained, tmp_path, capsys):
 @pytest.mark.torture
 @pytest.mark.parametrize("form", [*FORMATS, "shared"])
 def test_no_damage_of_an_export_changes_an_answer_unnoticed(gone, new_images, tmp_path, form, capsys):
-    """Every file of every form; a model card says nothing that a program reads."""
+    """Every file of every export format; no program reads the model card."""
     exported = tmp_path / FORMATS.get(form, form)
     if form == "shared":
         save_pretrained(gone, exported)
@@ -64,7 +64,7 @@ def test_no_damage_of_an_export_changes_an_answer_unnoticed(gone, new_images, tm
             return b"".join(each.numpy().tobytes() for _, each in sorted(read_tensors(path)[""].items()))
         return mixmo.Predictor(path)(files).probabilities.numpy().tobytes()
 
-    refused, same, wrong = outcomes(exported, answers, answers(exported), 56, InputError)
+    refused, same, wrong = count_outcomes(exported, answers, answers(exported), 56, InputError)
     with capsys.disabled():
         print(f"\n{form}: of {refused + same + len(wrong)} damages {refused} refused, {same} change no answer, "
               f"{len(wrong)} change answers unnoticed")  # fmt: skip

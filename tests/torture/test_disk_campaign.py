@@ -1,4 +1,4 @@
-"""Disks that are full or read-only: one sentence, and what was there before stays."""
+"""Full or read-only disks: one message, and existing files are unchanged."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ def mount(*words):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own; changes of its size and rights come by ``mount -o remount``."""
+    """A small separate disk, whose size and permissions ``mount -o remount`` changes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=64m", "none", folder):
@@ -40,7 +40,7 @@ def contents(folder):
 
 
 def fill(folder, rest):
-    """Leave so many bytes free."""
+    """Fill the disk up to a number of free bytes."""
     free = shutil.disk_usage(folder).free
     (folder / "ballast").write_bytes(bytes(max(0, free - rest)))
 
@@ -73,7 +73,7 @@ def test_full_disks(trained, disk, monkeypatch, capsys, command, rest):
     after = contents(disk / "run")
     if command != "go on":
         assert {file: after[file] for file in before} == before
-    elif code == 2:  # the last whole checkpoint is there, and the run goes on once there is room
+    elif code == 2:  # the last intact checkpoint is there, and the run resumes once there is space
         assert checkpoints.load(disk / "run" / "checkpoints" / "last.ckpt")["epoch"] >= 1
         (disk / "ballast").unlink()
         assert main(["fit", "run"]) == 0
@@ -83,7 +83,7 @@ def test_full_disks(trained, disk, monkeypatch, capsys, command, rest):
 @pytest.mark.torture
 @pytest.mark.parametrize("format", [*FORMATS, "hub"])
 def test_exports_to_full_disks(gone_run, disk, format, capsys):
-    """An earlier export stays, or the new one is whole; nothing else is left."""
+    """The earlier export stays, or the new one is complete; nothing else is left."""
     out = disk / "out"
 
     def write():

@@ -1,4 +1,4 @@
-"""Exports that are killed: what stood there stays in its place, and the next export leaves nothing of them."""
+"""Killed exports: the earlier export stays in place, and the next export removes all leftovers."""
 
 import os
 import random
@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 import pytest
-from killing import in_a_process_of_its_own
+from killing import run_in_fork
 
 from mixmo.deploy.export import FORMATS, export
 from mixmo.deploy.hub import save_pretrained
@@ -27,7 +27,7 @@ STEPS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "
 
 
 def write(trained, format, out, kill_at=None, counted=None):
-    """Export; kill the process before its n-th step on files, or write down how many there are."""
+    """Export, and kill the process before its n-th file operation, or count these operations."""
     steps = 0
 
     def count(event, arguments):
@@ -46,13 +46,13 @@ def write(trained, format, out, kill_at=None, counted=None):
         counted.write_text(str(steps))
 
 
-def left_by(out):
+def find_leftovers(out):
     return [each for each in out.parent.iterdir() if each.name.endswith(PARTIAL)]
 
 
 def age(out):
-    """Have what killed processes left be two hours old."""
-    for each in left_by(out):
+    """Make the leftovers of killed processes two hours old."""
+    for each in find_leftovers(out):
         os.utime(each, (time.time() - 7200,) * 2)
 
 
@@ -60,7 +60,7 @@ def is_whole(out):
     if out.name == "hub":  # a folder that was shared is not replaced, and comes whole or not at all
         return not out.exists() or load_members(out)[1].classes == ["cat", "dog", "emu"]
     if out.name == "timm" and not out.exists():  # between two renames
-        return any(is_whole_export(each / "earlier") for each in left_by(out))
+        return any(is_whole_export(each / "earlier") for each in find_leftovers(out))
     return is_whole_export(out)
 
 
@@ -77,28 +77,28 @@ def test_killed_exports_lose_nothing(gone, tmp_path, format, capsys):
     _ = trained.network
     before, start = os.umask(0o027), time.monotonic()
     try:
-        assert in_a_process_of_its_own(partial(write, trained, format, out, counted=counted))
+        assert run_in_fork(partial(write, trained, format, out, counted=counted))
         length, steps, tries = time.monotonic() - start, int(counted.read_text()), 0
         while killed < KILLS:
             tries += 1
             if format == "hub":
                 shutil.rmtree(out, ignore_errors=True)
             at = rng.randint(1, steps) if tries % 2 else None
-            if in_a_process_of_its_own(
+            if run_in_fork(
                 partial(write, trained, format, out, at), None if at else rng.uniform(0, length), may_die=True
             ):
                 continue
             killed += 1
-            if not is_whole(out) or len(left_by(out)) > 1:
+            if not is_whole(out) or len(find_leftovers(out)) > 1:
                 wrong.append((at, os.listdir(out.parent)))
             age(out)
         if format == "hub":
             shutil.rmtree(out, ignore_errors=True)
-        assert in_a_process_of_its_own(partial(write, trained, format, out))
+        assert run_in_fork(partial(write, trained, format, out))
     finally:
         os.umask(before)
     with capsys.disabled():
         print(f"\n{format}: {killed} kills in {tries} exports of {steps} steps, {len(wrong)} lost or left anything")
     assert not wrong
-    assert out.exists() and is_whole(out) and not left_by(out)
+    assert out.exists() and is_whole(out) and not find_leftovers(out)
     assert modes(out) <= {(True, "0o750"), (False, "0o640")}

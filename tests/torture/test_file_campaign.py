@@ -1,4 +1,4 @@
-"""Mutated files of every kind that commands read: each is read or refused in one sentence, and nothing hangs."""
+"""Mutated files of every kind that commands read: each is read or refused with one message, and nothing hangs."""
 
 import io
 import random
@@ -22,7 +22,7 @@ SECONDS = 60
 
 
 def mutated(content, rng):
-    """Flip, cut, insert, repeat, or overwrite with zeros, once to four times."""
+    """Flip, cut, insert, repeat or zero bytes, one to four times."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         place, length = rng.randrange(len(content) + 1), rng.choice([1, 4, 64, 1024])
         part = content[place : place + length]

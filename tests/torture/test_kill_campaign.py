@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, and go on, end as runs that were not: every file of theirs."""
+"""Runs killed at random moments and resumed end with the same files as uninterrupted ones."""
 
 import os
 import random
@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from conftest import plan_of, write_splits
-from killing import differences, fit_own, go_on, in_a_process_of_its_own
+from killing import differences, fit_or_resume, run_in_fork, start_or_resume
 
 from mixmo.runs import RunFolder
 
@@ -28,12 +28,12 @@ def test_killed_runs_end_as_unbroken_ones(way, tmp_path, capsys):
     words = ["--trainer.max_epochs=6", "--trainer.checkpoint_every_steps=2", "--pixels.kind=cutmix", *WAYS[way]]
     plan = plan_of(write_splits(tmp_path / "data"), *words)
     whole, start = RunFolder(tmp_path / "whole"), time.monotonic()
-    in_a_process_of_its_own(partial(go_on, whole, plan))
+    run_in_fork(partial(start_or_resume, whole, plan))
     length, rng, runs, wrong, killed = time.monotonic() - start, random.Random(0), 0, [], 0
     while killed < KILLS // len(WAYS):
         runs += 1
         run = RunFolder(tmp_path / f"run-{runs}")
-        while not in_a_process_of_its_own(partial(go_on, run, plan), rng.uniform(0.02, length)):
+        while not run_in_fork(partial(start_or_resume, run, plan), rng.uniform(0.02, length)):
             killed += 1
         if found := differences(whole, run, ("last", "previous", "best")):
             wrong.append((runs, found[:3]))
@@ -50,12 +50,12 @@ OWN_WAYS = {"by itself": {}, "with workers, averaged": {"workers": 2, "ema_decay
 def test_killed_programs_end_as_undisturbed_ones(way, tmp_path, capsys):
     """``mixmo.fit`` on a Dataset whose transforms draw at random; an eighth of the kills in each way."""
     whole, start = RunFolder(tmp_path / "whole"), time.monotonic()
-    in_a_process_of_its_own(partial(fit_own, whole.path, **OWN_WAYS[way]))
+    run_in_fork(partial(fit_or_resume, whole.path, **OWN_WAYS[way]))
     length, rng, runs, wrong, killed = time.monotonic() - start, random.Random(0), 0, [], 0
     while killed < KILLS // 8:
         runs += 1
         run = RunFolder(tmp_path / f"run-{runs}")
-        while not in_a_process_of_its_own(partial(fit_own, run.path, **OWN_WAYS[way]), rng.uniform(0.02, length)):
+        while not run_in_fork(partial(fit_or_resume, run.path, **OWN_WAYS[way]), rng.uniform(0.02, length)):
             killed += 1
         if found := differences(whole, run, ("last", "previous", "best")):
             wrong.append((runs, found[:3]))

@@ -1,4 +1,4 @@
-"""Mutated recipes and sweeps: each is taken, or refused in one sentence before any folder is made; none runs code."""
+"""Mutated recipes and sweeps: accepted, or refused with one message before any folder is made; none runs code."""
 
 import random
 from collections import Counter
@@ -27,7 +27,7 @@ OTHERS = [None, [], {}, [1], ["x"], [[]], {"a": 1}, {"cut": 0.5, "cow": 0.5}, {"
 
 
 def value_for(name, rng, share=0.7):
-    """Return a value of the setting's type, by default seven times of ten, or any."""
+    """Return a value of the setting's type (by default seven times out of ten) or of any type."""
     everything = NUMBERS + WORDS + OTHERS
     fitting = [value for value in everything if fits(value, known_settings()[name])]
     return rng.choice(fitting if fitting and rng.random() < share else everything)
@@ -42,7 +42,7 @@ def fits(value, hint):
 
 
 def mutated(recipe, rng):
-    """Change one to three settings, drop one, or put one in a wrong place."""
+    """Change one to three settings, drop one, or misplace one."""
     changed = {section: dict(value) if isinstance(value, dict) else value for section, value in recipe.items()}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         name = rng.choice(sorted(known_settings()))
@@ -80,12 +80,12 @@ def test_mutated_recipes(tmp_path, monkeypatch, capsys):
             wrong.append((content, code, lines))
         assert not Path("attacked").exists(), content
     with capsys.disabled():
-        print(f"\n{COUNT} mutated recipes: {found[0]} fit, {found[2]} refused in a sentence, {len(wrong)} else")
+        print(f"\n{COUNT} mutated recipes: {found[0]} fit, {found[2]} refused with a message, {len(wrong)} otherwise")
     assert not wrong, "\n".join(f"{lines}\n{content}" for content, _, lines in wrong[:10])
 
 
 def sweep_of(rng):
-    """Return a section `sweep`, mostly of values that fit, with parts in wrong places."""
+    """Return a `sweep` section, mostly with valid values, with parts misplaced."""
 
     def axis():
         return rng.choice(sorted(known_settings())) if rng.random() < 0.97 else rng.choice(WORDS)

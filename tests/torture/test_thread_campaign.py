@@ -13,7 +13,7 @@ from mixmo.runs import RunFolder
 @pytest.mark.torture
 @pytest.mark.parametrize("name", ["wide_resnet10_1", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
 def test_eight_threads_share_a_network(name, capsys):
-    """1,000 calls with images and mixtures of their own masks, all as one thread alone answers."""
+    """1,000 calls with images and differently masked mixtures, all equal to a single thread's results."""
     torch.manual_seed(0)
     size = 32 if name.startswith("wide") else 64
     options = {"img_size": size} if name.startswith("vit") else {}
@@ -29,7 +29,7 @@ def test_eight_threads_share_a_network(name, capsys):
 @pytest.mark.torture
 @pytest.mark.parametrize("form", ["run", "timm", "onnx"])
 def test_eight_threads_ask_a_predictor_for_a_minute(gone, new_images, tmp_path, form, capsys):
-    """Images of files, in batches of all sizes; now and then a thread opens the network anew."""
+    """Images from files, in batches of all sizes; sometimes a thread reopens the network."""
     path = gone if form == "run" else export(TrainedRun(RunFolder(gone)), form, tmp_path / FORMATS[form]).path
     right, wrong, unchanged = predictions_of_threads(path, sorted(new_images.iterdir()), seconds=60)
     with capsys.disabled():

@@ -1,4 +1,4 @@
-"""A run that is resumed with other settings is trained with these, not with what its checkpoint remembers."""
+"""A run resumed with other settings is trained with these, not with those in its checkpoint."""
 
 import math
 import shutil
@@ -22,7 +22,7 @@ COSINE = ("--schedule.kind=cosine", "--schedule.warmup_steps=0", "--optimizer.lr
 
 
 class Watch(Callback):
-    """Notes the groups of the optimiser that each step is made with."""
+    """Records the optimiser's parameter groups at each step."""
 
     def __init__(self):
         self.groups = []
@@ -57,10 +57,10 @@ def cosine(steps, total):
 
 
 def test_a_run_made_longer_follows_the_schedule_of_its_new_length(images, tmp_path, monkeypatch, caplog):
-    told, sample, repeated, pair = [], mixmo.Mixer.sample, [], mixmo.batch_mixing.pair
+    progresses, sample, repeated, pair = [], mixmo.Mixer.sample, [], mixmo.batch_mixing.pair
 
     def noted(self, size, shape, generator=None, progress=0.0, device=None):
-        told.append(progress)
+        progresses.append(progress)
         return sample(self, size, shape, generator, progress, device)
 
     def paired(count, members, repetition, rho, *rest):
@@ -72,7 +72,7 @@ def test_a_run_made_longer_follows_the_schedule_of_its_new_length(images, tmp_pa
     monkeypatch.setattr(mixmo.Mixer, "sample", noted)
     monkeypatch.setattr(mixmo.batch_mixing, "pair", paired)
     assert resume(run, "--trainer.max_epochs=4").rates() == pytest.approx(cosine(range(8, 16), 16))
-    assert told[-8:] == pytest.approx([step / 16 for step in range(8, 16)])
+    assert progresses[-8:] == pytest.approx([step / 16 for step in range(8, 16)])
     assert repeated[-8:] == pytest.approx([0.8 * (1 - step / 16) for step in range(8, 16)])
     assert "trainer.max_epochs 2 -> 4 from step 8 (epoch 3) on." in caplog.messages
     done = {"after_epoch": 2, "after_step": 8, "settings": {"trainer.max_epochs": [2, 4]}}
@@ -101,7 +101,7 @@ def test_a_run_cannot_be_made_shorter_than_it_is(images, tmp_path, capsys):
     run = begun(images, tmp_path)
     before = run.config_file.read_bytes()
     assert main(["fit", str(run.path), "--trainer.max_epochs=1"]) == 2
-    assert "trainer.max_epochs is 1, but" in (said := capsys.readouterr().err) and "2 epochs already" in said
+    assert "trainer.max_epochs is 1, but" in (said := capsys.readouterr().err) and "already finished 2 epochs" in said
     assert run.config_file.read_bytes() == before
 
 
@@ -162,18 +162,18 @@ def test_other_averages_perturbations_and_clips_are_the_ones_that_are_trained(im
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--optimizer.ema_decay=0.9"], "optimizer.ema_decay cannot change from or to 0"),
-        (["--optimizer.decay_all=false"], "1 groups of parameters, and optimizer.decay_all and layer_decay make 2"),
-        (["--optimizer.name=adamw"], "its optimizer, of another kind, has no"),
+        (["--optimizer.decay_all=false"], "1 parameter groups, but optimizer.decay_all and layer_decay make 2"),
+        (["--optimizer.name=adamw"], "has another optimizer, without"),
         (["--model.num_members=3"], "of another network"),
     ],
 )
-def test_what_a_checkpoint_cannot_be_resumed_with_is_said(images, tmp_path, words, sentence):
+def test_what_a_checkpoint_cannot_be_resumed_with_is_named(images, tmp_path, words, message):
     run = begun(images, tmp_path)
     kept = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         resume(run, "--trainer.max_epochs=3", *words, accept=True)
     assert kept == {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
 

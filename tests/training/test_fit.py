@@ -62,7 +62,7 @@ def test_published_warm_up_and_peak_follow_batch_repetition():
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_shaped_masks_are_drawn_until_the_last_twelfth_of_the_steps(whole, tmp_path, observed, epochs):
-    """p is 1 until 11/12 of the steps are done, then 12 (1 - t): a share of about 23/24 of all batches."""
+    """p is 1 until 11/12 of the steps are done, then 12 (1 - t): about 23/24 of all batches."""
     folder, _ = whole
     words = ["--mixer.probability=1", "--data.batch_repetition=8", f"--trainer.max_epochs={epochs}"]
     fit(plan_of(folder, *words), RunFolder(tmp_path / "run"))
@@ -73,12 +73,12 @@ def test_shaped_masks_are_drawn_until_the_last_twelfth_of_the_steps(whole, tmp_p
 
 
 def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
-    """With epochs counted from 1 the whole last epoch has p = 0; the published bases ask for it, short ones do not."""
+    """With epochs counted from 1 the whole last epoch has p = 0; published recipes set this, short ones do not."""
     folder, _ = whole
-    told, sample = [], mixmo.Mixer.sample
+    progresses, sample = [], mixmo.Mixer.sample
 
     def noted(self, size, shape, generator=None, progress=0.0, device=None):
-        told.append(progress)
+        progresses.append(progress)
         return sample(self, size, shape, generator, progress, device)
 
     monkeypatch.setattr(mixmo.Mixer, "sample", noted)
@@ -88,7 +88,7 @@ def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
     }
     for way, progress in wanted.items():
         fit(plan_of(folder, f"--mixer.progress={way}", "--trainer.max_epochs=3"), RunFolder(tmp_path / way))
-        assert told[-12:] == pytest.approx(progress)  # 4 steps an epoch
+        assert progresses[-12:] == pytest.approx(progress)  # 4 steps an epoch
     for name, recipe in catalogue().items():
         published = name.startswith(("cifar10-", "cifar100-wrn", "tiny-"))
         assert recipe["mixer"].get("progress", "steps") == ("epochs" if published else "steps"), name
@@ -99,7 +99,7 @@ def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
     short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.ema_decay=0.99"]
     fit(plan_of(folder, *short), RunFolder(tmp_path / "short"))
     assert "the warm-up takes 6 steps and the run has 4, so the learning rate" in caplog.text
-    assert "of 1 epochs the last has no shaped masks at all; use steps" in caplog.text
+    assert "the last of 1 epochs has no shaped masks; use steps" in caplog.text
     assert (
         "optimizer.ema_decay 0.99 averages over about 100 steps, more than a tenth of the run's 4; lower it to 0 or"
         in caplog.text
@@ -159,7 +159,7 @@ def test_the_stored_settings_make_the_same_run(whole, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_process_leaves_a_run_that_goes_on(whole, tmp_path):
-    """What a killed one leaves is in test_resume.py."""
+    """Killed processes are tested in test_resume.py."""
     folder, _ = whole
     run = RunFolder(tmp_path / "stopped")
     words = ["fit", "digits-cut", f"--data.name=folder:{folder}", "--data.batch_size=8", "--data.padding=1"]
@@ -244,9 +244,9 @@ def test_settings_train_and_test(whole, tmp_path, overrides):
     assert stored["about"]["epochs"] == 2 and stored["about"]["images"] == 12
     assert 0 <= figures["accuracy"] <= 1 and math.isfinite(figures["nll"])
     if "--loggers=[tensorboard]" in overrides:
-        told = event_accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+        events = event_accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
         losses = [float(row["train_loss"]) for row in run.read_metrics()]
-        assert [event.value for event in told.Scalars("train_loss")] == pytest.approx(losses, rel=1e-4)
+        assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(losses, rel=1e-4)
 
 
 def test_test_json_repeats_what_the_loaded_network_says(whole):
@@ -317,7 +317,7 @@ def test_images_that_do_not_fit_the_backbone_are_refused_before_the_run_exists(w
         (
             "--model.backbone=vit_tiny_patch16_224",
             "--model.options.dynamic_img_size=true",
-            "--model.options.dynamic_img_pad=true",  # to 16×16, with masks that lie beside
+            "--model.options.dynamic_img_pad=true",  # to 16×16, with masks next to it
         ): "changes its input before its stem",
         ("--data.crop_size=20",): "crop_size is 20, larger than images of 8×8",
         ("--data.padding=8", "--data.padding_mode=reflect"): "images of 8×8 can be reflected by less than",
@@ -334,7 +334,7 @@ def test_a_precision_that_the_processor_emulates_is_warned_of(whole, tmp_path, m
     for precision, slow in (("bf16-mixed", not units), ("32-true", False), ("null", False)):
         caplog.clear()
         fit(plan_of(whole[0], f"--trainer.precision={precision}"), RunFolder(tmp_path / precision))
-        assert ("trainer.precision is bf16-mixed, for which this cpu has no units" in caplog.text) is slow
+        assert ("precision is bf16-mixed, but torch knows of no units for it on this cpu" in caplog.text) is slow
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if name.startswith(("cifar100-mini", "cifar100-fast"))])

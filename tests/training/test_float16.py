@@ -30,7 +30,7 @@ def two_epochs(images, *words):
 
 
 def scale_by(monkeypatch, scale):
-    """Have losses scaled so at first, and by twice as much after every third step without an overflow."""
+    """Set the initial loss scale, which doubles after every third step without an overflow."""
     made = trainer.MixedPrecision
 
     def build(precision, device):
@@ -40,7 +40,7 @@ def scale_by(monkeypatch, scale):
 
 
 class Weights(Callback):
-    """Keeps the weights before and after every step, and the types of the first convolution's output."""
+    """Records the weights before and after every step, and the dtypes of the first convolution's output."""
 
     def __init__(self):
         self.seen, self.types = [], set()
@@ -66,7 +66,7 @@ class Weights(Callback):
     ],
 )
 def test_it_learns_as_float32_does_with_a_clipped_gradient(images, tmp_path, words):
-    """A norm of 0.1 is that of the gradient, not of the scaled one."""
+    """The norm of 0.1 applies to the unscaled gradient."""
     moved = {}
     for precision in ("32-true", "16-mixed"):
         noted, own = Weights(), [f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.1", *words]
@@ -79,7 +79,7 @@ def test_it_learns_as_float32_does_with_a_clipped_gradient(images, tmp_path, wor
 
 
 class Momentum(Callback):
-    """Keeps how large the momentum is after every step."""
+    """Records the size of the momentum after every step."""
 
     def __init__(self):
         self.seen = []
@@ -91,7 +91,7 @@ class Momentum(Callback):
 
 @pytest.mark.parametrize("name", ["sgd", "momentum"])
 def test_a_step_that_overflows_is_skipped_whole(images, tmp_path, monkeypatch, name):
-    """Weights stay and no momentum is made of what memory holds, and the run goes on."""
+    """Weights are unchanged, no momentum is made from uninitialised memory, and the run continues."""
     scale_by(monkeypatch, 2.0**18)
     weights, momentum, run = Weights(), Momentum(), RunFolder(tmp_path / "run")
     fit(two_epochs(images, FLOAT16, f"--optimizer.name={name}"), run, callbacks=[weights, momentum])

@@ -1,6 +1,6 @@
-"""The losses of 100 steps and of validation against those kept in ``tests/golden``: a change of training shows here.
+"""The losses of 100 steps and of validation against those in ``tests/golden``, to detect changes of training.
 
-Renew them, when training is meant to change, and say why in the commit::
+If training is meant to change, regenerate them, and say why in the commit::
 
     RENEW_GOLDEN=1 python -m pytest tests/training/test_golden_curves.py
 """
@@ -52,7 +52,7 @@ COMMON = {
 
 
 def write_stripes(folder, count):
-    """Write ``count`` pictures of 12×12 in all, of four classes: stripes of four slopes in noise."""
+    """Write ``count`` pictures of 12×12 of four classes: noisy stripes of four slopes."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:12, :12]
     for number in range(count):
@@ -64,7 +64,7 @@ def write_stripes(folder, count):
 
 
 class Losses(Callback):
-    """Notes the loss of every step."""
+    """Records the loss of every step."""
 
     def __init__(self):
         self.values = []
@@ -74,7 +74,7 @@ class Losses(Callback):
 
 
 def curve(name, folder):
-    """Return the losses (100,) of a recipe's steps and its validation NLL (5,) after each epoch, of EMA where kept."""
+    """Return the losses (100,) of a recipe's steps and its validation NLL (5,) after each epoch, of the EMA if used."""
     (folder / "recipe.yaml").write_text(RECIPES[name])
     recipe = load_recipe(folder / "recipe.yaml")
     for section, values in COMMON.items():
@@ -89,7 +89,7 @@ def curve(name, folder):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_losses_are_those_kept(name, tmp_path, monkeypatch):
-    """The first 20 steps to 2e-3; then rounding, which differs between CPUs, has grown: means of epochs to 2 %."""
+    """The first 20 steps to 2e-3; later, since rounding differences between CPUs grow, means of epochs to 2 %."""
     monkeypatch.chdir(tmp_path)
     losses, validation = curve(name, tmp_path)
     assert len(losses) == STEPS and len(validation) == EPOCHS

@@ -1,4 +1,4 @@
-"""Classes of unequal size: weights of the loss, a balanced order, and what is said of them."""
+"""Imbalanced classes: loss weights, the balanced sampler, and messages."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_numbers_average_one_over_the_images_that_are_shown(weights):
     [
         ([1, 2], "objective.class_weights has 2 numbers, but there are 3 classes"),
         ({"bat": 1, "cat": 2, "dogs": 3}, "unknown class in objective.class_weights 'dogs'; did you mean 'dog'"),
-        ({"bat": 1}, "objective.class_weights has no weight of cat, dog"),
+        ({"bat": 1}, "objective.class_weights has no weight for cat, dog"),
         ({"bat": 1, "cat": 0, "dog": 1}, "objective.class_weights.cat is 0.0; it must be greater than 0"),
         ([1, -1, 1], r"objective.class_weights\[1\] is -1; it must be greater than 0"),
         ("balancd", "unknown objective.class_weights 'balancd'; did you mean 'balanced'"),
@@ -62,7 +62,7 @@ def test_wrong_weights_are_one_sentence(weights, message):
 
 
 def test_two_remedies_are_one_too_many():
-    with pytest.raises(InputError, match="makes up for rare classes twice"):
+    with pytest.raises(InputError, match="compensates for rare classes twice"):
         case("balanced", sampler="balanced")
 
 
@@ -84,7 +84,7 @@ def test_a_large_class_is_told_once_with_the_remedies(caplog):
 
 @pytest.mark.slow
 def test_rare_classes_are_recalled_where_something_makes_up_for_them():
-    """Digits 0 to 4 with 5 images each, the others with 100; of other seeds (0, 1, 2) the same holds."""
+    """Digits 0 to 4 with 5 images each, the others with 100; the same holds for seeds 0, 1 and 2."""
     digits, rng = load_digits(), np.random.default_rng(0)
     pixels, train, test = (digits.images * (255 / 16)).round().astype(np.uint8), [], []
     for number in range(10):

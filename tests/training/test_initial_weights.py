@@ -1,4 +1,4 @@
-"""Files of weights as other programs write them start the network that they were written from."""
+"""Weights files of other programs initialise the network that they were saved from."""
 
 from argparse import Namespace
 from functools import partial
@@ -22,7 +22,7 @@ WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
 
 
 class Theirs(L.LightningModule):
-    """A module of somebody's own around the backbone, with a loss that has weights and an average."""
+    """A user's LightningModule around the backbone, with a loss that has weights, and an average."""
 
     def __init__(self, rate, backbone, averaged=None):
         super().__init__()
@@ -35,7 +35,7 @@ class Theirs(L.LightningModule):
 
 
 def by_timm(net, file, average=True):
-    """What timm's train.py writes, its arguments, optimiser and average included."""
+    """Save a checkpoint as timm's train.py does, with arguments, optimiser and average."""
     other = ModelEmaV3(net) if average else None
     if other is not None:
         net.load_state_dict({name: torch.zeros_like(each) for name, each in WEIGHTS.items()})
@@ -89,7 +89,7 @@ TAKEN = {"timm, averaged": "taken from state_dict_ema, not from state_dict.",
 
 
 def started(file):
-    """Return the single network that starts from a file."""
+    """Return the single network initialised from a file."""
     words = ["--model.backbone=wide_resnet10_1", "--data.channels=3", f"--model.pretrained={file}"]
     return init_from_pretrained(make_plan(load_recipe("digits-single"), words).settings, 3).eval()
 
@@ -106,6 +106,17 @@ def test_checkpoints_of_other_programs_start_the_same_network(tmp_path, caplog, 
     torch.testing.assert_close(started(file)(images), net.eval()(images), atol=1e-5, rtol=1e-5)
     taken = [each.message.partition(": weights ")[2] for each in caplog.records if "weights taken" in each.message]
     assert taken == ([TAKEN[way]] if way in TAKEN else [])
+
+
+def test_weights_without_a_classifier_start_the_features(tmp_path, caplog):
+    caplog.set_level("INFO", "mixmo")
+    torch.save({name: tensor for name, tensor in WEIGHTS.items() if not name.startswith("fc.")}, tmp_path / "trunk.pth")
+    net, backbone = started(tmp_path / "trunk.pth"), timm.create_model("wide_resnet10_1", num_classes=3).eval()
+    backbone.load_state_dict(WEIGHTS)
+    images, seen = torch.randn(2, 3, 8, 8), []
+    net.classifiers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    assert net(images).shape == (2, 3) and "has no classifier; the heads are drawn" in caplog.text
+    torch.testing.assert_close(seen[0], backbone.forward_head(backbone.forward_features(images), pre_logits=True))
 
 
 def test_a_checkpoint_that_contains_itself_is_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Losses and weights that are not finite: an end in one sentence; never a run that answers NaN."""
+"""Non-finite losses and weights: training ends with one message, and no run predicts NaN."""
 
 import pytest
 from conftest import plan_of, write_splits

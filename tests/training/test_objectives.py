@@ -1,4 +1,4 @@
-"""What training minimises, against NumPy."""
+"""The training objective, against NumPy."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_its_formula(batch, members, classes, smoothing, see
     ("changes", "message"),
     [
         ({"label_smoothing": 1.0}, "objective.label_smoothing is 1.0; it must be less than 1"),
-        ({"name": "own:focal", "label_smoothing": 0.1}, "objective.label_smoothing belongs to mixed_cross_entropy"),
+        ({"name": "own:focal", "label_smoothing": 0.1}, "objective.label_smoothing is only for mixed_cross_entropy"),
     ],
 )
 def test_wrong_terms_are_refused(changes, message):

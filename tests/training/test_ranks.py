@@ -1,4 +1,4 @@
-"""A run on several processes is the same run; one of them that dies stops the others."""
+"""A run on several processes is the same run; if one dies, the others stop."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from conftest import plan_of, write_splits
-from killing import Ask, fit_own, rows
+from killing import Ask, fit_or_resume, rows
 from lightning.pytorch.callbacks import Callback
 
 from mixmo import checkpoints
@@ -37,14 +37,14 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Pictures, and weights to start from next to them."""
+    """Pictures, with pretrained weights next to them."""
     folder = write_splits(tmp_path_factory.mktemp("images"), train=32)
     torch.save(timm.create_model("test_convnext", num_classes=5).state_dict(), f"{folder}.pth")
     return folder
 
 
 def two_epochs(images, *words):
-    """Without batch norms, unless asked for; 23 validation images, which no number of ranks shares evenly."""
+    """Without batch norms by default; with 23 validation images, which no number of ranks divides evenly."""
     own = ["--data.batch_size=16", "--data.image_size=32", "--data.validation=0.24", "--trainer.max_epochs=2"]
     return plan_of(images, *own, "--model.backbone=test_convnext", "--trainer.precision=32-true",
                    *(word.format(images) for word in words))  # fmt: skip
@@ -68,8 +68,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-def in_ranks(count, work, error=None):
-    """Run a function in so many processes, as Lightning's launcher starts them; return their exit codes."""
+def run_in_ranks(count, work, error=None):
+    """Run a function in several processes, started like Lightning's launcher does; return their exit codes."""
     port, children = str(free_port()), []
     for rank in range(count):
         child = os.fork()
@@ -106,7 +106,7 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
     for count in counts:
         run, kept = RunFolder(tmp_path / f"on-{count}"), tmp_path / f"on-{count}.pt"
         plan = two_epochs(images, f"--trainer.devices={count}", *WAYS[way])
-        assert in_ranks(count, partial(fit, plan, run, callbacks=[FirstGradient(kept)])) == [0] * count
+        assert run_in_ranks(count, partial(fit, plan, run, callbacks=[FirstGradient(kept)])) == [0] * count
         found = torch.load(kept)
         size = torch.cat([each.flatten() for each in expected.values()]).norm()
         apart = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
@@ -117,11 +117,11 @@ def test_a_run_on_several_ranks_is_the_same_run(images, tmp_path, way, counts):
 
 
 def test_a_programs_own_transforms_draw_alike_on_several_ranks(tmp_path):
-    """What a Dataset's transforms draw does not depend on the rank that asks for the image."""
+    """The draws of a Dataset's transforms do not depend on the rank that requests the image."""
     alone, run, error = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "run"), tmp_path / "error"
     own = {"model": "test_convnext", "size": 32, "precision": "32-true", "epochs": 2, "batch_size": 16}
-    fit_own(alone.path, **own)
-    codes = in_ranks(2, partial(fit_own, run.path, devices=2, **own), error)
+    fit_or_resume(alone.path, **own)
+    codes = run_in_ranks(2, partial(fit_or_resume, run.path, devices=2, **own), error)
     assert codes == [0, 0], error.read_text()
     assert furthest(alone, run) < 1e-4
     for row, wanted in zip(figures(run), figures(alone), strict=True):
@@ -137,25 +137,25 @@ def test_parts_of_a_batch_are_the_batch(images, tmp_path):
 
 
 def test_batch_norms_of_ranks_hold_one_mean(images, tmp_path):
-    """Validation on ranks with statistics of their own would score several networks."""
+    """Validation on ranks with different statistics would score different networks."""
     run, words = RunFolder(tmp_path / "run"), ["--model.backbone=wide_resnet10_1", "--data.image_size=8"]
     plan = two_epochs(images, "--trainer.devices=2", *words)
-    assert in_ranks(2, partial(fit, plan, run)) == [0, 0]
+    assert run_in_ranks(2, partial(fit, plan, run)) == [0, 0]
     found = predict(TrainedRun(run), "validation")
     accuracy = evaluate(found.logits, found.targets)["accuracy"]
     assert float(run.read_metrics()[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
 
 
 def test_a_run_resumes_on_other_numbers_of_ranks(images, tmp_path):
-    """One rank is asked to stop, all stop at the same step; the run goes on on four ranks, and on one."""
+    """One rank is asked to stop, all stop at the same step; the run is resumed on four ranks, then on one."""
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
     fit(two_epochs(images), whole)
     plan, error = two_epochs(images, "--trainer.devices=2"), tmp_path / "error"
-    assert in_ranks(2, partial(fit, plan, run, callbacks=[Ask(4, rank=1)]), error) == [3, 3]
+    assert run_in_ranks(2, partial(fit, plan, run, callbacks=[Ask(4, rank=1)]), error) == [3, 3]
     steps = int(whole.read_metrics()[0]["step"])
     assert set(re.findall(r"stopped by SIGTERM after (.*?);", error.read_text())) == {"step 8"} and steps > 8
     four = two_epochs(images, "--trainer.devices=4", "--trainer.checkpoint_every_steps=16")
-    assert in_ranks(4, partial(fit, four, run, resume=True, callbacks=[Ask(16)]), error) == [3] * 4
+    assert run_in_ranks(4, partial(fit, four, run, resume=True, callbacks=[Ask(16)]), error) == [3] * 4
     assert checkpoints.load(run.checkpoint_file())["global_step"] == 16
     fit(two_epochs(images), run, resume=True)
     assert furthest(whole, run) < 1e-4
@@ -164,7 +164,7 @@ def test_a_run_resumes_on_other_numbers_of_ranks(images, tmp_path):
 
 
 class Die(Callback):
-    """Ends a rank without a word, or with an error."""
+    """Ends a rank silently, or with an error."""
 
     def __init__(self, error=None):
         self.error = error
@@ -180,7 +180,7 @@ class Die(Callback):
 def test_a_rank_that_ends_stops_the_others(images, tmp_path, error):
     run, output, start = RunFolder(tmp_path / "run"), tmp_path / "output", time.monotonic()
     plan = two_epochs(images, "--trainer.devices=3", "--data.batch_size=24")
-    codes = in_ranks(3, partial(fit, plan, run, callbacks=[Die(error)]), output)
+    codes = run_in_ranks(3, partial(fit, plan, run, callbacks=[Die(error)]), output)
     assert time.monotonic() - start < 60
     assert codes == [3, 3 if error else -signal.SIGKILL, 3]
     problem = "another process of the run died or stopped with an error, as its own output says; "
@@ -190,7 +190,7 @@ def test_a_rank_that_ends_stops_the_others(images, tmp_path, error):
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["torchrun", "mixmo"])
 def test_the_command_line_starts_ranks(images, tmp_path, by):
-    """By torchrun, which says how many, and plainly."""
+    """With torchrun, which sets their number, and without it."""
     run = tmp_path / "run"
     words = ["fit", "digits-cut", f"--data.name=folder:{images}", "--data.channels=3", "--data.batch_size=16"]
     words += ["--data.image_size=null", "--trainer.max_epochs=1", "--data.padding=1", f"--run={run}"]
@@ -209,7 +209,7 @@ def test_the_command_line_starts_ranks(images, tmp_path, by):
     ("words", "problem"),
     [
         (["--trainer.devices=3"], r"batch_size is 16, which 3 device\(s\) in 1 part\(s\) each cannot share evenly"),
-        (["--trainer.accumulate=5"], r"1 device\(s\) in 5 part\(s\) each cannot share evenly; take a multiple of 5"),
+        (["--trainer.accumulate=5"], r"1 device\(s\) in 5 part\(s\) each cannot share evenly; use a multiple of 5"),
         (["--trainer.devices=16"], "has 8 distinct images .* 16 devices cannot decode evenly"),
         (["--trainer.sync_batchnorm=true"], "SyncBatchNorm needs GPUs"),
         (["--trainer.devices=0"], "trainer.devices is 0; it must be at least 1"),

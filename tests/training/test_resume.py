@@ -1,4 +1,4 @@
-"""A run that is stopped at any step and resumed ends as one that was not, bit for bit."""
+"""A run stopped at any step and resumed ends bit for bit like an uninterrupted one."""
 
 import random
 import signal
@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import Stopping, plan_of, write_splits
-from killing import Ask, differences, go_on, in_a_process_of_its_own
+from killing import Ask, differences, run_in_fork, start_or_resume
 from lightning.pytorch.callbacks import Callback
 
 import mixmo
@@ -35,7 +35,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Pictures, and weights to start from next to them."""
+    """Pictures, with pretrained weights next to them."""
     folder = write_splits(tmp_path_factory.mktemp("images"), train=16)
     torch.save(timm.create_model("wide_resnet10_1", num_classes=5).state_dict(), f"{folder}.pth")
     return folder
@@ -143,12 +143,12 @@ def test_killed_runs_end_as_unbroken_ones(images, tmp_path):
     """Ten kills at random moments; `make torture` has a thousand."""
     plan = three_epochs(images, "--trainer.checkpoint_every_steps=2", "--trainer.max_epochs=5")
     whole, start = RunFolder(tmp_path / "whole"), time.monotonic()
-    in_a_process_of_its_own(partial(go_on, whole, plan))
+    run_in_fork(partial(start_or_resume, whole, plan))
     length, rng, runs, killed = time.monotonic() - start, random.Random(0), 0, 0
     while killed < 10:
         runs += 1
         run = RunFolder(tmp_path / f"run-{runs}")
-        while not in_a_process_of_its_own(partial(go_on, run, plan), rng.uniform(0.02, length)):
+        while not run_in_fork(partial(start_or_resume, run, plan), rng.uniform(0.02, length)):
             killed += 1
         assert differences(whole, run) == []
 
@@ -168,5 +168,5 @@ def test_a_memory_that_is_too_small_advises_parts_of_the_batch(images, tmp_path)
         def on_train_batch_start(self, *_):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(InputError, match=r"too small for a batch of 14 .* by --trainer\.accumulate 2"):
+    with pytest.raises(InputError, match=r"out of memory with a batch of 14 .* with --trainer\.accumulate 2"):
         fit(three_epochs(images), RunFolder(tmp_path / "run"), callbacks=[Full()])

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient where the loss nearby is worst, at weights that come back."""
+"""Sharpness-aware minimisation: the gradient at the worst nearby loss; weights are restored afterwards."""
 
 import copy
 from contextlib import contextmanager
@@ -64,7 +64,7 @@ def trained(pictures, folder, radius, *overrides, callbacks=()):
 
 
 def test_a_radius_near_zero_is_training_without(pictures, tmp_path):
-    """The second gradient is that of the same mixtures; metrics, statistics and draws are those of one step."""
+    """The second gradient uses the same mixtures; metrics, statistics and draws are those of one step."""
     (plain, rows), (near, others) = (trained(pictures, tmp_path / str(r), r) for r in (0, 1e-7))
     far, _ = trained(pictures, tmp_path / "far", 0.5)
     for name, value in plain.items():

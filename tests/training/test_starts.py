@@ -1,4 +1,4 @@
-"""Members that start from trained weights: the network is theirs at first, and members are no copies of each other."""
+"""Members initialised from trained weights: the network starts equal to the weights', with distinct members."""
 
 import importlib
 import sys
@@ -31,7 +31,7 @@ PLAIN = ["--data.batch_size=8", "--data.padding=1", "--data.image_size=null", "-
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    """A trained single network, and its pictures."""
+    """A trained single network and its pictures."""
     folder = tmp_path_factory.mktemp("single")
     write_images(folder / "data" / "train", count=12)
     write_images(folder / "data" / "test", count=2, seed=1)
@@ -96,7 +96,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_other_again(s
 
 
 def test_a_run_needs_its_start_only_once(single, tmp_path):
-    """It trains, is loaded, evaluated and resumed without the other run's folder."""
+    """It is loaded, evaluated and resumed without the other run's folder."""
     start = tmp_path / "start"
     start.symlink_to(single[1].path)
     plan = make_plan(load_recipe("digits-cut"), words(single, "--model.member_noise=1", f"--model.pretrained={start}"))
@@ -123,7 +123,7 @@ def test_a_run_needs_its_start_only_once(single, tmp_path):
             "was trained with model.backbone wide_resnet10_1, but here it is wide_resnet16_1",
         ),
         (["--model.member_noise=-1"], "model.member_noise is -1"),
-        (["--model.pretrained=false", "--model.member_noise=1"], "no weights are trained; set model.pretrained"),
+        (["--model.pretrained=false", "--model.member_noise=1"], "weights are not pretrained; set model.pretrained"),
         (["--data.channels=1"], "was trained with data.channels 3, but here it is 1"),
         (["--data.mean=[0.1]"], "was trained with data.mean [0.3], but here it is [0.1]"),
     ],
@@ -144,9 +144,9 @@ def test_other_shares_of_the_same_images_are_warned_of(single, caplog):
 
 
 def test_how_images_were_prepared_for_weights_on_the_hub_has_to_be_said():
-    """Nothing says it before they are fetched, and the default of another dataset would be silently wrong."""
+    """It is unknown before the download, and another dataset's default would be silently wrong."""
     values = {"model.pretrained": True, "model.backbone": "hf-hub:a/b"}
-    with pytest.raises(InputError, match=r"a/b is not known before it is downloaded: set data\.mean and data\.std"):
+    with pytest.raises(InputError, match=r"a/b is unknown before its download; set data\.mean and data\.std"):
         inherit_settings(values)
     assert inherit_settings(values | {"data.mean": [0.5], "data.std": [0.5]}) == {}
 
@@ -161,7 +161,7 @@ def test_a_backbone_that_names_no_classifier_is_one_sentence(single, tmp_path, m
 
 
 def state_after(single, folder, *overrides):
-    """Return the network after so many epochs of fine-tuning, and the one it started from, by name."""
+    """Return the state dicts of the network after some epochs of fine-tuning and before."""
     run = RunFolder(folder)
     own = ["--optimizer.weight_decay=0.5", "--model.member_noise=1", *overrides]
     fit(make_plan(load_recipe("digits-cut"), words(single, *own)), run)
@@ -170,7 +170,7 @@ def state_after(single, folder, *overrides):
 
 @pytest.mark.parametrize("average", ["0", "0.9"])
 def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(single, tmp_path, average):
-    """Against decay, and batch norms' statistics also."""
+    """Despite weight decay, and including batch norms' statistics."""
     own = ["--optimizer.freeze_epochs=all", f"--optimizer.ema_decay={average}"]
     after, before = state_after(single, tmp_path / "run", *own)
     moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
@@ -206,7 +206,7 @@ def test_freezing_needs_something_trained_and_something_to_train(single, tmp_pat
     plan = make_plan(
         load_recipe("digits-cut"), words(single, "--model.pretrained=false", "--optimizer.freeze_epochs=2")
     )
-    with pytest.raises(InputError, match=r"freeze_epochs is 2.0, but no weights are trained; set model.pretrained"):
+    with pytest.raises(InputError, match=r"freeze_epochs is 2.0, but weights are not pretrained; set model.pretrained"):
         fit(plan, RunFolder(tmp_path / "run"))
     with pytest.raises(InputError, match="freeze_epochs leaves nothing to train"):
         FrozenCore(mixmo.MixMo("wide_resnet10_1", num_classes=3).requires_grad_(False))
@@ -245,7 +245,7 @@ def of_photos(single, file, *overrides):
 
 @pytest.mark.parametrize("members", [1, 2, 3])
 def test_a_network_starts_with_the_features_of_pretrained_weights(single, lite0, members):
-    """Step 0 computes what the backbone computed, up to its head, which is new for each member."""
+    """At step 0 features equal the backbone's; each member has a new head."""
     settings = of_photos(single, lite0, f"--model.num_members={members}", "--data.crop_size=64").settings
     net = build_network(settings, DataModule(settings.data, 0)).eval()
     backbone = timm.create_model("tf_efficientnet_lite0", checkpoint_path=str(lite0)).eval()
@@ -260,7 +260,7 @@ def test_a_network_starts_with_the_features_of_pretrained_weights(single, lite0,
 
 
 def test_images_are_prepared_as_for_the_weights(single, lite0):
-    """By timm's pretrained_cfg, unless it is set; all of it stands in the run's configuration."""
+    """By timm's pretrained_cfg, unless set; the run's configuration records everything."""
     own = of_photos(single, lite0, "--model.backbone=resnet18").settings.data
     assert (own.mean, own.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert (own.crop_size, own.image_size, own.interpolation) == (224, 235, "bicubic")
@@ -309,8 +309,8 @@ WEIGHTS = timm.create_model("wide_resnet10_1", num_classes=3).state_dict()
         ),
         ({"x": Path("here")}, "holds an object pathlib"),
         (torch.nn.Linear(2, 2), "holds an object torch.nn.modules.linear.Linear, but only tensors"),
-        (b"damaged", "is damaged, or no file that torch.save wrote"),
-        (b"extends: digits-cut", "is damaged, or no file that torch.save wrote"),
+        (b"damaged", "is damaged, or was not written by torch.save"),
+        (b"extends: digits-cut", "is damaged, or was not written by torch.save"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch, capsys, content, message):
@@ -336,7 +336,7 @@ def test_weights_are_not_fetched_unasked(single, tmp_path, monkeypatch, capsys):
 
 
 def test_a_head_of_as_many_classes_is_kept(single, tmp_path):
-    """Of a file, too: its classes are as many as its head has."""
+    """Also from a file, if the numbers of classes agree."""
     for classes in (3, 7):
         backbone = timm.create_model("wide_resnet10_1", num_classes=classes)
         save_file(backbone.state_dict(), tmp_path / f"{classes}.safetensors")
@@ -348,7 +348,7 @@ def test_a_head_of_as_many_classes_is_kept(single, tmp_path):
 
 
 def test_grey_images_are_seen_as_colours_were(single, lite0):
-    """The stem's weights are summed over the colours, as timm does it."""
+    """The stem's weights are summed over colours, as in timm."""
     settings = of_photos(single, lite0, "--data.channels=1", "--data.crop_size=32").settings
     net = build_network(settings, DataModule(settings.data, 0)).eval()
     colours = build_network(

@@ -1,4 +1,4 @@
-"""Speed without surprises: the host never waits, nothing is compiled twice, fast settings compute the same."""
+"""Fast steps: the host never waits, nothing is compiled twice, and fast settings compute the same."""
 
 import re
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_a_frozen_network_is_compiled_once_and_once_more_when_thawed(pictures, t
 @pytest.mark.parametrize("progress", ["steps", "epochs"])
 @pytest.mark.parametrize("end", [None, 0.0, 0.9])
 def test_input_repetition_follows_the_steps(pictures, tmp_path, monkeypatch, end, progress):
-    """rho goes linearly from 0.5 to its end, whatever p follows."""
+    """rho goes linearly from 0.5 to its end, independently of the schedule of p."""
     drawn = []
 
     def noted(count, members, repetition, rho, *rest):
@@ -212,7 +212,7 @@ def test_the_average_is_the_published_recursion(pictures, tmp_path, monkeypatch)
 
 
 def test_averaged_weights_have_batch_norm_statistics_of_their_own(pictures, tmp_path, monkeypatch):
-    """The mean over training mixtures, as they come out of the averaged network itself."""
+    """They are the mean over training mixtures passed through the averaged network."""
     seen = []
     original = Training.estimate_statistics
 
@@ -276,7 +276,7 @@ def test_unfused_inference_sums_the_encoders_first():
 
 
 def test_the_names_of_torch_that_are_not_public_are_there():
-    """Found by a search for ``torch._`` and the like in the package; each has a test of what it does, or this one."""
+    """Found by searching the package for ``torch._`` and the like; those without their own test are checked here."""
     assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
     assert default_precision(torch.device("cpu")) in PRECISIONS
     found = set()
@@ -291,7 +291,7 @@ def test_the_names_of_torch_that_are_not_public_are_there():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_a_step_on_a_gpu_waits_nowhere(monkeypatch, precision):
-    """From the draws to the updated weights, as Lightning calls them."""
+    """From the draws to the updated weights, in Lightning's order."""
     from mixmo.evaluation.benchmark import Benchmark, TrainingStep
 
     original, watched_steps = Training.optimizer_step, []

@@ -9,17 +9,17 @@ import torch
 
 from mixmo.cli.options import Command, Overwrite
 from mixmo.evaluation.benchmark import Benchmark, benchmark
-from mixmo.files import check_place, is_marked
+from mixmo.files import check_output_path, is_marked
 from mixmo.reporting.measurements import report
-from mixmo.validation import Place, settings_class
+from mixmo.validation import FilePath, settings_class
 
 
 @settings_class()
 class Options:
-    """Where measurements are saved."""
+    """Output of the measurements."""
 
-    save: Place | None = None
-    """Save the measurements in a JSON file."""
+    save: FilePath | None = None
+    """A JSON file to write the measurements to."""
     overwrite: Overwrite = False
 
 
@@ -28,12 +28,12 @@ COMMAND = Command(
 )
 
 
-def run(words: list[str]) -> None:
-    """``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
-    (own, case), _ = COMMAND.read(words)
-    if own.save is not None:
-        check_place(Path(own.save), is_marked(Path(own.save)), own.overwrite)
+def run(arguments: list[str]) -> None:
+    """Run ``mixmo benchmark [--backbone NAME --batch_size 64 --num_members 2 …] [--save FILE]``."""
+    (output, case), _ = COMMAND.parse(arguments)
+    if output.save is not None:
+        check_output_path(Path(output.save), is_marked(Path(output.save)), output.overwrite)
     about = asdict(case) | {
         "device": str(case.device), "precision": case.fastest, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    report(benchmark(case), about, own.save)
+    report(benchmark(case), about, output.save)

@@ -7,16 +7,16 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from mixmo.cli.options import Command, Word
+from mixmo.cli.options import Command, Positional
 from mixmo.errors import import_extra
 from mixmo.validation import settings_class
 
 
 @settings_class()
 class Options:
-    """The shell."""
+    """The shell to complete commands in."""
 
-    shell: Word[Literal["bash", "zsh", "tcsh"]]
+    shell: Positional[Literal["bash", "zsh", "tcsh"]]
     """bash, zsh or tcsh."""
 
 
@@ -27,15 +27,15 @@ COMMAND = Command(
 )
 
 
-def run(words: list[str]) -> None:
-    """``mixmo completion bash|zsh|tcsh``."""
+def run(arguments: list[str]) -> None:
+    """Run ``mixmo completion bash|zsh|tcsh``."""
     from mixmo.cli.main import COMMANDS
 
-    (own,), _ = COMMAND.read(words)
+    (chosen,), _ = COMMAND.parse(arguments)
     shtab = import_extra("shtab", "completion", "completion needs shtab")
     parser = ArgumentParser(prog="mixmo")
-    inside = parser.add_subcommands(required=False)
+    commands = parser.add_subcommands(required=False)
     for name in COMMANDS:
         command = getattr(import_module(f"mixmo.cli.{name}"), "COMMAND", None)
-        inside.add_subcommand(name, ArgumentParser() if command is None else command.parser())
-    print(shtab.complete(parser, own.shell))
+        commands.add_subcommand(name, ArgumentParser() if command is None else command.parser())
+    print(shtab.complete(parser, chosen.shell))

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 import mixmo
-from mixmo.data.messages import ignore_image_warnings
+from mixmo.data.messages import ignore_image_warnings, log_level
 from mixmo.errors import InputError, StoppedError, extract_message, one_of, reason
 from mixmo.escaping import message, printable
 from mixmo.launching import is_first
@@ -25,18 +25,18 @@ usage: mixmo COMMAND …
 
   fit RECIPE [--run FOLDER] [--SETTING VALUE …] train a shipped recipe or a YAML file
   fit RUN                                       resume a run
-  sweep FILE [--out FOLDER]                     every combination of a grid with every seed
-  test RUN… [--ood DATASET …] [--corruptions]   test-set metrics; several runs are one ensemble
-  test --predictions FILE.npz                   the same metrics for another program's predictions
-  compare RUN RUN+RUN FILE.npz… [--out FOLDER]  side by side, with intervals; folders of seeds too
+  sweep FILE [--out FOLDER]                     train every combination of a grid with every seed
+  test RUN… [--ood DATASET …] [--corruptions]   evaluate a run, or several as an ensemble
+  test --predictions FILE.npz                   evaluate another program's predictions
+  compare RUN RUN+RUN FILE.npz… [--out FOLDER]  compare runs, ensembles, folders of seeds
   predict RUN IMAGES…|FOLDER|- [--out FILE]     classes, confidence and uncertainty of new images
-  export RUN --format timm|onnx|safetensors     a file or folder that other programs open
+  export RUN --format timm|onnx|safetensors     export a network for other programs
   recipes                                       list the shipped recipes
-  preview RECIPE [--out FOLDER]                 pictures of what the network sees and of masks
-  benchmark [--backbone resnet50 …]             what MixMo costs on this machine
-  completion bash|zsh|tcsh                      a script that completes commands and options
-  help COMMAND                                  the options of a command
-  --version                                     the version
+  preview RECIPE [--out FOLDER]                 draw training inputs and masks
+  benchmark [--backbone resnet50 …]             measure what MixMo costs on this machine
+  completion bash|zsh|tcsh                      print a script for shell completion
+  help COMMAND                                  list the options of a command
+  --version                                     print the version
 
 `mixmo help COMMAND` and `mixmo COMMAND --help` say more."""
 
@@ -45,75 +45,73 @@ COMMANDS = (
     "fit", "sweep", "test", "compare", "predict", "export", "recipes", "preview", "benchmark", "completion",
 )  # fmt: skip
 
-SHOWN = "mixmo.cli"
-"""The name of the log's handlers."""
+HANDLER_NAME = "mixmo.cli"
 
-PATIENCE = 5
-"""Seconds that other ranks give the first to report what is wrong with their common input."""
+RANK_TIMEOUT = 5
+"""Seconds that other ranks wait for the first to report an error in their common input."""
 
-FULL = "the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size."
+OUT_OF_MEMORY = "the memory is full; lower data.batch_size, data.eval_batch_size or data.image_size."
 
 
 def main(arguments: Sequence[str] | None = None, loaded: Callable[[], None] | None = None) -> int:
-    """Run one command; report on standard error, in one sentence, what is wrong.
+    """Run a command; report errors on standard error in one line.
 
     Args:
-        arguments: The command line without the program's name; ``None`` takes it from ``sys``.
-        loaded: Called once the modules of the command are imported.
+        arguments: The command line without the program's name; ``None`` reads ``sys.argv``.
+        loaded: Called once the command's modules are imported.
 
     Returns:
-        0; 1 where some images could not be read, or for a defect, whose traceback is saved in a file; 2 for bad input;
-        130 where it was stopped by the keyboard, 128 and the signal's number by another signal, SIGPIPE included.
+        0; 1 if some images could not be read or trials failed, or for a defect, whose traceback is saved in a file; 2
+        for invalid input; 130 if interrupted by the keyboard, 128 + n by another signal n, including SIGPIPE.
 
     Example:
         >>> main(["recipes"])  # doctest: +SKIP
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(words, loaded)
+        code = _run(list(sys.argv[1:] if arguments is None else arguments), loaded)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has closed the pipe, as head does
-        with suppress(OSError, ValueError):  # so that Python's last flush finds a file
+    except BrokenPipeError:  # the reader closed the pipe, as head does
+        with suppress(OSError, ValueError):  # for Python's final flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + getattr(signal, "SIGPIPE", 13)
     return code
 
 
-def _run(words: list[str], loaded: Callable[[], None] | None) -> int:
-    """Run one command, or print the help or the version; return the exit code."""
-    if words[:1] == ["help"]:
-        words = [*words[1:2], "--help"]
-    if not words or words[0] in ("-h", "--help"):
+def _run(arguments: list[str], loaded: Callable[[], None] | None) -> int:
+    """Run a command, or print the help or version; return the exit code."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
-        return 0 if words else 2
-    if words[0] == "--version":
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
         print(f"mixmo {mixmo.__version__}")
         return 0
     first = is_first()
     with show_log():
         try:
-            command = import_module(f"mixmo.cli.{one_of(words[0], COMMANDS, 'command')}")
+            command = import_module(f"mixmo.cli.{one_of(arguments[0], COMMANDS, 'command')}")
             if loaded is not None:
                 loaded()
             with ignore_image_warnings():
-                return command.run(words[1:]) or 0
+                return command.run(arguments[1:]) or 0
         except BrokenPipeError:
             raise
-        except SystemExit as end:  # argparse's own way to end after --help
+        except SystemExit as end:  # argparse exits this way after --help
             if end.code:
                 raise
             return 0
         except (Exception, KeyboardInterrupt) as error:
             text, code = _explain(error)
             if isinstance(error, InputError) and not first:
-                time.sleep(PATIENCE)  # usually the first reports the same, and the launcher ends this rank
+                time.sleep(RANK_TIMEOUT)  # usually the first reports the same error, and the launcher ends this rank
             if first or not isinstance(error, StoppedError):
                 print(f"mixmo: {message(text)}", file=sys.stderr)
             return code
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """Return the message for an error, and the exit code."""
+    """Return an error's message and exit code."""
     if isinstance(error, InputError):
         return extract_message(error), 2
     if isinstance(error, StoppedError):
@@ -121,19 +119,18 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "stopped.", 130  # as shells report an interrupt
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return FULL, 2
+        return OUT_OF_MEMORY, 2
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or reason(error)}.", 2
-    from mixmo.data.workers import lost_worker
+    from mixmo.data.workers import explain_lost_worker
 
-    if lost := lost_worker(error):
+    if lost := explain_lost_worker(error):
         return lost, 2
-    defect = f"{type(error).__name__}: {reason(error)}"
-    return f"{defect}. Please report this defect, with {_save_traceback()}.", 1
+    return f"{type(error).__name__}: {reason(error)}. Please report this defect with {_save_traceback()}.", 1
 
 
 def _save_traceback() -> str:
-    """Save the current exception's traceback; return the file's name."""
+    """Save the current exception's traceback; return the path."""
     from mixmo.environment import environment
 
     with tempfile.NamedTemporaryFile("w", prefix="mixmo-", suffix=".log", delete=False, encoding="utf-8") as file:
@@ -142,7 +139,7 @@ def _save_traceback() -> str:
 
 
 class _Printable(logging.Formatter):
-    """Shows records whose names, as of files and classes, cannot steer a terminal."""
+    """Escapes control characters, which names of files and classes may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -150,26 +147,24 @@ class _Printable(logging.Formatter):
 
 @contextmanager
 def show_log() -> Iterator[None]:
-    """Show mixmo's log, a line each: progress on standard output, warnings on standard error."""
+    """Show mixmo's log: progress on standard output, warnings on standard error."""
     logger = logging.getLogger("mixmo")
-    if any(handler.name == SHOWN for handler in logger.handlers):  # a command within a command
+    if any(handler.name == HANDLER_NAME for handler in logger.handlers):  # nested command
         yield
         return
     progress, warnings = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
-    progress.name = warnings.name = SHOWN
+    progress.name = warnings.name = HANDLER_NAME
     progress.addFilter(lambda record: record.levelno < logging.WARNING)
     warnings.setLevel(logging.WARNING)
     progress.setFormatter(_Printable())
     warnings.setFormatter(_Printable("mixmo: %(message)s"))
-    propagate, level = logger.propagate, logger.level
     logger.addHandler(progress)
     logger.addHandler(warnings)
-    logger.propagate = False
-    logger.setLevel(logging.INFO if is_first() else logging.ERROR)  # only the first rank logs
+    propagate, logger.propagate = logger.propagate, False
     try:
-        yield
+        with log_level(logging.INFO if is_first() else logging.ERROR, "mixmo"):  # only the first rank logs
+            yield
     finally:
         logger.removeHandler(progress)
         logger.removeHandler(warnings)
         logger.propagate = propagate
-        logger.setLevel(level)

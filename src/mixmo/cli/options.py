@@ -1,4 +1,4 @@
-"""Command-line options from classes: parsing, help and shell completion."""
+"""Command-line options from classes of settings: parsing and help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from mixmo.config.parsing import is_list, read_words
+from mixmo.config.parsing import is_list, parse_arguments
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError
 from mixmo.validation import Boolean, fields_of, hints_of
@@ -19,26 +19,26 @@ from mixmo.validation import Boolean, fields_of, hints_of
 T = TypeVar("T")
 
 
-class StandsAlone:
-    """Marks a positional argument of the command line: a run, images."""
+class _PositionalMark:
+    """Marks a positional argument, such as a run or images."""
 
 
-Word = Annotated[T, StandsAlone()]
-Overwrite = Annotated[Boolean, Field(description="Replace files that mixmo did not write there.")]
+Positional = Annotated[T, _PositionalMark()]
+Overwrite = Annotated[Boolean, Field(description="Replace files in the way that mixmo did not write.")]
 Download = Annotated[Boolean, Field(description="Allow downloads of datasets and networks.")]
 
 
 class _Formatter(DefaultHelpFormatter):
-    """Says an option's range in words, where jsonargparse has the annotation."""
+    """Prints a setting's type and range, instead of its annotation."""
 
     def _get_type_str(self, action: Any) -> str | None:
         return getattr(action, "described", None)
 
 
 class Command(NamedTuple):
-    """A command: what it is for, and the classes of settings whose fields are its options.
+    """A command, its description, and the classes of settings whose fields are its options.
 
-    The first class has the positional arguments. Every setting of a run may be an option, too.
+    The first class has the positional arguments. If ``takes_settings``, the settings of a run are options, too.
     """
 
     name: str
@@ -46,33 +46,37 @@ class Command(NamedTuple):
     options: tuple[type, ...]
     takes_settings: bool = False
 
-    def read(self, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-        """Return an instance of each class of options, and the settings that were given, by their dotted names.
+    @property
+    def positional(self) -> list[str]:
+        """The names of the positional arguments, in order."""
+        return [name for name, field in fields_of(self.options[0]).items() if _is_positional(field)]
 
-        Prints the help, and ends, where it is asked for.
+    def parse(self, arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+        """Return an instance of each class of options, and the given settings by their dotted names.
+
+        With ``--help``, print the help and raise SystemExit.
         """
-        if {"-h", "--help"} & set(words):
+        if {"-h", "--help"} & set(arguments):
             self.parser().print_help()
             raise SystemExit(0)
         known = {key: hint for kind in self.options for key, hint in hints_of(kind).items()}
         known |= hints_of(Settings) if self.takes_settings else {}
-        alone = [name for name, field in fields_of(self.options[0]).items() if _stands_alone(field)]
-        named = {key: hint for key, hint in known.items() if key not in alone}
-        given, values = read_words(words, named, self.name)
-        values |= self._assign(alone, given)
-        chosen = []
+        positional = self.positional
+        named = {key: hint for key, hint in known.items() if key not in positional}
+        texts, values = parse_arguments(arguments, named, self.name)
+        values |= self._assign(texts)
+        instances = []
         for kind in self.options:
             for key, field in fields_of(kind).items():
                 if key not in values and field.is_required():
-                    raise InputError(f"{self.name} needs {'' if key in alone else '--'}{key}: {field.description}")
-            chosen.append(kind(**{key: values.pop(key) for key in fields_of(kind) if key in values}))
-        return chosen, values
+                    raise InputError(f"{self.name} needs {'' if key in positional else '--'}{key}: {field.description}")
+            instances.append(kind(**{key: values.pop(key) for key in fields_of(kind) if key in values}))
+        return instances, values
 
     def parser(self) -> ArgumentParser:
-        """Return a parser of all options, for the help and for completion by a shell."""
-        first = fields_of(self.options[0]).items()
-        alone = [name.upper() + "…" * is_list(field.annotation) for name, field in first if _stands_alone(field)]
-        usage = " ".join(["mixmo", self.name, *alone, "[--name value …]"])
+        """Return a parser of all options, for help and shell completion."""
+        positional = [name.upper() + "…" * is_list(hints_of(self.options[0])[name]) for name in self.positional]
+        usage = " ".join(["mixmo", self.name, *positional, "[--name value …]"])
         parser = ArgumentParser(
             f"mixmo {self.name}", usage, self.about, formatter_class=_Formatter, exit_on_error=False
         )
@@ -87,19 +91,19 @@ class Command(NamedTuple):
                     _add(group, name, settings[name])
         return parser
 
-    def _assign(self, names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
-        """Return positional arguments by name; a list, which is the last of them, takes all that are left."""
-        values: dict[str, Any] = dict(zip(names, given, strict=False))
-        rest = list(given[len(names) :])
+    def _assign(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return positional arguments by name; a list, always the last, takes the rest."""
+        values: dict[str, Any] = dict(zip(self.positional, texts, strict=False))
+        rest = texts[len(values) :]
         if values and is_list(hints_of(self.options[0])[last := [*values][-1]]):
             return {**values, last: [values[last], *rest]}
         if rest:
-            raise InputError(f"{rest[0]!r} is not understood; `mixmo {self.name} --help` lists the options.")
+            raise InputError(f"unknown argument {rest[0]!r}; `mixmo {self.name} --help` lists the options.")
         return values
 
 
-def _stands_alone(field: FieldInfo) -> bool:
-    return any(isinstance(each, StandsAlone) for each in field.metadata)
+def _is_positional(field: FieldInfo) -> bool:
+    return any(isinstance(mark, _PositionalMark) for mark in field.metadata)
 
 
 def _add(parser: Any, name: str, field: FieldInfo) -> None:
@@ -107,12 +111,12 @@ def _add(parser: Any, name: str, field: FieldInfo) -> None:
     text = re.sub(r":\w+:`~?([\w.]+)`", r"\1", (field.description or "").replace("``", ""))
     text = " ".join(text.split()).replace("%", "%%")
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    if _stands_alone(field):
+    if _is_positional(field):
         many = "*" if not field.is_required() else "+" if is_list(field.annotation) else None
         parser.add_argument(name, help=text, **({"nargs": many} if many else {}))
     else:
-        of_list, hint = get_origin(field.annotation) is list, field.annotation
-        takes: dict[str, Any] = {"nargs": "+", "type": get_args(hint)[0]} if of_list else {"type": hint}
-        action = parser.add_argument(f"--{name}", default=default, help=text, **takes)
-        if "{" not in str(action.metavar):  # which names the choices
+        hint = field.annotation
+        kind: dict[str, Any] = {"nargs": "+", "type": get_args(hint)[0]} if get_origin(hint) is list else {"type": hint}
+        action = parser.add_argument(f"--{name}", default=default, help=text, **kind)
+        if "{" not in str(action.metavar):  # which would list the choices
             action.described = field.title

@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from mixmo.cli.options import Command, Word
+from mixmo.cli.options import Command, Positional
 from mixmo.comparing import compare
 from mixmo.data.messages import list_some
 from mixmo.errors import StoppedError
 from mixmo.escaping import message, printable
-from mixmo.reporting.comparison_tables import ON_PAGES
+from mixmo.reporting.comparison_tables import PAGES_ONLY
 from mixmo.sweeps import FILE, SweepRunner, load_sweep
-from mixmo.validation import Place, settings_class
+from mixmo.validation import FilePath, settings_class
 
 
 @settings_class()
 class Options:
-    """Which trials are trained, and where."""
+    """The sweep, and the output."""
 
-    file: Word[str]
+    file: Positional[str]
     """A YAML file: a recipe with a section `sweep`; docs/sweeps.md shows one."""
-    out: Place | None = None
-    """The folder of the trials; runs/NAME by default."""
+    out: FilePath | None = None
+    """The output folder; runs/FILE by default."""
 
 
 COMMAND = Command(
@@ -30,9 +30,9 @@ COMMAND = Command(
 )
 
 
-def run(words: list[str]) -> int:
-    """``mixmo sweep FILE [--out FOLDER] [--name value …]``; 1 if some trials failed."""
-    (chosen,), settings = COMMAND.read(words)
+def run(arguments: list[str]) -> int:
+    """Run ``mixmo sweep FILE [--out FOLDER] [--name value …]``; return 1 if some trials failed."""
+    (chosen,), settings = COMMAND.parse(arguments)
     file = Path(chosen.file)
     folder = Path(chosen.out or f"runs/{file.stem}")
     runner = SweepRunner(load_sweep(file, settings), folder)
@@ -52,17 +52,17 @@ def run(words: list[str]) -> int:
 
 
 def _compare(runner: SweepRunner) -> None:
-    """Compare finished configurations, and report the best on validation data."""
+    """Compare finished configurations; report the best on validation data."""
     if not (groups := runner.groups()):
         return
     (best, score), note, chosen = runner.best(groups), "", ""
     if not math.isnan(score):
-        chosen, note = best, f"Best on validation data, which alone may choose: {printable(best)}, {100 * score:.1f} %."
+        chosen, note = best, f"Selected on validation data: {printable(best)}, {100 * score:.1f} %."
         print(note)
-    asked, out = runner.trials[0].plan.settings, runner.folder / "comparison"
-    download = asked.data.download or asked.model.download
+    settings, out = runner.trials[0].plan.settings, runner.folder / "comparison"
+    download = settings.data.download or settings.model.download
     comparison = compare(*groups, download=download)
     for table in comparison.tables:
-        table.show(ON_PAGES)
+        table.show(PAGES_ONLY)
     comparison.write(out, note=note, chosen=chosen, download=download)
     print(f"written: {printable(str(out / 'comparison.html'))}")

@@ -10,11 +10,11 @@ import torch
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-"""Lightning's names of the precisions: float32 throughout, or float32 weights with products in bfloat16 or float16."""
+"""Lightning's names: float32 throughout, or float32 weights with products in bfloat16 or float16."""
 
 
 def training_device(accelerator: str = "auto") -> torch.device:
-    """Return the device a run trains on: the first GPU if there is one and ``accelerator`` allows it."""
+    """Return the device to train on: the first GPU, if there is one and ``accelerator`` allows it."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
@@ -28,11 +28,11 @@ def default_precision(device: torch.device) -> Precision:
     NVIDIA's GPUs of compute capability 7.0 to 7.5, such as V100 and T4, have float16 units only.
     """
     fastest: tuple[Precision, ...] = ("bf16-mixed", "16-mixed")
-    return next((each for each in fastest if has_units(device, each)), "32-true")
+    return next((precision for precision in fastest if has_units(device, precision)), "32-true")
 
 
 def has_units(device: torch.device, precision: Precision) -> bool:
-    """Return whether a device is known to compute in a precision itself: emulation is slower than float32."""
+    """Return whether a device has units for a precision; emulation would be slower than float32."""
     if precision == "32-true":
         return True
     if device.type == "cuda":
@@ -43,9 +43,9 @@ def has_units(device: torch.device, precision: Precision) -> bool:
 
 
 def default_compile(device: torch.device) -> bool:
-    """Return whether compiling pays by default: on an NVIDIA GPU that Triton, if installed, compiles for.
+    """Return whether to compile by default: on NVIDIA GPUs that Triton, if installed, supports.
 
-    On a CPU it pays too in a run of more than a few minutes, but needs a C++ compiler: set ``model.compile`` there.
+    On a CPU compiling needs a C++ compiler, and pays in runs of more than a few minutes: set ``model.compile``.
     """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False

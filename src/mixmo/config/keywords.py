@@ -10,49 +10,49 @@ from typing import Any, Literal, TypedDict
 from mixmo.config.hardware import Accelerator, Precision
 from mixmo.config.settings import known_settings
 from mixmo.errors import InputError, explain_unknown
-from mixmo.validation import join_sentences
+from mixmo.validation import join_messages
 
 ARGUMENTS = ("model", "train", "val", "test", "groups", "num_members", "epochs", "recipe", "out", "resume", "progress",
              "callbacks")  # fmt: skip
 """Arguments of :func:`mixmo.fit` that are not settings."""
 
-OWN = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
+DERIVED = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
        "trainer.enable_progress_bar"}  # fmt: skip
-"""Settings that follow from these arguments."""
+"""Settings derived from these arguments."""
 
 
 @cache
 def keywords() -> Mapping[str, str]:
-    """Return the dotted name of the setting behind every keyword.
+    """Return the dotted name of every keyword's setting.
 
-    A keyword is the last part of the setting's name; where two sections have the same, or :func:`mixmo.fit` has an
-    argument of that name, with the section before it.
+    A keyword is the last part of the name, prefixed with the section if it is not unique or an argument of
+    :func:`mixmo.fit`.
     """
-    names = [name for name in known_settings() if name not in OWN]
+    names = [name for name in known_settings() if name not in DERIVED]
     counts = Counter(name.rpartition(".")[2] for name in names)
-    found = {}
+    result = {}
     for name in names:
         section, _, last = name.rpartition(".")
-        found[last if counts[last] == 1 and last not in ARGUMENTS else f"{section}_{last}"] = name
-    return found
+        result[last if counts[last] == 1 and last not in ARGUMENTS else f"{section}_{last}"] = name
+    return result
 
 
 def name_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of keywords by the dotted names of their settings; name every unknown one, with similar ones.
+    """Replace keywords by the dotted names of their settings; report all unknown ones, with similar names.
 
     Example:
         >>> name_settings({"lr": 0.1, "mixer_alpha": 2})
         {'optimizer.lr': 0.1, 'mixer.alpha': 2}
     """
     known = keywords()
-    near, listed = [*known, *ARGUMENTS], "mixmo.config.keywords.FitSettings"
-    if unknown := [explain_unknown(each, near, "keyword", listed) for each in settings if each not in known]:
-        raise InputError(join_sentences(unknown))
+    names, listed = [*known, *ARGUMENTS], "mixmo.config.keywords.FitSettings"
+    if unknown := [explain_unknown(name, names, "keyword", listed) for name in settings if name not in known]:
+        raise InputError(join_messages(unknown))
     return {known[keyword]: value for keyword, value in settings.items()}
 
 
 class FitSettings(TypedDict, total=False):
-    """Every setting that :func:`mixmo.fit` takes as a keyword; :mod:`mixmo.config.settings` says what each means."""
+    """Every setting that :func:`mixmo.fit` takes as a keyword; :mod:`mixmo.config.settings` documents them."""
 
     seed: int
     model_options: dict[str, Any]

@@ -1,7 +1,6 @@
-"""Parsing of command-line words against the known settings: ``--data.batch_size 16``, ``--data.flip``.
+"""Parsing of command lines such as ``--data.batch_size 16 --data.flip`` into the form of a recipe.
 
-They are read into the form that recipes have, and checked once, together with the recipe; docs/architecture.md says
-why no library does that.
+Values are checked later, together with the recipe's; docs/architecture.md explains why no library is used.
 """
 
 from __future__ import annotations
@@ -14,65 +13,67 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from mixmo.errors import InputError, explain_unknown
-from mixmo.validation import join_sentences
+from mixmo.validation import join_messages
 
 
-def read_words(words: Sequence[str], known: Mapping[str, Any], command: str) -> tuple[list[str], dict[str, Any]]:
-    """Return positional arguments, and the values of options by their names, as YAML reads them.
+def parse_arguments(
+    arguments: Sequence[str], known: Mapping[str, Any], command: str
+) -> tuple[list[str], dict[str, Any]]:
+    """Return positional arguments, and the values of options by name, parsed as YAML.
 
-    ``--name value`` and ``--name=value`` are the same; the value of one that is true or false may be left out. A later
-    word overrides an earlier one. What follows ``--`` is positional. Names are whole; all unknown ones are named.
+    ``--name value`` and ``--name=value`` are equivalent; flags need no value. Later options override earlier ones, and
+    arguments after ``--`` are positional. Names cannot be abbreviated; all unknown names are reported together.
 
     Example:
-        >>> read_words(["run", "--seed", "1", "--flip", "--means=[0.5]"],
-        ...            {"seed": int, "flip": bool, "means": list[float]}, "fit")
+        >>> parse_arguments(["run", "--seed", "1", "--flip", "--means=[0.5]"],
+        ...                 {"seed": int, "flip": bool, "means": list[float]}, "fit")
         (['run'], {'seed': 1, 'flip': True, 'means': [0.5]})
     """
-    alone: list[str] = []
+    positional: list[str] = []
     values: dict[str, Any] = {}
     unknown: list[str] = []
-    rest = list(words)
+    rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        if word == "--":
-            alone += rest
+        argument = rest.pop(0)
+        if argument == "--":
+            positional += rest
             break
-        if not word.startswith("--"):
-            if word.startswith("-") and len(word) > 1:
-                raise InputError(f"{word!r} is not understood; options are --name=value, and -- comes before files.")
-            alone.append(word)
+        if not argument.startswith("--"):
+            if argument.startswith("-") and len(argument) > 1:
+                raise InputError(f"unknown argument {argument!r}; options are --name=value, and -- precedes files.")
+            positional.append(argument)
             continue
-        name, equals, text = word[2:].partition("=")
+        name, equals, text = argument[2:].partition("=")
         owner = owner_of(name, known)
         if owner is None:
-            near, listed = [f"--{each}" for each in known], f"`mixmo {command} --help`"
-            unknown.append(explain_unknown(f"--{name}", near, "option", listed))
+            options = [f"--{key}" for key in known]
+            unknown.append(explain_unknown(f"--{name}", options, "option", f"`mixmo {command} --help`"))
             if not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
             continue
         hint = known[owner]
-        values.pop(name, None)  # so that values are in the order of their words
+        values.pop(name, None)  # keeps the order of the arguments
         if is_list(hint) and owner == name:
-            values[name] = _read_list([text] if equals else _take_all(rest, name), hint)
+            values[name] = _parse_list([text] if equals else _take_all(rest, name), hint)
         else:
-            values[name] = read_value(text if equals else _take(rest, hint, name), hint if owner == name else Any)
+            values[name] = parse_value(text if equals else _take(rest, hint, name), hint if owner == name else Any)
     if unknown:
-        raise InputError(join_sentences(unknown))
-    return alone, values
+        raise InputError(join_messages(unknown))
+    return positional, values
 
 
 def owner_of(name: str, known: Mapping[str, Any]) -> str | None:
-    """Return the option that a name belongs to: itself, or the one that holds another library's options."""
+    """Return the known option that has this name, or that contains it as an option of another library."""
     if name in known:
         return name
-    return next((each for each in known if each.endswith(".options") and name.startswith(f"{each}.")), None)
+    return next((key for key in known if key.endswith(".options") and name.startswith(f"{key}.")), None)
 
 
-def read_value(text: str, hint: Any) -> Any:
-    """Return the value of a word: as YAML reads it, but a string where one is expected.
+def parse_value(text: str, hint: Any) -> Any:
+    """Parse a value as YAML, but keep text if the annotation expects a string.
 
     Example:
-        >>> read_value("yes", bool), read_value("2024", str), read_value("null", str | None)
+        >>> parse_value("yes", bool), parse_value("2024", str), parse_value("null", str | None)
         (True, '2024', None)
     """
     if hint is str or not text:
@@ -89,36 +90,36 @@ def read_value(text: str, hint: Any) -> Any:
 
 
 def _take(rest: list[str], hint: Any, name: str) -> str:
-    """Take the value of an option from the words behind it."""
+    """Remove the value of an option from the front of the remaining arguments; a flag without one is true."""
     kinds = _kinds(hint)
-    if bool in kinds and str not in kinds:  # a flag takes only yes, no or null
-        own = read_value(rest[0], bool) if rest else ""
-        return rest.pop(0) if isinstance(own, bool) or (own is None and type(None) in kinds) else "true"
+    if bool in kinds and str not in kinds:  # only a boolean or null is its value
+        value = parse_value(rest[0], bool) if rest else ""
+        return rest.pop(0) if isinstance(value, bool) or (value is None and type(None) in kinds) else "true"
     if bool in kinds and (not rest or rest[0].startswith("--")):
         return "true"
-    (word,) = _take_all(rest, name, most=1)
-    return word
+    (text,) = _take_all(rest, name, most=1)
+    return text
 
 
 def _take_all(rest: list[str], name: str, most: int | None = None) -> list[str]:
-    """Take all words up to the next option, or the first of them."""
-    taken = list(itertools.takewhile(lambda word: not word.startswith("--"), rest[:most]))
-    if not taken:
+    """Remove the arguments up to the next option, at most ``most``."""
+    texts = list(itertools.takewhile(lambda text: not text.startswith("--"), rest[:most]))
+    if not texts:
         raise InputError(f"--{name} needs a value: --{name}=….")
-    del rest[: len(taken)]
-    return taken
+    del rest[: len(texts)]
+    return texts
 
 
-def _read_list(words: Sequence[str], hint: Any) -> Any:
-    """Return a list from its words: each word a value, or a single one a list in YAML."""
-    if len(words) == 1 and isinstance(value := read_value(words[0], list[str]), list | None):
+def _parse_list(texts: Sequence[str], hint: Any) -> Any:
+    """Parse a list: one argument per value, or a single YAML list."""
+    if len(texts) == 1 and isinstance(value := parse_value(texts[0], list[str]), list | None):
         return value
-    (kind,) = get_args(next(each for each in _kinds(hint) if get_origin(each) is list))
-    return [read_value(each, kind) for each in words]
+    (kind,) = get_args(next(kind for kind in _kinds(hint) if get_origin(kind) is list))
+    return [parse_value(text, kind) for text in texts]
 
 
 def _kinds(hint: Any) -> list[Any]:
-    """Return the types of a union, and the choices of a ``Literal`` in it."""
+    """Return the types of a union, and the choices of its ``Literal``."""
     if get_origin(hint) in (Union, UnionType, Literal):
         return [kind for part in get_args(hint) for kind in _kinds(part)]
     return [hint]

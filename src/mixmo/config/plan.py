@@ -1,4 +1,4 @@
-"""From a recipe and overrides to the checked settings of a run."""
+"""The checked settings of a run, from a recipe and overrides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mixmo.config.hardware import default_compile, default_precision, training_device
-from mixmo.config.parsing import owner_of, read_words
+from mixmo.config.parsing import owner_of, parse_arguments
 from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.recipes import Recipe
 from mixmo.config.settings import Settings, known_settings, values_of
@@ -16,12 +16,12 @@ from mixmo.files import yaml_text
 
 
 class Plan(NamedTuple):
-    """A run as requested.
+    """The checked settings of a run.
 
     Attributes:
-        settings: The run's settings; what they leave open follows from this machine.
-        yaml: The settings as YAML, for the run's folder, still open where they were left open.
-        resolved: What followed from this machine, in sections.
+        settings: The settings, open ones resolved on this machine.
+        yaml: The settings as YAML, as requested: open ones stay open.
+        resolved: The values of open settings on this machine, by section.
     """
 
     settings: Settings
@@ -30,15 +30,15 @@ class Plan(NamedTuple):
 
     @property
     def epochs(self) -> int:
-        """Epochs of the training."""
+        """The number of epochs."""
         return self.settings.trainer.max_epochs or 0
 
 
 def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Plan:
-    """Return the plan of a recipe and overrides; other values follow from the start and the device.
+    """Check a recipe with overrides, and resolve open settings from pretrained weights and the device.
 
-    Overrides are words of the command line, ``--name value``, or values by their dotted names. Every unknown setting,
-    with near matches, and every value of the wrong type or range is named.
+    Overrides are command-line arguments, ``--name value``, or values by dotted names. Errors report every unknown
+    setting, with similar names, and every value of a wrong type or range.
 
     Example:
         >>> from mixmo.config.recipes import load_recipe
@@ -47,26 +47,26 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
         (16, 20)
     """
     if not isinstance(overrides, Mapping):
-        alone, overrides = read_words(overrides, known_settings(), "fit")
-        if alone:
-            raise InputError(f"{alone[0]!r} is not understood; settings are --name=value.")
+        positional, overrides = parse_arguments(overrides, known_settings(), "fit")
+        if positional:
+            raise InputError(f"unknown argument {positional[0]!r}; settings are --name=value.")
     values = _override(recipe, overrides)
-    if isinstance(own := values.get("mixer"), Mapping) and "num_members" in own:
+    if isinstance(mixer := values.get("mixer"), Mapping) and "num_members" in mixer:
         raise InputError("mixer.num_members is not a setting; the number of members is model.num_members.")
     settings = Settings(**_override(values, inherit_settings(dict(flatten(values)))))
     if any(callable(kind) for kind in settings.mixer.kinds):
         raise InputError(
-            "mixer.kind is a function, which a run's configuration cannot hold; name it package.module:function, and "
+            "mixer.kind is a function, which config.yaml cannot store; name it as package.module:function, and list "
             "its module in allow_imports."
         )
     if settings.trainer.max_epochs is None:
-        raise InputError("trainer.max_epochs is not set; it says how many epochs to train, 1 or more.")
-    text = yaml_text(values_of(settings))  # before what is left open is filled in
+        raise InputError("trainer.max_epochs is not set; set it to the number of epochs, 1 or more.")
+    text = yaml_text(values_of(settings))  # before open settings are resolved
     return Plan(settings, text, _resolve(settings))
 
 
 def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a recipe by their dotted names; all below a setting's name is its value.
+    """Yield the settings of a recipe by dotted name; mappings that are values are not flattened.
 
     Example:
         >>> list(flatten({"data": {"flip": True}, "model": {"options": {"a": 1}}}))
@@ -81,26 +81,26 @@ def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _override(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe with values set by their dotted names; single options of another library are added."""
+    """Return a recipe with values set by dotted name; options of other libraries can be set one by one."""
     sections = {name.partition(".")[0] for name in known_settings() if "." in name}
-    found = {str(name): copy.deepcopy(value) for name, value in recipe.items()}
-    dotted = {name: found.pop(name) for name in list(found) if "." in name and owner_of(name, known_settings())}
-    for name in sections & found.keys():
-        if isinstance(found[name], Mapping | None):  # an empty section of YAML is None
-            found[name] = {str(key): value for key, value in (found[name] or {}).items()}
+    result = {str(name): copy.deepcopy(value) for name, value in recipe.items()}
+    dotted = {name: result.pop(name) for name in list(result) if "." in name and owner_of(name, known_settings())}
+    for name in sections & result.keys():
+        if isinstance(result[name], Mapping | None):  # an empty section of YAML is None
+            result[name] = {str(key): value for key, value in (result[name] or {}).items()}
     for name, value in {**dotted, **values}.items():
         owner = owner_of(name, known_settings()) or name
         path = [*owner.split("."), *filter(None, [name.removeprefix(owner).removeprefix(".")])]
-        place: Any = found
+        target: Any = result
         for part in path[:-1]:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else None
-        if isinstance(place, dict):  # anything else is refused later
-            place[path[-1]] = value
-    return found
+            target = target.setdefault(part, {}) if isinstance(target, dict) else None
+        if isinstance(target, dict):  # anything else is refused later
+            target[path[-1]] = value
+    return result
 
 
 def _resolve(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Fill in what the settings leave open, and return it."""
+    """Resolve open settings in place; return their values."""
     trainer = settings.trainer
     device = training_device(trainer.accelerator)
     if trainer.precision is None:
@@ -108,8 +108,8 @@ def _resolve(settings: Settings) -> dict[str, dict[str, Any]]:
     if settings.model.compile is None:
         settings.model.compile = default_compile(device)
     if settings.data.eval_batch_size is None:
-        # Without gradients a GPU has room for four training batches. A CPU is slower with larger ones: they leave its
-        # caches (docs/performance.md).
+        # Without gradients, four training batches fit into a GPU's memory. Larger batches are slower on a CPU, because
+        # they exceed its caches (docs/performance.md).
         settings.data.eval_batch_size = settings.data.batch_size * (4 if device.type == "cuda" else 1)
     return {
         "trainer": {"precision": trainer.precision},

@@ -1,8 +1,7 @@
 """The 19 common corruptions of Hendrycks & Dietterich (2019), for whole batches on any device.
 
 They follow the released code of https://arxiv.org/abs/1903.12261 that made CIFAR-10-C and ImageNet-C, with its
-severities. The random draws differ from the published ones, so single images differ, and ``frost`` draws its ice
-where the published code pastes photographs.
+severities, but with other random draws; ``frost`` draws its ice instead of pasting photographs.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from mixmo.errors import InputError, one_of
 __all__ = ["KINDS", "LARGE", "LARGE_SIDE", "SEVERITIES", "SMALL", "corrupt", "table_for"]
 
 Corruption = Callable[[Tensor, Sequence[float], torch.Generator], Tensor]
+"""Maps images (B, 3, H, W) in [0, 1], a severity's parameters and a generator on the CPU to corrupted images."""
 
 KINDS: dict[str, Corruption] = {
     function.__name__: function
@@ -29,7 +29,7 @@ KINDS: dict[str, Corruption] = {
         digital.contrast, digital.saturate, digital.pixelate, digital.jpeg_compression, digital.elastic_transform,
     )
 }  # fmt: skip
-"""Every corruption by the name of its published file."""
+"""Corruptions by the names of their published files."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LARGE_SIDE = 112
@@ -45,11 +45,11 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
     """Return corrupted copies of images.
 
     Args:
-        images: (B, H, W, C) uint8; C = 3 (RGB) or 1 (grey, which is corrupted as RGB and made grey again: most of
-            ``saturate`` does nothing to it).
+        images: (B, H, W, C) uint8; C = 3 (RGB) or 1 (grey, corrupted as RGB and converted back, so that ``saturate``
+            has little effect).
         kind: One of :data:`KINDS`.
         severity: 1 to 5.
-        generator: On the CPU, so that all devices get the same draws.
+        generator: A CPU generator, so that draws are the same for all devices.
 
     Returns:
         (B, H, W, C) uint8.
@@ -64,7 +64,7 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
     """
     one_of(kind, KINDS, "corruption")
     if severity not in SEVERITIES:
-        raise InputError(f"severity {severity} of {kind} is unknown; there are 1 to 5.")
+        raise InputError(f"severity {severity} of {kind} is unknown; it must be 1 to 5.")
     if images.dim() != 4 or images.shape[3] not in (1, 3) or images.dtype != torch.uint8:
         raise InputError(f"images of shape {tuple(images.shape)}, {images.dtype}, are not (B, H, W, 3 or 1) uint8.")
     _, height, width, channels = images.shape

@@ -1,7 +1,4 @@
-"""Blur corruptions.
-
-Each takes images (B, 3, H, W) in [0, 1], the parameters of a severity, and a generator on the CPU.
-"""
+"""Blur corruptions; docstrings list the parameters of a severity in parentheses."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from mixmo.corruptions.filters import convolve, gaussian, motion, separable, uni
 
 
 def gaussian_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Blur by a Gaussian: (σ,)."""
+    """Blur with a Gaussian: (σ,)."""
     return gaussian(images, severity[0])
 
 
 def defocus_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Blur by a disk whose edge is smoothed: (radius, σ of the edge)."""
+    """Blur with a disk with a smoothed edge: (radius, σ of the edge)."""
     radius, edge = severity
     reach = max(8, int(radius))
     line = np.arange(-reach, reach + 1)
@@ -32,44 +29,43 @@ def defocus_blur(images: Tensor, severity: Sequence[float], generator: torch.Gen
 
 
 def glass_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Replace pixels by neighbours, between two blurs: (σ, reach, rounds).
+    """Copy random neighbours over pixels, between two Gaussian blurs: (σ, reach, rounds).
 
-    The published loop is meant to swap two pixels, but copies one over the other (NumPy views); this does the same.
+    The published loop is meant to swap pixels, but copies one over the other because of NumPy's views.
     """
     sigma, reach, rounds = severity[0], int(severity[1]), int(severity[2])
     count, channels, height, width = images.shape
     glass = ((gaussian(images, sigma) * 255 + 1e-3).floor() / 255).flatten(2)
     for _ in range(rounds):
         steps = uniform((2, count, height, width), -reach, reach, generator, images).floor().long()
-        place = shuffled(steps[0], steps[1], reach)
-        glass = glass.gather(2, place[:, None].expand(-1, channels, -1))
+        source = trace_sources(steps[0], steps[1], reach)
+        glass = glass.gather(2, source[:, None].expand(-1, channels, -1))
     return gaussian(glass.view_as(images), sigma)
 
 
-def shuffled(down: Tensor, right: Tensor, reach: int) -> Tensor:
-    """Return where each pixel of :func:`glass_blur` comes from, (B, H * W).
+def trace_sources(down: Tensor, right: Tensor, reach: int) -> Tensor:
+    """Return the index (B, H * W) of the pixel that each pixel of :func:`glass_blur` comes from.
 
-    The loop visits pixels from the last to the first and copies over each its neighbour, so many rows down and columns
-    to the right; pixels nearer to the border than ``reach`` stay. A neighbour that was visited before has its own
-    origin by then; these chains are followed for all pixels at once, doubling what is known.
+    The published loop visits pixels from the last to the first, except near the border, and copies over each its
+    neighbour ``down`` rows and ``right`` columns away. A neighbour visited before has been replaced itself; such chains
+    are followed for all pixels at once, by pointer doubling.
     """
     count, height, width = down.shape
-    place = torch.arange(height * width, device=down.device).view(height, width)
+    pixels = torch.arange(height * width, device=down.device).view(height, width)
 
-    def list_swaps(pixels: Tensor) -> Tensor:
+    def is_visited(pixels: Tensor) -> Tensor:
         rows, columns = pixels // width, pixels % width
         inside = (rows > reach) & (rows <= height - reach) & (columns > reach) & (columns <= width - reach)
         return inside.flatten(-2)
 
-    neighbour = (place + down * width + right).flatten(1)
-    own = place.flatten().expand(count, -1)
-    neighbour = torch.where(list_swaps(place), neighbour, own)
-    settled = height * width  # from here on a number means: the original of this pixel less `settled`
-    later = (neighbour > own) & list_swaps(neighbour.view(count, height, width))
-    origin = torch.where(later, neighbour, neighbour + settled)
-    while bool((origin < settled).any()):
-        origin = torch.where(origin < settled, origin.gather(1, origin % settled), origin)
-    return origin - settled
+    index = pixels.flatten().expand(count, -1)
+    neighbour = torch.where(is_visited(pixels), (pixels + down * width + right).flatten(1), index)
+    replaced = (neighbour > index) & is_visited(neighbour.view(count, height, width))
+    final = height * width  # added to an index to mark the end of its chain
+    source = torch.where(replaced, neighbour, neighbour + final)
+    while bool((source < final).any()):
+        source = torch.where(source < final, source.gather(1, source % final), source)
+    return source - final
 
 
 def motion_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -78,7 +74,7 @@ def motion_blur(images: Tensor, severity: Sequence[float], generator: torch.Gene
 
 
 def zoom_blur(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Take the mean of the image and its magnifications: (end of the factors from 1 on, their step)."""
+    """Average the image and its magnifications by factors from 1 to an end (exclusive): (end, step)."""
     factors = np.arange(1, *severity)
     total = images.clone()
     for factor in factors:

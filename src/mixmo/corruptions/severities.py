@@ -1,7 +1,7 @@
-"""Parameters of severities 1 to 5, as published (Hendrycks & Dietterich 2019, in their released code).
+"""Parameters of severities 1 to 5 in the released code of Hendrycks & Dietterich (2019).
 
-``SMALL`` made CIFAR-10-C and CIFAR-100-C, ``LARGE`` made ImageNet-C. Lengths are in pixels, except those
-of ``elastic_transform``, which are shares of the image's side; intensities are shares of the full range.
+``SMALL`` is for CIFAR-10-C and CIFAR-100-C, ``LARGE`` for ImageNet-C. Lengths are in pixels, but for
+``elastic_transform`` in shares of the image's side; intensities are shares of the full range.
 """
 
 from __future__ import annotations

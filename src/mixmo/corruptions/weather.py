@@ -1,7 +1,4 @@
-"""Weather corruptions.
-
-Each takes images (B, 3, H, W) in [0, 1], the parameters of a severity, and a generator on the CPU.
-"""
+"""Weather corruptions; docstrings list the parameters of a severity in parentheses."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ ICE = (0.86, 0.93, 1.0)
 
 
 def snow(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Pale the image and let flakes fall on it: (mean, deviation and zoom of flakes, threshold, radius, σ, weight)."""
+    """Whiten the image and add flakes: (their mean, deviation, zoom, threshold, blur radius and σ, image's weight)."""
     mean, deviation, zoom, threshold, radius, sigma, weight = severity
     count, _, height, width = images.shape
     flakes = mean + deviation * normal((count, 1, height, width), generator, images)
@@ -31,9 +28,9 @@ def snow(images: Tensor, severity: Sequence[float], generator: torch.Generator) 
 
 
 def frost(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Lay ice over the image: (weight of the image, weight of the ice).
+    """Add ice to the image: (weight of the image, weight of the ice).
 
-    The published code pastes photographs of frosted windows; this draws bluish white ridges of a plasma fractal.
+    The published code pastes photographs of frosted windows; here ice is bluish-white ridges of a plasma fractal.
     """
     count, _, height, width = images.shape
     ridges = 1 - (2 * plasma(count, height, width, 1.6, generator).to(images) - 1).abs()
@@ -41,7 +38,7 @@ def frost(images: Tensor, severity: Sequence[float], generator: torch.Generator)
 
 
 def fog(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Add a plasma fractal and scale back to the image's maximum: (thickness, decay)."""
+    """Add a plasma fractal and rescale to the image's maximum: (thickness, decay)."""
     thickness, decay = severity
     brightest = images.amax((1, 2, 3), keepdim=True)
     mist = thickness * plasma(len(images), images.shape[2], images.shape[3], decay, generator).to(images)
@@ -49,7 +46,7 @@ def fog(images: Tensor, severity: Sequence[float], generator: torch.Generator) -
 
 
 def spatter(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Spatter water or mud: (mean and deviation of the drops, σ, threshold, strength or σ of their rim, mud)."""
+    """Add drops of water, or mud: (their mean, deviation, σ and threshold, strength or σ of the rim, mud or not)."""
     mean, deviation, sigma, threshold, strength, mud = severity
     count, _, height, width = images.shape
     drops = gaussian(mean + deviation * normal((count, 1, height, width), generator, images), sigma)
@@ -60,19 +57,19 @@ def spatter(images: Tensor, severity: Sequence[float], generator: torch.Generato
     drops = torch.where(drops < threshold, 0, drops)
     drops = (drops.clamp(0, 1) * 255).floor()
     relief = drops * water_relief(drops)
-    relief = relief / relief.amax((2, 3), keepdim=True).clamp(min=1)  # the published code divides 0 by 0 without drops
+    relief = relief / relief.amax((2, 3), keepdim=True).clamp(min=1)  # without drops the published code gives 0 / 0
     return images + strength * relief * _colour(WATER, images)
 
 
 def brightness(images: Tensor, severity: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Raise the value of HSV: (by how much,)."""
+    """Raise HSV's value: (increase,)."""
     value = images.amax(1, keepdim=True)
     raised = (value + severity[0]).clamp(max=1)
     return torch.where(value > 0, images * raised / value, raised)
 
 
 def grey(images: Tensor) -> Tensor:
-    """Return the luma (B, 1, H, W) of images (ITU-R BT.601)."""
+    """Return the luma (B, 1, H, W) of RGB images (ITU-R BT.601)."""
     return (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 

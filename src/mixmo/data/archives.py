@@ -1,4 +1,4 @@
-"""Zip and tar files of class folders, unpacked once into the user's cache."""
+"""Unpacking of zip and tar files of class folders into the user's cache."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ ZIP = ".zip"
 
 
 def unpack(archives: Sequence[Path]) -> Path:
-    """Return a folder that has the content of each archive, zip or tar, in a folder of the archive's name.
+    """Unpack archives into subfolders of their names, and return the folder that holds these.
 
-    It is in the user's cache, and reused while names, sizes and times of the archives are the same.
+    The folder is in the user's cache, and reused while the archives' paths, sizes and modification times are the same.
     """
-    about = [part for each in archives for part in (os.path.abspath(each), stamp(str(each), times=True))]
-    kept = cache_folder("unpacked") / hash_parts(about)
-    make_folder(kept.parent)
-    with explain_write_errors(kept), FileLock(f"{kept}.lock"):
-        if not kept.is_dir():
-            with tempfile.TemporaryDirectory(dir=kept.parent) as made:
+    key = [part for archive in archives for part in (os.path.abspath(archive), stamp(str(archive), times=True))]
+    folder = cache_folder("unpacked") / hash_parts(key)
+    make_folder(folder.parent)
+    with explain_write_errors(folder), FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 for archive in archives:
-                    _extract(archive, Path(made, "content", archive.name))
-                os.rename(Path(made, "content"), kept)
-    return kept
+                    _extract(archive, Path(temporary, "content", archive.name))
+                os.rename(Path(temporary, "content"), folder)
+    return folder
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    logger.info("unpacking %s into the cache, once", printable(str(archive)))
+    logger.info("unpacking %s into the cache", printable(str(archive)))
     try:
         if archive.suffix.lower() == ZIP:
             shutil.unpack_archive(archive, folder, "zip")
         else:
             shutil.unpack_archive(archive, folder, "tar", filter="data")
-    except Exception as error:  # each format and each compression has errors of its own
+    except Exception as error:  # depends on the format and the compression
         raise InputError(
             f"{printable(str(archive))} cannot be unpacked into {printable(str(folder.parents[2]))}: "
-            f"{explain_error(error).replace(str(archive), 'it')}; unpack it into a folder of your own, and name that."
+            f"{explain_error(error).replace(str(archive), 'it')}; unpack it yourself and give the folder."
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)  # of an empty archive, too
+    folder.mkdir(parents=True, exist_ok=True)  # an empty archive makes none

@@ -1,4 +1,4 @@
-"""Images given by a Python program: Datasets, arrays, tensors, Hugging Face datasets."""
+"""Images passed from Python: Datasets, arrays, tensors, Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mixmo.data.decoding import COLOURS
 from mixmo.data.hugging_face import IMAGES, LABELS, open_table
 from mixmo.data.labels import number_labels
 from mixmo.data.messages import warn_once
-from mixmo.data.sources import ArrayImages, Source, hash_parts, spread_indices
+from mixmo.data.sources import ArrayImages, Source, hash_parts, number_groups, spread_indices
 from mixmo.errors import InputError
 from mixmo.header import MOST_CHANNELS
 
 GIVEN = "given"
-"""The name of a dataset that a program gave; only a program can give it again."""
+"""The name of a dataset passed from Python; it cannot be opened by name."""
 
 
 class Sample(NamedTuple):
@@ -35,9 +35,9 @@ class Sample(NamedTuple):
 
 @dataclass
 class DatasetImages:
-    """The images of a map-style Dataset, for a source; their names are the title and a number.
+    """The images of a map-style Dataset; their names are the title and a number.
 
-    If they are ``prepared``, the network takes them as the Dataset gives them, and each copy is requested separately.
+    ``prepared`` images are passed to the network as the Dataset returns them, and requested once for each copy.
     """
 
     dataset: Any
@@ -45,45 +45,46 @@ class DatasetImages:
     prepared: bool = False
 
     one_by_one = True
-    """A user's Dataset may not be thread-safe."""
+    """Read in one thread: a user's Dataset may not be thread-safe."""
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
         """Return an image, an array of its pixels, or the content of its file."""
-        found = self.sample(index).image
-        return found if isinstance(found, bytes | Image.Image) else as_pixels(found, self.name(index))
+        image = self.sample(index).image
+        return image if isinstance(image, bytes | Image.Image) else as_pixels(image, self.name(index))
 
     def sample(self, index: int, seed: int = 0) -> Sample:
-        """Return a sample; its transforms draw from the global generators, which are seeded."""
+        """Return a sample; ``seed`` seeds the global generators that its transforms draw from."""
         with seed_globals(seed):
-            found = self.dataset[index]
-        if isinstance(found, Mapping):
-            keys = [[key for key in known if key in found] for known in (IMAGES, LABELS[:-1])]  # the last is of shards
+            sample = self.dataset[index]
+        what = f"a {type(sample).__name__}"
+        if isinstance(sample, Mapping):
+            keys = [[key for key in usual if key in sample] for usual in (IMAGES, LABELS[:-1])]  # the last is of shards
             if all(keys):
-                return Sample(found[keys[0][0]], found[keys[1][0]])
-            given = f"a mapping with the keys {', '.join(map(str, found))}"
-        elif isinstance(found, tuple | list) and len(found) == 2:
-            return Sample(*found)
-        else:
-            given = f"{len(found)} things" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
-        raise InputError(f"{self.name(index)} of the Dataset is {given}; it has to be a pair (image, label).")
+                return Sample(sample[keys[0][0]], sample[keys[1][0]])
+            what = f"a mapping with the keys {', '.join(map(str, sample))}"
+        elif isinstance(sample, tuple | list):
+            if len(sample) == 2:
+                return Sample(*sample)
+            what += f" of length {len(sample)}"
+        raise InputError(f"{self.name(index)} of the Dataset is {what}; it has to be a pair (image, label).")
 
     def name(self, index: int) -> str:
         """Return its title and number."""
         return f"{self.title} {index}"
 
     def fingerprint(self, times: bool) -> str:
-        """Return a hash of the number of images and of some of them."""
+        """Return a hash of the number of images and of up to eight of them."""
         count = len(self.dataset)
-        return hash_parts([str(count), *(_content(self, index, 0) for index in spread_indices(count))])
+        return hash_parts([str(count), *(_raw_bytes(self, index, 0) for index in spread_indices(count))])
 
 
-def open_given(given: Any, split: str) -> Source:
-    """Return a program's images of a split as a source; all labels are read, but only a few images.
+def open_given(given: Any, split: str, classes: Sequence[str] | None = None) -> Source:
+    """Return a split's images, passed from Python, as a source; all labels are read, but only a few images.
 
-    They are a map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
+    ``given`` is a map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
     images of integers (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library; or a
-    DataLoader, whose dataset is taken. A label is a class number or name; several are an array or tensor (K,) of 0 and
-    1, or a list of class numbers or names.
+    DataLoader of one of these. A label is a class number or name; several labels are an array or tensor (K,) of 0 and
+    1, or a list of class numbers or names. ``classes`` are the class names of a Dataset or arrays without names.
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
@@ -91,10 +92,10 @@ def open_given(given: Any, split: str) -> Source:
         (['0', '1'], (8, 8))
     """
     if isinstance(given, DataLoader):
-        warn_once(f"a DataLoader was given for {split}; its dataset is taken, and mixmo draws its own batches.")
+        warn_once(f"{split} is a DataLoader; only its dataset is used: mixmo draws its own batches.")
         given = given.dataset
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
-        return _open_arrays(given[0], given[1], split)
+        return _open_arrays(given[0], given[1], split, classes)
     if isinstance(given, IterableDataset) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         raise InputError(
             f"{split} is a {type(given).__name__}; give a map-style Dataset, with __getitem__ and __len__, a pair of "
@@ -102,41 +103,42 @@ def open_given(given: Any, split: str) -> Source:
         )
     if not len(given):
         raise InputError(f"{split} is empty: its Dataset has no images.")
-    if _keeps_files(given):
+    if _is_image_table(given):
         return open_table(given, split)
     images = DatasetImages(given, f"{split} image")
     samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
-    images.prepared = _is_float(samples[0].image) or _is_random(images, samples)
+    images.prepared = is_float(samples[0].image) or _is_random(images, samples)
     for index, sample in samples.items() if images.prepared else ():
         if np.shape(sample.image) != np.shape(samples[0].image):
             raise InputError(
                 f"{images.name(index)} has shape {np.shape(sample.image)}, but the first one "
                 f"{np.shape(samples[0].image)}; resize all to one size in the Dataset's transforms."
             )
-    labels, names = number_labels(_labels(images, samples), _class_names(given), split)
+    labels, names = number_labels(_read_labels(images, samples), _find_class_names(given) or classes, split)
     return Source(labels, names, images)
 
 
-def _open_arrays(images: Any, labels: Any, split: str) -> Source:
+def _open_arrays(images: Any, labels: Any, split: str, classes: Sequence[str] | None) -> Source:
     if len(images) != len(labels) or not len(images):
-        raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give one label an image.")
-    numbers, names = number_labels(_as_list(labels), None, split)
-    if _is_float(images) and len(images.shape) == 4:
+        raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give one for each image.")
+    numbers, names = number_labels(_as_list(labels), classes, split)
+    if is_float(images) and len(images.shape) == 4:
         source = open_given(TensorDataset(torch.as_tensor(images), torch.from_numpy(numbers)), split)
         return replace(source, labels=numbers, classes=names)
     pixels = np.stack([as_pixels(each, f"{split} image {number}") for number, each in enumerate(images)])
     return Source(numbers, names, ArrayImages(pixels, f"{split} image"))
 
 
-def with_groups(source: Source, groups: Any) -> Source:
-    """Return N training images with groups, such as patients: those with the same of N numbers or names are one.
+def add_groups(source: Source, groups: Any) -> Source:
+    """Group the images of a source by N numbers or names, such as patients: equal values form one group.
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
-        >>> with_groups(source, ["ann", "ann", "bob", "bob"]).groups
-        array([0, 0, 1, 1])
+        >>> groups = add_groups(source, ["ann", "ann", "bob", "bob"]).groups
+        >>> bool(groups[0] == groups[1] != groups[2] == groups[3])
+        True
     """
     if isinstance(groups, str) or not isinstance(groups, Iterable) or getattr(groups, "ndim", 1) == 0:
         raise InputError(f"groups is {groups!r}; groups are whole numbers or names, one for each training image.")
@@ -145,15 +147,14 @@ def with_groups(source: Source, groups: Any) -> Source:
         raise InputError(f"there are {len(values)} groups and {len(source)} training images; give one for each.")
     if odd := next((each for each in enumerate(values) if not isinstance(each[1], int | str)), None):
         raise InputError(f"groups[{odd[0]}] is {odd[1]!r}; groups are whole numbers or names, one for each image.")
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    return replace(source, groups=np.array([numbers[value] for value in values]))
+    return replace(source, groups=number_groups(values))
 
 
 def as_pixels(image: Any, name: str) -> np.ndarray:
-    """Return the integers (H, W), (H, W, C) or (C, H, W) of an array or tensor.
+    """Return an array or tensor of integers (H, W), (H, W, C) or (C, H, W) as an array.
 
-    Grey, RGB and RGBA images become (H, W) and (H, W, C). Other bands come last where a tensor has them first, and stay
-    where an array has them, until the number of channels is known.
+    Grey, RGB and RGBA images become (H, W) or (H, W, C). Other bands are moved from first to last in tensors, but left
+    in place in arrays, until the number of channels is known.
 
     Example:
         >>> as_pixels(torch.zeros(3, 8, 6, dtype=torch.uint8), "an image").shape
@@ -164,32 +165,32 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
     pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
     if pixels.dtype.kind not in "iu" or pixels.ndim not in (2, 3):
         raise InputError(
-            f"{name} has shape {pixels.shape} and type {pixels.dtype}; images are PIL images, integers of shape "
-            "(H, W), (H, W, C) or (C, H, W), or floats (C, H, W) as the network takes them."
+            f"{name} has shape {pixels.shape} and type {pixels.dtype}; give PIL images, integers of shape (H, W), "
+            "(H, W, C) or (C, H, W), or floats (C, H, W) that are the network's input."
         )
     if pixels.ndim == 3 and pixels.shape[2] not in COLOURS:
-        first = isinstance(image, Tensor) or pixels.shape[0] in COLOURS
-        pixels = pixels.transpose(1, 2, 0) if first else pixels
+        bands_first = isinstance(image, Tensor) or pixels.shape[0] in COLOURS
+        pixels = pixels.transpose(1, 2, 0) if bands_first else pixels
     return np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
-def gives_floats(source: Source) -> bool:
-    """Return whether a source's images are floating point, which the network takes as they are."""
-    return isinstance(source.images, DatasetImages) and _is_float(source.images.sample(0).image)
+def has_float_images(source: Source) -> bool:
+    """Return whether a source's images are floating point, so that they are passed to the network unchanged."""
+    return isinstance(source.images, DatasetImages) and is_float(source.images.sample(0).image)
 
 
-def channels_of(source: Source) -> int:
-    """Return C of a source's first image: 3 for RGBA; for arrays of other bands, the axis that differs."""
+def infer_channels(source: Source) -> int:
+    """Return C of a source's first image: 3 for RGBA; for arrays of other bands, the axis that differs in length."""
     images = source.images
-    if isinstance(images, DatasetImages) and _is_float(found := images.sample(0).image):
-        return int(found.shape[0])
+    if isinstance(images, DatasetImages) and is_float(sample := images.sample(0).image):
+        return int(sample.shape[0])
     image = source.read(0)
     if isinstance(image, np.ndarray):
         first, second, last = (*image.shape, 1)[:3]
         if last not in COLOURS and first != second != last:
             raise InputError(
-                f"{source.name(0)} has shape {image.shape}; set channels (data.channels), to distinguish bands "
-                "from sides."
+                f"{source.name(0)} has shape {image.shape}; set channels (data.channels) to tell which axis has the "
+                "bands."
             )
         return int({1: 1, 3: 3, 4: 3}.get(last, last if first == second else first))
     if isinstance(image, bytes):
@@ -198,14 +199,14 @@ def channels_of(source: Source) -> int:
 
 
 def _check_image(image: Any, name: str) -> None:
-    """Refuse anything but an image."""
+    """Refuse what is not an image."""
     if isinstance(image, bytes | Image.Image):
         return
     if not isinstance(image, np.ndarray | Tensor):
         raise InputError(
             f"{name} of the Dataset is a {type(image).__name__}; it has to be a PIL image, an array or a tensor."
         )
-    if not _is_float(image):
+    if not is_float(image):
         as_pixels(image, name)
     elif image.ndim != 3 or _has_bands_last(*image.shape) or not np.isfinite(np.asarray(image)).all():
         raise InputError(
@@ -215,18 +216,19 @@ def _check_image(image: Any, name: str) -> None:
 
 
 def _has_bands_last(first: int, second: int, last: int) -> bool:
-    """Return whether an image of that shape is (H, W, C) rather than (C, H, W), as far as the shape shows."""
+    """Return whether a shape is evidently (H, W, C) rather than (C, H, W)."""
     return first not in COLOURS and (last in COLOURS or first == second != last or first > MOST_CHANNELS)
 
 
-def _is_float(image: Any) -> bool:
+def is_float(image: Any) -> bool:
+    """Return whether an image is a floating-point array or tensor."""
     if isinstance(image, Tensor):
         return image.is_floating_point()
     return isinstance(image, np.ndarray) and image.dtype.kind == "f"
 
 
-def _keeps_files(dataset: Any) -> bool:
-    """Return whether a dataset is of the Hugging Face library, with images that mixmo can decode."""
+def _is_image_table(dataset: Any) -> bool:
+    """Return whether a dataset is of the Hugging Face library, with an image column that mixmo can decode."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
         return False
@@ -235,10 +237,10 @@ def _keeps_files(dataset: Any) -> bool:
 
 def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
     """Return whether a Dataset gives different images for the same index."""
-    return any(_content(images, index, seed) != _content(images, index, 0) for index in samples for seed in (1, 2))
+    return any(_raw_bytes(images, index, seed) != _raw_bytes(images, index, 0) for index in samples for seed in (1, 2))
 
 
-def _content(images: DatasetImages, index: int, seed: int) -> bytes:
+def _raw_bytes(images: DatasetImages, index: int, seed: int) -> bytes:
     image = images.sample(index, seed).image
     return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
 
@@ -258,39 +260,40 @@ def seed_globals(seed: int) -> Iterator[None]:
         random.setstate(before[2])
 
 
-def _labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
-    """Return all labels: the Dataset's list if it has one, else the label of each sample."""
-    known, count = _get_labels(images.dataset), len(images.dataset)
-    if known is not None and len(known) == count:
-        values = _as_list(known)
+def _read_labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
+    """Return all labels: the Dataset's list if it agrees with the samples, else the label of each sample."""
+    listed, count = _find_labels(images.dataset), len(images.dataset)
+    if listed is not None and len(listed) == count:
+        values = _as_list(listed)
         if all(np.array_equal(values[index], _as_python(sample.label)) for index, sample in samples.items()):
             return values
     if count > 10_000:
-        warn_once(f"reading all {count} samples once, for their labels; an attribute `targets` would avoid that.")
+        warn_once(f"reading all {count} samples for their labels; an attribute `targets` would avoid that.")
     return [_as_python(images.sample(index).label) for index in range(count)]
 
 
-def _get_labels(dataset: Any) -> Any:
+def _find_labels(dataset: Any) -> Any:
     """Return a Dataset's list of labels; ``None`` if it has none."""
     if isinstance(dataset, Subset):
-        inner = _get_labels(dataset.dataset)
-        return None if inner is None else [_as_python(inner[index]) for index in dataset.indices]
+        labels = _find_labels(dataset.dataset)
+        return None if labels is None else [_as_python(labels[index]) for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        parts = [_get_labels(part) for part in dataset.datasets]
+        parts = [_find_labels(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else [_as_python(each) for part in parts for each in part]
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1]
-    return next((found for key in ("targets", "labels") if (found := getattr(dataset, key, None)) is not None), None)
+    labels = getattr(dataset, "targets", None)
+    return getattr(dataset, "labels", None) if labels is None else labels
 
 
-def _class_names(dataset: Any) -> list[str] | None:
-    """Return the names of the classes, where a Dataset has them."""
+def _find_class_names(dataset: Any) -> list[str] | None:
+    """Return a Dataset's class names; ``None`` if it has none."""
     if isinstance(dataset, Subset):
-        return _class_names(dataset.dataset)
+        return _find_class_names(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
-        return _class_names(dataset.datasets[0])
-    found = getattr(dataset, "classes", None)
-    return list(found) if isinstance(found, Sequence) and all(isinstance(each, str) for each in found) else None
+        return _find_class_names(dataset.datasets[0])
+    names = getattr(dataset, "classes", None)
+    return list(names) if isinstance(names, Sequence) and all(isinstance(name, str) for name in names) else None
 
 
 def _as_list(labels: Any) -> list[Any]:
@@ -300,7 +303,7 @@ def _as_list(labels: Any) -> list[Any]:
 
 
 def _as_python(label: Any) -> Any:
-    """Return a label as a Python value, several as an array of 0 and 1 or a list of Python values."""
+    """Return a label as a Python value, or several as an array of 0 and 1 or a list of Python values."""
     if isinstance(label, list | tuple | set):
         return [_as_python(each) for each in label]
     if isinstance(label, np.generic | np.ndarray | Tensor):

@@ -1,7 +1,7 @@
-"""Image sets and their loaders: in memory on the device where they fit, else streamed by workers.
+"""Image sets and their loaders: in memory on the device if they fit, else streamed by workers.
 
-A loader yields :class:`DistinctBatch`: the U = B / b distinct images of a step, without augmentation, as uint8, or
-copies of them that a user's Dataset has prepared. :mod:`mixmo.data.batches` makes the B mixtures from it on the device.
+A loader yields :class:`DistinctBatch`: the U = B / b distinct images of a step, as uint8 without augmentation, or as
+copies prepared by a user's Dataset. :mod:`mixmo.data.batches` augments them on the device.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import image_pixels
-from mixmo.data.given import DatasetImages, as_pixels
+from mixmo.data.given import DatasetImages, as_pixels, is_float
 from mixmo.data.orders import Batches, EpochOrder
 from mixmo.data.reading import decode_all, find_readable
 from mixmo.data.sources import Source, decode
-from mixmo.data.workers import PREFETCHED, begin_worker, check_room
+from mixmo.data.workers import PREFETCHED, begin_worker, check_batches_fit
 from mixmo.errors import InputError
-from mixmo.pairing import check_repetition
+from mixmo.pairing import count_distinct
 from mixmo.seeding import Stream, seed_for
 
 IN_MEMORY_LIMIT = 4 * 2**30
-"""Sets up to this many decoded bytes live on the device; larger ones are streamed."""
+"""Sets of up to this many decoded bytes are stored on the device; larger ones are streamed."""
 
 
 class DistinctBatch(NamedTuple):
     """The distinct images of one step.
 
     Attributes:
-        images: (N, H, W, C) uint8: the whole set where it is in memory, the batch where it is streamed; or c copies of
-            each image of the batch, one after another, (U * c, C, h, w) floating point, where a Dataset prepares them.
-            Partners for mixing in pixels are drawn from these.
+        images: (N, H, W, C) uint8: the whole set if it is in memory, the batch if it is streamed; or, if a Dataset
+            prepares them, c copies of each image of the batch, adjacent, (U * c, C, h, w) floating point. Partners for
+            mixing in pixels are drawn from these.
         labels: (N,) class numbers.
-        chosen: (U,) positions of the step's distinct images in ``images``.
+        chosen: (U,) indices of the step's distinct images in ``images``.
     """
 
     images: Tensor
@@ -48,7 +48,7 @@ class DistinctBatch(NamedTuple):
 
 
 class InMemoryImages(Dataset[DistinctBatch]):
-    """A set of images (N, H, W, C) uint8 that lives decoded on a device."""
+    """A set of decoded images (N, H, W, C) uint8 on a device."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -57,7 +57,7 @@ class InMemoryImages(Dataset[DistinctBatch]):
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
-        """Return the batch of these indices; nothing is copied but the indices."""
+        """Return the batch of these indices; only the indices are copied."""
         return DistinctBatch(self.images, self.labels, torch.tensor(indices).to(self.images.device, non_blocking=True))
 
     def to(self, device: torch.device) -> InMemoryImages:
@@ -66,30 +66,30 @@ class InMemoryImages(Dataset[DistinctBatch]):
 
 
 class StreamedImages(Dataset[DistinctBatch]):
-    """A set of images decoded when they are needed, to one size (H, W)."""
+    """A set of images decoded on demand, to one size (H, W)."""
 
     def __init__(self, source: Source, size: tuple[int, int], settings: DataSettings) -> None:
         self.source, self.size, self.labels = source, size, source.labels
-        self.form = settings.channels, settings.interpolation, settings.window
+        self.conversion = settings.channels, settings.interpolation, settings.window
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> DistinctBatch:
         """Decode the images of these indices."""
-        images = np.stack([decode(self.source, index, self.size, *self.form) for index in indices])
+        images = np.stack([decode(self.source, index, self.size, *self.conversion) for index in indices])
         labels = torch.from_numpy(self.labels[indices])
         return DistinctBatch(torch.from_numpy(images), labels, torch.arange(len(indices)))
 
     def to(self, device: torch.device) -> StreamedImages:
-        """Return itself: streamed batches travel one by one."""
+        """Return itself; batches are moved one by one."""
         return self
 
 
 class PreparedImages(Dataset[DistinctBatch]):
-    """Images as a user's Dataset prepares them; each copy is requested separately.
+    """Images prepared by a user's Dataset, which is asked for each copy.
 
-    Floating-point images are what the network takes; PIL images and uint8 are normalised, (x / 255 - mean) / std.
+    Floating-point images are used unchanged; PIL images and uint8 are normalised, (x / 255 - mean) / std.
     """
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
@@ -103,35 +103,35 @@ class PreparedImages(Dataset[DistinctBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, wanted: list[int] | list[tuple[int, list[int]]]) -> DistinctBatch:
+    def __getitems__(self, indices: list[int] | list[tuple[int, list[int]]]) -> DistinctBatch:
         """Return a copy for each index, or for each seed of (index, seeds); copies of an image are adjacent."""
-        pairs = [each if isinstance(each, tuple) else (each, [0]) for each in wanted]
+        pairs = [each if isinstance(each, tuple) else (each, [0]) for each in indices]
         copies = torch.stack([self._copy(index, seed) for index, seeds in pairs for seed in seeds])
         labels = torch.from_numpy(self.labels[[index for index, _ in pairs]])
         return DistinctBatch(copies, labels, torch.arange(len(pairs)))
 
     def to(self, device: torch.device) -> PreparedImages:
-        """Return itself: batches travel one by one."""
+        """Return itself; batches are moved one by one."""
         return self
 
     def _copy(self, index: int, seed: int) -> Tensor:
-        """Return an image (C, h, w) as the network takes it, its transforms' draws from a seed."""
+        """Return an image as the network's input (C, h, w); ``seed`` seeds its transforms."""
         number = self.source.number(index)
         image = self.images.sample(number, seed).image
-        if isinstance(image, np.ndarray | Tensor) and torch.as_tensor(image).is_floating_point():
-            found = torch.as_tensor(image).float()
+        if is_float(image):
+            copy = torch.as_tensor(image).float()
         else:
             name = partial(self.images.name, number)
             image = image if isinstance(image, bytes | Image.Image) else as_pixels(image, name())
             pixels = torch.from_numpy(image_pixels(image, self.channels, self.window, name)).permute(2, 0, 1)
-            found = (pixels.float() / 255 - self.mean) / self.std
-        wanted = (self.channels, *getattr(self, "size", found.shape[1:]))
-        if found.shape != wanted:
+            copy = (pixels.float() / 255 - self.mean) / self.std
+        expected = (self.channels, *getattr(self, "size", copy.shape[1:]))
+        if copy.shape != expected:
             raise InputError(
-                f"{self.images.name(number)} has shape {tuple(found.shape)}, but the first one has {wanted}; resize "
+                f"{self.images.name(number)} has shape {tuple(copy.shape)}, but the first one has {expected}; resize "
                 "all to one size in the Dataset's transforms."
             )
-        return found
+        return copy
 
 
 ImageSet = InMemoryImages | StreamedImages | PreparedImages
@@ -140,7 +140,10 @@ ImageSet = InMemoryImages | StreamedImages | PreparedImages
 def build_image_set(
     source: Source, settings: DataSettings, size: tuple[int, int], scaled: bool = False, check: bool = False
 ) -> ImageSet:
-    """Return the set, decoded if it is kept in memory; images are scaled to the size if one is set, or if asked for."""
+    """Return the set, decoded unless streamed or prepared; images are scaled if a size is set or ``scaled`` is true.
+
+    ``check`` decodes streamed images once to find those that cannot be read.
+    """
     if isinstance(source.images, DatasetImages) and source.images.prepared:
         return PreparedImages(source, settings)
     scaled = scaled or settings.image_size is not None
@@ -169,59 +172,64 @@ def build_train_loader(
     part: tuple[int, int] = (0, 1),
     copies: int = 1,
 ) -> DataLoader[Any]:
-    """Return the loader of training steps: U distinct images each, the incomplete last batch left out.
+    """Return the loader of training steps of U distinct images each, without an incomplete last batch.
 
-    An epoch shows every image b times: floor(N / U) steps, b times those of a single network
-    (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64). ``sampler: balanced`` has as many steps.
+    An epoch shows every image b times: it has floor(N / U) steps, b times those of a single network
+    (781 / 1562 / 3125 for b = 1 / 2 / 4 on 50,000 images at batch 64), also with ``sampler: balanced``.
 
     Args:
-        images: The training images; those in memory are brought to ``device``.
+        images: The training images; those in memory are moved to ``device``.
         settings: The recipe's ``data`` section.
         seed: The run's seed.
         device: The network's device.
-        epoch: The first epoch shown; workers read ahead before it could be set.
+        epoch: The first epoch to show; workers read ahead before it could be set later.
         stream: The stream of seeds that the order is drawn from.
-        batches: How many batches to yield; ``None`` is the whole epoch, and workers stay for the next one.
-        start: How many batches of the first epoch were shown before.
-        part: This rank's number and the number of ranks: the share of a streamed batch to decode here.
-        copies: How many copies of each image a Dataset that prepares them is asked for.
+        batches: How many batches to yield; ``None`` is the whole epoch, with workers that persist.
+        start: How many batches of the first epoch to skip.
+        part: (rank, number of ranks): which share of a streamed batch to decode.
+        copies: How many copies of each image to request from a Dataset that prepares them.
     """
-    distinct = check_repetition(settings.batch_size, settings.batch_repetition)
+    distinct = count_distinct(settings.batch_size, settings.batch_repetition)
     labels = torch.as_tensor(images.labels).cpu() if settings.sampler == "balanced" else None
     order = EpochOrder(len(images), seed, epoch, stream, labels)
     shown = Batches(
         order, distinct, batches, start, (0, 1) if isinstance(images, InMemoryImages) else part,
         copies=copies if isinstance(images, PreparedImages) else 0,
     )  # fmt: skip
-    return _loader(images, shown, settings, device, seed, persistent=batches is None)
+    return _make_loader(images, shown, settings, device, seed, persistent=batches is None)
 
 
 def build_evaluation_loader(
     images: ImageSet, settings: DataSettings, device: torch.device, part: tuple[int, int] = (0, 1)
 ) -> DataLoader[Any]:
-    """Return a loader that shows every image once, in order, in batches of ``settings.evaluation_size``.
+    """Return a loader of every image once, in order, in batches of ``settings.evaluation_size``.
 
-    Rank r of n, ``part`` (r, n), is shown images r, r + n, r + 2n, ….
+    Rank r of n, ``part`` (r, n), gets images r, r + n, r + 2n, ….
     """
     number, parts = part
     batches = BatchSampler(range(number, len(images), parts), settings.evaluation_size, drop_last=False)
-    return _loader(images, batches, settings, device, seed=0)
+    return _make_loader(images, batches, settings, device, seed=0)
 
 
 def check_shared_memory(
     images: ImageSet, settings: DataSettings, batch: int, processes: int = 1, copies: int = 1
 ) -> None:
-    """Refuse batches that workers cannot hand over for lack of shared memory, before any of them starts.
+    """Refuse settings with which workers would run out of shared memory.
 
-    On this machine ``processes`` read batches of ``batch`` images, ``copies`` of each where a Dataset prepares them.
+    Args:
+        images: The images to load.
+        settings: The recipe's ``data`` section.
+        batch: Images per batch.
+        processes: Processes on this machine that have such workers.
+        copies: Copies of each image requested from a Dataset that prepares them.
     """
     if not isinstance(images, InMemoryImages) and settings.workers:
         values = min(batch, len(images)) * math.prod(images.size) * settings.channels
         size = 4 * copies * values if isinstance(images, PreparedImages) else values
-        check_room(size, math.ceil(len(images) / batch), settings.workers, processes)
+        check_batches_fit(size, math.ceil(len(images) / batch), settings.workers, processes)
 
 
-def _loader(
+def _make_loader(
     images: ImageSet,
     batches: BatchSampler,
     settings: DataSettings,

@@ -1,4 +1,4 @@
-"""Class numbers and class names from the labels that a dataset has."""
+"""Class numbers and class names from a dataset's labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEPARATOR = "|"
 """The separator of an image's labels in a table's cell."""
 
 ABSENT = re.compile(r"|-\d+|none|null|nan", re.IGNORECASE)
-"""What datasets write for a missing label."""
+"""Values that datasets use for a missing label."""
 
 
 def number_labels(
@@ -28,17 +28,17 @@ def number_labels(
     on_error: str | None = None,
     images: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-    """Return the class numbers (N,) of N labels, -1 where there is none, and the class names.
+    """Return the class numbers (N,) of N labels, -1 for a missing one, and the class names.
 
-    Where images have several labels it is (N, K) uint8: 1 where a class is present.
+    For images with several labels, return (N, K) uint8 instead: 1 if a class is present.
 
     Args:
-        labels: Class numbers or class names; -1, ``None`` or an empty string where an image has no label. Where
-            images have several: for each a list of class numbers or names, or an array (K,) of 0 and 1.
+        labels: Class numbers or class names; -1, ``None`` or an empty string for a missing label. For images with
+            several labels, a list of class numbers or names, or an array (K,) of 0 and 1, for each.
         names: The class names in the order of their numbers; ``None`` if unknown.
-        where: Whose labels they are, for errors.
-        on_error: ``raise``, or ``skip`` images without a label, which is logged; ``None`` expects a label for each.
-        images: Which image each label is of, for errors; ``None`` is one after another.
+        where: The dataset, for errors.
+        on_error: ``raise`` for missing labels, or ``skip`` them with a warning; ``None`` if none can be missing.
+        images: The index of each label's image, for errors; ``None`` is 0, 1, ….
 
     Example:
         >>> number_labels(["owl", "bat", "owl"], None, "here")
@@ -52,56 +52,55 @@ def number_labels(
         return _number_sets(labels, names, where)
     images = range(len(labels)) if images is None else images
     allowed = {int, str} if on_error is None else {int, str, type(None)}
-    if odd := {type(label) for label in labels} - allowed:
-        index, wrong = next((i, label) for i, label in enumerate(labels) if type(label) in odd)
+    if wrong := next(((i, label) for i, label in enumerate(labels) if type(label) not in allowed), None):
         raise InputError(
-            f"{where} image {images[index]} has the label {wrong!r}, a {type(wrong).__name__}; labels are class "
-            "numbers, integers from 0, or names."
+            f"{where} image {images[wrong[0]]} has the label {wrong[1]!r}, a {type(wrong[1]).__name__}; labels are "
+            "class numbers, integers from 0, or names."
         )
     counts = Counter(labels)
     absent = set[Any]() if on_error is None else _find_absent(counts)
     if absent:
         _report_absent(absent, counts, where, on_error == "raise")
-    known = counts.keys() - absent
+    present = counts.keys() - absent
     if names is None:
-        names = _name_classes(known, len(labels), where)
-    if all(isinstance(label, int) for label in known):
-        numbers = {label: label for label in known}
+        names = _name_classes(present, len(labels), where)
+    if all(isinstance(label, int) for label in present):
+        numbers = {label: label for label in present}
     else:
         numbers = {name: number for number, name in enumerate(names)}
     for index, label in enumerate(labels):
         if label not in absent and (label not in numbers or not 0 <= numbers[label] < len(names)):
-            what = f"class numbers lie between 0 and {len(names) - 1}" if label in numbers else "no class has that name"
-            raise InputError(f"{where} image {images[index]} has the label {label!r}; {what}.")
+            why = f"class numbers lie between 0 and {len(names) - 1}" if label in numbers else "no class has that name"
+            raise InputError(f"{where} image {images[index]} has the label {label!r}; {why}.")
     return np.array([numbers.get(label, -1) for label in labels], dtype=np.int64), list(names)
 
 
 def _number_sets(labels: Sequence[Any], names: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:
-    """Return 0 or 1 for each class of each image (N, K), and the class names."""
+    """Return 0 or 1 for each image and class, (N, K), and the class names."""
     vectors = isinstance(labels[0], np.ndarray)
     for index, label in enumerate(labels):
         if vectors:
             size = len(names or labels[0])
             fits = isinstance(label, np.ndarray) and label.shape == (size,) and np.isin(label, (0, 1)).all()
-            wanted = f"an array of {size} values, 0 or 1 for each class, as the first one or the class names have it"
+            expected = f"an array of {size} values, 0 or 1 for each class, like the first image's or the class names"
         else:
             fits = isinstance(label, list | tuple | set) and len({*label}) == len(label)
-            wanted = "a list of class numbers or names, each once; give 0 and 1 for each class as an array"
+            expected = "a list of class numbers or names, each once; give 0 and 1 for each class as an array"
         if not fits:
-            raise InputError(f"{where} image {index} has the labels {label!r}; they have to be {wanted}.")
+            raise InputError(f"{where} image {index} has the labels {label!r}; they have to be {expected}.")
     if vectors:
-        found = np.stack(labels).astype(np.uint8)
-        names = [str(number) for number in range(found.shape[1])] if names is None else names
+        sets = np.stack(labels).astype(np.uint8)
+        names = [str(number) for number in range(sets.shape[1])] if names is None else names
     else:
         images = [index for index, label in enumerate(labels) for _ in label]
         numbers, names = number_labels([each for label in labels for each in label], names, where, images=images)
-        found = np.zeros((len(labels), len(names)), np.uint8)
-        found[images, numbers] = 1
-    return found, list(names)
+        sets = np.zeros((len(labels), len(names)), np.uint8)
+        sets[images, numbers] = 1
+    return sets, list(names)
 
 
 def rarest_labels(labels: np.ndarray) -> np.ndarray:
-    """Return class numbers (N,), of several labels (N, K) the one that the fewest images have; K if there is none.
+    """Return class numbers (N,); for several labels (N, K), the class with the fewest images, or K without a label.
 
     Example:
         >>> rarest_labels(np.array([[1, 1], [1, 0], [0, 0]])).tolist()
@@ -114,7 +113,7 @@ def rarest_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def present_classes(labels: np.ndarray) -> np.ndarray:
-    """Return the numbers of the classes that images have, with repetitions.
+    """Return the class numbers that occur in labels, maybe repeatedly.
 
     Example:
         >>> present_classes(np.array([[0, 1, 0], [0, 1, 1]])).tolist(), present_classes(np.array([2, 0, 2])).tolist()
@@ -124,7 +123,7 @@ def present_classes(labels: np.ndarray) -> np.ndarray:
 
 
 def name_label(label: np.ndarray, classes: Sequence[str]) -> str:
-    """Return the name of an image's class, or those of several with | between them.
+    """Return the name of an image's class, or those of several joined by |.
 
     Example:
         >>> name_label(np.array([1, 0, 1]), ["bat", "cat", "owl"]), name_label(np.array(1), ["bat", "cat"])
@@ -135,7 +134,7 @@ def name_label(label: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _find_absent(labels: Iterable[Any]) -> set[Any]:
-    """Return the values that mean "no label"; among class names "none" is a class."""
+    """Return the values that mean "no label"; if labels are names, "none" is a class."""
     texts = {label for label in labels if isinstance(label, str)}
     absent = {text for text in texts if ABSENT.fullmatch(text)}
     if not all(text.isdecimal() for text in texts - absent):
@@ -149,37 +148,36 @@ def _report_absent(absent: set[Any], counts: Counter[Any], where: str, refuse: b
     text = f"{printable(where)}: {missing} of {counts.total()} labels are {shown} (no label)"
     if refuse or missing == counts.total():
         raise InputError(
-            f"{text}; label these images, or continue without them with --data.on_error skip; if images have none of "
-            "the classes or several, set data.multi_label."
+            f"{text}; label these images, or continue without them with --data.on_error skip; if images can have no "
+            "class or several, set data.multi_label."
         )
     warn_once(f"{text}; these images are left out.")
 
 
 def _name_classes(labels: Iterable[Any], count: int, where: str) -> list[str]:
-    """Return class names: the labels that are names, sorted, or the numbers up to the largest."""
+    """Return class names: sorted labels, or all numbers up to the largest."""
     if not all(isinstance(label, int) for label in labels):
         return sorted(map(str, labels))
-    most = max(labels, default=-1)
-    if most > 10 * count + 1000:
-        raise InputError(f"{where}: class number {most} is too large for {count} images; number classes from 0.")
-    return [str(number) for number in range(most + 1)]
+    largest = max(labels, default=-1)
+    if largest > 10 * count + 1000:
+        raise InputError(f"{where}: class number {largest} is too large for {count} images; number classes from 0.")
+    return [str(number) for number in range(largest + 1)]
 
 
 def check_look_alike(names: Iterable[str], where: str) -> None:
-    """Refuse names that differ only in their Unicode form, as systems encode accents differently, or in spaces."""
-    found: dict[str, str] = {}
+    """Refuse names that differ only in spaces or in Unicode normalisation, as systems encode accents differently."""
+    normalised: dict[str, str] = {}
     for name in sorted(set(names)):
-        other = found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)
+        other = normalised.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)
         if other != name:
-            raise InputError(
-                f"{where} has two classes that look alike: {_spelt(name)} and {_spelt(other)}; rename one as the other."
-            )
+            pair = f"{_describe_spelling(name)} and {_describe_spelling(other)}"
+            raise InputError(f"{where} has two classes that look alike: {pair}; rename one as the other.")
 
 
-def _spelt(name: str) -> str:
-    """Return a name with what distinguishes it from one that looks alike."""
+def _describe_spelling(name: str) -> str:
+    """Return a name with its Unicode form and spaces, to tell it from one that looks alike."""
     composed, decomposed = unicodedata.is_normalized("NFC", name), unicodedata.is_normalized("NFD", name)
-    known = ["composed, NFC"] * composed + ["decomposed, NFD"] * decomposed
-    form = known[0] if len(known) == 1 else "" if known else "partly composed"
+    forms = ["composed, NFC"] * composed + ["decomposed, NFD"] * decomposed
+    form = forms[0] if len(forms) == 1 else "" if forms else "partly composed"
     spaces = "" if name == " ".join(name.split()) else f"spaces as in {name!r}"
     return f"{printable(name)} ({', '.join(filter(None, [form, spaces])) or 'without further spaces'})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -21,7 +22,7 @@ from mixmo.data.splits import draw_fold, draw_share, draw_validation
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.header import height_and_width
-from mixmo.pairing import check_repetition
+from mixmo.pairing import count_distinct
 from mixmo.seeding import Stream, seed_for
 
 
@@ -33,11 +34,12 @@ class DataModule:
 
     Args:
         settings: The recipe's ``data`` section.
-        seed: The run's; it draws the validation images and those of ``images_per_class``, unless ``split_seed`` is set.
-        check: Decode streamed training images once, so that those that cannot be read are known before training.
-        option: How the current command allows downloads, for errors.
-        given: ``train``, and ``validation`` and ``test`` if there are any, in place of the dataset that the settings
-            name (:func:`mixmo.data.given.open_given`).
+        seed: The run's seed; it draws the validation images and those of ``images_per_class``, unless ``split_seed`` is
+            set.
+        check: Decode streamed training images once, to find those that cannot be read before training.
+        option: The option that allows downloads in this command, for errors.
+        given: Sources (:func:`mixmo.data.given.open_given`) of ``train`` and, if any, ``validation`` and ``test``, to
+            use instead of the dataset that the settings name.
 
     Example:
         >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1), seed=0)
@@ -63,7 +65,7 @@ class DataModule:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the decoded images: as set, or as the first image has it."""
+        """(H, W) of the decoded images: ``image_size``, or the size of the first image."""
         if self.settings.image_size is not None:
             return height_and_width(self.settings.image_size)
         if self._prepared:
@@ -74,11 +76,9 @@ class DataModule:
     def train(self) -> ImageSet:
         """Training images, without those held out for validation."""
         images = build_image_set(self._parts["train"], self.settings, self.size, check=self.check)
-        if missing := self._without_images(images):
-            raise InputError(
-                f"no training image is of {missing}, or none of those can be read; add some, or remove the class."
-            )
-        distinct = check_repetition(self.settings.batch_size, self.settings.batch_repetition)
+        if missing := self._missing_classes(images):
+            raise InputError(f"no training image of {missing} exists or can be read; add some, or remove the class.")
+        distinct = count_distinct(self.settings.batch_size, self.settings.batch_repetition)
         if len(images) < distinct:
             raise InputError(
                 f"{self.settings.name!r} has {len(images)} training images, fewer than the {distinct} distinct images "
@@ -89,7 +89,7 @@ class DataModule:
 
     @cached_property
     def validation(self) -> ImageSet | None:
-        """Images held out for selection, or the dataset's own; ``None`` where ``data.validation`` is 0."""
+        """Images held out for selection, or the dataset's validation set; ``None`` if ``data.validation`` is 0."""
         held_out = self._parts.get("validation")
         if held_out is None:
             return None
@@ -98,20 +98,20 @@ class DataModule:
                 f"no validation image of {self.settings.name!r} has a label, so mAP cannot be measured; give or draw "
                 "others, or set --data.validation 0."
             )
-        return self._noticed(build_image_set(held_out, self.settings, self.size, check=self.check), "validation")
+        return self._build(held_out, "validation", self.check)
 
     @cached_property
     def test(self) -> ImageSet:
-        """Test images, which never choose anything."""
-        return self._noticed(build_image_set(self._test_source, self.settings, self.size), "test")
+        """Test images, never used for selection."""
+        return self._build(self._test_source, "test")
 
     def other(self, name: str) -> tuple[ImageSet, list[str]]:
-        """Return the test images of another dataset, resized to the size of these, and the names of its classes."""
+        """Return the test images of another dataset, scaled to the same size, and its class names."""
         source = self._other(name)
         return build_image_set(source, self.settings, self.size, scaled=True), source.classes
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """Return test images as :meth:`mixmo.data.batches.Augmentation.center` takes them."""
+        """Return test images for :meth:`mixmo.data.batches.Augmentation.center`."""
         if self._prepared:
             return self.test.__getitems__(list(indices)).images
         return torch.from_numpy(np.stack([self.image(index) for index in indices]))
@@ -123,33 +123,45 @@ class DataModule:
         return isinstance(images, DatasetImages) and images.prepared
 
     def image(self, index: int) -> np.ndarray:
-        """Return a test image (H, W, C) as it is decoded for the network, uint8.
+        """Return a test image (H, W, C) as decoded for the network, uint8.
 
-        One that a Dataset has prepared is shown from its least to its largest value.
+        Images prepared by a Dataset are scaled from their range to 0…255.
         """
         if self._prepared:
             (pixels,) = self.batch([index]).permute(0, 2, 3, 1)
-            least, most = pixels.min(), pixels.max()
-            shown: np.ndarray = ((pixels - least) / (most - least).clamp(min=1e-6) * 255).round().byte().numpy()
-            return shown
-        own, size = self.settings, None if self.settings.image_size is None else self.size
-        return decode(self._readable_test_source, index, size, own.channels, own.interpolation, own.window)
+            low, high = pixels.min(), pixels.max()
+            scaled: np.ndarray = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).round().byte().numpy()
+            return scaled
+        data, size = self.settings, None if self.settings.image_size is None else self.size
+        return decode(self._readable_test_source, index, size, data.channels, data.interpolation, data.window)
 
     def require(self) -> DataModule:
-        """Return itself if everything that training needs is there; the test set is listed but not decoded."""
+        """Open all that training needs, and return itself; the test set is listed but not decoded."""
         _ = self._train_source, self._has_test and self._test_source  # raises if classes do not fit
         _ = self.train, self.validation
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """Refuse a group with images in two splits, so that none is both trained and tested on."""
+        groups = {name: source.groups for name, source in self.sources.items() if name != "unused"}
+        for (one, first), (two, second) in itertools.combinations(groups.items(), 2):
+            if first is not None and second is not None and len(common := np.intersect1d(first, second)):
+                images = [self.sources[name].name(int((groups[name] == common[0]).argmax())) for name in (one, two)]
+                raise InputError(
+                    f"{len(common)} groups of {self.settings.name!r} have images in {one} and in {two}, such as "
+                    f"{' and '.join(images)}; a group belongs to one split."
+                )
 
     @property
     def sources(self) -> dict[str, Source]:
-        """``train``, ``validation``, ``unused`` and ``test``, those that there are; nothing is decoded."""
+        """Sources of ``train`` and, if they exist, ``validation``, ``unused`` and ``test``; nothing is decoded."""
         return {**self._parts, "test": self._test_source} if self._has_test else self._parts
 
     def source(self, dataset: str) -> Source:
-        """Return the images of ``train``, without what is held out of it, ``validation`` or ``test``.
+        """Return the source of ``train`` (without images held out), ``validation`` or ``test``.
 
-        Any other name is a dataset, whose test images are listed once. Nothing is decoded.
+        Any other name is a dataset, of which the test images are listed once. Nothing is decoded.
         """
         if dataset == "test":
             return self._test_source
@@ -166,49 +178,46 @@ class DataModule:
         return self._others[name]
 
     def leave_out(self, names: Container[str]) -> None:
-        """Leave images of these names out of the test set, such as those by which settings were chosen."""
+        """Remove images from the test set by name, such as those used to tune settings."""
         source = self._test_source
         self._test_source = source.subset(np.array([source.name(index) not in names for index in range(len(source))]))
 
     def split_rows(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the name, class and split of each image, in the order of the splits."""
+        """Yield (name, class, split) of each image, split by split."""
         for split, source in self.sources.items():
             for index, label in enumerate(source.labels):
                 yield source.name(index), name_label(label, self.classes), split
 
     def fingerprint(self, dataset: str, times: bool = True) -> str:
-        """Return a SHA-256 (hexadecimal) that changes with the images of a dataset (:meth:`Source.fingerprint`).
+        """Return :meth:`Source.fingerprint` of a dataset for :meth:`source`; ``train`` includes the images held out."""
+        return (self._train_source if dataset == "train" else self.source(dataset)).fingerprint(times)
 
-        It is a name that :meth:`source` takes; ``train`` is with what is held out of it. ``times`` is whether
-        modification times count.
-        """
-        source = self._train_source if dataset == "train" else self.source(dataset)
-        return source.fingerprint(times)
-
-    def draws(self, split: str) -> bool:
-        """Return whether images of ``train``, ``validation`` or ``test`` are drawn, not given by the dataset."""
-        own = self.settings
-        held_out = own.validation > 0 and "validation" not in self._splits
-        few, divided = own.images_per_class is not None, not self._splits or own.folds is not None
+    def is_drawn(self, split: str) -> bool:
+        """Return whether the images of ``train``, ``validation`` or ``test`` are drawn, not defined by the dataset."""
+        data = self.settings
+        held_out = data.validation > 0 and "validation" not in self._splits
+        few, divided = data.images_per_class is not None, not self._splits or data.folds is not None
         return {
             "train": divided or held_out or few,
             "validation": held_out,
-            "test": self._draws_test or (few and self._joins_unused),
+            "test": self._test_is_drawn or (few and self._joins_unused),
         }[split]
 
-    def _without_images(self, images: ImageSet) -> str:
-        """Return the classes without an image in a set, in words; nothing if there are none."""
+    def _missing_classes(self, images: ImageSet) -> str:
+        """Return up to three classes without an image in a set as text, empty if there are none."""
         missing = np.setdiff1d(np.arange(len(self.classes)), present_classes(np.asarray(images.labels)))
         return ", ".join(printable(self.classes[number]) for number in missing[:3])
 
-    def _noticed(self, images: ImageSet, split: str) -> ImageSet:
-        if self.settings.on_error == "skip" and (missing := self._without_images(images)):
+    def _build(self, source: Source, split: str, check: bool = False) -> ImageSet:
+        """Build an image set, and warn of classes of which no image can be read."""
+        images = build_image_set(source, self.settings, self.size, check=check)
+        if self.settings.on_error == "skip" and (missing := self._missing_classes(images)):
             warn_once(f"no {split} image of {missing} can be read.")
         return images
 
     @property
     def _has_test(self) -> bool:
-        """Whether there is a test set; only a program that gives images can leave it out."""
+        """Whether there is a test set; only images passed from Python may lack one."""
         return self.given is None or "test" in self.given or self.settings.folds is not None
 
     @cached_property
@@ -220,10 +229,10 @@ class DataModule:
             raise MissingError(f"no {split} images were given.")
         name, source = self.settings.name, self._dataset.open(split) if self.given is None else self.given[split]
         if source.multi_label != self.settings.multi_label:
-            found = "lists of labels" if source.multi_label else "one label each"
+            labels = "lists of labels" if source.multi_label else "one label each"
             which = "" if split == "all" else f"the {split} "
             raise InputError(
-                f"{which}images of {name!r} have {found}, but data.multi_label is {self.settings.multi_label}; "
+                f"{which}images of {name!r} have {labels}, but data.multi_label is {self.settings.multi_label}; "
                 "set it accordingly, or label all images the same way."
             )
         if source.multi_label and split in ("train", "all") and (source.labels.sum(1) == 1).all():
@@ -235,36 +244,36 @@ class DataModule:
         return self._dataset.splits if self.given is None else set(self.given)
 
     @cached_property
-    def drawn(self) -> dict[str, Source] | None:
-        """``train``, with what is held out of it, and ``test`` as drawn class by class; ``None`` if both are given.
+    def drawn_splits(self) -> dict[str, Source] | None:
+        """``train`` (with images held out) and ``test``, if they are drawn; ``None`` if the dataset defines them.
 
-        Every run draws the same test images of a dataset, regardless of its seed, unless ``split_seed`` is set: no
+        Every run draws the same test images of a dataset, regardless of its seed, unless ``split_seed`` is set, so no
         member of an ensemble has seen them.
         """
-        own, seed = self.settings, seed_for(self.settings.split_seed or 0, 0, "test")
-        if self._splits and own.folds is None:
+        data, seed = self.settings, seed_for(self.settings.split_seed or 0, 0, "test")
+        if self._splits and data.folds is None:
             return None
         source = self._open("train" if self._splits else "all")
-        if own.folds is None:
-            chosen = draw_share(source.strata, own.test, seed, source.groups)
+        if data.folds is None:
+            chosen = draw_share(source.strata, data.test, seed, source.groups)
         else:
-            chosen = draw_fold(source.strata, own.folds, own.fold, seed, source.groups)
-        self._check_some(chosen, source, "testing", "add images, or test images of their own")
+            chosen = draw_fold(source.strata, data.folds, data.fold, seed, source.groups)
+        self._check_not_empty(chosen, source, "testing", "add images, or test images of their own")
         return {"train": source.subset(~chosen), "test": source.subset(chosen)}
 
     @property
     def _joins_unused(self) -> bool:
-        """Whether unused images are tested on."""
+        """Whether unused images join the test set, as for digits."""
         return self.settings.name == "digits" and self.settings.folds is None
 
     @property
-    def _draws_test(self) -> bool:
-        """Whether test images are drawn; those that a program gives later are taken in place of a fold."""
+    def _test_is_drawn(self) -> bool:
+        """Whether test images are drawn; those passed from Python later replace a fold."""
         return not self._splits or (self.settings.folds is not None and "test" not in (self.given or ()))
 
     @cached_property
     def _train_source(self) -> Source:
-        return self._open("train") if self.drawn is None else self.drawn["train"]
+        return self._open("train") if self.drawn_splits is None else self.drawn_splits["train"]
 
     @cached_property
     def _has_train(self) -> bool:
@@ -275,37 +284,38 @@ class DataModule:
 
     @property
     def _main_source(self) -> Source:
-        """The training set; a test set may stand alone."""
+        """The training set, or else the test set."""
         return self._train_source if self._has_train else self._test_source
 
     @cached_property
     def _test_source(self) -> Source:
-        """The test set, numbered by the classes of the training set, where that is there."""
-        source = self.drawn["test"] if self._draws_test and self.drawn is not None else self._open("test")
+        """The test set, numbered by the classes of the training set, if there is one."""
+        drawn = self.drawn_splits if self._test_is_drawn else None
+        source = self._open("test") if drawn is None else drawn["test"]
         if self._joins_unused and "unused" in self._parts:
-            return source.joined(self._parts["unused"])  # few test images otherwise
+            return source.join(self._parts["unused"])  # few test images otherwise
         if not self._has_train:
             return source
-        return source.with_classes(self._train_source.classes, f"the test set of {self.settings.name!r}")
+        return source.renumber(self._train_source.classes, f"the test set of {self.settings.name!r}")
 
     @cached_property
     def _readable_test_source(self) -> Source:
         if self.settings.on_error == "raise":
             return self._test_source
         size = None if self.settings.image_size is None else self.size
-        return find_readable(self._test_source, size, self.settings)  # the others' numbers depend on it
+        return find_readable(self._test_source, size, self.settings)  # which decides the indices
 
     @cached_property
     def _parts(self) -> dict[str, Source]:
-        """``train``, and ``validation`` and ``unused`` if there are any; draws are by class, in the set's order."""
+        """``train`` and, if they exist, ``validation`` and ``unused``, in the dataset's order."""
         source, held_out = self._train_source, dict[str, Source]()
         if self.settings.validation and "validation" in self._splits:
             where = f"the validation set of {self.settings.name!r}"
-            held_out["validation"] = self._open("validation").with_classes(source.classes, where)
+            held_out["validation"] = self._open("validation").renumber(source.classes, where)
         elif self.settings.validation:
             seed = self._split_seed("split")
             chosen = draw_validation(source.strata, self.settings.validation, seed, source.groups)
-            self._check_some(chosen, source, "validation", "set --data.validation 0")
+            self._check_not_empty(chosen, source, "validation", "set --data.validation 0")
             source, held_out["validation"] = source.subset(~chosen), source.subset(chosen)
         self._warn_of_small_classes(source, held_out)
         if self.settings.images_per_class is None:
@@ -316,8 +326,8 @@ class DataModule:
     def _split_seed(self, stream: Stream) -> int:
         return seed_for(self.settings.seed_of_split(self.seed), 0, stream)
 
-    def _check_some(self, chosen: np.ndarray, source: Source, purpose: str, advice: str) -> None:
-        """Refuse a draw of nothing."""
+    def _check_not_empty(self, chosen: np.ndarray, source: Source, purpose: str, advice: str) -> None:
+        """Refuse an empty draw."""
         if not chosen.any():
             what = "images" if source.groups is None else "groups of images"
             raise InputError(
@@ -325,30 +335,30 @@ class DataModule:
             )
 
     def _warn_of_small_classes(self, trained: Source, held_out: Mapping[str, Source]) -> None:
-        """Name the classes that are too small to be in all parts that are drawn."""
-        parts = dict(held_out) if self.draws("validation") else {}
-        if self.drawn is not None:
-            parts["test"] = self.drawn["test"]
-        found = []
+        """Warn of classes that are too small for all splits that are drawn."""
+        parts = dict(held_out) if self.is_drawn("validation") else {}
+        if self.drawn_splits is not None:
+            parts["test"] = self.drawn_splits["test"]
+        texts = []
         for name, part in parts.items():
             missing = np.setdiff1d(present_classes(trained.labels), present_classes(part.labels))
             if len(missing) and len(part):
-                found.append(f"{name} has no image of {list_some([trained.classes[number] for number in missing])}")
-        if found:
+                texts.append(f"{name} has no image of {list_some([trained.classes[number] for number in missing])}")
+        if texts:
             few = "images of a class" if trained.groups is None else "groups of a class"
             advice = "add images, or raise the share (data.validation, data.test)"
-            warn_once(f"{self.settings.name!r} has too few {few} for every split: {'; '.join(found)}; {advice}.")
+            warn_once(f"{self.settings.name!r} has too few {few} for every split: {'; '.join(texts)}; {advice}.")
 
     def _draw_few(self, source: Source, count: int) -> np.ndarray:
-        """Return which images (N,) are the ``count`` drawn of each class, a superset of any smaller count's."""
+        """Return a mask (N,) of ``count`` images drawn from each class, which includes those of any smaller count."""
         order = np.random.default_rng(self._split_seed("subset")).permutation(len(source.labels))
         chosen = np.zeros(len(order), dtype=bool)
         for number, name in enumerate(source.classes):
-            own = order[source.labels[order] == number]
-            if len(own) < count:
+            indices = order[source.labels[order] == number]
+            if len(indices) < count:
                 raise InputError(
-                    f"data.images_per_class is {count}, but class {printable(name)} has {len(own)} images to train on; "
-                    "lower it."
+                    f"data.images_per_class is {count}, but class {printable(name)} has {len(indices)} images to train "
+                    "on; lower it."
                 )
-            chosen[own[:count]] = True
+            chosen[indices[:count]] = True
         return chosen

@@ -1,4 +1,4 @@
-"""The order in which training images are shown: shuffled or balanced by class, from any batch of an epoch on."""
+"""The order of training images: shuffled or balanced by class, from any batch of an epoch on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.data import BatchSampler, Sampler
 from mixmo.seeding import Stream, generator_for, seed_for
 
 CHUNK = 2**16
-"""Indices made Python integers at a time: a list of millions would take ten times their memory."""
+"""Indices converted to Python integers at a time: a list of millions would take ten times the tensor's memory."""
 
 
 class EpochOrder(Sampler[int]):
     """A random order of the training set for each epoch, a function of (seed, epoch) alone.
 
-    With labels (N,) an epoch shows every class equally often, otherwise every image once.
+    With labels (N,), an epoch shows every class equally often, otherwise every image once.
 
     Example:
         >>> order = EpochOrder(6, seed=0)
@@ -36,7 +36,7 @@ class EpochOrder(Sampler[int]):
         self.classes = None if labels is None else _group_by_class(labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls this before each, but for the first only after workers have begun it."""
+        """Set the epoch; Lightning calls this before each, but before the first only after workers have started it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -54,10 +54,10 @@ class EpochOrder(Sampler[int]):
         """Return N indices, equally many of each class and of each image within a class, up to one."""
         extra = torch.randperm(len(classes), generator=generator) < self.size % len(classes)
         chosen = []
-        for own, more in zip(classes, extra.tolist(), strict=True):
+        for indices, more in zip(classes, extra.tolist(), strict=True):
             count = self.size // len(classes) + more
-            mixed = own[torch.randperm(len(own), generator=generator)]
-            chosen.append(mixed.repeat(-(-count // len(own)))[:count])
+            shuffled = indices[torch.randperm(len(indices), generator=generator)]
+            chosen.append(shuffled.repeat(-(-count // len(indices)))[:count])
         return torch.cat(chosen)
 
 
@@ -68,12 +68,12 @@ def _group_by_class(labels: Tensor) -> Sequence[Tensor]:
 
 
 class Batches(BatchSampler):
-    """A limited number of whole batches of indices, so that workers decode no more.
+    """Batches of indices, without an incomplete last one.
 
-    The first batches of the order's first epoch, up to ``start``, were shown before; ``part`` is which equal part of
-    each batch to show, and of how many. With ``copies`` each index comes with a seed for every copy of its image, a
-    function of (seed, stream, epoch, index, copy), with the place in the epoch for the index where an epoch may repeat
-    it: a resumed run, or one with other workers, is shown the same copies.
+    At most ``limit`` batches are yielded, so that workers decode no more; the first ``start`` of the first epoch are
+    skipped. ``part`` (i, n) selects the i-th of n equal parts of each batch. With ``copies``, each index comes with a
+    seed for each copy of its image, a function of (seed, stream, epoch, index, copy), or of the position instead of the
+    index if an epoch may repeat it. So a resumed run, or one with other workers, gets the same copies.
 
     Example:
         >>> [len(batch) for batch in Batches(EpochOrder(7, seed=0), 2, limit=2)]
@@ -99,15 +99,15 @@ class Batches(BatchSampler):
         first = start if self.order.epoch == epoch else 0
         (number, parts), share = self.part, self.batch_size // self.part[1]
         for count, batch in enumerate(islice(super().__iter__(), first, len(self)), first):
-            own = batch[number * share : (number + 1) * share] if parts > 1 else batch
-            yield self._with_seeds(own, count * self.batch_size + number * share) if self.copies else own
+            indices = batch[number * share : (number + 1) * share] if parts > 1 else batch
+            yield self._add_seeds(indices, count * self.batch_size + number * share) if self.copies else indices
 
-    def _with_seeds(self, batch: list[int], start: int) -> list[tuple[int, list[int]]]:
-        """Return each index with the seeds of its copies; the batch begins at that place of the epoch."""
-        order, own = self.order, seed_for(self.order.seed, 0, self.order.stream)
-        places = batch if order.classes is None else range(start, start + len(batch))
-        first = [(order.epoch * order.size + place) * self.copies for place in places]
+    def _add_seeds(self, batch: list[int], start: int) -> list[tuple[int, list[int]]]:
+        """Return each index with the seeds of its copies; ``start`` is the batch's position in the epoch."""
+        order, seed = self.order, seed_for(self.order.seed, 0, self.order.stream)
+        positions = batch if order.classes is None else range(start, start + len(batch))
+        steps = [(order.epoch * order.size + position) * self.copies for position in positions]
         return [
-            (index, [seed_for(own, each + copy, "copy") for copy in range(self.copies)])
-            for index, each in zip(batch, first, strict=True)
+            (index, [seed_for(seed, step + copy, "copy") for copy in range(self.copies)])
+            for index, step in zip(batch, steps, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Decoding of a whole dataset in threads, and the report of unreadable images."""
+"""Decoding of whole datasets in threads, with a report of unreadable images."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL
 
-from mixmo.cache import cache_folder, keep_json, read_json
+from mixmo.cache import cache_folder, cache_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import explain_error
 from mixmo.data.levels import LIMIT
-from mixmo.data.messages import logger
+from mixmo.data.messages import list_some, logger
 from mixmo.data.sources import Source, decode, hash_parts
 from mixmo.errors import InputError
 
 BLOCK = 1024
-"""Images handed to the threads at once."""
+"""Images passed to the threads at once."""
 
-SHOWN, REASONS = 10, 3
-"""Largest number of images that are named for each reason why they cannot be read, and of reasons."""
+MAX_NAMES, MAX_REASONS = 10, 3
+"""How many unreadable images are named for each reason, and how many reasons."""
 
 
 def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
@@ -40,29 +40,29 @@ def first_size(source: Source, settings: DataSettings) -> tuple[int, int]:
 def find_readable(source: Source, size: tuple[int, int] | None, settings: DataSettings) -> Source:
     """Decode every image once, and return the source of those that can be read.
 
-    A success is stored in the user's cache, by names, sizes and modification times: a run that is resumed, or another
-    one on the same images, starts at once.
+    If all can, this is stored in the user's cache, by names, sizes and modification times, so that later runs on the
+    same images skip it.
     """
     content, numbers = source.images.fingerprint(times=True), b"" if source.numbers is None else source.numbers
     form = PIL.__version__, str(size), str(settings.channels), str(settings.window), os.environ.get(LIMIT, "")
-    about = hash_parts([*form, os.path.abspath(source.name(0)), content, numbers])
-    kept = cache_folder("readable") / f"{about}.json"
-    known = read_json(kept) if content else None
-    if known and known.get("images") == len(source):
+    key = hash_parts([*form, os.path.abspath(source.name(0)), content, numbers])
+    path = cache_folder("readable") / f"{key}.json"
+    cached = read_json(path) if content else None
+    if cached and cached.get("images") == len(source):
         return source
     logger.info("checking once that all %d images can be read", len(source))
     unreadable = _read(source, size, settings, lambda index, pixels: None)
-    if content and not unreadable:  # an unreadable image, such as without permission, may be readable next time
-        keep_json(kept, {"images": len(source)})
-    return _without(source, unreadable, settings.on_error)
+    if content and not unreadable:  # failures are not cached: a missing permission may be granted
+        cache_json(path, {"images": len(source)})
+    return _drop_unreadable(source, unreadable, settings.on_error)
 
 
 def decode_all(
     source: Source, size: tuple[int, int], scaled: bool, settings: DataSettings
 ) -> tuple[np.ndarray, Source]:
-    """Return all images that can be read, (N, H, W, C) uint8, and the source of them.
+    """Return all images that can be read, (N, H, W, C) uint8, and their source.
 
-    Those of another size (H, W) are refused unless they are to be scaled to it.
+    Unless ``scaled``, images of another size than (H, W) are refused.
     """
     try:
         images = np.empty((len(source), *size, settings.channels), dtype=np.uint8)
@@ -72,65 +72,62 @@ def decode_all(
             "--data.in_memory false, or lower --data.image_size."
         ) from error
 
-    def keep(index: int, pixels: np.ndarray) -> None:
+    def store(index: int, pixels: np.ndarray) -> None:
         if pixels.shape != images.shape[1:]:
             raise InputError(
                 f"image {source.name(index)} is {pixels.shape[0]}×{pixels.shape[1]}, but the first one is "
-                f"{size[0]}×{size[1]}; bring all to one size with --data.image_size."
+                f"{size[0]}×{size[1]}; scale all to one size with --data.image_size."
             )
         images[index] = pixels
 
-    unreadable = _read(source, size if scaled else None, settings, keep)
-    kept = _without(source, unreadable, settings.on_error)
-    return np.delete(images, sorted(unreadable), axis=0) if unreadable else images, kept
+    unreadable = _read(source, size if scaled else None, settings, store)
+    readable = _drop_unreadable(source, unreadable, settings.on_error)
+    return np.delete(images, sorted(unreadable), axis=0) if unreadable else images, readable
 
 
 def _read(
-    source: Source, size: tuple[int, int] | None, settings: DataSettings, keep: Callable[[int, np.ndarray], None]
+    source: Source, size: tuple[int, int] | None, settings: DataSettings, store: Callable[[int, np.ndarray], None]
 ) -> dict[int, str]:
-    """Hand each image to ``keep``; return why others cannot be read, by index."""
+    """Pass each decoded image to ``store``; return the reasons why others cannot be read, by index."""
 
-    def one(index: int) -> str | None:
+    def decode_one(index: int) -> str | None:
         try:
             pixels = decode(source, index, size, settings.channels, settings.interpolation, settings.window)
         except InputError as error:
             return _strip_name(error)
-        keep(index, pixels)
+        store(index, pixels)
         return None
 
-    found: dict[int, str] = {}
-    # Pillow decodes without holding the interpreter's lock; a user's Dataset may not be thread-safe.
+    reasons: dict[int, str] = {}
+    # Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(1 if getattr(source.images, "one_by_one", False) else None) as pool:
         for start in range(0, len(source), BLOCK):
             block = range(start, min(start + BLOCK, len(source)))
-            found.update((i, text) for i, text in zip(block, pool.map(one, block), strict=True) if text)
-    return found
+            reasons.update((i, text) for i, text in zip(block, pool.map(decode_one, block), strict=True) if text)
+    return reasons
 
 
 def _strip_name(error: InputError) -> str:
-    """Return why an image cannot be read, without its name."""
+    """Return why an image cannot be read, without the image's name."""
     return explain_error(error.__cause__ or error)
 
 
-def _without(source: Source, unreadable: dict[int, str], on_error: str) -> Source:
+def _drop_unreadable(source: Source, unreadable: dict[int, str], on_error: str) -> Source:
     if not unreadable:
         return source
     if on_error == "raise" or len(unreadable) == len(source):
         raise _unreadable_error(source, unreadable)
-    count, shown = len(unreadable), _list_unreadable(source, unreadable)
-    logger.warning("left out %d of %d images, which cannot be read: %s", count, len(source), shown)
+    text = _list_unreadable(source, unreadable)
+    logger.warning("left out %d of %d images, which cannot be read: %s", len(unreadable), len(source), text)
     return source.subset(np.delete(np.arange(len(source)), list(unreadable)))
 
 
 def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
-    many, alike = len(unreadable) > 1, len(set(unreadable.values())) == 1
-    them = "them" if many else "it"
-    if many and alike and len(unreadable) == len(source):
-        advice = ""  # of all images it is rather a setting that is wrong, which the reason names
-    elif len(unreadable) == len(source):
-        advice = f"; fix {them}"
-    else:
+    many, them = len(unreadable) > 1, "them" if len(unreadable) > 1 else "it"
+    if len(unreadable) < len(source):
         advice = f"; fix or remove {them}, or continue without {them} with --data.on_error skip"
+    else:  # one reason for all of many images is probably a wrong setting, which the reason names
+        advice = "" if many and len(set(unreadable.values())) == 1 else f"; fix {them}"
     if many:
         what, why = f"{len(unreadable)} of {len(source)} images", _list_unreadable(source, unreadable)
     else:
@@ -140,12 +137,10 @@ def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
 
 
 def _list_unreadable(source: Source, unreadable: dict[int, str]) -> str:
-    """Return the reasons, each with the first images that cannot be read for it."""
+    """Return the first reasons, each with the first images that cannot be read for it."""
     names: dict[str, list[str]] = {}
     for index, text in unreadable.items():
         names.setdefault(text, []).append(source.name(index))
-    shown = [
-        f"{', '.join(own[:SHOWN])}{f' and {len(own) - SHOWN} more' if len(own) > SHOWN else ''} ({text})"
-        for text, own in list(names.items())[:REASONS]
-    ]
-    return ", ".join(shown) + (f" and others for {len(names) - REASONS} more reasons" if len(names) > REASONS else "")
+    more = len(names) - MAX_REASONS
+    shown = [f"{list_some(images, MAX_NAMES)} ({text})" for text, images in list(names.items())[:MAX_REASONS]]
+    return ", ".join(shown) + (f" and others for {more} more reasons" if more > 0 else "")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from mixmo.escaping import printable
 
 
 class Images(Protocol):
-    """Where images are: a plain object that can be pickled, since other processes read from it."""
+    """Unlabelled images; can be pickled, since worker processes read them."""
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
         """Return an image, an array of its pixels, or the content of its file."""
@@ -30,7 +30,7 @@ class Images(Protocol):
         """Return an image's name, for errors."""
 
     def fingerprint(self, times: bool) -> str:
-        """Return a text that changes with the content: names and sizes, and modification times if asked for."""
+        """Return a text that changes with names, sizes and, with ``times``, modification times."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Source:
     """Labelled images that can be read one by one.
 
     Attributes:
-        labels: (N,) class numbers, int64; if an image may have several, (N, K) uint8, 1 for each that it has.
+        labels: (N,) class numbers, int64; for several labels, (N, K) uint8, 1 for each class that an image has.
         classes: The K class names, in the order of their numbers.
-        images: Where the images are.
-        numbers: (N,) their numbers there; ``None`` is all of them in their order.
-        groups: (N,) numbers of their groups, which draws never divide; ``None`` without groups.
+        images: The unlabelled images.
+        numbers: (N,) indices into ``images``; ``None`` is all of them in order.
+        groups: (N,) group numbers (:func:`number_groups`), which splits never divide; ``None`` without groups.
     """
 
     labels: np.ndarray
@@ -61,7 +61,7 @@ class Source:
 
     @property
     def strata(self) -> np.ndarray:
-        """(N,) the classes by which draws are stratified: of several labels the rarest, K if there is none."""
+        """Classes (N,) that splits are stratified by: the rarest of several labels, K if there is none."""
         return rarest_labels(self.labels)
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
@@ -69,25 +69,25 @@ class Source:
         return self.images.read(self.number(index))
 
     def name(self, index: int) -> str:
-        """Return what the i-th image is called."""
+        """Return the i-th image's name."""
         return printable(self.images.name(self.number(index)))
 
     def subset(self, chosen: np.ndarray) -> Source:
-        """Return the source of the images at these positions, or of those where it is true."""
+        """Return the source of the images at these indices, or where a mask is true."""
         groups = None if self.groups is None else self.groups[chosen]
         return Source(self.labels[chosen], self.classes, self.images, self._numbers()[chosen], groups)
 
     def drop_unlabelled(self) -> Source:
-        """Return the source of the images that have a label, whose class number is not -1."""
+        """Return the source without images of class number -1, which have no label."""
         return self if self.labels.min(initial=0) >= 0 else self.subset(self.labels >= 0)
 
-    def joined(self, other: Source) -> Source:
-        """Return these images followed by others, numbered in the same place by the same classes."""
+    def join(self, other: Source) -> Source:
+        """Return these images followed by those of another source of the same ``images`` and classes."""
         labels, numbers = [self.labels, other.labels], [self._numbers(), other._numbers()]
         return Source(np.concatenate(labels), self.classes, self.images, np.concatenate(numbers))
 
-    def with_classes(self, classes: list[str], where: str) -> Source:
-        """Return the same images numbered by other classes, matched by name; a class without images here is logged."""
+    def renumber(self, classes: list[str], where: str) -> Source:
+        """Renumber the labels by other classes, matched by name, and warn of those without images."""
         if self.classes == classes:
             return self
         check_look_alike([*self.classes, *classes], f"the training set with {where}")
@@ -96,33 +96,47 @@ class Source:
             hint = "" if near is None else f" ({' and '.join(map(printable, near))} differ in capitals)"
             raise InputError(
                 f"{where} has classes that the training set lacks, {list_some(unknown)}{hint}; remove them, or add "
-                "them there."
+                "them to the training set."
             )
         if missing := sorted(set(classes) - set(self.classes)):
             warn_once(f"{where} has no images of {list_some(missing)}, which the training set has.")
-        places = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
-        labels = places[self.labels] if not self.multi_label else np.zeros((len(self), len(classes)), np.uint8)
+        numbers = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        labels = numbers[self.labels] if not self.multi_label else np.zeros((len(self), len(classes)), np.uint8)
         if self.multi_label:
-            labels[:, places] = self.labels
+            labels[:, numbers] = self.labels
         return replace(self, labels=labels, classes=classes)
 
     def fingerprint(self, times: bool = True) -> str:
         """Return a SHA-256 (hexadecimal) that changes with the images, their order, labels or classes.
 
-        Nothing is decoded: arrays count by their values, files by their names, sizes and, if asked for, modification
-        times; without these a copy of the files is the same.
+        Nothing is decoded: arrays are hashed by value, files by name, size and, with ``times``, modification time;
+        without it, copies of the files have the same fingerprint.
         """
-        chosen = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
+        numbers = b"" if self.numbers is None else self.numbers.astype(np.int64).tobytes()
         labels = self.labels.astype(np.int64).tobytes()
         groups = [] if self.groups is None else [self.groups]
-        return hash_parts([self.images.fingerprint(times), json.dumps(self.classes), labels, chosen, *groups])
+        return hash_parts([self.images.fingerprint(times), json.dumps(self.classes), labels, numbers, *groups])
 
     def _numbers(self) -> np.ndarray:
         return np.arange(len(self.labels)) if self.numbers is None else self.numbers
 
     def number(self, index: int) -> int:
-        """Return the number that the i-th image has where the images are."""
+        """Return the i-th image's index into ``images``."""
         return int(index if self.numbers is None else self.numbers[index])
+
+
+def number_groups(values: Iterable[Any]) -> np.ndarray:
+    """Return a number (N,) for the group of each image, equal for equal values, in other splits too.
+
+    Example:
+        >>> numbers = number_groups(["ann", "bob", "ann"])
+        >>> bool(numbers[0] == numbers[2] != numbers[1]), number_groups(["bob"])[0] == numbers[1]
+        (True, np.True_)
+    """
+    digests = [
+        hashlib.blake2b(str(value).encode("utf-8", "surrogateescape"), digest_size=8).digest() for value in values
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<i8")
 
 
 def hash_parts(parts: Iterable[str | bytes | np.ndarray]) -> str:
@@ -145,17 +159,17 @@ def hash_parts(parts: Iterable[str | bytes | np.ndarray]) -> str:
 
 
 def spread_indices(count: int) -> list[int]:
-    """Return up to eight evenly spread indices below ``count``, the first and last included, to sample a dataset.
+    """Return up to eight evenly spread indices below ``count``, including the first and last, to sample a dataset.
 
     Example:
         >>> spread_indices(15)
         [0, 2, 4, 6, 8, 10, 12, 14]
     """
-    return sorted({round(place) for place in np.linspace(0, count - 1, 8)})
+    return sorted({round(index) for index in np.linspace(0, count - 1, 8)})
 
 
 def stamp(file: str, times: bool) -> str:
-    """Return a file's size and, if asked for, its modification time; nothing if it is missing; reading reports that."""
+    """Return a file's size and, with ``times``, modification time; empty if it is missing, which reading reports."""
     try:
         status = os.stat(file)
     except OSError:
@@ -179,7 +193,7 @@ class ArrayImages:
         return f"{self.title} {index}"
 
     def fingerprint(self, times: bool) -> str:
-        """Return the hash of the pixels."""
+        """Return a hash of the pixels."""
         return hash_parts([self.pixels])
 
 
@@ -191,10 +205,10 @@ def decode(
     interpolation: str = "bicubic",
     window: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Return one image as uint8 (H, W, C): converted to C channels and brought to the input size.
+    """Return one image as uint8 (H, W, C), converted to C channels and, if given, scaled to a size.
 
-    Channels and window are those of :func:`image_pixels`, size and interpolation those of :func:`to_size`; without a
-    size the image is taken as it is. Pillow's warnings are left to the calling process.
+    Channels and window are those of :func:`image_pixels`, size and interpolation those of :func:`to_size`. Warnings of
+    Pillow are not silenced.
 
     Example:
         >>> source = Source(np.zeros(1, np.int64), ["a"], ArrayImages(np.zeros((1, 8, 6), np.uint8), "image"))
@@ -204,5 +218,5 @@ def decode(
     try:
         pixels = image_pixels(source.read(index), channels, window, partial(source.name, index), size)
         return pixels if size is None else to_size(pixels, size, interpolation)
-    except Exception as error:  # damaged content makes Pillow and its codecs raise anything
+    except Exception as error:  # Pillow and its codecs may raise anything for damaged content
         raise InputError(f"image {source.name(index)} cannot be read: {explain_error(error)}.") from error

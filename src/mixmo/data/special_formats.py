@@ -1,6 +1,6 @@
-"""Images that Pillow does not read: TIFF files of many bands, NumPy arrays, DICOM and HEIC; all but NumPy's by extras.
+"""Readers of formats that Pillow does not read: TIFF files of many bands, NumPy arrays, DICOM and HEIC.
 
-Each reader takes the content of a file, and checks its size before pixels are allocated.
+Each takes the content of a file and checks the image's size before pixels are allocated. All but NumPy's need extras.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ SUFFIXES = (".npy", ".dcm", ".dicom", ".heic", ".heif")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY = b"\x93NUMPY"
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Brands of files whose images are, or may be, HEVC."""
+"""Brands of files that hold, or may hold, HEVC images."""
 
-DICOM_PLACE = 128
+DICOM_OFFSET = 128
 """Offset of a DICOM file's magic bytes."""
 
 SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258
-"""TIFF tags with the number of bands, and their bits."""
+"""TIFF tags of the number of bands and of their bits."""
 
 OPACITY = {1, 2}
-"""What TIFF's tag ExtraSamples says of a band that is opacity."""
+"""Values of TIFF's tag ExtraSamples for opacity."""
 
-FOURTH_LEFT_OUT = "has four bands, of which the fourth is left out; --data.channels 4 takes all of them."
+FOURTH_LEFT_OUT = "has four bands, of which the fourth is left out; set --data.channels 4 to keep it."
 
 
 def is_dicom(start: bytes) -> bool:
     """Return whether a file that starts with these bytes is DICOM."""
-    return start[DICOM_PLACE : DICOM_PLACE + 4] == b"DICM"
+    return start[DICOM_OFFSET : DICOM_OFFSET + 4] == b"DICM"
 
 
 def is_heic(start: bytes) -> bool:
-    """Return whether a file that starts with these bytes is, or may be, HEIC.
+    """Return whether a file that starts with these bytes is or may be HEIC.
 
     Example:
         >>> is_heic(b"....ftypheic"), is_heic(b"....ftypavif")
@@ -52,9 +52,9 @@ def is_heic(start: bytes) -> bool:
 
 
 def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | None) -> bool:
-    """Return whether Pillow would drop some of a TIFF file's bands or, with a window, the lower bits of several bands.
+    """Return whether Pillow would drop bands of a TIFF file or, with a window, the lower bits of several bands.
 
-    Unless one or three channels are wanted, the pages of a file with one band per page are its bands.
+    The pages of a file with one band per page are its bands, unless one or three channels are requested.
     """
     if not (tags := getattr(image, "tag_v2", None)):
         return False
@@ -67,25 +67,25 @@ def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | 
 
 
 def read_tiff(content: bytes, channels: int, name: Callable[[], str]) -> np.ndarray:
-    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages where they have one each.
+    """Return (H, W, C) of a TIFF file: the bands of its first page, or its pages if each has one band.
 
-    Where grey or colours are wanted, a fourth band that is not said to be opacity is left out.
+    For one or three channels, a fourth band that is not marked as opacity is left out.
     """
     why = "it is a TIFF file whose bands Pillow does not read, which takes tifffile"
     library = import_extra("tifffile", "tiff", why)
     with library.TiffFile(io.BytesIO(content)) as file:
         page = file.pages[0]
-        found = page if page.samplesperpixel > 1 else file.series[0]
-        axes = [axis for axis, length in zip(found.axes, found.shape, strict=True) if length > 1]
-        bands = [place for place, axis in enumerate(axes) if axis not in "YX"]
+        image = page if page.samplesperpixel > 1 else file.series[0]
+        axes = [axis for axis, length in zip(image.axes, image.shape, strict=True) if length > 1]
+        bands = [number for number, axis in enumerate(axes) if axis not in "YX"]
         if len(bands) > 1:
-            raise InputError(f"it has the axes {found.axes} of {found.shape}; keep one image per file")
-        height, width = (found.shape[found.axes.index(axis)] for axis in "YX")
-        count = math.prod(found.shape[place] for place, axis in enumerate(found.axes) if axis not in "YX")
+            raise InputError(f"it has axes {image.axes} of shape {image.shape}; save one image per file")
+        height, width = (image.shape[image.axes.index(axis)] for axis in "YX")
+        count = math.prod(length for length, axis in zip(image.shape, image.axes, strict=True) if axis not in "YX")
         check_size(width, height, count)
         if math.prod(page.chunks) > 4 * max_pixels():
             raise too_large()
-        values = found.asarray().squeeze()
+        values = image.asarray().squeeze()
         values = np.moveaxis(values, bands, [-1] * len(bands)).reshape(height, width, count)
         if channels in (1, 3) and count == 4 and not OPACITY & set(page.extrasamples):
             warn_once(f"{name()} {FOURTH_LEFT_OUT}", about="fourth band")
@@ -94,12 +94,12 @@ def read_tiff(content: bytes, channels: int, name: Callable[[], str]) -> np.ndar
 
 
 def read_npy(content: bytes) -> np.ndarray:
-    """Return the array of an ``.npy`` file; Python objects in it are refused, not loaded."""
+    """Return the array of an ``.npy`` file; Python objects are refused, not loaded."""
     return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def read_heic(content: bytes) -> Image.Image:
-    """Return the primary image of a HEIC file, 8 bits a channel."""
+    """Return the primary image of a HEIC file, 8 bits per channel."""
     opened = import_extra("pillow_heif", "heic", "it is a HEIC file, which takes pillow_heif").open_heif(content)
     check_size(*opened.size)
     image: Image.Image = opened.to_pillow()
@@ -109,10 +109,9 @@ def read_heic(content: bytes) -> Image.Image:
 def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[], str]) -> np.ndarray:
     """Return the first frame of a DICOM file, grey (H, W) uint8 or colours (H, W, 3).
 
-    Grey values are brought to their units (Hounsfield, say) by the file's rescaling or modality table, then to 8 bits
-    by ``window``, in these units; without one by the file's own first window, else its VOI table, else from the least
-    to the largest value that its bits can store. MONOCHROME1, whose low values are bright, is inverted. YBR and palette
-    colours become RGB.
+    The file's rescaling or modality table converts grey values to units (such as Hounsfield). In these, ``window``
+    becomes 8 bits; without one, the file's first window, else its VOI table, else the whole range that its bits can
+    store. MONOCHROME1, whose low values are bright, is inverted. YBR and palette colours become RGB.
     """
     library = import_extra("pydicom", "dicom", "it is a DICOM file, which takes pydicom")
     pixels: Any = import_module("pydicom.pixels")
@@ -129,7 +128,7 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
     if window is None and "WindowWidth" in file:
         for key in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):  # already applied
             file.pop(key, None)
-        file.BitsStored, file.PixelRepresentation = 8, 0  # what apply_windowing then scales to
+        file.BitsStored, file.PixelRepresentation = 8, 0  # the range that apply_windowing scales to
         grey = pixels.apply_windowing(values, file).round().astype(np.uint8)
     elif window is None and file.get("VOILUTSequence"):
         largest = 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1

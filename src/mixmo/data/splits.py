@@ -1,4 +1,4 @@
-"""Splits of images: a share or a fold of each class, without dividing any group of images."""
+"""Stratified splits and folds of images, without dividing any group."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from mixmo.errors import InputError
 
-FINEST = 20
-"""Most parts that groups are divided into; some of them make up a share."""
-MANY = 1000
-"""Above this many groups each counts once, by the class of its first image: as even and much faster."""
+MAX_PARTS = 20
+"""Largest number of parts that groups are divided into; some of the parts make up a share."""
+MAX_STRATIFIED_GROUPS = 1000
+"""More groups than this count once each, by the class of their first image: as even and much faster."""
 
 
 def draw_share(labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return which images (N,) are drawn: a share of each class, at least one, and never its last.
+    """Return a mask (N,) of a share of each class, of at least one image but not all.
 
-    Groups are drawn whole, by scikit-learn's ``StratifiedGroupKFold`` with the number of parts of which some come
-    closest to the share; at least one group of every class stays.
+    Groups are drawn whole: some of the parts of scikit-learn's ``StratifiedGroupKFold``, with the number of parts that
+    comes closest to the share, and at least one group of every class stays.
 
     Example:
         >>> chosen = draw_share(np.array([0] * 8 + [1, 1, 2]), 0.25, seed=0)
@@ -30,45 +30,47 @@ def draw_share(labels: np.ndarray, share: float, seed: int, groups: np.ndarray |
     """
     generator = np.random.default_rng(seed)
     if groups is not None:
-        finest = min(FINEST, len(np.unique(groups)), np.bincount(labels).max())
-        ratios = [(some, parts) for parts in range(2, finest + 1) for some in range(1, parts)]
+        limit = min(MAX_PARTS, len(np.unique(groups)), np.bincount(labels).max())
+        ratios = [(count, parts) for parts in range(2, limit + 1) for count in range(1, parts)]
         if not ratios:
             return np.zeros(len(labels), dtype=bool)
-        some, parts = min(ratios, key=lambda ratio: abs(ratio[0] / ratio[1] - share))
-        taken = generator.permutation(parts)[:some]
-        return _leave_some(np.isin(_assign_folds(labels, parts, seed, groups), taken), labels, groups)
+        count, parts = min(ratios, key=lambda ratio: abs(ratio[0] / ratio[1] - share))
+        chosen = np.isin(_assign_folds(labels, parts, seed, groups), generator.permutation(parts)[:count])
+        return _keep_one_per_class(chosen, labels, groups)
     order = generator.permutation(len(labels))
     chosen = np.zeros(len(order), dtype=bool)
     for number in np.unique(labels):
-        own = order[labels[order] == number]
-        chosen[own[: min(len(own) - 1, max(1, round(share * len(own))))]] = True
+        indices = order[labels[order] == number]
+        chosen[indices[: min(len(indices) - 1, max(1, round(share * len(indices))))]] = True
     return chosen
 
 
 def draw_validation(labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return which images (N,) are held out: a stratified share of all.
+    """Return a mask (N,) of the images held out, a stratified share of all.
 
-    With groups, or classes too small to be in both parts of such a split, :func:`draw_share` draws them.
+    If there are groups, or if this would hold out all images of a class, or none of a class that has three or more,
+    :func:`draw_share` draws it.
     """
     if groups is None:
         try:
             _, held_out = train_test_split(
                 np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed % 2**32
             )
-        except ValueError:  # a class is too small for its part of the share
+        except ValueError:  # a class is too small
             return draw_share(labels, share, seed)
         chosen = np.zeros(len(labels), dtype=bool)
         chosen[held_out] = True
-        if len(np.unique(labels[~chosen])) == len(np.unique(labels)):
+        counts, held_out_counts = np.bincount(labels), np.bincount(labels[chosen], minlength=labels.max() + 1)
+        if (held_out_counts < counts)[counts > 0].all() and held_out_counts[counts > 2].all():
             return chosen
     return draw_share(labels, share, seed, groups)
 
 
 def draw_fold(labels: np.ndarray, folds: int, fold: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return which images (N,) are in one of k folds, by ``StratifiedKFold`` or ``StratifiedGroupKFold``.
+    """Return a mask (N,) of the images of one of k folds, by ``StratifiedKFold`` or ``StratifiedGroupKFold``.
 
-    A class that would be in no other fold stays out of this one, so that every class is trained on. The seed is the
-    same for all k.
+    One image (or group) of a class that is only in this fold is left out of it, so that every class is trained on. The
+    folds of one seed are disjoint.
     """
     limits = {"images of the largest class": int(np.bincount(labels).max())}
     if groups is not None:
@@ -76,30 +78,30 @@ def draw_fold(labels: np.ndarray, folds: int, fold: int, seed: int, groups: np.n
     what = min(limits, key=limits.__getitem__)
     if folds > limits[what]:
         raise InputError(f"data.folds is {folds}, but there are {limits[what]} {what}; lower it.")
-    return _leave_some(_assign_folds(labels, folds, seed, groups) == fold, labels, groups)
+    return _keep_one_per_class(_assign_folds(labels, folds, seed, groups) == fold, labels, groups)
 
 
 def _assign_folds(labels: np.ndarray, count: int, seed: int, groups: np.ndarray | None) -> np.ndarray:
-    """Return the fold (N,) of each image."""
+    """Return the fold numbers (N,) of the images."""
     if groups is not None:
         _, firsts, groups = np.unique(groups, return_index=True, return_inverse=True)
-        if len(firsts) > MANY:
+        if len(firsts) > MAX_STRATIFIED_GROUPS:
             return _assign_folds(labels[firsts], count, seed, None)[groups]
     if groups is None:
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed % 2**32)
-    else:  # ties are broken by number; shuffled here, since scikit-learn's versions shuffle differently
+    else:  # ties are broken by group number; shuffled here, since versions of scikit-learn shuffle differently
         groups = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]
         splitter = StratifiedGroupKFold(count)
     folds = np.empty(len(labels), dtype=np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about small classes, which are reported elsewhere
-        for number, (_, own) in enumerate(splitter.split(labels, labels, groups)):
-            folds[own] = number
+        for number, (_, indices) in enumerate(splitter.split(labels, labels, groups)):
+            folds[indices] = number
     return folds
 
 
-def _leave_some(chosen: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Return the drawn images, less one (or one group) of each class that would be drawn whole."""
+def _keep_one_per_class(chosen: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Deselect one image (or group) of each class whose images are all chosen."""
     groups = np.arange(len(labels)) if groups is None else groups
     for number in np.setdiff1d(labels, labels[~chosen]):
         chosen = chosen & (groups != groups[(labels == number).argmax()])

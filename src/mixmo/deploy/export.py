@@ -23,9 +23,9 @@ from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, 
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
 from mixmo.errors import InputError, import_extra, one_of, reason, refuse_labels
-from mixmo.evaluation.calibration import Calibration, Weights
+from mixmo.evaluation.calibration import ClassCalibration, Weights
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.files import assemble, check_place, make_folder
+from mixmo.files import assemble, check_output_path, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
 from mixmo.loading import MODULE
 from mixmo.metrics.ood import decompose_uncertainty
@@ -33,18 +33,18 @@ from mixmo.models.copying import copy_module
 from mixmo.validation import Boolean, settings_class
 
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "safetensors": "model.safetensors"}
-"""The formats, and their names in a run's folder."""
+"""Formats, and the default names of their files in a run's folder."""
 
 TIMM_FILES = {TIMM_CONFIG, WEIGHTS, SPEC}
 
 TIMM_KEYS = ("first_conv", "classifier", "pool_size", "fixed_input_size")
-"""What is taken from timm's own description of a backbone."""
+"""Keys that are copied from timm's configuration of a backbone."""
 
 OPSET = 18
-"""Version of ONNX's operators, the one that torch's exporter is written for."""
+"""The ONNX operator set that torch's exporter targets."""
 
 TOLERANCE = 1e-3
-"""Largest difference of log-probabilities from the trained network's, as a share of the largest."""
+"""Largest difference in log-probabilities from the trained network, relative to 1 + their largest magnitude."""
 
 
 @settings_class(frozen=True)
@@ -60,50 +60,50 @@ class ExportOptions:
     """
 
     normalize: Boolean = False
-    """Take pixels from 0 to 255 in place of normalised ones."""
+    """Take pixels from 0 to 255 instead of normalised ones."""
     softmax: Boolean = False
-    """Give probabilities in place of logits."""
+    """Return probabilities instead of logits."""
     temperature: Boolean = False
-    """Divide logits by the validation set's temperature."""
+    """Divide logits by the temperature fitted on the validation set."""
     members: Boolean = False
-    """Give the members' probabilities (B, M, K) and their mutual information (B,) too."""
+    """Also return the members' probabilities (B, M, K) and their mutual information (B,)."""
 
     def check(self, format: str) -> None:
-        """Refuse options that a format does not support."""
+        """Refuse options that ``format`` does not support."""
         one_of(format, FORMATS, "format")
-        given = [key for key, wanted in asdict(self).items() if wanted]
-        if given and format != "onnx":
-            raise InputError(f"--{given[0]} is for onnx; {format} holds only weights.")
+        enabled = [key for key, value in asdict(self).items() if value]
+        if enabled and format != "onnx":
+            raise InputError(f"--{enabled[0]} is for onnx; {format} holds only weights.")
 
 
-class Deployed(nn.Module):
-    """A plain network, of the average's logits (B, K) or all members' (B, M * K), with what the options add."""
+class ExportedNetwork(nn.Module):
+    """A plain network, with logits (B, K) of the average or (B, M * K) of all members, that applies the options."""
 
     def __init__(self, plain: nn.Module, spec: Spec, options: ExportOptions) -> None:
         super().__init__()
         self.plain, self.options, self.num_classes = plain, options, len(spec.classes)
-        mean, std = (torch.tensor(values).expand(spec.data.channels) for values in (spec.data.mean, spec.data.std))
-        self.mean, self.std = nn.Buffer(mean[:, None, None].clone()), nn.Buffer(std[:, None, None].clone())
+        constants = (torch.tensor(values).expand(spec.data.channels) for values in (spec.data.mean, spec.data.std))
+        self.mean, self.std = (nn.Buffer(values[:, None, None].clone()) for values in constants)
         self.temperature = spec.calibration.temperature if options.temperature and spec.calibration else 1.0
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Map images (B, C, h, w) to logits or probabilities (B, K), and the members' if asked for."""
+        """Map images (B, C, h, w) to logits or probabilities (B, K), with ``members`` also to its outputs."""
         if self.options.normalize:
             images = (images / 255 - self.mean) / self.std
         members = self.plain(images).unflatten(1, (-1, self.num_classes))
         average = members.mean(1) / self.temperature
-        answer = average.softmax(1) if self.options.softmax else average
+        output = average.softmax(1) if self.options.softmax else average
         if not self.options.members:
-            return answer  # type: ignore[no-any-return]
+            return output  # type: ignore[no-any-return]
         logs = members.log_softmax(2)
-        return answer, logs.exp(), decompose_uncertainty(logs).epistemic
+        return output, logs.exp(), decompose_uncertainty(logs).epistemic
 
 
-class Joined(nn.Module):
-    """Networks in parallel, images to (B, n * K) each: the concatenated logits of each, times its scale.
+class ParallelNetworks(nn.Module):
+    """Networks in parallel, from images to (B, n * K): the concatenation of their logits, each times its scale.
 
     Example:
-        >>> Joined([nn.Identity(), nn.Identity()], [1.0, 3.0])(torch.tensor([[2.0, 1.0]]))
+        >>> ParallelNetworks([nn.Identity(), nn.Identity()], [1.0, 3.0])(torch.tensor([[2.0, 1.0]]))
         tensor([[2., 1., 6., 3.]])
     """
 
@@ -123,9 +123,9 @@ class Exported:
 
     Attributes:
         path: Its path.
-        difference: Largest difference of the file's log-probabilities from the trained network's.
+        difference: Largest difference in log-probabilities from the trained network.
         size: Bytes.
-        needs_mixmo: timm's name of the network in a ``timm`` folder, if timm knows it only after ``import mixmo``.
+        needs_mixmo: timm's name of the network in a ``timm`` folder, if timm has it only after ``import mixmo``.
     """
 
     path: Path
@@ -142,27 +142,27 @@ def export(
     overwrite: bool = False,
     weights: Weights = "equal",
 ) -> Exported:
-    """Write a run's network for other programs, whole or not at all, with a digest that detects damage.
+    """Export a run's network for other programs, whole or not at all, with a digest that detects damage.
 
-    * ``timm``: a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with class names and how images
-      are prepared.
+    * ``timm``: a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with class names and
+      preprocessing.
     * ``safetensors``: the plain backbone's weights.
-    * ``onnx``: the fused network as a graph for any number of images.
+    * ``onnx``: the fused network as a graph with a dynamic batch size.
 
     Args:
-        run: The run; several are one ensemble, for ``onnx``, with a common calibration.
+        run: The run, or several for an ensemble with a common calibration (``onnx`` only).
         format: One of these.
-        out: The file or folder; ``None`` is in the run's folder. An earlier export there is replaced.
+        out: The file or folder; by default in the run's folder. An intact earlier export there is replaced.
         options: What an ONNX file computes.
-        overwrite: Whether another file is replaced as well, or a damaged export, or one by an earlier version.
-        weights: Those of the runs of an ensemble: ``equal``, or ``fitted`` to their common validation images.
+        overwrite: Whether to also replace other files, damaged exports and those of earlier versions.
+        weights: Of an ensemble's runs: ``equal``, or ``fitted`` on their common validation images.
     """
     options = options or ExportOptions()
     options.check(format)
     runs = [run] if isinstance(run, TrainedRun) else [*run]
     if runs[0].header.multi_label:
-        asked = {"softmax": options.softmax, "members": options.members, "weights": weights != "equal"}
-        refuse_labels(str(runs[0].path), asked)
+        single_label = {"softmax": options.softmax, "members": options.members, "weights": weights != "equal"}
+        refuse_labels(str(runs[0].path), single_label)
     if len({each.path.resolve() for each in runs}) < len(runs):
         raise InputError("a run is named twice; an ensemble needs different networks.")
     if len(runs) > 1 and format != "onnx":
@@ -170,19 +170,22 @@ def export(
     if len(runs) > 1 and out is None:
         raise InputError("several runs are exported as one .onnx file; name it with --out.")
     out = Path(out or runs[0].path / FORMATS[format])
-    _check_free(out, format, overwrite)
-    spec, scales = _describe_ensemble(runs, weights) if len(runs) > 1 else (describe_run(runs[0]), [1.0])
+    _check_destination(out, format, overwrite)
+    if len(runs) == 1 and weights != "equal":
+        raise InputError(f"--weights {weights} is for ensembles of several runs; {runs[0].path} is one.")
+    several = len(runs) > 1
+    spec, scales = _describe_ensemble(runs, weights, options) if several else (describe_run(runs[0]), [1.0])
     if format != "onnx" and spec.backbone.startswith(MODULE):
         raise InputError(
-            f"--format {format} is for timm's networks; export a {spec.backbone} as onnx, or keep the weights of "
+            f"--format {format} is for timm's networks; export a {spec.backbone} as onnx, or save the weights of "
             "mixmo.fuse(run.network)."
         )
     if options.temperature and spec.calibration is None:
-        raise InputError("--temperature needs a calibration, which a run with a validation set has.")
+        raise InputError("--temperature needs a calibration, from a run with a validation set.")
     plain, net = _fuse_runs(runs, scales, spec, options.members)
     make_folder(out.parent)
     with assemble(out) as made:
-        difference = _check_answers(_write(made, format, plain, spec, options), net, spec)
+        difference = _check_outputs(_write(made, format, plain, spec, options), net, spec)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     unknown = format == "timm" and not is_known_to_timm(name := architecture(plain, spec.backbone))
     return Exported(out, difference, size, name if unknown else None)
@@ -191,65 +194,69 @@ def export(
 def _fuse_runs(
     runs: Sequence[TrainedRun], scales: Sequence[float], spec: Spec, members: bool
 ) -> tuple[nn.Module, nn.Module]:
-    """Return the plain network of one run, or of several in parallel, and what was trained, for comparison."""
-    nets = [copy_module(run.network).cpu() for run in runs]  # the runs' own stay on their device
+    """Return the fused network, of several runs in parallel, and the unfused one for comparison."""
+    nets = [copy_module(run.network).cpu() for run in runs]
     fused = [fuse(net, spec.input_size, "probabilities" if members else "logits").eval() for net in nets]
-    plains = [each.backbone if isinstance(each, ProbabilityAverage) else each for each in fused]
+    plains = [net.backbone if isinstance(net, ProbabilityAverage) else net for net in fused]
     if len(runs) == 1:
         return plains[0], nets[0]
-    counts = [net.num_members for net in nets]  # a run's average stands for as many
+    counts = [net.num_members for net in nets]  # weights of the runs' averages in the mean over all members
     shares = [scale * count * len(nets) / sum(counts) for scale, count in zip(scales, counts, strict=True)]
-    return Joined(plains, scales if members else shares), Joined(nets, shares)
+    return ParallelNetworks(plains, scales if members else shares), ParallelNetworks(nets, shares)
 
 
-def _describe_ensemble(runs: Sequence[TrainedRun], weights: Weights) -> tuple[Spec, list[float]]:
-    """Return the description of several runs as one network, and the weight of each."""
+def _describe_ensemble(
+    runs: Sequence[TrainedRun], weights: Weights, options: ExportOptions
+) -> tuple[Spec, list[float]]:
+    """Return the description of an ensemble of runs, and the weight of each."""
     models, names = [open_run(run) for run in runs], [str(run.path) for run in runs]
     first = models[0].spec
     for model, name in zip(models[1:], names[1:], strict=True):
         for key in ("classes", "multi_label", "size", "data"):
             if getattr(model.spec, key) != getattr(first, key):
                 what = "prepares images differently from" if key in ("size", "data") else "has different classes from"
-                raise InputError(f"{name} {what} {names[0]}: they cannot be one file; export each.")
-    calibration, missing = find_calibration(models, names, weights=weights)
-    if calibration is None and weights == "fitted":
-        raise InputError(f"weights cannot be fitted: {missing}")
+                raise InputError(f"{name} {what} {names[0]}: they cannot be one file; export them one by one.")
+    calibration, why = find_calibration(models, names, weights=weights)
+    if calibration is None and (weights == "fitted" or options.temperature):
+        raise InputError(f"the runs have no common {'weights' if weights == 'fitted' else 'temperature'}: {why}")
     scales = [1.0] * len(runs) if calibration is None else [*(calibration.weights or [1.0] * len(runs))]
-    own = replace(calibration, weights=None) if isinstance(calibration, Calibration) else calibration  # in the graph
+    if isinstance(calibration, ClassCalibration):
+        calibration = replace(calibration, weights=None)  # they are part of the graph
     backbone, members = " + ".join(model.spec.backbone for model in models), sum(m.spec.num_members for m in models)
-    return replace(first, backbone=backbone, options={}, num_members=members, mix_at=None, calibration=own), scales
+    first = replace(first, backbone=backbone, options={}, num_members=members, mix_at=None)
+    return replace(first, calibration=calibration), scales
 
 
 def _write(made: Path, format: str, plain: nn.Module, spec: Spec, options: ExportOptions) -> Model:
-    """Write a file or folder, and return the network as it is read again."""
+    """Write a file or folder, and return the network that is read back from it."""
     if format == "timm":
         _write_timm(made, plain, spec)
         return TorchModel(*load_timm(made))
     if format == "safetensors":
-        placed = placeholder()
-        made.write_bytes(safetensors.torch.save(_weights(plain), {SPEC: spec.to_json(**{DIGEST: placed})}))
-        write_digest(made, placed)
-        return TorchModel(*load_weights(made, download=True))  # the run's backbone is here already
-    deployed = Deployed(plain, spec, options).eval()
-    computes = json.dumps(asdict(options) | {"temperature": deployed.temperature if options.temperature else None})
-    _write_onnx(made, deployed, torch.zeros(2, spec.data.channels, *spec.input_size), spec, computes)
+        token = placeholder()
+        made.write_bytes(safetensors.torch.save(_weights(plain), {SPEC: spec.to_json(**{DIGEST: token})}))
+        write_digest(made, token)
+        return TorchModel(*load_weights(made, download=True))  # the run's backbone is downloaded already
+    net = ExportedNetwork(plain, spec, options).eval()
+    settings = json.dumps(asdict(options) | {"temperature": net.temperature if options.temperature else None})
+    _write_onnx(made, net, torch.zeros(2, spec.data.channels, *spec.input_size), spec, settings)
     return OnnxModel(made)
 
 
 def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
-    """Write the plain backbone as timm's ``save_for_hf`` does, with how images are prepared."""
+    """Write the plain backbone in the format of timm's ``save_for_hf``, with the run's preprocessing."""
     channels, (height, _) = spec.data.channels, spec.input_size
     mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
-    known = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
-    prepared = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
-                "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
+    copied = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
+    inputs = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
+              "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
     content = {
         "architecture": architecture(plain, spec.backbone),
         "num_classes": len(spec.classes),
         "num_features": plain.num_features,
         "label_names": spec.classes,
         "model_args": spec.options | ({} if channels == 3 else {"in_chans": channels}),
-        "pretrained_cfg": known | prepared | {"num_classes": len(spec.classes)},
+        "pretrained_cfg": copied | inputs | {"num_classes": len(spec.classes)},
     }
     folder.mkdir()
     (folder / TIMM_CONFIG).write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
@@ -257,14 +264,13 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     write_description(folder, spec)
 
 
-def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, computes: str) -> None:
-    """Write a network for any number of images, with its description, what it computes, and the digest of all of it.
+def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, options: str) -> None:
+    """Write a graph with a dynamic batch size, with the network's description, its options in JSON, and a digest.
 
-    ``net`` is in evaluation mode, and ``computes`` is JSON; ``example`` are images of the size that it takes.
+    ``net`` is in evaluation mode; ``example`` is a batch of its images.
     """
-    libraries = "onnx", "onnxscript", "onnxruntime"
-    onnx, *_ = (import_extra(name, "onnx", f"ONNX needs {name}") for name in libraries)
-    outputs = len(found) if isinstance(found := net(example), tuple) else 1
+    onnx, *_ = (import_extra(name, "onnx", f"ONNX needs {name}") for name in ("onnx", "onnxscript", "onnxruntime"))
+    outputs = len(result) if isinstance(result := net(example), tuple) else 1
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -272,18 +278,18 @@ def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, compute
                 input_names=["images"], output_names=["answers", "members", "mutual_information"][:outputs],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
-        written = program.model_proto  # type: ignore[union-attr]
+        model = program.model_proto  # type: ignore[union-attr]
     except Exception as error:  # torch may raise anything for the network
         raise InputError(f"the network cannot be written as ONNX: {reason(error)}.") from error
-    placed = placeholder()
-    onnx.helper.set_model_props(written, {"options": computes, SPEC: spec.to_json(**{DIGEST: placed})})
-    file.write_bytes(written.SerializeToString())
-    write_digest(file, placed)
+    token = placeholder()
+    onnx.helper.set_model_props(model, {"options": options, SPEC: spec.to_json(**{DIGEST: token})})
+    file.write_bytes(model.SerializeToString())
+    write_digest(file, token)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch and onnxruntime log for every export."""
+    """Silence torch's and onnxruntime's messages about every export."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -299,18 +305,18 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def architecture(plain: Any, backbone: str) -> str:
-    """Return timm's name of a backbone, even if it was named by its location (``local-dir:…``, ``hf-hub:…``)."""
+    """Return timm's name of a backbone, also if ``backbone`` is a location (``local-dir:…``, ``hf-hub:…``)."""
     return str(plain.pretrained_cfg.get("architecture") or backbone).split(".")[0]
 
 
 def is_known_to_timm(name: str) -> bool:
-    """Return whether timm has a backbone of its own by that name, not one that mixmo registers."""
+    """Return whether timm has a backbone by that name that mixmo does not register."""
     return timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("mixmo.")
 
 
 @torch.no_grad()
-def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
-    """Return the largest difference of a file's log-probabilities from the trained network's, on random images."""
+def _check_outputs(model: Model, net: nn.Module, spec: Spec) -> float:
+    """Return the largest difference in log-probabilities between a file and the trained network, on random images."""
     generator = torch.Generator().manual_seed(0)
     log_probabilities = logsigmoid if spec.multi_label else partial(torch.log_softmax, dim=1)
     largest = 0.0
@@ -319,19 +325,19 @@ def _check_answers(model: Model, net: nn.Module, spec: Spec) -> float:
         expected = log_probabilities(net(*spec.views(images)).unflatten(1, (-1, len(spec.classes))).mean(1))
         if not expected.isfinite().all():
             raise InputError("the network's outputs are not finite; its training has diverged.")
-        found = log_probabilities(model.logits(images).mean(1))
-        difference = float((found - expected).abs().max())
-        if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
-            raise InputError(f"the file's outputs would differ: its log-probabilities differ by {difference:.3g}.")
+        actual = log_probabilities(model.logits(images).mean(1))
+        difference = float((actual - expected).abs().max())
+        if not difference <= TOLERANCE * (1 + float(expected.abs().max())):  # also refuses NaN
+            raise InputError(f"the export does not match the network: log-probabilities differ by {difference:.3g}.")
         largest = max(largest, difference)
     return largest
 
 
-def _check_free(out: Path, format: str, overwrite: bool) -> None:
-    """Refuse to replace anything but an earlier export."""
+def _check_destination(out: Path, format: str, overwrite: bool) -> None:
+    """Refuse to replace anything but an intact earlier export, unless asked to."""
     if format != "timm":
-        check_place(out, out.is_file() and is_whole_export(out), overwrite)
+        check_output_path(out, out.is_file() and is_whole_export(out), overwrite)
         return
     names = {file.name for file in out.iterdir()} if out.is_dir() else None
-    ours = names == set() or (names == TIMM_FILES and (overwrite or is_whole_export(out)))
-    check_place(out, ours, overwrite, folder=True)
+    replaceable = names == set() or (names == TIMM_FILES and (overwrite or is_whole_export(out)))
+    check_output_path(out, replaceable, overwrite, folder=True)

@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub, or as a folder of the same form."""
+"""Sharing on the Hugging Face Hub, or as a folder in the same layout."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from typing import Any
 import safetensors.torch
 
 from mixmo.config.recipes import method_name
+from mixmo.data.messages import list_some
 from mixmo.deploy.export import export, is_known_to_timm
 from mixmo.deploy.load import MEMBERS
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.errors import InputError, reason
 from mixmo.escaping import markdown, printable, timm_scheme
-from mixmo.evaluation.calibration import Calibration
+from mixmo.evaluation.calibration import ClassCalibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
-from mixmo.evaluation.predictions import load_kept_predictions
+from mixmo.evaluation.predictions import load_cached_predictions
 from mixmo.files import assemble, make_folder, write_bytes, write_text
 from mixmo.fusing import can_fuse
 from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.headline import backbone_name
 from mixmo.runs import RunFolder
 
-SHOWN = ("accuracy", "nll", "brier", "ece", "map", "f1_macro_tuned", "f1_micro_tuned", "bce_scaled", "temperature",
-         "set_coverage_95", "set_size_95")  # fmt: skip
+CARD_METRICS = ("accuracy", "nll", "brier", "ece", "map", "f1_macro_tuned", "f1_micro_tuned", "bce_scaled",
+                "temperature", "set_coverage_95", "set_size_95")  # fmt: skip
 MOST_CLASSES = 50
 FOLDER = "path/to/folder"
 
 
 def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last", name: str | None = None) -> Path:
-    """Write what :func:`push_to_hub` uploads: the members' weights, the fused network for timm, and a model card.
+    """Write the folder that :func:`push_to_hub` uploads: members' weights, fused network for timm, and model card.
 
     Args:
-        run: The run's folder, evaluated by ``mixmo test``, for the figures of the model card.
-        folder: A folder that does not exist yet, or is empty.
+        run: The run's folder; if it has been evaluated by ``mixmo test``, the model card has its metrics.
+        folder: A new or empty folder.
         checkpoint: ``last`` or ``best``.
-        name: Its name in the model card, ``user/name`` on the Hub; ``None`` is the folder.
+        name: Name of the network on the Hub, ``user/name``, for the model card; ``None`` if it stays a folder.
 
     Returns:
         The folder.
@@ -57,7 +58,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         fused = can_fuse(net)
         if fused:
             export(trained, "timm", made)
-        else:  # its members still load
+        else:  # without a network for timm
             made.mkdir()
         weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         write_bytes(made / MEMBERS, safetensors.torch.save(weights))
@@ -67,7 +68,7 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
 
 
 def _without_path(backbone: str) -> str:
-    """Return a backbone's name without the machine's folders: of a path only the last part."""
+    """Return a backbone's name with a local path reduced to its last part."""
     if timm_scheme(backbone) == "hf-hub":
         return backbone
     kind, colon, path = backbone.rpartition(":")
@@ -79,9 +80,9 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
 
     Args:
         run: The run's folder.
-        repository: ``user/name``; made if it does not exist.
-        private: Whether a new one is private.
-        **options: More keywords of ``huggingface_hub.HfApi.upload_folder``, such as ``commit_message`` or ``token``.
+        repository: ``user/name``; created if it does not exist.
+        private: Whether a new repository is private.
+        **options: Further keywords of ``huggingface_hub.HfApi.upload_folder``, such as ``commit_message`` or ``token``.
 
     Returns:
         The address of the upload.
@@ -103,32 +104,31 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
             api = HfApi(token=options.pop("token", None))
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=made, **options))
-        except Exception as error:  # the network and the Hub raise many kinds of errors
+        except Exception as error:  # the connection and the Hub raise many kinds of errors
             raise InputError(f"{repository!r} cannot be uploaded: {reason(error)}.") from error
 
 
 def _model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None) -> str:
-    """Return the card in Markdown, with the metadata that the Hub reads; ``name`` is ``user/name`` there."""
-    known = run.folder.config_file.is_file()
-    method = method_name(run.folder.trained_config(run.checkpoint)) if known else "a network"
-    names = ", ".join(markdown(name) for name in spec.classes[:MOST_CLASSES])
-    more = f" and {len(spec.classes) - MOST_CLASSES} more" if len(spec.classes) > MOST_CLASSES else ""
+    """Return the model card in Markdown, with metadata for the Hub, where the network is ``name``."""
+    has_config = run.folder.config_file.is_file()
+    method = method_name(run.folder.trained_config(run.checkpoint)) if has_config else "a network"
+    names = markdown(list_some(spec.classes, MOST_CLASSES))
     height, width = spec.input_size
     members = spec.num_members
     kind = (
         "A single network." if members == 1 else f"{members} subnetworks in one backbone, averaged at the cost of one."
     )
     calibration = (
-        "It had no validation images, so its confidence is not calibrated."
+        "Its confidence is not calibrated, for lack of validation images."
         if spec.calibration is None
-        else f"The calibration is based on {len(spec.calibration.correct)} validation images."
-        if isinstance(spec.calibration, Calibration)
-        else "Temperature and thresholds were chosen on validation images."
+        else f"Confidence is calibrated on {len(spec.calibration.correct)} validation images."
+        if isinstance(spec.calibration, ClassCalibration)
+        else "Temperature and thresholds were fitted on validation images."
     )
-    found = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
+    outputs = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
     several = ", any number of which may apply to an image" if spec.multi_label else ""
-    others = "probabilities say" if spec.multi_label else "confidence says"
-    advice = "" if spec.multi_label else "; look at the\nepistemic uncertainty, and at `mixmo test --ood`"
+    unreliable = "probabilities are not" if spec.multi_label else "confidence is not"
+    advice = "" if spec.multi_label else ":\ncheck the epistemic uncertainty, and use `mixmo test --ood`"
     return f"""---
 pipeline_tag: image-classification
 library_name: mixmo
@@ -137,48 +137,48 @@ tags: [image-classification, mixmo, timm]
 
 # {method[:1].upper()}{method[1:]} on {backbone_name(spec.backbone)}
 
-An image classifier of {len(spec.classes)} classes{several}: {names}{more}. It sees {height}×{width} pixels. {kind}
+An image classifier of {len(spec.classes)} classes{several}: {names}. Input: {height}×{width} pixels. {kind}
 Trained with mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132)).
 
-## How good
+## Evaluation
 
-{_figures(run)}
+{_results_table(run)}
 
-## How to use it
+## Usage
 
 ```python
 import mixmo
 
 net = mixmo.from_pretrained("{name or FOLDER}")
 # net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
-predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # once downloaded: {found}
+predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # a downloaded folder; returns {outputs}
 ```
-{_plainly(fused, spec.backbone, name)}
+{_timm_usage(fused, spec.backbone, name)}
 ## Limits
 
-The figures hold for images like those of the test set. For others, the {others} little{advice}. {calibration}
+The metrics apply to images like those of the test set. For others, the {unreliable} reliable{advice}. {calibration}
 """
 
 
-def _figures(run: TrainedRun) -> str:
-    """Return the figures of ``test.json`` as a table, with intervals from the saved predictions."""
+def _results_table(run: TrainedRun) -> str:
+    """Return the metrics of ``test.json`` as a table, with intervals from the cached predictions."""
     try:
-        found: Mapping[str, Any] = run.folder.read_json("test.json")
-        about = found["about"]
+        results: Mapping[str, Any] = run.folder.read_json("test.json")
+        about = results["about"]
         count, dataset = int(about["images"]), markdown(str(about["dataset"]).rpartition("/")[2])
     except (OSError, ValueError, KeyError, TypeError):
         return "Not evaluated yet: `mixmo test` had not been run when this card was written."
     if about.get("digest") != run.digest:
-        return "Not evaluated yet: `mixmo test` was run on another checkpoint than this one."
+        return "Not evaluated yet: `mixmo test` was run on another checkpoint."
     tta = about.get("tta", "none")
-    kept = load_kept_predictions(run, "test", about["precision"], tta)
-    ranges = {} if kept is None else image_intervals(kept)
+    predictions = load_cached_predictions(run, "test", about["precision"], tta)
+    intervals = {} if predictions is None else image_intervals(predictions)
     rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
-    for key in SHOWN:
-        if isinstance(found.get(key), int | float):
+    for key in CARD_METRICS:
+        if isinstance(results.get(key), int | float):
             metric = METRICS[key]
-            shown = metric.interval(*ranges[key]) if key in ranges else ""
-            rows.append(f"| {metric.heading} | {metric.number(found[key])} | {shown} |")
+            interval = metric.interval(*intervals[key]) if key in intervals else ""
+            rows.append(f"| {metric.heading} | {metric.number(results[key])} | {interval} |")
     note = (
         f"{count} test images of {dataset}, {about['checkpoint']} checkpoint after {about['epochs']} epochs, one run"
         f"{'.' if tta == 'none' else f', test-time augmentation: {tta}.'}"
@@ -186,15 +186,15 @@ def _figures(run: TrainedRun) -> str:
     return "\n".join([*rows, "", note + " Intervals are over test images."])
 
 
-def _plainly(fused: bool, backbone: str, name: str | None) -> str:
-    """Return how timm opens the network without mixmo."""
+def _timm_usage(fused: bool, backbone: str, name: str | None) -> str:
+    """Return how to open the network with timm alone."""
     if not fused:
         return "\nIts members are not fused into one plain network (`mixmo.fuse` says why).\n"
     if not is_known_to_timm(backbone.split(".")[0]):
         return "\nThe backbone is the paper's, which timm knows after `import mixmo`.\n"
     where = f"local-dir:{FOLDER}" if name is None else f"hf-hub:{name}"
     return f"""
-Without mixmo, as a plain network of timm's (the members' average, exactly):
+Without mixmo, as a plain timm network (exactly the members' average):
 
 ```python
 import timm

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixmo.evaluation.calibration import Calibration, LabelCalibration
+from mixmo.evaluation.calibration import ClassCalibration, LabelCalibration
 from mixmo.metrics.conformal import Sets, prediction_sets
 from mixmo.metrics.ood import decompose_uncertainty
 
@@ -22,30 +22,29 @@ class ImagePredictions:
     """Predictions for N images, K classes, by M members.
 
     Attributes:
-        names: The images' names, or their numbers.
+        names: Names of the images, or their numbers.
         classes: The K class names.
-        probabilities: (N, K), of the average of the members' logits; calibrated where there is a calibration.
-        probability: (N,) the largest of them, before any calibration.
-        confidence: (N,) the largest of them.
-        labels: (N,) its class number.
-        total: (N,) entropy of the members' mean probabilities, in nats: all uncertainty.
-        aleatoric: (N,) mean entropy of the members: what they agree on, ambiguous images.
-        epistemic: (N,) the rest, the mutual information: what they disagree on, unfamiliar images.
-        agreement: (N,) share of the members that predict the same class; NaN, as the two before, without separate
-            members: for a single network, or an exported one that gives only their average.
+        probabilities: (N, K), softmax of ``logits``.
+        probability: (N,) uncalibrated probability of the predicted class.
+        confidence: (N,) largest of ``probabilities``.
+        labels: (N,) predicted class numbers.
+        total: (N,) total uncertainty: entropy of the members' mean probabilities, in nats.
+        aleatoric: (N,) mean entropy of the members, high for ambiguous images.
+        epistemic: (N,) mutual information, ``total - aleatoric``: disagreement, high for unfamiliar images.
+        agreement: (N,) share of members that predict the same class. It, ``aleatoric`` and ``epistemic`` are NaN
+            without separate members: for a single network, or an export of the members' average.
         sets: (N, K) classes in the conformal sets; ``None`` without a calibration.
         defer: (N,) whether the confidence is too low for the allowed error rate; ``None`` without a calibration.
-        logits: (N, K), the average of the members', divided by the temperature where there is a calibration:
-            ``probabilities`` are their softmax.
-        features: (N, D) before the heads, which the members share; ``None`` where they were not asked for.
+        logits: (N, K), mean of the members' logits, divided by the temperature of a calibration, if any.
+        features: (N, D) before the heads, shared by the members; ``None`` unless requested.
 
     Example:
-        >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
-        >>> found.classes[found.labels[0]], round(found.probability.item(), 3), found.agreement.item()
-        ('cat', 0.622, 0.5)
-        >>> bool(torch.allclose(found.total, found.aleatoric + found.epistemic))
+        >>> predictions = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
+        >>> predictions.classes[predictions.labels[0]], predictions.agreement.item()
+        ('cat', 0.5)
+        >>> bool(torch.allclose(predictions.total, predictions.aleatoric + predictions.epistemic))
         True
-        >>> found.sets is None  # there is no calibration
+        >>> predictions.sets is None  # there is no calibration
         True
     """
 
@@ -68,7 +67,7 @@ class ImagePredictions:
         return len(self.labels)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for each image, as ``mixmo predict`` writes it; ``None`` is unknown."""
+        """Yield a row for each image, as written by ``mixmo predict``; ``None`` where a value is unavailable."""
         top, order = self.probabilities.topk(min(TOP, len(self.classes)), 1)
         for index, name in enumerate(self.names):
             row: dict[str, Any] = {
@@ -87,19 +86,19 @@ class ImagePredictions:
 
 @dataclass(frozen=True)
 class LabelPredictions:
-    """Predictions for N images, each of which may have several of K classes, or none.
+    """Multi-label predictions for N images: each has any number of K classes.
 
     Attributes:
-        names: The images' names, or their numbers.
+        names: Names of the images, or their numbers.
         classes: The K class names.
-        probabilities: (N, K), that each class is present: sigmoids of the average of the members' logits; calibrated
-            where there is a calibration.
+        probabilities: (N, K), that each class is present: sigmoids of the members' mean logits, calibrated if there is
+            a calibration.
         present: (N, K) whether a class is predicted: its probability is above its threshold.
-        thresholds: (K,), those of the validation images, or 0.5.
+        thresholds: (K,), fitted on validation images, else 0.5.
 
     Example:
-        >>> found = interpret_labels(torch.tensor([[[2.0, -1.0, 1.0]]]), ["a.png"], ["cat", "dog", "owl"])
-        >>> found.labels, found.probabilities.round(decimals=2).tolist()
+        >>> predictions = interpret_labels(torch.tensor([[[2.0, -1.0, 1.0]]]), ["a.png"], ["cat", "dog", "owl"])
+        >>> predictions.labels, predictions.probabilities.round(decimals=2).tolist()
         ([['cat', 'owl']], [[0.88, 0.27, 0.73]])
     """
 
@@ -114,24 +113,24 @@ class LabelPredictions:
 
     @property
     def labels(self) -> list[list[str]]:
-        """The names of the classes that are predicted for each image."""
+        """The names of the predicted classes of each image."""
         return [[self.classes[int(k)] for k in row.nonzero()[:, 0]] for row in self.present]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for each image, as ``mixmo predict`` writes it."""
-        for name, labels, p in zip(self.names, self.labels, self.probabilities, strict=True):
-            shares = {label: _round(share) for label, share in zip(self.classes, p, strict=True)}
-            yield {"file": name, "labels": labels, "probabilities": shares}
+        """Yield a row for each image, as written by ``mixmo predict``."""
+        for name, labels, values in zip(self.names, self.labels, self.probabilities, strict=True):
+            probabilities = {label: _round(p) for label, p in zip(self.classes, values, strict=True)}
+            yield {"file": name, "labels": labels, "probabilities": probabilities}
 
 
 def interpret_labels(
     logits: Tensor, names: Sequence[str], classes: Sequence[str], calibration: LabelCalibration | None = None
 ) -> LabelPredictions:
-    """Return predictions from the members' logits (N, M, K) for images with several labels.
+    """Turn the members' logits (N, M, K) into multi-label predictions.
 
     Example:
-        >>> found = interpret_labels(torch.tensor([[[2.0, -1.0], [0.0, 0.0]]]), ["a.png"], ["cat", "dog"])
-        >>> next(found.rows())
+        >>> predictions = interpret_labels(torch.tensor([[[2.0, -1.0], [0.0, 0.0]]]), ["a.png"], ["cat", "dog"])
+        >>> next(predictions.rows())
         {'file': 'a.png', 'labels': ['cat'], 'probabilities': {'cat': 0.731059, 'dog': 0.377541}}
     """
     if calibration is None:
@@ -141,7 +140,7 @@ def interpret_labels(
 
 
 def _round(value: Tensor) -> float | None:
-    """Return a number as it is written; ``None`` for NaN."""
+    """Round a number for output; ``None`` for NaN."""
     return None if math.isnan(number := value.item()) else round(number, 6)
 
 
@@ -149,19 +148,17 @@ def interpret_logits(
     logits: Tensor,
     names: Sequence[str],
     classes: Sequence[str],
-    calibration: Calibration | None = None,
+    calibration: ClassCalibration | None = None,
     coverage: float = 0.95,
     max_error_rate: float = 0.05,
     sets: Sets = "marginal",
     features: Tensor | None = None,
 ) -> ImagePredictions:
-    """Return predictions from the members' logits (N, M, K), and features (N, D) where they were asked for.
-
-    ``coverage``, ``max_error_rate`` and ``sets`` are those of :class:`mixmo.Predictor`.
+    """Turn the members' logits (N, M, K) into predictions; the options are those of :class:`mixmo.Predictor`.
 
     Example:
-        >>> found = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
-        >>> row = next(found.rows())
+        >>> predictions = interpret_logits(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), ["a.png"], ["cat", "dog"])
+        >>> row = next(predictions.rows())
         >>> row["class"], row["probability"], row["agreement"], row["confidence"], row["set"]
         ('cat', 0.622459, 0.5, None, None)
     """
@@ -171,15 +168,15 @@ def interpret_logits(
     probabilities = scaled.softmax(1)
     confidence, labels = probabilities.max(1)
     agreement = (logits.argmax(2) == labels[:, None]).double().mean(1)
-    if logits.shape[1] == 1:  # nothing is known of members
+    if logits.shape[1] == 1:  # no separate members
         aleatoric, epistemic, agreement = torch.full((3, len(labels)), math.nan, dtype=torch.double)
-    chosen = defer = None
+    in_set = defer = None
     if calibration is not None:
-        chosen = prediction_sets(probabilities, calibration.set_thresholds(coverage, len(classes), sets), sets)
-        threshold = calibration.confidence_threshold(max_error_rate)  # infinite if no threshold is sure enough
+        in_set = prediction_sets(probabilities, calibration.set_thresholds(coverage, len(classes), sets), sets)
+        threshold = calibration.confidence_threshold(max_error_rate)  # infinite if no threshold is safe
         defer = confidence < threshold
     probability = average.softmax(1).gather(1, labels[:, None])[:, 0]
     return ImagePredictions(
-        names, classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic, agreement, chosen,
+        names, classes, probabilities, probability, confidence, labels, total, aleatoric, epistemic, agreement, in_set,
         defer, scaled, features,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Images to predict: files, bytes, Pillow images, arrays and tensors."""
+"""Decoding of images to predict: files, bytes, Pillow images, arrays and tensors."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mixmo.escaping import printable
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
 
-class Form(NamedTuple):
-    """The form of a network's images: (H, W), C, and how they are made from others."""
+class InputFormat(NamedTuple):
+    """What images a network takes: (H, W), C, and how others are converted."""
 
     size: tuple[int, int]
     channels: int
     interpolation: str
     window: tuple[float, ...] | None = None
-    """Values of more than 8 bits that become 0 and 255."""
+    """For values of more than 8 bits: those that become 0 and 255."""
 
 
-def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray:
-    """Return an image (h, w, C) uint8, upright, on white and of the size, as training reads it.
+def decode_image(image: AnyImage, format: InputFormat, name: str = "an image") -> np.ndarray:
+    """Decode an image to (h, w, C) uint8, upright, on white and resized, as in training.
 
     It is a path, the content of an image file, a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or a tensor
     (C, H, W) or (H, W): uint8, uint16, or floats from 0 to 1; for a network with a window, any numbers in its units.
-    ``name`` is for errors, if it has no path.
+    ``name`` is used in errors for images without a path.
 
     Example:
-        >>> form = Form((2, 4), channels=3, interpolation="bicubic")
-        >>> pixels_of(torch.ones(1, 2, 4), form).shape, pixels_of(np.full((2, 4), 0.5), form)[0, 0, 0]
+        >>> format = InputFormat((2, 4), channels=3, interpolation="bicubic")
+        >>> decode_image(torch.ones(1, 2, 4), format).shape, decode_image(np.full((2, 4), 0.5), format)[0, 0, 0]
         ((2, 4, 3), np.uint8(128))
     """
     if isinstance(image, str | os.PathLike):
@@ -50,78 +50,81 @@ def pixels_of(image: AnyImage, form: Form, name: str = "an image") -> np.ndarray
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image if image.dim() == 2 else image.movedim(0, -1)).numpy()
-    if isinstance(image, np.ndarray) and form.window is None:
-        image = _without_window(image)
+    if isinstance(image, np.ndarray) and format.window is None:
+        image = _to_integers(image)
     if not isinstance(image, bytes | Image.Image | np.ndarray):
         raise InputError(f"a {type(image).__name__} is not an image; give a path, bytes, PIL image, array or tensor.")
-    pixels = image_pixels(image, form.channels, form.window, lambda: name, form.size)
-    return to_size(pixels, form.size, form.interpolation)
+    pixels = image_pixels(image, format.channels, format.window, lambda: name, format.size)
+    return to_size(pixels, format.size, format.interpolation)
 
 
-def _without_window(array: np.ndarray) -> np.ndarray:
-    """Return floats from 0 to 1 as uint8, and other values whose range is known as they are."""
+def _to_integers(array: np.ndarray) -> np.ndarray:
+    """Convert floats from 0 to 1 to uint8; leave uint8 and uint16 unchanged."""
     if array.dtype in (np.uint8, np.uint16):
         return array
     if array.dtype.kind == "f" and np.isfinite(array).all() and ((array >= 0) & (array <= 1)).all():
         return np.asarray((array * 255).round().astype(np.uint8))
     raise InputError(
-        f"an image of {array.dtype} does not hold uint8, uint16, or finite floats from 0 to 1; other values need a "
+        f"an image of {array.dtype} is neither uint8, uint16, nor finite floats from 0 to 1; other values need a "
         "network trained with data.window."
     )
 
 
-def files_below(words: Iterable[str]) -> list[str]:
-    """Return image files: the named ones, and all below the named folders, sorted."""
-    found: list[str] = []
-    for word in words:
-        if os.path.isdir(word):
-            if not (below := sorted(os.path.join(word, path) for path, kind in walk(word) if kind == "image")):
-                raise MissingError(f"folder {printable(word)} holds no images.")
-            found += below
-        elif os.path.exists(word):
-            found.append(word)
+def list_images(paths: Iterable[str]) -> list[str]:
+    """Return the named files and, sorted, all image files below the named folders."""
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            if not (below := sorted(os.path.join(path, file) for file, kind in walk(path) if kind == "image")):
+                raise MissingError(f"folder {printable(path)} holds no images.")
+            files += below
+        elif os.path.exists(path):
+            files.append(path)
         else:
-            raise MissingError(f"there is no image or folder {printable(word)}.")
-    return found
+            raise MissingError(f"there is no image or folder {printable(path)}.")
+    return files
 
 
 class Decoded(NamedTuple):
-    """A batch of images that could be read, (B, H, W, C) uint8 for each form, and why others could not."""
+    """A batch of decoded images, (B, H, W, C) uint8 in each format, and why others cannot be read."""
 
     numbers: list[int]
-    pixels: dict[Form, Tensor]
+    pixels: dict[InputFormat, Tensor]
     errors: dict[int, str]
 
 
 class _Images(Dataset[Decoded]):
-    def __init__(self, images: Sequence[AnyImage], forms: Sequence[Form]) -> None:
-        self.images, self.forms = images, forms
+    def __init__(self, images: Sequence[AnyImage], formats: Sequence[InputFormat]) -> None:
+        self.images, self.formats = images, formats
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, numbers: list[int]) -> Decoded:
-        good, errors = [], {}
-        parts: dict[Form, list[np.ndarray]] = {form: [] for form in self.forms}
+        readable, errors = [], {}
+        parts: dict[InputFormat, list[np.ndarray]] = {format: [] for format in self.formats}
         for number in numbers:
             try:
-                found = [pixels_of(self.images[number], form, f"image {number}") for form in self.forms]
-            except Exception as error:  # damaged content makes Pillow and its codecs raise anything
+                versions = [decode_image(self.images[number], format, f"image {number}") for format in self.formats]
+            except Exception as error:  # codecs may raise anything for damaged files
                 errors[number] = explain_error(error)
                 continue
-            good.append(number)
-            for form, pixels in zip(self.forms, found, strict=True):
-                parts[form].append(pixels)
-        return Decoded(good, {form: torch.from_numpy(np.stack(each)) for form, each in parts.items() if each}, errors)
+            readable.append(number)
+            for format, pixels in zip(self.formats, versions, strict=True):
+                parts[format].append(pixels)
+        stacked = {format: torch.from_numpy(np.stack(arrays)) for format, arrays in parts.items() if arrays}
+        return Decoded(readable, stacked, errors)
 
 
-def decode_image(images: Sequence[AnyImage], forms: Sequence[Form], batch_size: int, workers: int) -> Iterator[Decoded]:
-    """Yield batches of images in order, decoded by that many worker processes, or in this one."""
+def decode_batches(
+    images: Sequence[AnyImage], formats: Sequence[InputFormat], batch_size: int, workers: int
+) -> Iterator[Decoded]:
+    """Yield decoded batches in order, from ``workers`` processes; 0 decodes in this one."""
     if not 0 <= workers <= MOST_WORKERS:
         raise InputError(f"workers is {workers}; it lies between 0 and {MOST_WORKERS}.")
     loader: Any = DataLoader(
-        _Images(images, forms), batch_size, num_workers=workers, collate_fn=_as_is, worker_init_fn=begin_worker,
-        generator=torch.Generator(),  # else the loader draws a seed of torch's global one
+        _Images(images, formats), batch_size, num_workers=workers, collate_fn=_as_is, worker_init_fn=begin_worker,
+        generator=torch.Generator(),  # else the loader draws a seed from torch's global generator
     )  # fmt: skip
     yield from loader
 

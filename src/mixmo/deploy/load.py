@@ -1,4 +1,4 @@
-"""``mixmo.load``: a network from a run, a file, a folder or the Hub, by its description and its tensors."""
+"""``mixmo.load``: a network from a run, a file, a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from mixmo.loading import check_download, load_checkpoint, read_safetensors, reb
 from mixmo.network import MixMo
 from mixmo.releases import RELEASES, unpack_release
 from mixmo.runs import CHECKPOINTS, RunFolder
-from mixmo.seeding import DrawingFrom
+from mixmo.seeding import UseGenerator
 
 MEMBERS = "members.safetensors"
-"""The members' weights in a shared folder."""
+"""The members' weights in a folder of ``save_pretrained``."""
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
-"""The fused network in an exported or shared folder, as timm reads it."""
+"""The fused network in timm's format, in an exported folder or one of ``save_pretrained``."""
 
 DOWNLOAD = "allow it with download=True, or --download"
 
 
 def load(name: str | Path, checkpoint: str = "last", download: bool = False, model: nn.Module | None = None) -> MixMo:
-    """Return a trained network, ready for inference, by its header and its tensors.
+    """Load a trained network for inference.
 
     Args:
         name: A run's folder; a folder of :func:`~mixmo.deploy.hub.save_pretrained`, or ``hf-hub:user/name`` on the Hub;
             a folder of ``mixmo export --format timm`` or a file of ``--format safetensors``, whose members are fused
-            into one; or ``digits-cut``, a small trained network that comes with mixmo.
+            into one; or ``digits-cut``, a small network included in mixmo.
         checkpoint: Of a run: ``last``, or ``best`` on the validation set.
-        download: Whether a network ``user/name``, and a backbone that is only described elsewhere (``hf-hub:…``), may
-            be downloaded.
-        model: The backbone of a network that was trained with a module of your own; its weights do not matter.
+        download: Whether a network ``user/name`` or a backbone defined on the Hub (``hf-hub:…``) may be downloaded.
+        model: The backbone, for a network trained with a module of your own; its weights do not matter.
 
     Returns:
         The network on the CPU, in evaluation mode; with EMA, of the averaged weights.
@@ -55,8 +54,8 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
     one_of(checkpoint, CHECKPOINTS, "checkpoint")
     where = Path(name)
     if name in RELEASES and not where.exists():
-        with tempfile.TemporaryDirectory() as place:
-            unpack_release(str(name), run := Path(place, "run"))
+        with tempfile.TemporaryDirectory() as folder:
+            unpack_release(str(name), run := Path(folder, "run"))
             return load_checkpoint(RunFolder(run), checkpoint)
     if timm_scheme(str(name)) == "hf-hub":
         return from_pretrained(str(name).partition(":")[2], download=download, model=model)
@@ -78,13 +77,13 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
 
 
 def from_pretrained(name: str | Path, download: bool = False, model: nn.Module | None = None, **options: Any) -> MixMo:
-    """Return a network from the Hugging Face Hub, or from a folder of :func:`~mixmo.deploy.hub.save_pretrained`.
+    """Load a network from the Hugging Face Hub, or from a folder of :func:`~mixmo.deploy.hub.save_pretrained`.
 
     Args:
         name: ``user/name``, or the folder.
-        download: Whether a backbone that is only described elsewhere may be downloaded.
-        model: The backbone of a network that was trained with a module of your own.
-        **options: More keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
+        download: Whether a backbone defined elsewhere on the Hub may be downloaded.
+        model: The backbone, for a network trained with a module of your own.
+        **options: Further keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
 
     Returns:
         The network on the CPU, in evaluation mode, with separate members.
@@ -107,13 +106,13 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
 
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=[MEMBERS, SPEC], **options))
-        except Exception as error:  # the network and the Hub raise many kinds of errors
+        except Exception as error:  # the connection and the Hub raise many kinds of errors
             raise MissingError(f"there is no folder {name}, and the Hub says: {reason(error)}.") from error
     return load_members(folder, download, model)[0]
 
 
 def load_members(folder: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
-    """Return the network of a folder of ``save_pretrained``, with separate members, and its description."""
+    """Load the network of a folder of ``save_pretrained``, with separate members, and its description."""
     spec = _read_spec(folder, [MEMBERS])
     check_download(spec.backbone, download, f"the folder {folder}", DOWNLOAD)
     _, tensors = read_safetensors(folder / MEMBERS)
@@ -121,21 +120,21 @@ def load_members(folder: Path, download: bool = False, module: nn.Module | None 
 
 
 def load_weights(file: Path, download: bool = False, module: nn.Module | None = None) -> tuple[MixMo, Spec]:
-    """Return the network, of one member, of a file of ``mixmo export --format safetensors``, and its description."""
-    notes, tensors = read_safetensors(file)
-    if SPEC not in notes:
-        inside = f"; load the folder {file.parent}" if (file.parent / SPEC).is_file() else ""
-        raise InputError(f"{file} does not name the network of its tensors, as mixmo's exports do{inside}.")
-    spec = Spec.from_json(notes[SPEC], str(file), has_digest(file))
+    """Load the fused network of a file of ``mixmo export --format safetensors``, and its description."""
+    metadata, tensors = read_safetensors(file)
+    if SPEC not in metadata:
+        hint = f"; load the folder {file.parent}" if (file.parent / SPEC).is_file() else ""
+        raise InputError(f"{file} does not name the network of its tensors, as mixmo's exports do{hint}.")
+    spec = Spec.from_json(metadata[SPEC], str(file), has_digest(file))
     check_download(spec.backbone, download, f"the file {file}", DOWNLOAD)
     return rebuild(spec, tensors, file, module, fused=True), spec
 
 
 def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
-    """Return the plain network of a folder that ``mixmo export --format timm`` wrote, and its description."""
+    """Load the plain network of a folder of ``mixmo export --format timm``, and its description."""
     spec = _read_spec(folder, [TIMM_CONFIG, WEIGHTS])
     try:
-        with DrawingFrom(torch.Generator()):
+        with UseGenerator(torch.Generator()):
             net = timm.create_model(f"local-dir:{folder}", pretrained=False)
         net.load_state_dict(read_safetensors(folder / WEIGHTS)[1])
     except Exception as error:  # timm may raise anything for the folder
@@ -144,9 +143,9 @@ def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
 
 
 def _read_spec(folder: Path, files: list[str]) -> Spec:
-    """Return the description of a folder, after verifying the digests of its files."""
+    """Read a folder's description, and verify the digests of its files."""
     for file in (*files, SPEC):
         if not (folder / file).is_file():
-            raise MissingError(f"{folder} is not a network of mixmo's: it has no {file}.")
+            raise MissingError(f"{folder} is not a network saved by mixmo: it has no {file}.")
     digest = check_files(folder, files)
     return Spec.from_json((folder / SPEC).read_text("utf-8", "replace"), str(folder / SPEC), digest)

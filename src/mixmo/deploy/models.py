@@ -1,4 +1,4 @@
-"""Networks to predict with: of runs, exported files and folders, each with its description."""
+"""Networks to predict with: runs and exported files and folders, each with its description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
-from mixmo.deploy.images import Form
+from mixmo.deploy.images import InputFormat
 from mixmo.deploy.load import MEMBERS, load_members, load_timm, load_weights
 from mixmo.deploy.spec import Spec, describe_run
 from mixmo.digests import SPEC, has_digest
@@ -23,26 +23,26 @@ from mixmo.errors import InputError, import_extra, reason
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import AnyCalibration, Weights, calibrate, pool_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
-from mixmo.evaluation.predictions import Predictions, load_kept_predictions, predict
+from mixmo.evaluation.predictions import Predictions, load_cached_predictions, predict
 from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 
 
 class Model(Protocol):
-    """A network with its description, and its run, if that is open."""
+    """A network, its description and, if it has one, its run."""
 
     spec: Spec
     run: TrainedRun | None
 
     def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return the members' logits (B, M, K), on the CPU, of images (B, H, W, C) uint8 of the description's size."""
+        """Return the members' logits (B, M, K), on the CPU, for images (B, H, W, C) uint8 of the description's size."""
 
     def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
         """Return the pooled features (B, D) before the heads, which the members share, on the CPU."""
 
 
 class TorchModel:
-    """A :class:`~mixmo.MixMo` or a plain network in this process, on the device of its run, or the CPU."""
+    """A :class:`~mixmo.MixMo` or plain network in this process, on the device of its run, else the CPU."""
 
     def __init__(self, net: nn.Module, spec: Spec, run: TrainedRun | None = None, precision: str = "32-true") -> None:
         self.net, self.spec, self.run, self.precision = net, spec, run, precision
@@ -51,32 +51,32 @@ class TorchModel:
     def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
         """Return logits (B, M, K), averaged over the views of test-time augmentation."""
         net = self.net
-        return self._answer(net.members if isinstance(net, MixMo) else lambda x: net(x)[:, None], images, tta)
+        return self._forward(net.members if isinstance(net, MixMo) else lambda x: net(x)[:, None], images, tta)
 
     def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return features (B, D), as timm's ``forward_head(forward_features(x), pre_logits=True)`` has them."""
+        """Return features (B, D), those of timm's ``forward_head(forward_features(x), pre_logits=True)``."""
         backbone: Any = self.net.backbone if isinstance(self.net, MixMo) else self.net
         if not hasattr(backbone, "forward_head"):
             raise InputError(
                 f"a {type(backbone).__name__} gives no features; timm's networks do (forward_features, forward_head) "
-                "if they mix behind the stem."
+                "if they mix after the stem."
             )
         head = partial(backbone.forward_head, pre_logits=True)
-        return self._answer(lambda x: head(backbone.forward_features(x)).flatten(1), images, tta)
+        return self._forward(lambda x: head(backbone.forward_features(x)).flatten(1), images, tta)
 
     @torch.no_grad()
-    def _answer(self, answer: Callable[[Tensor], Tensor], images: Tensor, tta: Augmentations) -> Tensor:
+    def _forward(self, forward: Callable[[Tensor], Tensor], images: Tensor, tta: Augmentations) -> Tensor:
         with autocast(self.device, self.precision):
-            return average_views(answer, self.spec.views(images.to(self.device), tta)).cpu()
+            return average_views(forward, self.spec.views(images.to(self.device), tta)).cpu()
 
 
 def open_run(run: TrainedRun, precision: str = "32-true") -> TorchModel:
-    """Return a run's network, with separate logits of its members; its dataset may be gone."""
+    """Open a run's network, whose members have separate logits; needs no dataset."""
     return TorchModel(run.network, describe_run(run), run, precision)
 
 
 class OnnxModel:
-    """A file that ``mixmo export --format onnx`` wrote, run by onnxruntime."""
+    """A file of ``mixmo export --format onnx``, run by onnxruntime."""
 
     run: TrainedRun | None = None
 
@@ -87,44 +87,45 @@ class OnnxModel:
             self.session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
         except Exception as error:  # onnxruntime may raise anything for the file
             raise InputError(f"{file} cannot be opened by onnxruntime: {reason(error)}.") from error
-        known = self.session.get_modelmeta().custom_metadata_map
-        self.spec = Spec.from_json(known.get(SPEC, ""), str(file), digest)
-        self.options: dict[str, Any] = json.loads(known.get("options", "{}"))  # what the file computes
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.spec = Spec.from_json(metadata.get(SPEC, ""), str(file), digest)
+        self.options: dict[str, Any] = json.loads(metadata.get("options", "{}"))  # an ExportOptions
         _check_classes(self, file)
 
     def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return logits (B, M, K) up to a constant: a softmax and a temperature in the file are undone."""
+        """Return logits (B, M, K) up to a constant, with a softmax and temperature in the file undone."""
         spec = self.spec
-        if self.options.get("normalize"):  # it takes pixels from 0 to 255
+        if self.options.get("normalize"):  # the file takes pixels from 0 to 255
             spec = replace(spec, data=replace(spec.data, mean=[0.0], std=[1 / 255]))
         return average_views(self._run, spec.views(images, tta))
 
     def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Refuse: the graph has none."""
+        """Raise: the graph has no features."""
         raise InputError("an ONNX file gives no features; predict with the run, or its timm export.")
 
     def _run(self, pixels: Tensor) -> Tensor:
-        found = self.session.run(None, {self.session.get_inputs()[0].name: pixels.numpy()})
-        parts, tiny = [torch.from_numpy(np.asarray(each)).float() for each in found], torch.finfo(torch.float32).tiny
+        arrays = self.session.run(None, {self.session.get_inputs()[0].name: pixels.numpy()})
+        outputs = [torch.from_numpy(np.asarray(array)).float() for array in arrays]
+        tiny = torch.finfo(torch.float32).tiny
         if self.options.get("members"):
-            return parts[1].clamp(min=tiny).log()
-        logits = parts[0].clamp(min=tiny).log() if self.options.get("softmax") else parts[0]
+            return outputs[1].clamp(min=tiny).log()
+        logits = outputs[0].clamp(min=tiny).log() if self.options.get("softmax") else outputs[0]
         return (logits * (self.options.get("temperature") or 1.0))[:, None]
 
 
 def _check_classes(model: Model, file: Path) -> None:
-    """Refuse a file whose logits are not of the classes that it names."""
+    """Refuse a file whose outputs do not match its classes."""
     spec = model.spec
     try:
-        found = model.logits(torch.zeros(1, *spec.size, spec.data.channels, dtype=torch.uint8)).shape
-    except Exception as error:  # the network may raise anything for another image
+        shape = model.logits(torch.zeros(1, *spec.size, spec.data.channels, dtype=torch.uint8)).shape
+    except Exception as error:  # the network may raise anything for a wrong size
         raise InputError(f"{file} does not take the images that it describes: {reason(error)}.") from error
-    if len(found) != 3 or found[2] != len(spec.classes):
-        raise InputError(f"{file} names {len(spec.classes)} classes, but answers {tuple(found[1:])}; export it again.")
+    if len(shape) != 3 or shape[2] != len(spec.classes):
+        raise InputError(f"{file} names {len(spec.classes)} classes, but outputs {tuple(shape[1:])}; export it again.")
 
 
 def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False) -> Model:
-    """Return the network of a run's folder, an exported folder, or an ``.onnx`` or ``.safetensors`` file."""
+    """Open the network of a run's folder, an exported folder, or an ``.onnx`` or ``.safetensors`` file."""
     where = Path(path)
     if where.is_file():
         if where.suffix == ".onnx":
@@ -141,23 +142,22 @@ def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-
     return open_run(TrainedRun(RunFolder(where), checkpoint, download), precision)
 
 
-def get_form(spec: Spec) -> Form:
+def input_format(spec: Spec) -> InputFormat:
     """Return what images a network takes."""
     window = None if spec.data.window is None else tuple(spec.data.window)
-    return Form(spec.size, spec.data.channels, spec.data.interpolation, window)
+    return InputFormat(spec.size, spec.data.channels, spec.data.interpolation, window)
 
 
 def find_calibration(
     models: Sequence[Model], names: Sequence[str], tta: Augmentations = "none", weights: Weights = "equal"
 ) -> tuple[AnyCalibration | None, str]:
-    """Return the calibration of one network, or of several together by validation images that they share.
+    """Return the calibration of a network, or of an ensemble on common validation images; else ``None`` and why.
 
-    With test-time augmentation a run's validation images are predicted for it. Without any calibration ``None`` is
-    returned, with the reason why.
+    With test-time augmentation a run's validation images are predicted again.
     """
     if len(models) > 1:
         try:
-            parts = [_on_validation(model, name, tta) for model, name in zip(models, names, strict=True)]
+            parts = [_validation_predictions(model, name, tta) for model, name in zip(models, names, strict=True)]
             return pool_calibration(parts, names, weights), ""
         except InputError as error:
             return None, str(error)
@@ -177,23 +177,23 @@ def find_calibration(
 
 
 def _held_out(run: TrainedRun) -> bool:
-    """Return whether a run held out images for validation, as far as its configuration can be read."""
+    """Return whether a run held out validation images; ``False`` if its configuration cannot be read."""
     try:
         return bool(run.settings.data.validation)
     except InputError:
         return False
 
 
-def _on_validation(model: Model, name: str, tta: Augmentations) -> Predictions:
-    """Return what a run predicted for its validation images when it was calibrated."""
+def _validation_predictions(model: Model, name: str, tta: Augmentations) -> Predictions:
+    """Return a run's predictions on its validation images, cached since its calibration."""
     run = model.run
     if run is None:
-        raise InputError(f"{name} is an exported network, which keeps no predictions on validation images; join runs.")
+        raise InputError(f"{name} is an exported network, without predictions on validation images; combine runs.")
     if not _held_out(run):
         raise InputError(f"{name} held out no images for validation (data.validation is 0).")
     for precision in PRECISIONS:
-        if (found := load_kept_predictions(run, "validation", precision, tta)) is not None:
+        if (found := load_cached_predictions(run, "validation", precision, tta)) is not None:
             return found
     if tta != "none":
         return predict(run, "validation", tta=tta)
-    raise InputError(f"{name} keeps no predictions on its validation images; `mixmo test {name}` makes them.")
+    raise InputError(f"{name} has no predictions on its validation images; `mixmo test {name}` makes them.")

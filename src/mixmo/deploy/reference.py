@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code, read safely."""
+"""Checkpoints of the paper's reference implementation, loaded without running code from them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ RULES = [
 
 
 def load_reference_checkpoint(path: str | Path) -> MixMo:
-    """Return the network in a checkpoint of the authors' code; its sizes are inferred from the tensors.
+    """Load a checkpoint of the authors' code; sizes are inferred from the tensors.
 
-    WideResNet and PreActResNet-18 of any width, single or with any number of members. Nothing but tensors
-    is unpickled.
+    Supports WideResNet and PreActResNet-18 of any width, with any number of members. Only tensors are unpickled.
 
     Args:
         path: A ``.ckpt`` with ``classifier_state_dict``.
@@ -51,7 +50,7 @@ def load_reference_checkpoint(path: str | Path) -> MixMo:
 
 
 def network_from_reference(state: Mapping[str, Tensor], source: str = "the state dict") -> MixMo:
-    """Return the network for weights under the reference implementation's names; ``source`` is theirs, for the error.
+    """Build a network from weights with the reference implementation's names; ``source`` is named in errors.
 
     Example:
         >>> import torch
@@ -66,13 +65,13 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         classes, channels = state[heads[0]].shape[0], state[stems[0]].shape[1]
         net = MixMo(backbone, len(stems), num_classes=classes, in_chans=channels, **sizes)
         net.load_state_dict({_translate(name): tensor for name, tensor in state.items()})
-    except Exception as error:  # foreign names and shapes may raise anything
+    except Exception as error:  # unexpected names and shapes may raise anything
         raise InputError(f"{source} holds no network of the reference code: {reason(error)}.") from error
     return net.eval()
 
 
 def _infer_backbone(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return timm's name and the sizes: four stages are a PreActResNet-18, three a WideResNet."""
+    """Return the backbone's name and sizes: four stages are a PreActResNet-18, three a WideResNet."""
     blocks = {tuple(match.groups()) for name in state if (match := re.match(r"layer(\d+)\.(\d+)\.", name))}
     stages = {stage for stage, _ in blocks}
     width = state["layer1.0.conv1.weight"].shape[0]
@@ -82,7 +81,7 @@ def _infer_backbone(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 
 def _translate(name: str) -> str:
-    """Return our name of a tensor of the reference implementation."""
+    """Return mixmo's name of a tensor of the reference implementation."""
     for pattern, replacement in RULES:
         name = re.sub(pattern, replacement, name)
     stage = re.match(r"^layer(\d+)\.(.*)$", name)

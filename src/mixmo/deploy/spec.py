@@ -21,11 +21,11 @@ from mixmo.errors import InputError, reason
 from mixmo.evaluation.calibration import (
     COLUMNS,
     AnyCalibration,
-    Calibration,
+    ClassCalibration,
     LabelCalibration,
-    columns_of,
     from_columns,
-    load_kept_calibration,
+    load_cached_calibration,
+    to_columns,
 )
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
@@ -33,21 +33,21 @@ from mixmo.header import Header
 from mixmo.validation import CONFIG
 
 MOST_IMAGES = 10_000
-"""Largest number of validation images whose confidences are written into a file."""
+"""Largest number of validation images whose confidences are saved in an export."""
 
-KINDS = {"correct": torch.bool, "targets": torch.int64}
+DTYPES = {"correct": torch.bool, "targets": torch.int64}
 RANGES = {"targets": (0, math.inf), "raps": (-math.inf, math.inf)}
-"""Columns of a calibration that are not float64, and ranges of those that do not lie between 0 and 1."""
+"""Types of a calibration's columns other than float64, and ranges other than [0, 1]."""
 
 
-def _calibration(value: Any) -> AnyCalibration | None:
-    """Return the calibration of a description; refuse anything else."""
+def _parse_calibration(value: Any) -> AnyCalibration | None:
+    """Validate the calibration of a description."""
     if value is None or isinstance(value, AnyCalibration):
         return value
     if not isinstance(value, Mapping):
         raise ValueError("it must be a mapping")
     names = ("thresholds",) if "thresholds" in value else COLUMNS
-    columns = {key: _column(key, value.get(key)) for key in names}
+    columns = {key: _parse_column(key, value.get(key)) for key in names}
     temperature = value.get("temperature")
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise ValueError("it must have a positive temperature")
@@ -56,23 +56,23 @@ def _calibration(value: Any) -> AnyCalibration | None:
     return from_columns(float(temperature), columns)
 
 
-def _column(key: str, values: Any) -> Tensor:
-    """Return a column of a calibration."""
+def _parse_column(key: str, values: Any) -> Tensor:
+    """Validate a column of a calibration."""
     try:
         numbers = torch.tensor(values, dtype=torch.float64)
-        found = numbers.to(KINDS.get(key, torch.float64))
-        least, most = RANGES.get(key, (0, 1))
-        fits = (numbers >= least) & (numbers <= most) & numbers.isfinite() & (found == numbers)
-        if numbers.dim() == 1 and len(numbers) and bool(fits.all()):
-            return found
+        column = numbers.to(DTYPES.get(key, torch.float64))
+        low, high = RANGES.get(key, (0, 1))
+        valid = (numbers >= low) & (numbers <= high) & numbers.isfinite() & (column == numbers)
+        if numbers.dim() == 1 and len(numbers) and bool(valid.all()):
+            return column
     except (OverflowError, RuntimeError, TypeError, ValueError):
         pass
-    raise ValueError(f"it must have {key}, whole and within its range")
+    raise ValueError(f"it must have {key}, a list of numbers of the right type and range")
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Spec(Header):
-    """Everything needed to use a network; ``calibration`` is from validation images, ``None`` without them.
+    """Everything needed to use a network; ``calibration`` is fitted on validation images, ``None`` without them.
 
     Example:
         >>> from mixmo.header import Preparation
@@ -82,13 +82,13 @@ class Spec(Header):
         True
     """
 
-    calibration: Annotated[AnyCalibration | None, PlainValidator(_calibration)] = None
+    calibration: Annotated[AnyCalibration | None, PlainValidator(_parse_calibration)] = None
 
     def __post_init__(self) -> None:
-        if (own := self.calibration) is None:
+        if (calibration := self.calibration) is None:
             return
-        if isinstance(own, LabelCalibration) != self.multi_label or (
-            isinstance(own, LabelCalibration) and len(own.thresholds) != len(self.classes)
+        if isinstance(calibration, LabelCalibration) != self.multi_label or (
+            isinstance(calibration, LabelCalibration) and len(calibration.thresholds) != len(self.classes)
         ):
             raise ValueError("its calibration is for other classes")
 
@@ -97,23 +97,24 @@ class Spec(Header):
         return CenterCrop(self.data)
 
     def views(self, images: Tensor, tta: Augmentations = "none") -> list[Tensor]:
-        """Return the network's inputs, each (B, C, h, w), for images (B, H, W, C) uint8 of the size."""
+        """Return the network's inputs for images (B, H, W, C) uint8, a tensor (B, C, h, w) for each view."""
         return self._crop.views(images, tta)
 
     def to_json(self, **more: Any) -> str:
-        """Return the description and ``more``, such as a digest, as JSON; of many validation images only every n-th."""
+        """Return JSON of the description and ``more``, such as a digest; large calibrations are subsampled."""
         content = self.to_dict() | more
-        if (own := self.calibration) is not None:
-            step = -(-len(own.correct) // MOST_IMAGES) if isinstance(own, Calibration) else 1
-            columns = {key: column[::step].tolist() for key, column in columns_of(own).items()}
-            content["calibration"] = {"temperature": own.temperature} | columns
+        if (calibration := self.calibration) is not None:
+            images = len(calibration.correct) if isinstance(calibration, ClassCalibration) else 1
+            step = math.ceil(images / MOST_IMAGES)
+            columns = {key: column[::step].tolist() for key, column in to_columns(calibration).items()}
+            content["calibration"] = {"temperature": calibration.temperature} | columns
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True) -> Spec:
-        """Return the description that :meth:`to_json` wrote; refuse a newer format, and damage.
+        """Parse the output of :meth:`to_json`, read from ``where``; refuse a newer format or damage.
 
-        It must not name a digest that was not found in its file, ``where``, and verified.
+        A description that names a digest is refused if ``checked_digest`` is false.
         """
         damaged = f"{where} is damaged, or not mixmo's"
         try:
@@ -123,21 +124,20 @@ class Spec(Header):
         if not isinstance(content, dict):
             raise InputError(f"{damaged}: it is not a mapping.")
         if DIGEST in content and not checked_digest:
-            raise InputError(f"{damaged}: the digest that it names is missing.")
-        own = {key: value for key, value in content.items() if key not in ("files", DIGEST)}
-        return cls.from_dict(own, where)
+            raise InputError(f"{damaged}: it names a digest, but the file has none.")
+        return cls.from_dict({key: value for key, value in content.items() if key not in ("files", DIGEST)}, where)
 
 
 def write_description(folder: Path, spec: Spec) -> None:
-    """Write the description of a folder, with digests of itself and of the files that are there."""
-    placed = placeholder()
-    digests = file_digests(folder, sorted(each.name for each in folder.iterdir() if each.name != SPEC))
-    write_text(folder / SPEC, spec.to_json(files=digests, **{DIGEST: placed}))
-    write_digest(folder / SPEC, placed)
+    """Write the description of a folder, with digests of itself and of the folder's files."""
+    token = placeholder()
+    digests = file_digests(folder, sorted(file.name for file in folder.iterdir() if file.name != SPEC))
+    write_text(folder / SPEC, spec.to_json(files=digests, **{DIGEST: token}))
+    write_digest(folder / SPEC, token)
 
 
 def describe_run(run: TrainedRun) -> Spec:
-    """Return the description of a run's network; its configuration and its dataset may be gone."""
+    """Describe a run's network; needs neither its configuration nor its dataset."""
     run.warn_of_changes()
-    own = {each.name: getattr(run.header, each.name) for each in fields(Header)}
-    return Spec(**own, calibration=load_kept_calibration(run))
+    header = {field.name: getattr(run.header, field.name) for field in fields(Header)}
+    return Spec(**header, calibration=load_cached_calibration(run))

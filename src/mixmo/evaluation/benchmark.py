@@ -1,6 +1,6 @@
-"""``mixmo benchmark``: what MixMo costs against the plain network, and what the fast settings buy.
+"""``mixmo benchmark``: the cost of MixMo relative to the plain network, and the gain from the fast settings.
 
-Candidates are timed in turns within one run and compared pairwise, so that a noisy machine affects all equally.
+Candidates are timed interleaved in one process and compared pairwise, so that a noisy machine affects all equally.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from mixmo.training.trainer import build_precision, silence_lightning
 from mixmo.validation import Boolean, Count, settings_class
 
 STEPS = 10
-"""What a turn on a GPU consists of, where the host need not wait for each."""
+"""Calls per GPU turn, not synchronised one by one."""
 
 Rows = dict[str, dict[str, float]]
 Timer = Callable[[], float]
-"""Does something and returns the seconds that one time took."""
+"""Runs the code once and returns seconds."""
 Builder = Callable[..., Timer]
 
 
 @settings_class(frozen=True)
 class Benchmark:
-    """What is measured."""
+    """What to measure."""
 
     backbone: str = "wide_resnet16_4"
     """A timm model name."""
@@ -60,37 +60,37 @@ class Benchmark:
     accelerator: Accelerator = "auto"
     """Where to measure."""
     precision: Precision | None = None
-    """null takes what the device does best."""
+    """null is the best for the device."""
     compile: Boolean = False
     """Measure compiled networks too."""
     rounds: Count = 10
-    """Turns each candidate gets."""
+    """How often each candidate is timed."""
 
     def __post_init__(self) -> None:
         self.data  # noqa: B018  (checks that the repetition divides the batch)
 
     @property
     def device(self) -> torch.device:
-        """Where everything runs."""
+        """The device to measure on."""
         return training_device(self.accelerator)
 
     @property
     def fastest(self) -> Precision:
-        """The precision that was asked for, or what the device does best."""
+        """The requested precision, or the best for the device."""
         return self.precision or default_precision(self.device)
 
     @property
     def data(self) -> DataSettings:
-        """The batches."""
+        """The settings of the batches."""
         return DataSettings(
             batch_size=self.batch_size, batch_repetition=self.batch_repetition, validation=0.0, in_memory=True
         )
 
 
 class TrainingStep(Callback):
-    """The step of :class:`mixmo.training.step.Training`, as Lightning runs it in ``mixmo fit``, on random images.
+    """Timer of :class:`mixmo.training.step.Training`'s step on random images, run by Lightning as in ``mixmo fit``.
 
-    A call makes some steps, as an epoch of their own, and returns the seconds that one took.
+    A call runs one epoch of one step (ten on a GPU) and returns the seconds per step.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class TrainingStep(Callback):
             )  # fmt: skip
 
     def __call__(self) -> float:
-        """Make the steps."""
+        """Run an epoch."""
         self.trainer.fit_loop.max_epochs = self.trainer.current_epoch + 1
         with silence_lightning():
             self.trainer.fit(self.training, datamodule=self.loaders)
@@ -126,22 +126,22 @@ class TrainingStep(Callback):
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop it."""
+        """Stop the clock."""
         synchronize(pl_module.device)
         self.seconds = (time.perf_counter() - self._start) / self.steps
 
 
-def batch_making(case: Benchmark) -> Timer:
-    """Return what times the part of a step in which a batch is made: pairing, augmentation, masks."""
+def time_batches(case: Benchmark) -> Timer:
+    """Return a timer of making a batch, the part of a step with pairing, augmentation and masks."""
     step = TrainingStep(case, case.num_members)
     step()
-    batch, generator = next(iter(step.loaders.samples(0, 1))), torch.Generator(case.device).manual_seed(0)
+    batch, generator = next(iter(step.loaders.sample_batches(0, 1))), torch.Generator(case.device).manual_seed(0)
     mixer, augment = step.training.mixer, step.training.augment
     return partial(time_call, lambda: mixer.mix(augment.source(batch, generator), generator), case.device)
 
 
-def inference(case: Benchmark, members: int, count: int = 1, fused: bool = False, compiled: bool = False) -> Timer:
-    """Return what times a pass of some networks of M members, plain ones for 0, or fused, over a batch of images."""
+def time_inference(case: Benchmark, members: int, count: int = 1, fused: bool = False, compiled: bool = False) -> Timer:
+    """Return a timer of ``count`` networks of M members (0: plain networks) on a batch of images."""
 
     def build() -> nn.Module:
         if not members:
@@ -159,35 +159,35 @@ def inference(case: Benchmark, members: int, count: int = 1, fused: bool = False
     @torch.inference_mode()
     def run() -> None:
         with autocast(case.device, case.fastest):
-            for each in passes:
-                each(images)
+            for forward in passes:
+                forward(images)
 
     return partial(time_call, run, case.device)
 
 
 def benchmark(case: Benchmark) -> dict[str, Rows]:
-    """Measure a case; return tables by title, each with a row for a candidate.
+    """Return tables by title, each with a row per candidate.
 
-    Rows have ``ms`` (median), ``low`` and ``high`` (quartiles), ``images/s``, ``ratio`` (median of pairwise ratios
-    against the first row) and, on a GPU, ``MiB`` (peak memory of tensors).
+    Rows have ``ms`` (median), ``low`` and ``high`` (quartiles), ``images/s``, ``ratio`` (median of pairwise ratios to
+    the first row) and, on a GPU, ``MiB`` (peak memory of tensors).
     """
     members, label = case.num_members, f"MixMo, M = {case.num_members}"
     steps: dict[str, Builder] = {
         "single network": partial(TrainingStep, case, 1), label: partial(TrainingStep, case, members),
     }  # fmt: skip
-    passes: dict[str, Builder] = {"plain network": partial(inference, case, 0)}
-    if not case.mix_at:  # what mixes later cannot be fused
-        passes["fused"] = partial(inference, case, members, fused=True)
+    passes: dict[str, Builder] = {"plain network": partial(time_inference, case, 0)}
+    if not case.mix_at:  # only networks that mix after the stem can be fused
+        passes["fused"] = partial(time_inference, case, members, fused=True)
     passes |= {
-        label: partial(inference, case, members),
-        f"{members} plain networks": partial(inference, case, 0, members),
+        label: partial(time_inference, case, members),
+        f"{members} plain networks": partial(time_inference, case, 0, members),
     }
     if case.compile:
         for builders in (steps, passes):
             builders |= {f"{name}, compiled": partial(build, compiled=True) for name, build in builders.items()}
     others: dict[str, Builder] = {
         f"{label}, float32": partial(TrainingStep, case, members, "32-true"),
-        f"{label}, pairing, augmentation and masks alone": partial(batch_making, case),
+        f"{label}, pairing, augmentation and masks alone": partial(time_batches, case),
     }
     return {
         "training step, ratio to the single network": _measure(case, steps | others),
@@ -196,7 +196,7 @@ def benchmark(case: Benchmark) -> dict[str, Rows]:
 
 
 def _measure(case: Benchmark, builders: Mapping[str, Builder]) -> Rows:
-    """Return the rows of a table; ratios are against its first candidate."""
+    """Return the rows of a table, with ratios to its first candidate."""
     timers, memory = {}, {}
     for name, build in builders.items():
         on_gpu = case.device.type == "cuda"
@@ -213,13 +213,13 @@ def _measure(case: Benchmark, builders: Mapping[str, Builder]) -> Rows:
 
 
 def synchronize(device: torch.device | None) -> None:
-    """Wait for a GPU to be done."""
+    """Wait until a GPU has finished."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def time_call(call: Callable[[], object], device: torch.device | None = None) -> float:
-    """Return the seconds that a call takes; on a GPU the mean of ten."""
+    """Return the seconds of a call; on a GPU, the mean of ten."""
     count = STEPS if device is not None and device.type == "cuda" else 1
     start = time.perf_counter()
     for _ in range(count):
@@ -229,27 +229,20 @@ def time_call(call: Callable[[], object], device: torch.device | None = None) ->
 
 
 def take_turns(timers: Mapping[str, Timer], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Return what each timer says, ``rounds`` times, in turns, after some turns of warm-up."""
+    """Time each candidate ``rounds`` times, interleaved, after warm-up."""
     turns = [{name: timer() for name, timer in timers.items()} for _ in range(warmup + rounds)]
     return {name: [turn[name] for turn in turns[warmup:]] for name in timers}
 
 
-def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None, warmup: int = 2
-) -> dict[str, list[float]]:
-    """Return seconds per call, ``rounds`` for each, taken in turns."""
-    return take_turns({name: partial(time_call, call, device) for name, call in calls.items()}, rounds, warmup)
-
-
 def summarise(seconds: list[float], against: list[float] | None = None) -> dict[str, float]:
-    """Return the median in ms with its quartiles and, against another candidate, the median of paired ratios.
+    """Return the median in ms with quartiles and, against another candidate, the median of paired ratios.
 
     Example:
         >>> summarise([0.001, 0.002, 0.003], against=[0.001, 0.001, 0.001])
         {'ms': 2.0, 'low': 1.0, 'high': 3.0, 'ratio': 2.0}
     """
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    found = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+    row = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
     if against is not None:
-        found["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
-    return found
+        row["ratio"] = statistics.median(a / b for a, b in zip(seconds, against, strict=True))
+    return row

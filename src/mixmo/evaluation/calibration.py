@@ -1,6 +1,6 @@
 """Post-hoc calibration on validation images: temperature, conformal and abstention thresholds.
 
-It is saved in the run's folder, so that using the network needs neither the validation images nor the dataset.
+It is saved in the run's folder, so that the network can be used without the dataset.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixmo.cache import keep_tensors, read_tensors
+from mixmo.cache import cache_tensors, read_tensors
 from mixmo.config.settings import Settings
 from mixmo.data.batches import Augmentations
 from mixmo.data.datasets import DOWNLOAD
@@ -27,7 +27,7 @@ from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.conformal import Sets, conformity, set_threshold
 from mixmo.metrics.multi_label import as_binary, best_thresholds
 from mixmo.metrics.selective import confidence_threshold
-from mixmo.metrics.temperature import describe_doubt, fit_temperature, fit_weights, temperature_interval
+from mixmo.metrics.temperature import describe_uncertainty, fit_temperature, fit_weights, temperature_interval
 from mixmo.runs import CHECKPOINTS, RunFolder
 
 logger = logging.getLogger("mixmo")
@@ -36,26 +36,26 @@ Weights = Literal["equal", "fitted"]
 """How the networks of an ensemble are weighted."""
 
 FEW_IMAGES = 10
-"""Validation images that show a class, below which a warning is logged about its threshold."""
+"""Warn about the threshold of a class with fewer validation images."""
 
 COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
-"""What is saved for each validation image."""
+"""Values saved for each validation image."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Temperature and thresholds fitted on validation images, never on the test set.
+class ClassCalibration:
+    """Calibration of single-label predictions on N validation images, never on the test set.
 
     Attributes:
-        temperature: T, by which the average of logits is divided.
+        temperature: T, the divisor of the averaged logits.
         confidence: (N,) largest calibrated probabilities.
-        correct: (N,) whether their classes are right.
+        correct: (N,) whether the most probable class is the true one.
         likely: (N,) calibrated probabilities of the true classes.
         targets: (N,) the true classes.
         aps: (N,) scores of the true classes for adaptive sets (:func:`mixmo.metrics.conformal.score_classes`).
-        raps: (N,) the same for regularised ones.
+        raps: (N,) the same for regularised adaptive sets.
         interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); exports have none.
-        weights: Factors of the logits of an ensemble's networks, where these are fitted.
+        weights: Factors of the logits of an ensemble's networks, if fitted.
     """
 
     temperature: float
@@ -69,19 +69,19 @@ class Calibration:
     weights: tuple[float, ...] | None = None
 
     def set_thresholds(self, coverage: float, num_classes: int, sets: Sets = "marginal") -> Tensor:
-        """Return the least score (K,) of each class in a set (:func:`mixmo.metrics.conformal.set_threshold`).
+        """Return each class's score threshold (K,) for conformal sets (:func:`mixmo.metrics.conformal.set_threshold`).
 
-        ``classwise`` sets have a threshold for each class, minus infinity where its validation images are too few.
+        Thresholds differ only for ``classwise`` sets; they are minus infinity for classes with too few images.
         """
         if sets == "classwise":
-            parts = [self.likely[self.targets == number] for number in range(num_classes)]
+            scores = [self.likely[self.targets == number] for number in range(num_classes)]
         else:
-            parts = [{"marginal": self.likely, "aps": self.aps, "raps": self.raps}[sets]]
-        found = torch.tensor([set_threshold(part, coverage) for part in parts], dtype=torch.float64)
-        return found.expand(num_classes)
+            scores = [{"marginal": self.likely, "aps": self.aps, "raps": self.raps}[sets]]
+        thresholds = torch.tensor([set_threshold(part, coverage) for part in scores], dtype=torch.float64)
+        return thresholds.expand(num_classes)
 
     def confidence_threshold(self, risk: float) -> float:
-        """Return the least confidence to answer at (:func:`mixmo.metrics.selective.confidence_threshold`)."""
+        """Return the lowest confidence to answer at (:func:`mixmo.metrics.selective.confidence_threshold`)."""
         return confidence_threshold(self.confidence, self.correct, risk)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -91,53 +91,53 @@ class Calibration:
 
 @dataclass(frozen=True)
 class LabelCalibration:
-    """Temperature T, and thresholds (K,) of calibrated probabilities, of validation images with several labels."""
+    """Calibration of multi-label predictions: temperature T, and thresholds (K,) of calibrated probabilities."""
 
     temperature: float
     thresholds: Tensor
 
     interval = weights = None
-    """What only a :class:`Calibration` has."""
+    """Only a :class:`ClassCalibration` has them."""
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the calibrated probability of each class (N, K) of averaged logits (N, K), in float64."""
+        """Return the calibrated probabilities (N, K) of averaged logits (N, K), in float64."""
         return (logits.double() / self.temperature).sigmoid()
 
 
-AnyCalibration = Calibration | LabelCalibration
+AnyCalibration = ClassCalibration | LabelCalibration
 
 
-def columns_of(calibration: AnyCalibration) -> dict[str, Tensor]:
-    """Return what is saved of a calibration beside its temperature, by name."""
-    kept = COLUMNS if isinstance(calibration, Calibration) else ("thresholds",)
-    return {key: getattr(calibration, key) for key in kept}
+def to_columns(calibration: AnyCalibration) -> dict[str, Tensor]:
+    """Return the tensors to save with a calibration's temperature, by name."""
+    keys = COLUMNS if isinstance(calibration, ClassCalibration) else ("thresholds",)
+    return {key: getattr(calibration, key) for key in keys}
 
 
 def from_columns(
     temperature: float, columns: Mapping[str, Tensor], interval: tuple[float, float] | None = None
 ) -> AnyCalibration:
-    """Return the calibration of which these are the :func:`columns_of`."""
+    """Rebuild a calibration from its temperature and :func:`to_columns`."""
     if "thresholds" in columns:
         return LabelCalibration(temperature, columns["thresholds"])
-    own: dict[str, Any] = {key: columns[key] for key in COLUMNS}
-    return Calibration(temperature, **own, interval=interval)
+    fields: dict[str, Any] = {key: columns[key] for key in COLUMNS}
+    return ClassCalibration(temperature, **fields, interval=interval)
 
 
 def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
-    """Return the calibration that validation images give, from averaged logits (N, K).
+    """Fit a calibration to averaged logits (N, K) of validation images.
 
-    T is :func:`mixmo.metrics.fit_temperature`'s; where every image is classified correctly it is at least 1, since the
+    T is that of :func:`mixmo.metrics.fit_temperature`, but at least 1 if every image is classified correctly: the
     likelihood then grows as T falls to 0, which a few images without a mistake do not justify. With several labels,
-    targets (N, K), each is a binary decision between absent and present.
+    targets (N, K), each label is a binary decision.
 
     Example:
-        >>> found = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
-        >>> round(found.temperature, 2), round(found.confidence[0].item(), 2), found.set_thresholds(0.5, 2)
+        >>> fitted = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+        >>> round(fitted.temperature, 2), round(fitted.confidence[0].item(), 2), fitted.set_thresholds(0.5, 2)
         (3.64, 0.75, tensor([0.7500, 0.7500], dtype=torch.float64))
     """
-    answers, right = (logits, targets) if targets.dim() == 1 else as_binary(logits, targets)
-    temperature = fit_temperature(answers, right)
-    if bool((answers.argmax(1) == right).all()):
+    decisions, truth = (logits, targets) if targets.dim() == 1 else as_binary(logits, targets)
+    temperature = fit_temperature(decisions, truth)
+    if bool((decisions.argmax(1) == truth).all()):
         temperature = max(temperature, 1.0)
     if targets.dim() == 2:
         return LabelCalibration(temperature, best_thresholds((logits.double() / temperature).sigmoid(), targets))
@@ -145,50 +145,49 @@ def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
     confidence, predicted = probabilities.max(1)
     likely, aps, raps = (conformity(probabilities, targets, sets) for sets in ("marginal", "aps", "raps"))
     interval = temperature_interval(logits, targets)
-    return Calibration(temperature, confidence, predicted == targets, likely, targets, aps, raps, interval)
+    return ClassCalibration(temperature, confidence, predicted == targets, likely, targets, aps, raps, interval)
 
 
 def calibrate(
     run: TrainedRun, precision: str = "32-true", refresh: bool = False, tta: Augmentations = "none"
 ) -> AnyCalibration | None:
-    """Return the calibration of a run's checkpoint, saved in its folder; ``None`` without a validation set.
+    """Return the calibration of a run's checkpoint for a test-time augmentation; ``None`` without a validation set.
 
-    The validation images are predicted unless it is saved already; each test-time augmentation has its own.
+    It is cached in the run's folder.
     """
     if not run.settings.data.validation:
         return None
-    if not refresh and (known := load_kept_calibration(run, tta)) is not None:
-        return known
-    found = predict(run, "validation", precision, refresh, tta)
-    calibration = fit_calibration(mean_logits(found.logits), found.targets)
+    if not refresh and (cached := load_cached_calibration(run, tta)) is not None:
+        return cached
+    predictions = predict(run, "validation", precision, refresh, tta)
+    calibration = fit_calibration(mean_logits(predictions.logits), predictions.targets)
     note = {"checkpoint": run.digest, "temperature": calibration.temperature, "interval": calibration.interval}
-    keep_tensors(_file(run, tta), columns_of(calibration), note)
+    cache_tensors(_file(run, tta), to_columns(calibration), note)
     return calibration
 
 
 def pool_calibration(parts: Sequence[Predictions], names: Sequence[str], weights: Weights = "equal") -> AnyCalibration:
-    """Return the calibration of all members' mean logits on validation images that networks share.
+    """Return the calibration of an ensemble of networks on their common validation images.
 
-    ``fitted`` weighs each network's logits by the same images (:func:`mixmo.metrics.temperature.fit_weights`).
+    ``fitted`` also fits a weight per network to them (:func:`mixmo.metrics.temperature.fit_weights`).
 
     Raises:
-        InputError: if the images are not known to be the same: one network may have learned from another's.
+        InputError: if validation images differ: a network may have been trained on another's.
     """
     first = parts[0]
     for part, name in zip(parts, names, strict=True):
-        if not part.are_of(first) or part.classes != first.classes:
+        if not part.same_images(first) or part.classes != first.classes:
             raise InputError(
-                f"{names[0]} and {name} held out different images for validation, so that one was trained on images "
-                "that calibrate the other; train them with one data.split_seed and one fold, or give the dataset a val "
-                "folder."
+                f"{names[0]} and {name} held out different images for validation, so each may have been trained on the "
+                "other's; train them with the same data.split_seed and fold, or give the dataset a val folder."
             )
-    own: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
     if weights == "fitted":
         sums = torch.stack([part.logits.double().sum(1) for part in parts], 1)
-        own = tuple(fit_weights(sums, first.targets).tolist())
-    found = join_predictions(parts, names, own)
-    calibration = fit_calibration(mean_logits(found.logits), found.targets)
-    return replace(calibration, weights=own) if own and isinstance(calibration, Calibration) else calibration
+        factors = tuple(fit_weights(sums, first.targets).tolist())
+    joined = join_predictions(parts, names, factors)
+    fitted = fit_calibration(mean_logits(joined.logits), joined.targets)
+    return replace(fitted, weights=factors) if factors and isinstance(fitted, ClassCalibration) else fitted
 
 
 def calibrate_run(
@@ -196,38 +195,38 @@ def calibrate_run(
 ) -> None:
     """Save the calibration of a run's checkpoints, so that predictions need no dataset; warn if it is uncertain.
 
-    ``data`` and ``module`` are its images and its backbone, where they are open already or a program gave them.
+    ``data`` and ``module`` are its images and backbone, if already open or passed by a program.
     """
     for checkpoint in CHECKPOINTS if settings.data.validation else ():
         allowed = settings.model.download or settings.data.download
         trained = TrainedRun(run, checkpoint, allowed, DOWNLOAD, data, module)
-        if not run.differences(checkpoint):  # else the network has settings of its own
+        if not run.differences(checkpoint):  # else the network was trained with other settings
             trained.settings = settings
-        found = calibrate(trained)
+        fitted = calibrate(trained)
         if checkpoint != CHECKPOINTS[0]:
             continue
-        if isinstance(found, LabelCalibration):
+        if isinstance(fitted, LabelCalibration):
             _warn_of_rare_labels(trained.data)
-        elif found is not None and found.interval is not None and (doubt := describe_doubt(*found.interval)):
-            logger.warning("%s", doubt)
+        elif fitted is not None and fitted.interval and (warning := describe_uncertainty(*fitted.interval)):
+            logger.warning("%s", warning)
 
 
 def _warn_of_rare_labels(data: DataModule) -> None:
-    """Name the classes whose thresholds follow from few images."""
+    """Warn of classes whose thresholds are fitted to few images."""
     counts = data.source("validation").labels.sum(0).tolist()
     if rare := [name for name, count in zip(data.classes, counts, strict=True) if count < FEW_IMAGES]:
         logger.warning(
             "%d of %d classes have fewer than %d validation images: their thresholds (%s) are noisy; %s, or use "
             "thresholds of 0.5.", len(rare), len(counts), FEW_IMAGES, list_some(rare),
-            "raise data.validation" if data.draws("validation") else "add images",
+            "raise data.validation" if data.is_drawn("validation") else "add images",
         )  # fmt: skip
 
 
-def load_kept_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:
-    """Return the calibration that :func:`calibrate` has kept of the checkpoint; ``None`` if there is none."""
-    if (known := read_tensors(_file(run, tta))) is None or known[1].get("checkpoint") != run.digest:
+def load_cached_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:
+    """Return the checkpoint's calibration that :func:`calibrate` cached; ``None`` if there is none."""
+    if (cached := read_tensors(_file(run, tta))) is None or cached[1].get("checkpoint") != run.digest:
         return None
-    tensors, note = known
+    tensors, note = cached
     interval = None if note["interval"] is None else tuple(note["interval"])
     return from_columns(float(note["temperature"]), tensors, interval)
 

@@ -12,23 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixmo.config.settings import Settings
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.header import height_and_width
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 
 BATCH = 64
-"""Images in the batch whose latency is measured."""
+"""Batch size for measuring latency."""
 
 
 def costs(run: TrainedRun) -> dict[str, float]:
     """Return the costs of a run.
 
-    * ``parameters``: numbers in the network at inference.
-    * ``macs``: multiply–accumulate operations for one image at inference, as counted by torch.
-    * ``images``: images through the network in training (mixtures × epochs, twice for SAM), without those of a run it
-      started from.
+    * ``parameters``: number of parameters at inference.
+    * ``macs``: multiply–accumulate operations for one image at inference, counted by torch.
+    * ``images``: images through the network in training (mixtures × epochs, twice for SAM), without pretraining.
     * ``minutes``: duration of training.
-    * ``latency_ms``: milliseconds for one image in a batch of 64, measured now on the CPU in float32.
+    * ``latency_ms``: milliseconds per image in a batch of 64, measured now on the CPU in float32.
 
     ``images`` and ``minutes`` are NaN if ``metrics.csv`` is missing or damaged.
     """
@@ -42,36 +40,34 @@ def costs(run: TrainedRun) -> dict[str, float]:
 
 
 def training_images(settings: Settings, rows: Sequence[Mapping[str, float]]) -> float:
-    """Return how many images passed through the network in training; a step of SAM takes each twice."""
+    """Return the number of images through the network in training; SAM passes each twice."""
     return rows[-1]["step"] * settings.data.batch_size * (2 if settings.optimizer.sam_radius else 1)
 
 
 def network_size(run: TrainedRun) -> dict[str, float]:
-    """Return ``parameters`` and ``macs`` of :func:`costs`, without measuring time."""
+    """Return only ``parameters`` and ``macs`` of :func:`costs`."""
     return _size(*_network(run))
 
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
-    """Return the network, on the CPU wherever the run was evaluated, and a batch of its input size."""
+    """Return a copy of the network on the CPU, and a batch of its input size."""
     net = copy_module(run.network).cpu()
-    own = run.settings.data.crop_size or run.settings.data.image_size
-    size = run.data.size if own is None else height_and_width(own)  # opens the dataset only if that is left open
-    return net, torch.randn(BATCH, net.in_chans, *size)
+    return net, torch.randn(BATCH, net.in_chans, *run.header.input_size)
 
 
 @torch.inference_mode()
 def _size(net: MixMo, images: torch.Tensor) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
         net(images[:1])
-    return {"parameters": sum(each.numel() for each in net.parameters()), "macs": counter.get_total_flops() / 2}
+    return {"parameters": sum(p.numel() for p in net.parameters()), "macs": counter.get_total_flops() / 2}
 
 
 @torch.inference_mode()
 def _latency(net: MixMo, images: torch.Tensor) -> float:
     """Return milliseconds per image: the median of five passes after a warm-up."""
-    taken = []
+    seconds = []
     for _ in range(6):
         start = time.perf_counter()
         net(images)
-        taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken[1:]) / len(images)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds[1:]) / len(images)

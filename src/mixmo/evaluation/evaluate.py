@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 
 from mixmo.metrics import Calibration, Diversity, MultiLabelScores, Scores, SelectivePrediction
 from mixmo.metrics.calibration_errors import bin_gaps, expected_error
-from mixmo.metrics.checks import as_tensor, check_logits
+from mixmo.metrics.checks import as_tensor, check_targets_for
 from mixmo.metrics.chunks import in_chunks, mean_logits
 from mixmo.metrics.diversity import disagreement
 from mixmo.metrics.multi_label import check_label_sets
@@ -23,20 +23,20 @@ from mixmo.metrics.temperature import two_fold
 
 @dataclass(frozen=True)
 class EnsembleMetrics:
-    """Metrics of M members on one set of images, as :func:`measure` returns them; NaN where one is not defined.
+    """Metrics of M members on one set of images (:func:`measure`); undefined ones are NaN.
 
     ``average``, ``probability_average`` and each of ``members`` have the metrics of :class:`mixmo.metrics.Scores`
     (``accuracy``, ``nll``, ``brier``, …), :class:`~mixmo.metrics.Calibration` (``ece``, …) and
-    :class:`~mixmo.metrics.SelectivePrediction` (``aurc``, …). Of images with several labels they have those of
-    :class:`~mixmo.metrics.MultiLabelScores` (``map``, …).
+    :class:`~mixmo.metrics.SelectivePrediction` (``aurc``, …), or of :class:`~mixmo.metrics.MultiLabelScores` (``map``,
+    …) for images with several labels.
 
     Attributes:
-        average: Of the average of the logits, the paper's rule; also ``nll_two_fold`` and ``ece_two_fold``, after
-            temperature scaling of each half of the samples by the temperature of the other (the paper's NLLc).
-        probability_average: Of the average of the probabilities.
-        members: Metrics of each member alone.
+        average: Of the averaged logits, the paper's rule; also ``nll_two_fold`` and ``ece_two_fold``, with each half of
+            the samples scaled by the temperature fitted on the other (the paper's NLLc).
+        probability_average: Of the averaged probabilities.
+        members: Of each member alone.
         diversity: Of all members together: :class:`~mixmo.metrics.Diversity` (``d_re``, …), or ``label_disagreement``,
-            the share of labels that two members decide differently. Empty for one member.
+            the share of labels on which two members disagree. Empty for one member.
     """
 
     average: dict[str, float]
@@ -45,7 +45,7 @@ class EnsembleMetrics:
     diversity: dict[str, float]
 
     def flat(self) -> dict[str, float]:
-        """Return all of them by the keys of ``test.json``."""
+        """Return all metrics by key of ``test.json``."""
         sections = {"probability_average": self.probability_average}
         sections |= {f"member_{index}": member for index, member in enumerate(self.members)}
         prefixed = {f"{name}/{key}": value for name, section in sections.items() for key, value in section.items()}
@@ -53,21 +53,21 @@ class EnsembleMetrics:
 
 
 def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) -> dict[str, float]:
-    """Return the metrics of :func:`measure` in one flat dict, by the keys of ``test.json``.
+    """Compute all metrics, in a flat dict with the keys of ``test.json``.
 
-    Keys without a prefix are metrics of the average of the logits (the paper's rule) and of the members' diversity;
-    ``probability_average/…`` those of the average of the probabilities, ``member_0/…`` those of each member.
+    Keys without a prefix are metrics of the averaged logits (the paper's rule) and of the members' diversity, keys
+    ``probability_average/…`` of the averaged probabilities, keys ``member_0/…`` of single members.
 
     Args:
-        logits: (N, M, K), as ``net.members`` gives them, or (N, K) of one network or an ensemble; tensors or arrays.
-        targets: (N,) class numbers, of any type of integers; of several labels (N, K), 0 or 1 for each class.
+        logits: (N, M, K), as returned by ``net.members``, or (N, K) of one network or an ensemble; tensors or arrays.
+        targets: (N,) class numbers of any integer type, or labels (N, K), 0 or 1.
 
     Returns:
-        A flat dict of floats; NaN where a metric is not defined. Of (N, K) the keys without a prefix. Accuracies and
-        calibration errors are shares from 0 to 1, NLL is in nats; docs/evaluation.md has all formulas.
+        Floats by key; NaN if undefined. For logits (N, K), only keys without a prefix. Accuracies and calibration
+        errors are shares from 0 to 1, NLL is in nats; docs/evaluation.md has all formulas.
 
     Raises:
-        InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
+        InputError: if shapes do not match, a logit is not finite or a target is out of range.
 
     Example:
         >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 0.0]]])
@@ -79,51 +79,51 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
         >>> evaluate(logits, torch.tensor([[1, 0], [1, 0]]))["exact_match"]
         0.5
     """
-    members, numbers = as_tensor(logits, "logits"), as_tensor(targets, "targets")
-    numbers = numbers.to(members.device)
-    return measure(members[:, None], numbers).average if members.dim() == 2 else measure(members, numbers).flat()
+    members = as_tensor(logits, "logits")
+    labels = as_tensor(targets, "targets").to(members.device)
+    return measure(members[:, None], labels).average if members.dim() == 2 else measure(members, labels).flat()
 
 
 @torch.no_grad()
 def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
-    """Return the metrics of M members from logits (N, M, K), and targets (N,), or (N, K) of several labels.
+    """Compute the metrics of M members from logits (N, M, K) and targets (N,), or labels (N, K).
 
     Raises:
-        InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
+        InputError: if shapes do not match, a logit is not finite or a target is out of range.
     """
     if targets.dim() == 2:
         return _measure_labels(logits, check_label_sets(logits, targets))
-    targets = check_logits(logits, targets)
-    members = logits.shape[1]
-    each = [MetricCollection([Scores(), Calibration(), SelectivePrediction()], compute_groups=False)
-            for _ in range(members + 2)]  # fmt: skip
-    between = [Diversity(members)] if members > 1 else []
+    targets = check_targets_for(logits, targets)
+    count = logits.shape[1]
+    collections = [MetricCollection([Scores(), Calibration(), SelectivePrediction()], compute_groups=False)
+                   for _ in range(count + 2)]  # fmt: skip
+    diversity = Diversity(count) if count > 1 else None
     for chunk, labels in in_chunks(logits, targets):
         log_members = chunk.double().log_softmax(2)
-        averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(members))
-        for metrics, logs in zip(each, (*averages, *log_members.unbind(1)), strict=True):
+        averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(count))
+        for metrics, logs in zip(collections, (*averages, *log_members.unbind(1)), strict=True):
             metrics.update(probabilities=logs.exp(), targets=labels, log_probabilities=logs)
-        for diversity in between:
+        if diversity is not None:
             diversity.update(log_members.exp(), labels, log_members)
-    average, probability_average, *alone = map(_compute, each)
+    average, probability_average, *members = map(_compute, collections)
     scaled = basic_metrics(two_fold(mean_logits(logits), targets), targets) if len(logits) > 1 else {}
     average |= {f"{key}_two_fold": scaled.get(key, math.nan) for key in ("nll", "ece")}
-    return EnsembleMetrics(average, probability_average, alone, _compute(between[0]) if between else {})
+    return EnsembleMetrics(average, probability_average, members, {} if diversity is None else _compute(diversity))
 
 
 def _measure_labels(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
-    """Return the metrics of M members on images with several labels."""
-    members, found = logits.double(), []
-    log_present, log_absent = (logsigmoid(side).logsumexp(1) for side in (members, -members))  # log-odds of their mean
-    for own in (members.mean(1), log_present - log_absent, *members.unbind(1)):
+    """Compute the metrics of M members on images with several labels."""
+    members, metrics = logits.double(), []
+    log_present, log_absent = (logsigmoid(side).logsumexp(1) for side in (members, -members))  # of mean probabilities
+    for log_odds in (members.mean(1), log_present - log_absent, *members.unbind(1)):
         scores = MultiLabelScores()
-        scores.update(own, targets)
-        found.append(_compute(scores))
+        scores.update(log_odds, targets)
+        metrics.append(_compute(scores))
     diversity = {}
     if members.shape[1] > 1:
-        decided = (members > 0).movedim(1, 2).flatten(0, 1)
-        diversity = {"label_disagreement": disagreement(decided).mean().item()}
-    return EnsembleMetrics(found[0], found[1], found[2:], diversity)
+        decisions = (members > 0).movedim(1, 2).flatten(0, 1)
+        diversity = {"label_disagreement": disagreement(decisions).mean().item()}
+    return EnsembleMetrics(metrics[0], metrics[1], metrics[2:], diversity)
 
 
 def _compute(metric: Metric | MetricCollection) -> dict[str, float]:
@@ -131,7 +131,7 @@ def _compute(metric: Metric | MetricCollection) -> dict[str, float]:
 
 
 def basic_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return ``accuracy``, ``nll`` and ``ece`` of logits (N, K), where the others would take too long."""
+    """Compute only ``accuracy``, ``nll`` and ``ece`` of logits (N, K), to save time."""
     samples = per_sample(logits, targets)
     return {
         "accuracy": samples.right.mean().item(),

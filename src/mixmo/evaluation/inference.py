@@ -16,6 +16,7 @@ from mixmo import __version__
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.data.batches import Augmentations, CenterCrop
+from mixmo.data.given import GIVEN
 from mixmo.data.image_sets import ImageSet
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
@@ -28,17 +29,17 @@ log = logging.getLogger("mixmo")
 
 
 class TrainedRun:
-    """A run to predict with or to evaluate; its network, settings and images are opened once, when they are needed.
+    """A run to predict with or to evaluate; network, settings and images are opened once, on first use.
 
     The checkpoint's header determines the network, the settings only the images it was trained and tested on.
 
     Args:
         folder: The run's folder.
         checkpoint: ``last`` or ``best``.
-        download: Whether the network's backbone and datasets may be downloaded; the run's folder cannot allow it.
-        option: How the current command allows that, for errors.
-        data: Images that a program gives, in place of those that the run's settings name.
-        module: Its backbone, where that was a program's own module.
+        download: Whether the backbone and datasets may be downloaded; the run's folder cannot allow it.
+        option: The option that allows it, for error messages.
+        data: Images passed by a program, instead of those named in the run's settings.
+        module: The backbone, if it was a program's own module.
 
     Raises:
         MissingError: if there is no such run.
@@ -63,22 +64,22 @@ class TrainedRun:
 
     @cached_property
     def device(self) -> torch.device:
-        """The run's device on this machine: that of ``trainer.accelerator``, where it can be read."""
+        """The device of the run's ``trainer.accelerator`` on this machine."""
         return training_device(self.folder.accelerator())
 
     @cached_property
     def settings(self) -> Settings:
-        """The run's settings, its network's taken from the header; open ones follow from this machine."""
+        """The run's settings, with the network's from the header and open ones resolved for this machine."""
         return self.folder.settings(self.checkpoint)
 
     @cached_property
     def data(self) -> DataModule:
         """The run's images."""
-        own = replace(self.settings.data, download=self.download)
-        return self.given or DataModule(own, self.settings.seed, option=self.option)
+        settings = replace(self.settings.data, download=self.download)
+        return self.given or DataModule(settings, self.settings.seed, option=self.option)
 
     def reopen(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
-        """Return the run with another checkpoint or permission to download; itself if neither changes."""
+        """Return the run with another checkpoint or download permission; itself if neither changes."""
         asked = (checkpoint or self.checkpoint, self.download if download is None else download)
         if asked == (self.checkpoint, self.download):
             return self
@@ -86,17 +87,17 @@ class TrainedRun:
 
     @cached_property
     def header(self) -> Header:
-        """The checkpoint's description of the network."""
+        """The checkpoint's header, which describes the network."""
         return self.folder.header(self.checkpoint)
 
     def warn_of_changes(self) -> None:
-        """Warn where ``config.yaml`` is no longer what the network was trained with."""
-        if found := self.folder.differences(self.checkpoint):
-            log.warning("%s has changed since training: %s; the network's own settings are used.",
-                        self.folder.config_file, "; ".join(found))  # fmt: skip
+        """Warn if ``config.yaml`` no longer has the settings that the network was trained with."""
+        if differences := self.folder.differences(self.checkpoint):
+            log.warning("%s has changed since training: %s; the checkpoint's settings are used.",
+                        self.folder.config_file, "; ".join(differences))  # fmt: skip
 
     def warn_of_views(self, tta: Augmentations) -> None:
-        """Warn where test-time augmentation shows views that training did not."""
+        """Warn if test-time augmentation uses views that training did not."""
         if tta == "flip" and not (self.settings.data.flip or self.settings.data.own_transforms):
             log.warning(
                 "%s was trained without mirrored images (data.flip is false): tta flip may make it worse.", self.path
@@ -104,52 +105,52 @@ class TrainedRun:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of the checkpoint's file, in hexadecimal."""
+        """The SHA-256 of the checkpoint file, in hexadecimal."""
         return self.folder.digest(self.checkpoint)
 
     @cached_property
     def network(self) -> MixMo:
-        """The checkpoint's network, in evaluation mode, on the device; with averaged weights (EMA) if it has them.
+        """The checkpoint's network on the device, in evaluation mode, with averaged weights (EMA) if it has them.
 
         Raises:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        with torch.inference_mode(False):  # the first caller may only predict, the next train
+        with torch.inference_mode(False):  # a later caller may train it
             net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
             return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     @cached_property
     def crop(self) -> CenterCrop:
-        """Prepares the network's images; made once, since it moves to the device."""
+        """The preprocessing of the network's images."""
         return CenterCrop(self.header.data)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Return images (B, H, W, C) uint8 of the run's size as the network sees them, (B, C, h, w) on its device."""
+        """Prepare images (B, H, W, C) uint8 of the run's size for the network: (B, C, h, w) on its device."""
         return self.crop.center(images.to(self.device))
 
     @property
     def data_settings(self) -> dict[str, Any]:
         """The settings of the ``data`` section that predictions depend on."""
-        free = neutral_settings()
-        return {key: value for key, value in asdict(self.settings.data).items() if f"data.{key}" not in free}
+        neutral = neutral_settings()
+        return {key: value for key, value in asdict(self.settings.data).items() if f"data.{key}" not in neutral}
 
     def images(self, dataset: str) -> tuple[ImageSet, list[str]]:
-        """Return the images of a dataset and the names of its classes; each is opened and decoded once.
+        """Return the images of a dataset and its class names; each dataset is opened and decoded once.
 
-        ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images are
-        resized to the run's input size.
+        Args:
+            dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test
+                images are resized to the run's input size.
 
         Raises:
             MissingError: if the dataset is missing.
-            InputError: if it is damaged, there is no validation set, or the run's images have another number of classes
-                than the network.
+            InputError: if it is damaged, there is no validation set, or its number of classes is not the network's.
         """
         if dataset not in ("test", "validation"):
             if self.settings.data.own_transforms:
                 raise InputError(
                     f"{dataset!r} cannot be prepared like the images of {self.path}, which a Dataset's own transforms "
-                    "prepare."
+                    "prepared."
                 )
             return self.data.other(dataset)
         self._check_drawn(dataset)
@@ -164,34 +165,39 @@ class TrainedRun:
         return images, classes
 
     def _check_drawn(self, split: str) -> None:
-        """Refuse images drawn from a dataset that has changed since: the network may have learned from them."""
+        """Refuse images drawn from a dataset changed since training: the network may have been trained on them."""
         known = self.folder.about().get("data")
-        if not self.data.draws(split) or not isinstance(known, dict):
+        if not self.data.is_drawn(split) or not isinstance(known, dict):
             return
         if known.get("fingerprint") != self.data.fingerprint("train", times=False):
             purpose = "testing" if split == "test" else "validation"
             raise InputError(
-                f"{self.settings.data.name!r} has changed since {self.path} was trained: other images would be "
-                f"drawn for {purpose}, which it may have learned from; bring it back (split.csv lists it), or give it "
-                f"a {split} folder."
+                f"{self.settings.data.name!r} has changed since {self.path} was trained: other images would be drawn "
+                f"for {purpose}, which may have been training images; restore it (split.csv lists its images), or give "
+                f"it a {split} folder."
             )
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
-        """Return what the network's results on a dataset (:meth:`images`) depend on, for JSON."""
+        """Return what the network's results on a dataset (:meth:`images`) depend on, for JSON.
+
+        The images have no ``fingerprint`` if they were passed from Python and are not passed again.
+        """
+        about = {"version": __version__, "checkpoint": self.digest, "dataset": dataset, "data": self.data_settings}
+        if self.given is None and self.settings.data.name == GIVEN and dataset in ("test", "validation"):
+            return about
         fingerprint = self.data.fingerprint(dataset)
         if dataset not in ("test", "validation"):
             fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
-        return {"version": __version__, "checkpoint": self.digest, "dataset": dataset, "data": self.data_settings,
-                "fingerprint": fingerprint}  # fmt: skip
+        return about | {"fingerprint": fingerprint}
 
 
 def check_views(header: Header, tta: Augmentations, name: str) -> None:
-    """Refuse ``crops`` of images that are no larger than the crop, or that a Dataset's own transforms prepare."""
+    """Refuse ``crops`` if images are no larger than the crop, or prepared by a Dataset's own transforms."""
     if tta != "crops":
         return
     if header.data.own_transforms:
         raise InputError(
-            f"{name} takes images that a Dataset's own transforms prepare, which have no other crops; use flip."
+            f"the images of {name} are prepared by a Dataset's own transforms and have no other crops; use flip."
         )
     (height, width), (rows, columns) = header.size, header.input_size
     if rows > height or columns > width or (rows, columns) == (height, width):
@@ -201,12 +207,12 @@ def check_views(header: Header, tta: Augmentations, name: str) -> None:
         )
 
 
-def average_views(answer: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
-    """Return a network's output in float32, averaged over views (B, C, h, w) of the images."""
-    return torch.stack([answer(view).float() for view in views]).mean(0)
+def average_views(forward: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
+    """Average a network's output over views (B, C, h, w) of the images, in float32."""
+    return torch.stack([forward(view).float() for view in views]).mean(0)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a network computes in a precision of :data:`mixmo.config.hardware.PRECISIONS`."""
+    """Return the autocast context for a precision of :data:`mixmo.config.hardware.PRECISIONS`."""
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "32-true")

@@ -1,7 +1,7 @@
 """Confidence intervals in closed form, over test images or over seeds, and McNemar's test.
 
 Only metrics whose intervals reach their nominal coverage have one; docs/evaluation.md describes how that was measured.
-ECE and its variants are biased by binning, AUROC and d_re rest on few errors: they have none over test images.
+ECE and its variants (biased by binning), AUROC and d_re (based on few errors) have none over test images.
 """
 
 from __future__ import annotations
@@ -23,59 +23,59 @@ Interval = tuple[float, float]
 
 Z = 1.959964
 LEAST = 20
-"""Fewest wrong predictions for an interval of one network's NLL or Brier score; fewer give too low a coverage."""
+"""Wrong predictions needed for an interval of one network's NLL or Brier score; with fewer, coverage is too low."""
 BIASED = ("ece", "label_ece")
-"""Metrics that binning biases, by an amount that depends on the network: no interval covers a true difference."""
+"""Metrics that binning biases by an amount that depends on the network: no interval covers a true difference."""
 UNKNOWN: Interval = (math.nan, math.nan)
 
 
-def image_intervals(found: Predictions) -> dict[str, Interval]:
-    """Return 95 % intervals over test images of ``accuracy``, ``nll``, ``brier`` and ``disagreement``.
+def image_intervals(predictions: Predictions) -> dict[str, Interval]:
+    """Return 95 % intervals of ``accuracy``, ``nll``, ``brier`` and ``disagreement`` over test images.
 
-    Shares have Wilson's intervals, means Student's; ``nll`` and ``brier`` need 20 wrong predictions, ``disagreement``
-    several members. Images with several labels have none.
+    Shares have Wilson's intervals, means Student's. ``nll`` and ``brier`` need 20 wrong predictions, ``disagreement``
+    needs several members. Multi-label predictions have none.
     """
-    if found.multi_label:
+    if predictions.multi_label:
         return {}
-    samples, count = found.average(), len(found.targets)
+    samples, count = predictions.average(), len(predictions.targets)
     hits = float(samples.right.sum())
-    ranges = {"accuracy": _share(hits, count)}
+    intervals = {"accuracy": _share(hits, count)}
     if count - hits >= LEAST:
-        ranges |= {key: _mean(getattr(samples, key).numpy()) for key in ("nll", "brier")}
-    if found.logits.shape[1] > 1:
-        ranges["disagreement"] = _share(float(disagreement(found.logits.argmax(2)).sum()), count)
-    return ranges
+        intervals |= {key: _mean(getattr(samples, key).numpy()) for key in ("nll", "brier")}
+    if predictions.logits.shape[1] > 1:
+        intervals["disagreement"] = _share(float(disagreement(predictions.logits.argmax(2)).sum()), count)
+    return intervals
 
 
 def difference_intervals(own: Samples, other: Samples) -> dict[str, Interval]:
-    """Return 95 % intervals over test images of ``own`` minus ``other`` in ``accuracy``, ``nll`` and ``brier``.
+    """Return 95 % intervals of ``own`` minus ``other`` in ``accuracy``, ``nll`` and ``brier`` over test images.
 
-    That of accuracy is Bonett and Price's (2012), which also holds where few images differ; the others are Student's
-    over the images' differences.
+    Accuracy has Bonett and Price's interval (2012), which is also valid if few images differ; the others have
+    Student's, paired by image.
     """
     count, gain = len(own.right), (own.right - other.right).numpy()
     only_own, only_other = ((sign * gain > 0).sum() + 1 for sign in (1, -1))
     up, down = only_own / (count + 2), only_other / (count + 2)
     half = Z * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
-    ranges = {"accuracy": (float(up - down - half), float(up - down + half))}
-    return ranges | {key: _mean((getattr(own, key) - getattr(other, key)).numpy()) for key in ("nll", "brier")}
+    means = {key: _mean((getattr(own, key) - getattr(other, key)).numpy()) for key in ("nll", "brier")}
+    return {"accuracy": (float(up - down - half), float(up - down + half))} | means
 
 
 def seeds_interval(own: Sequence[float], other: Sequence[float], paired: bool, folds: int = 1) -> Interval:
     """Return Student's 95 % interval of the difference of two methods' means over seeds; Welch's if not paired.
 
-    Paired values are in the same order of seeds. It is NaN where all seeds are equal, which can happen by chance with
-    few images or seeds. Of n values over k > 1 folds it is wider by √(1 + n / (k - 1)), since any two folds share
-    training images (Nadeau and Bengio 2003).
+    Paired values are in the same order of seeds. NaN if values do not vary between seeds, which can happen by chance
+    with few images or seeds. For n values over k > 1 folds the interval is wider by √(1 + n / (k - 1)), since any two
+    folds share training images (Nadeau and Bengio 2003).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where all seeds are equal
+        warnings.simplefilter("ignore", RuntimeWarning)  # from zero variance
         test = ttest_rel(own, other) if paired else ttest_ind(own, other, equal_var=False)
         low, high = test.confidence_interval(0.95)
     if not high - low > 1e-12:
         return UNKNOWN
-    more = (high - low) / 2 * (math.sqrt(1 + len(own) / (folds - 1)) - 1) if folds > 1 else 0.0
-    return float(low - more), float(high + more)
+    margin = (high - low) / 2 * (math.sqrt(1 + len(own) / (folds - 1)) - 1) if folds > 1 else 0.0
+    return float(low - margin), float(high + margin)
 
 
 def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[Array, Array]:

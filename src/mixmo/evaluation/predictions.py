@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixmo.cache import keep_tensors, read_tensors
+from mixmo.cache import cache_tensors, read_tensors
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
 from mixmo.errors import InputError, MissingError, reason
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
-from mixmo.metrics.checks import as_tensor, check_logits, check_probabilities
+from mixmo.metrics.checks import as_tensor, check_probabilities, check_targets_for
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.multi_label import check_label_sets
 from mixmo.metrics.samples import Samples, per_sample
+from mixmo.metrics.temperature import weight_members
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What M members predict for N images.
+    """Predictions of M members for N images.
 
     Attributes:
         logits: (N, M, K) float32.
-        targets: (N,) class numbers; those of another dataset's own classes where images are out of distribution. Of
-            several labels (N, K), 0 or 1.
+        targets: (N,) class numbers (of the other dataset's classes for OOD images), or labels (N, K), 0 or 1.
         classes: The K class names.
-        epochs: Epochs the members were trained for; 0 if that is not known.
-        images: What tells the images from others, regardless of their labels; empty if that is not known.
+        epochs: Epochs the members were trained for; 0 if unknown.
+        images: Fingerprint of the images, without their labels; empty if unknown.
     """
 
     logits: Tensor
@@ -49,13 +49,13 @@ class Predictions:
         """Whether an image may have several labels."""
         return self.targets.dim() == 2
 
-    def are_of(self, other: Predictions) -> bool:
-        """Return whether both are of the same images, as far as that is known."""
+    def same_images(self, other: Predictions) -> bool:
+        """Return whether both are predictions of the same images, as far as known."""
         same = not (self.images and other.images) or self.images == other.images
         return same and torch.equal(self.targets, other.targets)
 
     def average(self) -> Samples:
-        """Return what is known of each prediction of the logit average."""
+        """Return the per-sample metrics of the averaged logits."""
         return per_sample(mean_logits(self.logits), self.targets)
 
 
@@ -66,42 +66,43 @@ def predict(
     refresh: bool = False,
     tta: Augmentations = "none",
 ) -> Predictions:
-    """Return a run's predictions; those kept in its folder if nothing they depend on has changed since.
+    """Return a run's predictions, cached in its folder.
 
-    They depend on the checkpoint, the run's ``data`` settings, the files of the dataset and the version of mixmo. A
-    kept file that is damaged, or cannot be written, costs a warning.
+    The cache is valid for the checkpoint, the run's ``data`` settings, the dataset's files and the version of mixmo;
+    for images that a program passed and does not pass again, it is valid for the checkpoint. A cache file that is
+    damaged, or cannot be written, only causes a warning.
 
     Args:
         run: The run.
         dataset: ``test``, ``validation`` (as split off for training), or the name of another dataset, whose test images
-            are brought to the input size of the run's.
+            are resized to the run's input size.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         refresh: Predict again even if predictions are cached.
         tta: Test-time augmentation, over whose views logits are averaged: ``none``, ``flip`` or ``crops``.
     """
     file, about = _file(run, dataset, precision, tta), run.depends_on(dataset)
-    kept = None if refresh else _read(file)
-    if kept is not None and kept[1] == about:
-        return kept[0]
-    found = _compute(run, dataset, precision, tta)
-    note = {"about": about, "classes": found.classes, "epochs": found.epochs, "images": found.images}
-    keep_tensors(file, {"logits": found.logits, "targets": found.targets}, note)
-    return found
+    cached = None if refresh else _read(file)
+    if cached is not None and about.items() <= cached[1].items():
+        return cached[0]
+    computed = _compute(run, dataset, precision, tta)
+    note = {"about": about, "classes": computed.classes, "epochs": computed.epochs, "images": computed.images}
+    cache_tensors(file, {"logits": computed.logits, "targets": computed.targets}, note)
+    return computed
 
 
-def load_kept_predictions(
+def load_cached_predictions(
     run: TrainedRun, dataset: str, precision: str = "32-true", tta: Augmentations = "none"
 ) -> Predictions | None:
-    """Return what :func:`predict` has kept of the checkpoint; ``None`` if there is none. The dataset may be gone."""
-    kept = _read(_file(run, dataset, precision, tta))
-    return None if kept is None or kept[1]["checkpoint"] != run.digest else kept[0]
+    """Return the checkpoint's predictions that :func:`predict` cached, if any, without opening the dataset."""
+    cached = _read(_file(run, dataset, precision, tta))
+    return None if cached is None or cached[1]["checkpoint"] != run.digest else cached[0]
 
 
 def _read(file: Path) -> tuple[Predictions, dict[str, Any]] | None:
-    """Return kept predictions and what they depend on; ``None`` if there are none, or they are damaged."""
-    if (kept := read_tensors(file)) is None:
+    """Return cached predictions and what they depend on; ``None`` if the file is missing or damaged."""
+    if (cached := read_tensors(file)) is None:
         return None
-    tensors, note = kept
+    tensors, note = cached
     columns = tensors["logits"], tensors["targets"], note["classes"], note["epochs"], note["images"]
     return Predictions(*columns), note["about"]
 
@@ -118,7 +119,7 @@ def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) 
     logits, targets = [], []
     with autocast(run.device, precision):
         for batch in build_evaluation_loader(images, run.settings.data, run.device):
-            pixels, labels, chosen = (each.to(run.device) for each in batch)
+            pixels, labels, chosen = (tensor.to(run.device) for tensor in batch)
             logits.append(average_views(net.members, run.crop.views(pixels, tta, chosen)).cpu())
             targets.append(labels[chosen].cpu())
     epochs, fingerprint = run.folder.finished_epochs(run.checkpoint), run.data.fingerprint(dataset, times=False)
@@ -126,7 +127,7 @@ def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) 
 
 
 def _slug(dataset: str) -> str:
-    """Return a file's name for a dataset: short, and another for each."""
+    """Return a short, unique file name for a dataset."""
     if dataset in ("test", "validation"):
         return dataset
     readable = re.sub(r"[^\w.-]+", "-", dataset, flags=re.ASCII)[-60:]
@@ -134,15 +135,15 @@ def _slug(dataset: str) -> str:
 
 
 def read_predictions(file: str | Path) -> Predictions:
-    """Return predictions that another program saved with ``numpy.savez``.
+    """Read predictions that another program saved with ``numpy.savez``.
 
-    The file has ``targets`` (N,), and ``logits`` or ``probabilities``, (N, K) or (N, M, K); ``classes`` (K,) names are
-    optional. The logit average of probabilities is their normalised geometric mean. With ``targets`` (N, K), 0 or 1,
-    images have several labels, and each probability is of one.
+    The file has ``targets`` (N,) and ``logits`` or ``probabilities``, (N, K) or (N, M, K); names ``classes`` (K,) are
+    optional. The logit average of probabilities is their normalised geometric mean. ``targets`` (N, K), 0 or 1, are
+    several labels per image; probabilities are then of each label.
 
     Raises:
         MissingError: if there is no such file.
-        InputError: if it is damaged, or something is missing, of another shape or no prediction.
+        InputError: if it is damaged, or an array is missing or invalid.
     """
     if not Path(file).is_file():
         raise MissingError(f"there is no file {file}.")
@@ -160,22 +161,22 @@ def read_predictions(file: str | Path) -> Predictions:
     values, targets = arrays["logits" if "logits" in arrays else "probabilities"], arrays["targets"]
     if values.ndim not in (2, 3) or values.dtype.kind != "f" or not values.size:
         raise InputError(
-            f"{file} has predictions of shape {values.shape}, {values.dtype}; they are (N, K) or (N, M, K) floats."
+            f"{file} has predictions of shape {values.shape}, {values.dtype}; they must be floats (N, K) or (N, M, K)."
         )
     native = values.astype(f"f{min(values.dtype.itemsize, 8)}", copy=False)  # torch has no long doubles
     try:
         members = as_tensor(native if values.ndim == 3 else native[:, None], "predictions")
-        several = targets.ndim == 2
-        if "probabilities" in arrays and several:
+        multi_label = targets.ndim == 2
+        if "probabilities" in arrays and multi_label:
             if not bool(((members >= 0) & (members <= 1)).all()):
                 raise InputError("probabilities are not all between 0 and 1.")
             members = members.double().logit(torch.finfo(torch.float64).eps)
         elif "probabilities" in arrays:
             members = check_probabilities(members, axes=3).clamp(min=torch.finfo(torch.float64).tiny).log()
-        numbers = (check_label_sets if several else check_logits)(members, as_tensor(targets, "targets"))
+        labels = (check_label_sets if multi_label else check_targets_for)(members, as_tensor(targets, "targets"))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    return Predictions(members.double(), numbers, _class_names(file, arrays.get("classes"), members.shape[2]))
+    return Predictions(members.double(), labels, _class_names(file, arrays.get("classes"), members.shape[2]))
 
 
 def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list[str]:
@@ -183,28 +184,26 @@ def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list
         return [str(number) for number in range(count)]
     if names.shape != (count,) or names.dtype.kind not in "USiu":
         raise InputError(
-            f"{file} has classes of shape {names.shape}, {names.dtype}; they are {count} names, as many as a "
-            "prediction has numbers."
+            f"{file} has classes of shape {names.shape}, {names.dtype}; they must be {count} names, one for each class "
+            "of the predictions."
         )
     try:
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
-    except ValueError as error:  # bytes that are not text
-        raise InputError(f"{file} has names of classes that cannot be read: {reason(error)}.") from error
+    except ValueError as error:  # bytes that are not UTF-8
+        raise InputError(f"{file} has class names that cannot be read: {reason(error)}.") from error
 
 
 def join_predictions(parts: Sequence[Predictions], names: Sequence[str], weights: Sequence[float] = ()) -> Predictions:
-    """Return the predictions of all members of several runs, as one ensemble; weights are factors of each run's logits.
+    """Join the members of several runs into one ensemble; ``weights`` are factors of each run's logits.
 
     Raises:
-        InputError: if images or classes differ, also where they happen to have the same labels.
+        InputError: if images or classes differ.
     """
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
-        if part.classes != first.classes or not part.are_of(first):
+        if part.classes != first.classes or not part.same_images(first):
             raise InputError(
                 f"{names[0]} and {name} cannot be ensembled: they were tested on different images or classes."
             )
-    logits = [part.logits for part in parts]
-    if weights:
-        logits = [weight * each for weight, each in zip(weights, logits, strict=True)]
-    return replace(first, logits=torch.cat(logits, 1), epochs=max(part.epochs for part in parts))
+    logits = weight_members([part.logits for part in parts], weights or [1.0] * len(parts))
+    return replace(first, logits=logits, epochs=max(part.epochs for part in parts))

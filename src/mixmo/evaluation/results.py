@@ -13,7 +13,7 @@ from mixmo.data.batches import Augmentations
 from mixmo.errors import InputError, refuse_labels
 from mixmo.evaluation.calibration import (
     AnyCalibration,
-    Calibration,
+    ClassCalibration,
     LabelCalibration,
     Weights,
     calibrate,
@@ -48,30 +48,32 @@ class EvaluationOptions:
     checkpoint: Checkpoint = "last"
     """The last checkpoint, or the best on the validation set."""
     precision: Precision = "32-true"
-    """bf16-mixed is faster where the device has units for it."""
+    """bf16-mixed is faster on devices with hardware support."""
     tta: Augmentations = "none"
-    """flip averages logits over the image and its mirror image, crops over middle and corners; so does calibration."""
+    """flip averages logits over the image and its mirror image, crops over centre and corners; also in calibration."""
     weights: Weights = "equal"
     """fitted weights the runs of an ensemble by their common validation images."""
     ood: list[Text] = field(default_factory=list)
     """Out-of-distribution datasets, whose images are of none of the classes."""
     corruptions: Boolean | Text | None = None
     """Corrupt the test images in 19 ways; with a folder, read the files of CIFAR-10-C or CIFAR-100-C there."""
+    per_class: Boolean = False
+    """Also report metrics of each class."""
     refresh: Boolean = False
     """Predict again even if an earlier call's results are cached."""
     download: Boolean = False
-    """Allow downloads of datasets, and of what networks are built from."""
+    """Allow downloads of datasets and backbones."""
 
 
 COVERAGES = (90, 95)
-"""Per cent of the images whose true class conformal sets are to hold."""
+"""Coverages of conformal sets, in per cent."""
 
 
 @dataclass(frozen=True)
 class OODResult:
-    """Predictions on another dataset's test images, and how well scores tell them from the test images.
+    """Predictions for another dataset's test images, and how well scores separate these from the test images.
 
-    ``metrics`` are ``auroc``, ``aupr`` and ``fpr95`` by score (:class:`mixmo.metrics.OutOfDistribution`).
+    ``metrics`` has ``auroc``, ``aupr`` and ``fpr95`` by score (:class:`mixmo.metrics.OutOfDistribution`).
     """
 
     predictions: Predictions
@@ -85,18 +87,16 @@ class EvaluationResult:
     Attributes:
         predictions: On the test set.
         metrics: Of the ensemble and of each member.
-        scaled: ``temperature``, fitted on the validation set, its interval, and of the logit average on the test set
-            after it ``nll_scaled``, ``ece_scaled``, and coverage and size of marginal conformal sets; of several labels
-            ``bce_scaled`` … and, at the thresholds of the validation set, ``f1_macro_tuned`` …. Empty without a
-            validation set that all runs share.
-        sets: Coverage and size of conformal sets of every kind (:func:`set_metrics`); empty like ``scaled``, and of
-            several labels.
+        scaled: Metrics of the averaged logits on the test set that use the calibration (:func:`scaled_metrics`), with
+            coverage and size of marginal conformal sets. Empty without a validation set that all runs share.
+        sets: Coverage and size of conformal sets of every kind (:func:`set_metrics`); empty like ``scaled``, and for
+            images with several labels.
         unscaled: Why several runs have none of these; empty if they have.
         ood: By the name of the out-of-distribution dataset.
-        corruptions: On corrupted test images; ``None`` where that was not asked for.
+        corruptions: On corrupted test images; ``None`` if not requested.
         diagnosis: Of a single run; ``None`` for ensembles of runs and another program's predictions.
-        per_class: Metrics of each class by its name (:func:`class_metrics`); empty where that was not asked for.
-        calibration: The calibration that ``scaled`` uses; ``None`` if there is none.
+        per_class: Metrics of each class by name (:func:`class_metrics`); empty if not requested.
+        calibration: The calibration that ``scaled`` uses, if any.
     """
 
     predictions: Predictions
@@ -111,35 +111,39 @@ class EvaluationResult:
     calibration: AnyCalibration | None = None
 
     def flat(self) -> dict[str, float]:
-        """Return all metrics by the keys of ``test.json``, which docs/evaluation.md explains."""
-        found = self.metrics.flat() | self.scaled | (self.diagnosis.flat() if self.diagnosis else {})
-        for sets, values in self.sets.items():
-            if sets != "marginal":  # those are among `scaled`
-                found |= {f"sets/{sets}/{key}": value for key, value in values.items()}
+        """Return all metrics by key of ``test.json``, as explained in docs/evaluation.md."""
+        values = self.metrics.flat() | self.scaled | (self.diagnosis.flat() if self.diagnosis else {})
+        for sets, measured in self.sets.items():
+            if sets != "marginal":  # those are in `scaled`
+                values |= {f"sets/{sets}/{key}": value for key, value in measured.items()}
         for dataset, result in self.ood.items():
             for score, metrics in result.metrics.items():
-                found |= {f"ood/{dataset}/{score}/{key}": value for key, value in metrics.items()}
+                values |= {f"ood/{dataset}/{score}/{key}": value for key, value in metrics.items()}
         if self.corruptions is not None:
-            found |= {f"corruption/{key}": value for key, value in self.corruptions.means().items()}
-        return found
+            values |= {f"corruption/{key}": value for key, value in self.corruptions.means().items()}
+        return values
 
 
 def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOptions | None = None) -> EvaluationResult:
-    """Evaluate runs on their test set, as one ensemble of all their members. Nothing is printed.
+    """Evaluate one or several runs on their test set, as one ensemble of all their members.
 
     Args:
-        runs: One or several: folders, or open runs of the checkpoint that the options name.
-        options: How; ``None`` takes the defaults.
+        runs: Folders, or open runs of the options' checkpoint.
+        options: How to evaluate; ``None`` for the defaults.
 
     Raises:
         MissingError: if a run, its checkpoint or a dataset is missing.
-        InputError: if a checkpoint is damaged or of another network, or the runs do not fit each other.
+        InputError: if a checkpoint is damaged or of another network, or the runs cannot be ensembled.
     """
     options = options or EvaluationOptions()
     opened = [
         TrainedRun(run, options.checkpoint, options.download) if isinstance(run, RunFolder) else run for run in runs
     ]
     names = [str(run.path) for run in opened]
+    if len(opened) == 1 and options.weights != "equal":
+        raise InputError(
+            f"weights {options.weights} is for ensembles of several runs; {names[0]} is one: leave it out."
+        )
     for run, name in zip(opened, names, strict=True):
         run.warn_of_changes()
         if run.header.multi_label:
@@ -153,9 +157,9 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
     if unscaled and options.weights == "fitted":
         raise InputError(unscaled)
     weights = () if calibration is None else calibration.weights or ()
-    test, *others = (join_predictions(each, names, weights) for each in parts)
+    test, *others = (join_predictions(predictions, names, weights) for predictions in parts)
     metrics = measure(test.logits, test.targets)
-    sets = set_metrics(test, calibration) if isinstance(calibration, Calibration) else {}
+    sets = set_metrics(test, calibration) if isinstance(calibration, ClassCalibration) else {}
     scaled = scaled_metrics(test, calibration) | sets.get("marginal", {}) if calibration else {}
     ood = {name: OODResult(other, ood_metrics(test, other)) for name, other in zip(options.ood, others, strict=True)}
     corruptions = None
@@ -163,13 +167,14 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         folder = None if options.corruptions is True else str(options.corruptions)
         corruptions = evaluate_corruptions(opened, test.targets, folder, *how, weights=weights)
     diagnosis = diagnose(opened[0], test.epochs, options.refresh) if len(opened) == 1 else None
-    return EvaluationResult(test, metrics, scaled, sets, unscaled, ood, corruptions, diagnosis, calibration=calibration)
+    classes = class_metrics(test, calibration) if options.per_class else {}
+    return EvaluationResult(test, metrics, scaled, sets, unscaled, ood, corruptions, diagnosis, classes, calibration)
 
 
 def _find_calibration(
     runs: Sequence[TrainedRun], names: Sequence[str], options: EvaluationOptions
 ) -> tuple[AnyCalibration | None, str]:
-    """Return the calibration, or why several runs have none together."""
+    """Return the calibration, or the reason why several runs have no common one."""
     how = (options.precision, options.refresh, options.tta)
     if len(runs) == 1:
         return calibrate(runs[0], *how), ""
@@ -183,61 +188,66 @@ def _find_calibration(
         return None, f"Not calibrated as an ensemble: {error}"
 
 
-def evaluate_predictions(file: str | Path) -> EvaluationResult:
-    """Evaluate an ``.npz`` file of another program (:func:`mixmo.evaluation.predictions.read_predictions`).
+def evaluate_predictions(file: str | Path, per_class: bool = False) -> EvaluationResult:
+    """Evaluate another program's ``.npz`` file (:func:`mixmo.evaluation.predictions.read_predictions`).
+
+    Args:
+        file: The file.
+        per_class: Also compute metrics of each class.
 
     Raises:
         MissingError: if there is no such file.
         InputError: if it holds no predictions, or their average is not finite.
     """
-    found = read_predictions(file)
+    predictions = read_predictions(file)
     try:
-        return EvaluationResult(found, measure(found.logits, found.targets))
+        metrics = measure(predictions.logits, predictions.targets)
+        return EvaluationResult(predictions, metrics, per_class=class_metrics(predictions) if per_class else {})
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
 
 def scaled_metrics(test: Predictions, calibration: AnyCalibration) -> dict[str, float]:
-    """Return the temperature of the validation set, its interval, and metrics of the test set's logit average by it.
+    """Return the temperature, its interval, and ``…_scaled`` metrics of averaged logits on the test set at it.
 
-    Of several labels the thresholds of the validation set are taken as well.
+    Images with several labels also have ``…_tuned`` metrics, at the calibration's thresholds.
     """
     average = mean_logits(test.logits)
     if isinstance(calibration, LabelCalibration):
         scores = MultiLabelScores(calibration.thresholds)
         scores.update(average.double() / calibration.temperature, test.targets)
         values = {key: value.item() for key, value in scores.compute().items() if key != "map"}
-        ends = {key: "scaled" if key in ("bce", "label_brier", "label_ece") else "tuned" for key in values}
-        return {"temperature": calibration.temperature} | {f"{key}_{ends[key]}": values[key] for key in values}
+        suffixes = {key: "scaled" if key in ("bce", "label_brier", "label_ece") else "tuned" for key in values}
+        return {"temperature": calibration.temperature} | {f"{key}_{suffixes[key]}": values[key] for key in values}
     basic = basic_metrics(average / calibration.temperature, test.targets)
-    found = {"temperature": calibration.temperature, "nll_scaled": basic["nll"], "ece_scaled": basic["ece"]}
+    metrics = {"temperature": calibration.temperature, "nll_scaled": basic["nll"], "ece_scaled": basic["ece"]}
     if calibration.interval is not None:
-        found["temperature_low"], found["temperature_high"] = calibration.interval
-    return found
+        metrics["temperature_low"], metrics["temperature_high"] = calibration.interval
+    return metrics
 
 
-def set_metrics(test: Predictions, calibration: Calibration) -> dict[Sets, dict[str, float]]:
-    """Return for each kind of conformal sets coverage and size on the test set, by thresholds of the validation set.
+def set_metrics(test: Predictions, calibration: ClassCalibration) -> dict[Sets, dict[str, float]]:
+    """Return coverage and size on the test set for each kind of conformal sets.
 
-    Keys are those of :func:`mixmo.metrics.conformal.measure_sets`, with the promised coverage behind, and
-    ``set_rare_classes_95``, how many classes are in every set since validation images are too few.
+    Keys are those of :func:`mixmo.metrics.conformal.measure_sets` with the nominal coverage appended, and
+    ``set_rare_classes_95`` …, the number of classes in every set because they have too few validation images.
     """
     average, classes = mean_logits(test.logits), test.logits.shape[2]
-    found: dict[Sets, dict[str, float]] = {sets: {} for sets in SETS}
-    for sets, own in found.items():
+    metrics: dict[Sets, dict[str, float]] = {sets: {} for sets in SETS}
+    for sets, values in metrics.items():
         thresholds = torch.stack([calibration.set_thresholds(percent / 100, classes, sets) for percent in COVERAGES])
         parts = [
             prediction_sets(calibration.probabilities(part), thresholds[:, None], sets)
             for (part,) in in_chunks(average)
         ]
-        for percent, chosen, least in zip(COVERAGES, torch.cat(parts, 1), thresholds, strict=True):
-            measured = measure_sets(chosen, test.targets) | {"set_rare_classes": float(least.isinf().sum())}
-            own |= {f"{key}_{percent}": value for key, value in measured.items()}
-    return found
+        for percent, chosen, threshold in zip(COVERAGES, torch.cat(parts, 1), thresholds, strict=True):
+            measured = measure_sets(chosen, test.targets) | {"set_rare_classes": float(threshold.isinf().sum())}
+            values |= {f"{key}_{percent}": value for key, value in measured.items()}
+    return metrics
 
 
 def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, float]]:
-    """Return, for each score, how well the members tell the test images from out-of-distribution images."""
+    """Return OOD detection metrics by score."""
     metric = OutOfDistribution()
     metric.update(test.logits, out=False)
     metric.update(other.logits, out=True)
@@ -246,27 +256,27 @@ def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, fl
 
 
 def class_metrics(predictions: Predictions, calibration: AnyCalibration | None = None) -> dict[str, dict[str, float]]:
-    """Return metrics of the logit average for each class, by its name; NaN for a class without images.
+    """Return metrics of the averaged logits for each class, by name; NaN for a class without images.
 
-    ``images``, ``accuracy`` and ``nll``; with a calibration ``set_coverage_90`` and ``set_coverage_95``, which the sets
-    promise for all images together, not for each class. Of several labels the number of images that have it, and its
-    ``average_precision``.
+    ``images``, ``accuracy`` and ``nll``; with a calibration also ``set_coverage_90`` and ``set_coverage_95``, which
+    sets guarantee for all images together, not for each class. For several labels: ``images``, the number that have
+    the label, and ``average_precision``.
     """
     if predictions.multi_label:
         precisions = average_precisions(mean_logits(predictions.logits), predictions.targets).tolist()
         counts = predictions.targets.sum(0).tolist()
-        rows = [{"images": count, "average_precision": each} for count, each in zip(counts, precisions, strict=True)]
+        rows = [{"images": count, "average_precision": value} for count, value in zip(counts, precisions, strict=True)]
         return dict(zip(predictions.classes, rows, strict=True))
     samples, covered = predictions.average(), dict[str, torch.Tensor]()
-    found: dict[str, dict[str, float]] = {}
-    if isinstance(calibration, Calibration):
+    metrics: dict[str, dict[str, float]] = {}
+    if isinstance(calibration, ClassCalibration):
         probabilities = calibration.probabilities(mean_logits(predictions.logits))
         for percent in COVERAGES:
             sets = prediction_sets(probabilities, calibration.set_thresholds(percent / 100, probabilities.shape[1]))
             covered[f"set_coverage_{percent}"] = sets.gather(1, predictions.targets[:, None])[:, 0].double()
     for number, name in enumerate(predictions.classes):
-        own = predictions.targets == number
-        accuracy, nll = samples.right[own].mean().item(), samples.nll[own].mean().item()
-        found[name] = {"images": int(own.sum()), "accuracy": accuracy, "nll": nll}
-        found[name] |= {key: each[own].mean().item() for key, each in covered.items()}
-    return found
+        mask = predictions.targets == number
+        accuracy, nll = samples.right[mask].mean().item(), samples.nll[mask].mean().item()
+        metrics[name] = {"images": int(mask.sum()), "accuracy": accuracy, "nll": nll}
+        metrics[name] |= {key: hits[mask].mean().item() for key, hits in covered.items()}
+    return metrics

@@ -1,4 +1,4 @@
-"""``test.json``: reading, merging and writing of a run's metrics."""
+"""``test.json``: reading, merging and writing a run's metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.evaluation.predictions import load_kept_predictions
+from mixmo.evaluation.predictions import load_cached_predictions
 from mixmo.evaluation.results import (
     EvaluationOptions,
     EvaluationResult,
@@ -38,15 +38,15 @@ CONVENTIONS = {
 
 
 def evaluate_run(run: TrainedRun, options: EvaluationOptions | None = None) -> EvaluationResult:
-    """Evaluate one run on its test set, write ``test.json``, and return both with what earlier calls found."""
+    """Evaluate a run on its test set, merge earlier results of ``test.json``, write it and return the result."""
     options = options or EvaluationOptions()
-    result = with_earlier(run, evaluate_runs([run], options), options)
+    result = merge_earlier(run, evaluate_runs([run], options), options)
     write_results(run, result, options)
     return result
 
 
 def write_results(run: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> Path:
-    """Write ``test.json`` into a run's folder, whole or not at all; what is not defined (NaN) becomes null."""
+    """Write ``test.json`` into a run's folder, atomically; NaN becomes null."""
     content: dict[str, Any] = dict(result.flat())
     if result.corruptions is not None:
         content["corruptions"] = {"source": result.corruptions.source, "kinds": result.corruptions.kinds}
@@ -69,29 +69,29 @@ def write_results(run: TrainedRun, result: EvaluationResult, options: Evaluation
     return run.folder.write_json("test.json", content)
 
 
-def with_earlier(trained: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
-    """Return a run's evaluation with what else ``test.json`` holds: corruptions, OOD datasets, metrics of classes.
+def merge_earlier(run: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
+    """Add to a run's evaluation what only ``test.json`` has: corruptions, OOD datasets, metrics of each class.
 
-    Only results of the same checkpoint, precision, views and test images are taken, and only for what is not evaluated
-    now. A file that is missing or damaged adds nothing.
+    Only results for the same checkpoint, precision, views and test images are added. A missing or damaged file adds
+    nothing.
     """
     try:
-        known: Mapping[str, Any] = trained.folder.read_json("test.json")
-        about = known["about"]
-        own = {"digest": trained.digest, "precision": options.precision, "tta": options.tta,
-               "test_images": result.predictions.images}  # fmt: skip
-        if any(about[key] != value for key, value in own.items()):
+        earlier: Mapping[str, Any] = run.folder.read_json("test.json")
+        about = earlier["about"]
+        expected = {"digest": run.digest, "precision": options.precision, "tta": options.tta,
+                    "test_images": result.predictions.images}  # fmt: skip
+        if any(about[key] != value for key, value in expected.items()):
             return result
         corruptions = result.corruptions
-        if corruptions is None and "corruptions" in known:
-            corruptions = CorruptionResult.from_json(known["corruptions"])
+        if corruptions is None and "corruptions" in earlier:
+            corruptions = CorruptionResult.from_json(earlier["corruptions"])
         others = [str(name) for name in about.get("ood", []) if name not in result.ood]
-        with_classes = "per_class" in known
+        with_classes = "per_class" in earlier
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return result
     ood = dict(result.ood)
     for name in others:
-        if (cached := load_kept_predictions(trained, name, options.precision, options.tta)) is not None:
+        if (cached := load_cached_predictions(run, name, options.precision, options.tta)) is not None:
             ood[name] = OODResult(cached, ood_metrics(result.predictions, cached))
     per_class = result.per_class or (class_metrics(result.predictions, result.calibration) if with_classes else {})
     return replace(result, corruptions=corruptions, ood=ood, per_class=per_class)

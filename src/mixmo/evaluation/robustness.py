@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixmo import __version__
-from mixmo.cache import keep_json, read_json
+from mixmo.cache import cache_json, read_json
 from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data.batches import Augmentations
@@ -35,7 +35,7 @@ from mixmo.seeding import generator_for
 logger = logging.getLogger("mixmo")
 
 BLOCK = 250
-"""Images corrupted together. Draws are a function of (kind, severity, block), the same for every network."""
+"""Images corrupted together. Draws depend only on (kind, severity, block), so are the same for every network."""
 
 Kinds = dict[str, dict[int, dict[str, float]]]
 """Metrics by kind and severity."""
@@ -46,22 +46,22 @@ class CorruptionResult:
     """Metrics of a network, or of an ensemble of networks, on corrupted test images.
 
     Attributes:
-        kinds: By kind and severity (1 to 5): ``accuracy``, ``nll`` and ``ece`` of the logit average and, with several
+        kinds: By kind and severity (1 to 5): ``accuracy``, ``nll`` and ``ece`` of the averaged logits and, with several
             members, ``member_0/accuracy`` ….
-        source: Where the images come from, in words.
+        source: Description of where the images come from.
     """
 
     kinds: Kinds
     source: str
 
     def means(self, *kinds: str) -> dict[str, float]:
-        """Return the means over some kinds of corruption, or all, and their severities."""
+        """Return the means over some or all kinds of corruption and their severities."""
         cells = [cell for kind in kinds or self.kinds for cell in self.kinds[kind].values()]
         return {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> CorruptionResult:
-        """Return the result that JSON's ``kinds`` and ``source`` are of, where null is what is not defined."""
+        """Return the result from JSON's ``kinds`` and ``source``; null becomes NaN."""
         kinds = {
             str(kind): {
                 int(severity): {key: math.nan if value is None else float(value) for key, value in cell.items()}
@@ -85,17 +85,17 @@ class GeneratedCorruptions:
 
     def batches(self, kind: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, H, W, C) uint8 and class numbers (B,)."""
-        which = list(KINDS).index(kind) * len(SEVERITIES) + severity - 1
+        index = list(KINDS).index(kind) * len(SEVERITIES) + severity - 1
         for block, (images, labels, chosen) in enumerate(self.loader):
             images, labels, chosen = images.to(self.device), labels.to(self.device), chosen.to(self.device)
-            generator = generator_for(which, block, "corruption")
+            generator = generator_for(index, block, "corruption")
             yield corrupt(images[chosen], kind, severity, generator), labels[chosen]
 
 
 class PublishedCorruptions:
-    """The files of CIFAR-10-C or CIFAR-100-C: ``labels.npy`` and, for each kind, the five severities one after another.
+    """The files of CIFAR-10-C or CIFAR-100-C: ``labels.npy``, and ``KIND.npy`` with all severities in order.
 
-    Each severity has to have as many images of a class as the test set, whose class numbers are ``targets`` (N,).
+    Each severity must have as many images of each class as the test set, whose class numbers are ``targets`` (N,).
     """
 
     def __init__(self, folder: Path, targets: Tensor, settings: DataSettings) -> None:
@@ -111,35 +111,35 @@ class PublishedCorruptions:
     def batches(self, kind: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, H, W, C) uint8 and class numbers (B,)."""
         count = len(self.labels) // len(SEVERITIES)
-        last = severity * count
-        for start in range(last - count, last, BLOCK):
-            part = slice(start, min(start + BLOCK, last))
+        end = severity * count
+        for start in range(end - count, end, BLOCK):
+            part = slice(start, min(start + BLOCK, end))
             labels = torch.from_numpy(self.labels[part].astype(np.int64))
             yield torch.from_numpy(self.arrays[kind][part].copy()), labels
 
     def _check(self, file: Path, files: Mapping[str, Path], targets: Tensor, settings: DataSettings) -> None:
-        """Refuse labels that are not those of the test set, five times, and images that do not fit the network."""
+        """Refuse labels with other class counts than the test set, and images that the network does not take."""
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) % len(SEVERITIES):
             raise InputError(
-                f"{file} holds {self.labels.dtype} of shape {self.labels.shape}, not the class numbers of five "
-                "severities."
+                f"{file} holds {self.labels.dtype} of shape {self.labels.shape}; it must hold the class numbers of "
+                "five severities."
             )
         for part in np.split(self.labels, len(SEVERITIES)):
             if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
                 raise InputError(f"{file} does not have the test set's class counts at every severity.")
         for kind, array in self.arrays.items():
-            own = settings.image_size
-            height, width = height_and_width(own) if own else (*array.shape[1:3], 0, 0)[:2]
+            size = settings.image_size
+            height, width = height_and_width(size) if size else (*array.shape[1:3], 0, 0)[:2]
             wanted = (len(self.labels), height, width, settings.channels)
             if array.shape != wanted or array.dtype != np.uint8:
                 raise InputError(
-                    f"{files[kind]} holds {array.dtype} of shape {array.shape}, but five severities of uint8 images "
-                    f"that fit labels.npy and the network are of shape {wanted}."
+                    f"{files[kind]} holds {array.dtype} of shape {array.shape}; for labels.npy and the network it must "
+                    f"hold uint8 of shape {wanted}."
                 )
 
 
 def open_npy(file: Path) -> np.ndarray:
-    """Return the array of an ``.npy`` file, which stays on the disk until it is read."""
+    """Memory-map the array of an ``.npy`` file."""
     try:
         check_regular(file)
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
@@ -161,13 +161,13 @@ def evaluate_corruptions(
 ) -> CorruptionResult:
     """Evaluate runs, as one ensemble, on corrupted test images, whose class numbers are ``targets`` (N,).
 
-    The metrics are cached in the first run's folder, kind after kind, so that a second call costs little and one that
-    was stopped is resumed, as long as nothing they depend on changes (:func:`mixmo.evaluation.predictions.predict`).
-    ``folder`` is CIFAR-10-C's or CIFAR-100-C's; ``None`` generates the corruptions from the run's test images.
+    Metrics are cached in the first run's folder (as by :func:`mixmo.evaluation.predictions.predict`), after each kind
+    of corruption, so that an interrupted call is resumed. ``folder`` is that of CIFAR-10-C or CIFAR-100-C; ``None``
+    generates the corruptions from the run's test images.
 
     Raises:
         MissingError: if a run, its checkpoint, the dataset or the folder is missing.
-        InputError: if a checkpoint or a file is damaged, or the runs see different images.
+        InputError: if a checkpoint or a file is damaged, or the runs take different images.
     """
     about: dict[str, Any] = {
         "version": __version__,
@@ -180,28 +180,28 @@ def evaluate_corruptions(
     about |= ({} if tta == "none" else {"tta": tta}) | ({"weights": list(weights)} if weights else {})
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = runs[0].path / "predictions" / f"corruptions-{key}.json"
-    known = None if refresh else read_json(file)
-    if known is None or known["about"] != about:
-        known = {"whole": False, "kinds": {}, "source": ""}
-    result = CorruptionResult.from_json(known)
-    if known["whole"]:
+    cached = None if refresh else read_json(file)
+    if cached is None or cached["about"] != about:
+        cached = {"whole": False, "kinds": {}, "source": ""}
+    result = CorruptionResult.from_json(cached)
+    if cached["whole"]:
         return result
-    corruptions, kinds, keeping = _corruptions(runs, targets, folder), result.kinds, True
+    corruptions, kinds, writable = _open_corruptions(runs, targets, folder), result.kinds, True
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
-        answer = partial(_logits, runs, weights or [1.0] * len(runs), precision=precision, tta=tta)
-        kinds[kind] = {severity: _measure_one(answer, corruptions, kind, severity) for severity in SEVERITIES}
-        shown = " ".join(f"{100 * each['accuracy']:6.2f}" for each in kinds[kind].values())
-        logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), shown)
+        forward = partial(_logits, runs, weights or [1.0] * len(runs), precision=precision, tta=tta)
+        kinds[kind] = {severity: _measure(forward, corruptions, kind, severity) for severity in SEVERITIES}
+        accuracies = " ".join(f"{100 * metrics['accuracy']:6.2f}" for metrics in kinds[kind].values())
+        logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), accuracies)
         whole = len(kinds) == len(corruptions.kinds)
         note = {"about": about, "source": corruptions.source, "whole": whole, "kinds": kinds}
-        keeping = keeping and keep_json(file, note)
+        writable = writable and cache_json(file, note)
     return CorruptionResult(kinds, corruptions.source)
 
 
 def _list_files(folder: Path) -> list[str]:
-    """Return names, sizes and times of the files, to compare with an earlier call's."""
+    """Return names, sizes and modification times of the files, for the cache key."""
     if not folder.is_dir():
         raise MissingError(f"there is no folder of corruptions {folder}.")
     return [
@@ -209,7 +209,7 @@ def _list_files(folder: Path) -> list[str]:
     ]
 
 
-def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path | None) -> Corruptions:
+def _open_corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path | None) -> Corruptions:
     first = runs[0].settings.data
     for run in runs:
         data = run.settings.data
@@ -223,10 +223,10 @@ def _corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str | Path
                 "(data.channels)."
             )
         for key in ("image_size", "channels"):
-            own, wanted = getattr(data, key), getattr(first, key)
-            if own != wanted:
+            value, wanted = getattr(data, key), getattr(first, key)
+            if value != wanted:
                 raise InputError(
-                    f"{run.path} has data.{key} {own}, but {runs[0].path} {wanted}: they cannot be ensembled."
+                    f"{run.path} has data.{key} {value}, but {runs[0].path} {wanted}: they cannot be ensembled."
                 )
     return GeneratedCorruptions(runs[0]) if folder is None else PublishedCorruptions(Path(folder), targets, first)
 
@@ -235,20 +235,20 @@ def _logits(
     runs: Sequence[TrainedRun], weights: Sequence[float], images: Tensor, precision: str, tta: Augmentations
 ) -> Tensor:
     """Return logits (B, M, K) on the CPU, computed in batches of ``data.evaluation_size``."""
-    found = []
+    logits = []
     for run, weight in zip(runs, weights, strict=True):
         with autocast(run.device, precision):
             parts = images.to(run.device).split(run.settings.data.evaluation_size)
-            answers = [average_views(run.network.members, run.crop.views(part, tta)).cpu() for part in parts]
-        found.append(weight * torch.cat(answers))
-    return torch.cat(found, 1)
+            outputs = [average_views(run.network.members, run.crop.views(part, tta)).cpu() for part in parts]
+        logits.append(weight * torch.cat(outputs))
+    return torch.cat(logits, 1)
 
 
 @torch.inference_mode()
-def _measure_one(
-    answer: Callable[[Tensor], Tensor], corruptions: Corruptions, kind: str, severity: int
+def _measure(
+    forward: Callable[[Tensor], Tensor], corruptions: Corruptions, kind: str, severity: int
 ) -> dict[str, float]:
-    parts = [(answer(images), labels.cpu()) for images, labels in corruptions.batches(kind, severity)]
+    parts = [(forward(images), labels.cpu()) for images, labels in corruptions.batches(kind, severity)]
     logits, targets = map(torch.cat, zip(*parts, strict=True))
     metrics = basic_metrics(mean_logits(logits), targets)
     if logits.shape[1] > 1:

@@ -1,1 +1,1 @@
-"""MixMo in other trainers: Lightning, timm."""
+"""MixMo in the training loops of Lightning and timm."""

@@ -19,19 +19,19 @@ from mixmo.seeding import seed_for
 
 
 class MixMoModule(L.LightningModule):
-    """Trains a network on mixtures of a loader's batches, and validates the ensemble on images as they are.
+    """Trains a network on mixtures of a loader's batches, and validates the ensemble on unmixed images.
 
-    Every draw of a step is a function of (seed, step): a training that Lightning resumes continues the same, as far as
-    its loader does. ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … are logged, and
-    ``train_loss``; in testing ``test_…``. Of several labels (``BatchMixer(…, multi_label=True)``) these are
-    ``val_label_accuracy`` …, the share of labels that are right, and ``val_bce``.
+    Every draw of a step is a function of (seed, step), so a resumed training continues as it would have, if its loader
+    does. Logs ``train_loss``, and ``val_accuracy``, ``val_nll`` and each member's ``val_member_0_accuracy`` … (in
+    testing ``test_…``); with ``BatchMixer(…, multi_label=True)`` ``val_label_accuracy`` …, the share of labels that are
+    right, and ``val_bce``.
 
     Args:
         net: The network.
         mixer: Makes the mixtures and their loss.
-        optimizer: Makes the optimiser of the network's parameters, such as ``partial(torch.optim.SGD, lr=0.1)``.
-        scheduler: Makes a scheduler of the optimiser, which steps after each batch; ``None`` keeps the rate.
-        seed: Of mixmo's draws; Lightning has its own.
+        optimizer: Makes an optimiser from the network's parameters, such as ``partial(torch.optim.SGD, lr=0.1)``.
+        scheduler: Makes a scheduler from the optimiser, stepped after each batch; ``None`` for a constant rate.
+        seed: Seed of mixmo's draws; Lightning has its own.
 
     Example:
         >>> from functools import partial
@@ -59,12 +59,12 @@ class MixMoModule(L.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the ensemble's logits (B, K) of images (B, C, H, W)."""
+        """Return the ensemble's logits (B, K) for images (B, C, H, W)."""
         logits: Tensor = self.net(images)
         return logits
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser and its scheduler."""
+        """Return the optimiser, with its scheduler if there is one."""
         optimizer = self.make_optimizer(self.net.parameters())
         if self.make_scheduler is None:
             return optimizer
@@ -74,9 +74,8 @@ class MixMoModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the mixtures of a batch of images (U, C, H, W) and labels (U,)."""
         images, labels = batch
-        number = (
-            self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
-        )
+        parts = self.trainer.accumulate_grad_batches
+        number = self.global_step * parts + batch_idx % parts
         generator = torch.Generator(images.device).manual_seed(seed_for(self.seed, number) + self.global_rank)
         mixed = self.mixer(images, labels, self.progress(), generator)
         loss = mixed.loss(self.net(mixed.inputs, mixed.masks))
@@ -84,7 +83,7 @@ class MixMoModule(L.LightningModule):
         return loss
 
     def progress(self) -> float:
-        """Return the share of the training that is done; 0 where Lightning does not know how long it is."""
+        """Return the share of training done; 0 if Lightning does not know its length."""
         steps = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / steps) if 0 < steps < float("inf") else 0.0
 
@@ -97,25 +96,25 @@ class MixMoModule(L.LightningModule):
         self._score(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the members' logits (B, M, K) of a batch of images (B, C, H, W), with or without labels."""
+        """Return the members' logits (B, M, K) for a batch of images (B, C, H, W), with or without labels."""
         return self.net.members(batch[0] if isinstance(batch, tuple | list) else batch)
 
     def _score(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         images, labels = batch
         members = self.net.members(images)
         average = members.mean(1)
-        several = self.mixer.multi_label
-        name = "label_accuracy" if several else "accuracy"
+        multi_label = self.mixer.multi_label
+        name = "label_accuracy" if multi_label else "accuracy"
 
         def accuracy(logits: Tensor) -> Tensor:
-            right = (logits > 0) == (labels > 0.5) if several else logits.argmax(1) == labels
+            right = (logits > 0) == (labels > 0.5) if multi_label else logits.argmax(1) == labels
             return right.float().mean()
 
-        found = {name: accuracy(average)}
-        if several:
-            found["bce"] = binary_cross_entropy_with_logits(average, labels.float())
+        scores = {name: accuracy(average)}
+        if multi_label:
+            scores["bce"] = binary_cross_entropy_with_logits(average, labels.float())
         else:
-            found["nll"] = cross_entropy(average, labels)
-        found |= {f"member_{number}_{name}": accuracy(logits) for number, logits in enumerate(members.unbind(1))}
-        own = {f"{split}_{key}": value for key, value in found.items()}
-        self.log_dict(own, batch_size=len(images), prog_bar=True, sync_dist=True)
+            scores["nll"] = cross_entropy(average, labels)
+        scores |= {f"member_{number}_{name}": accuracy(logits) for number, logits in enumerate(members.unbind(1))}
+        metrics = {f"{split}_{key}": value for key, value in scores.items()}
+        self.log_dict(metrics, batch_size=len(images), prog_bar=True, sync_dist=True)

@@ -15,19 +15,19 @@ from mixmo.seeding import seed_for
 
 
 class MixMoTask(ClassificationTask):
-    """Trains a network on mixtures of a loader's batches; validation takes the network, an ordinary classifier.
+    """Trains a network on mixtures of a loader's batches; timm validates it as an ordinary classifier.
 
     Args:
         net: The network.
         mixer: Makes the mixtures and their loss; timm's losses take no mixtures.
-        steps: Batches of the whole training, which the schedules of p and rho follow.
+        steps: Number of batches in the whole training, for the schedules of p and rho.
         seed: Every draw of a step is a function of (seed, step).
-        device: As timm's tasks have it.
-        dtype: As timm's ``TrainingTask`` takes it.
-        verbose: As timm's ``TrainingTask`` takes it.
+        device: Passed to timm's ``TrainingTask``.
+        dtype: Passed to timm's ``TrainingTask``.
+        verbose: Passed to timm's ``TrainingTask``.
 
     Raises:
-        InputError: if there is no step.
+        InputError: if ``steps`` is less than 1.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_members=2, num_classes=10)
@@ -47,12 +47,12 @@ class MixMoTask(ClassificationTask):
         verbose: bool = True,
     ) -> None:
         if steps < 1:
-            raise InputError(f"steps is {steps}; a training has 1 or more.")
+            raise InputError(f"steps is {steps}; it must be 1 or more.")
         super().__init__(net, mixed_loss, device=device, dtype=dtype, verbose=verbose)
         self.mixer, self.steps, self.seed, self.step = mixer, steps, seed, 0
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return the loss of the mixtures of a batch, and their logits.
+        """Return the loss of a batch's mixtures, and their logits.
 
         Args:
             input: Images (U, C, H, W).
@@ -65,28 +65,28 @@ class MixMoTask(ClassificationTask):
         return {"loss": mixed.loss(output), "output": output}
 
     def get_task_state(self, *arguments: Any, ema: bool = False, **options: Any) -> dict[str, Any]:
-        """Return what a checkpoint keeps in addition to the network: how many batches were seen.
+        """Return the number of batches seen, which a checkpoint stores in addition to the network.
 
         Args:
-            *arguments: As timm's tasks have them.
-            ema: Whether the state is that of averaged weights, which see no batches.
-            **options: As timm's tasks have them.
+            *arguments: Ignored.
+            ema: Whether the state is for averaged weights, which has none.
+            **options: Ignored.
         """
         return {} if ema else {"step": self.step}
 
     def load_task_state(self, state: dict[str, Any] | None, *arguments: Any, ema: bool = False, **options: Any) -> None:
-        """Go on from what :meth:`get_task_state` returned.
+        """Restore what :meth:`get_task_state` returned.
 
         Args:
-            state: That; ``None`` starts from the first batch.
-            *arguments: As timm's tasks have them.
-            ema: Whether the state is that of averaged weights, which changes nothing here.
-            **options: As timm's tasks have them.
+            state: The state; ``None`` starts from the first batch.
+            *arguments: Ignored.
+            ema: Whether the state is for averaged weights, which is ignored.
+            **options: Ignored.
         """
         if not ema:
             self.step = int((state or {}).get("step", 0))
 
 
 def mixed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Refuse to score mixtures without their masks; the task asks the batch itself."""
-    raise InputError("mixtures are scored by their own batch: batch.loss(logits).")
+    """Raise an error: the loss of mixtures needs their masks, so the task uses the batch's ``loss``."""
+    raise InputError("the loss of mixtures needs their masks; use batch.loss(logits).")

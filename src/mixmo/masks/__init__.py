@@ -1,21 +1,21 @@
 """The catalogue of masks: how members share the positions of a feature map.
 
-Every function has one signature, works on the whole batch at once and on any device::
+All functions have the same signature and work on a batch, on any device::
 
     masks = function(ratios, shape, generator, roles)
 
-* ``ratios`` (B, M): the requested share of each part, rows sum to one.
-* ``shape`` (F, h, w): channels, height and width of the encoders' output.
-* ``generator``: where random positions come from, on the device of ``ratios``; ``None`` is torch's own.
-* ``roles`` (M,) or (B, M): a permutation for kinds whose parts differ: member i gets the mask of part roles[i], so
-  that part 0, the rectangle, falls to the member with role 0. ``None`` leaves them in order.
-* returns masks (B, M, 1 or F, h, w), in [0, 1], that sum to one over the members everywhere. Kinds of rows, columns or
-  channels return views that take no memory for what is only repeated.
-* raises ``InputError`` where a map has fewer rows, columns, channels or cells than there are members to share them.
+* ``ratios`` (B, M): the requested ratio of each part; rows sum to one.
+* ``shape`` (F, h, w): the shape of an encoder's output.
+* ``generator``: the random generator, on the device of ``ratios``; ``None`` is torch's global one.
+* ``roles`` (M,) or (B, M): a permutation; member i gets the mask of part roles[i], so that part 0, such as the
+  rectangle, goes to the member with role 0. ``None`` is the identity.
+* returns masks (B, M, 1 or F, h, w), in [0, 1], that sum to one over the members at every position. Masks of rows,
+  columns or channels are expanded views.
+* raises ``InputError`` if a map has fewer rows, columns, channels or cells than there are members.
 
-What a mask really gives to a member, its *realised* ratio, is its mean; it may differ from the request.
-``KINDS`` maps each name to its function. Each function's docstring gives the distribution of its masks, kappa_i being
-the requested ratio of part i, and a picture: the number of the member that has most of each position.
+The *realised* ratio of a member is the mean of its mask; it may differ from the requested one. ``KINDS`` maps names to
+functions. Each docstring describes the distribution of the masks, with kappa_i the requested ratio of part i, and
+pictures one: each position shows the member with the largest mask.
 
 Example:
     >>> import torch
@@ -55,7 +55,7 @@ KINDS: dict[str, MaskFunction] = {
     "grid": grid,
     "voronoi": voronoi,
 }
-"""Every mask's function by its name in recipes."""
+"""The functions by their names in recipes."""
 
 CONSTANT = frozenset({"mimo", "linear"})
-"""The kinds that are the same everywhere; a Mixer uses the others with probability p, falling back to ``linear``."""
+"""The kinds that are the same at every position; a Mixer uses others with probability p, else ``linear``."""

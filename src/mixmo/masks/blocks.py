@@ -11,11 +11,11 @@ BLOCK = 7
 
 
 def patchup_2d(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the first member the union of random 7×7 blocks, the same in all channels, the others the rest.
+    """Give the first member the union of random 7×7 blocks, the same in all channels, and the others the rest.
 
-    Blocks start at each place with probability gamma = 1 - (1 - kappa_1)^(1/49), also beyond the border, so that
-    each cell is covered with probability kappa_1: expected area kappa_1 everywhere. The rest is shared in the same way
-    by the next member and those after it: a true partition for any M. On maps smaller than 7 blocks shrink.
+    A block starts at each position with probability gamma = 1 - (1 - kappa_1)^(1/49), also beyond the border, so that
+    every cell is covered with probability kappa_1: expected area kappa_i. The rest is shared in the same way among the
+    other members, which makes a partition for any M. On smaller maps blocks have the size of the shorter side.
 
     Masks (B, M, 1, h, w) of 0 and 1.
 
@@ -37,10 +37,10 @@ def patchup_2d(ratios: Tensor, shape: FeatureShape, generator: Generator = None,
 
 
 def patchup_hard(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the first member random 7×7 blocks, drawn for each channel separately, the others the rest.
+    """Give the first member random 7×7 blocks, drawn for each channel separately, and the others the rest.
 
-    As :func:`patchup_2d`, with masks of F channels. Expected area: kappa_i. The reference code uses the blocks of
-    the first channel for all, but the mean over all channels as the ratio.
+    Otherwise as :func:`patchup_2d`. Expected area: kappa_i. The reference code uses the blocks of the first channel for
+    all, but the mean over all channels as the ratio.
 
     Masks (B, M, F, h, w) of 0 and 1.
 
@@ -52,11 +52,11 @@ def patchup_hard(ratios: Tensor, shape: FeatureShape, generator: Generator = Non
 
 
 def patchup_soft(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Mix the members inside random 7×7 blocks only, drawn for each channel; elsewhere there is only the first.
+    """Mix the members inside random 7×7 blocks, drawn for each channel; elsewhere there is only the first member.
 
-    Blocks cover sqrt(1 - kappa_1) of the map in expectation, and inside them the others have sqrt(1 - kappa_1)
-    together: expected area kappa_i. PatchUp leaves the two shares to be tuned; the reference code has the defect
-    named in :func:`patchup_hard`.
+    Blocks cover sqrt(1 - kappa_1) of the map in expectation, and inside them the others together have
+    sqrt(1 - kappa_1): expected area kappa_i. PatchUp tunes the two shares; its reference code has the defect described
+    in :func:`patchup_hard`.
 
     Masks (B, M, F, h, w) in [0, 1].
 
@@ -74,7 +74,7 @@ def patchup_soft(ratios: Tensor, shape: FeatureShape, generator: Generator = Non
 
 
 def _draw_blocks(share: Tensor, shape: FeatureShape, generator: Generator) -> Tensor:
-    """Return (B, F, h, w): 1 where a block lies; each cell is covered with probability ``share`` (B,)."""
+    """Return (B, F, h, w), 1 inside blocks; each cell is covered with probability ``share`` (B,)."""
     channels, height, width = shape
     block = min(BLOCK, height, width)
     gamma = 1 - (1 - share) ** (1 / block**2)
@@ -82,7 +82,7 @@ def _draw_blocks(share: Tensor, shape: FeatureShape, generator: Generator) -> Te
     starts = torch.rand(size, generator=generator, device=share.device) < gamma[:, None, None, None]
     for axis in (1, 2):
         length = 1
-        while length < block:  # doubling: the union of blocks of this length and of those `step` further on
+        while length < block:  # doubling: the union with the same blocks moved by `step`
             step = min(length, block - length)
             count = starts.shape[axis] - step
             starts = starts.narrow(axis, 0, count) | starts.narrow(axis, step, count)

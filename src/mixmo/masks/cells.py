@@ -12,14 +12,14 @@ from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, bands
 
 GRID = 4
 FAR = 1e9
-"""Keeps the sites of others out of a minimum; larger than any squared distance on a map."""
+"""Excludes the sites of other members from a minimum; larger than any squared distance on a map."""
 
 
 def grid(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the members cells of a 4×4 grid, in random order and as many as their ratios ask for.
+    """Give the members random cells of a 4×4 grid, in proportion to their ratios.
 
-    Of C cells part i gets floor or ceil(C * kappa_i), by systematic sampling. Expected area: kappa_i. Maps smaller
-    than 4 have a cell for each position.
+    Part i gets floor or ceil(C * kappa_i) of the C cells, by systematic sampling. Expected area: kappa_i. On maps
+    with fewer than 4 rows or columns the grid has that many.
 
     Masks (B, M, 1, h, w) of 0 and 1.
 
@@ -43,16 +43,16 @@ def grid(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles
             f"the mask 'grid' has {count} cells on a map of {height}×{width}, fewer than the {members} members; "
             "use fewer members or another kind."
         )
-    cells = assign(bands(_places(len(ratios), count, ratios, generator), ratios), roles)
+    cells = assign(bands(_sample_coordinates(len(ratios), count, ratios, generator), ratios), roles)
     row = torch.arange(height, device=ratios.device) * rows // height
     column = torch.arange(width, device=ratios.device) * columns // width
     cell_of = (row[:, None] * columns + column).flatten()
     inside = (torch.arange(count, device=ratios.device)[:, None] == cell_of).to(ratios.dtype)  # (count, h * w)
-    return (cells @ inside).view(*ratios.shape, 1, height, width)  # a product by 0 and 1 beats picking one by one
+    return (cells @ inside).view(*ratios.shape, 1, height, width)  # faster than indexing
 
 
 def voronoi(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the members Voronoi cells: each position goes with the nearest of 2M random sites.
+    """Give the members Voronoi cells: each position belongs to the nearest of 2M random sites.
 
     Sites are uniform on the map; part i has floor or ceil(2M * kappa_i) of them, by systematic sampling. Expected
     area: kappa_i.
@@ -73,11 +73,11 @@ def voronoi(ratios: Tensor, shape: FeatureShape, generator: Generator = None, ro
         0.5
     """
     (_, height, width), members, device = shape, ratios.shape[1], ratios.device
-    places = _places(len(ratios), 2 * members, ratios, generator, shuffled=False)
-    owned = assign(bands(places, ratios), roles)  # (B, M, 2M): whose each site is
-    y, x = torch.rand(2, *places.shape, generator=generator, device=device).unbind()
+    coordinates = _sample_coordinates(len(ratios), 2 * members, ratios, generator, shuffled=False)
+    owned = assign(bands(coordinates, ratios), roles)  # (B, M, 2M): which member each site belongs to
+    y, x = torch.rand(2, *coordinates.shape, generator=generator, device=device).unbind()
     y, x = y * height, x * width
-    # |p - s|² without |p|², which is the same for all sites: one matrix product for each member.
+    # |p - s|² without |p|², which is the same for all sites, in one matrix product for each member.
     rows = (torch.arange(height, device=device) + 0.5)[:, None].expand(height, width).flatten()
     columns = (torch.arange(width, device=device) + 0.5).repeat(height)
     positions = torch.stack([-2 * rows, -2 * columns, torch.ones_like(rows)])
@@ -86,15 +86,15 @@ def voronoi(ratios: Tensor, shape: FeatureShape, generator: Generator = None, ro
         offset = y.square() + x.square() + (1 - owned[:, member]) * FAR
         distances.append((torch.stack([y, x, offset], 2) @ positions).amin(1))
     masks = ratios.new_ones(*ratios.shape, height * width)
-    free = masks[:, -1]  # the last member has what is left; at a tie the first one takes the position
+    free = masks[:, -1]  # the last member gets the remainder; ties go to the first member
     for member in range(members - 1):
         rivals = functools.reduce(torch.minimum, distances[member + 1 :])
         free -= masks[:, member].copy_(distances[member] <= rivals).mul_(free)
     return masks.view(*ratios.shape, 1, height, width)
 
 
-def _places(batch: int, count: int, ratios: Tensor, generator: Generator, shuffled: bool = True) -> Tensor:
-    """Return places (B, count) in [0, 1) at equal distances from a random start: systematic sampling."""
+def _sample_coordinates(batch: int, count: int, ratios: Tensor, generator: Generator, shuffled: bool = True) -> Tensor:
+    """Return (B, count) equidistant coordinates in [0, 1) with a random start: systematic sampling."""
     start = torch.rand(batch, 1, generator=generator, device=ratios.device)
     if shuffled:
         order = torch.rand(batch, count, generator=generator, device=ratios.device).argsort(1)

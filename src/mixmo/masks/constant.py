@@ -1,4 +1,4 @@
-"""Masks that are the same everywhere."""
+"""Masks that are the same at every position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mixmo.masks.parts import FeatureShape, Generator, Roles
 
 
 def mimo(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give every member 1/M everywhere, regardless of the request (Havasi et al. 2021).
+    """Give every member 1/M everywhere, regardless of the ratios (Havasi et al. 2021).
 
     Masks (B, M, 1, h, w).
 
@@ -23,7 +23,7 @@ def mimo(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles
 def linear(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give member i its ratio everywhere: mask_i = kappa_i (Linear-MixMo, section 3.2 of the paper).
 
-    Masks (B, M, 1, h, w), a view of ``ratios`` that takes no memory of its own.
+    Masks (B, M, 1, h, w), an expanded view of ``ratios``.
 
     Example:
         >>> linear(torch.tensor([[0.25, 0.75]]), (16, 1, 2)).flatten().tolist()

@@ -10,14 +10,14 @@ from torch import Tensor
 
 FeatureShape = tuple[int, int, int]
 Generator = torch.Generator | None
-"""Where random positions come from; ``None`` is torch's own."""
+"""The random generator; ``None`` is torch's global one."""
 Roles = Tensor | None
-"""(M,) or (B, M): member i gets the part roles[i]; ``None`` leaves parts in order."""
+"""(M,) or (B, M): member i gets part roles[i]; ``None`` is the identity."""
 MaskFunction = Callable[[Tensor, FeatureShape, Generator, Roles], Tensor]
 
 
 def picture(masks: Tensor) -> str:
-    """Return a text with the number of the member, of at most ten, that has most of each position of the first mask.
+    """Return the member with the largest mask at each position of the first sample, as text; M is at most 10.
 
     Example:
         >>> print(picture(torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, 0.8]]).view(1, 2, 1, 1, 3)))
@@ -27,7 +27,7 @@ def picture(masks: Tensor) -> str:
 
 
 def assign(parts: Tensor, roles: Roles) -> Tensor:
-    """Give member i the part roles[i] of (B, M, …), for the whole batch or for each sample.
+    """Give member i the part roles[i] of (B, M, …).
 
     Example:
         >>> assign(torch.tensor([[10, 20, 30]]), torch.tensor([2, 0, 1])).tolist()
@@ -40,8 +40,8 @@ def assign(parts: Tensor, roles: Roles) -> Tensor:
     return parts[torch.arange(len(parts), device=parts.device)[:, None], roles]
 
 
-def bands(place: Tensor, ratios: Tensor) -> Tensor:
-    """Share positions by their place (B, n) in [0, 1): part i gets those from κ_1 + … + κ_{i-1} to κ_1 + … + κ_i.
+def bands(coordinate: Tensor, ratios: Tensor) -> Tensor:
+    """Share positions by their coordinate (B, n) in [0, 1): part i gets those in [κ_1 + … + κ_{i-1}, κ_1 + … + κ_i).
 
     Returns masks (B, M, n) of 0 and 1.
 
@@ -50,14 +50,14 @@ def bands(place: Tensor, ratios: Tensor) -> Tensor:
         [[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]]
     """
     upper = ratios.cumsum(1)[:, :-1, None]
-    below = (place[:, None] < upper).to(ratios.dtype)  # (B, M - 1, n), growing from part to part
-    return _differences(below, ratios, place.shape[1])
+    below = (coordinate[:, None] < upper).to(ratios.dtype)  # (B, M - 1, n), non-decreasing along M
+    return _differences(below, ratios, coordinate.shape[1])
 
 
 def by_rank(field: Tensor, ratios: Tensor) -> Tensor:
-    """Share positions by the rank of their values (B, n): part 1 gets the lowest κ_1 * n of them, and so on.
+    """Share positions by the rank of their values (B, n): part 1 gets the lowest κ_1 * n, rounded, and so on.
 
-    Returns masks (B, M, n) of 0 and 1; each part has its ratio of positions, rounded to whole ones.
+    Returns masks (B, M, n) of 0 and 1.
 
     Example:
         >>> by_rank(torch.tensor([[0.3, -1.0, 2.0, 0.5]]), torch.tensor([[0.25, 0.75]])).tolist()
@@ -71,7 +71,7 @@ def by_rank(field: Tensor, ratios: Tensor) -> Tensor:
 
 
 def _differences(below: Tensor, ratios: Tensor, count: int) -> Tensor:
-    """Return parts (B, M, n) from the indicators (B, M - 1, n) of lying in one of the first parts."""
+    """Return parts (B, M, n) from the cumulative indicators (B, M - 1, n) of the first 1, …, M - 1 parts."""
     masks = ratios.new_ones(*ratios.shape, count)
     masks[:, :-1] = below
     masks[:, 1:] -= below
@@ -79,10 +79,10 @@ def _differences(below: Tensor, ratios: Tensor, count: int) -> Tensor:
 
 
 def break_stick(ratios: Tensor, shape: FeatureShape, draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """Share positions between part 1 and the rest, then the rest between part 2 and its rest, and so on.
+    """Split off part 1 from the map, part 2 from the remainder, and so on.
 
-    ``draw`` maps shares (B,) to masks (B, 1 or F, h, w) in [0, 1], drawn again at each call. Where their expected mean
-    is the share, the expected mean of part i is κ_i. Returns masks (B, M, 1 or F, h, w).
+    ``draw`` maps shares (B,) to random masks (B, 1 or F, h, w) in [0, 1]; if their expected mean is the share, that of
+    part i is κ_i. Returns masks (B, M, 1 or F, h, w).
 
     Example:
         >>> half = lambda share: share[:, None, None, None].expand(-1, 1, 1, 1)
@@ -90,17 +90,17 @@ def break_stick(ratios: Tensor, shape: FeatureShape, draw: Callable[[Tensor], Te
         [0.5, 0.25, 0.25]
     """
     members = ratios.shape[1]
-    masks = ratios.new_ones(1)  # replaced by the first draw, which knows the channels
+    masks = ratios.new_ones(1)  # allocated after the first draw, which has the number of channels
     for index in range(members - 1):
         tail = ratios[:, index:].sum(1)
         share = torch.where(tail > 0, ratios[:, index] / tail, 1 / (members - index))  # no 0 / 0
         part = draw(share.clamp(0, 1))
         if index == 0:
-            channels, height, width = part.shape[1:]  # channels lie innermost, as in the features
+            channels, height, width = part.shape[1:]  # channels last in memory, as in the features
             masks = part.new_empty(len(part), members, height, width, channels).permute(0, 1, 4, 2, 3)
             masks[:, 0] = part
             torch.sub(1, part, out=masks[:, 1])
-        else:  # the rest is kept in the next member's place until its turn
+        else:  # masks[:, index] holds the remainder
             torch.mul(masks[:, index], 1 - part, out=masks[:, index + 1])
             masks[:, index] *= part
     return masks if members > 1 else ratios.new_ones(len(ratios), 1, 1, *shape[1:])

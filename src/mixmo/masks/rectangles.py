@@ -9,12 +9,12 @@ from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, break_stic
 
 
 def cut(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the first member a rectangle, the others the rest (Cut-MixMo, section 3.2 of the paper).
+    """Give the first member a rectangle and the others the rest (Cut-MixMo, section 3.2 of the paper).
 
-    As in CutMix the sides are floor(size * sqrt(kappa_1)), the centre is uniform on the grid and the
-    corners, centre ± side // 2, are clipped to the map. So the realised share is smaller than kappa_1:
-    0.306 on average, not 0.5, for kappa ~ Beta(2, 2) at 32×32; and on small maps a rectangle can be empty.
-    Outside it the other members are mixed linearly in proportion to their ratios.
+    As in CutMix the sides are floor(size * sqrt(kappa_1)), the centre is uniform on the grid, and the edges,
+    centre ± side // 2, are clipped to the map. The realised ratio is therefore smaller than kappa_1: 0.306 on average
+    instead of 0.5, for kappa ~ Beta(2, 2) at 32×32; on small maps a rectangle can be empty. Outside it the other
+    members are mixed linearly in proportion to their ratios.
 
     Masks (B, M, 1, h, w); 0 or 1 when M = 2.
 
@@ -41,9 +41,9 @@ def cut(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles:
 def cut_exact(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give the first member a rectangle of area kappa_1 up to rounding, wholly inside the map.
 
-    The height is round(h * sqrt(kappa_1)), or more where the width would not suffice, the width
-    round(area / height); the position is uniform among those that fit. The realised ratio is within
-    1 / (2w) of the requested one, and nothing is lost at the border as in :func:`cut`.
+    The height is round(h * sqrt(kappa_1)), or more if the width would exceed the map, and the width
+    round(area / height); the position is uniform among those that fit. The realised ratio is within 1 / (2w) of the
+    requested one.
 
     Masks (B, M, 1, h, w); 0 or 1 when M = 2.
 
@@ -69,11 +69,11 @@ def cut_exact(ratios: Tensor, shape: FeatureShape, generator: Generator = None, 
 
 
 def cut_partition(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give every member but the last a rectangle of what the members before it left: a true partition.
+    """Give every member but the last a rectangle, minus those of the members before it: a partition of the map.
 
     For M = 2 this is :func:`cut`. For more, the second member gets a rectangle of :func:`cut` with ratio
-    kappa_2 / (kappa_2 + … + kappa_M), less what the first has, and so on. Expected area: as for ``cut``, smaller
-    than kappa_i for every member but the last.
+    kappa_2 / (kappa_2 + … + kappa_M), minus the first one's, and so on. Expected area: as for ``cut``, smaller than
+    kappa_i for every member but the last.
 
     Masks (B, M, 1, h, w) of 0 and 1.
 
@@ -104,35 +104,35 @@ def cut_partition(ratios: Tensor, shape: FeatureShape, generator: Generator = No
 
 
 def _clipped_span(root: Tensor, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return start and end (B,) of CutMix's clipped side along an axis of ``size`` cells."""
+    """Return start and end (B,) of CutMix's side along an axis of ``size`` cells, before clipping."""
     half = (size * root).floor().div(2, rounding_mode="floor")
     centre = torch.randint(size, root.shape, generator=generator, device=root.device)
     return centre - half, centre + half
 
 
 def _fitting_start(length: Tensor, size: int, generator: Generator) -> Tensor:
-    """Return a start (B,) uniform among those that keep ``length`` cells inside ``size``."""
+    """Return a start (B,), uniform among those for which ``length`` cells fit into ``size``."""
     uniform = torch.rand(length.shape, generator=generator, device=length.device)
     return (uniform * (size - length + 1)).floor().clamp(max=size - length)
 
 
 def _span_mask(start: Tensor, end: Tensor, size: int) -> Tensor:
-    """Return (B, size), 1 where start <= position < end, else 0; clips by itself."""
+    """Return (B, size), 1 where start <= position < end, else 0."""
     position = torch.arange(size, device=start.device)
     return ((position >= start[:, None]) & (position < end[:, None])).float()
 
 
 def _rectangle_masks(ratios: Tensor, roles: Roles, rows: Tensor, columns: Tensor) -> Tensor:
     """Return masks (B, M, 1, h, w): part 0 inside rows × columns, the others outside."""
-    if ratios.shape[1] == 1:  # no one to share with
+    if ratios.shape[1] == 1:
         return ratios.new_ones(len(ratios), 1, 1, rows.shape[1], columns.shape[1])
     others = ratios[:, 1:]
     rest = others.sum(1, keepdim=True)
-    share = torch.where(rest > 0, others / rest, 1 / others.shape[1])  # kappa_1 = 1 leaves 0 / 0
+    share = torch.where(rest > 0, others / rest, 1 / others.shape[1])  # 0 / 0 if kappa_1 = 1
     inside = torch.cat([torch.ones_like(rest), torch.zeros_like(others)], 1)
     outside = torch.cat([torch.zeros_like(rest), share], 1)
-    inside, outside = assign(inside, roles), assign(outside, roles)  # M numbers for each sample, not whole masks
+    inside, outside = assign(inside, roles), assign(outside, roles)  # (B, M) values, not whole masks
     rectangle = (rows[:, :, None] * columns[:, None, :]).flatten(1)[:, None]
-    # Outside + rectangle * (inside - outside): exact where these are 0 and 1, and a third of where()'s time.
+    # outside + rectangle * (inside - outside) is exact for 0 and 1, and takes a third of where()'s time.
     masks = torch.addcmul(outside[:, :, None], rectangle, (inside - outside)[:, :, None])
     return masks.view(*ratios.shape, 1, rows.shape[1], columns.shape[1])

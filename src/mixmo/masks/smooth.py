@@ -14,12 +14,11 @@ FMIX_DECAY = 3.0
 
 
 def cow(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give each member a level set of blurred noise, blotches as on a cow (CowMask, French et al. 2020).
+    """Give each member a level set of blurred noise (CowMask, French et al. 2020).
 
-    White noise is blurred by a Gaussian whose standard deviation is log-uniform between 4 and 16 cells; the member
-    with role 0 gets the lowest kappa_1 of the values, the next ones the levels above. Expected area: kappa_i, up
-    to one cell. The reference code draws the threshold uniformly from 0.2 to 0.8 instead, independent of kappa; here
-    alpha keeps its meaning.
+    White noise is blurred by a Gaussian with a standard deviation log-uniform between 4 and 16 cells; the member with
+    role 0 gets the lowest kappa_1 of the values, the others the levels above. Expected area: kappa_i, up to one cell.
+    The reference code instead draws the threshold uniformly from 0.2 to 0.8, independent of kappa.
 
     Masks (B, M, 1, h, w) of 0 and 1.
 
@@ -44,15 +43,15 @@ def cow(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles:
 
 
 def _gaussian(sigma: Tensor, size: int) -> Tensor:
-    """Return the (B, size, size) matrices of a Gaussian blur along an axis; outside the map there is no noise."""
-    place = torch.arange(size, device=sigma.device)
-    return (-0.5 * ((place[:, None] - place) / sigma[:, None, None]).square()).exp()
+    """Return the (B, size, size) matrices of a Gaussian blur along an axis, with zero padding."""
+    position = torch.arange(size, device=sigma.device)
+    return (-0.5 * ((position[:, None] - position) / sigma[:, None, None]).square()).exp()
 
 
 def fmix(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
     """Give each member a level set of low-frequency noise (FMix, Harris et al. 2020).
 
-    A complex Gaussian spectrum is divided by the frequency to the power of 3 and transformed back; levels are shared
+    The noise is the inverse Fourier transform of a complex Gaussian spectrum divided by frequency³; levels are shared
     as in :func:`cow`. Expected area: kappa_i, up to one cell.
 
     Masks (B, M, 1, h, w) of 0 and 1.

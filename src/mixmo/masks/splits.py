@@ -1,4 +1,4 @@
-"""Masks along one axis or without shape: rows, columns, channels, single pixels."""
+"""Masks of rows, columns, channels or single pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mixmo.masks.parts import FeatureShape, Generator, Roles, assign, bands, bre
 
 
 def horizontal(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the members whole rows, from the top or, for half of the samples, from the bottom.
+    """Give the members contiguous rows, from the top or, with probability 1/2, from the bottom.
 
     Expected area: kappa_i, rounded to rows.
 
@@ -25,7 +25,7 @@ def horizontal(ratios: Tensor, shape: FeatureShape, generator: Generator = None,
 
 
 def vertical(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the members whole columns, from the left or, for half of the samples, from the right.
+    """Give the members contiguous columns, from the left or, with probability 1/2, from the right.
 
     Expected area: kappa_i, rounded to columns.
 
@@ -40,7 +40,7 @@ def vertical(ratios: Tensor, shape: FeatureShape, generator: Generator = None, r
 
 
 def channel(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give the members whole channels in order, from the first or, for half of the samples, from the last.
+    """Give the members contiguous channels, from the first or, with probability 1/2, from the last.
 
     Expected area: kappa_i, rounded to channels.
 
@@ -56,7 +56,7 @@ def channel(ratios: Tensor, shape: FeatureShape, generator: Generator = None, ro
 
 
 def bernoulli(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Give each channel to one member, drawn with probabilities kappa_1, …, kappa_M.
+    """Give each channel to a member drawn with probabilities kappa_1, …, kappa_M.
 
     Expected area: kappa_i.
 
@@ -68,16 +68,16 @@ def bernoulli(ratios: Tensor, shape: FeatureShape, generator: Generator = None, 
         True
     """
     channels, height, width = shape
-    place = torch.rand(len(ratios), channels, generator=generator, device=ratios.device)
-    return assign(bands(place, ratios), roles)[..., None, None].expand(-1, -1, -1, height, width)
+    coordinate = torch.rand(len(ratios), channels, generator=generator, device=ratios.device)
+    return assign(bands(coordinate, ratios), roles)[..., None, None].expand(-1, -1, -1, height, width)
 
 
 def noise(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles: Roles = None) -> Tensor:
-    """Mix the members at each pixel in a proportion of its own.
+    """Mix the members with an independent ratio at each pixel.
 
-    The first member's share is uniform on [0, 2 kappa_1], or on [2 kappa_1 - 1, 1] where kappa_1 > 1/2; the rest is
-    shared in the same way by the others. Expected area: kappa_i. The reference code rescales a uniform draw so that
-    its median is kappa, which moves the mean to 1/4 + kappa/2, and then crashes.
+    The first member's share is uniform on [0, 2 kappa_1], or on [2 kappa_1 - 1, 1] if kappa_1 > 1/2; the rest is shared
+    in the same way among the others. Expected area: kappa_i. The reference code rescales a uniform draw to the median
+    kappa, which moves the mean to 1/4 + kappa/2, and then crashes.
 
     Masks (B, M, 1, h, w) in [0, 1].
 
@@ -97,12 +97,12 @@ def noise(ratios: Tensor, shape: FeatureShape, generator: Generator = None, role
 
 
 def _runs(ratios: Tensor, size: int, generator: Generator, roles: Roles) -> Tensor:
-    """Return (B, M, size): runs of neighbours along an axis, in either direction."""
+    """Return (B, M, size), contiguous runs along an axis, in either direction."""
     if ratios.shape[1] > size:
         raise InputError(
-            f"masks along an axis of {size} have fewer places than the {ratios.shape[1]} members; use fewer members or "
+            f"masks along an axis of {size} cannot be shared among {ratios.shape[1]} members; use fewer members or "
             "another kind."
         )
-    place = (torch.arange(size, device=ratios.device) + 0.5) / size
+    coordinate = (torch.arange(size, device=ratios.device) + 0.5) / size
     backward = torch.rand(len(ratios), 1, generator=generator, device=ratios.device) < 0.5
-    return assign(bands(torch.where(backward, 1 - place, place), ratios), roles)
+    return assign(bands(torch.where(backward, 1 - coordinate, coordinate), ratios), roles)

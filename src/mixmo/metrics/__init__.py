@@ -1,8 +1,8 @@
 """Metrics as torchmetrics classes, accumulated in float64 over batches and processes.
 
-All take probabilities (B, K), or those of M members (B, M, K), and class numbers (B,); metrics of images with
-several labels take logits (B, K) and 0 or 1 for each class. ``compute`` returns a dict of float64 scalars by the
-names of ``test.json``. A metric that is not defined (a ratio over nothing) is NaN.
+Single-label metrics take probabilities (B, K), or (B, M, K) of M members, and class numbers (B,); multi-label and
+OOD metrics take logits. ``compute`` returns a dict of float64 scalars with the keys of ``test.json``. Undefined metrics
+(division by zero) are NaN.
 """
 
 from mixmo.metrics.calibration_errors import Calibration

@@ -18,9 +18,9 @@ class Calibration(Metric):
     * ``ece`` = Σ_bins (n_bin / N) * |accuracy(bin) - mean confidence(bin)| (Guo et al. 2017) over bins of equal width,
       open below and closed above (lo < confidence <= hi), so that a confidence of exactly 1 belongs to the last;
       torchmetrics closes bins below.
-    * ``mce``: the largest of these gaps over bins that are not empty.
-    * ``ece_adaptive``: as ``ece``, with bins of equal size: the sorted confidences, cut into parts that differ by at
-      most one sample, larger parts first (Nguyen & O'Connor 2015). Among equal confidences wrong ones come first.
+    * ``mce``: the largest of these gaps over non-empty bins.
+    * ``ece_adaptive``: as ``ece``, with bins of equal size: the sorted confidences, split into parts whose sizes differ
+      by at most one, larger parts first (Nguyen & O'Connor 2015). Among equal confidences, errors come first.
     * ``ece_classwise``: the mean over classes of the ``ece`` of p_k against [target = k] (Kull et al. 2019).
 
     Args:
@@ -40,8 +40,8 @@ class Calibration(Metric):
         "mce": describe_share(
             "Maximum calibration error", "Largest gap between confidence and accuracy over 15 bins.", False
         ),
-        "ece_adaptive": describe_share("Adaptive ECE", "ECE over bins that hold equally many images.", False),
-        "ece_classwise": describe_share("Classwise ECE", "Mean over classes of the ECE of their probabilities.", False),
+        "ece_adaptive": describe_share("Adaptive ECE", "ECE with bins of equally many images.", False),
+        "ece_classwise": describe_share("Classwise ECE", "ECE of each class's probability, mean over classes.", False),
     }
     full_state_update = False
     class_gaps: Tensor
@@ -70,20 +70,20 @@ class Calibration(Metric):
         self.correct.append((predicted == targets).double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches."""
+        """Return the metrics over all batches."""
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         gaps, counts = bin_gaps(confidence, correct, self.bins)
         count = len(confidence)
         return {
             "ece": expected_error(gaps, counts),
             "mce": (gaps.abs() / counts.clamp(min=1)).max(),
-            "ece_adaptive": _equal_parts(confidence, correct, self.bins).abs().sum() / count,
+            "ece_adaptive": _equal_size_gaps(confidence, correct, self.bins).abs().sum() / count,
             "ece_classwise": self.class_gaps.abs().sum() / (count * len(self.class_gaps)),
         }
 
 
 def bin_numbers(values: Tensor, bins: int) -> Tensor:
-    """Return the number of each value's bin: of equal width on [0, 1], open below and closed above.
+    """Return each value's bin index, for bins of equal width on [0, 1], open below and closed above.
 
     Example:
         >>> bin_numbers(torch.tensor([0.0, 0.5, 0.51, 1.0]), 2)
@@ -94,28 +94,28 @@ def bin_numbers(values: Tensor, bins: int) -> Tensor:
 
 
 def bin_gaps(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
-    """Return for each bin (:func:`bin_numbers`) the sum of correct - confidence, and the number of samples.
+    """Return for each bin of :func:`bin_numbers` the sum of correct - confidence and the number of samples.
 
     Example:
         >>> gaps, counts = bin_gaps(torch.tensor([0.9, 0.9]), torch.tensor([1.0, 0.0]), bins=2)
         >>> gaps.round(decimals=3).tolist(), counts.tolist()
         ([0.0, -0.8], [0.0, 2.0])
     """
-    number, start = bin_numbers(confidence, bins), zeros(bins).to(confidence.device)
-    counts = start.scatter_add(0, number, torch.ones_like(start[:1]).expand(len(number)))
-    return start.scatter_add(0, number, correct.double() - confidence.double()), counts
+    index, empty = bin_numbers(confidence, bins), zeros(bins).to(confidence.device)
+    counts = empty.scatter_add(0, index, torch.ones_like(empty[:1]).expand(len(index)))
+    return empty.scatter_add(0, index, correct.double() - confidence.double()), counts
 
 
 def expected_error(gaps: Tensor, counts: Tensor) -> Tensor:
-    """Return the expected calibration error of :func:`bin_gaps`: the sum of the gaps' sizes over all samples."""
+    """Return the expected calibration error from :func:`bin_gaps`."""
     return gaps.abs().sum() / counts.sum()
 
 
-def _equal_parts(values: Tensor, hits: Tensor, bins: int) -> Tensor:
-    """Return for each of ``bins`` parts of the sorted values the sum of hit - value."""
-    order = hits.argsort(stable=True)
-    order = order[values[order].argsort(stable=True)]
-    gaps = (hits - values)[order]
+def _equal_size_gaps(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
+    """Return the sum of correct - confidence in each bin of equal size."""
+    order = correct.argsort(stable=True)
+    order = order[confidence[order].argsort(stable=True)]
+    gaps = (correct - confidence)[order]
     base, rest = divmod(len(gaps), bins)
     lengths = torch.tensor([base + (index < rest) for index in range(bins)], device=gaps.device)
     ends = lengths.cumsum(0)

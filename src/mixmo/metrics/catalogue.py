@@ -23,29 +23,28 @@ PER_NETWORK: Descriptions = {
 DIVERSITY: Descriptions = {
     **Diversity.descriptions,
     "label_disagreement": describe_share(
-        "Disagreement on labels", "Share of the labels that two members decide differently, mean over pairs.", None
+        "Disagreement on labels", "Share of labels on which two members disagree, mean over pairs.", None
     ),
 }
-"""Metrics of several members together."""
+"""Metrics of two or more members together."""
 
 DIAGNOSIS: Descriptions = {
     "selectivity": describe_share(
         "Selectivity of members",
-        "Share of the variance of a member's logits in mixtures that its own image causes, mean over members: all if "
-        "they are separate, 1 / M if they are copies.",
+        "Share of the variance of a member's logits on mixtures that is due to its own image, mean over members: 100 % "
+        "if members are separate, 1 / M if they are copies of each other.",
         None,
         digits=1,
     ),
     "separate_units": describe_share(
         "Separate units",
-        "Share of the units before the heads that vary with one member's image, by three quarters of their variance or "
-        "more.",
+        "Share of the units before the heads with at least three quarters of their variance due to one member's image.",
         None,
         digits=1,
     ),
     "train_accuracy": describe_share(
         "Training accuracy",
-        "Mean over members in the checkpoint's epoch, on the augmented mixtures of training.",
+        "Accuracy on the augmented mixtures of training in the checkpoint's epoch, mean over members.",
         None,
         digits=1,
     ),
@@ -54,16 +53,16 @@ DIAGNOSIS: Descriptions = {
 
 
 def _variant(key: str, name: str, meaning: str) -> Description:
-    """Return the description of a metric under another condition; ``{}`` stands for its own name."""
-    own = PER_NETWORK[key]
-    return replace(own, name=name.format(own.name), meaning=meaning.format(own.name))
+    """Return the description of a metric under another condition; ``{}`` stands for the metric's name."""
+    metric = PER_NETWORK[key]
+    return replace(metric, name=name.format(metric.name), meaning=meaning.format(metric.name))
 
 
 def _describe_sets(percent: int) -> Descriptions:
-    coverage = f"Share of conformal sets for {percent} % that hold the true class."
-    least = f"Coverage of {percent} % sets for the least covered class."
-    size = f"Mean number of classes in conformal sets for {percent} %."
-    rare = f"Classes in every {percent} % set, since validation images are too few to leave them out."
+    coverage = f"Share of {percent} % conformal sets that contain the true class."
+    least = f"Coverage of {percent} % conformal sets for the class that they cover least."
+    size = f"Mean number of classes in a {percent} % conformal set."
+    rare = f"Number of classes in every {percent} % set, as they have too few validation images to be left out."
     return {
         f"set_coverage_{percent}": describe_share(f"Coverage of {percent} % sets", coverage, None),
         f"set_coverage_class_{percent}": describe_share(f"Least coverage of a class, {percent} % sets", least, None),
@@ -74,19 +73,19 @@ def _describe_sets(percent: int) -> Descriptions:
 
 SCALED: Descriptions = {
     "temperature": Description(
-        "Temperature", "Fitted on the validation set; above 1 the network is too confident, below 1 too cautious."
+        "Temperature", "Fitted on the validation set; above 1 the network is overconfident, below 1 underconfident."
     ),
     **{
-        f"temperature_{end}": Description(f"Temperature, {words}", "End of its 95 % profile-likelihood interval.")
-        for end, words in (("low", "at least"), ("high", "at most"))
+        f"temperature_{key}": Description(f"Temperature, {words}", f"{end} 95 % profile-likelihood limit.")
+        for key, words, end in (("low", "at least", "Lower"), ("high", "at most", "Upper"))
     },
     **{
-        f"{key}_scaled": _variant(key, "{} after temperature scaling", "{} at the temperature of the validation set.")
+        f"{key}_scaled": _variant(key, "{} after temperature scaling", "{} at the validation set's temperature.")
         for key in ("nll", "ece", "bce", "label_brier", "label_ece")
     },
     **{
         f"{key}_tuned": _variant(
-            key, "{} with thresholds", "{} with the threshold of each class that is best for F1 on the validation set."
+            key, "{} with thresholds", "{} at the threshold of each class that maximises F1 on the validation set."
         )
         for key in ("f1_micro", "f1_macro", "exact_match", "hamming_loss")
     },
@@ -110,18 +109,18 @@ CORRUPTED: Descriptions = {
 """Means over all corruptions."""
 
 COSTS: Descriptions = {
-    "parameters": Description("Parameters", "Weights of the network at inference.", False, "M", 1e-6, 2),
+    "parameters": Description("Parameters", "Number of parameters at inference.", False, "M", 1e-6, 2),
     "macs": Description("MACs", "Multiply–accumulate operations for one image.", False, "M", 1e-6, 1),
     "latency_ms": Description(
         "Latency",
-        "Time for an image in a batch of 64, on this machine's CPU; one short measurement, which varies with its load.",
+        "Time per image in a batch of 64 on this machine's CPU; a single short measurement, which varies with load.",
         None,
         "ms",
         digits=2,
     ),
     "images": Description("Training images", "Images passed through the network in training.", False, "M", 1e-6, 2),
     "minutes": Description(
-        "Training time", "Wall time of training, on the machine that trained it.", None, "min", digits=1
+        "Training time", "Wall-clock time of training, on the machine that trained it.", None, "min", digits=1
     ),
 }
 """Costs of training and inference."""
@@ -136,4 +135,4 @@ METRICS: Descriptions = {
     **OutOfDistribution.descriptions,
     **COSTS,
 }
-"""All of them."""
+"""All of the above."""

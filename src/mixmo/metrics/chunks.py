@@ -1,4 +1,4 @@
-"""Chunked computation, which bounds the memory of float64."""
+"""Computation in chunks, to bound the memory that float64 needs."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ import torch
 from torch import Tensor
 
 CHUNK = 2**20
-"""Numbers that are processed at a time."""
+"""Numbers per chunk."""
 
 
 def in_chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield some rows of all tensors at a time, at most :data:`CHUNK` numbers of the first (or one row).
+    """Yield the rows of all tensors in chunks of at most :data:`CHUNK` numbers of the first tensor (or one row).
 
     Example:
         >>> [len(rows) for rows, _ in in_chunks(torch.zeros(5, CHUNK // 2), torch.zeros(5))]
         [2, 2, 1]
     """
     rows = max(1, CHUNK // max(1, logits[:1].numel()))
-    return zip(*(each.split(rows) for each in (logits, *others)), strict=True)
+    return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 
 def mean_logits(logits: Tensor) -> Tensor:
-    """Return the members' mean logits (N, K), computed in float64, as float32 or their own type if wider.
+    """Return the members' mean logits (N, K), computed in float64, as float32 or the logits' type if wider.
 
     Example:
         >>> mean_logits(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], dtype=torch.float16))
         tensor([[0.5000, 0.0000]])
     """
-    kept = torch.promote_types(logits.dtype, torch.float32)
-    found = logits.new_empty(len(logits), logits.shape[2], dtype=kept)
-    for part, own in in_chunks(logits, found):
-        own.copy_(part.double().mean(1))
-    return found
+    means = logits.new_empty(len(logits), logits.shape[2], dtype=torch.promote_types(logits.dtype, torch.float32))
+    for part, mean in in_chunks(logits, means):
+        mean.copy_(part.double().mean(1))
+    return means

@@ -14,22 +14,21 @@ from mixmo.metrics.checks import check_probabilities, check_targets
 
 Sets = Literal["marginal", "classwise", "aps", "raps"]
 SETS: tuple[Sets, ...] = get_args(Sets)
-"""How the classes of a set are chosen (:func:`score_classes`)."""
+"""Kinds of sets (:func:`score_classes`)."""
 
 PENALTY = 0.1
-"""λ of RAPS, the penalty for each rank behind the likeliest class."""
+"""λ of RAPS, the penalty per rank below the likeliest class."""
 
 
 def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
-    """Return the conformity score of each class, (N, K) float64: sets hold the classes above a threshold.
+    """Return the conformity score of each class, (N, K) float64; a set is the classes with scores above a threshold.
 
-    * ``marginal``, ``classwise``: the class's probability p_k (Sadinle et al. 2019). Class-wise sets have a threshold
-      for each class, which is Mondrian conformal prediction (Vovk 2012).
+    * ``marginal``, ``classwise``: the class's probability p_k (Sadinle et al. 2019). Classwise sets have one threshold
+      per class: Mondrian conformal prediction (Vovk 2012).
     * ``aps``: 1 - Σ p_j over the class and all likelier ones (Romano et al. 2020).
-    * ``raps``: the same minus 0.1 for each rank behind the likeliest class (Angelopoulos et al. 2021; λ = 0.1,
-      k_reg = 1).
+    * ``raps``: the same minus λ = 0.1 per rank below the likeliest class (Angelopoulos et al. 2021; k_reg = 1).
 
-    The random term of the last two papers is left out: sets are deterministic, and a little larger.
+    APS and RAPS omit the papers' random term: sets are deterministic and slightly larger.
 
     Example:
         >>> score_classes(torch.tensor([[0.25, 0.5, 0.25]]), "aps")
@@ -39,25 +38,25 @@ def score_classes(probabilities: Tensor, sets: Sets = "marginal") -> Tensor:
     if sets in ("marginal", "classwise"):
         return p
     ordered, order = p.sort(dim=1, descending=True, stable=True)
-    less_likely = pad(ordered.flip(1).cumsum(1).flip(1)[:, 1:], (0, 1))  # more digits than 1 - cumsum
+    less_likely = pad(ordered.flip(1).cumsum(1).flip(1)[:, 1:], (0, 1))  # more precise than 1 - cumsum
     if sets == "raps":
         less_likely = less_likely - PENALTY * torch.arange(p.shape[1], device=p.device)
     return torch.empty_like(p).scatter_(1, order, less_likely)
 
 
 def conformity(probabilities: Tensor, targets: Tensor, sets: Sets = "marginal") -> Tensor:
-    """Return the scores (N,) of the true classes, from which conformal thresholds follow."""
+    """Return the scores (N,) of the true classes, from which :func:`set_threshold` is computed."""
     scores = score_classes(probabilities, sets)
     targets = check_targets(targets, *scores.shape)
     return scores.gather(1, targets[:, None])[:, 0]
 
 
 def set_threshold(scores: Tensor, coverage: float) -> float:
-    """Return t such that the classes of score t or more hold the true one in a share ``coverage`` of new images.
+    """Return the threshold at which sets contain the true class of a share ``coverage`` of new images.
 
-    Of N validation images the k-th smallest score of the true class, k = ⌊(N + 1) (1 - coverage)⌋ (Sadinle et al.
-    2019); minus infinity, so that every class is in the set, where N is too small for that coverage. The share holds on
-    average over draws of validation images and new ones of the same kind. Scores of one class give its threshold.
+    This is the k-th smallest true-class score of N validation images, k = ⌊(N + 1) (1 - coverage)⌋ (Sadinle et al.
+    2019), or minus infinity, which puts every class into the set, if N is too small. The coverage holds on average over
+    draws of validation images and new ones of the same kind. Scores of one class give that class's threshold.
 
     Example:
         >>> set_threshold(torch.arange(1, 100).double() / 100, 0.9), set_threshold(torch.tensor([0.5]), 0.9)
@@ -70,9 +69,9 @@ def set_threshold(scores: Tensor, coverage: float) -> float:
 
 
 def prediction_sets(probabilities: Tensor, threshold: float | Tensor, sets: Sets = "marginal") -> Tensor:
-    """Return which classes are in each set, (N, K): those of at least that score, and always the likeliest.
+    """Return which classes are in each set, (N, K): those with scores of at least ``threshold``, and the likeliest.
 
-    A threshold (K,) is for class-wise sets; (T, 1, K) gives T sets for each image, (T, N, K).
+    Classwise sets take thresholds (K,). Thresholds (T, 1, K) give T sets per image, (T, N, K).
 
     Example:
         >>> prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25]]), 0.5)
@@ -85,10 +84,10 @@ def prediction_sets(probabilities: Tensor, threshold: float | Tensor, sets: Sets
 
 
 def measure_sets(sets: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return how often prediction sets (N, K) hold the true class, and how large they are.
+    """Return the coverage and size of prediction sets (N, K).
 
-    ``set_coverage`` is the share of the images whose set holds the true class, ``set_coverage_class`` the same for the
-    least covered class, and ``set_size`` the mean number of classes in a set.
+    ``set_coverage`` is the share of images whose set contains the true class, ``set_coverage_class`` the lowest
+    coverage of any class, and ``set_size`` the mean number of classes in a set.
 
     Example:
         >>> sets = prediction_sets(torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), 0.3)
@@ -96,7 +95,7 @@ def measure_sets(sets: Tensor, targets: Tensor) -> dict[str, float]:
         {'set_coverage': 0.5, 'set_coverage_class': 0.0, 'set_size': 2.0}
     """
     covered = torch.gather(sets, 1, targets[:, None])[:, 0].double()
-    by_class = torch.bincount(targets, covered) / torch.bincount(targets)  # NaN where there is no image
+    by_class = torch.bincount(targets, covered) / torch.bincount(targets)  # NaN for classes without images
     return {
         "set_coverage": covered.mean().item(),
         "set_coverage_class": by_class[~by_class.isnan()].min().item(),

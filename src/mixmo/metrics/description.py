@@ -1,4 +1,4 @@
-"""A metric's name, meaning, direction and unit, which the class that computes it declares."""
+"""Descriptions of metrics: name, meaning, direction and unit, declared by the class that computes them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 DIRECTIONS = {True: "Higher is better.", False: "Lower is better.", None: ""}
 ARROWS = {True: "↑", False: "↓", None: ""}
-SIZES = ("M", "ms", "min")
-"""Units of values that span orders of magnitude, where a fixed number of digits would round small ones to 0."""
+COST_UNITS = ("M", "ms", "min")
+"""Units of values that span orders of magnitude: fixed digits would round small ones to 0."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,17 @@ class Description:
     """How a metric is named, explained and printed.
 
     Attributes:
-        name: In words, short enough for the heading of a column.
+        name: Short enough for a column heading.
         meaning: One sentence.
-        higher_is_better: ``None`` where it depends.
-        unit: After the number, such as ``%``.
-        factor: From the value to the printed number.
-        digits: After the point.
+        higher_is_better: ``None`` if neither is better.
+        unit: Printed after the number, such as ``%``.
+        factor: Applied to the value before printing.
+        digits: Decimals.
 
     Example:
-        >>> accuracy = describe_share("Accuracy", "Share of right images.", higher_is_better=True)
+        >>> accuracy = describe_share("Accuracy", "Share of correct images.", higher_is_better=True)
         >>> accuracy.heading, accuracy.column, accuracy.help
-        ('Accuracy ↑', 'Accuracy, %', 'Share of right images. Higher is better.')
+        ('Accuracy ↑', 'Accuracy, %', 'Share of correct images. Higher is better.')
         >>> accuracy.text(0.5), accuracy.brief.text(0.5), accuracy.interval(0.25, 0.75)
         ('50.00 %', '50.0 %', '[25.00, 75.00]')
     """
@@ -41,12 +41,12 @@ class Description:
 
     @property
     def heading(self) -> str:
-        """The name and an arrow to the better side."""
+        """The name and an arrow in the better direction."""
         return f"{self.name} {ARROWS[self.higher_is_better]}".strip()
 
     @property
     def column(self) -> str:
-        """The name and the unit, as the heading of a column."""
+        """The name and the unit, as a column heading."""
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
     @property
@@ -56,11 +56,11 @@ class Description:
 
     @property
     def brief(self) -> Description:
-        """The same with one digit less, for cards and sentences."""
+        """The same with one digit fewer, for cards and text."""
         return replace(self, digits=max(1, self.digits - 1))
 
     def number(self, value: float, sign: bool = False) -> str:
-        """Return a value as text without its unit, costs with two significant digits or more; a dash if not defined.
+        """Format a value without its unit, costs with at least two significant digits; a dash for NaN.
 
         Example:
             >>> size = Description("Parameters", "", unit="M", factor=1e-6, digits=2)
@@ -72,24 +72,24 @@ class Description:
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
         shown, digits = value * self.factor, self.digits
-        if self.unit in SIZES and abs(shown) > 1e-6:
+        if self.unit in COST_UNITS and abs(shown) > 1e-6:
             digits = max(digits, 1 - math.floor(math.log10(abs(shown))))
         return f"{shown:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
     def text(self, value: float) -> str:
-        """Return a value as text with its unit."""
+        """Format a value with its unit."""
         number = self.number(value)
         return number if number == "–" or not self.unit else f"{number} {self.unit}"
 
     def interval(self, low: float, high: float, sign: bool = False) -> str:
-        """Return an interval as text; nothing if it is not defined."""
+        """Format an interval; empty for NaN."""
         return "" if math.isnan(low) else f"[{self.number(low, sign)}, {self.number(high, sign)}]"
 
 
 Descriptions = Mapping[str, Description]
-"""By the keys of ``test.json``."""
+"""Descriptions by key of ``test.json``."""
 
 
 def describe_share(name: str, meaning: str, higher_is_better: bool | None, digits: int = 2) -> Description:
-    """Return the description of a share, which is printed in per cent."""
+    """Return the description of a share, printed in per cent."""
     return Description(name, meaning, higher_is_better, "%", 100, digits)

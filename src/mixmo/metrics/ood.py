@@ -16,7 +16,7 @@ from mixmo.metrics.chunks import in_chunks
 from mixmo.metrics.description import Description, Descriptions, describe_share
 
 ROUNDING = 1e-12
-"""Mutual information below this is rounding, and would rank images on which members agree."""
+"""Mutual information below this is rounding error, which must not rank images on which members agree."""
 
 SCORES = {
     "max_probability": "Maximum probability",
@@ -24,7 +24,7 @@ SCORES = {
     "mutual_information": "Mutual information",
     "energy": "Energy",
 }
-"""The scores that separate OOD images from test images, and their names in words."""
+"""Scores that separate OOD images from test images, with their names."""
 
 
 class Uncertainty(NamedTuple):
@@ -32,9 +32,9 @@ class Uncertainty(NamedTuple):
 
     Attributes:
         mean: (N, K) the members' mean probabilities.
-        total: (N,) the entropy of the mean: all uncertainty.
-        aleatoric: (N,) the mean entropy of the members: what they agree on, ambiguous images.
-        epistemic: (N,) the rest, the mutual information of prediction and member: what they disagree on.
+        total: (N,) the entropy of the mean.
+        aleatoric: (N,) the members' mean entropy: ambiguity that they agree on.
+        epistemic: (N,) the difference, the mutual information of prediction and member: their disagreement.
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class Uncertainty(NamedTuple):
 
 
 def decompose_uncertainty(log_members: Tensor) -> Uncertainty:
-    """Return the uncertainty of members' log-probabilities (N, M, K), in their precision."""
+    """Decompose the uncertainty of members' log-probabilities (N, M, K), in their precision."""
     members = log_members.exp()
     mean = members.mean(1)
     total = -torch.special.xlogy(mean, mean).sum(1)
@@ -53,13 +53,13 @@ def decompose_uncertainty(log_members: Tensor) -> Uncertainty:
 
 
 def ood_scores(logits: Tensor) -> dict[str, Tensor]:
-    """Return scores (N,) of logits (N, M, K) in float64 that are larger the less an image looks like the training set.
+    """Return OOD scores (N,) of logits (N, M, K) in float64; larger means less like the training set.
 
-    * ``max_probability``: minus the largest probability of the members' mean distribution.
-    * ``entropy``: of that distribution, in nats.
-    * ``mutual_information`` between prediction and member: that entropy minus the members' mean entropy, their
-      disagreement; 0 for one member, and where it is below 1e-12, which is rounding.
-    * ``energy``: minus the log of the summed exponentials of the mean logits (Liu et al. 2020).
+    * ``max_probability``: minus the largest of the members' mean probabilities.
+    * ``entropy``: the entropy of the mean probabilities, in nats.
+    * ``mutual_information`` between prediction and member: that entropy minus the members' mean entropy; 0 for one
+      member, and below 1e-12, which is rounding error.
+    * ``energy``: minus the logsumexp of the mean logits (Liu et al. 2020).
 
     Example:
         >>> scores = ood_scores(torch.tensor([[[9.0, 0.0], [0.0, 9.0]]]))
@@ -71,26 +71,25 @@ def ood_scores(logits: Tensor) -> dict[str, Tensor]:
 
 
 def _scores(logits: Tensor) -> dict[str, Tensor]:
-    found = decompose_uncertainty(logits.double().log_softmax(2))
+    parts = decompose_uncertainty(logits.double().log_softmax(2))
     return {
-        "max_probability": -found.mean.amax(1),
-        "entropy": found.total,
-        "mutual_information": found.epistemic.where(found.epistemic > ROUNDING, 0.0),
+        "max_probability": -parts.mean.amax(1),
+        "entropy": parts.total,
+        "mutual_information": parts.epistemic.where(parts.epistemic > ROUNDING, 0.0),
         "energy": -logits.double().mean(1).logsumexp(1),
     }
 
 
 class OutOfDistribution(Metric):
-    """How well scores separate out-of-distribution images, the positive class, from test images.
+    """How well scores separate P out-of-distribution images, the positive class, from test images.
 
-    For each score of :func:`ood_scores`, N test images and P out-of-distribution images:
+    For each score of :func:`ood_scores`:
 
-    * ``…/auroc``: the probability that an out-of-distribution image has a larger score than a test image; equal scores
-      count one half.
-    * ``…/aupr``: the average precision, Σ (recall_i - recall_(i-1)) * precision_i over the distinct scores, the largest
-      first.
-    * ``…/fpr95``: the share of test images whose score is at least the threshold, the largest score at which at least
-      ⌈0.95 P⌉ of the P are found.
+    * ``…/auroc``: probability that an out-of-distribution image has a higher score than a test image; ties count one
+      half.
+    * ``…/aupr``: average precision, Σ (recall_i - recall_(i-1)) * precision_i over the distinct scores in descending
+      order.
+    * ``…/fpr95``: share of test images at or above the largest threshold that detects at least ⌈0.95 P⌉ of the P.
 
     Example:
         >>> ood = OutOfDistribution()
@@ -101,10 +100,10 @@ class OutOfDistribution(Metric):
     """
 
     descriptions: ClassVar[Descriptions] = {
-        "auroc": Description("AUROC", "Probability that an OOD image has the higher score; 0.5 is chance.", True),
-        "aupr": Description("AUPR", "Area under the precision–recall curve, OOD images being positive.", True),
+        "auroc": Description("AUROC", "Probability that an OOD image scores above a test image; 0.5 is chance.", True),
+        "aupr": Description("AUPR", "Area under the precision–recall curve; OOD images are positive.", True),
         "fpr95": describe_share(
-            "FPR95", "Share of test images taken for OOD where 95 % of OOD images are found.", False
+            "FPR95", "Share of test images mistaken for OOD at the threshold that detects 95 % of OOD images.", False
         ),
     }
     full_state_update = False
@@ -117,28 +116,28 @@ class OutOfDistribution(Metric):
         self.add_state("out", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, out: bool) -> None:
-        """Add a batch of logits (B, M, K), all of the test set or all of another dataset (``out``)."""
-        check_logits(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+        """Add a batch of logits (B, M, K), either all of test images or all of out-of-distribution images (``out``)."""
+        check_logits(logits)
         self.scores.append(torch.stack([*ood_scores(logits).values()], 1))
         self.out.append(torch.full((len(logits),), out, device=logits.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches; refuse images of one kind only."""
+        """Return the metrics over all batches."""
         scores, out = gather_state(self.scores), gather_state(self.out).cpu().numpy()
         if out.all() or not out.any():
-            raise InputError("out-of-distribution metrics need images of both kinds, but all are of one.")
-        found = {}
+            raise InputError("OOD metrics need test images and OOD images; add both with update().")
+        metrics = {}
         for name, column in zip(SCORES, scores.T.cpu().numpy(), strict=True):
-            found[f"{name}/auroc"] = roc_auc_score(out, column)
-            found[f"{name}/aupr"] = average_precision_score(out, column)
-            found[f"{name}/fpr95"] = false_positive_rate(column[out], column[~out])
-        return {name: scores.new_tensor(float(value)) for name, value in found.items()}
+            metrics[f"{name}/auroc"] = roc_auc_score(out, column)
+            metrics[f"{name}/aupr"] = average_precision_score(out, column)
+            metrics[f"{name}/fpr95"] = false_positive_rate(column[out], column[~out])
+        return {name: scores.new_tensor(float(value)) for name, value in metrics.items()}
 
 
 def false_positive_rate(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the share of negatives at or above the largest threshold that finds 95 % of the positives.
+    """Return the share of negatives at or above the largest threshold that detects 95 % of the positives.
 
-    These are counted exactly, so that 19 of 20 are 95 %.
+    The count is exact: 19 of 20 are 95 %.
     """
     needed = -(-len(positive) * 95 // 100)
     threshold = np.sort(positive)[len(positive) - needed]

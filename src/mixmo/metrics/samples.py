@@ -1,4 +1,4 @@
-"""Metrics of single predictions: the columns from which scores, calibration, intervals and charts follow."""
+"""Per-sample metrics, from which scores, calibration, intervals and charts are computed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixmo.metrics.checks import check_logits
+from mixmo.metrics.checks import check_targets_for
 from mixmo.metrics.chunks import in_chunks
 
 
 class Samples(NamedTuple):
-    """Metrics of each of N predictions, float64 except ``predicted``.
+    """Metrics of N predictions, float64 except ``predicted``.
 
     Attributes:
         confidence: (N,) largest probabilities.
-        predicted: (N,) class numbers; a tie goes to the lower one.
+        predicted: (N,) class numbers; ties go to the lower one.
         right: (N,) 0 or 1.
-        right_top5: (N,) 0 or 1, whether the class is among the five most probable ones, or there are no more.
+        right_top5: (N,) 0 or 1, whether the target is among the five most probable classes.
         nll: (N,) -log p(target), in nats.
         brier: (N,) Σ_k (p_k - [k = target])².
     """
@@ -32,30 +32,30 @@ class Samples(NamedTuple):
 
 
 def score_samples(log_probabilities: Tensor, targets: Tensor, probabilities: Tensor | None = None) -> Samples:
-    """Return the metrics of each prediction from log-probabilities (N, K) in float64; nothing is checked.
+    """Return per-sample metrics from float64 log-probabilities (N, K), without checks.
 
     Example:
-        >>> found = score_samples(torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([1]))
-        >>> found.confidence.item(), found.right.item(), found.right_top5.item(), found.brier.item()
+        >>> samples = score_samples(torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([1]))
+        >>> samples.confidence.item(), samples.right.item(), samples.right_top5.item(), samples.brier.item()
         (0.5, 0.0, 1.0, 0.5)
     """
     p = log_probabilities.exp() if probabilities is None else probabilities
     confidence, predicted = p.max(1)
-    own = p.gather(1, targets[:, None])
+    true = p.gather(1, targets[:, None])
     lower = torch.arange(p.shape[1], device=p.device) < targets[:, None]
-    place = (p > own).sum(1) + ((p == own) & lower).sum(1)
+    rank = (p > true).sum(1) + ((p == true) & lower).sum(1)
     nll = -log_probabilities.gather(1, targets[:, None])[:, 0]
-    brier = p.square().sum(1) - 2 * own[:, 0] + 1
-    return Samples(confidence, predicted, (predicted == targets).double(), (place < 5).double(), nll, brier)
+    brier = p.square().sum(1) - 2 * true[:, 0] + 1
+    return Samples(confidence, predicted, (predicted == targets).double(), (rank < 5).double(), nll, brier)
 
 
 @torch.no_grad()
 def per_sample(logits: Tensor, targets: Tensor) -> Samples:
-    """Return the metrics of each prediction of one network, or of averaged logits, (N, K).
+    """Return per-sample metrics of the logits (N, K) of one network or an average.
 
     Raises:
-        InputError: if shapes do not fit, or a row has a value that is not finite or a target out of range.
+        InputError: if shapes do not match, a logit is not finite or a target is out of range.
     """
-    targets = check_logits(logits[:, None], targets)
-    parts = [score_samples(part.double().log_softmax(1), own) for part, own in in_chunks(logits, targets)]
+    targets = check_targets_for(logits[:, None], targets)
+    parts = [score_samples(part.double().log_softmax(1), labels) for part, labels in in_chunks(logits, targets)]
     return Samples(*map(torch.cat, zip(*parts, strict=True)))

@@ -16,14 +16,13 @@ from mixmo.metrics.samples import score_samples
 class Scores(Metric):
     """Top-1, balanced and top-5 accuracy, negative log-likelihood and Brier score.
 
-    * ``accuracy``, ``accuracy_top5``: share of samples whose class is among the 1 or 5 most probable ones (all
-      count where there are fewer); a tie for the last place goes to the lower class number.
-    * ``balanced_accuracy``: mean over classes of the share of their samples that are right (recall), so that each class
-      counts equally; classes without samples do not count.
+    * ``accuracy``, ``accuracy_top5``: share of samples whose class is the most probable one, or among the five most
+      probable; ties go to the lower class number.
+    * ``balanced_accuracy``: mean recall over the classes that have samples.
     * ``nll``: mean of -log p(target), in nats; infinite where a target has probability 0.
     * ``brier``: mean of Σ_k (p_k - [k = target])², in [0, 2]; for two classes it is twice scikit-learn's
-      ``brier_score_loss``, which counts one of them.
-    * ``brier_per_class``: the same divided by K, as the paper's code has it.
+      ``brier_score_loss``, which counts one class.
+    * ``brier_per_class``: the same divided by K, as in the paper's code.
 
     Example:
         >>> scores = Scores()
@@ -39,12 +38,10 @@ class Scores(Metric):
             "Top-5 accuracy", "Share of images whose true class is among the five most probable.", True
         ),
         "nll": Description("NLL", "Mean negative log-probability of the true class, in nats (log loss).", False),
-        "brier": Description(
-            "Brier score", "Mean squared distance between probabilities and truth, summed over classes.", False
-        ),
+        "brier": Description("Brier score", "Mean squared error of the probabilities, summed over classes.", False),
         "brier_per_class": Description("Brier score per class", "Brier score divided by the number of classes.", False),
         "balanced_accuracy": describe_share(
-            "Balanced accuracy", "Mean over classes of the share of their images that are right (recall).", True
+            "Balanced accuracy", "Mean recall: share of a class's images that are correct, mean over classes.", True
         ),
     }
     full_state_update = False
@@ -63,21 +60,20 @@ class Scores(Metric):
     def update(self, probabilities: Tensor, targets: Tensor, log_probabilities: Tensor | None = None) -> None:
         """Add a batch of probabilities (B, K) and class numbers (B,).
 
-        ``log_probabilities`` are for the negative log-likelihood, where they are known better than as logarithms of the
-        probabilities, which can be 0.
+        The negative log-likelihood uses ``log_probabilities`` if given: probabilities may have underflowed to 0.
         """
         p = check_probabilities(probabilities)
         targets = check_targets(targets, *p.shape)
         logs = p.log() if log_probabilities is None else log_probabilities.double()
-        own = score_samples(logs, targets, p)
-        values = [own.right, own.right_top5, own.nll, own.brier, own.brier / p.shape[1]]
+        samples = score_samples(logs, targets, p)
+        values = [samples.right, samples.right_top5, samples.nll, samples.brier, samples.brier / p.shape[1]]
         self.total += torch.stack([value.sum() for value in values])
         self.count += len(p)
-        self.right.append(own.right)
+        self.right.append(samples.right)
         self.targets.append(targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches."""
+        """Return the metrics over all batches."""
         right, targets = gather_state(self.right), gather_state(self.targets)
         recalls = right.new_zeros(int(targets.max()) + 1).scatter_reduce(0, targets, right, "mean", include_self=False)
         balanced = recalls[targets.unique()].mean()

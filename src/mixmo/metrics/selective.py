@@ -16,28 +16,28 @@ from mixmo.metrics.checks import check_probabilities, check_targets, gather_stat
 from mixmo.metrics.description import Description, Descriptions, describe_share
 
 TRIES = 20
-"""Thresholds of confidence that are tried."""
+"""Number of candidate thresholds."""
 
 
 class SelectivePrediction(Metric):
-    """Selective prediction by the largest probability.
+    """Selective prediction, with the largest probability as confidence.
 
     * ``aurc``: area under the risk–coverage curve, the mean over i = 1, …, N of the error rate among the i most
-      confident samples (Geifman & El-Yaniv 2017). Among equal confidences the mean over all orders is taken.
-    * ``misclassification_auroc``: misclassification-detection AUROC, the probability that a right prediction has more
-      confidence than a wrong one; equal confidences count one half; NaN where all or none are right.
+      confident samples (Geifman & El-Yaniv 2017), averaged over all orders of equal confidences.
+    * ``misclassification_auroc``: misclassification-detection AUROC, the probability that a correct prediction has more
+      confidence than a wrong one; ties count one half; NaN if all or no predictions are correct.
 
     Example:
         >>> selective = SelectivePrediction()
         >>> selective.update(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
-        >>> found = selective.compute()
-        >>> found["aurc"].item(), found["misclassification_auroc"].item()
+        >>> metrics = selective.compute()
+        >>> metrics["aurc"].item(), metrics["misclassification_auroc"].item()
         (0.25, 1.0)
     """
 
     descriptions: ClassVar[Descriptions] = {
         "aurc": describe_share(
-            "AURC", "Area under the risk–coverage curve: mean error over all numbers of kept images.", False
+            "AURC", "Area under the risk–coverage curve: error of the i most confident images, mean over i.", False
         ),
         "misclassification_auroc": Description(
             "Misclassification AUROC",
@@ -63,17 +63,17 @@ class SelectivePrediction(Metric):
         self.correct.append(predicted == targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches."""
+        """Return the metrics over all batches."""
         confidence, correct = gather_state(self.confidence), gather_state(self.correct)
         errors, count = cumulative_errors(confidence, correct), len(confidence)
-        kept = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
-        one_kind = bool(correct.all()) or not bool(correct.any())
-        area = float("nan") if one_kind else float(roc_auc_score(correct.cpu().numpy(), confidence.cpu().numpy()))
-        return {"aurc": (errors / kept).mean(), "misclassification_auroc": errors.new_tensor(area)}
+        sizes = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device)
+        undefined = bool(correct.all()) or not bool(correct.any())
+        auroc = math.nan if undefined else float(roc_auc_score(correct.cpu().numpy(), confidence.cpu().numpy()))
+        return {"aurc": (errors / sizes).mean(), "misclassification_auroc": errors.new_tensor(auroc)}
 
 
 def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:
-    """Return (N,) errors among the 1, …, N most confident samples; ties share theirs evenly.
+    """Return the number of errors among the 1, …, N most confident samples, (N,); ties share errors evenly.
 
     Example:
         >>> cumulative_errors(torch.tensor([0.9, 0.5, 0.5]), torch.tensor([True, False, True])).tolist()
@@ -88,22 +88,22 @@ def cumulative_errors(confidence: Tensor, correct: Tensor) -> Tensor:
 
 
 def confidence_threshold(confidence: Tensor, correct: Tensor, risk: float) -> float:
-    """Return the least confidence at which at most a share ``risk`` of the answers is wrong, with a guarantee.
+    """Return the lowest confidence at which answers are guaranteed an error rate of at most ``risk``.
 
-    After Geifman & El-Yaniv (2017): twenty thresholds, which keep 5, 10, …, 100 % of the N images, each have an exact
-    binomial bound (Clopper & Pearson) of the share of wrong answers, at 0.1 / 20; of those whose bound is at most
-    ``risk`` the lowest is taken. With probability 0.9 over draws of the N images, the share among new ones of the same
-    kind stays below ``risk``. It is infinity, at which nothing is answered, if no threshold is sure enough.
+    After Geifman & El-Yaniv (2017): of twenty thresholds, which keep 5, 10, …, 100 % of the N images, take the lowest
+    whose exact binomial bound on the error rate (Clopper & Pearson, level 0.1 / 20) is at most ``risk``. With
+    probability 0.9 over draws of the N images, the error rate on new images of the same kind is below ``risk``.
+    Infinity, at which nothing is answered, if no threshold qualifies.
     """
     if not 0 < risk < 1:
         raise InputError(f"risk is {risk}; it is a share between 0 and 1.")
     if not len(confidence):
-        raise InputError("there are no validation images to choose a threshold of confidence by.")
+        raise InputError("a confidence threshold needs validation images, but there are none.")
     order = confidence.double().argsort(descending=True, stable=True)
     ordered, wrong = confidence[order].double(), (~correct[order].bool()).cumsum(0)
     for step in range(TRIES, 0, -1):
         threshold = float(ordered[math.ceil(len(ordered) * step / TRIES) - 1])
-        kept = int((ordered >= threshold).sum())  # equal confidences are kept or left together
+        kept = int((ordered >= threshold).sum())  # a threshold keeps all equal confidences
         errors = int(wrong[kept - 1])
         if errors < kept and float(beta.ppf(1 - 0.1 / TRIES, errors + 1, kept - errors)) <= risk:
             return threshold

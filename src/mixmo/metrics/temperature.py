@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import chi2
 from torch import Tensor
 
-from mixmo.metrics.checks import check_logits
+from mixmo.metrics.checks import check_targets_for
 from mixmo.metrics.chunks import in_chunks
 
 BOUNDS = (0.01, 100.0)
@@ -21,48 +21,47 @@ BOUNDS = (0.01, 100.0)
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the T > 0 that minimises the negative log-likelihood of softmax(logits / T).
 
-    The objective is convex in 1 / T; the minimum is searched between 0.01 and 100, in log T. Never fit it on the
-    data that is then evaluated: take validation data, or one half of the test set for the other (:func:`two_fold`).
-    Where several temperatures are equally good, any of them may be returned; it is 1 where no temperature changes
-    anything, because the logits of each sample are equal.
+    The objective is convex in 1 / T; log T is searched with T between 0.01 and 100. Do not fit T on the data that is
+    then evaluated: use validation data, or one half of the test set for the other (:func:`two_fold`). If several
+    temperatures are equally good, any of them may be returned; 1 if T has no effect because each sample's logits are
+    equal.
 
     Args:
         logits: (N, K).
         targets: (N,) class numbers.
 
     Raises:
-        InputError: if shapes do not match, there are no samples, or a row has a value that is not finite or a target
-            out of range.
+        InputError: if shapes do not match, there are no samples, a logit is not finite or a target is out of range.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
         >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 2)   # 4 / T = log 3
         3.64
     """
-    targets = check_logits(logits[:, None], targets)
+    targets = check_targets_for(logits[:, None], targets)
     if bool((logits == logits[:, :1]).all()):
         return 1.0
     low, high = map(math.log, BOUNDS)
-    found = minimize_scalar(_loss_of(logits, targets), bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x)
+    result = minimize_scalar(_nll_of(logits, targets), bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return math.exp(result.x)
 
 
-def _loss_of(logits: Tensor, targets: Tensor) -> Callable[[float], float]:
+def _nll_of(logits: Tensor, targets: Tensor) -> Callable[[float], float]:
     """Return the negative log-likelihood, summed over samples, as a function of log T."""
 
-    def loss(log_temperature: float) -> float:
+    def nll(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
         parts = in_chunks(logits, targets)
-        return sum(F.cross_entropy(part.double() * scale, own, reduction="sum").item() for part, own in parts)
+        return sum(F.cross_entropy(part.double() * scale, labels, reduction="sum").item() for part, labels in parts)
 
-    return loss
+    return nll
 
 
 def temperature_interval(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Return the 95 % profile-likelihood interval of the temperature, cut at 0.01 and 100.
+    """Return the 95 % profile-likelihood interval of the temperature, clipped to 0.01 and 100.
 
-    It holds every T with 2 (NLL(T) - NLL(T̂)) ≤ χ²₁(0.95) = 3.84, NLL summed over the samples and T̂ that of
-    :func:`fit_temperature` (Wilks' theorem).
+    It contains every T with 2 (NLL(T) - NLL(T̂)) ≤ χ²₁(0.95) = 3.84, where the NLL is summed over samples and T̂ is that
+    of :func:`fit_temperature` (Wilks' theorem).
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0]] * 40)
@@ -73,48 +72,64 @@ def temperature_interval(logits: Tensor, targets: Tensor) -> tuple[float, float]
         [0.97, 100.0]
     """
     best = math.log(fit_temperature(logits, targets))
-    loss = _loss_of(logits, targets)
-    most = loss(best) + chi2.ppf(0.95, 1) / 2
+    nll = _nll_of(logits, targets)
+    limit = nll(best) + chi2.ppf(0.95, 1) / 2
     low, high = (
-        bound if loss(math.log(bound)) <= most else math.exp(brentq(lambda x: loss(x) - most, math.log(bound), best))
+        bound if nll(math.log(bound)) <= limit else math.exp(brentq(lambda x: nll(x) - limit, math.log(bound), best))
         for bound in BOUNDS
     )
     return low, high
 
 
-def describe_doubt(low: float, high: float) -> str:
-    """Return a warning if a temperature's interval spans more than a factor of two, else an empty string."""
+def describe_uncertainty(low: float, high: float) -> str:
+    """Return a warning if a temperature's interval spans more than a factor of two; else an empty string."""
     if high <= 2 * low:
         return ""
     return (
-        f"The temperature is uncertain: these validation images put it between {low:.2f} and {high:.2f} (95 % "
-        "interval); more of them narrow it (data.validation)."
+        f"The temperature is uncertain: its 95 % interval on the validation images is {low:.2f} to {high:.2f}; more "
+        "validation images would narrow it (data.validation)."
     )
 
 
 def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return weights (M,) of mean 1 for which averaged logits (N, M, K) have the least NLL at their best temperature.
+    """Return weights (M,) of mean 1 that minimise the NLL of averaged logits (N, M, K) at their best temperature.
 
     Asymmetric Duos (Zhou et al. 2025, arXiv 2505.18636) weight a large and a small network this way.
     """
     values, members = logits.double(), logits.shape[1]
 
     def loss(scales: np.ndarray) -> tuple[float, np.ndarray]:
-        given = torch.tensor(scales, requires_grad=True)
-        nll = F.cross_entropy(torch.einsum("nmk,m->nk", values, given), targets)
-        (gradient,) = torch.autograd.grad(nll, given)
+        weights = torch.tensor(scales, requires_grad=True)
+        nll = F.cross_entropy(torch.einsum("nmk,m->nk", values, weights), targets)
+        (gradient,) = torch.autograd.grad(nll, weights)
         return nll.item(), gradient.numpy()
 
     with torch.inference_mode(False), torch.enable_grad():
         scales = minimize(loss, np.full(members, 1 / members), jac=True, bounds=[(0, 100)] * members).x
-    found = torch.tensor(scales if scales.any() else np.ones(members))
-    return (found / found.mean()).float()
+    weights = torch.tensor(scales if scales.any() else np.ones(members))
+    return (weights / weights.mean()).float()
+
+
+def weight_members(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the logits (N, M, K) of all networks' members, each network's multiplied by its weight.
+
+    Members of networks with weight 0 are left out, so that they do not count as votes or as uncertainty; the others'
+    logits are scaled so that the average over the members is the same.
+
+    Example:
+        >>> one, other = torch.ones(3, 2, 4), torch.rand(3, 1, 4)
+        >>> weight_members([one, other], [1.5, 0.0]).mean(1).unique(), weight_members([one, other], [1.5, 0.0]).shape
+        (tensor([1.]), torch.Size([3, 2, 4]))
+    """
+    used = [(weight, part) for weight, part in zip(weights, logits, strict=True) if weight]
+    share = sum(part.shape[1] for _, part in used) / sum(part.shape[1] for part in logits)
+    return torch.cat([weight * share * part for weight, part in used], 1)
 
 
 def two_fold(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return logits (N, K) in which each half is scaled by the temperature of the other: the paper's protocol.
+    """Scale each half of logits (N, K) by the temperature fitted on the other half, the paper's protocol.
 
-    The halves are the even and the odd samples, so that sets sorted by class are divided evenly.
+    The halves are the even and the odd samples, which splits sets sorted by class evenly.
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     for half in (0, 1):

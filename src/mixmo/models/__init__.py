@@ -1,1 +1,1 @@
-"""Backbones: the paper's, registered with timm, and what MixMo needs of any other."""
+"""Backbones: the paper's, registered with timm, and tools to modify any other."""

@@ -1,7 +1,7 @@
 """Effective weights of stem convolutions.
 
-Three kinds are linear in their input with weights that are known: plain ones; those that standardise their weights, as
-of BiT's ResNets (Qiao et al. 2019); and those that also scale them, by a gain, as of NFNets (Brock et al. 2021).
+Three kinds are supported: plain convolutions; those that standardise their weights, as in BiT's ResNets (Qiao et al.
+2019); and those that then multiply them by a gain, as in NFNets (Brock et al. 2021).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ STANDARDISED = (StdConv2d, StdConv2dSame)
 SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)
 
 
-def is_known(module: nn.Module) -> bool:
-    """Return whether a module is a convolution of these kinds, without hooks.
+def is_supported(module: nn.Module) -> bool:
+    """Return whether a module is one of these convolutions, padded with zeros and without hooks.
 
     Example:
-        >>> is_known(nn.Conv2d(3, 8, 3)), is_known(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"))
+        >>> is_supported(nn.Conv2d(3, 8, 3)), is_supported(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"))
         (True, False)
     """
     if type(module) not in (*PLAIN, *STANDARDISED, *SCALED) or getattr(module, "padding_mode", "") != "zeros":
@@ -29,9 +29,9 @@ def is_known(module: nn.Module) -> bool:
 
 
 def effective_weight(conv: nn.Module) -> Tensor:
-    """Return the weights (F, C, h, w) that a known convolution applies.
+    """Return the weights (F, C, h, w) that a supported convolution applies.
 
-    One that standardises applies (w - mean) / sqrt(var + eps), over each of the F filters, times its gain and scale.
+    Standardised weights are (w - mean) / sqrt(var + eps) over each of the F filters, times gain and scale if any.
     """
     weight: Tensor = conv.weight  # type: ignore[assignment]
     if type(conv) in PLAIN:
@@ -44,36 +44,36 @@ def effective_weight(conv: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def set_effective_weight(conv: nn.Module, wanted: Tensor) -> None:
-    """Make a known convolution apply the weights (F, C, h, w) that are wanted.
+def set_effective_weight(conv: nn.Module, target: Tensor) -> None:
+    """Set the weights (F, C, h, w) that a supported convolution applies.
 
-    One that standardises can apply any weights with mean zero and deviation below one over each filter, through eps,
-    which matters next to a tiny variance. Larger weights are scaled down, all filters by one factor, which a
-    normalisation after the convolution undoes; :func:`mixmo.fuse` checks that there is one.
+    A standardising convolution without a gain can apply weights with mean zero and deviation below one in each filter:
+    with a tiny variance, eps scales them. Larger weights are scaled down, all filters by one factor, which a following
+    normalisation undoes; :func:`mixmo.fuse` checks that there is one.
 
     Example:
-        >>> conv, wanted = ScaledStdConv2d(3, 8, 3), effective_weight(ScaledStdConv2d(3, 8, 3)) * 2.5
-        >>> set_effective_weight(conv, wanted)
-        >>> torch.testing.assert_close(effective_weight(conv), wanted)
+        >>> conv, target = ScaledStdConv2d(3, 8, 3), effective_weight(ScaledStdConv2d(3, 8, 3)) * 2.5
+        >>> set_effective_weight(conv, target)
+        >>> torch.testing.assert_close(effective_weight(conv), target)
     """
     weight: Tensor = conv.weight  # type: ignore[assignment]
     if type(conv) in PLAIN:
-        weight.copy_(wanted)
+        weight.copy_(target)
         return
-    variance = wanted.double().var((1, 2, 3), correction=0, keepdim=True)
+    variance = target.double().var((1, 2, 3), correction=0, keepdim=True)
     eps: float = conv.eps  # type: ignore[assignment]
     if type(conv) in SCALED:
-        weight.copy_(wanted)
+        weight.copy_(target)
         conv.gain.copy_((variance + eps).sqrt() / conv.scale)  # type: ignore[operator, union-attr]
         return
     largest = float(variance.max().sqrt())
     factor = 0.5 / largest if largest > 0.9 else 1.0
-    weight.copy_(wanted.double() * factor * (eps / (1 - variance * factor**2)).sqrt())
+    weight.copy_(target.double() * factor * (eps / (1 - variance * factor**2)).sqrt())
 
 
 @torch.no_grad()
 def scale(conv: nn.Module, factor: float) -> None:
-    """Scale a known convolution's output; one that standardises its weights and has no gain is left unchanged."""
+    """Scale a supported convolution's output; one that standardises its weights without a gain is left unchanged."""
     if type(conv) in STANDARDISED:
         return
     for name, parameter in conv.named_parameters():
@@ -82,8 +82,8 @@ def scale(conv: nn.Module, factor: float) -> None:
 
 
 def convolve(x: Tensor, conv: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the output of a known convolution for images (B, C, H, W), with given weights in place of its own."""
-    own: nn.Conv2d = conv  # type: ignore[assignment]
+    """Apply a supported convolution to images (B, C, H, W), with other weights and bias."""
+    options: nn.Conv2d = conv  # type: ignore[assignment]
     if type(conv) is Conv2dSame or getattr(conv, "same_pad", False):
-        x = pad_same(x, list(weight.shape[-2:]), list(own.stride), list(own.dilation))
-    return F.conv2d(x, weight, bias, own.stride, own.padding, own.dilation, own.groups)
+        x = pad_same(x, list(weight.shape[-2:]), list(options.stride), list(options.dilation))
+    return F.conv2d(x, weight, bias, options.stride, options.padding, options.dilation, options.groups)

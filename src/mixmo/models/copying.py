@@ -1,4 +1,4 @@
-"""Copies of modules, including parametrisations and plain attributes."""
+"""Copies of modules, with parametrisations and plain attributes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copy_module(module: Module) -> Module:
-    """Return a copy that shares nothing with a module.
+    """Return a deep copy of a module.
 
-    Some modules cache computed tensors, such as attention biases, until the next training step; torch cannot copy
-    tensors with a graph, so the copy's are detached.
+    Tensors with a graph, which torch cannot copy, are detached; some modules cache them, such as attention biases.
     """
     memo: dict[int, Any] = {}
-    for each in module.modules():
-        for value in vars(each).values():
+    for submodule in module.modules():
+        for value in vars(submodule).values():
             for tensor in _tensors(value):
                 if tensor.grad_fn is not None:
                     memo[id(tensor)] = tensor.detach().clone()

@@ -1,4 +1,4 @@
-"""Initialisation of encoders and heads: shares of trained parts, or independent draws."""
+"""Initialisation of encoders and heads from trained modules or independent draws."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from mixmo.errors import InputError
-from mixmo.models.convolutions import is_known, scale
+from mixmo.models.convolutions import is_supported, scale
 from mixmo.models.copying import copy_module
 
 
-def parts_of_members(
+def make_member_modules(
     first: list[nn.Module], others: list[list[nn.Module]], count: int, fresh: bool
 ) -> list[list[nn.Module]]:
-    """Return M modules for each place of a backbone: the first and independent draws if ``fresh``, else copies of it.
+    """Return ``count`` modules for each of the backbone's stems or heads: copies, or independent draws if ``fresh``.
 
-    ``others`` are the parts of the M - 1 further members, where backbones were built for them; else parts are drawn.
+    Draws are the modules in ``first`` and in ``others``, of further backbones, or else made by :func:`_draw_like`.
     """
     if not fresh:
         return [[copy_module(module) for _ in range(count)] for module in first]
@@ -26,7 +26,7 @@ def parts_of_members(
 
 @torch.no_grad()
 def _draw_like(module: nn.Module) -> nn.Module:
-    """Return a copy with each parameter redrawn from a normal distribution of the same mean and deviation."""
+    """Return a copy with parameters drawn from normal distributions of the same means and deviations."""
     drawn = copy_module(module)
     for parameter in drawn.parameters():
         if parameter.numel() > 1:
@@ -34,26 +34,26 @@ def _draw_like(module: nn.Module) -> nn.Module:
     return drawn
 
 
-def share_out(encoders: list[nn.Module], name: str) -> None:
-    """Scale copies of a trained stem, so that their sum over the members is the trained stem again.
+def divide_stem(encoders: list[nn.Module], name: str) -> None:
+    """Scale the M copies of a trained stem by 1 / M, so that they sum to the stem.
 
-    Stems that standardise their weights have no scale: their sum is M times the stem, which the normalisation that
-    follows undoes.
+    Stems that standardise their weights have no scale: they sum to M times the stem, which the following normalisation
+    undoes.
     """
     for encoder in encoders:
-        if not is_known(encoder):
+        if not is_supported(encoder):
             raise InputError(
-                f"stem {name!r} is a {type(encoder).__name__}; encoders can share a trained stem only where it is "
-                "a convolution and nothing else."
+                f"stem {name!r} is a {type(encoder).__name__}; encoders can start from a trained stem only if it is a "
+                "single convolution."
             )
         scale(encoder, 1 / len(encoders))
 
 
 @torch.no_grad()
 def add_noise(modules: list[nn.Module], share: float) -> None:
-    """Add normal noise of ``share`` of each tensor's deviation to equal modules; its sum over them is zero."""
+    """Add normal noise to equal modules: ``share`` of each tensor's standard deviation, with sum zero over them."""
     for tensors in zip(*(module.parameters() for module in modules), strict=True):
         if tensors[0].numel() > 1:
             noise = torch.stack([torch.empty_like(each).normal_() * (share * each.std()) for each in tensors])
-            for tensor, own in zip(tensors, noise - noise.mean(0), strict=True):
-                tensor.add_(own)
+            for tensor, difference in zip(tensors, noise - noise.mean(0), strict=True):
+                tensor.add_(difference)

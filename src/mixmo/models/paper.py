@@ -1,8 +1,8 @@
-"""The paper's backbones, registered with timm like any other model.
+"""The paper's backbones, registered with timm when ``mixmo`` is imported.
 
-``timm.create_model`` and :class:`mixmo.MixMo` know them, once ``mixmo`` is imported, by the names
+Names for ``timm.create_model`` and :class:`mixmo.MixMo` are
 ``wide_resnet{10_1,10_2,10_4,16_1,16_2,16_4,16_8,28_2,28_4,28_10,40_4}`` and ``preact_resnet18_{1,2,3}``;
-``wide_resnet`` with ``depth=`` and ``width=`` gives any other WideResNet of depth 6n + 4.
+``wide_resnet`` takes any ``depth=`` of 6n + 4 and ``width=``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from mixmo.errors import InputError
 
 TRUNCATION = 0.87962566103423978
-"""Standard deviation of a standard normal cut at ±2: dividing by it restores the wanted one."""
+"""Standard deviation of a standard normal distribution truncated at ±2."""
 
 
 class PreActBlock(nn.Module):
     """Two pre-activated 3×3 convolutions and a shortcut: x ↦ shortcut(x) + conv(relu(bn(conv(relu(bn(x)))))).
 
-    With ``stride_in_second`` the second convolution has the stride, its input is padded by one on the right and the
-    bottom only, and the 1×1 shortcut reads the raw x (the paper's WideResNet). Otherwise the first has it, and the
-    shortcut reads the pre-activated x (its PreActResNet).
+    With ``stride_in_second`` (the paper's WideResNet) the second convolution has the stride, its input is padded by one
+    on the right and the bottom only, and the 1×1 shortcut takes x. Otherwise (its PreActResNet) the first convolution
+    has the stride, and the shortcut takes the activated x.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, stride_in_second: bool) -> None:
@@ -56,9 +56,9 @@ class PreActBlock(nn.Module):
 class PreActNet(nn.Module):
     """A stem convolution, stages of :class:`PreActBlock`, global average pooling and a linear head.
 
-    Stages have ``widths`` channels, and each but the first halves the size; ``final_norm`` is whether a batch norm and
+    Stages have ``widths`` channels, and each but the first halves the resolution. With ``final_norm`` a batch norm and
     ReLU precede the pooling. Without classes there is no head. ``head_std`` is the standard deviation of the head's
-    initial weights; ``None`` is that of He et al.
+    initial weights, by default He et al.'s.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PreActNet(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """He-normal truncated at two standard deviations, as the authors' code does; biases zero."""
+        """Draw He-normal weights truncated at two deviations, as the authors' code does; set biases to zero."""
         if isinstance(module, nn.Conv2d | nn.Linear):
             if isinstance(module, nn.Linear) and self.head_std is not None:
                 nn.init.normal_(module.weight, std=self.head_std)
@@ -110,7 +110,7 @@ class PreActNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one for ``num_classes`` classes."""
+        """Replace the head by a new one for ``num_classes`` classes."""
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self._initialise(self.fc)
@@ -131,36 +131,36 @@ class PreActNet(nn.Module):
 
 
 class WideResNet(PreActNet):
-    """WideResNet-d-k, d = 6n + 4, for small images (Zagoruyko & Komodakis 2016) as the paper runs it.
+    """The paper's variant of WideResNet-d-k, d = 6n + 4, for small images (Zagoruyko & Komodakis 2016).
 
     The stem is 3×3, C→16, stride 1; three stages of (d - 4) / 6 blocks have 16k, 32k and 64k channels.
     """
 
     def __init__(self, depth: int = 28, width: int = 10, **options: Any) -> None:
         if depth < 10 or (depth - 4) % 6:
-            raise InputError(f"WideResNet depth is {depth}; it is 6n + 4: 10, 16, 22, 28, …")
+            raise InputError(f"WideResNet depth is {depth}; it must be 6n + 4: 10, 16, 22, 28, …")
         if width < 1:
-            raise InputError(f"WideResNet width is {width}; it is 1 or more.")
+            raise InputError(f"WideResNet width is {width}; it must be 1 or more.")
         widths = (16 * width, 32 * width, 64 * width)
         super().__init__(widths, (depth - 4) // 6, 16, 1, True, True, **options)
 
 
 class PreActResNet18(PreActNet):
-    """PreActResNet-18-w for 64×64 images (He et al. 2016) as the paper runs it.
+    """The paper's variant of PreActResNet-18-w for 64×64 images (He et al. 2016).
 
-    The stem is 3×3, C→64, stride 2; four stages of two blocks have 64w, 128w, 256w and 512w channels, and
-    neither batch norm nor ReLU follows them.
+    The stem is 3×3, C→64, stride 2; four stages of two blocks have 64w, 128w, 256w and 512w channels, without a batch
+    norm or ReLU after them.
     """
 
     def __init__(self, width: int = 1, **options: Any) -> None:
         if width < 1:
-            raise InputError(f"PreActResNet-18 width is {width}; it is 1 or more.")
+            raise InputError(f"PreActResNet-18 width is {width}; it must be 1 or more.")
         widths = (64 * width, 128 * width, 256 * width, 512 * width)
         super().__init__(widths, 2, 64, 2, False, False, head_std=0.01, **options)
 
 
 def _register(name: str, model: type[PreActNet], size: int, **fixed: Any) -> None:
-    """Register a timm entry point ``name``: timm asks for a function of that name in a module."""
+    """Register a timm entry point, which must be a function called ``name``."""
 
     def entry(pretrained: bool = False, **options: Any) -> Any:
         return build_model_with_cfg(partial(model, **fixed), name, pretrained, **options)

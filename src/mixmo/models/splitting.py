@@ -1,4 +1,4 @@
-"""Backbones cut in two, to mix behind a later module."""
+"""Split a backbone in two, to mix after a later module than its stem."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from mixmo.errors import InputError, one_of, reason
 
 
 class SplitBackbone(nn.Module):
-    """A backbone in two parts: ``stem`` maps images to features, which are all that passes to ``core``, to logits."""
+    """A backbone in two parts: ``stem`` maps images to features, and ``core`` these to logits."""
 
     def __init__(self, stem: nn.Module, core: nn.Module) -> None:
         super().__init__()
         self.stem, self.core = stem, core
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map what the stem takes to logits."""
+        """Map the stem's input to logits."""
         logits: Tensor = self.core(self.stem(x))
         return logits
 
 
 def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
-    """Cut a backbone behind the module ``name``, such as the first stage; the result shares its modules.
+    """Split a backbone after the module ``name``, such as the first stage; the result shares its modules.
 
     Raises:
-        InputError: if there is no such module, it is not called exactly once, the backbone's own code cannot be
-            followed (torch.fx) or distinguishes training from evaluation, or the cut passes more than the output.
+        InputError: if there is no such module, it is not called exactly once, torch.fx cannot trace the backbone, its
+            code depends on training mode, or later modules need more than the module's output.
 
     Example:
         >>> import torch
@@ -51,8 +51,8 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
         if node not in copied:
             if node.op != "get_attr":
                 raise InputError(
-                    f"{kind} cannot be cut at {name!r}: what follows also needs {node.name!r}, which comes before it; "
-                    "take a module between stages."
+                    f"{kind} cannot be split after {name!r}: later modules also need {node.name!r}, which comes "
+                    "before; choose a module between stages."
                 )
             copied[node] = second.node_copy(node)
         return copied[node]
@@ -63,26 +63,25 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
 
 
 def _trace_path(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node], int]:
-    """Return the steps of a backbone's forward, and which of them is the module to cut behind."""
+    """Return the nodes of a backbone's forward, and the index of the module's call."""
     one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
     try:
         nodes = list(_Tracer(name).trace(backbone).nodes)
-    except Exception as error:  # the backbone's own code may raise anything for proxies
-        raise InputError(f"{kind} cannot be cut at {name!r}: its code cannot be followed ({reason(error)}).") from error
+    except Exception as error:  # the backbone's code may raise anything for proxies
+        raise InputError(f"{kind} cannot be split after {name!r}: tracing fails ({reason(error)}).") from error
     calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
     if len(calls) != 1:
-        raise InputError(f"{kind} cannot be cut at {name!r}: it calls that module {len(calls)} times, not once.")
-    frozen = [node.name for node in nodes if "training" in node.kwargs]
-    if frozen:
+        raise InputError(f"{kind} cannot be split after {name!r}: it calls that module {len(calls)} times, not once.")
+    if dependent := [node.name for node in nodes if "training" in node.kwargs]:
         raise InputError(
-            f"{kind} cannot be cut at {name!r}: its code checks for training in {frozen[0]!r}, which would be "
-            "frozen; leave out drop_rate."
+            f"{kind} cannot be split after {name!r}: {dependent[0]!r} depends on training mode, which tracing would "
+            "fix; leave out drop_rate."
         )
     return nodes, calls[0]
 
 
 class _Tracer(fx.Tracer):
-    """Follows only the modules that contain the cut; all others stay modules, with training and evaluation modes."""
+    """Traces into the modules that contain the one called ``name``; others stay modules, which keep their modes."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Plots of pages, one pair of axes each."""
+"""Plots on pages."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mixmo.metrics.calibration_errors import bin_gaps, bin_numbers
 from mixmo.metrics.samples import Samples
 
 INK = "#010203"
-"""The colour of text and axes; no other grey is near it."""
+"""Colour of text and axes; unique, so that dark pages can replace it."""
 COLORS = ("#0072b2", "#d55e00", "#00845f", "#b5568a", "#a87300", "#2c88bf")
-"""Okabe and Ito's, which the colour-blind can tell apart, darkened for thin lines."""
+"""Okabe and Ito's palette for colour-blind readers, darkened for thin lines."""
 BLUE, RED = COLORS[:2]
 DARK = dict(
     zip((INK, *COLORS), ("#e6e9ee", "#4aa3e0", "#f5813f", "#2cc295", "#e08fbd", "#e9b040", "#9ad6f7"), strict=True)
@@ -58,29 +58,29 @@ STYLE: Any = {
 
 BINS = 15
 SIZE = (4.2, 3.0)
-NAME = 40
-"""Characters of a name in a legend."""
+LEGEND = 40
+"""Largest number of characters in a legend's name."""
 TICK = 32
-"""Characters of a name next to an axis."""
+"""Largest number of characters in a tick label."""
 
 Array = npt.NDArray[np.float64]
 Curve = tuple[Sequence[float] | Array, Sequence[float] | Array]
-"""Values along the x axis, and those to draw."""
+"""Values of x and of y."""
 
 
-def lines(curves: Mapping[str, Curve], title: str, below: str) -> Figure:
-    """Draw lines over an x axis labelled ``below``, with a legend where there are several."""
-    figure, axis = new_axes(title, below)
-    for name, (places, values) in curves.items():
-        axis.plot(places, values, marker="." if len(places) < 30 else "", label=label(name, NAME))
+def lines(curves: Mapping[str, Curve], title: str, x_label: str) -> Figure:
+    """Draw lines, with a legend if there are several."""
+    figure, axis = new_axes(title, x_label)
+    for name, (x, y) in curves.items():
+        axis.plot(x, y, marker="." if len(x) < 30 else "", label=label(name, LEGEND))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return _with_legend(figure, axis) if len(curves) > 1 else figure
 
 
 def reliability(samples: Samples, title: str, start: float | None = None) -> Figure:
-    """Draw accuracy against confidence in 15 bins, with 95 % intervals, and below it the share of images.
+    """Draw accuracy against confidence in 15 bins, with 95 % intervals, above the share of images in each bin.
 
-    The axes begin at the share ``start``; ``None`` fits the data.
+    The axes begin at ``start`` (from 0 to 1); ``None`` fits them to the data.
     """
     gaps, counts = (values.numpy() for values in bin_gaps(samples.confidence, samples.right, BINS))
     hits = np.bincount(bin_numbers(samples.confidence, BINS).numpy(), samples.right.numpy(), BINS)
@@ -95,7 +95,7 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
     axis.plot([100 * start, 100], [100 * start, 100], color=INK, linestyle="--", linewidth=1, alpha=0.6)
     errors = 100 * np.clip(np.stack([accuracy - low, high - accuracy]), 0, None)
     axis.errorbar(100 * confidence, 100 * accuracy, errors, fmt="o-", color=BLUE, markersize=5, elinewidth=1)
-    axis.set_title(label(title, NAME))
+    axis.set_title(label(title, LEGEND))
     axis.set_ylabel("accuracy, %")
     left = filled / BINS
     below.bar(100 * left, 100 * counts[filled] / counts.sum(), 100 / BINS, align="edge", color=BLUE, alpha=0.5)
@@ -106,18 +106,17 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
 
 
 def histograms(values: Mapping[str, Array], title: str) -> Figure:
-    """Draw the distribution of confidences in %, a line for each dataset."""
+    """Draw histograms of confidences in %, a line for each dataset."""
     figure, axis = new_axes(title, "confidence, %")
-    for name, each in values.items():
-        weights = np.full(len(each), 100 / len(each))
-        shown = label(name)
-        axis.hist(each, bins=25, range=(0, 100), weights=weights, histtype="step", linewidth=1.6, label=shown)
+    style: Any = {"bins": 25, "range": (0, 100), "histtype": "step", "linewidth": 1.6}
+    for name, confidences in values.items():
+        axis.hist(confidences, weights=np.full(len(confidences), 100 / len(confidences)), label=label(name), **style)
     axis.set_ylabel("images, %")
     return _with_legend(figure, axis)
 
 
 def confusion(counts: Array, classes: Sequence[str]) -> Figure:
-    """Draw a confusion matrix (K, K), a row for each true class: correct predictions blue, wrong ones red."""
+    """Draw a confusion matrix (K, K) with rows of true classes: correct predictions in blue, wrong ones in red."""
     side = max(2.4, 0.33 * len(classes) + 1.0)
     figure, axis = new_axes("Images by true and predicted class", "predicted class", (side, side))
     shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
@@ -139,45 +138,45 @@ def confusion(counts: Array, classes: Sequence[str]) -> Figure:
 
 
 def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: float) -> Figure:
-    """Draw the accuracy of classes, hits out of counts, with 95 % intervals, and the mean over all images as a line."""
+    """Draw the accuracy of each class, hits / counts, with 95 % intervals, and the mean over all images as a line."""
     figure, axis = new_axes("Accuracy by class, %", "", (SIZE[0] - 0.8, 0.21 * len(classes) + 0.6))
     low, high = wilson(hits, counts)
-    places = np.arange(len(classes))
-    axis.barh(places, 100 * (high - low), 0.6, 100 * low, color=BLUE, alpha=0.35)
-    axis.plot(100 * hits / counts, places, "o", color=BLUE, markersize=4.5)
+    rows = np.arange(len(classes))
+    axis.barh(rows, 100 * (high - low), 0.6, 100 * low, color=BLUE, alpha=0.35)
+    axis.plot(100 * hits / counts, rows, "o", color=BLUE, markersize=4.5)
     axis.axvline(100 * mean, color=INK, linestyle="--", linewidth=1, alpha=0.6)
-    axis.set_yticks(places, [f"{_short(name)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
+    axis.set_yticks(rows, [f"{_short(name)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
     axis.set_ylim(len(classes) - 0.4, -0.6)
     axis.set_xlim(100 * low.min() - 1, 101)
     return figure
 
 
 def differences(parts: Mapping[str, Sequence[float]], heading: str, better: bool | None) -> Figure:
-    """Draw differences (value, low, high) by name: blue if better, red if worse, hollow where 0 is in the interval."""
+    """Draw differences (value, low, high) by name: blue if better, red if worse, hollow if the interval contains 0."""
     figure, axis = new_axes(heading, "difference, 95 % interval", (SIZE[0] - 1, 0.32 * len(parts) + 0.75))
-    for place, (value, low, high) in enumerate(parts.values()):
+    for row, (value, low, high) in enumerate(parts.values()):
         color = INK if better is None or not value else BLUE if (value > 0) == better else RED
         face = "none" if low <= 0 <= high else color
-        axis.plot([low, high], [place, place], "-", color=color, linewidth=1.6)
-        axis.plot([value], [place], "o", color=color, markerfacecolor=face, markersize=6)
+        axis.plot([low, high], [row, row], "-", color=color, linewidth=1.6)
+        axis.plot([value], [row], "o", color=color, markerfacecolor=face, markersize=6)
     axis.axvline(0, color=INK, linewidth=1, alpha=0.6)
     axis.set_yticks(range(len(parts)), [_short(name) for name in parts])
     axis.set_ylim(len(parts) - 0.5, -0.5)
-    axis.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
+    axis.xaxis.set_major_locator(MaxNLocator(4))  # more labels would overlap
     return figure
 
 
-def new_axes(title: str, below: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes; the size is in inches."""
+def new_axes(title: str, x_label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes; ``size`` is in inches."""
     figure = Figure(figsize=size)
     axis = figure.subplots()
     axis.set_title(label(title), loc="left")
-    axis.set_xlabel(below)
+    axis.set_xlabel(x_label)
     return figure, axis
 
 
 def _with_legend(figure: Figure, axis: Axes) -> Figure:
-    """Return a figure with a legend below it."""
+    """Add a legend below a figure."""
     longest = max(map(len, axis.get_legend_handles_labels()[1]))
     columns = 3 if longest <= 12 else 2 if longest <= 24 else 1
     axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=columns, borderaxespad=0)
@@ -185,6 +184,6 @@ def _with_legend(figure: Figure, axis: Axes) -> Figure:
 
 
 def _short(name: str) -> str:
-    """Return a name's beginning and end, where similar names often differ, escaped for Matplotlib."""
+    """Shorten a name to its beginning and end, where similar names often differ, and escape it for Matplotlib."""
     name = printable(name)
     return label(name if len(name) <= TICK else f"{name[: TICK // 2]}…{name[1 - TICK // 2 :]}")

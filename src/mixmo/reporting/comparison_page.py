@@ -1,4 +1,4 @@
-"""``comparison.html``: the page of ``mixmo compare``."""
+"""``comparison.html``, the page of ``mixmo compare``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mixmo.metrics.catalogue import METRICS
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.samples import Samples
 from mixmo.reporting import charts
-from mixmo.reporting.comparison_tables import compared_metrics, differences, interval_kinds
-from mixmo.reporting.headline import comparison_sentence
+from mixmo.reporting.comparison_tables import compared_metrics, describe_intervals, differences
+from mixmo.reporting.headline import summarise_comparison
 from mixmo.reporting.page import Section, chart, render
 from mixmo.reporting.pictures import images_section
 from mixmo.reporting.sections import (
@@ -34,9 +34,9 @@ from mixmo.reporting.tables import accuracies
 from mixmo.reporting.text_table import TextTable
 from mixmo.runs import RunFolder
 
-STARS = "★: better than in every other row by a 95 % interval without 0; on the test set, which chooses nothing."
+STARS = "★: better than every other row on the test set by a 95 % interval that excludes 0; not for model selection."
 CURVES = (
-    "Losses of networks with several members are those of mixtures; with a batch repetition of b, an epoch shows each "
+    "Losses of networks with several members are measured on mixtures; with batch repetition b, an epoch shows each "
     "image b times."
 )
 
@@ -44,95 +44,94 @@ CURVES = (
 def comparison_page(
     groups: Sequence[Group], tables: Sequence[TextTable], note: str = "", chosen: str = "", download: bool = False
 ) -> str:
-    """Return the page of a comparison; plots and images are of each group's first entry.
+    """Return the HTML page of a comparison; plots and images are of each group's first entry.
 
-    ``chosen`` is the name of the group that is best on validation data, where that is known.
+    ``chosen`` is the name of the group that is best on validation data, if known.
     """
     firsts = {group.name: group.entries[0] for group in groups}
     results = {name: entry.result for name, entry in firsts.items()}
-    several = groups[0].multi_label
-    parts = {} if several else {name: result.predictions.average() for name, result in results.items()}
+    multi_label = groups[0].multi_label
+    averages = {} if multi_label else {name: result.predictions.average() for name, result in results.items()}
+    first = f"Plots, images and advice are of the first {'fold' if len(groups[0].folds) > 1 else 'seed'}."
     notes = {
         note: bool(note),
         STARS: any(table.best for table in tables),
-        f"Plots, images and advice are of the first {'fold' if len(groups[0].folds) > 1 else 'seed'}.": any(
-            len(group.entries) > 1 for group in groups
-        ),
+        first: any(len(group.entries) > 1 for group in groups),
         **{f"{name}: {result.unscaled}": bool(result.unscaled) for name, result in results.items()},
     }
+    means = {each.name: {key: each.mean(key) for key in each.entries[0].flat() if key in METRICS} for each in groups}
     runs = {str(run.path): run for group in groups for entry in group.entries for run in entry.runs}
     sections = [
-        Section(tables=tables, notes=[text for text, holds in notes.items() if holds]),
-        *_differences(groups),
-        *([] if several else [confidence_section(parts, parts), *_images(firsts, parts, download)]),
+        Section(tables=tables, notes=[text for text, applies in notes.items() if applies]),
+        *_difference_sections(groups),
+        *([] if multi_label else [confidence_section(averages, averages)]),
+        *([] if multi_label else _image_sections(firsts, averages, download)),
         *curves_sections({_run_name(run, groups): run for run in runs.values()}, CURVES),
-        *_corruptions(results),
+        *_corruption_sections(results),
         *ood_sections(results),
         *member_sections(results),
-        metrics_section(
-            {each.name: {key: each.mean(key) for key in each.entries[0].flat() if key in METRICS} for each in groups}
-        ),
-        reproduce_section(list(runs.values()), more=[command()]),
+        metrics_section(means),
+        reproduce_section(list(runs.values()), commands=[command()]),
     ]
     title = f"Comparison of {' and '.join(firsts) if len(firsts) < 3 else f'{len(firsts)} networks'}"
-    return render(title, comparison_sentence(groups, chosen), sections)
+    return render(title, summarise_comparison(groups, chosen), sections)
 
 
-def _differences(groups: Sequence[Group]) -> list[Section]:
+def _difference_sections(groups: Sequence[Group]) -> list[Section]:
     if len(groups) < 2:
         return []
-    found = {group.name: differences(group, groups[0]) for group in groups[1:]}
+    by_group = {group.name: differences(group, groups[0]) for group in groups[1:]}
     plots = []
     for key in compared_metrics(groups[0]):
         metric = METRICS[key]
         values = {
             name: [metric.factor * value for value in each[key]]
-            for name, each in found.items()
+            for name, each in by_group.items()
             if not math.isnan(each[key].low)
         }
         if values:
             heading = metric.heading if not metric.unit else f"{metric.heading} (points)"
-            shown = "; ".join(f"{name} {metric.number(found[name][key].value, sign=True)}" for name in values)
+            texts = "; ".join(f"{name} {metric.number(by_group[name][key].value, sign=True)}" for name in values)
             caption = f"{metric.name}, difference to {groups[0].name}"
-            drawn = values, heading, metric.higher_is_better
-            plots.append(chart(charts.differences, *drawn, caption=caption, alt=f"{caption}: {shown}."))
+            arguments = values, heading, metric.higher_is_better
+            plots.append(chart(charts.differences, *arguments, caption=caption, alt=f"{caption}: {texts}."))
     text = (
-        f"Blue is better than {groups[0].name}, orange is worse; a hollow point has 0 in its 95 % interval: the "
-        f"difference may be chance. Intervals: {interval_kinds(groups)}."
+        f"Blue is better than {groups[0].name}, orange is worse; a point is hollow if its 95 % interval contains 0: "
+        f"the difference may be chance. Intervals: {describe_intervals(groups)}."
     )
     return [Section(f"Differences to {groups[0].name}", text, plots=plots)]
 
 
-def _images(firsts: Mapping[str, Entry], parts: Mapping[str, Samples], download: bool) -> list[Section]:
-    """Return each network's most confident mistakes, and the images on which the networks disagree most."""
-    known = next((entry for entry in firsts.values() if entry.runs), None)
-    if known is None:
+def _image_sections(firsts: Mapping[str, Entry], averages: Mapping[str, Samples], download: bool) -> list[Section]:
+    """Show each network's most confident mistakes, and the images on which the networks disagree most."""
+    entry = next((entry for entry in firsts.values() if entry.runs), None)
+    if entry is None:
         return []
-    data = TrainedRun(known.runs[0], download=download, data=known.data).data
-    shown = known.result.predictions  # files may lack names of classes
+    data = TrainedRun(entry.runs[0], download=download, data=entry.data).data
+    known = entry.result.predictions  # files of predictions may lack class names
     logits = [mean_logits(entry.result.predictions.logits).double() for entry in firsts.values()]
-    together = Predictions(torch.stack(logits, 1), shown.targets, shown.classes)
-    mistakes = {f"Most confident mistakes of {name}": samples for name, samples in parts.items()}
-    return [images_section(data, mistakes, together, parts, "Images on which they disagree most")]
+    joint = Predictions(torch.stack(logits, 1), known.targets, known.classes)
+    mistakes = {f"Most confident mistakes of {name}": samples for name, samples in averages.items()}
+    return [images_section(data, mistakes, joint, averages, "Images on which networks disagree most")]
 
 
 def _run_name(run: RunFolder, groups: Sequence[Group]) -> str:
-    """Return a run's name: that of its group if it is the only run there, else that of its folder."""
+    """Return the name of a run's group if it has no other run, else the path of its folder."""
     for group in groups:
-        if [str(each.path) for entry in group.entries for each in entry.runs] == [str(run.path)]:
+        if [str(member.path) for entry in group.entries for member in entry.runs] == [str(run.path)]:
             return group.name
     return str(run.path)
 
 
-def _corruptions(results: Mapping[str, EvaluationResult]) -> list[Section]:
-    known: dict[str, Any] = {name: each.corruptions for name, each in results.items() if each.corruptions is not None}
-    if not known:
+def _corruption_sections(results: Mapping[str, EvaluationResult]) -> list[Section]:
+    corrupted: dict[str, Any] = {name: each.corruptions for name, each in results.items() if each.corruptions}
+    if not corrupted:
         return []
-    first, rows, stressed = next(iter(known.values())), [], set()
+    first, rows, best = next(iter(corrupted.values())), [], set()
     for row, kind in enumerate(first.kinds):
-        means = [100 * each.means(kind)["accuracy"] for each in known.values()]
-        stressed |= {(row, place) for place, mean in enumerate(means, 1) if mean == max(means)}
+        means = [100 * each.means(kind)["accuracy"] for each in corrupted.values()]
+        best |= {(row, column) for column, mean in enumerate(means, 1) if mean == max(means)}
         rows.append([kind.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
     title = f"Accuracy, %, mean over severities; corruptions {first.source}"
-    table = TextTable(title, ["", *known], rows, best=stressed)
-    return [corruption_section({name: accuracies(results[name]) for name in known}, table)]
+    table = TextTable(title, ["", *corrupted], rows, best=best)
+    return [corruption_section({name: accuracies(results[name]) for name in corrupted}, table)]

@@ -1,4 +1,4 @@
-"""The summary sentences that pages begin with, and the headline metrics of a run's page."""
+"""The summaries at the top of pages, and the metric cards of a run's page."""
 
 from __future__ import annotations
 
@@ -19,108 +19,104 @@ from mixmo.evaluation.intervals import UNKNOWN, Interval, image_intervals
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.comparison_tables import differences
-from mixmo.reporting.tables import LABELS_MAIN, MAIN, calibration_sentence
+from mixmo.reporting.tables import LABELS_MAIN, MAIN, describe_calibration
 
 logger = logging.getLogger("mixmo")
 
-MOST = 3
-"""Networks that are named in addition to the first."""
+MOST_OTHERS = 3
+"""Largest number of networks that are compared with the first."""
 ACCURACY = METRICS["accuracy"].brief
 
 
 def backbone_name(name: str) -> str:
-    """Return a backbone's name as papers write it, if it is in one.
+    """Return a backbone's name as papers write it, if it is a ResNet.
 
     Example:
         >>> backbone_name("wide_resnet10_1"), backbone_name("resnet50"), backbone_name("efficientnet_b0")
         ('WideResNet-10-1', 'ResNet-50', 'efficientnet_b0')
     """
-    found = re.fullmatch(r"(wide_|preact_)?resnet(\d+)(?:_(\d+))?", name)
-    if found is None:
+    match = re.fullmatch(r"(wide_|preact_)?resnet(\d+)(?:_(\d+))?", name)
+    if match is None:
         return name
-    family = {"wide_": "Wide", "preact_": "PreAct", None: ""}[found[1]]
-    return f"{family}ResNet-{found[2]}{f'-{found[3]}' if found[3] else ''}"
+    family = {"wide_": "Wide", "preact_": "PreAct", None: ""}[match[1]]
+    return f"{family}ResNet-{match[2]}{f'-{match[3]}' if match[3] else ''}"
 
 
-def run_sentence(trained: TrainedRun, found: EvaluationResult, ranges: Mapping[str, Interval]) -> str:
-    """Return what was trained, its accuracy, confidence and cost, and a reference."""
-    run = trained.folder
-    config, metrics = run.trained_config(), found.metrics.average
-    backbone = backbone_name(str(config["model"]["backbone"]))
-    count = run.training_images()
-    learned = "" if count is None else f", trained on {count} images,"
+def summarise_run(trained: TrainedRun, result: EvaluationResult, intervals: Mapping[str, Interval]) -> str:
+    """Describe what was trained, its accuracy, confidence and cost, and a reference for the accuracy."""
+    run, images, metrics = trained.folder, len(result.predictions.targets), result.metrics.average
+    config, count = run.trained_config(), run.training_images()
     members, method = config["model"]["num_members"], method_name(config)
-    what = f"A {method}" if members == 1 else f"{method} with {members} members"
-    if found.predictions.multi_label:
-        shown = METRICS["map"].brief.text(metrics["map"])
+    network = f"A {method}" if members == 1 else f"{method} with {members} members"
+    network += f" on {backbone_name(str(config['model']['backbone']))}"
+    network += "" if count is None else f", trained on {count} images,"
+    if result.predictions.multi_label:
         return (
-            f"{what} on {backbone}{learned} reaches a mean average precision of {shown} on "
-            f"{len(found.predictions.targets)} test images with any of {len(found.predictions.classes)} labels"
-            f"{_costs(trained)}. {calibration_sentence(found.scaled)}"
+            f"{network} reaches a mean average precision of {METRICS['map'].brief.text(metrics['map'])} on {images} "
+            f"test images with any of {len(result.predictions.classes)} labels{_costs(trained)}. "
+            f"{describe_calibration(result.scaled)}"
         ).strip()
-    sentences = [
-        f"{what} on {backbone}{learned} classifies {ACCURACY.number(metrics['accuracy'])} % "
-        f"{ACCURACY.interval(*ranges['accuracy'])} of {len(found.predictions.targets)} test images correctly; "
-        f"{_confidence(found)}{_costs(trained)}.",
-        _reference(found),
-    ]
-    return " ".join(sentences)
+    return (
+        f"{network} classifies {ACCURACY.number(metrics['accuracy'])} % {ACCURACY.interval(*intervals['accuracy'])} of "
+        f"{images} test images correctly; {_confidence(result)}{_costs(trained)}. {_reference(result)}"
+    )
 
 
-def _confidence(found: EvaluationResult) -> str:
-    samples = found.predictions.average()
+def _confidence(result: EvaluationResult) -> str:
+    samples = result.predictions.average()
     gap = 100 * float(samples.confidence.mean() - samples.right.mean())
-    ece = METRICS["ece"].brief.text(found.metrics.average["ece"])
-    if found.scaled:
-        ece += f"; {METRICS['ece'].brief.text(found.scaled['ece_scaled'])} after calibration, as mixmo predict gives it"
+    ece = METRICS["ece"].brief.text(result.metrics.average["ece"])
+    if result.scaled:
+        scaled = METRICS["ece"].brief.text(result.scaled["ece_scaled"])
+        ece += f"; {scaled} after calibration, as in mixmo predict"
     if abs(gap) < 0.05:
         return f"its mean confidence equals its accuracy (ECE {ece})"
     return f"its mean confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy (ECE {ece})"
 
 
 def _costs(trained: TrainedRun) -> str:
-    """Return the costs as the end of a sentence; nothing, and a warning, if they cannot be counted."""
+    """Return the costs as a clause; if they cannot be counted, log a warning and return nothing."""
     try:
-        found = network_size(trained)
-    except Exception as error:  # a page without its costs is better than none
+        size = network_size(trained)
+    except Exception as error:  # a page without costs is better than none
         logger.warning("%s", printable(f"The costs of {trained.path} could not be counted: {reason(error)}."))
         return ""
-    parameters, macs = (METRICS[key].text(found[key]) for key in ("parameters", "macs"))
-    one = ", as one network" if trained.settings.model.num_members > 1 else ""
-    return f"; it costs {parameters} parameters and {macs} MACs an image{one}"
+    parameters, macs = (METRICS[key].text(size[key]) for key in ("parameters", "macs"))
+    fused = ", as one network" if trained.settings.model.num_members > 1 else ""
+    return f"; it has {parameters} parameters and takes {macs} MACs per image{fused}"
 
 
-def _reference(found: EvaluationResult) -> str:
-    """Return a reference for the accuracy: that of each member alone, or of the most frequent class."""
-    members = [100 * member["accuracy"] for member in found.metrics.members]
+def _reference(result: EvaluationResult) -> str:
+    """Return the accuracy of each member alone, or of predicting the most frequent class, for reference."""
+    members = [100 * member["accuracy"] for member in result.metrics.members]
     if len(members) > 1:
         low, high = f"{min(members):.1f}", f"{max(members):.1f}"
         return f"Alone, its members reach {low if low == high else f'{low} to {high}'} %."
-    share = 100 * np.bincount(found.predictions.targets.numpy()).max() / len(found.predictions.targets)
+    share = 100 * np.bincount(result.predictions.targets.numpy()).max() / len(result.predictions.targets)
     return f"The most frequent class alone would reach {share:.1f} %."
 
 
-def cards(metrics: Mapping[str, float], ranges: Mapping[str, Interval]) -> Sequence[dict[str, str]]:
-    """Return the metrics that matter, each with its meaning, and its interval where it has one.
+def metric_cards(metrics: Mapping[str, float], intervals: Mapping[str, Interval]) -> Sequence[dict[str, str]]:
+    """Return the main metrics, each with its meaning and interval, if any.
 
-    Balanced accuracy is among them where it differs from accuracy, as for imbalanced test sets.
+    Balanced accuracy is included if it differs from accuracy, as on imbalanced test sets.
     """
     return [
         {
             "heading": METRICS[key].heading,
             "help": METRICS[key].help,
             "value": METRICS[key].brief.text(metrics[key]),
-            "interval": METRICS[key].brief.interval(*ranges.get(key, UNKNOWN)),
+            "interval": METRICS[key].brief.interval(*intervals.get(key, UNKNOWN)),
         }
         for key in (*MAIN, *LABELS_MAIN, "balanced_accuracy", "d_re", "disagreement", "label_disagreement")
         if key in metrics and (key != "balanced_accuracy" or not math.isclose(metrics[key], metrics["accuracy"]))
     ]
 
 
-def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
-    """Return how many test images a network classifies correctly, and how the others differ from it.
+def summarise_comparison(groups: Sequence[Group], chosen: str = "") -> str:
+    """Describe the accuracy of a network, and how the others differ from it.
 
-    That network is the best on validation data if known, else the first: the test set chooses no winner.
+    That network is ``chosen``, the best on validation data, or else the first: the test set never selects one.
     """
     first = next((group for group in groups if group.name == chosen), groups[0])
     others = [group for group in groups if group is not first]
@@ -132,8 +128,8 @@ def comparison_sentence(groups: Sequence[Group], chosen: str = "") -> str:
         parts = [f"{name} classifies {_value(first)} of {images} correctly"]
         if not others:
             parts[0] += f" (ECE {METRICS['ece'].brief.text(first.mean('ece'))})"
-    parts += [_against(group, first) for group in others[:MOST]]
-    sentences = ["; ".join([*parts, *["the table has the others"] * (len(others) > MOST)]) + "."]
+    parts += [_difference(group, first) for group in others[:MOST_OTHERS]]
+    sentences = ["; ".join([*parts, *["the table has the others"] * (len(others) > MOST_OTHERS)]) + "."]
     if len(others) == 1 and not first.multi_label:
         sentences += [_nll(others[0], first), _cost_ratio(others[0], first)]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -146,38 +142,38 @@ def _value(group: Group) -> str:
     value = ACCURACY.number(group.mean("accuracy"))
     if len(group.entries) > 1:
         return f"{value} ± {ACCURACY.number(group.deviation('accuracy'))} % (n = {len(group.entries)})"
-    ranges = image_intervals(group.entries[0].result.predictions)
-    return f"{value} % {ACCURACY.interval(*ranges['accuracy'])}"
+    intervals = image_intervals(group.entries[0].result.predictions)
+    return f"{value} % {ACCURACY.interval(*intervals['accuracy'])}"
 
 
-def _against(group: Group, first: Group) -> str:
+def _difference(group: Group, first: Group) -> str:
     key = "map" if first.multi_label else "accuracy"
-    metric, (gain, low, high) = METRICS[key].brief, differences(group, first)[key]
+    metric, (value, low, high) = METRICS[key].brief, differences(group, first)[key]
     interval = metric.interval(low, high, sign=True) or "without an interval"
-    return f"{group.name} {_value(group)}, {metric.number(gain, sign=True)} points {interval}{_doubt(low, high)}"
+    return f"{group.name} {_value(group)}, {metric.number(value, sign=True)} points {interval}{_caveat(low, high)}"
 
 
 def _nll(group: Group, first: Group) -> str:
-    metric, (gain, low, high) = METRICS["nll"].brief, differences(group, first)["nll"]
+    metric, (value, low, high) = METRICS["nll"].brief, differences(group, first)["nll"]
     if math.isnan(low):
         return ""
-    change = f"{metric.number(gain, sign=True)} {metric.interval(low, high, sign=True)}"
+    change = f"{metric.number(value, sign=True)} {metric.interval(low, high, sign=True)}"
     return (
         f"The NLL (log loss) of {group.name} is {metric.number(group.mean('nll'))}, {change} against {first.name}"
-        f"{_doubt(low, high)}."
+        f"{_caveat(low, high)}."
     )
 
 
-def _doubt(low: float, high: float) -> str:
+def _caveat(low: float, high: float) -> str:
     return " (the difference may be chance)" if low <= 0 <= high else ""
 
 
 def _cost_ratio(group: Group, first: Group) -> str:
-    """Return the ratio of their MACs; nothing if it is unknown."""
-    own, others = group.mean("macs"), first.mean("macs")
-    if math.isnan(own) or math.isnan(others):
+    """Compare the MACs of two groups; empty if they are unknown."""
+    macs, reference = group.mean("macs"), first.mean("macs")
+    if math.isnan(macs) or math.isnan(reference):
         return ""
-    ratio = own / others
+    ratio, text = macs / reference, METRICS["macs"].text(macs)
     if 0.95 < ratio < 1.05:
-        return f"Both cost {METRICS['macs'].text(own)} MACs an image, within 5 %."
-    return f"{group.name} costs {ratio:.2g} times the MACs of {first.name} ({METRICS['macs'].text(own)} an image)."
+        return f"Both cost {text} MACs per image, within 5 %."
+    return f"{group.name} costs {ratio:.2g} times the MACs of {first.name} ({text} per image)."

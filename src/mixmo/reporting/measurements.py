@@ -1,4 +1,4 @@
-"""Measurements of ``mixmo benchmark`` and of the scripts in ``benchmarks/``, printed and saved."""
+"""Output of ``mixmo benchmark`` and of the scripts in ``benchmarks/``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixmo.reporting.text_table import TextTable
 
 
 def report(tables: Mapping[str, Rows], about: Mapping[str, Any], save: str | Path | None = None) -> None:
-    """Print tables of numbers; save them with the environment as JSON if a file is named."""
+    """Print tables of numbers; save them as JSON, with the environment, if a file is named."""
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     for title, rows in tables.items():
         columns = list(dict.fromkeys(key for row in rows.values() for key in row))

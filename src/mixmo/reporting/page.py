@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: sections of charts, images and tables, and the one template that shows them."""
+"""Self-contained HTML pages: sections of charts, images and tables, rendered by one template."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from mixmo.reporting.text_table import TextTable
 
 logger = logging.getLogger("mixmo")
 
-LARGEST = 160
-"""Pixels of the longer side of a photo on a page."""
+THUMBNAIL = 160
+"""Largest side of a photo on a page, in pixels."""
 
 
 class Picture(NamedTuple):
-    """A chart or an image of a page, as a ``data:`` address; where it could not be drawn, the caption says so."""
+    """A chart or image as a ``data:`` URI; an empty URI if it could not be drawn, and the caption says why."""
 
     uri: str
     caption: Sequence[str]
@@ -39,20 +39,20 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; its contents are shown in this order.
+    """A section of a page, with its contents in the order in which they are shown.
 
     Attributes:
-        heading: Above it; none where empty.
-        text: A sentence in a softer colour.
-        cards: Metrics as cards, by the names of their parts (:func:`mixmo.reporting.headline.cards`).
-        plots: Charts side by side where there is room.
-        images: Test images under headings.
-        wide: Pictures that are scrolled on narrow screens.
+        heading: Heading, or empty for none.
+        text: Introduction, in a softer colour.
+        cards: Metric cards (:func:`mixmo.reporting.headline.metric_cards`).
+        plots: Charts, side by side if they fit.
+        images: Test images by heading.
+        wide: Pictures that scroll on narrow screens.
         tables: Tables.
-        notes: Sentences.
-        listings: Texts in lines, by their heading.
-        inside: Sections within it.
-        folded: Whether a click opens it.
+        notes: Paragraphs.
+        listings: Preformatted texts by heading.
+        subsections: Nested sections.
+        folded: Whether it is collapsed at first.
     """
 
     heading: str = ""
@@ -64,12 +64,12 @@ class Section:
     tables: Sequence[TextTable] = ()
     notes: Sequence[str] = ()
     listings: Mapping[str, str] = field(default_factory=dict)
-    inside: Sequence[Section] = ()
+    subsections: Sequence[Section] = ()
     folded: bool = False
 
 
 def _make_printable(value: Any) -> Any:
-    """Make text printable on its way into a page; Jinja2 escapes it after that."""
+    """Make text printable before Jinja2 escapes it."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -84,30 +84,30 @@ ENVIRONMENT = Environment(
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Return a page, which begins with the sentence ``lead``."""
+    """Render a page with a title and an introduction, ``lead``."""
     return ENVIRONMENT.get_template("page.html").render(title=title, lead=lead, sections=sections)
 
 
 def log_missing(error: InputError) -> str:
-    """Log that something is missing on a page, and return the sentence that replaces it."""
+    """Log what is missing on a page, and return the text to show instead."""
     logger.warning("%s", printable(str(error)))
     return f"{error} It is left out."
 
 
 def try_to_draw(draw: Callable[[], list[Picture]], description: str) -> list[Picture]:
-    """Return what ``draw`` returns; if it fails, log a warning and return a sentence in place of that part."""
+    """Return the pictures of ``draw``; if it fails, log a warning and return a picture with only a message."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the font shows boxes instead
             return draw()
     except Exception as error:  # a page without one picture is better than none
-        sentence = f"The picture {description!r} could not be drawn: {reason(error)}."
-        logger.warning("%s", printable(sentence))
-        return [Picture("", [sentence], "")]
+        message = f"The picture {description!r} could not be drawn: {reason(error)}."
+        logger.warning("%s", printable(message))
+        return [Picture("", [message], "")]
 
 
 def chart(draw: Callable[..., Figure], *values: Any, caption: str, alt: str = "") -> Picture:
-    """Return what Matplotlib draws as a vector plot of the page; a sentence, and a warning, where that fails."""
+    """Draw a Matplotlib figure as a vector plot (see :func:`try_to_draw`)."""
 
     def make() -> list[Picture]:
         with matplotlib.rc_context(STYLE):
@@ -117,7 +117,7 @@ def chart(draw: Callable[..., Figure], *values: Any, caption: str, alt: str = ""
 
 
 def svg_uri(figure: Figure) -> str:
-    """Return a figure in the colours of :mod:`mixmo.reporting.charts` as an SVG, which is dark on dark pages."""
+    """Return a figure in the colours of :mod:`mixmo.reporting.charts` as an SVG URI, with a dark mode."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None})
     svg, dark = buffer.getvalue(), ""
@@ -128,24 +128,24 @@ def svg_uri(figure: Figure) -> str:
     return data_uri("svg+xml", svg.replace("</style>", rule, 1).encode())
 
 
-def png_of(figure: Figure) -> bytes:
-    """Return a figure as the content of a PNG file."""
+def encode_png(figure: Figure) -> bytes:
+    """Encode a figure as PNG."""
     buffer = io.BytesIO()
-    about = {"Software": "mixmo"}
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata=about)
+    metadata = {"Software": "mixmo"}
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
 
 def photo_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return an image (H, W, C) uint8 as an address, made smaller if it is large; of many bands the first three."""
+    """Return an image (H, W, C) uint8 as a thumbnail's URI; of more than three bands, the first three."""
     shown = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
     image = Image.fromarray(np.ascontiguousarray(shown))
-    image.thumbnail((LARGEST, LARGEST))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return data_uri("png", buffer.getvalue())
 
 
-def data_uri(kind: str, content: bytes) -> str:
-    """Return the content of a picture of a kind (``png``, ``svg+xml``) as an address that a page can hold."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(format: str, content: bytes) -> str:
+    """Return a picture in a format (``png``, ``svg+xml``) as a ``data:`` URI."""
+    return f"data:image/{format};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""``report.html``: the page of a run."""
+"""``report.html``, the page of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixmo.evaluation.predictions import Predictions
 from mixmo.evaluation.results import EvaluationResult, class_metrics
 from mixmo.files import write_text
 from mixmo.metrics.samples import Samples, per_sample
-from mixmo.reporting.headline import cards, run_sentence
+from mixmo.reporting.headline import metric_cards, summarise_run
 from mixmo.reporting.page import Section, render
 from mixmo.reporting.pictures import images_section
 from mixmo.reporting.sections import (
@@ -24,15 +24,15 @@ from mixmo.reporting.sections import (
     ood_sections,
     reproduce_section,
 )
-from mixmo.reporting.tables import accuracies, class_table, corruption_table, sets_tables, temperature_doubt
+from mixmo.reporting.tables import accuracies, class_table, corruption_table, sets_tables, temperature_uncertainty
 
-LINES = 6
-"""Members up to which each has a line of its own in plots."""
+MOST_LINES = 6
+"""Largest number of members that are plotted separately."""
 INTERVALS = (
-    "In brackets: 95 % intervals over test images, for metrics whose intervals reach that coverage. Open a card to "
-    "read what it means."
+    "In brackets: 95 % intervals over test images, for metrics whose intervals reach that coverage. Open a card for "
+    "the meaning of its metric."
 )
-CURVES = "Training loss and accuracy are those of the mixtures, which are harder than test images."
+CURVES = "Training loss and accuracy are measured on mixtures, which are harder than test images."
 
 
 def write_report(trained: TrainedRun, result: EvaluationResult) -> Path:
@@ -41,54 +41,57 @@ def write_report(trained: TrainedRun, result: EvaluationResult) -> Path:
 
 
 def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
-    """Return the page of a run."""
-    run, tested, metrics = trained.folder, result.predictions, result.metrics
-    ranges, several, config = image_intervals(tested), bool(metrics.diversity), run.trained_config()
+    """Return the HTML page of a run."""
+    run, predictions, metrics = trained.folder, result.predictions, result.metrics
+    intervals, several, config = image_intervals(predictions), bool(metrics.diversity), run.trained_config()
     columns = {"Logit average": result.flat()}
     if several:
         columns |= {"Probability average": metrics.probability_average}
         columns |= {f"Member {index}": values for index, values in enumerate(metrics.members)}
-    by_label = [Section("Classes", tables=[class_table(class_metrics(tested))])] if tested.multi_label else []
+    cards = metric_cards(metrics.average | metrics.diversity, intervals)
     sections = [
-        Section(cards=cards(metrics.average | metrics.diversity, ranges), notes=[INTERVALS] if ranges else []),
-        *(by_label or _class_sections(trained, result)),
+        Section(cards=cards, notes=[INTERVALS] if intervals else []),
+        *_class_sections(trained, result),
         *curves_sections({"run": run}, CURVES if config["model"]["num_members"] > 1 else ""),
     ]
     if result.corruptions is not None:
-        who = {part: "" if index == 0 else f"member_{index - 1}" for index, part in enumerate(networks(tested))}
-        lines = {part: accuracies(result, prefix) for part, prefix in who.items()}
+        names = enumerate(average_and_members(predictions))
+        lines = {name: accuracies(result, f"member_{index - 1}" if index else "") for index, name in names}
         sections.append(corruption_section(lines, corruption_table(result.corruptions)))
-    about = f"Trained for {tested.epochs} epochs with seed {config['seed']}."
+    epochs = "1 epoch" if predictions.epochs == 1 else f"{predictions.epochs} epochs"
+    about = f"Trained for {epochs} with seed {config['seed']}."
     sections += [
         *ood_sections({"the members together" if several else "the network": result}),
         *member_sections({"ensemble" if several else "network": result}),
         metrics_section(columns),
         reproduce_section([run], [about]),
     ]
-    return render(f"Run {run.path.name}", run_sentence(trained, result, ranges), sections)
+    return render(f"Run {run.path.name}", summarise_run(trained, result, intervals), sections)
 
 
 def _class_sections(trained: TrainedRun, result: EvaluationResult) -> list[Section]:
-    """Return the sections on confidence, on confused classes, and with notable images."""
-    tested, parts = result.predictions, networks(result.predictions)
-    (name, average), *members = parts.items()
-    doubts = [doubt] if (doubt := temperature_doubt(result.scaled)) else []
+    """Return the sections on confidence, on confused classes, and on notable images; multi-label, only on classes."""
+    predictions = result.predictions
+    if predictions.multi_label:
+        return [Section("Classes", tables=[class_table(class_metrics(predictions))])]
+    (name, average), *members = (parts := average_and_members(predictions)).items()
+    notes = [text] if (text := temperature_uncertainty(result.scaled)) else []
     return [
-        replace(confidence_section({name: average}, parts), tables=sets_tables(result.sets), notes=doubts),
-        class_section(tested, average, result.per_class),
+        replace(confidence_section({name: average}, parts), tables=sets_tables(result.sets), notes=notes),
+        class_section(predictions, average, result.per_class),
         images_section(
-            trained.data, {"Most confident mistakes": average}, tested, dict(members) or parts,
+            trained.data, {"Most confident mistakes": average}, predictions, dict(members) or parts,
             "Images on which members disagree most",
         ),
     ]  # fmt: skip
 
 
-def networks(tested: Predictions) -> dict[str, Samples]:
-    """Return the predictions of the logit average and, if members are few, of each of them."""
-    members = tested.logits.unbind(1)
+def average_and_members(predictions: Predictions) -> dict[str, Samples]:
+    """Return the predictions of the logit average and, if members are few, of each member, by name."""
+    members = predictions.logits.unbind(1)
     if len(members) == 1:
-        return {"network": tested.average()}
-    shown = members if len(members) <= LINES else ()
-    return {"ensemble": tested.average()} | {
-        f"member {index}": per_sample(each, tested.targets) for index, each in enumerate(shown)
-    }
+        return {"network": predictions.average()}
+    samples = {"ensemble": predictions.average()}
+    for index, logits in enumerate(members if len(members) <= MOST_LINES else ()):
+        samples[f"member {index}"] = per_sample(logits, predictions.targets)
+    return samples

@@ -1,4 +1,4 @@
-"""Tables of texts for the terminal, Markdown and pages."""
+"""Text tables for the terminal, Markdown and HTML pages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.text import Text
 from mixmo.escaping import markdown, printable
 
 WIDTH = 100
-"""Characters of a printed line, if the output is not a terminal."""
+"""Characters in a printed line if the output is not a terminal."""
 LONGEST_NAME = 20
-"""Characters at which a longer name in the first column may be folded."""
+"""Characters up to which a name in the first column is not folded."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of texts, which are escaped wherever it is shown.
+    """A table of strings, escaped for each output format.
 
     Attributes:
-        title: Above it.
-        header: Headings.
-        rows: Texts, as many in each row as there are headings.
-        note: Below it.
-        best: Row and column of the cells to highlight.
-        details: Texts after cells, such as their intervals, by row and column.
-        meanings: What headings and names of rows mean, on pages.
+        title: Text above the table.
+        header: Column headings.
+        rows: Cells of each row, one for each heading.
+        note: Text below the table.
+        best: Cells to highlight, as (row, column).
+        details: Text after cells, such as intervals, by (row, column).
+        meanings: Explanations of column headings and row names, for pages.
 
     Example:
         >>> print(TextTable("Two runs", ["", "top-1 %"], [["a", "80"], ["b", "75"]], best={(0, 1)}).markdown())
@@ -51,10 +51,10 @@ class TextTable:
     meanings: Mapping[str, str] = field(default_factory=dict)
 
     def show(self, leave_out: Container[str] = ()) -> None:
-        """Print it, as wide as the terminal, or within 100 columns if the output is not a terminal.
+        """Print the table at the width of the terminal, or 100 characters if the output is not a terminal.
 
-        Columns that do not fit are printed below the others, next to the first column again. ``leave_out`` names
-        headings of columns for which a terminal has no room.
+        Columns that do not fit are printed below, with the first column repeated; those with headings in ``leave_out``
+        are omitted.
         """
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         columns = [index for index, heading in enumerate(self.header) if heading not in leave_out]
@@ -68,7 +68,7 @@ class TextTable:
             columns, title = [0, *rest] if rest else [], ""
 
     def rich(self) -> Table:
-        """Return it for a terminal, details in a line below their cell."""
+        """Return the table for a terminal, with details on the line below their cell."""
         return self._part(range(len(self.header)), self.title, self.note)
 
     def _part(self, columns: Sequence[int], title: str = "", note: str = "") -> Table:
@@ -76,27 +76,27 @@ class TextTable:
         width = min(heading.cell_len, WIDTH)  # the title stays on one line
         table = Table(title=heading if title else None, caption=caption, min_width=width)
         for index in columns:
-            whole = any(index == column for _, column in self.details)  # an interval stays on one line
-            whole |= index == 0 and not self.details and all(len(row[0]) <= WIDTH // 3 for row in self.rows)
+            no_wrap = any(index == column for _, column in self.details)  # an interval stays on one line
+            no_wrap |= index == 0 and not self.details and all(len(row[0]) <= WIDTH // 3 for row in self.rows)
             justify: JustifyMethod = "right" if index else "left"
-            table.add_column(Text(printable(self.header[index])), justify=justify, overflow="fold", no_wrap=whole)
+            table.add_column(Text(printable(self.header[index])), justify=justify, overflow="fold", no_wrap=no_wrap)
         for row in self._cells(printable, "\n"):
             cells = [row[index] for index in columns]
             table.add_row(*(Text(text, "bold" if best else "") for text, best in cells))
         return table
 
     def markdown(self) -> str:
-        """Return it in Markdown."""
+        """Return the table in Markdown."""
         header = [markdown(heading) for heading in self.header]
         rows = [[f"**{text}**" if best else text for text, best in row] for row in self._cells(markdown)]
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
         return "\n".join([markdown(self.title), "", *lines, *(["", markdown(self.note)] if self.note else [])])
 
-    def _cells(self, safe: Callable[[str], str], between: str = " ") -> list[list[tuple[str, bool]]]:
-        """Return the text of each cell with its details, escaped, and whether to highlight it."""
+    def _cells(self, escape: Callable[[str], str], separator: str = " ") -> list[list[tuple[str, bool]]]:
+        """Return the escaped text of each cell with its details, and whether to highlight it."""
         return [
             [
-                (f"{safe(cell)}{between}{safe(self.details.get((i, j), ''))}".rstrip(" \n"), (i, j) in self.best)
+                (f"{escape(cell)}{separator}{escape(self.details.get((i, j), ''))}".rstrip(" \n"), (i, j) in self.best)
                 for j, cell in enumerate(row)
             ]
             for i, row in enumerate(self.rows)
@@ -104,7 +104,7 @@ class TextTable:
 
 
 def _least_width(table: Table) -> int:
-    """Return how wide a table has to be for whole words and, in columns that do not wrap, whole lines."""
+    """Return the width that a table needs to not break words, nor lines in columns that do not wrap."""
     widths = []
     for column in table.columns:
         split = str.splitlines if column.no_wrap else str.split

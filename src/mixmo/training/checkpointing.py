@@ -1,4 +1,4 @@
-"""When checkpoints are written, and stops on signals, at the same step on all ranks."""
+"""Checkpoints and stops on signals, at the same step on all ranks."""
 
 from __future__ import annotations
 
@@ -25,52 +25,52 @@ from mixmo.training import ranks
 from mixmo.training.step import Training
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What a keyboard, a system that shuts down, and SLURM send."""
-ASKED_EVERY = 8
-"""Steps between two exchanges among the ranks."""
+"""Sent by Ctrl+C, by a system that shuts down, and by SLURM."""
+SYNC_EVERY = 8
+"""Steps between two exchanges of signals among the ranks."""
 
 log = logging.getLogger("mixmo")
 
 
 class StopSignals:
-    """Notes signals that ask the process to stop; a second one stops at once, as by default.
+    """Records signals that ask the process to stop; a second one gets the previous handler.
 
-    Its handlers are installed from :meth:`listen` until a second signal, or until Lightning restores the previous ones.
+    Handlers are installed by :meth:`listen`, until a second signal or until Lightning restores the previous ones.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
         self._group: Any = None
 
     def listen(self) -> None:
-        """Take the signals over, in the main thread; elsewhere Python allows no handlers."""
+        """Install the handlers; Python allows this in the main thread only."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._record) for number in SIGNALS}
         if ranks.size() > 1:
-            self._group = dist.new_group(backend="gloo")  # asks between hosts, without waiting for a device
+            self._group = dist.new_group(backend="gloo")  # without waiting for a device
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            for each, handler in self._before.items():
-                signal.signal(each, handler)
+            for previous, handler in self._previous.items():
+                signal.signal(previous, handler)
             signal.raise_signal(number)
         self.received = number
 
     def agree(self, due: bool, step: int) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether a checkpoint is due on any; the same on all ranks."""
+        """Return whether any rank got a signal, and whether a checkpoint is due on any: the same on all ranks."""
         if ranks.size() == 1:
             return self.received > 0, due
-        if step % ASKED_EVERY:
+        if step % SYNC_EVERY:
             return False, False
-        asked = torch.tensor([self.received, int(due)])
-        dist.all_reduce(asked, dist.ReduceOp.MAX, self._group)
-        self.received = int(asked[0])
-        return self.received > 0, bool(asked[1])
+        flags = torch.tensor([self.received, int(due)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self._group)
+        self.received = int(flags[0])
+        return self.received > 0, bool(flags[1])
 
 
-class SealedIO(CheckpointIO):
-    """How Lightning reads and writes checkpoints here: by :mod:`mixmo.checkpoints`; it deletes none."""
+class DigestCheckpointIO(CheckpointIO):
+    """Reads and writes Lightning's checkpoints by :mod:`mixmo.checkpoints`, and deletes none."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint."""
@@ -85,59 +85,59 @@ class SealedIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps the last checkpoint, the one before it, and the best on validation, if the run is validated.
+    """Keeps the last checkpoint, the one before it and, if the run is validated, the best.
 
-    One is written after each epoch, within it when one is due, and when the run is asked to stop. The best is written
-    before the last: a run that dies between the two repeats the epoch with the same result. The score to beat is
-    stored in the checkpoint, so that a moved run knows it.
+    They are written after each epoch, within it when due, and when a signal asks the run to stop. The best is written
+    before the last: a run that dies between the two repeats the epoch with the same result. Checkpoints store the
+    score to beat.
     """
 
     def __init__(self, run: RunFolder, settings: TrainerSettings, validated: bool) -> None:
         self.run, self.folder, self.settings, self.validated = run, run.checkpoint_folder, settings, validated
         self.best_score, self.best_epoch = float("-inf"), -1
-        self.signals, self.written, self.noted = StopSignals(), time.monotonic(), False
+        self.signals, self.saved_at, self.recorded = StopSignals(), time.monotonic(), False
 
     @property
     def state_key(self) -> str:
-        """The name of its state in a checkpoint."""
+        """Key of the callback's state in a checkpoint."""
         return STATE
 
     def state_dict(self) -> dict[str, float]:
-        """Return the score to beat, and the epoch that had it."""
+        """Return the best score and its epoch."""
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned."""
+        """Restore the best score and its epoch."""
         self.best_score = float(state_dict.get("best_score", float("-inf")))
         self.best_epoch = int(state_dict.get("best_epoch", -1))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals; a run that ended early, and is resumed, ends again."""
+        """Install signal handlers; end at once if the resumed run had stopped early."""
         self.signals.listen()
         self._end_early(trainer, trainer.current_epoch - 1)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write what is due within an epoch; its end has a checkpoint anyway."""
+        """Write a checkpoint if one is due within the epoch; its end has one anyway."""
         step = trainer.global_step
         stopped, due = self.signals.agree(self._due(step), step)
         if (stopped or due) and not trainer.is_last_batch:
             assert isinstance(pl_module, Training)
             pl_module.sync_before_eval()
-            self._keep(trainer)
+            self._save(trainer)
             if stopped:
                 self._stop(f"step {step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the last and, where it is, the best."""
+        """Write ``last.ckpt``, and ``best.ckpt`` if the score improved."""
         assert isinstance(pl_module, Training)
         key = "val_map" if pl_module.multi_label else "val_accuracy"
         score = float(trainer.callback_metrics[key]) if self.validated else float("-inf")
         improved = score > self.best_score
         if improved:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-        self._keep(trainer, improved)
+        self._save(trainer, improved)
         self._end_early(trainer, trainer.current_epoch)
         stopped, _ = self.signals.agree(False, 0)
         if stopped and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
@@ -145,14 +145,14 @@ class Checkpoints(Checkpoint):
 
     def _stop(self, done: str) -> None:
         number = self.signals.received
-        name, again = signal.Signals(number).name, f"`mixmo fit {self.run.path}` resumes it."
-        raise StoppedError(f"stopped by {name} after {done}; {again}", 128 + number)
+        name = signal.Signals(number).name
+        raise StoppedError(f"stopped by {name} after {done}; `mixmo fit {self.run.path}` resumes it.", 128 + number)
 
     def _end_early(self, trainer: L.Trainer, epoch: int) -> None:
-        """Ask the trainer to end where the score has not been beaten for too long."""
+        """Stop the trainer if the best score is ``trainer.patience`` epochs old."""
         patience = self.settings.patience
-        left = (trainer.max_epochs or 0) - epoch - 1
-        if patience is None or self.best_epoch < 0 or epoch - self.best_epoch < patience or not left:
+        remaining = (trainer.max_epochs or 0) - epoch - 1
+        if patience is None or self.best_epoch < 0 or epoch - self.best_epoch < patience or not remaining:
             return
         trainer.should_stop = True
         training = trainer.lightning_module
@@ -162,24 +162,24 @@ class Checkpoints(Checkpoint):
             "%% on validation images; %d epochs were not run, and the learning rate was still %.3g %% of its peak",
             epoch + 1, trainer.max_epochs, patience, self.best_epoch + 1,
             "a mAP" if training.multi_label else "an accuracy", 100 * self.best_score,
-            left, 100 * training.schedule(trainer.global_step),
+            remaining, 100 * training.schedule(trainer.global_step),
         )  # fmt: skip
 
     def _due(self, step: int) -> bool:
         steps, minutes = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_minutes
         if steps and step % steps == 0:
             return True
-        return minutes is not None and time.monotonic() - self.written >= 60 * minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
-    def _keep(self, trainer: L.Trainer, best: bool = False) -> None:
-        last, first = make_folder(self.folder) / LAST, self.folder / BEST if best else None
+    def _save(self, trainer: L.Trainer, improved: bool = False) -> None:
+        last, best = make_folder(self.folder) / LAST, self.folder / BEST
         if ranks.rank() == 0 and last.is_file():
             duplicate(last, self.folder / PREVIOUS)
-        trainer.save_checkpoint(first or last)  # all ranks, which it gathers from
+        trainer.save_checkpoint(best if improved else last)  # on all ranks: it gathers their states
         if ranks.rank() == 0:
-            if first is not None:
-                duplicate(first, last)
-            if not self.noted and not (about := self.run.about()).get("checkpointed"):
+            if improved:
+                duplicate(best, last)
+            if not self.recorded and not (about := self.run.about()).get("checkpointed"):
                 self.run.write_json("environment.json", about | {"checkpointed": True})
-            self.noted = True
-        self.written = time.monotonic()
+            self.recorded = True
+        self.saved_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""Trains a run from its settings."""
+"""Train a run from its settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mixmo.config.settings import Settings
 from mixmo.data.duplicates import warn_of_duplicates
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, reason
-from mixmo.launching import is_first, world
+from mixmo.launching import count_devices, is_first
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
 from mixmo.runs import RunFolder
@@ -31,8 +31,8 @@ from mixmo.training.resuming import check_unchanged, describe_data, find_conditi
 from mixmo.training.step import Training
 from mixmo.training.trainer import build_loggers, silence_lightning, train
 
-FETCHING = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-"""Options of timm's models that read weights from elsewhere."""
+DOWNLOAD_OPTIONS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Options of timm's models that read or download weights."""
 
 log = logging.getLogger("mixmo")
 
@@ -46,10 +46,9 @@ def fit(
     data: DataModule | None = None,
     module: nn.Module | None = None,
 ) -> None:
-    """Train a network and write everything into the run's folder; a new one has to be free.
+    """Train a network and write the run's folder, which must be free unless the run is resumed.
 
-    Everything checkable is checked before the folder is made and training starts. Global random generators, warning
-    filters and log levels are left as they were.
+    Input is checked before the folder is made. Global random generators, warning filters and log levels are restored.
 
     Args:
         plan: What to train (:func:`mixmo.config.plan.make_plan`).
@@ -57,8 +56,8 @@ def fit(
         resume: Resume from the last checkpoint, if there is one.
         callbacks: Lightning callbacks in addition to mixmo's own; their state is not saved.
         accept_changes: Resume with settings that have changed since the run began.
-        data: Images that a program gives, in place of those that the plan names.
-        module: A backbone that a program gives, in place of the one that the plan names.
+        data: The images, in place of those that the plan names.
+        module: The backbone, in place of the one that the plan names.
     """
     first = is_first()
     with silence_lightning():
@@ -75,7 +74,7 @@ def fit(
                 run.remove_partial_files()
             checkpoint = open_checkpoint(plan, run, training, loaders, conditions) if resume else None
             if first and not resume:
-                if loaders.data.draws("train"):
+                if loaders.data.is_drawn("train"):
                     run.write_split(loaders.data.split_rows())
                 about = {"resolved": plan.resolved, "conditions": conditions, "data": describe_data(loaders.data)}
                 run.create(plan.yaml, about | {"settings": yaml.safe_load(plan.yaml)})
@@ -83,39 +82,41 @@ def fit(
 
 
 def _prepare(
-    plan: Plan, run: RunFolder, drawn: bool, data: DataModule | None, module: nn.Module | None
+    plan: Plan, run: RunFolder, has_checkpoint: bool, data: DataModule | None, module: nn.Module | None
 ) -> tuple[Training, Loaders, list[Logger]]:
-    """Open the data and build the network and its training; refuse what does not fit.
+    """Open the data and build the network, its training and loggers; raise if any settings do not fit.
 
-    ``drawn`` is whether a checkpoint's weights will replace the initial ones.
+    ``has_checkpoint`` is whether a checkpoint's weights will replace the initial ones.
     """
-    settings, own = plan.settings, plan.settings.trainer
-    device = training_device(own.accelerator)
-    if device.type == "cpu" and own.accelerator not in ("auto", "cpu"):
-        raise InputError(f"trainer.accelerator is {own.accelerator}, but torch sees no such device; use auto or cpu.")
-    _check_fetching(settings, drawn)
-    _check_parts(settings, device)
-    data = (data or DataModule(settings.data, settings.seed, check=True)).require()
-    if own.patience and data.validation is None:
+    settings, trainer = plan.settings, plan.settings.trainer
+    device = training_device(trainer.accelerator)
+    if device.type == "cpu" and trainer.accelerator not in ("auto", "cpu"):
         raise InputError(
-            f"trainer.patience is {own.patience}, but there are no validation images to judge by; set "
+            f"trainer.accelerator is {trainer.accelerator}, but torch sees no such device; use auto or cpu."
+        )
+    _check_downloads(settings, has_checkpoint)
+    _check_divisible(settings, device)
+    data = (data or DataModule(settings.data, settings.seed, check=True)).require()
+    if trainer.patience and data.validation is None:
+        raise InputError(
+            f"trainer.patience is {trainer.patience}, but there are no validation images to judge by; set "
             "data.validation to a share, or give a validation set."
         )
     if (frozen := settings.optimizer.freeze_epochs) and not settings.model.pretrained and module is None:
         raise InputError(
-            f"optimizer.freeze_epochs is {frozen}, but no weights are trained; set model.pretrained, or freeze_epochs "
-            "to 0."
+            f"optimizer.freeze_epochs is {frozen}, but weights are not pretrained; set model.pretrained, or "
+            "freeze_epochs to 0."
         )
-    net = build_network(settings, data, drawn, module)
+    net = build_network(settings, data, ignore_pretrained=has_checkpoint, module=module)
     loaders = Loaders(data, net.num_members)
-    loaders.check_shared_memory(*world(own.devices, own.num_nodes))
+    loaders.check_shared_memory(*count_devices(trainer.devices, trainer.num_nodes))
     training = Training(settings, net, loaders)
     _try_optimizer(settings)
     _warn_of_short_runs(plan, training)
     if not has_units(device, precision := plan.resolved["trainer"]["precision"]):
         log.warning(
-            "trainer.precision is %s, for which this %s has no units that torch knows of: 32-true may be ten times as "
-            "fast; leave the setting out to take what suits the machine.", precision, device.type,
+            "trainer.precision is %s, but torch knows of no units for it on this %s: 32-true may be ten times as fast; "
+            "leave the setting out to use what suits the machine.", precision, device.type,
         )  # fmt: skip
     if is_first():
         warn_of_imbalance(settings, data)
@@ -123,44 +124,44 @@ def _prepare(
     return training, loaders, build_loggers(settings, run)
 
 
-def _check_parts(settings: Settings, device: torch.device) -> None:
-    """Refuse a batch that cannot be divided evenly."""
-    own, data = settings.trainer, settings.data
-    devices, nodes = world(own.devices, own.num_nodes)
-    count, parts = devices * nodes, devices * nodes * own.accumulate
+def _check_divisible(settings: Settings, device: torch.device) -> None:
+    """Raise if devices and parts cannot share a batch evenly, or batch norms are to be synchronised on a CPU."""
+    trainer, data = settings.trainer, settings.data
+    devices, nodes = count_devices(trainer.devices, trainer.num_nodes)
+    count, parts = devices * nodes, devices * nodes * trainer.accumulate
     if data.batch_size % parts:
         raise InputError(
-            f"data.batch_size is {data.batch_size}, which {count} device(s) in {own.accumulate} part(s) each "
-            f"cannot share evenly; take a multiple of {parts}."
+            f"data.batch_size is {data.batch_size}, which {count} device(s) in {trainer.accumulate} part(s) each "
+            f"cannot share evenly; use a multiple of {parts}."
         )
     if (data.batch_size // data.batch_repetition) % count and data.in_memory is not True:
         raise InputError(
             f"a batch has {data.batch_size // data.batch_repetition} distinct images (data.batch_size / "
-            f"data.batch_repetition), which {count} devices cannot decode evenly; take a multiple of {count}."
+            f"data.batch_repetition), which {count} devices cannot decode evenly; use a multiple of {count}."
         )
-    if own.sync_batchnorm and device.type == "cpu":
+    if trainer.sync_batchnorm and device.type == "cpu":
         raise InputError("trainer.sync_batchnorm is true, but torch's SyncBatchNorm needs GPUs; set it to false.")
 
 
-def _check_fetching(settings: Settings, drawn: bool) -> None:
-    """Refuse a backbone or option that needs a download, or reads another file, unless that is allowed."""
+def _check_downloads(settings: Settings, has_checkpoint: bool) -> None:
+    """Raise for a backbone or option that downloads, or reads another file, unless ``model.download`` allows it."""
     model = settings.model
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
-    if model.pretrained is True and not model.download and not drawn:
+    if model.pretrained is True and not model.download and not has_checkpoint:
         raise InputError(
             f"model.pretrained is true, so timm may download the weights of {model.backbone!r}; "
             "allow it with --model.download true, or start from a file."
         )
-    if not model.download and (fetching := [key for key in FETCHING if model.options.get(key)]):
+    if not model.download and (options := [key for key in DOWNLOAD_OPTIONS if model.options.get(key)]):
         raise InputError(
-            f"model.options.{fetching[0]} can make timm download or read another file; allow it with "
+            f"model.options.{options[0]} can make timm download or read another file; allow it with "
             "--model.download true."
         )
 
 
 def _try_optimizer(settings: Settings) -> None:
-    """Refuse options that an optimiser accepts when it is built but cannot step with."""
-    own, layer = settings.optimizer, torch.nn.Linear(1, 1)
+    """Take one step, to find options that an optimiser accepts only when it is built."""
+    own, layer = settings.optimizer, nn.Linear(1, 1)
     optimizer = build_optimizer(layer, own.name, 0.1, own.weight_decay, own.momentum, own.decay_all, **own.options)
     try:
         layer(torch.ones(1, 1)).sum().backward()
@@ -170,7 +171,7 @@ def _try_optimizer(settings: Settings) -> None:
 
 
 def _warn_of_short_runs(plan: Plan, training: Training) -> None:
-    """Warn of settings for which a run is too short."""
+    """Warn if the run is too short for its settings."""
     settings, epochs = plan.settings, plan.epochs
     steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
@@ -186,18 +187,18 @@ def _warn_of_short_runs(plan: Plan, training: Training) -> None:
     if (frozen := settings.optimizer.freeze_epochs) != "all" and frozen >= epochs:
         log.warning(
             "optimizer.freeze_epochs is %g, and trainer.max_epochs %d: only encoders and heads are trained; lower it, "
-            "or set it to all, which says so.", frozen, epochs,
+            "or set it to all.", frozen, epochs,
         )  # fmt: skip
     shaped = settings.model.num_members > 1 and not CONSTANT.issuperset(training.mixer.mixer.kinds)
     if settings.mixer.progress == "epochs" and epochs < 12 and shaped:
         log.warning(
-            "mixer.progress is epochs, as published for long runs: of %d epochs the last has no shaped masks at all; "
-            "use steps.", epochs,
+            "mixer.progress is epochs, as published for long runs: the last of %d epochs has no shaped masks; use "
+            "steps.", epochs,
         )  # fmt: skip
 
 
 def _steps_per_epoch(plan: Plan, num_images: int) -> int:
-    """Return the steps of an epoch; refuse a share of batches that leaves none."""
+    """Return the steps of an epoch; raise if ``limit_train_batches`` leaves none."""
     data, limit = plan.settings.data, plan.settings.trainer.limit_train_batches
     steps = num_images // (data.batch_size // data.batch_repetition)
     if isinstance(limit, float):
@@ -205,5 +206,5 @@ def _steps_per_epoch(plan: Plan, num_images: int) -> int:
     elif limit is not None:
         steps = min(steps, limit)
     if steps < 1:
-        raise InputError(f"trainer.limit_train_batches is {limit}, which leaves no batch of an epoch; raise it.")
+        raise InputError(f"trainer.limit_train_batches is {limit}, which leaves no batch in an epoch; raise it.")
     return steps

@@ -1,4 +1,4 @@
-"""Classes of unequal size: weights of their losses, and a warning; `data/orders` has the balanced sampler."""
+"""Class imbalance: class weights and a warning (the balanced sampler is in `data/orders`)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mixmo.errors import InputError, one_of
 from mixmo.escaping import printable
 
 RATIO = 10
-"""Ratio of the largest class's training images to the smallest's from which on a warning is logged."""
+"""Training images of the largest class per image of the smallest from which a warning is logged."""
 
 log = logging.getLogger("mixmo")
 
 
 def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
-    """Return the factors (K,) of the classes' losses, which average 1 over the images shown; ``None`` where all are 1.
+    """Return class weights (K,) of the loss with mean 1 over the images shown; ``None`` if there are none.
 
     Example:
         >>> from mixmo.config.settings import ObjectiveSettings
@@ -31,20 +31,20 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
         >>> find_class_weights(settings, data)[8:]
         tensor([0.9086, 1.8173])
     """
-    asked, classes = settings.objective.class_weights, data.classes
-    if asked == "none":
+    setting, classes = settings.objective.class_weights, data.classes
+    if setting == "none":
         return None
     counts = _count_images(data)
-    if isinstance(asked, str):
+    if isinstance(setting, str):
         weights = 1 / counts
-    elif isinstance(asked, dict):
-        for name in asked:
+    elif isinstance(setting, dict):
+        for name in setting:
             one_of(name, classes, "class in objective.class_weights")
-        if missing := [name for name in classes if name not in asked]:
-            raise InputError(f"objective.class_weights has no weight of {list_some(missing)}; give one for each class.")
-        weights = np.array([asked[name] for name in classes])
+        if missing := [name for name in classes if name not in setting]:
+            raise InputError(f"objective.class_weights has no weight for {list_some(missing)}; give one per class.")
+        weights = np.array([setting[name] for name in classes])
     else:
-        weights = np.array(asked)
+        weights = np.array(setting)
     if len(weights) != len(classes):
         raise InputError(
             f"objective.class_weights has {len(weights)} numbers, but there are {len(classes)} classes; give one for "
@@ -55,15 +55,15 @@ def find_class_weights(settings: Settings, data: DataModule) -> Tensor | None:
 
 
 def warn_of_imbalance(settings: Settings, data: DataModule) -> None:
-    """Log that the largest class has many times the training images of the smallest, where nothing makes up for it."""
+    """Warn of classes of very unequal size, unless class weights or the balanced sampler compensate for them."""
     if settings.data.multi_label or settings.objective.class_weights != "none" or settings.data.sampler == "balanced":
         return
     counts = _count_images(data)
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[most] >= RATIO * counts[least]:
         log.warning(
-            "class %s has %d training images and class %s only %d, which the network may hardly ever predict; "
-            "objective.class_weights balanced or data.sampler balanced makes up for it.",
+            "class %s has %d training images and class %s only %d, so the network may hardly ever predict it; "
+            "objective.class_weights balanced or data.sampler balanced compensates for this.",
             printable(data.classes[most]), counts[most], printable(data.classes[least]), counts[least],
         )  # fmt: skip
 

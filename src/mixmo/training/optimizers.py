@@ -1,4 +1,4 @@
-"""Optimisers by timm's names, sharpness-aware minimisation, freezing, and the learning-rate schedule."""
+"""Optimisers by timm's names, sharpness-aware minimisation, freezing and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ def build_optimizer(
     layer_decay: float | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """Return an optimiser by timm's name: ``sgd`` is SGD with Nesterov momentum, ``adamw`` AdamW, ….
+    """Build an optimiser by timm's name (``sgd`` has Nesterov momentum), fused where torch can.
 
-    The paper adds 3e-4 * Σθ² to the loss over all parameters. Its gradient is 6e-4 * θ, hence
-    ``weight_decay=6e-4`` for SGD with ``decay_all``, batch norms and biases included. torch's optimisers
-    update all parameters in one fused operation. With ``layer_decay`` d a layer's learning rate is d^k times the peak,
-    k layers before the head (Clark et al. 2020), by timm's groups of the network's layers.
+    The paper adds 3e-4 * Σθ² to the loss over all parameters. Its gradient is 6e-4 * θ, hence ``weight_decay=6e-4`` and
+    ``decay_all``, which includes batch norms and biases. With ``layer_decay`` d, a layer k layers before the head has
+    d^k times the peak learning rate (Clark et al. 2020); timm groups the layers.
     """
     one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
     accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
@@ -64,24 +63,24 @@ def build_optimizer(
 
 
 def is_setting(key: str) -> bool:
-    """Return whether an entry of a group of parameters is set once; a count of steps, such as Lookahead's, is not.
+    """Return whether a key of a parameter group is a hyperparameter, not a step counter such as Lookahead's.
 
     Example:
-        >>> is_setting("weight_decay"), is_setting("params"), is_setting("lookahead_step")
-        (True, False, False)
+        >>> [is_setting(key) for key in ("weight_decay", "params", "lookahead_step")]
+        [True, False, False]
     """
     return key != "params" and not key.endswith("step")
 
 
 @contextmanager
 def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
-    """Hold the weights at w + radius · g / ‖g‖ inside this context, g being their gradient (SAM, Foret et al. 2021).
+    """Within the block, move the weights to w + radius · g / ‖g‖, g being their gradient (SAM, Foret et al. 2021).
 
     Afterwards weights and buffers, such as batch-norm statistics, are restored; gradients are not.
     """
     weights = [each for each in net.parameters() if each.grad is not None]
     gradients = [each.grad for each in weights if each.grad is not None]
-    kept = [each.detach().clone() for each in (*weights, *net.buffers())]
+    saved = [each.detach().clone() for each in (*weights, *net.buffers())]
     scale = radius / (nn.utils.get_total_norm(gradients) + 1e-12)
     with torch.no_grad():
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -90,14 +89,14 @@ def perturb_weights(net: nn.Module, radius: float) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for own, before in zip((*weights, *net.buffers()), kept, strict=True):
-                own.copy_(before)
+            for tensor, value in zip((*weights, *net.buffers()), saved, strict=True):
+                tensor.copy_(value)
 
 
 class FrozenCore:
-    """A context that freezes all but encoders and heads: no gradients, and batch norms as in evaluation.
+    """A context in which only encoders and heads are trained; other batch norms are in evaluation mode.
 
-    No optimiser moves a parameter without a gradient, not even by decay or momentum.
+    Optimisers skip parameters without a gradient, weight decay and momentum included.
 
     Example:
         >>> net = MixMo("wide_resnet10_1", num_classes=5)
@@ -129,10 +128,10 @@ class FrozenCore:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a share of its peak, at every step.
+    """The learning rate at every step, as a share of its peak.
 
-    Linear warm-up: step k = 1, 2, … has k / warmup of the rate, up to all of it. Then either multistep (after a
-    share s of the epochs, rounded to whole ones, the rate is multiplied by ``gamma``) or a cosine to 0.
+    A linear warm-up (k / warmup at step k = 1, 2, …) multiplies either ``multistep`` (a factor ``gamma`` at each of the
+    ``milestones``, shares of the epochs, rounded to whole epochs) or ``cosine``, which decays to 0.
 
     Example:
         >>> schedule = Schedule("multistep", 10, epochs=300, warmup_steps=4, milestones=(1 / 3, 2 / 3, 0.75))
@@ -157,5 +156,5 @@ class Schedule:
 
 
 def warmup_steps(num_images: int, batch_size: int, batch_repetition: int, epochs: float) -> int:
-    """Return the published warm-up: ``epochs`` epochs of a single network, times b."""
+    """Return the steps of the published warm-up: ``epochs`` epochs of a single network, times b."""
     return round(epochs * math.ceil(num_images / batch_size) * batch_repetition)

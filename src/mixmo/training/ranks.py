@@ -1,7 +1,7 @@
-"""Ranks of a distributed training: shares of the batch, and collective operations.
+"""Ranks of distributed training, and collective operations, which every rank must call.
 
-Every draw is made for the global batch, by every rank; each computes its part of it. So a run on many devices is
-the same run: batch size, batch repetition and learning rate mean the global batch.
+Every rank makes all draws of the global batch and computes its part of it: batch size, batch repetition and learning
+rate refer to the global batch, and results do not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -16,63 +16,60 @@ from mixmo.data.image_sets import DistinctBatch
 
 
 def size() -> int:
-    """Return R, the number of ranks; 1 without any."""
+    """Return R, the number of ranks; 1 if training is not distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this rank among R; 0 without any."""
+    """Return this process's rank, 0 to R - 1."""
     return dist.get_rank() if size() > 1 else 0
 
 
-def part() -> tuple[int, int]:
-    """Return the number of this rank, and of ranks."""
+def rank_and_size() -> tuple[int, int]:
+    """Return this process's rank and R."""
     return rank(), size()
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of a tensor over the ranks; every rank has to call this."""
+    """Return the mean of a tensor over the ranks."""
     return sum_over_ranks(tensor) / size() if size() > 1 else tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor over the ranks; every rank has to call this."""
+    """Return the sum of a tensor over the ranks."""
     if size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
 
 
-def share_buffers(buffers: Iterable[Tensor]) -> None:
-    """Have every rank hold the mean of all ranks' buffers, such as batch norms' statistics."""
-    if size() == 1:
-        return
-    for buffer in buffers:
+def average_buffers(buffers: Iterable[Tensor]) -> None:
+    """Replace floating-point buffers, such as batch-norm statistics, by their mean over the ranks."""
+    for buffer in buffers if size() > 1 else ():
         if buffer.is_floating_point():
             buffer.copy_(mean_over_ranks(buffer))
 
 
-def gather(batch: DistinctBatch) -> DistinctBatch:
-    """Return the global batch of streamed images, of which each rank has decoded an equal share (U / R, H, W, C)."""
+def gather_batch(batch: DistinctBatch) -> DistinctBatch:
+    """Return the global batch (U, H, W, C) of streamed images, from each rank's equal share (U / R, H, W, C)."""
     if size() == 1:
         return batch
-    labels = torch.cat(_gather(batch.labels))
-    images = torch.cat(_gather(batch.images))
+    images, labels = (torch.cat(_gather(tensor)) for tensor in (batch.images, batch.labels))
     return DistinctBatch(images, labels, torch.arange(len(labels), device=labels.device))
 
 
-def gather_rows(own: Tensor) -> Tensor:
-    """Return the rows of all ranks, which may differ in number; every rank has to call this."""
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks, which may differ in number."""
     if size() == 1:
-        return own
-    counts = torch.cat(_gather(torch.tensor([len(own)], device=own.device))).tolist()
-    padded = own.new_zeros(max(counts), *own.shape[1:])
-    padded[: len(own)] = own
+        return rows
+    counts = torch.cat(_gather(torch.tensor([len(rows)], device=rows.device))).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(_gather(padded), counts, strict=True)])
 
 
-def _gather(own: Tensor) -> list[Tensor]:
-    """Return every rank's tensor of this shape."""
-    parts = [torch.empty_like(own) for _ in range(size())]
-    dist.all_gather(parts, own.contiguous())
+def _gather(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors of all ranks, which have one shape."""
+    parts = [torch.empty_like(tensor) for _ in range(size())]
+    dist.all_gather(parts, tensor.contiguous())
     return parts

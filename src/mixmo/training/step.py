@@ -32,7 +32,7 @@ from mixmo.training.optimizers import FrozenCore, Schedule, build_optimizer, is_
 from mixmo.training.sums import EpochSums
 
 LOG_EVERY = 50
-"""Steps between two readings of the loss; in between the host never waits for the device."""
+"""Steps between two reads of the loss, for which the host waits for the device."""
 STATISTICS_BATCHES = 50
 """Batches from which the batch-norm statistics of averaged weights are estimated."""
 
@@ -41,76 +41,76 @@ class Training(L.LightningModule):
     """Trains a network on batches of distinct images.
 
     Attributes:
-        average: The exponential moving average of the network, or ``None``; it is what is validated and tested.
-        reports: How often the loss was read, so that a progress bar can detect a new value.
+        average: The exponential moving average of the network, which is validated and tested, or ``None``.
+        reports: How often the loss was read, by which a progress bar detects a new value.
     """
 
     def __init__(self, settings: Settings, net: MixMo, loaders: Loaders) -> None:
         super().__init__()
-        self.settings, self.sample_batches, self.num_images = settings, loaders.samples, len(loaders.data.train)
+        self.settings, self.sample_batches, self.num_images = settings, loaders.sample_batches, len(loaders.data.train)
         self.mixer, self.header = build_mixer(settings, net, loaders.data), describe(settings, loaders.data)
         self.augment = Augmentation(settings.data)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.core = FrozenCore(self.net) if settings.optimizer.freeze_epochs else None
         self.average = copy.deepcopy(self.net).requires_grad_(False) if settings.optimizer.ema_decay else None
-        data, own = settings.data, settings.schedule
-        published = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, own.warmup_epochs)
-        self.warmup = published if own.warmup_steps is None else own.warmup_steps
+        data, schedule = settings.data, settings.schedule
+        published = warmup_steps(self.num_images, data.batch_size, data.batch_repetition, schedule.warmup_epochs)
+        self.warmup = published if schedule.warmup_steps is None else schedule.warmup_steps
         self.accumulate = settings.trainer.accumulate
-        self.peak_lr = settings.optimizer.peak_lr(settings.data.batch_repetition)
+        self.peak_lr = settings.optimizer.peak_lr(data.batch_repetition)
         self.reports = 0
-        self.multi_label = settings.data.multi_label
+        self.multi_label = data.multi_label
         self.sums = EpochSums(net.num_members, self.multi_label)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few validation images on many ranks
         self._unfinished: dict[str, Any] | None = None
         self._perturbed, self._ready_at = False, -1
-        # One graph for every step and one for evaluation: shapes never change (see `_evaluate_batch`).
+        # One graph for all steps and one for evaluation: shapes never change (see `_evaluate_batch`).
         compiled = partial(torch.compile, dynamic=False) if settings.model.compile else lambda function: function
         self._compiled_loss = compiled(self._logits_and_loss)
         self._compiled_net = compiled(self._validation_logits)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimiser, and make the schedule, by which :meth:`optimizer_step` sets its learning rate."""
+        """Return the optimiser, and make the schedule from which :meth:`optimizer_step` takes the learning rate."""
         own, frozen = self.settings.schedule, self.settings.optimizer.freeze_epochs
         epochs = int(self.trainer.max_epochs or 1)
         steps = int(self.trainer.estimated_stepping_batches) // epochs
         self.schedule = Schedule(own.kind, steps, epochs, self.warmup, tuple(own.milestones), own.gamma)
         if self.core:
-            self.core = FrozenCore(self.net)  # where SyncBatchNorm may have taken the place of batch norms
+            self.core = FrozenCore(self.net)  # SyncBatchNorm may have replaced batch norms
         self.frozen_steps = math.inf if frozen == "all" else round(frozen * steps)
         return self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
+        """Build the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
         own = self.settings.optimizer
-        net = self.net if own.layer_decay is None else self.net.backbone  # timm knows its layers, and it has all
+        net = self.net if own.layer_decay is None else self.net.backbone  # for timm's layer groups
         return build_optimizer(
             net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, own.layer_decay, **own.options
         )
 
     def training_step(self, batch: DistinctBatch, batch_idx: int) -> Tensor:
         """Return the loss of one step; everything random in it is a function of (seed, step)."""
-        torch.manual_seed(seed_for(self.settings.seed, self.global_step, "global") + ranks.rank())  # dropout and such
+        torch.manual_seed(seed_for(self.settings.seed, self.global_step, "global") + ranks.rank())  # dropout
         if len(batch.chosen) < self.settings.data.batch_size // self.settings.data.batch_repetition:
-            batch = ranks.gather(batch)
+            batch = ranks.gather_batch(batch)
         self.net.zero_grad()
         losses: list[Tensor] = []
         logits, targets = [], []
         for part in self._parts():
             generator = generator_for(self.settings.seed, self.global_step, device=self.device)
             mixed = self._mix(batch, generator, part)
-            answers, loss = self._compiled_loss(mixed)
+            part_logits, loss = self._compiled_loss(mixed)
             if losses:
-                self._scale(losses[-1]).backward()  # all parts but the last, whose gradient the trainer asks for
+                self._scale(losses[-1]).backward()  # of all parts but the last, of which Lightning does it
             losses.append(loss / self.accumulate)
-            logits.append(answers.detach())
+            logits.append(part_logits.detach())
             targets.append(mixed.targets)
         if not self._perturbed:
             self.sums.add(torch.stack(losses).detach().sum(), torch.cat(logits), torch.cat(targets))
         return losses[-1]
 
     def _scaler(self) -> GradScaler | None:
-        """Return what scales losses in float16, and skips a step whose scaled gradient overflows; it then halves."""
+        """Return float16's loss scaler, which skips a step whose scaled gradient overflows, or ``None``."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _scale(self, loss: Tensor) -> Tensor:
@@ -118,22 +118,22 @@ class Training(L.LightningModule):
         return loss if scaler is None else scaler.scale(loss)
 
     def _parts(self) -> list[slice]:
-        """Return which of the global batch's mixtures this rank computes, part for part."""
+        """Return the slices of the global batch's mixtures that this rank computes, one for each part."""
         parts = self.accumulate * ranks.size()
         size, first = self.settings.data.batch_size // parts, self.accumulate * ranks.rank()
         return [slice(size * number, size * (number + 1)) for number in range(first, first + self.accumulate)]
 
     def _mix(self, batch: DistinctBatch, generator: torch.Generator, part: slice = WHOLE) -> MixedBatch:
-        """Return a part of the mixtures of a step, with p and rho as they stand at it."""
+        """Return a part of the step's mixtures, with its p and rho."""
         source = self.augment.source(batch, generator)
         return self.mixer.mix(source, generator, self.progress(), self.mask_progress(), part)
 
     def progress(self) -> float:
-        """Return the share of the steps of training that is done."""
+        """Return the share of training steps done."""
         return min(1.0, self.global_step / (self.schedule.steps_per_epoch * self.schedule.epochs))
 
     def mask_progress(self) -> float:
-        """Return what the schedule of p follows: the share of steps, or of epochs counted from 1 as published."""
+        """Return the progress for the schedule of p: the share of steps, or of epochs counted from 1 as published."""
         if self.settings.mixer.progress == "epochs":
             return (self.current_epoch + 1) / self.schedule.epochs
         return self.progress()
@@ -146,7 +146,7 @@ class Training(L.LightningModule):
         return (self.average or self.net).members(images)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the sums of the epoch, and for a bad step, now and then."""
+        """Every ``LOG_EVERY`` steps, check for non-finite losses and log running means."""
         if self.sums.steps % LOG_EVERY and not self.trainer.is_last_batch:
             return
         self.check_finite()
@@ -155,7 +155,7 @@ class Training(L.LightningModule):
         self.log("lr", self.peak_lr * self.schedule(self.global_step - 1), logger=False)
 
     def check_finite(self) -> None:
-        """Stop if any loss or gradient so far was not finite."""
+        """Raise if any loss or gradient so far was not finite."""
         if (step := int(self.bad_step)) >= 0:
             lr = self.peak_lr * self.schedule(step)
             wider = "" if self._scaler() is None else ", or train in float32 (--trainer.precision 32-true)"
@@ -172,7 +172,7 @@ class Training(L.LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Make a step at the schedule's rate; SAM computes the gradient a second time, at the worst weights near by."""
+        """Step at the schedule's learning rate; SAM computes the gradient again, at perturbed weights."""
         step = self.global_step
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["initial_lr"] * self.schedule(step)
@@ -185,18 +185,18 @@ class Training(L.LightningModule):
         self._move_average(step)
 
     def _with_finite_check(self, closure: Callable[[], Any], step: int) -> Any:
-        """Note the first step whose loss or gradient is not finite."""
+        """Record the first step whose loss or gradient is not finite."""
         loss = closure()
         norm = nn.utils.get_total_norm([each.grad for each in self.net.parameters() if each.grad is not None])
         allowed = norm.isfinite()
-        if self._scaler() is not None:  # in float16, where a step that overflows is skipped
+        if self._scaler() is not None:  # float16 skips steps that overflow
             allowed |= self._scale(torch.ones_like(norm)) > 1
         bad = ~(allowed & loss.detach().isfinite())
         self.bad_step.copy_(torch.where((self.bad_step < 0) & bad, step, self.bad_step))
         return loss
 
     def _sam_closure(self, closure: Callable[[], Any]) -> Any:
-        """Return the loss at the weights, and leave the gradient at the perturbed ones, for the same mixtures."""
+        """Return the loss at the weights, and compute gradients at the perturbed ones, for the same mixtures."""
         loss = closure()
         self._perturbed = True
         try:
@@ -207,7 +207,7 @@ class Training(L.LightningModule):
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing: a step begins without gradients, and those of its first parts are there when this is called."""
+        """Do nothing: ``training_step`` clears the gradients; here they hold those of earlier parts."""
 
     def configure_gradient_clipping(
         self,
@@ -215,24 +215,24 @@ class Training(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients' norm; Lightning's own way refuses fused optimisers, for the sake of float16 alone."""
+        """Clip the gradients' norm; Lightning refuses fused optimisers because of float16."""
         if gradient_clip_val:
             scaler = self._scaler()
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-                scaler.unscale_(optimizer)  # as Lightning has done for others; fused ones leave it to their step
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+                scaler.unscale_(optimizer)  # Lightning does this for optimisers that are not fused
+            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
     def on_fit_start(self) -> None:
-        """Allocate the flag of steps that are not finite, on the device."""
+        """Allocate the number of the first step that is not finite, on the device."""
         self.bad_step = torch.tensor(-1, device=self.device)
 
     def on_train_start(self) -> None:
-        """Go on with the sums of an epoch that was begun."""
+        """Restore the sums of a partial epoch."""
         if self._unfinished is not None:
             self.sums.begin(self.device, self._unfinished)
 
     def on_train_epoch_start(self) -> None:
-        """Measure the epoch from here."""
+        """Reset the sums and the timer."""
         self.sums.begin(self.device)
 
     def _move_average(self, step: int) -> None:
@@ -243,43 +243,43 @@ class Training(L.LightningModule):
             get_ema_multi_avg_fn(decay)(*parameters, None)
 
     def sync_before_eval(self) -> None:
-        """Never let weights be kept or validated that are not finite, or an average that is not ready."""
+        """Before validating or saving: synchronise buffers, estimate the average's statistics, check finiteness."""
         self.check_finite()
         if self._ready_at == self.global_step:
             return
         self._ready_at = self.global_step
-        ranks.share_buffers(self.net.buffers())
+        ranks.average_buffers(self.net.buffers())
         self.estimate_statistics()
-        for net, what in ((self.net, "network"), (self.average, "average of the weights")):
+        for net, name in ((self.net, "network"), (self.average, "average of the weights")):
             if net is not None and not _is_finite(net):
                 raise TrainingError(
-                    f"the {what} has weights or statistics that are not finite after step {self.global_step}; the last "
+                    f"the {name} has weights or statistics that are not finite after step {self.global_step}; the last "
                     "checkpoint was written before. Lower the learning rate or lengthen the warm-up."
                 )
 
     def on_train_epoch_end(self) -> None:
-        """Get ready for a checkpoint."""
+        """Prepare for a checkpoint."""
         self.sync_before_eval()
 
     def on_validation_start(self) -> None:
-        """Get ready for validation."""
+        """Prepare for validation."""
         self.sync_before_eval()
         self.scores = torch.zeros(self.net.num_members + 3, device=self.device)
         self.validated: list[tuple[Tensor, Tensor]] = []
 
     def estimate_statistics(self) -> None:
-        """Give the average batch-norm statistics of its own, from training mixtures.
+        """Estimate batch-norm statistics for the averaged weights, from training mixtures.
 
-        They are a function of the weights and (seed, step), so that a run that was stopped comes to the same.
+        They are a function of the weights and (seed, step), as resuming needs.
         """
         if self.average is None:
             return
-        for own, theirs in zip(self.average.buffers(), self.net.buffers(), strict=True):
-            own.copy_(theirs)  # all but batch norms keep the trained network's
+        for target, source in zip(self.average.buffers(), self.net.buffers(), strict=True):
+            target.copy_(source)  # all but batch norms keep these
         if self.core and self.global_step <= self.frozen_steps:
-            return  # its statistics are still those it started from
+            return  # frozen batch norms keep their initial statistics
         seed = seed_for(self.settings.seed, self.global_step, "estimate")
-        torch.manual_seed(seed)  # dropout and the like
+        torch.manual_seed(seed)  # dropout
         generator = torch.Generator(self.device).manual_seed(seed)
         was_training = self.average.training
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -288,23 +288,23 @@ class Training(L.LightningModule):
 
     def _mixtures(self, generator: torch.Generator) -> Iterator[dict[str, MixedBatch]]:
         for batch in self.sample_batches(self.current_epoch, STATISTICS_BATCHES):
-            yield {"mixed": self._mix(batch, generator)}  # a tuple would be cut to its first part
+            yield {"mixed": self._mix(batch, generator)}  # update_bn takes the first element of a tuple
 
     def validation_step(self, batch: DistinctBatch, batch_idx: int) -> None:
-        """Score the ensemble (logit average) and each member on images held out of the training set."""
+        """Score the ensemble (logit average) and each member on validation images."""
         images, labels, index = batch
         targets = labels[index]
         logits = self._evaluate_batch(images, index)
-        if self.multi_label:  # average precision is of all images together
+        if self.multi_label:  # average precision needs all images
             self.validated.append((logits, targets))
             return
         average = logits.mean(1)
-        right = [(answer.argmax(1) == targets).sum() for answer in (average, *logits.unbind(1))]
-        nll = torch.nn.functional.cross_entropy(average, targets, reduction="sum")
-        self.scores += torch.stack([*right, nll, nll.new_tensor(len(targets))])
+        correct = [(scores.argmax(1) == targets).sum() for scores in (average, *logits.unbind(1))]
+        nll = nn.functional.cross_entropy(average, targets, reduction="sum")
+        self.scores += torch.stack([*correct, nll, nll.new_tensor(len(targets))])
 
     def on_validation_epoch_end(self) -> None:
-        """Report the means over all images of all ranks, each counted once; of several labels mAP."""
+        """Log the means over the images of all ranks; mAP for several labels."""
         if self.multi_label:
             self._report_labels()
             return
@@ -316,40 +316,39 @@ class Training(L.LightningModule):
     def _report_labels(self) -> None:
         members, classes = self.net.num_members, self.net.num_classes
         none = torch.zeros(0, members, classes), torch.zeros(0, classes, dtype=torch.uint8)  # few images on many ranks
-        found = zip((each.to(self.device) for each in none), *self.validated, strict=True)
-        logits, targets = (ranks.gather_rows(torch.cat(each)).cpu() for each in found)
+        batches = zip((tensor.to(self.device) for tensor in none), *self.validated, strict=True)
+        logits, targets = (ranks.gather_rows(torch.cat(tensors)).cpu() for tensors in batches)
         networks = {"": logits.mean(1)} | {f"member_{number}_": each for number, each in enumerate(logits.unbind(1))}
-        for name, own in networks.items():
-            self.log(f"val_{name}map", average_precisions(own, targets).nanmean(), prog_bar=True, logger=False)
-        bce = torch.nn.functional.binary_cross_entropy_with_logits(networks[""], targets.float())
+        for name, scores in networks.items():
+            self.log(f"val_{name}map", average_precisions(scores, targets).nanmean(), prog_bar=True, logger=False)
+        bce = nn.functional.binary_cross_entropy_with_logits(networks[""], targets.float())
         self.log("val_bce", bce, logger=False)
 
     def _evaluate_batch(self, images: Tensor, index: Tensor) -> Tensor:
-        """Return logits of the images of ``index``; a compiled network is always shown a whole batch."""
-        shown, size = index, self.settings.data.evaluation_size
+        """Return logits of the images of ``index``; for a compiled network the last batch is padded."""
+        padded, size = index, self.settings.data.evaluation_size
         if self.settings.model.compile and len(index) < size:
-            shown = torch.cat([index, index[:1].expand(size - len(index))])
-        logits: Tensor = self._compiled_net(self.augment.center(images, shown))
+            padded = torch.cat([index, index[:1].expand(size - len(index))])
+        logits: Tensor = self._compiled_net(self.augment.center(images, padded))
         return logits[: len(index)].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the header with the weights, and the sums of an epoch that is not finished."""
+        """Add the header, and the sums of a partial epoch."""
         checkpoint["header"] = self.header.to_dict()
         if finished_epochs(checkpoint) == checkpoint["epoch"]:
             checkpoint["unfinished"] = self.sums.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sums of an epoch that was begun; the optimiser's settings are those of now, not the checkpoint's."""
+        """Read the sums of a partial epoch; replace the optimiser's hyperparameters by the current settings."""
         self._unfinished = checkpoint.get("unfinished")
-        checkpoint["lr_schedulers"] = []  # Lightning asks for some
-        for kept, fresh in zip(
-            checkpoint["optimizer_states"][0]["param_groups"], self.build_optimizer().param_groups, strict=True
-        ):
-            kept |= {key: value for key, value in fresh.items() if is_setting(key)}
+        checkpoint["lr_schedulers"] = []  # Lightning requires the key
+        groups = checkpoint["optimizer_states"][0]["param_groups"]
+        for group, current in zip(groups, self.build_optimizer().param_groups, strict=True):
+            group |= {key: value for key, value in current.items() if is_setting(key)}
 
 
 class _OnMixtures(nn.Module):
-    """A network as torch's ``update_bn`` calls it."""
+    """Adapts a network to torch's ``update_bn``."""
 
     def __init__(self, net: MixMo) -> None:
         super().__init__()

@@ -13,9 +13,9 @@ from mixmo.training.ranks import mean_over_ranks
 
 
 class EpochSums:
-    """Loss and each member's accuracy over the steps of an epoch, and how fast they were.
+    """Loss and members' accuracies summed over an epoch's steps, and their speed.
 
-    With ``multi_label`` accuracy is the share of labels that are right at 0.5.
+    With ``multi_label`` accuracy is the share of labels that are right at threshold 0.5.
 
     Example:
         >>> sums = EpochSums(num_members=2)
@@ -31,14 +31,14 @@ class EpochSums:
         self.sums, self.steps = torch.zeros(1 + num_members), 0
         self._timed, self._since = 0, 0.0
 
-    def begin(self, device: torch.device, kept: Mapping[str, Any] | None = None) -> None:
-        """Start an epoch, or continue one from the sums that :meth:`state` returned."""
-        sums = torch.zeros(len(self.sums)) if kept is None else torch.cat([kept["loss"][None], kept["accuracy"]])
-        self.sums, self.steps = sums.to(device), 0 if kept is None else kept["steps"]
+    def begin(self, device: torch.device, state: Mapping[str, Any] | None = None) -> None:
+        """Start an epoch, or continue one from its :meth:`state`."""
+        sums = torch.zeros(len(self.sums)) if state is None else torch.cat([state["loss"][None], state["accuracy"]])
+        self.sums, self.steps = sums.to(device), 0 if state is None else state["steps"]
         self._timed, self._since = 0, time.perf_counter()
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a step: loss, logits (B, M, K), and targets, of whose probabilities the largest counts."""
+        """Add a step: loss, logits (B, M, K) and targets, class numbers (B, M) or probabilities (B, M, K)."""
         if self.multi_label:
             accuracy = ((logits > 0) == (targets > 0.5)).float().mean((0, 2))
         else:
@@ -49,7 +49,7 @@ class EpochSums:
         self._timed += 1
 
     def report(self, batch_size: int) -> dict[str, Any]:
-        """Return the means over the epoch's steps so far, of all processes, and mixtures per second."""
+        """Return means over the epoch's steps so far and over all ranks, and mixtures per second."""
         loss, *accuracies = mean_over_ranks(self.sums) / self.steps
         name = "label_accuracy" if self.multi_label else "accuracy"
         members = {f"train_member_{member}_{name}": accuracy for member, accuracy in enumerate(accuracies)}
@@ -57,7 +57,7 @@ class EpochSums:
         return {"train_loss": loss} | members | {"images_per_second": speed}
 
     def state(self) -> dict[str, Any]:
-        """Return the sums, for a checkpoint within an epoch; from here on all processes continue from their mean."""
+        """Replace the sums by their mean over the ranks, and return them for a checkpoint within an epoch."""
         self.sums = mean_over_ranks(self.sums).clone()
-        kept = self.sums.cpu()
-        return {"loss": kept[0].clone(), "accuracy": kept[1:].clone(), "steps": self.steps}
+        sums = self.sums.cpu()
+        return {"loss": sums[0].clone(), "accuracy": sums[1:].clone(), "steps": self.steps}

@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: its callbacks and loggers, and clear errors."""
+"""Lightning's Trainer for a run, with its callbacks, loggers and error messages."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings
-from mixmo.data.workers import lost_worker
+from mixmo.data.messages import log_level
+from mixmo.data.workers import explain_lost_worker
 from mixmo.errors import InputError, reason
-from mixmo.launching import is_first, world
+from mixmo.launching import count_devices, is_first
 from mixmo.runs import RunFolder
 from mixmo.training import ranks
-from mixmo.training.checkpointing import Checkpoints, SealedIO
+from mixmo.training.checkpointing import Checkpoints, DigestCheckpointIO
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
 
-PASSED_ON = ("accelerator", "sync_batchnorm", "max_epochs", "limit_train_batches", "gradient_clip_val",
-             "deterministic")  # fmt: skip
-"""Settings of the section ``trainer`` that are keywords of Lightning's."""
-
-BETWEEN_LINES = 2.0
-"""Seconds from a line of the log to the next, or more; the last epoch always has one."""
+TRAINER_OPTIONS = ("accelerator", "sync_batchnorm", "max_epochs", "limit_train_batches", "gradient_clip_val",
+                   "deterministic")  # fmt: skip
+"""Settings of the section ``trainer`` passed to Lightning's Trainer."""
+LOG_INTERVAL = 2.0
+"""Least seconds between two lines of the log, apart from the last epoch's."""
 
 log = logging.getLogger("mixmo")
 
@@ -50,21 +50,21 @@ def train(
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
 ) -> None:
-    """Train, from a checkpoint if there is one; explain what only training shows, such as too small a memory."""
-    settings, own = training.settings, training.settings.trainer
-    shown = sys.stdout.isatty() or "ipykernel" in sys.modules  # in a notebook, too
-    bar = own.enable_progress_bar and shown and is_first()
-    kept = Checkpoints(run, own, validated=loaders.data.validation is not None)
+    """Run Lightning's Trainer; turn memory, worker and compile failures into InputErrors."""
+    settings, options = training.settings, training.settings.trainer
+    interactive = sys.stdout.isatty() or "ipykernel" in sys.modules  # a notebook
+    bar = options.enable_progress_bar and interactive and is_first()
+    checkpoints = Checkpoints(run, options, validated=loaders.data.validation is not None)
     trainer = L.Trainer(
-        **{key: getattr(own, key) for key in PASSED_ON},
+        **{key: getattr(options, key) for key in TRAINER_OPTIONS},
         **_devices(settings),
         enable_progress_bar=bar,
         plugins=[
-            SealedIO(),
-            build_precision(own.precision or "32-true", own.accelerator),
+            DigestCheckpointIO(),
+            build_precision(options.precision or "32-true", options.accelerator),
             *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
         ],
-        callbacks=[EpochLog(run), kept, *([ProgressBar(training)] if bar else []), *callbacks],
+        callbacks=[EpochLog(run), checkpoints, *([ProgressBar(training)] if bar else []), *callbacks],
         logger=loggers,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -80,59 +80,59 @@ def train(
 
 
 def build_precision(precision: str, accelerator: str) -> Precision:
-    """Return Lightning's plugin of a precision, also of float16 on a CPU, where its Trainer takes bfloat16 instead."""
+    """Return Lightning's precision plugin; on a CPU its Trainer would replace float16 by bfloat16."""
     if precision == "32-true":
         return Precision()
     return MixedPrecision(precision, training_device(accelerator).type)  # type: ignore[arg-type]
 
 
 def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
-    """Return what to do about a training error; nothing if it says so itself, or is a bug in mixmo."""
-    again = f"`mixmo fit {run.path}` resumes the run."
-    if lost := lost_worker(error):
-        return f"{lost} {again}"
+    """Return a message for an error whose cause is known, else an empty string."""
+    resume = f"`mixmo fit {run.path}` resumes the run."
+    if lost := explain_lost_worker(error):
+        return f"{lost} {resume}"
     if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
         parts = settings.trainer.accumulate
         return (
-            f"the memory is too small for a batch of {settings.data.batch_size} in {parts} part(s); compute the same "
-            f"batch in more parts by --trainer.accumulate {2 * parts}, or lower --data.batch_size."
+            f"out of memory with a batch of {settings.data.batch_size} in {parts} part(s); compute it in more parts "
+            f"with --trainer.accumulate {2 * parts}, or lower --data.batch_size."
         )
     if ranks.size() > 1 and re.search("closed by peer|reset by peer|gloo|NCCL", str(error)):
-        return f"another process of the run died or stopped with an error, as its own output says; {again}"
+        return f"another process of the run died or stopped with an error, as its own output says; {resume}"
     if settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return f"the network could not be compiled here: {reason(error)}; set --model.compile false."
     return ""
 
 
 def _devices(settings: Settings) -> dict[str, Any]:
-    """Return Lightning's options for devices."""
-    devices, nodes = world(settings.trainer.devices, settings.trainer.num_nodes)
+    """Return the Trainer's options for devices."""
+    devices, nodes = count_devices(settings.trainer.devices, settings.trainer.num_nodes)
     if devices * nodes == 1:
         return {"devices": 1}
-    # Batch norms' statistics are averaged where they are used: a network does not wait for them at each step.
-    frozen = bool(settings.optimizer.freeze_epochs)  # parameters that get no gradient for some steps
+    # Batch-norm statistics are averaged before validating and saving (`Training.sync_before_eval`), not at each step.
+    frozen = bool(settings.optimizer.freeze_epochs)  # some parameters get no gradient at first
     strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=frozen)
     return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
 
 
 def build_loggers(settings: Settings, run: RunFolder) -> list[Logger]:
-    """Return the Lightning loggers that run in addition to ``metrics.csv``."""
-    made: list[Logger] = []
+    """Return the Lightning loggers of ``settings.loggers``."""
+    loggers: list[Logger] = []
     try:
         for name in settings.loggers:
             if name == "tensorboard":
-                made.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+                loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
             elif name == "wandb":
-                made.append(WandbLogger(name=run.path.name, save_dir=run.path, project="mixmo"))
+                loggers.append(WandbLogger(name=run.path.name, save_dir=run.path, project="mixmo"))
             else:
-                made.append(MLFlowLogger("mixmo", run_name=run.path.name, tracking_uri=f"file:{run.path}/mlflow"))
+                loggers.append(MLFlowLogger("mixmo", run_name=run.path.name, tracking_uri=f"file:{run.path}/mlflow"))
     except ImportError as error:
         raise InputError(f"logger {name!r} is not installed; `pip install 'mixmo[{name}]'` installs it.") from error
-    return made
+    return loggers
 
 
 class EpochLog(Callback):
-    """Writes a row of ``metrics.csv`` for each epoch, passes it to the loggers and, not too often, logs a line."""
+    """After each epoch, adds a row to ``metrics.csv``, calls the loggers and logs a line, at most every two seconds."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -140,27 +140,27 @@ class EpochLog(Callback):
         self.logged = -math.inf
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the timer."""
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what was measured."""
-        measured = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        """Write the epoch's metrics."""
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = time.perf_counter() - self.started
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds} | measured
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds} | metrics
         if not trainer.is_global_zero:
             return
         self.run.append_metrics(row)
         for logger in trainer.loggers:
-            logger.log_metrics(measured, trainer.global_step)
+            logger.log_metrics(metrics, trainer.global_step)
         now = time.perf_counter()
-        if now - self.logged >= BETWEEN_LINES or row["epoch"] == trainer.max_epochs:
-            log.info("epoch %d/%s  %s", row["epoch"], trainer.max_epochs, summarise(measured))
+        if now - self.logged >= LOG_INTERVAL or row["epoch"] == trainer.max_epochs:
+            log.info("epoch %d/%s  %s", row["epoch"], trainer.max_epochs, summarise(metrics))
             self.logged = now
 
 
-def summarise(measured: dict[str, float]) -> str:
-    """Return an epoch's metrics in one line; training accuracy is that of each member on its part of the mixtures.
+def summarise(metrics: dict[str, float]) -> str:
+    """Format an epoch's metrics as one line; training accuracies are those of the members on mixtures.
 
     Example:
         >>> members = {f"{split}_member_{i}_accuracy": 0.5 for split in ("train", "val") for i in range(2)}
@@ -169,20 +169,19 @@ def summarise(measured: dict[str, float]) -> str:
     """
 
     def members(split: str) -> list[str]:
-        found = [value for key, value in measured.items() if key.startswith(f"{split}_member_")]
-        return [f"{100 * value:.1f}" for value in found]
+        return [f"{100 * value:.1f}" for key, value in metrics.items() if key.startswith(f"{split}_member_")]
 
-    parts = [f"loss {measured['train_loss']:.4g}"]
+    parts = [f"loss {metrics['train_loss']:.4g}"]
     if trained := members("train"):
         parts.append(f"training accuracy {', '.join(trained)} %")
-    for key in {"val_accuracy", "val_map"} & measured.keys():
-        own = f" (members {', '.join(found)})" if len(found := members("val")) > 1 else ""
-        parts.append(f"validation {'mAP ' if key == 'val_map' else ''}{100 * measured[key]:.1f} %{own}")
-    return "  ".join([*parts, f"{measured['images_per_second']:.0f} images/s"])
+    for key in {"val_accuracy", "val_map"} & metrics.keys():
+        each = f" (members {', '.join(scores)})" if len(scores := members("val")) > 1 else ""
+        parts.append(f"validation {'mAP ' if key == 'val_map' else ''}{100 * metrics[key]:.1f} %{each}")
+    return "  ".join([*parts, f"{metrics['images_per_second']:.0f} images/s"])
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, which reads the metrics only when they are new: each read waits for the device."""
+    """Lightning's progress bar, which reads metrics only when they are new: reading waits for the device."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
@@ -190,33 +189,29 @@ class ProgressBar(RichProgressBar):
         self._shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return the metrics behind the bar."""
+        """Return the metrics to show."""
         if self._training.reports != self._reports or not trainer.training:
             self._reports, self._shown = self._training.reports, super().get_metrics(trainer, pl_module)
         return self._shown
 
 
-QUIET = (
+IGNORED_WARNINGS = (
     "does not have many workers", "number of training batches .* is smaller than the logging interval", "litlogger",
     "no `val_dataloader`", "LeafSpec", "dataloader is not resumable", "broadcast_buffers", "sync_dist",
     "across ranks is zero", "find_unused_parameters",
 )  # fmt: skip
-"""Lightning's advice that does not apply: batches come from the device or from workers already chosen."""
+"""Lightning's warnings that do not apply here."""
 
 
 @contextmanager
 def silence_lightning() -> Iterator[None]:
-    """Train without Lightning's usual messages, and leave the process as it was."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels, deterministic = [each.level for each in loggers], torch.are_deterministic_algorithms_enabled()
-    for each in loggers:
-        each.setLevel(logging.WARNING)
+    """Suppress Lightning's messages within the block; restore random generators, warning filters and log levels."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    levels = log_level(logging.WARNING, "lightning.pytorch", "lightning.fabric")
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            for message in QUIET:
+        with levels, torch.random.fork_rng(), warnings.catch_warnings():
+            for message in IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
         torch.use_deterministic_algorithms(deterministic)

@@ -1,7 +1,7 @@
-"""Masks and objectives of a user's own: imported by path where the user allows it, and tried before training.
+"""Import a user's masks and objectives, if allowed, and try them before training.
 
-Importing a module runs it. So a name such as ``mypackage.masks:stripes`` is followed only where ``allow_imports`` lists
-the module, in a recipe that the user runs or on the command line; what a run's folder says never counts as permission.
+Importing a module runs it. A name such as ``mypackage.masks:stripes`` is imported only if ``allow_imports`` lists the
+module, in the user's recipe or on the command line; a run's folder cannot give this permission.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mixmo.masks import FeatureShape, MaskFunction
 from mixmo.mixing import Kind
 
 PUBLISHED = "mixed_cross_entropy"
-"""The name of the paper's loss in recipes."""
+"""Name of the paper's loss in recipes."""
 
 
 def resolve(name: str, allowed: Sequence[str]) -> Any:
-    """Return the function that ``package.module:function`` names, if ``allowed`` lists the module by its full name.
+    """Import the function ``package.module:function`` if ``allowed`` lists the full name of the module.
 
-    A package allows none of its modules, and a module that is not allowed is not imported.
+    Listing a package does not allow its modules. Other modules are not imported.
 
     Example:
         >>> resolve("math:hypot", ["math"])(3, 4)
@@ -36,36 +36,36 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
     """
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise InputError(f"{name!r} is not an import path; it has the form package.module:function.")
+        raise InputError(f"{name!r} is not an import path of the form package.module:function.")
     if module not in allowed:
         raise InputError(
             f"{name!r} needs code of the module {module}, which is not allowed; if you trust it, allow it with "
             f"--allow_imports '[{module}]'."
         )
     try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:  # a user's module: show what it raises
+        function = getattr(import_module(module), attribute)
+    except Exception as error:  # a user's module may raise anything
         raise InputError(f"{name!r} cannot be imported: {reason(error)}.") from error
-    if not callable(found):
-        raise InputError(f"{name!r} is {type(found).__name__}; it is a function.")
-    return found
+    if not callable(function):
+        raise InputError(f"{name!r} is {type(function).__name__}, not a function.")
+    return function
 
 
 def find_masks(
     kinds: Mapping[Kind, float], allowed: Sequence[str], members: int, shape: FeatureShape
 ) -> dict[Kind, float]:
-    """Return kinds of masks with their probabilities; those named by import path as functions, each tried."""
-    found = dict[Kind, float]()
+    """Return the probabilities of mask kinds, with import paths resolved to functions, which are tried."""
+    resolved = dict[Kind, float]()
     for kind, probability in kinds.items():
         if isinstance(kind, str) and ":" in kind:
             name, kind = kind, resolve(kind, allowed)
             _try_masks(name, kind, members, shape)
-        found[kind] = probability
-    return found
+        resolved[kind] = probability
+    return resolved
 
 
 def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureShape) -> None:
-    """Refuse a mask's function that fails for four samples, or whose masks are not as ``mixmo.masks`` describes them.
+    """Raise if a mask function fails for four samples, or its masks break the conventions of ``mixmo.masks``.
 
     Example:
         >>> _try_masks("half", lambda ratios, shape, *_: torch.full((4, 2, 1, *shape[1:]), 0.4), 2, (8, 4, 4))
@@ -76,14 +76,14 @@ def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureSh
     roles = torch.arange(members).expand(4, members)
     try:
         masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
-    except Exception as error:  # a user's function: show what it raises
+    except Exception as error:  # a user's function may raise anything
         raise InputError(f"mask kind {name!r} fails on maps of {shape}: {reason(error)}.") from error
     sizes = [(4, members, channels, *shape[1:]) for channels in (1, shape[0])]
     if not isinstance(masks, Tensor) or tuple(masks.shape) not in sizes:
         returned = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"mask kind {name!r} returns {returned}; masks have the shape {sizes[0]} or {sizes[1]}.")
+        raise InputError(f"mask kind {name!r} returns {returned}, not masks of shape {sizes[0]} or {sizes[1]}.")
     if not masks.is_floating_point() or not bool(((masks >= 0) & (masks <= 1)).all()):
-        raise InputError(f"mask kind {name!r} returns values outside [0, 1], or no floating-point numbers.")
+        raise InputError(f"mask kind {name!r} returns values outside [0, 1], or not floating-point.")
     total = masks.sum(1)
     worst = total.flatten()[(total - 1).abs().argmax()].item()
     if abs(worst - 1) > 1e-4:
@@ -91,22 +91,22 @@ def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureSh
 
 
 def find_objective(name: str, allowed: Sequence[str], members: int, classes: int, soft: bool) -> Objective | None:
-    """Return an objective of a user's own by its import path, tried on two mixtures; ``None`` for the paper's.
+    """Import a user's objective and try it on two mixtures; return ``None`` for the paper's.
 
-    Targets are ``soft``, (B, M, K), with mixing in pixels or several labels, else class numbers (B, M).
+    Targets are probabilities (B, M, K) if ``soft`` (pixel mixing or several labels), else class numbers (B, M).
     """
     if ":" not in name:
         one_of(name, (PUBLISHED,), "objective")
         return None
-    own: Objective = resolve(name, allowed)
+    objective: Objective = resolve(name, allowed)
     size = (2, members)
     targets = torch.full((*size, classes), 1 / classes) if soft else torch.zeros(size, dtype=torch.int64)
     images, masks = torch.zeros(*size, 3, 8, 8), torch.full((*size, 1, 8, 8), 1 / members)
     logits = torch.zeros(*size, classes, requires_grad=True)
     try:
-        loss = own(logits, MixedBatch(images, masks, targets, torch.ones(size), torch.ones(2) > 1))
-    except Exception as error:  # a user's function: show what it raises
+        loss = objective(logits, MixedBatch(images, masks, targets, torch.ones(size), torch.ones(2) > 1))
+    except Exception as error:  # a user's function may raise anything
         raise InputError(f"objective {name!r} fails on a batch of two mixtures: {reason(error)}.") from error
     if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
         raise InputError(f"objective {name!r} does not return a scalar tensor that has a gradient.")
-    return own
+    return objective

@@ -1,4 +1,4 @@
-"""Shipped recipes: a few bases, and the lines in which each recipe differs."""
+"""Recipes: those shipped, files, and how they extend each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixmo.files import read_yaml
 
 Recipe = dict[str, Any]
 NOTES = ("published", "source")
-"""Keys of a catalogue entry that describe it; they are not settings."""
+"""Keys of a catalogue entry that are not settings."""
 GROUPS = {
     "quickstart": "Start here, a minute on a CPU: 20 digits of each class",
     "digits-": "Half a minute on a CPU, all digits",
@@ -26,11 +26,11 @@ GROUPS = {
     "cifar10-wrn": "CIFAR-10, as published",
     "tiny-": "Tiny-ImageNet, as published",
 }
-"""The purpose of recipes with the same beginning of their names, in the order of the list."""
+"""Titles of groups of recipes by the prefix of their names, in the order they are listed."""
 SWEEP = "sweep"
-"""The section of a file that says what to vary (:mod:`mixmo.sweeps`); the rest of it is a recipe."""
+"""The section of a sweep's file (:mod:`mixmo.sweeps`) that is not part of its recipe."""
 PERMISSIONS = ("allow_imports", "data.download", "model.download")
-"""Settings that allow code to run or downloads: they count in a user's recipe and on the command line only."""
+"""Settings that allow imports or downloads; only a user's recipe and the command line can set them."""
 
 
 @cache
@@ -47,8 +47,8 @@ def catalogue() -> dict[str, Recipe]:
     }
 
 
-def in_groups() -> dict[str, dict[str, Recipe]]:
-    """Return the catalogue in groups, each by what it is for."""
+def group_recipes() -> dict[str, dict[str, Recipe]]:
+    """Return the catalogue in groups by title."""
     recipes = catalogue()
     return {
         title: {name: recipe for name, recipe in recipes.items() if name.startswith(prefix)}
@@ -57,23 +57,23 @@ def in_groups() -> dict[str, dict[str, Recipe]]:
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
-    """Return the settings of a shipped recipe or a YAML file, with everything it extends filled in.
+    """Return the settings of a shipped recipe or a YAML file, with everything that it extends.
 
-    A file may start from shipped recipes or bases: ``extends: [cifar100-wrn28x10-cut]``. Imports that a run's
-    configuration lists are left out: allowing them is for the command line.
+    A file can extend shipped recipes or bases: ``extends: [cifar100-wrn28x10-cut]``. Permissions in a run's
+    ``config.yaml`` are dropped.
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         content = read_yaml(path, "recipe file")
         if SWEEP in content:
-            raise InputError(f"{path} is a sweep, of many runs: `mixmo sweep {path}` trains them.")
+            raise InputError(f"{path} is a sweep; train it with `mixmo sweep {path}`.")
         return resolve(without_permission(content) if _is_configuration(path) else content, str(path))
     one_of(str(recipe), _read_shipped("catalogue.yaml"), "recipe")
     return resolve(_read_shipped("catalogue.yaml")[str(recipe)], "catalogue.yaml")
 
 
 def without_permission(configuration: Mapping[str, Any], section: str = "") -> Recipe:
-    """Return a run's configuration without imports and downloads that it allows: another user may have trained it.
+    """Drop permissions to import and download from a run's configuration, which another user may have written.
 
     Example:
         >>> without_permission({"seed": 1, "allow_imports": ["mypackage.masks"], "data": {"download": True}})
@@ -87,13 +87,13 @@ def without_permission(configuration: Mapping[str, Any], section: str = "") -> R
 
 
 def _is_configuration(file: Path) -> bool:
-    """Return whether a YAML file is a run's configuration, by its name or the files next to it."""
+    """Return whether a YAML file is a run's configuration, judging by its name and neighbours."""
     in_run = any((file.resolve().parent / name).exists() for name in ("environment.json", "checkpoints"))
     return file.name.lower() in ("config.yaml", "config.yml") or in_run
 
 
 def resolve(content: Recipe, where: str) -> Recipe:
-    """Return settings on top of everything they extend (``extends``: a name or a list of names), in order.
+    """Merge settings onto everything that they extend, in order (``extends``: a name or a list of names).
 
     Example:
         >>> resolve({"extends": "digits-cut", "seed": 3}, "here")["data"]["name"]
@@ -103,9 +103,9 @@ def resolve(content: Recipe, where: str) -> Recipe:
     resolved: Recipe = {}
     for name in _parents(content):
         if not isinstance(name, str):
-            raise InputError(f"extends in {where} holds {name!r}; it names recipes or bases.")
+            raise InputError(f"extends in {where} has {name!r}; it must name recipes or bases.")
         if name.endswith((".yaml", ".yml")):
-            raise InputError(f"extends in {where} holds the file {name}; it names recipes or bases: copy its lines.")
+            raise InputError(f"extends in {where} has the file {name}, but must name recipes or bases; copy its lines.")
         one_of(name, known, f"base in {where}")
         resolved = merge(resolved, resolve(known[name], where))
     return merge(resolved, {key: value for key, value in content.items() if key not in ("extends", *NOTES)})
@@ -117,17 +117,17 @@ def _parents(content: Recipe) -> list[Any]:
 
 
 def combine_bases(parts: Sequence[Recipe], where: str) -> Recipe:
-    """Return what several parts of a recipe set: all that they extend first, then their own settings, the last on top.
+    """Merge parts of a recipe: everything that any of them extends first, then their settings in order.
 
     Example:
         >>> combine_bases([{"seed": 1, "extends": "digits-cut"}, {"seed": 2}], "here")["seed"]
         2
     """
-    extends, own = list[Any](), Recipe()
+    extends, settings = list[Any](), Recipe()
     for part in parts:
         extends += _parents(part)
-        own = merge(own, {key: value for key, value in part.items() if key != "extends"})
-    return resolve({"extends": extends, **own}, where)
+        settings = merge(settings, {key: value for key, value in part.items() if key != "extends"})
+    return resolve({"extends": extends, **settings}, where)
 
 
 def merge(below: Recipe, above: Recipe) -> Recipe:
@@ -145,7 +145,7 @@ def merge(below: Recipe, above: Recipe) -> Recipe:
 
 
 def method_name(settings: Mapping[str, Any]) -> str:
-    """Return the usual name of the method that a recipe or a run's configuration, complete or not, trains.
+    """Return the name of the method that (possibly incomplete) settings train.
 
     Example:
         >>> method_name(load_recipe("cifar10-wrn28x10-linear-cutmix"))
@@ -155,7 +155,7 @@ def method_name(settings: Mapping[str, Any]) -> str:
     """
     kind = settings.get("mixer", {}).get("kind", "cut")
     pixels = settings.get("pixels", {}).get("kind", "none")
-    kinds = "/".join(f"{each[:1].upper()}{each[1:]}" for each in ([kind] if isinstance(kind, str) else kind))
-    several = "MIMO" if kind == "mimo" else f"{kinds}-MixMo"
-    method = "single network" if settings.get("model", {}).get("num_members", 2) == 1 else several
+    kinds = "/".join(f"{name[:1].upper()}{name[1:]}" for name in ([kind] if isinstance(kind, str) else kind))
+    ensemble = "MIMO" if kind == "mimo" else f"{kinds}-MixMo"
+    method = "single network" if settings.get("model", {}).get("num_members", 2) == 1 else ensemble
     return method if pixels == "none" else f"{method} + {'CutMix' if pixels == 'cutmix' else pixels}"
