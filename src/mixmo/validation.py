@@ -221,18 +221,18 @@ def describe_errors(error: ValidationError, settings: type, section: str = "") -
         name = prefix + location
         if errors[0]["type"] == "unexpected_keyword_argument":
             messages.append(explain_unknown(name, [prefix + key for key in known], "setting", "`mixmo fit --help`"))
-        elif not any(other.startswith(f"{location}[") for other in by_location):
+        elif not any(other.startswith((f"{location}[", f"{location}.")) for other in by_location):
             messages.append(_message(name, errors))
     return messages
 
 
 def _format_location(location: Sequence[int | str], known: Collection[str]) -> str:
     """Format pydantic's location of a value, without the names of a union's types."""
-    text = ""
-    for part in location:
+    text, settings = "", tuple(f"{name}{end}" for name in known for end in ".[")
+    for before, part in zip(("", *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif text.partition("[")[0] not in known:
+        elif str(before).startswith("dict[") or not f"{text}.".startswith(settings):  # a key, or a setting's name
             text += f".{part}" if text else part
     return text
 

@@ -1,5 +1,7 @@
 """Imbalanced classes: loss weights, the balanced sampler, and messages."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,7 @@ def test_numbers_average_one_over_the_images_that_are_shown(weights):
         ({"bat": 1, "cat": 2, "dogs": 3}, "unknown class in objective.class_weights 'dogs'; did you mean 'dog'"),
         ({"bat": 1}, "objective.class_weights has no weight for cat, dog"),
         ({"bat": 1, "cat": 0, "dog": 1}, "objective.class_weights.cat is 0.0; it must be greater than 0"),
+        ({"bat": 1, "cat": math.nan, "dog": 1}, r"objective.class_weights.cat is nan; it must be a finite number"),
         ([1, -1, 1], r"objective.class_weights\[1\] is -1; it must be greater than 0"),
         ("balancd", "unknown objective.class_weights 'balancd'; did you mean 'balanced'"),
     ],
