@@ -73,7 +73,7 @@ def test_a_programs_own_data_and_module_are_compared(own, tmp_path):
         "comparison.html", "comparison.csv", "comparison.md",
     }  # fmt: skip
     with pytest.raises(MissingError, match=r"mixmo.Run\(…\).test"):
-        mixmo.compare(mixmo.Run(named.path))
+        mixmo.compare(mixmo.Run(named.path), refresh=True)
 
 
 def test_it_is_what_the_command_writes(trained, tmp_path, capsys):
