@@ -91,10 +91,17 @@ def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[
 def _warn_of_few_levels(
     values: np.ndarray, levels: np.ndarray, cause: str, advice: str, name: Callable[[], str]
 ) -> None:
-    count = np.count_nonzero(np.bincount(levels.ravel()))
-    if count < FEW_LEVELS and count < len(np.unique(values)):
+    count = _count_distinct(levels)
+    if count < FEW_LEVELS and count < _count_distinct(values):
         warn_once(
             f"{name()} has values from {values.min()} to {values.max()}, of which {cause} {count} of 256 grey levels; "
             f"{advice} the range of all images' values.",
             about="levels",
         )
+
+
+def _count_distinct(values: np.ndarray) -> int:
+    """Return the number of different values; of bytes and 16 bits without sorting, since every image is counted."""
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return int(np.count_nonzero(np.bincount(values.ravel())))
+    return len(np.unique(values))

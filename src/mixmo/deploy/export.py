@@ -23,7 +23,7 @@ from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, 
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
 from mixmo.errors import InputError, import_extra, one_of, reason, refuse_labels
-from mixmo.evaluation.calibration import ClassCalibration, Weights
+from mixmo.evaluation.calibration import ClassCalibration, Weights, check_weights
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_output_path, make_folder
 from mixmo.fusing import ProbabilityAverage, fuse
@@ -171,8 +171,7 @@ def export(
         raise InputError("several runs are exported as one .onnx file; name it with --out.")
     out = Path(out or runs[0].path / FORMATS[format])
     _check_destination(out, format, overwrite)
-    if len(runs) == 1 and weights != "equal":
-        raise InputError(f"--weights {weights} is for ensembles of several runs; {runs[0].path} is one.")
+    check_weights(weights, [each.path for each in runs], "--weights")
     several = len(runs) > 1
     spec, scales = _describe_ensemble(runs, weights, options) if several else (describe_run(runs[0]), [1.0])
     if format != "onnx" and spec.backbone.startswith(MODULE):

@@ -22,7 +22,7 @@ from mixmo.deploy.models import Model, find_calibration, input_format, open_mode
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError, one_of, refuse_labels
 from mixmo.escaping import printable
-from mixmo.evaluation.calibration import ClassCalibration, LabelCalibration, Weights
+from mixmo.evaluation.calibration import ClassCalibration, LabelCalibration, Weights, check_weights
 from mixmo.evaluation.inference import TrainedRun, check_views
 from mixmo.metrics.conformal import SETS, Sets
 from mixmo.metrics.temperature import weight_members
@@ -109,8 +109,7 @@ class Predictor:
         names = [each.path if isinstance(each, TrainedRun) else each for each in networks]
         if not names or len({Path(path).resolve() for path in names}) < len(names):
             raise InputError(f"{models!r} names no network, or one twice; an ensemble needs different networks.")
-        if len(names) == 1 and weights != "equal":
-            raise InputError(f"weights {weights} is for ensembles; {printable(str(names[0]))} is one network.")
+        check_weights(weights, names)
         self.models: list[Model] = [
             open_run(each, precision)
             if isinstance(each, TrainedRun)
@@ -232,7 +231,7 @@ class Predictor:
         logits = [model.logits(pixels, self.tta) for model, pixels in zip(self.models, inputs, strict=True)]
         weights = None if self.calibration is None else self.calibration.weights
         features = self.models[0].features(inputs[0], self.tta) if self.features else None
-        return weight_members(logits, weights or [1.0] * len(logits)), features
+        return weight_members(logits, weights), features
 
 
 def _list_networks(models: Network | Sequence[Network]) -> list[Network]:

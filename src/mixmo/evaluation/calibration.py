@@ -21,6 +21,7 @@ from mixmo.data.datasets import DOWNLOAD
 from mixmo.data.messages import list_some
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
+from mixmo.escaping import printable
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict
 from mixmo.metrics.chunks import mean_logits
@@ -40,6 +41,13 @@ FEW_IMAGES = 10
 
 COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
 """Values saved for each validation image."""
+
+
+def check_weights(weights: Weights, networks: Sequence[object], option: str = "weights") -> None:
+    """Refuse weights of a single network."""
+    if len(networks) == 1 and weights != "equal":
+        name = printable(str(networks[0]))
+        raise InputError(f"{option} {weights} is for ensembles of several networks; {name} is one: leave it out.")
 
 
 @dataclass(frozen=True)

@@ -205,5 +205,5 @@ def join_predictions(parts: Sequence[Predictions], names: Sequence[str], weights
             raise InputError(
                 f"{names[0]} and {name} cannot be ensembled: they were tested on different images or classes."
             )
-    logits = weight_members([part.logits for part in parts], weights or [1.0] * len(parts))
+    logits = weight_members([part.logits for part in parts], weights)
     return replace(first, logits=logits, epochs=max(part.epochs for part in parts))

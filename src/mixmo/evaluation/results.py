@@ -17,6 +17,7 @@ from mixmo.evaluation.calibration import (
     LabelCalibration,
     Weights,
     calibrate,
+    check_weights,
     pool_calibration,
 )
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
@@ -140,10 +141,7 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         TrainedRun(run, options.checkpoint, options.download) if isinstance(run, RunFolder) else run for run in runs
     ]
     names = [str(run.path) for run in opened]
-    if len(opened) == 1 and options.weights != "equal":
-        raise InputError(
-            f"weights {options.weights} is for ensembles of several runs; {names[0]} is one: leave it out."
-        )
+    check_weights(options.weights, names)
     for run, name in zip(opened, names, strict=True):
         run.warn_of_changes()
         if run.header.multi_label:

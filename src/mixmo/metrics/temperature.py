@@ -110,8 +110,8 @@ def fit_weights(logits: Tensor, targets: Tensor) -> Tensor:
     return (weights / weights.mean()).float()
 
 
-def weight_members(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the logits (N, M, K) of all networks' members, each network's multiplied by its weight.
+def weight_members(logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """Return the logits (N, M, K) of all networks' members, each network's multiplied by its weight, 1 by default.
 
     Members of networks with weight 0 are left out, so that they do not count as votes or as uncertainty; the others'
     logits are scaled so that the average over the members is the same.
@@ -121,6 +121,7 @@ def weight_members(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor
         >>> weight_members([one, other], [1.5, 0.0]).mean(1).unique(), weight_members([one, other], [1.5, 0.0]).shape
         (tensor([1.]), torch.Size([3, 2, 4]))
     """
+    weights = weights or [1.0] * len(logits)
     used = [(weight, part) for weight, part in zip(weights, logits, strict=True) if weight]
     share = sum(part.shape[1] for _, part in used) / sum(part.shape[1] for part in logits)
     return torch.cat([weight * share * part for weight, part in used], 1)
