@@ -1,13 +1,13 @@
 """Make tables and plots of a study's rows: means over seeds, and paired differences with 95 % intervals.
 
     python benchmarks/study_tables.py rows/digits-tuned.csv rows/digits-tuned.methods.csv --against single
-    python benchmarks/study_tables.py rows/*-tuned.csv --picture differences.png --method Cut-MixMo --against single
+    python benchmarks/study_tables.py rows/*-tuned.csv --picture differences.png --methods Cut-MixMo MIMO
     python benchmarks/study_tables.py --update README.md docs/when-it-pays.md
 
 ``--update`` rewrites the tables below lines such as ``<!-- study digits-tuned.csv | 20 images, 320 passes | single
 -->`` from the rows in ``benchmarks/results``. Instead of ``study``, ``brief`` shows only a few columns, ``short`` also
-omits the differences, ``chosen`` shows the chosen settings, and ``diagnosis`` (with a method in place of the task) how
-well members fit.
+omits the differences, ``overview`` has all datasets side by side, ``chosen`` shows the chosen settings, and
+``diagnosis`` (with a method in place of the task) how well members fit.
 
 Two methods are paired seed by seed: they had the same training images. The interval of a mean difference is Student's,
 with n - 1 degrees of freedom over n seeds, so that it covers other draws of training images and weights.
@@ -57,6 +57,8 @@ COMPARED = ("accuracy", "nll")
 """Metrics compared with other methods."""
 COMPARED_TUNED = (*COMPARED, "nll_two_fold")
 """The same for tuned methods, whose settings were chosen by scaled NLL."""
+OVERVIEW = ("accuracy", "nll_two_fold")
+TITLES = {"fashion_mnist": "Fashion-MNIST", "cifar10-50": "CIFAR-10"}
 CHOSEN = {"base_lr": "learning rate", "weight_decay": "weight decay", "input_repetition": "rho", "trials": "trials"}
 Latencies = dict[str, dict[str, dict[str, float]]]
 """The tables that ``latency.py`` saves: one of all methods for each batch size."""
@@ -176,6 +178,33 @@ def short_table(rows: Rows, task: str) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def overview_table(rows: Rows, task: str, other: str, latencies: Latencies | None) -> str:
+    """Return the Markdown table of a task on all datasets: means of :data:`OVERVIEW`, a row for each method.
+
+    A mean is bold if significantly better than that of the ``other`` method, and in italics if worse. Latencies, of the
+    first dataset, are relative to ``single``.
+    """
+    rows = [row for row in rows if row["task"] == task]
+    datasets = dict.fromkeys(row["dataset"] for row in rows)
+    header = ["", *(f"latency, {batch}" for batch in latencies or ())]
+    header += [f"{TITLES.get(dataset, dataset)}, {SHOWN[metric][0]}" for dataset in datasets for metric in OVERVIEW]
+    lines = [header, ["---"] * len(header)]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [f"{timed[method]['ratio']:.1f}×" if method in timed else "" for timed in (latencies or {}).values()]
+        for dataset in datasets:
+            here = [row for row in rows if row["dataset"] == dataset]
+            own = [row for row in here if row["method"] == method]
+            for metric in OVERVIEW if own else ():
+                text = number(statistics.fmean(float(row[metric]) for row in own), *SHOWN[metric][1:])
+                found = None if method == other else difference(here, task, method, other, metric)
+                if found and found.sure:
+                    text = f"**{text}**" if (found.mean > 0) == (metric == "accuracy") else f"*{text}*"
+                cells.append(text)
+            cells += [] if own else [""] * len(OVERVIEW)
+        lines.append([method, *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def chosen_table(rows: Rows, task: str) -> str:
     """Return the Markdown table of each method's chosen settings, and of its precision if these differ."""
     methods = {row["method"]: row for row in rows if row["task"] == task}
@@ -217,7 +246,9 @@ def diagnosis_table(rows: Rows, method: str, other: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-MARK = re.compile(r"(<!-- (study|brief|short|chosen|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)")
+MARK = re.compile(
+    r"(<!-- (study|brief|short|overview|chosen|diagnosis) (.+?) \| (.+?) \| (.+?) -->\n\n)((?:\|.*\n)*\n?)"
+)
 """A table in a page: files of rows, the task or the method it is of, the methods to compare with; ``; `` divides."""
 
 
@@ -237,8 +268,10 @@ def renewed(text: str) -> str:
             return f"{mark}{chosen_table(rows, of)}\n\n"
         if kind == "short":
             return f"{mark}{short_table(rows, of)}\n\n"
+        latencies = latencies_of(RESULTS / files.split("; ")[0]) if kind in ("study", "overview") else None
+        if kind == "overview":
+            return f"{mark}{overview_table(rows, of, against, latencies)}\n\n"
         if kind in ("study", "brief"):
-            latencies = latencies_of(RESULTS / files.split("; ")[0]) if kind == "study" else None
             return f"{mark}{table(rows, of, against.split('; '), latencies, kind == 'brief')}\n\n"
         named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]  # files may share names of tasks
         return f"{mark}{diagnosis_table(named, of, against)}\n\n"
@@ -249,25 +282,25 @@ def renewed(text: str) -> str:
 PICTURED = {"accuracy": 100, "nll_two_fold": 1}
 
 
-def draw_intervals(rows: Rows, method: str, against: Sequence[str]) -> Figure:
-    """Plot a method's differences to others in top-1 and scaled NLL on each task, with intervals.
+def draw_intervals(rows: Rows, methods: Sequence[str], other: str) -> Figure:
+    """Plot differences of methods to another in top-1 and scaled NLL on each task, with intervals.
 
-    Markers are filled if the interval excludes zero; to the right the method is better.
+    Markers are filled if the interval excludes zero; to the right a method is better.
 
     Args:
         rows: Rows of one file or several; dataset and task together identify a task.
-        method: The method.
-        against: The methods to compare with; those that a task lacks are left out.
+        methods: The methods; those that a task lacks are left out.
+        other: The method to compare with.
     """
-    named = [row | {"task": f"{row['dataset']}, {row['task']}"} for row in rows]
-    lines: list[tuple[str, str]] = []  # a task's heading names no other method
+    named = [row | {"task": f"{TITLES.get(row['dataset'], row['dataset'])}, {row['task']}"} for row in rows]
+    lines: list[tuple[str, str]] = []  # a task's heading names no method
     for task in dict.fromkeys(row["task"] for row in named):
-        lines += [(task, ""), *((task, other) for other in against if difference(named, task, method, other, "nll"))]
-    figure = Figure(figsize=(9, 1.1 + 0.3 * len(lines)))
+        lines += [(task, ""), *((task, method) for method in methods if difference(named, task, method, other, "nll"))]
+    figure = Figure(figsize=(9, 1.1 + 0.27 * len(lines)))
     axes = figure.subplots(1, len(PICTURED), sharey=True)
     for axis, (metric, factor) in zip(axes, PICTURED.items(), strict=True):
         sign = factor if metric == "accuracy" else -factor
-        for place, (task, other) in enumerate(lines):
+        for place, (task, method) in enumerate(lines):
             if (found := difference(named, task, method, other, metric)) is None:
                 continue
             color, face = ("#2b6cb0", None) if found.sure else ("#888888", "white")
@@ -275,11 +308,11 @@ def draw_intervals(rows: Rows, method: str, against: Sequence[str]) -> Figure:
             axis.errorbar(sign * found.mean, place, xerr=half, fmt="o", color=color, mfc=face or color, capsize=3)
         axis.axvline(0, color="#888888", linewidth=0.8)
         axis.set_xlabel({"accuracy": "points of top-1 gained", "nll_two_fold": "scaled NLL saved"}[metric])
-    axes[0].set_yticks(range(len(lines)), [f"against {other}" if other else task for task, other in lines], fontsize=9)
-    for label, (_, other) in zip(axes[0].get_yticklabels(), lines, strict=True):
-        label.set_fontweight("normal" if other else "bold")
+    axes[0].set_yticks(range(len(lines)), [method or task for task, method in lines], fontsize=9)
+    for label, (_, method) in zip(axes[0].get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if method else "bold")
     axes[0].set_ylim(len(lines) - 0.5, -0.5)
-    figure.suptitle(f"{method}: differences with 95 % intervals, paired by seed", fontsize=10)
+    figure.suptitle(f"Differences to {other}, with 95 % intervals, paired by seed", fontsize=10)
     figure.tight_layout()
     return figure
 
@@ -288,8 +321,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, nargs="*", help="CSV files of study.py and methods.py")
     parser.add_argument("--against", nargs="*", default=["single"], metavar="METHOD")
-    parser.add_argument("--method", default="Cut-MixMo", help="whose differences a picture shows")
     parser.add_argument("--picture", type=Path, help="draw differences into this file in place of printing tables")
+    parser.add_argument("--methods", nargs="*", default=["Cut-MixMo"], help="whose differences the picture shows")
     parser.add_argument("--update", nargs="*", type=Path, metavar="PAGE", help="renew the tables of these pages")
     given = parser.parse_args()
     for page in given.update or ():
@@ -298,7 +331,7 @@ def main() -> None:
         return
     rows = read_all(given.rows)
     if given.picture:
-        draw_intervals(rows, given.method, given.against).savefig(given.picture, dpi=130)
+        draw_intervals(rows, given.methods, given.against[0]).savefig(given.picture, dpi=130)
         return
     for task in dict.fromkeys(row["task"] for row in rows):
         print(f"{task}\n\n{table(rows, task, given.against, latencies_of(given.rows[0]))}\n")

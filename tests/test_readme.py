@@ -190,7 +190,7 @@ def test_tables_of_studies_are_those_of_their_rows(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     tables = importlib.import_module("study_tables")
     assert tables.renewed(text) == text
-    assert len(tables.MARK.findall(text)) == len(re.findall("<!-- (study|brief|short|chosen|diagnosis)", text))
+    assert len(tables.MARK.findall(text)) == len(re.findall("<!-- (study|brief|short|overview|chosen|diagnosis)", text))
 
 
 def test_there_are_tables_of_studies():

@@ -301,9 +301,14 @@ def test_tables_and_pictures_of_kept_rows(tmp_path):
         assert all(study_tables.table(rows, task, ["single"]).count("\n") >= 2 for task in tasks)
     rows = study.read_rows(ROOT / "benchmarks" / "results" / "digits-tuned.csv")
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        study_tables.draw_intervals(rows, "Cut-MixMo", ["single", "absent"]).savefig(tmp_path / "differences.svg")
+        study_tables.draw_intervals(rows, ["Cut-MixMo", "absent"], "single").savefig(tmp_path / "differences.svg")
     picture = (tmp_path / "differences.svg").read_text()
-    assert "digits, 20 images, 320 passes" in picture and "against single" in picture and "absent" not in picture
+    assert (
+        "digits, 20 images, 320 passes" in picture
+        and "Cut-MixMo" in picture
+        and "Differences to single" in picture
+        and "absent" not in picture
+    )
 
 
 def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
@@ -333,6 +338,29 @@ def test_tables_of_rows_that_were_tuned(tmp_path, monkeypatch):
     assert whole[0]["NLL, scaled against old"] == brief[0]["NLL, scaled against old"] == "−0.500 [−3.677, +2.677]"
     assert chosen == [{"": name, "learning rate": "0.1", "weight decay": "0.01", "rho": "0.5", "trials": "6",
                        "precision": precision} for name, precision in precisions.items()]  # fmt: skip
+
+
+def test_overview_marks_significant_differences(tmp_path, monkeypatch):
+    """Bold for the better, italics for the worse, neither if the interval includes zero, on each dataset."""
+    monkeypatch.setattr(study_tables, "RESULTS", tmp_path)
+    datasets = {
+        "digits": {"new": ([0.9, 0.9], [3.0, 3.1]), "old": ([0.8, 0.8], [2.0, 2.1])},
+        "cifar10-50": {"new": ([0.7, 0.5], [1.0, 1.1]), "old": ([0.6, 0.6], [2.0, 2.1]), "third": ([0.6], [2.0])},
+    }
+    for dataset, methods in datasets.items():
+        for method, columns in methods.items():
+            for seed, (accuracy, nll) in enumerate(zip(*columns, strict=True)):
+                row = {"task": "t", "method": method, "seed": seed, "dataset": dataset, "digest": "",
+                       "accuracy": accuracy, "nll_two_fold": nll}  # fmt: skip
+                study_plans.append(tmp_path / f"{dataset}.csv", row, study.KEYS)
+    (tmp_path / "digits.latency.json").write_text(json.dumps({"tables": {"batch 1": {"new": {"ratio": 1.26}}}}))
+    text = study_tables.renewed("<!-- overview digits.csv; cifar10-50.csv | t | old -->\n\n")
+    assert [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:] == [
+        ["new", "1.3×", "**90.0**", "*3.050*", "60.0", "**1.050**"],
+        ["old", "", "80.0", "2.050", "60.0", "2.050"],
+        ["third", "", "", "", "60.0", "2.000"],
+    ]
+    assert "| digits, top-1 % | digits, NLL, scaled | CIFAR-10, top-1 % |" in text
 
 
 @pytest.mark.slow
