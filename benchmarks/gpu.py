@@ -36,6 +36,7 @@ from mixmo.cli.main import main as command
 from mixmo.config.hardware import training_device
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.config.settings import OptimizerSettings
 from mixmo.data.batches import Augmentation
 from mixmo.data.image_sets import DistinctBatch
 from mixmo.deploy.reference import network_from_reference
@@ -69,7 +70,7 @@ class BareStep:
         self.net.to(device, memory_format=layout)
         self.mixer = BatchMixer(self.net, batch_repetition=case.batch_repetition)
         self.augment = Augmentation(case.data)
-        self.optimizer = build_optimizer(self.net, lr=0.01, fused=fast)
+        self.optimizer = build_optimizer(self.net, OptimizerSettings(options={"fused": fast}), lr=0.01)
         self.generator = torch.Generator(device).manual_seed(0)
         images = torch.randint(256, size, dtype=torch.uint8, device=device, generator=self.generator)
         labels = torch.randint(case.num_classes, (5000,), device=device, generator=self.generator)

@@ -107,7 +107,7 @@ def batches(data: DataModule, settings: Settings, seed: int, steps: int) -> Iter
 def optimizer_of(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Return the task's optimiser; BatchEnsemble's factors, which are about 1, are not decayed."""
     own = settings.optimizer
-    optimizer = build_optimizer(net, own.name, own.peak_lr(1), own.weight_decay, own.momentum, own.decay_all)
+    optimizer = build_optimizer(net, own, own.peak_lr(1))
     factors = [each for name, each in net.named_parameters() if name.endswith(("r_group", "s_group"))]
     if factors:
         known = {id(each) for each in factors}

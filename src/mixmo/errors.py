@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -105,6 +106,24 @@ def reason(error: BaseException) -> str:
     text = re.sub(r"\s*<[\w. ]+ object at 0x[0-9a-f]+>", "", lines[0]) if lines else ""
     text = re.sub(r"\s*\(?(/[\w.+-]+)+\.(py|cpp|h|cc|cu):\d+\)?", "", text).strip().rstrip(".:")
     return text or type(error).__name__
+
+
+@contextmanager
+def explain_errors(text: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Re-raise the block's errors of these kinds, by default all, as an InputError: ``text`` and the reason.
+
+    For other libraries and users' code, which may raise anything, and for damaged files.
+
+    Example:
+        >>> with explain_errors("a.npy cannot be read"):
+        ...     raise OSError("No data left in file")
+        Traceback (most recent call last):
+        mixmo.errors.InputError: a.npy cannot be read: No data left in file.
+    """
+    try:
+        yield
+    except kinds or (Exception,) as error:  # noqa: B030  (a tuple of classes)
+        raise InputError(f"{text}: {reason(error)}.") from error
 
 
 def extract_message(error: BaseException) -> str:

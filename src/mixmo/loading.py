@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mixmo.checkpoints import load as load_checkpoint_file
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.escaping import timm_scheme
 from mixmo.header import Header
 from mixmo.models.copying import copy_module
@@ -67,31 +67,26 @@ def rebuild(
         )
     sizes: dict[str, Any] = {"num_classes": len(header.classes), "in_chans": header.data.channels}
     options = header.options | {"pretrained": False, "checkpoint_path": ""}
-    try:
-        with UseGenerator(torch.Generator()):
-            if fused:
-                plain = create_backbone(header.backbone, **sizes, **options) if module is None else copy_module(module)
-                plain.load_state_dict(weights)
-                return MixMo(plain, 1, len(header.classes)).eval()
-            if isinstance(module, MixMo):
-                net = copy_module(module)
-            elif module is not None:
-                net = MixMo(module, header.num_members, len(header.classes), mix_at=header.mix_at)
-            else:
-                net = MixMo(header.backbone, header.num_members, mix_at=header.mix_at, **sizes, **options)
+    with explain_errors(f"{where} does not hold the network that it describes"), UseGenerator(torch.Generator()):
+        if fused:
+            plain = create_backbone(header.backbone, **sizes, **options) if module is None else copy_module(module)
+            plain.load_state_dict(weights)
+            return MixMo(plain, 1, len(header.classes)).eval()
+        if isinstance(module, MixMo):
+            net = copy_module(module)
+        elif module is not None:
+            net = MixMo(module, header.num_members, len(header.classes), mix_at=header.mix_at)
+        else:
+            net = MixMo(header.backbone, header.num_members, mix_at=header.mix_at, **sizes, **options)
         net.load_state_dict(weights)
-    except Exception as error:  # damaged files may raise anything
-        raise InputError(f"{where} does not hold the network that it describes: {reason(error)}.") from error
     return net.eval()
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the metadata and tensors of a safetensors file, on the CPU."""
-    try:
-        with safe_open(file, "pt") as content:
-            return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
+    kinds = (SafetensorError, OSError)
+    with explain_errors(f"{file} cannot be read as safetensors", *kinds), safe_open(file, "pt") as content:
+        return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
 
 
 def check_download(backbone: str, allowed: bool, where: str, hint: str) -> None:

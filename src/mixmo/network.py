@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mixmo.models.paper  # noqa: F401  (registers its models with timm)
-from mixmo.errors import InputError, one_of, reason
+from mixmo.errors import InputError, explain_errors, one_of
 from mixmo.mixing import check_masks
 from mixmo.models.copying import copy_module
 from mixmo.models.initialization import add_noise, divide_stem, make_member_modules
@@ -95,10 +95,8 @@ class MixMo(nn.Module):
         else:
             if options:
                 raise InputError(f"{', '.join(options)}: these options are for timm names, but backbone is a module.")
-            try:
+            with explain_errors("the backbone cannot be copied", RuntimeError):  # computed tensors, as of weight_norm
                 self.backbone = copy_module(backbone)
-            except RuntimeError as error:  # computed tensors, as those of torch's older weight_norm
-                raise InputError(f"the backbone cannot be copied: {reason(error)}.") from error
         if noise < 0 or (noise and not trained):
             raise InputError(f"noise is {noise}; it must be at least 0, and requires a trained backbone.")
         if trained and mix_at is not None:
@@ -243,11 +241,8 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     """
     if not timm.is_model(name) and not {":", "/"} & set(name):  # timm's schemes hf-hub:… and local-dir:…
         one_of(name.split(".")[0], timm.list_models(), "backbone")
-    try:
-        model: nn.Module = timm.create_model(name, **options)
-    except Exception as error:  # the model's code may raise anything
-        raise InputError(f"backbone {name!r} cannot be built with {options}: {reason(error)}.") from error
-    return model
+    with explain_errors(f"backbone {name!r} cannot be built with {options}"):
+        return timm.create_model(name, **options)
 
 
 Names = tuple[str, ...]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.mixing import mix_features
 from mixmo.models.convolutions import convolve, effective_weight, is_supported
 from mixmo.models.copying import copy_module
@@ -40,10 +40,8 @@ class MixingStem(nn.Module):
         if (height, width) in self.shapes:
             return self.shapes[height, width]
         encoder = copy_module(self.encoders[0]).to("meta").eval()  # computes shapes only
-        try:
+        with explain_errors(f"the stem does not accept images of {height}×{width}", RuntimeError):
             output = encoder(torch.empty(1, self.in_chans, height, width, device="meta"))
-        except RuntimeError as error:
-            raise InputError(f"the stem does not accept images of {height}×{width}: {reason(error)}.") from error
         if output.dim() != 4:
             raise InputError(f"the stem's output has shape {tuple(output.shape)}; it must be (B, F, h, w).")
         _, channels, rows, columns = output.shape

@@ -67,11 +67,11 @@ def test_training_step_matches_the_reference(name):
     penalty = meta["l2_reg"] * sum(parameter.double().square().sum() for parameter in net.parameters())
     assert penalty.item() == pytest.approx(golden["loss_l2"].item(), rel=1e-5)
 
+    from mixmo.config.settings import OptimizerSettings
     from mixmo.training.optimizers import build_optimizer  # what training uses: decay 2 * l2_reg on all parameters
 
-    optimizer = build_optimizer(
-        net, name="sgd", lr=meta["lr"], weight_decay=2 * meta["l2_reg"], momentum=meta["momentum"]
-    )
+    own = OptimizerSettings(weight_decay=2 * meta["l2_reg"], momentum=meta["momentum"])
+    optimizer = build_optimizer(net, own, lr=meta["lr"])
     loss.backward()
     optimizer.step()
     after = {_translate(key): tensor for key, tensor in weights(golden, "after/").items()}

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import mixmo
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, load_recipe
+from mixmo.config.settings import OptimizerSettings
 from mixmo.errors import TrainingError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
@@ -118,9 +119,10 @@ def test_cosine_ends_at_zero():
 
 def test_decay_reaches_every_parameter_or_only_weights():
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
-    (group,) = build_optimizer(net, "sgd", weight_decay=6e-4, decay_all=True).param_groups
+    (group,) = build_optimizer(net, OptimizerSettings(weight_decay=6e-4, decay_all=True), 0.1).param_groups
     assert len(group["params"]) == len(list(net.parameters())) and group["weight_decay"] == 6e-4
-    decayed = {g["weight_decay"]: g["params"] for g in build_optimizer(net, "adamw", decay_all=False).param_groups}
+    adamw = build_optimizer(net, OptimizerSettings(name="adamw", decay_all=False), 0.1)
+    decayed = {g["weight_decay"]: g["params"] for g in adamw.param_groups}
     assert all(p.dim() < 2 for p in decayed[0.0]) and all(p.dim() > 1 for p in decayed[6e-4])
 
 

@@ -53,7 +53,7 @@ def test_numbers_average_one_over_the_images_that_are_shown(weights):
         ([1, 2], "objective.class_weights has 2 numbers, but there are 3 classes"),
         ({"bat": 1, "cat": 2, "dogs": 3}, "unknown class in objective.class_weights 'dogs'; did you mean 'dog'"),
         ({"bat": 1}, "objective.class_weights has no weight for cat, dog"),
-        ({"bat": 1, "cat": 0, "dog": 1}, "objective.class_weights.cat is 0.0; it must be greater than 0"),
+        ({"bat": 1, "cat": 0, "dog": 1}, "objective.class_weights.cat is 0; it must be greater than 0"),
         ({"bat": 1, "cat": math.nan, "dog": 1}, r"objective.class_weights.cat is nan; it must be a finite number"),
         ([1, -1, 1], r"objective.class_weights\[1\] is -1; it must be greater than 0"),
         ("balancd", "unknown objective.class_weights 'balancd'; did you mean 'balanced'"),

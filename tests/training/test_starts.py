@@ -16,6 +16,7 @@ from mixmo.cli.main import main
 from mixmo.config.plan import make_plan
 from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.recipes import load_recipe
+from mixmo.config.settings import OptimizerSettings
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
 from mixmo.models.paper import WideResNet
@@ -276,7 +277,8 @@ def test_images_are_prepared_as_for_the_weights(single, lite0):
 def test_layers_near_the_images_learn_more_slowly(single, lite0):
     settings = of_photos(single, lite0, "--data.crop_size=32").settings
     net = build_network(settings, DataModule(settings.data, 0))
-    groups = build_optimizer(net.backbone, "adamw", lr=1.0, decay_all=False, layer_decay=0.5).param_groups
+    own = OptimizerSettings(name="adamw", decay_all=False, layer_decay=0.5)
+    groups = build_optimizer(net.backbone, own, lr=1.0).param_groups
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert all(rates[id(parameter)] == 1.0 for head in net.heads for parameter in head.parameters())
     encoders = {rates[id(encoder.weight)] for encoder in net.encoders}

@@ -16,6 +16,7 @@ from mixmo import batch_mixing, checkpoints
 from mixmo.config.hardware import PRECISIONS, default_precision
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import load_recipe
+from mixmo.config.settings import OptimizerSettings
 from mixmo.data.batches import Augmentation
 from mixmo.data.module import DataModule
 from mixmo.pairing import pair
@@ -171,14 +172,14 @@ def test_fused_updates_are_the_plain_ones(name):
     for fused in (True, False):
         torch.manual_seed(0)
         net = mixmo.MixMo("wide_resnet10_1", 2, 5).to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(net, name, lr=0.05, fused=fused)
+        optimizer = build_optimizer(net, OptimizerSettings(name=name, options={"fused": fused}), lr=0.05)
         for _ in range(3):
             optimizer.zero_grad()
             net(torch.randn(4, 3, 8, 8)).square().mean().backward()
             optimizer.step()
         weights[fused] = net.state_dict()
     assert all(torch.allclose(weights[True][key], tensor, atol=1e-5) for key, tensor in weights[False].items())
-    assert build_optimizer(net, name).defaults["fused"] is True
+    assert build_optimizer(net, OptimizerSettings(name=name), lr=0.05).defaults["fused"] is True
 
 
 def test_the_average_of_the_weights_is_kept_and_tested(pictures, tmp_path):

@@ -137,7 +137,7 @@ class ObjectiveSettings:
     """
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of each target spread evenly over all classes, or with multi-label over presence and absence."""
-    class_weights: Annotated[str | list[Positive] | dict[str, Number], BeforeValidator(_to_weights)] = "none"
+    class_weights: Annotated[str | list[Positive] | dict[str, Positive], BeforeValidator(_to_weights)] = "none"
     """Weight of each class in the loss: none; balanced, N / (K n_k) if n_k of N training images have class k; or
     numbers, as a list in the order of classes or by class name. Numbers are scaled to average 1 over the training
     images, as balanced weights do, so that the learning rate needs no change.
@@ -146,10 +146,6 @@ class ObjectiveSettings:
     def __post_init__(self) -> None:
         if isinstance(self.class_weights, str):
             one_of(self.class_weights, ("none", "balanced"), "objective.class_weights")
-        elif isinstance(self.class_weights, dict):
-            for name, weight in self.class_weights.items():
-                if weight <= 0:
-                    raise InputError(f"objective.class_weights.{name} is {weight}; it must be greater than 0.")
         terms = {"label_smoothing": self.label_smoothing, "class_weights": self.class_weights != "none"}
         for key, value in terms.items():
             if value and self.name != "mixed_cross_entropy":

@@ -22,7 +22,7 @@ from mixmo.deploy.load import TIMM_CONFIG, WEIGHTS, load_timm, load_weights
 from mixmo.deploy.models import Model, OnnxModel, TorchModel, find_calibration, open_run
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.digests import DIGEST, SPEC, is_whole_export, placeholder, write_digest
-from mixmo.errors import InputError, import_extra, one_of, reason, refuse_labels
+from mixmo.errors import InputError, explain_errors, import_extra, one_of, refuse_labels
 from mixmo.evaluation.calibration import ClassCalibration, Weights, check_weights
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import assemble, check_output_path, make_folder
@@ -270,16 +270,13 @@ def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, options
     """
     onnx, *_ = (import_extra(name, "onnx", f"ONNX needs {name}") for name in ("onnx", "onnxscript", "onnxruntime"))
     outputs = len(result) if isinstance(result := net(example), tuple) else 1
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                net, (example,), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["images"], output_names=["answers", "members", "mutual_information"][:outputs],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            )  # fmt: skip
+    with explain_errors("the network cannot be written as ONNX"), _quiet():
+        program = torch.onnx.export(
+            net, (example,), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["images"], output_names=["answers", "members", "mutual_information"][:outputs],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
         model = program.model_proto  # type: ignore[union-attr]
-    except Exception as error:  # torch may raise anything for the network
-        raise InputError(f"the network cannot be written as ONNX: {reason(error)}.") from error
     token = placeholder()
     onnx.helper.set_model_props(model, {"options": options, SPEC: spec.to_json(**{DIGEST: token})})
     file.write_bytes(model.SerializeToString())

@@ -15,7 +15,7 @@ from mixmo.data.messages import list_some
 from mixmo.deploy.export import export, is_known_to_timm
 from mixmo.deploy.load import MEMBERS
 from mixmo.deploy.spec import Spec, describe_run, write_description
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.escaping import markdown, printable, timm_scheme
 from mixmo.evaluation.calibration import ClassCalibration
 from mixmo.evaluation.inference import TrainedRun
@@ -100,12 +100,10 @@ def push_to_hub(run: str | Path, repository: str, private: bool = False, **optio
 
     with tempfile.TemporaryDirectory() as folder:
         made = save_pretrained(run, Path(folder) / "network", name=repository)
-        try:
+        with explain_errors(f"{repository!r} cannot be uploaded"):
             api = HfApi(token=options.pop("token", None))
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=made, **options))
-        except Exception as error:  # the connection and the Hub raise many kinds of errors
-            raise InputError(f"{repository!r} cannot be uploaded: {reason(error)}.") from error
 
 
 def _model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = None) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mixmo.deploy.spec import Spec
 from mixmo.digests import SPEC, check_files, has_digest
-from mixmo.errors import InputError, MissingError, one_of, reason
+from mixmo.errors import InputError, MissingError, explain_errors, one_of, reason
 from mixmo.escaping import printable, timm_scheme
 from mixmo.loading import check_download, load_checkpoint, read_safetensors, rebuild
 from mixmo.network import MixMo
@@ -133,12 +133,9 @@ def load_weights(file: Path, download: bool = False, module: nn.Module | None = 
 def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
     """Load the plain network of a folder of ``mixmo export --format timm``, and its description."""
     spec = _read_spec(folder, [TIMM_CONFIG, WEIGHTS])
-    try:
-        with UseGenerator(torch.Generator()):
-            net = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    with explain_errors(f"{folder} cannot be opened by timm"), UseGenerator(torch.Generator()):
+        net = timm.create_model(f"local-dir:{folder}", pretrained=False)
         net.load_state_dict(read_safetensors(folder / WEIGHTS)[1])
-    except Exception as error:  # timm may raise anything for the folder
-        raise InputError(f"{folder} cannot be opened by timm: {reason(error)}.") from error
     return net.eval(), spec
 
 

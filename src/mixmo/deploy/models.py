@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,26 +19,13 @@ from mixmo.deploy.images import InputFormat
 from mixmo.deploy.load import MEMBERS, load_members, load_timm, load_weights
 from mixmo.deploy.spec import Spec, describe_run
 from mixmo.digests import SPEC, has_digest
-from mixmo.errors import InputError, import_extra, reason
+from mixmo.errors import InputError, explain_errors, import_extra
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import AnyCalibration, Weights, calibrate, pool_calibration
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.evaluation.predictions import Predictions, load_cached_predictions, predict
 from mixmo.network import MixMo
 from mixmo.runs import RunFolder
-
-
-class Model(Protocol):
-    """A network, its description and, if it has one, its run."""
-
-    spec: Spec
-    run: TrainedRun | None
-
-    def logits(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return the members' logits (B, M, K), on the CPU, for images (B, H, W, C) uint8 of the description's size."""
-
-    def features(self, images: Tensor, tta: Augmentations = "none") -> Tensor:
-        """Return the pooled features (B, D) before the heads, which the members share, on the CPU."""
 
 
 class TorchModel:
@@ -83,10 +70,8 @@ class OnnxModel:
     def __init__(self, file: Path) -> None:
         onnxruntime = import_extra("onnxruntime", "onnx", f"{file} needs onnxruntime")
         digest = has_digest(file)
-        try:
+        with explain_errors(f"{file} cannot be opened by onnxruntime"):
             self.session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
-        except Exception as error:  # onnxruntime may raise anything for the file
-            raise InputError(f"{file} cannot be opened by onnxruntime: {reason(error)}.") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.spec = Spec.from_json(metadata.get(SPEC, ""), str(file), digest)
         self.options: dict[str, Any] = json.loads(metadata.get("options", "{}"))  # an ExportOptions
@@ -113,13 +98,15 @@ class OnnxModel:
         return (logits * (self.options.get("temperature") or 1.0))[:, None]
 
 
+Model = TorchModel | OnnxModel
+"""A network, its description ``spec`` and, if it has one, its ``run``."""
+
+
 def _check_classes(model: Model, file: Path) -> None:
     """Refuse a file whose outputs do not match its classes."""
     spec = model.spec
-    try:
+    with explain_errors(f"{file} does not take the images that it describes"):
         shape = model.logits(torch.zeros(1, *spec.size, spec.data.channels, dtype=torch.uint8)).shape
-    except Exception as error:  # the network may raise anything for a wrong size
-        raise InputError(f"{file} does not take the images that it describes: {reason(error)}.") from error
     if len(shape) != 3 or shape[2] != len(spec.classes):
         raise InputError(f"{file} names {len(spec.classes)} classes, but outputs {tuple(shape[1:])}; export it again.")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.files import read_checkpoint
 from mixmo.network import MixMo
 
@@ -58,15 +58,13 @@ def network_from_reference(state: Mapping[str, Tensor], source: str = "the state
         Traceback (most recent call last):
         mixmo.errors.InputError: the state dict holds no network of the reference code: ...
     """
-    try:
+    with explain_errors(f"{source} holds no network of the reference code"):  # for unexpected names and shapes
         backbone, sizes = _infer_backbone(state)
         stems = [name for name in state if re.match(r"(list_)?conv1\.", name)]
         heads = [name for name in state if re.match(r"(list_)?fc\..*weight", name)]
         classes, channels = state[heads[0]].shape[0], state[stems[0]].shape[1]
         net = MixMo(backbone, len(stems), num_classes=classes, in_chans=channels, **sizes)
         net.load_state_dict({_translate(name): tensor for name, tensor in state.items()})
-    except Exception as error:  # unexpected names and shapes may raise anything
-        raise InputError(f"{source} holds no network of the reference code: {reason(error)}.") from error
     return net.eval()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.evaluation.calibration import (
     COLUMNS,
     AnyCalibration,
@@ -117,10 +117,8 @@ class Spec(Header):
         A description that names a digest is refused if ``checked_digest`` is false.
         """
         damaged = f"{where} is damaged, or not mixmo's"
-        try:
+        with explain_errors(damaged, ValueError, RecursionError):
             content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{damaged}: {reason(error)}.") from error
         if not isinstance(content, dict):
             raise InputError(f"{damaged}: it is not a mapping.")
         if DIGEST in content and not checked_digest:

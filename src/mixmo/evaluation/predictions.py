@@ -17,7 +17,7 @@ from torch import Tensor
 from mixmo.cache import cache_tensors, read_tensors
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
-from mixmo.errors import InputError, MissingError, reason
+from mixmo.errors import InputError, MissingError, explain_errors
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.metrics.checks import as_tensor, check_probabilities, check_targets_for
 from mixmo.metrics.chunks import mean_logits
@@ -148,12 +148,9 @@ def read_predictions(file: str | Path) -> Predictions:
     if not Path(file).is_file():
         raise MissingError(f"there is no file {file}.")
     wanted = ("targets", "logits", "probabilities", "classes")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            names = archive.files
-            arrays = {name: np.asarray(archive[name]) for name in names if name in wanted}
-    except Exception as error:  # zipfile and NumPy may raise anything for damaged bytes
-        raise InputError(f"{file} cannot be read as an .npz file: {reason(error)}.") from error
+    with explain_errors(f"{file} cannot be read as an .npz file"), np.load(file, allow_pickle=False) as archive:
+        names = archive.files
+        arrays = {name: np.asarray(archive[name]) for name in names if name in wanted}
     if "targets" not in arrays or len({"logits", "probabilities"} & arrays.keys()) != 1:
         raise InputError(
             f"{file} holds {', '.join(names) or 'nothing'}; it needs targets, and logits or probabilities."
@@ -187,10 +184,8 @@ def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list
             f"{file} has classes of shape {names.shape}, {names.dtype}; they must be {count} names, one for each class "
             "of the predictions."
         )
-    try:
+    with explain_errors(f"{file} has class names that cannot be read", ValueError):  # bytes that are not UTF-8
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
-    except ValueError as error:  # bytes that are not UTF-8
-        raise InputError(f"{file} has class names that cannot be read: {reason(error)}.") from error
 
 
 def join_predictions(parts: Sequence[Predictions], names: Sequence[str], weights: Sequence[float] = ()) -> Predictions:

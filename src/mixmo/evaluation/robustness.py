@@ -23,7 +23,7 @@ from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader
-from mixmo.errors import InputError, MissingError, reason
+from mixmo.errors import InputError, MissingError, explain_errors
 from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
@@ -140,11 +140,9 @@ class PublishedCorruptions:
 
 def open_npy(file: Path) -> np.ndarray:
     """Memory-map the array of an ``.npy`` file."""
-    try:
+    with explain_errors(f"{file} cannot be read as an .npy file"):
         check_regular(file)
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    except Exception as error:  # NumPy may raise anything for damaged bytes
-        raise InputError(f"{file} cannot be read as an .npy file: {reason(error)}.") from error
 
 
 Corruptions = GeneratedCorruptions | PublishedCorruptions

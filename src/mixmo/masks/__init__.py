@@ -37,24 +37,12 @@ from mixmo.masks.splits import bernoulli, channel, horizontal, noise, vertical
 __all__ = ["CONSTANT", "KINDS", "FeatureShape", "MaskFunction"]
 
 KINDS: dict[str, MaskFunction] = {
-    "mimo": mimo,
-    "linear": linear,
-    "cut": cut,
-    "cut-exact": cut_exact,
-    "cut-partition": cut_partition,
-    "cow": cow,
-    "fmix": fmix,
-    "patchup-hard": patchup_hard,
-    "patchup-soft": patchup_soft,
-    "patchup-2d": patchup_2d,
-    "horizontal": horizontal,
-    "vertical": vertical,
-    "channel": channel,
-    "bernoulli": bernoulli,
-    "noise": noise,
-    "grid": grid,
-    "voronoi": voronoi,
-}
+    function.__name__.replace("_", "-"): function
+    for function in (
+        mimo, linear, cut, cut_exact, cut_partition, cow, fmix, patchup_hard, patchup_soft, patchup_2d, horizontal,
+        vertical, channel, bernoulli, noise, grid, voronoi,
+    )
+}  # fmt: skip
 """The functions by their names in recipes."""
 
 CONSTANT = frozenset({"mimo", "linear"})

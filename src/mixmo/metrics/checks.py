@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.metrics.chunks import in_chunks
 
 
@@ -22,10 +22,8 @@ def as_tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
     """
     if isinstance(values, np.ndarray):
         values = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
-    try:
+    with explain_errors(f"{what} are not an array of numbers", TypeError, ValueError, RuntimeError):
         return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} are not an array of numbers: {reason(error)}.") from error
 
 
 def check_targets(targets: Tensor, rows: int, classes: int) -> Tensor:

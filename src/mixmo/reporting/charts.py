@@ -95,13 +95,10 @@ def reliability(samples: Samples, title: str, start: float | None = None) -> Fig
     axis.plot([100 * start, 100], [100 * start, 100], color=INK, linestyle="--", linewidth=1, alpha=0.6)
     errors = 100 * np.clip(np.stack([accuracy - low, high - accuracy]), 0, None)
     axis.errorbar(100 * confidence, 100 * accuracy, errors, fmt="o-", color=BLUE, markersize=5, elinewidth=1)
-    axis.set_title(label(title, LEGEND))
-    axis.set_ylabel("accuracy, %")
+    axis.set(title=label(title, LEGEND), ylabel="accuracy, %")
     left = filled / BINS
     below.bar(100 * left, 100 * counts[filled] / counts.sum(), 100 / BINS, align="edge", color=BLUE, alpha=0.5)
-    below.set_ylabel("images, %")
-    below.set_xlabel("confidence, %")
-    below.set_xlim(100 * min(start, left.min()), 101)
+    below.set(ylabel="images, %", xlabel="confidence, %", xlim=(100 * min(start, left.min()), 101))
     return figure
 
 
@@ -125,11 +122,9 @@ def confusion(counts: Array, classes: Sequence[str]) -> Figure:
         axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=alpha, linewidth=0))
         if counts[row, column]:
             axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7.5)
-    axis.set_xlim(-0.5, len(classes) - 0.5)
-    axis.set_ylim(len(classes) - 0.5, -0.5)
-    axis.set_aspect("equal")
+    ends = (-0.5, len(classes) - 0.5)
+    axis.set(xlim=ends, ylim=ends[::-1], aspect="equal", ylabel="true class")
     axis.grid(visible=False)
-    axis.set_ylabel("true class")
     names = [_short(name) for name in classes]
     long = max(map(len, names)) > 2
     axis.set_xticks(range(len(names)), names, rotation=45 if long else 0, ha="right" if long else "center")
@@ -146,8 +141,7 @@ def class_accuracies(hits: Array, counts: Array, classes: Sequence[str], mean: f
     axis.plot(100 * hits / counts, rows, "o", color=BLUE, markersize=4.5)
     axis.axvline(100 * mean, color=INK, linestyle="--", linewidth=1, alpha=0.6)
     axis.set_yticks(rows, [f"{_short(name)} ({count:.0f})" for name, count in zip(classes, counts, strict=True)])
-    axis.set_ylim(len(classes) - 0.4, -0.6)
-    axis.set_xlim(100 * low.min() - 1, 101)
+    axis.set(xlim=(100 * low.min() - 1, 101), ylim=(len(classes) - 0.4, -0.6))
     return figure
 
 

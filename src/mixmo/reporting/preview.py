@@ -120,8 +120,7 @@ def draw_catalogue(figure: FigureBase, mixer: Mixer, shape: FeatureShape) -> Non
         for axis in row[:-1]:
             _frame(axis)
         row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=9)
-        row[-1].set_yticks([])
-        row[-1].set_xlim(0, 1)
+        row[-1].set(yticks=[], xlim=(0, 1))
         row[-1].tick_params(labelsize=7)
         mask_mixer = Mixer(kind, members, mixer.alpha, probability=1.0, draw_per="sample")
         try:
@@ -139,11 +138,8 @@ def draw_catalogue(figure: FigureBase, mixer: Mixer, shape: FeatureShape) -> Non
 
 def _frame(axis: Axes) -> None:
     """Replace the axes by a thin frame, which bounds white pictures."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_color("0.7")
-        spine.set_linewidth(0.5)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color="0.7", linewidth=0.5)
 
 
 def to_rgb(inputs: Tensor, settings: DataSettings) -> np.ndarray:

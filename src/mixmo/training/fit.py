@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 import yaml
@@ -18,7 +19,7 @@ from mixmo.config.plan import Plan
 from mixmo.config.settings import Settings
 from mixmo.data.duplicates import warn_of_duplicates
 from mixmo.data.module import DataModule
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors
 from mixmo.launching import count_devices, is_first
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
@@ -162,12 +163,10 @@ def _check_downloads(settings: Settings, has_checkpoint: bool) -> None:
 def _try_optimizer(settings: Settings) -> None:
     """Take one step, to find options that an optimiser accepts only when it is built."""
     own, layer = settings.optimizer, nn.Linear(1, 1)
-    optimizer = build_optimizer(layer, own.name, 0.1, own.weight_decay, own.momentum, own.decay_all, **own.options)
-    try:
+    optimizer = build_optimizer(layer, replace(own, layer_decay=None), 0.1)
+    with explain_errors(f"optimizer {own.name!r} cannot step with {own.options}"):
         layer(torch.ones(1, 1)).sum().backward()
         optimizer.step()
-    except Exception as error:  # the optimiser may raise anything for its options
-        raise InputError(f"optimizer {own.name!r} cannot step with {own.options}: {reason(error)}.") from error
 
 
 def _warn_of_short_runs(plan: Plan, training: Training) -> None:

@@ -14,42 +14,26 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixmo.errors import InputError, one_of, reason
+from mixmo.config.settings import OptimizerSettings
+from mixmo.errors import InputError, explain_errors, one_of
 from mixmo.network import MixMo
 
 
-def build_optimizer(
-    net: nn.Module,
-    name: str = "sgd",
-    lr: float = 0.05,
-    weight_decay: float = 6e-4,
-    momentum: float = 0.9,
-    decay_all: bool = True,
-    layer_decay: float | None = None,
-    **options: Any,
-) -> torch.optim.Optimizer:
+def build_optimizer(net: nn.Module, own: OptimizerSettings, lr: float) -> torch.optim.Optimizer:
     """Build an optimiser by timm's name (``sgd`` has Nesterov momentum), fused where torch can.
 
     The paper adds 3e-4 * Σθ² to the loss over all parameters. Its gradient is 6e-4 * θ, hence ``weight_decay=6e-4`` and
     ``decay_all``, which includes batch norms and biases. With ``layer_decay`` d, a layer k layers before the head has
     d^k times the peak learning rate (Clark et al. 2020); timm groups the layers.
     """
-    one_of(name, map(str, timm.optim.list_optimizers()), "optimizer")
-    accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
-    fused = {"fused": True} if "fused" in accepted else {}
-    try:
+    one_of(own.name, map(str, timm.optim.list_optimizers()), "optimizer")
+    accepted = inspect.signature(timm.optim.get_optimizer_class(own.name, bind_defaults=False)).parameters
+    fused: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
+    with explain_errors(f"optimizer {own.name!r} does not take {own.options}"):
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            net,
-            name,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            filter_bias_and_bn=not decay_all,
-            layer_decay=layer_decay,
-            **(fused | options),
-        )
-    except Exception as error:  # the optimiser's own checks
-        raise InputError(f"optimizer {name!r} does not take {options}: {reason(error)}.") from error
+            net, own.name, lr=lr, weight_decay=own.weight_decay, momentum=own.momentum,
+            filter_bias_and_bn=not own.decay_all, layer_decay=own.layer_decay, **(fused | own.options),
+        )  # fmt: skip
     # Fused SGD fails if its first step has gradients for only some of a group's parameters (others are frozen), and
     # reads uninitialised momentum if that step is skipped (float16).
     if isinstance(optimizer, torch.optim.SGD):

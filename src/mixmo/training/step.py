@@ -84,9 +84,7 @@ class Training(L.LightningModule):
         """Build the optimiser of the settings; raise ``InputError`` for an unknown name or option."""
         own = self.settings.optimizer
         net = self.net if own.layer_decay is None else self.net.backbone  # for timm's layer groups
-        return build_optimizer(
-            net, own.name, self.peak_lr, own.weight_decay, own.momentum, own.decay_all, own.layer_decay, **own.options
-        )
+        return build_optimizer(net, own, self.peak_lr)
 
     def training_step(self, batch: DistinctBatch, batch_idx: int) -> Tensor:
         """Return the loss of one step; everything random in it is a function of (seed, step)."""

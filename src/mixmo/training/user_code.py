@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixmo.batch_mixing import MixedBatch, Objective
-from mixmo.errors import InputError, one_of, reason
+from mixmo.errors import InputError, explain_errors, one_of
 from mixmo.masks import FeatureShape, MaskFunction
 from mixmo.mixing import Kind
 
@@ -42,10 +42,8 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
             f"{name!r} needs code of the module {module}, which is not allowed; if you trust it, allow it with "
             f"--allow_imports '[{module}]'."
         )
-    try:
+    with explain_errors(f"{name!r} cannot be imported"):
         function = getattr(import_module(module), attribute)
-    except Exception as error:  # a user's module may raise anything
-        raise InputError(f"{name!r} cannot be imported: {reason(error)}.") from error
     if not callable(function):
         raise InputError(f"{name!r} is {type(function).__name__}, not a function.")
     return function
@@ -74,10 +72,8 @@ def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureSh
     """
     ratios = torch.full((4, members), 1 / members)
     roles = torch.arange(members).expand(4, members)
-    try:
+    with explain_errors(f"mask kind {name!r} fails on maps of {shape}"):
         masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
-    except Exception as error:  # a user's function may raise anything
-        raise InputError(f"mask kind {name!r} fails on maps of {shape}: {reason(error)}.") from error
     sizes = [(4, members, channels, *shape[1:]) for channels in (1, shape[0])]
     if not isinstance(masks, Tensor) or tuple(masks.shape) not in sizes:
         returned = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
@@ -103,10 +99,8 @@ def find_objective(name: str, allowed: Sequence[str], members: int, classes: int
     targets = torch.full((*size, classes), 1 / classes) if soft else torch.zeros(size, dtype=torch.int64)
     images, masks = torch.zeros(*size, 3, 8, 8), torch.full((*size, 1, 8, 8), 1 / members)
     logits = torch.zeros(*size, classes, requires_grad=True)
-    try:
+    with explain_errors(f"objective {name!r} fails on a batch of two mixtures"):
         loss = objective(logits, MixedBatch(images, masks, targets, torch.ones(size), torch.ones(2) > 1))
-    except Exception as error:  # a user's function may raise anything
-        raise InputError(f"objective {name!r} fails on a batch of two mixtures: {reason(error)}.") from error
     if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
         raise InputError(f"objective {name!r} does not return a scalar tensor that has a gradient.")
     return objective
