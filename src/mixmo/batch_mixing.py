@@ -164,7 +164,7 @@ class BatchMixer:
         probability: float = 0.5,
         root: float = 3.0,
         batch_repetition: int = 1,
-        input_repetition: float | tuple[float, float] = 0.0,
+        input_repetition: float | Sequence[float] = 0.0,
         pixels: Literal["none", "mixup", "cutmix"] | PixelMixer | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | Sequence[float] | None = None,
@@ -172,6 +172,8 @@ class BatchMixer:
         loss: Objective | None = None,
         draw_per: Literal["batch", "sample"] = "batch",
     ) -> None:
+        if not hasattr(net, "encoder_shape"):  # a compiled MixMo has it
+            raise InputError(f"net is a {type(net).__name__}; pass the MixMo itself, such as net.module of a wrapper.")
         self.mixer = Mixer(mask, net.num_members, alpha=alpha, probability=probability, draw_per=draw_per, root=root)
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
@@ -189,7 +191,7 @@ class BatchMixer:
         if loss is None and (multi_label or label_smoothing):
             smoothed = summed_binary_cross_entropy if multi_label else smoothed_cross_entropy
             loss = partial(smoothed, label_smoothing=label_smoothing)
-        start, end = input_repetition if isinstance(input_repetition, tuple) else (input_repetition, input_repetition)
+        start, end = input_repetition if isinstance(input_repetition, Sequence) else (input_repetition,) * 2
         for rho in (start, end):
             check_input_repetition(rho, net.num_members)
         count_distinct(batch_repetition, batch_repetition)
@@ -211,9 +213,11 @@ class BatchMixer:
             generator: Random generator on the images' device; ``None`` is the device's global one.
 
         Raises:
-            InputError: if shapes or types do not match.
+            InputError: if shapes or types do not match, or progress is not in [0, 1].
         """
         self._check(images, labels)
+        if not 0 <= progress <= 1:
+            raise InputError(f"progress is {progress}; it is the share of training done, from 0 to 1.")
         return self.mix(TensorImages(images, labels), generator, progress)
 
     def mix(
@@ -274,5 +278,5 @@ class BatchMixer:
 
 
 def _as_targets(labels: Tensor) -> Tensor:
-    """Convert values of each class (B, M, K) to floats; leave class numbers (B, M) unchanged."""
-    return labels if labels.dim() == 2 else labels.float()
+    """Convert class numbers (B, M) to int64, and values of each class (B, M, K) to floats."""
+    return labels.long() if labels.dim() == 2 else labels.float()

@@ -91,7 +91,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's ``header`` and finished ``epochs``, cached until the file changes."""
+    """Return a checkpoint's ``header``, finished ``epochs``, and how many of them are ``stale``: after the best one.
+
+    This is cached until the file changes.
+    """
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
     status = path.stat()
@@ -101,7 +104,8 @@ def describe(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _describe_file(path: Path, inode: int, size: int, time: int) -> dict[str, Any]:
     content = load(path)
-    return {"header": content.get("header"), "epochs": finished_epochs(content)}
+    epochs, best = finished_epochs(content), int(content["callbacks"].get(STATE, {}).get("best_epoch", -1))
+    return {"header": content.get("header"), "epochs": epochs, "stale": epochs - 1 - best if best >= 0 else 0}
 
 
 def finished_epochs(content: Mapping[str, Any]) -> int:

@@ -14,7 +14,13 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Invalid input; the message names the value, where it came from and what to do."""
+    """Invalid input; the message names the value, where it came from and what to do.
+
+    torch passes on the error of a worker process as text, of which only the message is kept.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(extract_message(message))
 
 
 class MissingError(InputError, FileNotFoundError):
@@ -52,6 +58,15 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
     if value not in names:
         raise InputError(explain_unknown(value, names, what))
     return value
+
+
+def refuse_name(argument: str, images: Any) -> None:
+    """Refuse a dataset's name in place of validation or test images."""
+    if isinstance(images, str):
+        raise InputError(
+            f"{argument} is {images!r}, but only train takes a dataset's name, which has its own val and test; pass "
+            "images."
+        )
 
 
 def refuse_labels(name: str, options: Mapping[str, object]) -> None:
@@ -126,7 +141,7 @@ def explain_errors(text: str, *kinds: type[Exception]) -> Iterator[None]:
         raise InputError(f"{text}: {reason(error)}.") from error
 
 
-def extract_message(error: BaseException) -> str:
+def extract_message(error: BaseException | str) -> str:
     r"""Return an error's message, without the traceback that a worker process prepends.
 
     Example:

@@ -90,6 +90,8 @@ def can_fuse(net: MixMo) -> bool:
 
 def _check_parts(net: MixMo) -> None:
     """Refuse stems and heads that cannot be fused."""
+    if not hasattr(net, "stem_names"):
+        raise InputError(f"net is a {type(net).__name__}; pass the MixMo itself, such as net.module of a wrapper.")
     if net.mix_at is not None:
         raise InputError(
             f"the encoders extend to {net.mix_at!r} and are not linear, so they cannot be summed; deploy the network "

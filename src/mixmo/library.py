@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, make_plan
-from mixmo.config.recipes import Recipe, load_recipe
-from mixmo.data.given import GIVEN, DatasetImages, add_groups, has_float_images, infer_channels, open_given
+from mixmo.config.recipes import Recipe, load_recipe, merge
+from mixmo.data.given import GIVEN, DatasetImages, add_groups, dataset_of, has_float_images, infer_channels, open_given
 from mixmo.data.messages import log_level, reset_warnings
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
@@ -25,21 +26,26 @@ from mixmo.deploy.export import Exported, ExportOptions, export
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions
 from mixmo.deploy.images import AnyImage
 from mixmo.deploy.predictor import Predictor
-from mixmo.errors import InputError
+from mixmo.errors import InputError, refuse_name
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.results_file import evaluate_run
-from mixmo.launching import is_first
+from mixmo.integrations.lightning import read_loaders
+from mixmo.launching import count_devices, is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_page import write_report
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit as train_run
-from mixmo.training.resuming import check_unchanged
+from mixmo.training.resuming import check_data, check_unchanged
+from mixmo.validation import to_list
 
-PREPARING = ("image_size", "crop_size", "augmentation", "policy", "erasing")
-"""Settings of ``data`` that do not apply to images that a Dataset prepares."""
+PREPARING = dict.fromkeys(("image_size", "crop_size", "interpolation", "scale", "padding_mode"), None)
+PREPARING |= {"augmentation": "crop", "policy": "none", "color_jitter": 0, "erasing": 0, "flip": 0, "padding": 0}
+"""Settings of ``data`` that do not apply to images that a Dataset prepares, with the values that change nothing."""
+NORMALISING = {"window": None, "mean": 0, "std": 1}
+"""The same for floating-point images."""
 
 
 def fit(
@@ -68,9 +74,9 @@ def fit(
     (docs/multi-label.md).
 
     Args:
-        model: A timm name, a module whose head has one output per class, or a :class:`MixMo`, which can name the stem
-            and head of your own module. ``None`` uses the recipe's; the same holds for ``train``, ``num_members`` and
-            ``epochs``.
+        model: A timm name, a module whose head has one output per class (trained if ``pretrained=True``), or a
+            :class:`MixMo`, which can name the stem and head of your own module. Modules are copied. ``None`` uses the
+            recipe's; the same holds for ``train``, ``num_members`` and ``epochs``.
         train: Training images, or a dataset's name as in recipes (``folder:photos``, ``torch/cifar100`` …), which
             comes with validation and test images.
         val: Validation images; ``None`` holds out a share of the training images (``validation``, 0.1 by default).
@@ -107,12 +113,11 @@ def fit(
     reset_warnings()
     if recipe is None:
         _check_arguments(model, train, epochs)
-        num_members = 2 if num_members is None else num_members
     overrides = name_settings(settings) | {"trainer.enable_progress_bar": progress}
     if epochs is not None:
         overrides["trainer.max_epochs"] = epochs
     _set_model(overrides, model, num_members)
-    name, sources = _open_sources(train, val, test)
+    name, sources = _open_sources(train, val, test, overrides.get("data.on_error", "raise"))
     if groups is not None:
         if sources is None:
             raise InputError("groups needs training images in train; a table has its groups in the column `group`.")
@@ -128,7 +133,9 @@ def fit(
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
     resumed = resume and folder.config_file.is_file()
-    plan = make_plan(base, overrides)
+    plan = make_plan(merge(base, folder.resolved()) if resumed else base, overrides)  # as on the first machine
+    if temporary and math.prod(count_devices(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)) > 1:
+        raise InputError("out is missing: a run on several devices needs a folder for all of them; set out=….")
     if plan.settings.data.folds and "test" in (sources or ()):
         raise InputError("test and folds are both set, but one of the folds is the test set; leave one of them out.")
     data = DataModule(plan.settings.data, plan.settings.seed, check=True, given=sources)
@@ -166,6 +173,8 @@ def train_plan(
         train_run(plan, folder, resume, callbacks, accept_changes, data, module)
     elif not accept_changes:
         check_unchanged(folder, plan)
+    if not unfinished and data.given is not None:
+        check_data(folder, data)
     if first:
         calibrate_run(folder, plan.settings, data, module)
     return unfinished
@@ -218,23 +227,20 @@ class Run(TrainedRun):
         """Evaluate the network; write ``test.json`` and ``report.html`` into the run's folder.
 
         Args:
-            images: Test images, in any form that :func:`fit` accepts; ``None`` uses the run's own.
+            images: Other test images, prepared like the training images: a Dataset, a pair of arrays (images, labels)
+                or a Hugging Face dataset; ``None`` uses the run's own.
             **options: Fields of :class:`~mixmo.evaluation.results.EvaluationOptions`: ``ood``, ``corruptions`` ….
 
         Returns:
             The metrics by the keys of ``test.json``.
 
         Raises:
-            InputError: if there are no test images, or their classes differ from the run's.
+            InputError: if there are no test images, or their classes, type or size differ from the training images'.
         """
-        if images is not None:
-            source = open_given(images, "test", self.header.classes).renumber(self.header.classes, "the test set")
-            known = dict(self.given.given or {}) if self.given is not None else {}
-            self.given = DataModule(self.settings.data, self.settings.seed, given=known | {"test": source})
-            self.__dict__.pop("data", None)  # the previous images
         defaults: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         settings = EvaluationOptions(**defaults | options)
         trained = self.reopen(settings.checkpoint, settings.download)
+        trained = trained if images is None else trained.with_test_images(images)
         result = evaluate_run(trained, settings)
         write_report(trained, result)
         return result.flat()
@@ -286,9 +292,14 @@ def _check_arguments(model: Any, train: Any, epochs: int | None) -> None:
 
 def _set_model(overrides: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:
     """Set the settings that follow from the model."""
-    members = model.num_members if isinstance(model, MixMo) else num_members
-    if members is not None:
-        overrides["model.num_members"] = members
+    if num_members is not None:
+        overrides["model.num_members"] = num_members
+    if isinstance(model, MixMo):
+        for key in ("num_members", "mix_at"):
+            value, own = overrides.get(f"model.{key}"), getattr(model, key)
+            if value is not None and value != own:
+                raise InputError(f"{key} is {value!r}, but that of the MixMo is {own!r}; leave it out.")
+            overrides[f"model.{key}"] = own
     if model is not None:
         module = model.backbone if isinstance(model, MixMo) else model
         overrides["model.backbone"] = module if isinstance(module, str) else f"{MODULE}{type(module).__name__}"
@@ -302,7 +313,7 @@ def _drop_dataset_settings(recipe: Recipe, sources: Mapping[str, Source] | None)
     return recipe | {"data": {key: value for key, value in recipe["data"].items() if key not in dropped}}
 
 
-def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str, Source] | None]:
+def _open_sources(train: Any, val: Any, test: Any, on_error: Any) -> tuple[str | None, dict[str, Source] | None]:
     """Return the dataset's name and the sources given in its place; either may be ``None``."""
     if val is not None or test is not None:
         if train is None:
@@ -313,15 +324,17 @@ def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str
     if train is None or isinstance(train, str):
         return train, None
     if isinstance(train, LightningDataModule):
-        train, val, test = _read_data_module(train)
+        train, val, test = map(dataset_of, read_loaders(train), ("train", "validation", "test"))
     given = {"train": train, "validation": val, "test": test}
+    refuse_name("val", val)
+    refuse_name("test", test)
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if given[split] is not None and given[split] is given[other]:
             raise InputError(f"{split} is the same object as {other}; give different images.")
-    sources = {"train": open_given(given.pop("train"), "train")}
+    sources = {"train": open_given(given.pop("train"), "train", on_error=on_error)}
     classes, multi_label = sources["train"].classes, sources["train"].multi_label
     names = classes if multi_label or classes != list(map(str, range(len(classes)))) else None
-    sources |= {split: open_given(images, split, names) for split, images in given.items() if images is not None}
+    sources |= {split: open_given(each, split, names, on_error) for split, each in given.items() if each is not None}
     if len(classes) < 2:
         count = f"one class only ({classes[0]})" if classes else "no class, since no image has a label"
         raise InputError(f"train has {count}; a classifier needs two or more.")
@@ -334,19 +347,6 @@ def _open_sources(train: Any, val: Any, test: Any) -> tuple[str | None, dict[str
     return GIVEN, sources
 
 
-def _read_data_module(module: LightningDataModule) -> tuple[Any, Any, Any]:
-    """Return the training, validation and test datasets of a LightningDataModule."""
-    module.prepare_data()
-    module.setup("fit")
-    loaders = [module.train_dataloader()]
-    for name, stage in (("val_dataloader", "fit"), ("test_dataloader", "test")):
-        overridden = getattr(type(module), name) is not getattr(LightningDataModule, name)
-        if overridden and stage == "test":
-            module.setup("test")
-        loaders.append(getattr(module, name)() if overridden else None)
-    return tuple(getattr(loader, "dataset", loader) for loader in loaders)  # type: ignore[return-value]
-
-
 def _set_data(overrides: dict[str, Any], sources: Mapping[str, Source]) -> None:
     """Set the settings that follow from the images: channels, multi-label, and whether a Dataset prepares them."""
     train = sources["train"]
@@ -356,8 +356,9 @@ def _set_data(overrides: dict[str, Any], sources: Mapping[str, Source]) -> None:
     if not any(isinstance(source.images, DatasetImages) and source.images.prepared for source in sources.values()):
         return
     floats = has_float_images(train)
-    for key in (*PREPARING, *(["window"] if floats else [])):
-        if (value := overrides.get(f"data.{key}")) and value not in ("none", "crop"):
+    for key, neutral in (PREPARING | (NORMALISING if floats else {})).items():
+        value = to_list(overrides.get(f"data.{key}"))
+        if any(each not in (None, neutral) for each in (value if isinstance(value, list) else [value])):
             why = "are floating point" if floats else "come from a Dataset with random transforms"
             raise InputError(
                 f"{key} is {value!r}, but the images {why} and are not processed further; leave it out, or give "

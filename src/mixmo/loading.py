@@ -62,8 +62,8 @@ def rebuild(
     """
     if module is None and header.backbone.startswith(MODULE):
         raise InputError(
-            f"{where} holds a network around the {header.backbone}, which mixmo cannot build; pass one of the same "
-            "sizes: mixmo.load(…, model=…)."
+            f"{where} holds a network around the {header.backbone}, which mixmo cannot build; pass what was trained, "
+            "the module or the MixMo around it: mixmo.load(…, model=…), or mixmo.Run(…, model=…) to predict and export."
         )
     sizes: dict[str, Any] = {"num_classes": len(header.classes), "in_chans": header.data.channels}
     options = header.options | {"pretrained": False, "checkpoint_path": ""}

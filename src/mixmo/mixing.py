@@ -158,22 +158,23 @@ class Mixer:
 
             def uniform() -> Tensor:  # choices are made arithmetically, since `if` on a device's value is a host sync
                 size = (batch_size, 1, 1, 1, 1) if per_sample else ()
-                return torch.rand(size, generator=generator, device=device)
+                return torch.rand(size, generator=generator, dtype=torch.float32, device=device)
 
             members = (batch_size, self.num_members) if per_sample else (self.num_members,)
-            roles = torch.rand(members, generator=generator, device=device).argsort()
-            masks = self._sample_masks(uniform(), ratios, shape, generator, roles)
+            roles = torch.rand(members, generator=generator, dtype=torch.float32, device=device).argsort()
+            kind = uniform()
+            masks = self._sample_masks(kind, ratios, shape, generator, roles)
             if not CONSTANT.issuperset(self.kinds):
-                is_linear = uniform().ge(scheduled_probability(self.probability, progress)).float()
-                masks = masks.lerp(ratios[:, :, None, None, None], is_linear)
+                is_linear = uniform().ge(scheduled_probability(self.probability, progress)) & ~self._is_constant(kind)
+                masks = masks.lerp(ratios[:, :, None, None, None], is_linear.float())
             return Mix(masks, masks.mean((2, 3, 4)))
 
     def _sample_ratios(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         size = (batch_size, self.num_members)
         if self.alpha == 0 or self.num_members == 1:
-            return torch.full(size, 1 / self.num_members, device=device)
-        # torch.distributions.Dirichlet calls this without a generator.
-        return torch._sample_dirichlet(torch.full(size, float(self.alpha), device=device), generator)
+            return torch.full(size, 1 / self.num_members, dtype=torch.float32, device=device)
+        alpha = torch.full(size, float(self.alpha), dtype=torch.float32, device=device)
+        return torch._sample_dirichlet(alpha, generator)  # which torch.distributions.Dirichlet calls without one
 
     def _sample_masks(
         self, uniform: Tensor, ratios: Tensor, shape: FeatureShape, generator: torch.Generator | None, roles: Tensor
@@ -182,10 +183,18 @@ class Mixer:
         result, start = None, 0.0
         for kind, probability in self.kinds.items():
             function = kind if callable(kind) else KINDS[one_of(kind, KINDS, "mixer.kind")]
-            masks = function(ratios, shape, generator, roles)
+            masks = function(ratios, shape, generator, roles).float()
             result = masks if result is None else torch.where(uniform >= start, masks, result)
             start += probability
         return result  # type: ignore[return-value]
+
+    def _is_constant(self, uniform: Tensor) -> Tensor:
+        """Return whether the kind that ``uniform`` chooses is constant."""
+        result, start = torch.zeros_like(uniform, dtype=torch.bool), 0.0
+        for kind, probability in self.kinds.items():
+            result = torch.where(uniform >= start, kind in CONSTANT, result)
+            start += probability
+        return result
 
 
 def scheduled_probability(probability: float, progress: float) -> float:
@@ -305,7 +314,8 @@ def mixed_cross_entropy(
         )
     if class_weights is not None and class_weights.shape != (classes,):
         raise InputError(f"class_weights have shape {tuple(class_weights.shape)}, but there are {classes} classes.")
-    flat_logits, flat_targets = logits.float().flatten(0, 1), targets.flatten(0, 1)
+    flat_logits = logits.float().flatten(0, 1)
+    flat_targets = (targets if targets.is_floating_point() else targets.long()).flatten(0, 1)
     try:
         losses = F.cross_entropy(
             flat_logits,

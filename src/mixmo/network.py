@@ -212,7 +212,7 @@ class MixMo(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != self.in_chans:
             raise InputError(f"images have shape {tuple(images.shape)}; the network takes (B, {self.in_chans}, H, W).")
-        return self.backbone(images).unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
+        return self._split_members(self.backbone(images))
 
     def _forward_mixtures(self, inputs: Tensor, masks: Tensor | None) -> Tensor:
         """Return the logits of mixtures (B, M, C, H, W)."""
@@ -223,6 +223,15 @@ class MixMo(nn.Module):
         else:
             with check_stem_input(folded) if self.num_members > 1 else nullcontext():
                 logits = self.backbone(folded)
+        return self._split_members(logits)
+
+    def _split_members(self, logits: Any) -> Tensor:
+        """Return the backbone's logits (B, M * K) as (B, M, K)."""
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"the backbone returns a {type(logits).__name__}; it must return a tensor of logits, also in training: "
+                "leave out auxiliary outputs."
+            )
         return logits.unflatten(1, (self.num_members, self.num_classes))  # type: ignore[no-any-return]
 
     def _pack_masks(self, inputs: Tensor, masks: Tensor) -> Tensor:

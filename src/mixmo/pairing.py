@@ -78,7 +78,7 @@ def pair(
     batch_size = num_distinct * batch_repetition
 
     def shuffled(count: int, columns: int) -> Tensor:
-        return torch.rand(count, columns, generator=generator, device=device).argsort(dim=0)
+        return torch.rand(count, columns, generator=generator, dtype=torch.float32, device=device).argsort(dim=0)
 
     images = shuffled(batch_size, 1) % num_distinct  # each image b times
     separate = round(batch_size * (1 - input_repetition))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from mixmo.errors import InputError, reason
 from mixmo.masks import KINDS, FeatureShape
 from mixmo.mixing import Mixer
 from mixmo.seeding import drawing_device
@@ -76,7 +77,7 @@ class PixelMixer:
         shape: FeatureShape = (1, *size)
         ratios = self._two_images.sample(count, (1, 1, 1), generator, device=device).ratios  # type: ignore[attr-defined]
         masks = KINDS[PIXEL_KINDS[self.kind]](ratios, shape, generator, None)
-        mixed = torch.rand(count, 1, 1, 1, generator=generator, device=device) < self.probability
+        mixed = torch.rand(count, 1, 1, 1, generator=generator, dtype=torch.float32, device=device) < self.probability
         keep = torch.where(mixed, masks[:, 1], 1.0)  # the first mask, the rectangle, is the partner's
         return keep.view(batch_size, num_members, 1, *size)
 
@@ -113,7 +114,7 @@ def keep_majority(keep: Tensor, masks: Tensor) -> Tensor:
 
 def mix_pixels(inputs: Tensor, partners: Tensor, keep: Tensor) -> Tensor:
     """Return keep ⊙ inputs + (1 - keep) ⊙ partners for images (B, M, C, H, W) and masks (B, M, 1, H, W)."""
-    return torch.lerp(partners, inputs, keep)
+    return torch.lerp(partners, inputs, keep.to(inputs.dtype))
 
 
 def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_classes: int) -> Tensor:
@@ -128,5 +129,9 @@ def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_
     if targets.is_floating_point():
         return torch.lerp(partner_targets, targets, share[:, :, None])
     soft = share.new_zeros(*targets.shape, num_classes)
-    soft.scatter_add_(2, targets[:, :, None], share[:, :, None])
-    return soft.scatter_add_(2, partner_targets[:, :, None], 1 - share[:, :, None])
+    try:
+        soft.scatter_add_(2, targets[:, :, None], share[:, :, None])
+        return soft.scatter_add_(2, partner_targets[:, :, None], 1 - share[:, :, None])
+    except RuntimeError as error:
+        message = f"class numbers of {num_classes} classes range from 0 to {num_classes - 1}"
+        raise InputError(f"{reason(error)}: {message}.") from error

@@ -238,6 +238,14 @@ class RunFolder:
         except InputError:
             return 0
 
+    def is_finished(self, epochs: int, patience: int | None) -> bool:
+        """Return whether all epochs are finished, or training ended early after ``patience`` without improvement."""
+        try:
+            found = describe(self.checkpoint_folder / LAST)
+        except InputError:
+            return False
+        return bool(found["epochs"] >= epochs or (patience is not None and found["stale"] >= patience))
+
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write a JSON file into the folder atomically; NaN, which JSON lacks, becomes null."""
         text = json.dumps(_with_null(content), indent=2, ensure_ascii=False, allow_nan=False)

@@ -21,13 +21,14 @@ from pydantic import Field
 from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import SWEEP, Recipe, combine_bases, merge
 from mixmo.config.settings import known_settings
+from mixmo.data.module import DataModule
 from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
 from mixmo.escaping import csv_cell
 from mixmo.evaluation.comparison import Networks
 from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
 from mixmo.runs import RunFolder
-from mixmo.training.resuming import check_unchanged
+from mixmo.training.resuming import MAY_CHANGE, check_unchanged
 from mixmo.validation import Integer, settings_class
 
 FILE = "trials.csv"
@@ -239,6 +240,26 @@ def _check_test_images(trials: Sequence[Trial]) -> None:
                     f"trial {trial.key} has data.{setting} {value!r}, but {first.key} {wanted!r}: different test "
                     "images cannot be compared; make a sweep of each."
                 )
+    firsts = dict[int, Trial]()
+    for trial in trials:
+        first = firsts.setdefault(trial.plan.settings.data.fold, trial)
+        draws, own = _find_draws(first), _find_draws(trial)
+        if own == draws:
+            continue
+        opened = [DataModule(each.plan.settings.data, each.plan.settings.seed) for each in (first, trial)]
+        if any(data.is_drawn("test") for data in opened) and len({data.fingerprint("test") for data in opened}) > 1:
+            changes = [f"{name} {value}, not {draws[name]}" for name, value in own.items() if value != draws[name]]
+            raise InputError(
+                f"trial {trial.key} has {', and '.join(changes)} as {first.key}, so other test images would be drawn, "
+                "which cannot be compared; make a sweep of each."
+            )
+
+
+def _find_draws(trial: Trial) -> dict[str, Any]:
+    """Return the settings that may change which test images are drawn, by name."""
+    settings = trial.plan.settings
+    values = {f"data.{name}": getattr(settings.data, name) for name in ("validation", "images_per_class")}
+    return values | {"data.split_seed": settings.data.seed_of_split(settings.seed)}
 
 
 class SweepRunner:
@@ -260,7 +281,8 @@ class SweepRunner:
         if not (run := self.run(trial)).config_file.is_file():
             return trial.plan
         plan = make_plan(merge(trial.recipe, run.resolved()), trial.overrides)
-        check_unchanged(run, plan)
+        fixed = {"trainer.max_epochs"} if run.finished_epochs() else set()  # the learning rate has followed them
+        check_unchanged(run, plan, None, MAY_CHANGE - fixed, "or choose another folder with --out.")
         return plan
 
     def run(self, trial: Trial) -> RunFolder:
@@ -303,7 +325,7 @@ class SweepRunner:
         if trial.key not in self._finished:  # cached, because this reads a whole checkpoint
             if not run.config_file.is_file():
                 return "waiting"
-            if run.finished_epochs() < trial.plan.epochs:
+            if not run.is_finished(trial.plan.epochs, trial.plan.settings.trainer.patience):
                 return "begun"
             self._finished.add(trial.key)
         return "finished"

@@ -166,7 +166,7 @@ def test_a_resumed_run_takes_no_other_seed(shared, capsys):
     ("section", "name", "message"),
     [
         ("mixer", "ownwork.parts:quarter", "sum to 0.25, not one"),
-        ("mixer", "ownwork.parts:fails", "fails on maps of (16, 8, 8): no luck"),
+        ("mixer", "ownwork.parts:fails", "fails on maps of (16, 8, 8) with roles of shape (2,): no luck"),
         ("mixer", "ownwork.parts:number", "is int, not a function"),
         ("mixer", "ownwork.parts:nothing", "cannot be imported: module 'ownwork.parts' has no attribute 'nothing'"),
         ("mixer", "ownwork.parts:", "is not an import path"),

@@ -1,8 +1,10 @@
 """All 19 corruptions: shapes, severities, seeds, bad input."""
 
+import numpy as np
 import pytest
 import torch
 from photographs import COUNT, corrupted, pictures
+from PIL import Image
 
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, SMALL
 
@@ -48,6 +50,15 @@ def test_images_of_a_batch_are_corrupted_differently(kind):
     same = pictures()[:1].expand(COUNT, -1, -1, -1)
     found = corrupted(kind, 4, same)
     assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_grey_images_are_those_of_grey_pictures_in_colour(kind):
+    """Corrupted in colour, as stored by the published files, and then converted by Pillow."""
+    grey = pictures()[..., :1]
+    colour = corrupted(kind, 5, grey.expand(-1, -1, -1, 3).contiguous())
+    expected = torch.stack([torch.from_numpy(np.array(Image.fromarray(each.numpy()).convert("L"))) for each in colour])
+    assert (corrupted(kind, 5, grey)[..., 0].int() - expected.int()).abs().max() <= 1
 
 
 def test_bad_input_is_named():

@@ -119,6 +119,27 @@ def test_a_single_other_split_is_the_test_set(tmp_path):
     assert len(data.test) == 8 and all("valid" in each for each in names(data._test_source))
 
 
+@pytest.mark.parametrize("names_of_splits", [("Train", "Test"), ("TRAIN", "val"), ("train", "Validation")])
+def test_splits_may_be_named_in_capitals(tmp_path, names_of_splits):
+    write_tree(tmp_path, *(f"{part}/{c}/{i}.png" for part in names_of_splits for c in ("a", "b") for i in range(4)))
+    data = open_data(settings(f"folder:{tmp_path}"))
+    assert data.classes == ["a", "b"] and data.drawn_splits is None and len(data.train) == len(data.test) == 8
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_tree(tmp_path, *(f"{vehicle}/{i}.png" for vehicle in ("Bus", "Train") for i in range(4)))
+    assert open_source(f"folder:{tmp_path}", "all").classes == ["Bus", "Train"]
+
+
+@pytest.mark.parametrize(
+    "tops", [("Training", "Testing"), ("train_set", "test_set"), ("trainImages", "VAL data"), ("training",)]
+)
+def test_folders_named_like_splits_are_no_classes(tmp_path, tops):
+    write_tree(tmp_path, *(f"{top}/{c}/{i}.png" for top in tops for c in ("a", "b") for i in range(2)))
+    with pytest.raises(InputError, match="which look like splits rather than classes; rename them train, test or val"):
+        NamedDataset(f"folder:{tmp_path}")
+
+
 def test_zip_files_are_read_by_processes(photos, tmp_path):
     """The open file is not pickled with the images."""
     source = open_source(f"folder:{zipped(photos, tmp_path / 'photos.zip')}", "all")
@@ -222,7 +243,7 @@ TABLES = {
     "path,label\na.png\n": "line 2, does not have the columns of the first line",
     "path,label\na.png,x,y\n": "line 2, does not have the columns of the first line",
     "path,label\na\0b.png,x\n": "cannot be read as comma-separated values in UTF-8: embedded null byte",
-    "path,label\na.png,\n": "line 2, has no label",
+    "path,label\na.png,\n": "line 2, has no label; leave such images out with --data.on_error skip, or set",
     "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
     "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, repeats ./a.png of line 2",
     "path,label\nc/../a.png,x\na.png,y\n": "line 3, repeats a.png of line 2",
@@ -384,6 +405,16 @@ def test_rows_without_a_label_are_no_class(tmp_path, absent, caplog):
     assert source.classes == ["0", "1"] and source.labels.tolist() == [value % 2 for value in wanted]
     assert [int(decode(source, index, None, 1)[0, 0, 0]) for index in range(24)] == wanted
     assert f"6 of 30 labels are {absent} (no label); these images are left out" in caplog.text
+
+
+@pytest.mark.parametrize("absent", ["", "nan", "NaN", "-1.0"])
+@pytest.mark.parametrize("classes", [("0", "1"), ("0.0", "1.0"), ("cat", "dog")])
+def test_rows_without_a_label_are_left_out(tmp_path, absent, classes):
+    if classes == ("cat", "dog") and absent:
+        return  # a class of that name
+    name = labelled(tmp_path, [absent if value == 5 else classes[value % 2] for value in range(10)])
+    source = open_source(name, "train", on_error="skip")
+    assert source.classes == [*classes] and len(source) == 9
 
 
 def test_a_class_may_be_called_none(tmp_path):

@@ -129,4 +129,16 @@ def test_photos_change_their_colours():
     assert levels.min() < 0.35 and levels.max() > 0.65 and (found.std((2, 3)) < 0.02).all()
     for bad in ({"scale": [0.5]}, {"scale": [0.0, 1.0]}, {"scale": [0.9, 0.5]}, {"color_jitter": -1.0}):
         with pytest.raises(InputError, match=f"data.{next(iter(bad))} is"):
+            own(**bad | {"augmentation": "photo"})
+    for bad in ({"scale": [0.5, 1.0]}, {"color_jitter": 0.9}):
+        with pytest.raises(InputError, match=f"data.{next(iter(bad))} is .*, which only data.augmentation photo uses"):
             own(**bad)
+    own(color_jitter=0.0)
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_means_of_0_to_255_are_refused(key):
+    with pytest.raises(InputError, match=rf"data.{key} is \[80\.0\], but pixels are divided by 255 first"):
+        own(**{key: [80.0]})
+    own(**{key: [80.0], "own_transforms": True})
+    own(**{key: [1.0]})

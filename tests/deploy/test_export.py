@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import logging
 import math
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +25,13 @@ from mixmo.cli.main import main
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.models import open_model
-from mixmo.deploy.spec import Spec
+from mixmo.deploy.spec import Spec, describe_run
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import evaluate_runs
 from mixmo.header import Preparation
+from mixmo.metrics.temperature import weight_members
 from mixmo.runs import RunFolder
 
 HOW = Preparation(channels=3, interpolation="bicubic", mean=[0.5], std=[0.5], crop_size=None)
@@ -247,6 +251,44 @@ def test_descriptions_keep_every_digit():
     spec = Spec(["a", "b"], (8, 8), HOW, calibration=replace(kept, likely=likely, confidence=likely))
     again = Spec.from_json(spec.to_json()).calibration
     assert again.temperature == 1 / 3 and torch.equal(again.likely, likely) and torch.equal(again.confidence, likely)
+
+
+def test_descriptions_keep_every_image_and_any_name():
+    """A stride through 20,000 sorted images would leave out a class; names of folders may be no valid Unicode."""
+    kept = fit_calibration(torch.rand(20_000, 2), torch.arange(20_000) % 2)
+    spec = Spec(["a", "caf\udce9"], (8, 8), HOW, calibration=kept)
+    again = Spec.from_json(spec.to_json().encode("utf-8").decode("utf-8"))
+    assert torch.equal(again.calibration.targets, kept.targets) and again.classes == spec.classes
+
+
+def test_networks_of_weight_zero_are_no_members(trained):
+    """As in predictions of the ensemble."""
+    runs = [TrainedRun(run) for run in trained[1:]]
+    spec, images = runs[0].network, torch.rand(3, 3, 8, 8)
+    for scales, used in (([2.0, 0.0], 2), ([0.0, 2.0], 1), ([1.5, 0.5], 3)):
+        expected = weight_members([run.network.members(images) for run in runs], scales)
+        for members in (True, False):
+            plain, _ = module._fuse_runs(runs, scales, describe_run(runs[0]), members)
+            found = plain(images).unflatten(1, (-1, spec.num_classes))
+            assert found.shape[1] == (used if members else sum(scale > 0 for scale in scales))
+            torch.testing.assert_close(found if members else found.mean(1, True), expected if members else
+                                       expected.mean(1, True), rtol=1e-4, atol=1e-4)  # fmt: skip
+
+
+def test_exports_at_once_leave_messages_as_they_were():
+    before = logging.root.manager.disable
+
+    def silence():
+        with module._quiet():
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=silence) for _ in range(2)]
+    threads[0].start()
+    time.sleep(0.1)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert logging.root.manager.disable == before
 
 
 def test_crops_beyond_the_image_are_black_also_where_the_file_normalises(tmp_path, monkeypatch):

@@ -52,6 +52,8 @@ def test_images_of_sensors_from_training_to_exports(case, tmp_path):
     assert graph.get_inputs()[0].shape[1:] == [images.shape[3], height, width]
     content = json.loads((tmp_path / "run" / "timm" / "config.json").read_text())
     assert content["pretrained_cfg"]["input_size"] == [images.shape[3], height, width]
+    assert ("first_conv" in content["pretrained_cfg"]) == (images.shape[3] == 3)  # else timm would adapt it
+    assert mixmo.load(tmp_path / "run" / "timm").in_chans == images.shape[3]
 
 
 def test_a_rectangle_is_cropped_alike_in_training_and_after():

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mixmo.errors import InputError
-from mixmo.evaluation.comparison import parse_entry, read_groups
+from mixmo.evaluation.comparison import Networks, parse_entry, read_groups
 from mixmo.evaluation.results import EvaluationOptions
 
 
@@ -29,6 +29,16 @@ def copied(run, folder, seed, *replaced):
         text = text.replace(old, new)
     config.write_text(text)
     return folder / str(seed)
+
+
+def test_every_fold_has_the_same_seeds(trained, tmp_path):
+    """Else two methods of the same networks would differ."""
+    _, _, one = trained
+    folds = [("folds: null", "folds: 2")]
+    paths = [copied(one, tmp_path / "a", seed, *folds) for seed in (0, 1)]
+    paths.append(copied(one, tmp_path / "b", 1, *folds, ("fold: 0", "fold: 1")))
+    with pytest.raises(InputError, match="a has no run of seed 0 and fold 1, so folds would count differently"):
+        read_groups([Networks("a", [[path] for path in paths])], EvaluationOptions())
 
 
 FREE = [

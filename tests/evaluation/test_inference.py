@@ -50,11 +50,22 @@ def test_an_evaluation_opens_a_run_once(trained, tmp_path, monkeypatch):
     assert not [call for call in called if call.startswith(("build_image_set", "load_checkpoint"))]  # all is cached
 
 
-def test_a_dataset_with_other_classes_is_refused(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(("cat", "dog"), "not in both: emu"), (("cat", "dog", "zebu"), "not in both: emu, zebu"), (None, "16×16 pixels")],
+)
+def test_a_dataset_with_other_classes_or_sizes_is_refused(trained, tmp_path, classes, message):
     folder, run, _ = trained
     run = copy_run(run, folder, tmp_path)
+    classes = classes or TrainedRun(run).header.classes
     shutil.rmtree(tmp_path / "data")
     for split in ("train", "test"):
-        write_images(tmp_path / "data" / split, classes=("cat", "dog"))
-    with pytest.raises(InputError, match=r"has 2 classes, but .* was trained on 3"):
+        write_images(tmp_path / "data" / split, classes=classes, size=16)
+    with pytest.raises(InputError, match=message):
         TrainedRun(run).images("test")
+
+
+def test_a_run_is_not_an_ensemble_with_itself(trained):
+    _, run, _ = trained
+    with pytest.raises(InputError, match="names a run twice; an ensemble needs different runs"):
+        evaluate_runs([run, run])

@@ -150,6 +150,16 @@ def test_bad_predictions_are_one_sentence(tmp_path, capsys, arrays, message):
     assert message in error
 
 
+@pytest.mark.parametrize(("targets", "zeros"), [([0, 1, 2], 1), ([2, 2, 2], 0), ([[1, 0, 1], [0, 1, 1], [0, 0, 0]], 2)])
+def test_a_true_class_of_probability_zero_is_said(tmp_path, caplog, targets, zeros):
+    """Not that of another class; with several labels, nor a probability of 1 for an absent label."""
+    probabilities = np.array([[0, 0.5, 0.5], [0, 0.5, 0.5], [0, 0, 1]])
+    np.savez(tmp_path / "sure.npz", probabilities=probabilities, targets=targets)
+    predictions = read_predictions(tmp_path / "sure.npz")
+    assert predictions.logits.isfinite().all() and len(caplog.messages) == (zeros > 0)
+    assert all(f"exactly 0 for the label of {zeros} images" in message for message in caplog.messages)
+
+
 def test_half_precision_probabilities_are_read(tmp_path):
     """Rows of 100 rounded numbers sum to one within what 16 bits allow."""
     probabilities = torch.randn(200, 100).softmax(1).half().numpy()

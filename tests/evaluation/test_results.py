@@ -2,29 +2,39 @@
 
 import json
 import math
+import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import copy_run
+from conftest import copy_run, plan_of, write_images, write_splits
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 import mixmo
 from mixmo.errors import InputError
 from mixmo.evaluation import inference
-from mixmo.evaluation.calibration import calibrate_run, fit_calibration, load_cached_calibration, pool_calibration
+from mixmo.evaluation.calibration import (
+    calibrate,
+    calibrate_run,
+    fit_calibration,
+    load_cached_calibration,
+    pool_calibration,
+)
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationOptions, class_metrics, evaluate_runs
-from mixmo.evaluation.results_file import evaluate_run, write_results
+from mixmo.evaluation.results_file import evaluate_run, merge_earlier, write_results
+from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics import fit_temperature
 from mixmo.metrics.conformal import prediction_sets
 from mixmo.metrics.ood import SCORES
 from mixmo.runs import RunFolder
+from mixmo.training.fit import fit
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
@@ -118,6 +128,50 @@ def test_a_temperature_of_few_images_is_doubted_once_when_a_run_ends(trained, ca
     (warning,) = caplog.messages
     low, high = load_cached_calibration(TrainedRun(run)).interval
     assert f"its 95 % interval on the validation images is {low:.2f} to {high:.2f}" in warning and high > 2 * low
+
+
+def test_corrected_validation_labels_are_calibrated_again(tmp_path):
+    """But not if the validation images are gone; another precision leaves the calibration of float32."""
+    held_out = tmp_path / "data" / "val"
+    write_images(held_out, count=4, seed=2)
+    run = RunFolder(tmp_path / "run")
+    fit(plan_of(write_splits(tmp_path / "data"), "--trainer.max_epochs=1", "--model.num_members=1"), run)
+    before = calibrate(TrainedRun(run))
+    for old, new in (("cat", "gnu"), ("dog", "cat"), ("gnu", "dog")):
+        (held_out / old).rename(held_out / new)
+    after = calibrate(TrainedRun(run))
+    predictions = predict(TrainedRun(run), "validation")
+    expected = fit_calibration(predictions.logits.mean(1), predictions.targets)
+    assert after.temperature == expected.temperature and torch.equal(after.likely, expected.likely)
+    assert not torch.equal(after.likely, before.likely)
+    calibrate(TrainedRun(run), "bf16-mixed", refresh=True)
+    assert torch.equal(load_cached_calibration(TrainedRun(run)).likely, after.likely)
+    shutil.rmtree(tmp_path / "data")
+    assert torch.equal(calibrate(TrainedRun(run)).likely, after.likely)
+
+
+def test_a_calibration_is_kept_if_others_would_be_drawn_for_validation(trained, tmp_path, caplog):
+    folder, run, _ = trained
+    run = copy_run(run, folder, tmp_path)
+    before = calibrate(TrainedRun(run))
+    write_images(tmp_path / "data" / "train", classes=("cat/new",), count=1)
+    assert calibrate(TrainedRun(run)).temperature == before.temperature
+    assert "has changed since" in caplog.text and f"Until then, the calibration of {run.path} is used" in caplog.text
+    with pytest.raises(InputError, match="has changed since"):
+        calibrate(TrainedRun(run), refresh=True)
+
+
+def test_earlier_results_of_other_test_files_are_not_kept(trained, tmp_path):
+    """Files of the same names and sizes."""
+    folder, run, _ = trained
+    run, options = copy_run(run, folder, tmp_path), EvaluationOptions()
+    result = evaluate_runs([run])
+    write_results(
+        TrainedRun(run), replace(result, corruptions=CorruptionResult({"fog": {1: {"nll": 1.0}}}, "x")), options
+    )
+    assert merge_earlier(TrainedRun(run), result, options).corruptions is not None
+    os.utime(next((tmp_path / "data" / "test").glob("*/*.png")), (1, 1))
+    assert merge_earlier(TrainedRun(run), result, options).corruptions is None
 
 
 def test_views_have_results_of_their_own(trained, tmp_path, caplog):

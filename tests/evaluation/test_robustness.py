@@ -14,6 +14,7 @@ from conftest import copy_run, write_images
 from mixmo.cache import cache_json
 from mixmo.cli.main import main
 from mixmo.corruptions import KINDS, SEVERITIES, corrupt
+from mixmo.errors import InputError
 from mixmo.evaluation import inference, robustness
 from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
@@ -127,6 +128,28 @@ def test_views_and_weights_hold_for_corrupted_images_too(trained, few):
     assert found["nll"] == pytest.approx(torch.nn.functional.cross_entropy(average, labels).item(), rel=1e-5)
 
 
+def test_members_of_a_network_without_weight_are_left_out(trained, few):
+    """As on clean images; the others' logits average to the ensemble's."""
+    runs = [TrainedRun(trained[2]), TrainedRun(trained[1])]
+    found = evaluate_corruptions(runs, TARGETS, weights=(0.0, 2.0)).kinds["fog"][3]
+    ((images, labels),) = GeneratedCorruptions(runs[0]).batches("fog", 3)
+    with torch.no_grad():
+        logits = 2 * 2 / 3 * runs[1].network.members(runs[1].prepare(images))
+    for member in (0, 1):
+        nll = torch.nn.functional.cross_entropy(logits[:, member], labels).item()
+        assert found[f"member_{member}/nll"] == pytest.approx(nll, rel=1e-5)
+    assert "member_2/nll" not in found
+
+
+@pytest.mark.parametrize(("key", "value"), [("window", [0.0, 9.0]), ("interpolation", "bilinear"), ("image_size", 6)])
+def test_networks_of_other_pixels_are_no_ensemble(trained, key, value):
+    """The first run's decoded images are corrupted for all."""
+    runs = [TrainedRun(run) for run in trained[1:]]
+    setattr(runs[1].settings.data, key, value)
+    with pytest.raises(InputError, match=rf"one has data\.{key} .*: they cannot be ensembled"):
+        evaluate_corruptions(runs, TARGETS)
+
+
 @pytest.fixture
 def evaluated(monkeypatch):
     """The kinds of corruption for which a network predicted."""
@@ -149,9 +172,11 @@ def test_what_makes_corruptions_be_evaluated_again(trained, few, evaluated, monk
     evaluate_corruptions([TrainedRun(two)], TARGETS, refresh=True)
     assert set(evaluated) == set(few)
     evaluated.clear()
-    monkeypatch.setattr(robustness, "__version__", "0.0.7")
-    evaluate_corruptions([TrainedRun(two)], TARGETS)
-    assert set(evaluated) == set(few)
+    for name, value in (("__version__", "0.0.7"), ("REVISION", 1)):
+        evaluated.clear()
+        monkeypatch.setattr(robustness, name, value)
+        evaluate_corruptions([TrainedRun(two)], TARGETS)
+        assert set(evaluated) == set(few)
 
 
 def test_changed_metrics_are_noticed(trained, few, caplog):

@@ -74,6 +74,23 @@ def test_lightning(net, digits, tmp_path):
     torch.testing.assert_close(predicted.mean(1), net(digits.images), rtol=1e-4, atol=1e-4)
 
 
+def test_lightning_with_probabilities_two_loaders_and_a_compiled_module(digits, tmp_path):
+    """Batches of as many images as classes, for which labels of a wrong shape would broadcast."""
+    images, labels = digits.images[:10], digits.labels[:10]
+    soft = torch.nn.functional.one_hot(labels, 10).float()
+    loaders = [DataLoader(TensorDataset(images, each), 10) for each in (soft, labels)]
+    module = MixMoModule(net := mixmo.MixMo("wide_resnet10_1", num_classes=10, in_chans=1), mixer_of(net), SGD)
+    own = trainer(tmp_path, limit_train_batches=2)
+    own.validate(module, loaders)
+    for key in ("val_accuracy", "val_nll", "val_member_1_accuracy"):
+        one, other = (float(own.callback_metrics[f"{key}/dataloader_idx_{loader}"]) for loader in (0, 1))
+        assert one == pytest.approx(other)
+    own = trainer(tmp_path, limit_train_batches=2)
+    own.fit_loop.max_epochs = 1
+    own.fit(torch.compile(module, backend="eager"), digits.train)
+    assert own.callback_metrics["train_loss"].isfinite()
+
+
 class Saved(L.Callback):
     """Saves a checkpoint of the first epoch."""
 

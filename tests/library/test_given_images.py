@@ -50,12 +50,40 @@ def test_wrong_groups_folds_and_weights_are_one_sentence(digits, changes, messag
         mixmo.fit(**{"model": NET, **digits, **FAST} | changes)
 
 
-@pytest.mark.parametrize(("key", "value"), [("window", [0, 1]), ("image_size", 8), ("policy", "randaugment")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("window", [0, 1]), ("image_size", 8), ("policy", "randaugment"), ("flip", True), ("padding", 2), ("mean", [0.3])],
+)
 def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
     floats = {split: (images / np.float32(255), labels) for split, (images, labels) in digits.items()}
     floats = {split: (images.reshape(len(images), 1, 8, 8), labels) for split, (images, labels) in floats.items()}
     with pytest.raises(InputError, match=f"{key} is .*, but the images are floating point"):
         mixmo.fit(NET, **floats, **FAST, **{key: value})
+
+
+def test_other_test_images_do_not_replace_the_runs_own(digits, tmp_path):
+    """Neither in the run nor in its folder; images unlike those of training are refused."""
+    (images, labels), (more, numbers) = digits["train"], digits["test"]
+    short = FAST | {"epochs": 1, "limit_train_batches": 2, "out": tmp_path / "run"}
+    run = mixmo.fit(NET, (images, labels), test=(more[:60], numbers[:60]), **short)
+    own, other = run.test(), run.test((more[60:], numbers[60:]))
+    assert own["nll"] != other["nll"] and run.test() == pytest.approx(own, nan_ok=True)
+    again = mixmo.Run(tmp_path / "run")
+    assert again.test() == pytest.approx(own, nan_ok=True)  # from cached predictions
+    floats, large = more[:, None] / np.float32(255), more.repeat(2, 1).repeat(2, 2)
+    for each, given, message in (
+        (again, (floats, numbers), "test images are floating point, but those that .* was trained on are not"),
+        (again, (large, numbers), "test images have 16×16 pixels, but .* was trained on 8×8"),
+        (run, "digits", "test is 'digits', but only train takes a dataset's name"),
+    ):
+        with pytest.raises(InputError, match=message):
+            each.test(given)
+
+
+def test_runs_trained_by_name_are_tested_on_other_images(digits):
+    run = mixmo.fit(recipe="digits-cut", epochs=1, limit_train_batches=2, progress=False)
+    own, other = run.test(), run.test(digits["test"], tta="flip", refresh=True)
+    assert other["temperature"] > 0 and run.test() == pytest.approx(own, nan_ok=True)
 
 
 def test_prepared_images_unlike_those_of_training_are_named(digits, caplog, monkeypatch):

@@ -100,8 +100,9 @@ def test_a_dataset_of_ones_own_is_the_same_run_with_workers_and_when_resumed(dig
         (whole.network(torch.stack([image for image, _ in test])).argmax(1).numpy() == test.labels).mean()
     )
     other = Own(digits["train"][0][::-1].copy(), digits["train"][1])
-    with pytest.raises(InputError, match="training data has changed"):
-        mixmo.fit(NET, other, test=test, out=tmp_path / "cut", resume=True, **options | {"epochs": 3})
+    for epochs in (2, 3):  # a finished run, and one to train on
+        with pytest.raises(InputError, match="training data has changed"):
+            mixmo.fit(NET, other, test=test, out=tmp_path / "cut", resume=True, **options | {"epochs": epochs})
 
 
 @pytest.mark.slow
@@ -202,19 +203,20 @@ def test_a_module_of_ones_own_is_trained_and_loaded(digits, tmp_path):
     def net():
         return mixmo.MixMo(Tiny(), num_members=3, stem="first", head="last")
 
+    own = FAST | {"num_members": None}
     with pytest.raises(InputError, match="Tiny does not say which module is its stem"):
         mixmo.fit(Tiny(), digits["train"], out=tmp_path / "run", **FAST)
-    run = mixmo.fit(net(), digits["train"], out=tmp_path / "run", **FAST)
+    run = mixmo.fit(net(), digits["train"], out=tmp_path / "run", **own)
     assert run.network.num_members == 3
     images = torch.rand(3, 1, 8, 8)
-    with pytest.raises(InputError, match=r"around the module Tiny, which mixmo cannot build; pass one .*: mixmo\.load"):
+    with pytest.raises(InputError, match=r"the module Tiny, which mixmo cannot build; pass what .*: mixmo\.load"):
         mixmo.load(tmp_path / "run")
     assert torch.equal(mixmo.load(tmp_path / "run", model=net())(images), run.network.cpu()(images))
     assert isinstance(mixmo.fuse(run.network), Tiny)
     with pytest.raises(InputError, match="--format timm is for timm's networks; export a module Tiny as onnx"):
         run.export("timm")
     with pytest.raises(InputError, match="10 classes, but the images have 1 and 2"):
-        mixmo.fit(net(), (digits["train"][0], digits["train"][1] % 2), **FAST)
+        mixmo.fit(net(), (digits["train"][0], digits["train"][1] % 2), **own)
 
 
 class Ending(nn.Module):
@@ -233,10 +235,10 @@ def test_a_module_that_ends_in_a_softmax_is_refused(num_members, digits, tmp_pat
     for end, name in {nn.Softmax(1): "softmax", nn.LogSoftmax(1): "log_softmax"}.items():
         net = mixmo.MixMo(Ending(end), num_members, stem="first", head="last")
         with pytest.raises(InputError, match=f"ends in a {name}, but the loss takes logits"):
-            mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST)
+            mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST | {"num_members": num_members})
         assert not (tmp_path / "run").exists()
     net = mixmo.MixMo(Ending(nn.Identity()), num_members, stem="first", head="last")
-    mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST)
+    mixmo.fit(net, digits["train"], out=tmp_path / "run", **FAST | {"num_members": num_members})
 
 
 def test_nothing_is_left_without_a_folder(digits, tmp_path, monkeypatch):
@@ -333,6 +335,8 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
         mixmo.fit(NET, train, val=train, **FAST)
     with pytest.raises(InputError, match="validation images are floating point, the others"):
         mixmo.fit(NET, train, val=Own(*test), **FAST)
+    with pytest.raises(InputError, match="out is missing: a run on several devices"):
+        mixmo.fit(NET, train, devices=2, **FAST)
     with pytest.raises(InputError, match="unknown keyword 'learning_rate'"):
         mixmo.fit(NET, train, learning_rate=0.1, **FAST)
     with pytest.raises(InputError, match="weight_decay is 'much'"):
@@ -341,6 +345,11 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
         mixmo.fit(NET, train, **FAST | {"num_members": 0})
     with pytest.raises(InputError, match="a dataset by name, which has its own val and test"):
         mixmo.fit(NET, "digits", test=test, **FAST)
+    with pytest.raises(InputError, match="val is 'digits', but only train takes a dataset's name"):
+        mixmo.fit(NET, train, val="digits", **FAST)
+    floats = (train[0][:, None] / np.float32(255), train[1])
+    with pytest.raises(InputError, match=r"validation images have size \(16, 8\), but training images \(8, 8\)"):
+        mixmo.fit(NET, floats, val=(floats[0].repeat(2, 2), train[1]), **FAST)
     with pytest.raises(InputError, match="columns is for datasets by name"):
         mixmo.fit(NET, train, columns={"group": "patient"}, **FAST)
     more = (test[0], test[1] + 1)

@@ -130,11 +130,57 @@ def test_masks_and_losses_of_ones_own_are_functions(generator):
         ({"pixels": "blend"}, "unknown pixels.kind 'blend'"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"label_smoothing": 0.1, "loss": lambda *_: None}, "a custom loss must smooth targets itself"),
+        ({"net": torch.nn.DataParallel(network())}, "net is a DataParallel; pass the MixMo itself"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(mixmo.errors.InputError, match=message):
-        mixmo.BatchMixer(network(), **options)
+        mixmo.BatchMixer(**{"net": network(), **options})
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.5, 100])
+def test_progress_is_a_share(progress):
+    """An epoch's number would mix linearly without a word."""
+    with pytest.raises(InputError, match=f"progress is {progress}; it is the share"):
+        mixmo.BatchMixer(network())(*numbered(), progress=progress)
+
+
+@pytest.mark.parametrize("pixels", [None, "cutmix"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.bool])
+def test_class_numbers_are_of_any_integer_type(dtype, pixels):
+    images, labels = numbered()
+    losses = []
+    for each in (labels.to(dtype), labels.to(dtype).long()):
+        batch = mixmo.BatchMixer(network(), pixels=pixels)(images, each, generator=torch.Generator().manual_seed(0))
+        losses.append(batch.loss(torch.linspace(0, 1, 8 * 2 * 5).view(8, 2, 5)))
+    assert torch.equal(*losses)
+    with pytest.raises(InputError, match="range from 0 to 4"):
+        mixmo.BatchMixer(network(), pixels=pixels)(images, labels + 1).loss(torch.zeros(8, 2, 5))
+
+
+@pytest.mark.parametrize("pixels", [None, "mixup", "cutmix"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_other_precisions(dtype, pixels):
+    net, (images, labels) = network().to(dtype), numbered()
+    batch = mixmo.BatchMixer(net, pixels=pixels)(images.to(dtype), labels, generator=torch.Generator().manual_seed(0))
+    assert batch.inputs.dtype == dtype and batch.masks.dtype == torch.float32
+    assert batch.loss(net(batch.inputs, batch.masks)).isfinite()
+
+
+def test_a_network_with_auxiliary_outputs_is_named():
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.fc = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Linear(4, 5)
+
+        def forward(self, images):
+            logits = self.fc(self.conv1(images).mean((2, 3)))
+            return (logits, logits) if self.training else logits
+
+    net = mixmo.MixMo(Two(), stem="conv1", head="fc")
+    batch = mixmo.BatchMixer(net)(*numbered())
+    with pytest.raises(InputError, match="the backbone returns a tuple; it must return a tensor of logits"):
+        net(batch.inputs, batch.masks)
 
 
 @pytest.mark.parametrize(

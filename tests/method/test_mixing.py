@@ -10,7 +10,7 @@ from mixmo import Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_e
 from mixmo.errors import InputError
 from mixmo.masks import KINDS
 from mixmo.mixing import mix_features, scheduled_probability
-from mixmo.pixel_mixing import PixelMixer
+from mixmo.pixel_mixing import PIXEL_KINDS, PixelMixer
 
 
 def test_loss_weights_match_the_published_table():
@@ -191,3 +191,41 @@ def test_the_loss_of_several_labels_is_the_weighted_sum_of_binary_cross_entropie
             mixed_binary_cross_entropy(logits, wrong)
     with pytest.raises(InputError, match="weights have shape"):
         mixed_binary_cross_entropy(logits, targets, weights[:, :1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_draws_do_not_depend_on_the_default_type(dtype):
+    """Lightning's ``bf16-true`` changes it during a step."""
+
+    def draw():
+        drawn = []
+        for kind in KINDS:
+            mix = Mixer(kind, probability=0.7).sample(6, (4, 9, 9), torch.Generator().manual_seed(0))
+            drawn += [mix.masks, mix.ratios]
+        pixels = [PixelMixer(kind).sample(4, 2, (8, 8), torch.Generator().manual_seed(0)) for kind in PIXEL_KINDS]
+        return [*drawn, *pixels, pair(6, 2, 2, 0.5, torch.Generator().manual_seed(0), torch.device("cpu"))]
+
+    expected, before = draw(), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = draw()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_constant_kinds_among_others_are_never_replaced(generator):
+    """Equal shares, of mimo, keep their half, also at the end of training, when the others are linear."""
+    mixer = Mixer({"mimo": 0.5, "cut": 0.5}, probability=0.5)
+    for progress in (0.0, 1.0):
+        equal = [bool((mixer.sample(2, (4, 9, 9), generator, progress).masks == 0.5).all()) for _ in range(400)]
+        assert 0.42 < np.mean(equal) < 0.58
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_masks_of_ones_own_become_float32(dtype, generator):
+    def halves(ratios, shape, generator, roles):
+        return torch.full((len(ratios), 2, 1, *shape[1:]), 0.5, dtype=dtype)
+
+    mix = Mixer(halves, probability=0.5).sample(2, (4, 9, 9), generator)
+    assert mix.masks.dtype == mix.ratios.dtype == torch.float32

@@ -7,6 +7,7 @@ from conftest import Plain
 from torch import nn
 
 import mixmo
+from mixmo.errors import InputError
 
 FAMILIES = {
     "wide_resnet16_1": 32, "preact_resnet18_1": 64, "resnet18": 64, "resnext50_32x4d": 64, "convnext_atto": 64,
@@ -274,6 +275,23 @@ def test_mixing_behind_a_later_module(name, mix_at, side, options):
         torch.testing.assert_close(net.backbone.core(mixed).unflatten(1, (2, 5)), together)
     with pytest.raises(ValueError, match="are not linear, so they cannot be summed"):
         mixmo.fuse(net)
+
+
+def test_code_that_depends_on_training_mode_is_not_split():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.stage, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.stage(self.first(x))
+            if self.training:
+                x = x * 2
+            return self.last(x.mean((2, 3)))
+
+    for mode in (True, False):
+        with pytest.raises(InputError, match="Noisy cannot be split after 'stage': its code depends on training mode"):
+            mixmo.MixMo(Noisy().train(mode), stem="first", head="last", mix_at="stage")
 
 
 def test_one_member_mixed_anywhere_is_the_backbone():

@@ -36,7 +36,8 @@ def test_validation_images_without_a_mistake_make_nobody_surer(scale):
     logits, targets = torch.eye(3) * scale, torch.arange(3)
     assert fit_temperature(logits, targets) < 0.1 or scale > 10
     found = fit_calibration(logits, targets)
-    assert found.temperature == 1
+    assert found.temperature == 1 and (found.interval is None or found.interval[0] <= 1 <= found.interval[1])
+    assert fit_calibration(logits.repeat(9, 1), torch.arange(3).repeat(9).flip(0)).interval is not None  # with mistakes
     assert torch.allclose(found.confidence, logits.double().softmax(1).amax(1))
     assert fit_calibration(logits, targets.roll(1)).temperature > 50  # all wrong
 

@@ -18,6 +18,7 @@ from scipy.stats import t, ttest_rel
 import mixmo
 from mixmo import comparing
 from mixmo.cli.main import main
+from mixmo.corruptions import SEVERITIES
 from mixmo.evaluation.comparison import Entry, Group
 from mixmo.evaluation.costs import costs
 from mixmo.evaluation.evaluate import measure
@@ -25,8 +26,9 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, predict
 from mixmo.evaluation.results import EvaluationResult
 from mixmo.evaluation.results_file import evaluate_run
+from mixmo.evaluation.robustness import CorruptionResult
 from mixmo.metrics.catalogue import COSTS
-from mixmo.reporting import charts, pictures
+from mixmo.reporting import charts, comparison_page, pictures
 from mixmo.reporting.comparison_tables import costs_table, differences, differences_table, metrics_table
 from mixmo.reporting.headline import summarise_comparison
 
@@ -240,8 +242,8 @@ def group_of(name, *predictions, runs=(), costs=()):
 class Seeded:
     """The parts of a run that a comparison uses."""
 
-    def __init__(self, seed, fold=None):
-        self.seed, self.data = seed, SimpleNamespace(folds=None if fold is None else 3, fold=fold or 0)
+    def __init__(self, seed, fold=None, folds=3):
+        self.seed, self.data = seed, SimpleNamespace(folds=None if fold is None else folds, fold=fold or 0)
 
     def settings(self):
         return self
@@ -296,17 +298,35 @@ def test_over_seeds_intervals_are_students_of_paired_seeds():
     assert differences(second, first)["accuracy"] == pytest.approx(found["accuracy"])
 
 
-def test_over_folds_intervals_are_wider_and_tables_say_so():
+@pytest.mark.parametrize("number", [3, 10])
+def test_over_folds_intervals_are_wider_and_tables_say_so(number):
+    """By the number of folds that were drawn, of which some may not be trained."""
     first, second = groups_of_seeds((80, 84, 85), (40, 90, 70))
-    folds = [replace(each, entries=[replace(entry, runs=[Seeded(0, fold)]) for fold, entry in enumerate(each.entries)])
-             for each in (first, second)]  # fmt: skip
+    folds = [
+        replace(each, entries=[replace(entry, runs=[Seeded(0, i, number)]) for i, entry in enumerate(each.entries)])
+        for each in (first, second)
+    ]
     (gain, low, high), seeds = (differences(pair[1], pair[0])["accuracy"] for pair in (folds, (first, second)))
-    assert gain == seeds.value and high - low == pytest.approx((seeds.high - seeds.low) * math.sqrt(1 + 3 / 2))
+    assert gain == seeds.value and high - low == pytest.approx(
+        (seeds.high - seeds.low) * math.sqrt(1 + 3 / (number - 1))
+    )
     assert folds[0].images == 1200 and "of 1200 test images" in summarise_comparison(folds)
     assert "over n folds" in metrics_table(folds).title and "over folds" in differences_table(folds).title
     twice = [replace(folds[0], entries=[*folds[0].entries, *(replace(entry, runs=[Seeded(1, fold)])
              for fold, entry in enumerate(folds[0].entries))])]  # fmt: skip
     assert twice[0].images == 1200 and "over n seeds and folds" in metrics_table(twice).title
+
+
+def test_accuracies_under_corruption_have_no_stars():
+    """Their table has no intervals, which a star stands for."""
+    results = {}
+    for name, wrong in (("poor", 80), ("good", 20)):
+        cells = {severity: {"accuracy": 1 - wrong / 400} for severity in SEVERITIES}
+        (entry,) = group_of(name, answers(range(wrong))).entries
+        results[name] = replace(entry.result, corruptions=CorruptionResult({"fog": cells}, "drawn"))
+    (section,) = comparison_page._corruption_sections(results)
+    (table,) = section.subsections[0].tables
+    assert table.rows == [["fog", "80.00", "95.00"]] and not table.best
 
 
 def test_what_is_better_beyond_chance_is_stressed_and_costs_never_are():

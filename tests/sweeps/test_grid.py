@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import yaml
+from conftest import write_images, write_splits
 
 from mixmo.cli.main import main
 from mixmo.config.parsing import parse_arguments
@@ -129,6 +130,13 @@ def test_folds_alone_are_a_sweep(sweep):
             "has data.name 'csv:a.csv', but name-digits/seed-0 'digits'",
         ),
         ({"grid": {"how": {"a": {}, "b": {"data": {"folds": 3}}}}}, [], "different test images cannot be compared"),
+        (
+            {"grid": {"data.images_per_class": [10, 20]}},
+            [],
+            "has data.images_per_class 20, not 10 as images_per_class-10/seed-0, so other test images would be drawn",
+        ),
+        ({"grid": {"data.validation": [0, 0.2]}}, ["--data.images_per_class=10"], "has data.validation 0.2, not 0.0"),
+        ({"grid": {"data.split_seed": [0, 1]}, "folds": 2}, [], "has data.split_seed 1, not 0 as split_seed-0/seed-0_"),
         ({"folds": 1}, [], "sweep.folds is 1; it must be at least 2"),
         ({"grid": {"method": {"comparison": None}}}, [], "comparison is a reserved name"),
         ({"grid": {"mixer.alpha": [*range(1, 102)], "optimizer.lr": [*range(1, 101)]}}, [], "more than 10000"),
@@ -144,6 +152,19 @@ def test_what_is_not_understood_is_one_sentence(sweep, section, words, problem):
     with pytest.raises(InputError) as found:
         sweep(section, *words)
     assert problem in str(found.value) and "\n" not in str(found.value)
+
+
+def test_test_images_are_compared_only_if_they_are_drawn(sweep, tmp_path):
+    """Folders with splits, and the test images of digits, are the same for all draws."""
+    write_images(tmp_path / "whole", count=10)
+    write_splits(tmp_path / "split")
+    grid = {"grid": {"data.split_seed": [0, 1]}}
+    assert len(sweep(grid)) == len(sweep({"grid": {"data.validation": [0, 0.2]}})) == 2
+    assert len(sweep(grid, data={"name": f"folder:{tmp_path}/split"})) == 2
+    whole = {"name": f"folder:{tmp_path}/whole"}
+    assert len(sweep({"grid": {"data.images_per_class": [2, 4]}}, data=whole)) == 2
+    with pytest.raises(InputError, match=r"has data\.split_seed 1, not 0"):
+        sweep(grid, data=whole)
 
 
 def test_fit_says_that_a_file_is_a_sweep(tmp_path, capsys):

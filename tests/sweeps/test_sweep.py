@@ -147,6 +147,28 @@ def test_a_folder_of_other_settings_is_refused(write, tmp_path):
         train(load_sweep(write({"seeds": [0]}, mixer={"alpha": 3})), tmp_path / "out")
 
 
+def test_a_trial_that_has_begun_keeps_its_number_of_epochs(write, tmp_path):
+    """Its learning rate has followed them, so it would differ from a new one; a failed start may be repeated."""
+    train(load_sweep(write({"seeds": [0]})), tmp_path / "out")
+    longer = load_sweep(write({"seeds": [0]}, trainer={"max_epochs": 3}))
+    with pytest.raises(InputError, match=r"trainer.max_epochs is 3, and was 2\. Change them back, or .* with --out\."):
+        SweepRunner(longer, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/some/seed-0/checkpoints")
+    SweepRunner(longer, tmp_path / "out")
+
+
+def test_a_trial_that_ended_early_is_finished(write, tmp_path, capsys):
+    """With a learning rate that learns nothing; trained once, and compared."""
+    trainer = {"max_epochs": 9, "limit_train_batches": 2, "patience": 1}
+    file = write({"seeds": [0]}, trainer=trainer, optimizer={"lr": 1e-9})
+    assert main(["sweep", str(file)]) == 0
+    rows = len(RunFolder("runs/some/some/seed-0").read_metrics())
+    assert "1 finished" in capsys.readouterr().out and rows < 9
+    assert (tmp_path / "runs/some/comparison/comparison.html").is_file()
+    file = write({"seeds": [0]}, trainer=trainer | {"patience": 9}, optimizer={"lr": 1e-9})
+    assert SweepRunner(load_sweep(file), tmp_path / "runs/some").counts() == "1 begun"
+
+
 def test_a_damaged_trial_does_not_keep_the_others(write, tmp_path, capsys):
     file = write({"grid": {"mixer.alpha": [1, 4]}})
     train(load_sweep(write({"grid": {"mixer.alpha": [1]}})), tmp_path / "out")

@@ -117,6 +117,12 @@ def test_cosine_ends_at_zero():
     assert schedule(50) == pytest.approx(0)
 
 
+def test_a_short_run_trains_its_first_epoch_at_the_peak():
+    """Although a third of one epoch rounds to none."""
+    schedule = Schedule("multistep", 10, 1, milestones=(1 / 3, 2 / 3, 0.75))
+    assert [schedule(step) for step in (0, 9, 10)] == pytest.approx([1, 1, 1e-3])
+
+
 def test_decay_reaches_every_parameter_or_only_weights():
     net = mixmo.MixMo("wide_resnet10_1", num_members=2, num_classes=4)
     (group,) = build_optimizer(net, OptimizerSettings(weight_decay=6e-4, decay_all=True), 0.1).param_groups

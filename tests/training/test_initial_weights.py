@@ -91,7 +91,7 @@ TAKEN = {"timm, averaged": "taken from state_dict_ema, not from state_dict.",
 def started(file):
     """Return the single network initialised from a file."""
     words = ["--model.backbone=wide_resnet10_1", "--data.channels=3", f"--model.pretrained={file}"]
-    return init_from_pretrained(make_plan(load_recipe("digits-single"), words).settings, 3).eval()
+    return init_from_pretrained(make_plan(load_recipe("digits-single"), words).settings, list("abc")).eval()
 
 
 @pytest.mark.parametrize("way", WRITERS)

@@ -1,5 +1,6 @@
 """A run on several processes is the same run; if one dies, the others stop."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -144,6 +146,35 @@ def test_batch_norms_of_ranks_hold_one_mean(images, tmp_path):
     found = predict(TrainedRun(run), "validation")
     accuracy = evaluate(found.logits, found.targets)["accuracy"]
     assert float(run.read_metrics()[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
+
+
+class Evaluate(Callback):
+    """Writes the metrics of given predictions at the end of training, while the ranks are a group."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, trainer, *_):
+        logits = torch.randn(50, 2, 4, generator=torch.Generator().manual_seed(0))
+        found = evaluate(logits, torch.arange(50) % 4)
+        (self.folder / f"rank-{trainer.global_rank}").write_text(json.dumps(found))
+
+
+def test_ranks_save_at_every_step_due_and_evaluate_alone(images, tmp_path, monkeypatch):
+    steps, save = tmp_path / "steps", checkpoints.save
+
+    def noted(path, content):
+        with steps.open("a") as file:
+            file.write(f"{content['global_step']} ")
+        save(path, content)
+
+    monkeypatch.setattr("mixmo.training.checkpointing.save", noted)
+    plan = two_epochs(images, "--trainer.devices=2", "--trainer.checkpoint_every_steps=3", "--trainer.max_epochs=1")
+    assert run_in_ranks(2, partial(fit, plan, RunFolder(tmp_path / "run"), callbacks=[Evaluate(tmp_path)])) == [0, 0]
+    *due, last = map(int, steps.read_text().split())
+    assert due == list(range(3, last, 3)) and len(due) > 1
+    Evaluate(tmp_path).on_train_end(SimpleNamespace(global_rank="alone"))
+    assert len({(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1, "alone")}) == 1
 
 
 def test_a_run_resumes_on_other_numbers_of_ranks(images, tmp_path):

@@ -9,6 +9,7 @@ import timm
 import torch
 from conftest import Stopping, write_images
 from safetensors.torch import load_file, save_file
+from timm.layers import StdConv2d
 from timm.models import adapt_input_conv
 
 import mixmo
@@ -19,6 +20,8 @@ from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import OptimizerSettings
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
+from mixmo.models.convolutions import effective_weight
+from mixmo.models.initialization import add_noise
 from mixmo.models.paper import WideResNet
 from mixmo.runs import RunFolder
 from mixmo.training.build import build_network
@@ -38,6 +41,8 @@ def single(tmp_path_factory):
     write_images(folder / "data" / "test", count=2, seed=1)
     write_images(folder / "four" / "train", classes="abcd", count=12)
     write_images(folder / "four" / "test", classes="abcd", count=2, seed=1)
+    write_images(folder / "other" / "train", classes="xyz", count=12)
+    write_images(folder / "other" / "test", classes="xyz", count=2, seed=1)
     run = RunFolder(folder / "run")
     fit(make_plan(load_recipe("digits-single"), [f"--data.name=folder:{folder}/data", *PLAIN]), run)
     return folder, run
@@ -77,9 +82,25 @@ def test_noise_sums_to_zero_and_is_as_large_as_said():
         assert spread.item() == pytest.approx(0.5, rel=0.1)
 
 
-def test_heads_of_other_classes_are_drawn_apart(single):
-    net, start = built(single, data="four"), mixmo.load(single[1].path)
-    assert net.num_classes == 4 and not torch.allclose(net.heads[0].weight, net.heads[1].weight, atol=1e-3)
+def test_noise_on_standardised_weights():
+    """Those of NFNets, with a gain, sum to the trained stem's; without one (BiT) they cannot."""
+    torch.manual_seed(0)
+    trained = timm.create_model("test_nfnet", num_classes=5).eval()
+    images = torch.randn(4, 3, 64, 64)
+    for members in (2, 3):
+        net = mixmo.MixMo(trained, members, trained=True, noise=1.0).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(net(images), trained(images), rtol=1e-3, atol=1e-3)
+        first, second, *_ = (effective_weight(encoder) for encoder in net.encoders)
+        assert (first - second).std() > 0.5 * first.std()
+    with pytest.raises(InputError, match=r"noise is 0.5, but the stem standardises its weights \(StdConv2d\)"):
+        add_noise([StdConv2d(3, 8, 3) for _ in range(2)], 0.5)
+
+
+@pytest.mark.parametrize(("data", "classes"), [("four", 4), ("other", 3)])
+def test_heads_of_other_classes_are_drawn_apart(single, data, classes):
+    net, start = built(single, data=data), mixmo.load(single[1].path)
+    assert net.num_classes == classes and not torch.allclose(net.heads[0].weight, net.heads[1].weight, atol=1e-3)
     assert torch.allclose(net.encoders[0].weight * 2, start.encoders[0].weight, atol=1e-6)
     assert torch.equal(net.encoders[0].weight, net.encoders[1].weight)
 

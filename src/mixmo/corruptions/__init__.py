@@ -69,8 +69,8 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
         raise InputError(f"images of shape {tuple(images.shape)}, {images.dtype}, are not (B, H, W, 3 or 1) uint8.")
     _, height, width, channels = images.shape
     pixels = (images.float() / 255).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
-    corrupted = KINDS[kind](pixels, table_for(height, width)[kind][severity - 1], generator)
+    corrupted = KINDS[kind](pixels, table_for(height, width)[kind][severity - 1], generator).clamp(0, 1)
     if channels == 1:
         corrupted = weather.grey(corrupted)
-    levels = (corrupted.clamp(0, 1) * 255 + 1e-3).floor()  # rounded down, as published; 1e-3 for float32
+    levels = (corrupted * 255 + 1e-3).floor()  # rounded down, as published; 1e-3 for float32
     return levels.byte().permute(0, 2, 3, 1).contiguous()

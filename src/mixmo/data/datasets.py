@@ -32,6 +32,9 @@ DOWNLOAD = "--data.download true"
 SPLITS = ("train", "test", "val", "valid", "validation")
 """Names of splits in folders, archives, shards and tables; the last three mean the same."""
 
+LIKE_SPLIT = re.compile(r"(train(ing)?|test(ing)?|val(id(ation)?)?)([ _-]?(set|images?|data))?", re.IGNORECASE)
+"""Names of folders that are probably splits rather than classes."""
+
 TAR = r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)"
 SHARDS = {"webdataset": re.compile(rf".*{TAR}"), "parquet": re.compile(r".*\.parquet")}
 """Patterns of the file names of shards."""
@@ -163,11 +166,20 @@ def _find_folders(path: Path, kind: str, settings: DataSettings) -> Openers:
     else:
         root = title = _check_folder(path)
     openers: Openers = {"": partial(open_class_folders, root, str(title))}
+    folders, files = _list_folder(root)
     for split in SPLITS:
-        if (root / split).is_dir():
-            openers[split] = partial(open_class_folders, root / split, str(title / split))
-        elif archives := _find_archives(root, split):
+        named = [name for name in folders if name == split or (name.lower() == split and _list_folder(root / name)[0])]
+        if len(named) > 1:
+            raise InputError(f"{printable(str(title))} has the folders {' and '.join(named)}; merge them.")
+        if named:
+            openers[split] = partial(open_class_folders, root / named[0], str(title / named[0]))
+        elif archives := [root / name for name in files if re.fullmatch(rf"(?i:{split})(-.+)?{TAR}", name)]:
             openers[split] = partial(_open_archives, archives, split)
+    if len(openers) == 1 and folders and all(LIKE_SPLIT.fullmatch(name) for name in folders):
+        raise InputError(
+            f"{printable(str(title))} has the folders {', '.join(folders)}, which look like splits rather than "
+            f"classes; rename them {', '.join(SPLITS[:2])} or {SPLITS[2]}, with one folder in them for each class."
+        )
     return openers
 
 
@@ -177,13 +189,15 @@ def _check_folder(path: Path) -> Path:
     return path
 
 
-def _find_archives(folder: Path, split: str) -> list[Path]:
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and files in a folder, without hidden folders."""
     try:
-        names = sorted(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            known = sorted((entry.name, entry.is_dir(), entry.is_file()) for entry in entries)
     except OSError as error:
         raise InputError(f"folder {printable(str(folder))} cannot be listed: {explain_error(error)}.") from error
-    files = [folder / name for name in names if re.fullmatch(rf"{split}(-.+)?{TAR}", name)]
-    return [file for file in files if file.is_file()]
+    folders = [name for name, is_folder, _ in known if is_folder and not is_hidden(name)]
+    return folders, [name for name, _, is_file in known if is_file]
 
 
 def _open_archives(archives: list[Path], split: str) -> Source:

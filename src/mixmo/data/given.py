@@ -1,4 +1,4 @@
-"""Images passed from Python: Datasets, arrays, tensors, Hugging Face datasets."""
+"""Images passed from Python: Datasets, arrays, tensors, Hugging Face datasets. Their labels: ``given_labels``."""
 
 from __future__ import annotations
 
@@ -6,20 +6,32 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import COLOURS
+from mixmo.data.given_labels import as_list, as_python, find_class_names, find_groups, match_numbers, read_labels
 from mixmo.data.hugging_face import IMAGES, LABELS, open_table
-from mixmo.data.labels import number_labels
+from mixmo.data.labels import check_names, number_labels
 from mixmo.data.messages import warn_once
 from mixmo.data.sources import ArrayImages, Source, hash_parts, number_groups, spread_indices
-from mixmo.errors import InputError
+from mixmo.errors import InputError, explain_errors
 from mixmo.header import MOST_CHANNELS
 
 GIVEN = "given"
@@ -37,35 +49,49 @@ class Sample(NamedTuple):
 class DatasetImages:
     """The images of a map-style Dataset; their names are the title and a number.
 
-    ``prepared`` images are passed to the network as the Dataset returns them, and requested once for each copy.
+    ``prepared`` images are passed to the network as the Dataset returns them, and requested once for each copy. They
+    are ``repeatable`` if an image is the same whenever it is read with the same seed.
     """
 
     dataset: Any
     title: str
     prepared: bool = False
+    repeatable: bool = True
 
     one_by_one = True
     """Read in one thread: a user's Dataset may not be thread-safe."""
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
         """Return an image, an array of its pixels, or the content of its file."""
-        image = self.sample(index).image
+        with seed_globals(0):
+            image = self._split_item(self.dataset[index], index).image
         return image if isinstance(image, bytes | Image.Image) else as_pixels(image, self.name(index))
 
     def sample(self, index: int, seed: int = 0) -> Sample:
-        """Return a sample; ``seed`` seeds the global generators that its transforms draw from."""
-        with seed_globals(seed):
-            sample = self.dataset[index]
-        what = f"a {type(sample).__name__}"
-        if isinstance(sample, Mapping):
-            keys = [[key for key in usual if key in sample] for usual in (IMAGES, LABELS[:-1])]  # the last is of shards
+        """Return a sample; ``seed`` seeds the global generators that its transforms draw from.
+
+        Errors of the Dataset become an ``InputError``, unlike in :meth:`read`, whose callers report them.
+        """
+        with seed_globals(seed), explain_errors(f"{self.name(index)} cannot be read from its Dataset"):
+            item = self.dataset[index]
+        return self._split_item(item, index)
+
+    def _split_item(self, item: Any, index: int) -> Sample:
+        """Return the image and the label of what the Dataset returns."""
+        what = f"a {type(item).__name__}"
+        if isinstance(item, Mapping):
+            names = ("pixel_values", *IMAGES), LABELS[:-1]  # transformed images come first; the last label is of shards
+            keys = [[key for key in usual if key in item] for usual in names]
             if all(keys):
-                return Sample(sample[keys[0][0]], sample[keys[1][0]])
-            what = f"a mapping with the keys {', '.join(map(str, sample))}"
-        elif isinstance(sample, tuple | list):
-            if len(sample) == 2:
-                return Sample(*sample)
-            what += f" of length {len(sample)}"
+                item = [item[first] for first, *_ in keys]
+            else:
+                what = f"a mapping with the keys {', '.join(map(str, item))}"
+        if isinstance(item, tuple | list):
+            if len(item) == 2:
+                image, label = item
+                half = isinstance(image, Tensor) and image.dtype == torch.bfloat16  # which NumPy lacks
+                return Sample(image.float() if half else image, label)
+            what += f" of length {len(item)}"
         raise InputError(f"{self.name(index)} of the Dataset is {what}; it has to be a pair (image, label).")
 
     def name(self, index: int) -> str:
@@ -73,18 +99,25 @@ class DatasetImages:
         return f"{self.title} {index}"
 
     def fingerprint(self, times: bool) -> str:
-        """Return a hash of the number of images and of up to eight of them."""
+        """Return a hash of the number of images and of up to eight of them.
+
+        Images that are not repeatable are left out, but for ``times``: what depends on them cannot be reused.
+        """
         count = len(self.dataset)
-        return hash_parts([str(count), *(_raw_bytes(self, index, 0) for index in spread_indices(count))])
+        sampled = spread_indices(count) if times or self.repeatable else []
+        return hash_parts([str(count), *(_raw_bytes(self.sample(index).image) for index in sampled)])
 
 
-def open_given(given: Any, split: str, classes: Sequence[str] | None = None) -> Source:
+def open_given(
+    given: Any, split: str, classes: Sequence[str] | None = None, on_error: Literal["raise", "skip"] = "raise"
+) -> Source:
     """Return a split's images, passed from Python, as a source; all labels are read, but only a few images.
 
     ``given`` is a map-style Dataset of (image, label) with PIL, array or tensor images; a pair of arrays or tensors, N
     images of integers (H, W), (H, W, C) or (C, H, W) and N labels; a dataset of the Hugging Face library; or a
     DataLoader of one of these. A label is a class number or name; several labels are an array or tensor (K,) of 0 and
-    1, or a list of class numbers or names. ``classes`` are the class names of a Dataset or arrays without names.
+    1, or a list of class numbers or names. ``classes`` are the class names of a Dataset or arrays without names, and
+    ``on_error`` what to do with rows of a table that have no label (``raise`` or ``skip``).
 
     Example:
         >>> source = open_given((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1]), "train")
@@ -93,9 +126,11 @@ def open_given(given: Any, split: str, classes: Sequence[str] | None = None) -> 
     """
     if isinstance(given, DataLoader):
         warn_once(f"{split} is a DataLoader; only its dataset is used: mixmo draws its own batches.")
-        given = given.dataset
+        given = dataset_of(given, split)
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
-        return _open_arrays(given[0], given[1], split, classes)
+        source = _open_arrays(given[0], given[1], split, classes)
+        check_names(source.classes, split)
+        return source
     if isinstance(given, IterableDataset) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         raise InputError(
             f"{split} is a {type(given).__name__}; give a map-style Dataset, with __getitem__ and __len__, a pair of "
@@ -104,26 +139,58 @@ def open_given(given: Any, split: str, classes: Sequence[str] | None = None) -> 
     if not len(given):
         raise InputError(f"{split} is empty: its Dataset has no images.")
     if _is_image_table(given):
-        return open_table(given, split)
+        return open_table(given, split, DataSettings(on_error=on_error))
     images = DatasetImages(given, f"{split} image")
     samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
-    images.prepared = is_float(samples[0].image) or _is_random(images, samples)
+    images.repeatable = all(_raw_bytes(images.sample(i).image) == _raw_bytes(samples[i].image) for i in samples)
+    if not images.repeatable:
+        warn_once(
+            f"{split} images differ whenever they are read, since their Dataset draws from a generator of its own; a "
+            "run cannot be repeated or resumed exactly, unless it draws from a global one of torch, NumPy or Python."
+        )
+    images.prepared = is_float(samples[0].image) or not images.repeatable or _is_random(images, samples)
     for index, sample in samples.items() if images.prepared else ():
         if np.shape(sample.image) != np.shape(samples[0].image):
             raise InputError(
                 f"{images.name(index)} has shape {np.shape(sample.image)}, but the first one "
                 f"{np.shape(samples[0].image)}; resize all to one size in the Dataset's transforms."
             )
-    labels, names = number_labels(_read_labels(images, samples), _find_class_names(given) or classes, split)
-    return Source(labels, names, images)
+    values = read_labels(given, {index: sample.label for index, sample in samples.items()}, images.sample)
+    if (own := find_class_names(given, split)) is None:
+        values = match_numbers(values, classes)
+    labels, names = number_labels(values, own or classes, split)
+    check_names(names, split)
+    return Source(labels, names, images, groups=find_groups(given, split))
+
+
+def dataset_of(loader: Any, split: str) -> Any:
+    """Return the dataset of a DataLoader, without images that its sampler leaves out; return anything else as it is.
+
+    Example:
+        >>> images = TensorDataset(torch.zeros(4, 1, 8, 8), torch.arange(4))
+        >>> len(dataset_of(DataLoader(images, sampler=SubsetRandomSampler([0, 2])), "train"))
+        2
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return getattr(loader, "dataset", loader)
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, list(loader.sampler.indices))
+    custom = not isinstance(loader.sampler, SequentialSampler | RandomSampler | DistributedSampler)
+    if custom or type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        sampler = type(loader.sampler if custom else loader.batch_sampler).__name__
+        raise InputError(
+            f"{split} is a DataLoader with a {sampler}, but mixmo draws its own batches; pass its Dataset, or a Subset "
+            'of it, and sampler="balanced" to show rare classes as often as others.'
+        )
+    return loader.dataset
 
 
 def _open_arrays(images: Any, labels: Any, split: str, classes: Sequence[str] | None) -> Source:
     if len(images) != len(labels) or not len(images):
         raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give one for each image.")
-    numbers, names = number_labels(_as_list(labels), classes, split)
+    numbers, names = number_labels(match_numbers(as_list(labels), classes), classes, split)
     if is_float(images) and len(images.shape) == 4:
         source = open_given(TensorDataset(torch.as_tensor(images), torch.from_numpy(numbers)), split)
         return replace(source, labels=numbers, classes=names)
@@ -142,7 +209,7 @@ def add_groups(source: Source, groups: Any) -> Source:
     """
     if isinstance(groups, str) or not isinstance(groups, Iterable) or getattr(groups, "ndim", 1) == 0:
         raise InputError(f"groups is {groups!r}; groups are whole numbers or names, one for each training image.")
-    values = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else [_as_python(each) for each in groups]
+    values = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else [as_python(each) for each in groups]
     if len(values) != len(source):
         raise InputError(f"there are {len(values)} groups and {len(source)} training images; give one for each.")
     if odd := next((each for each in enumerate(values) if not isinstance(each[1], int | str)), None):
@@ -180,17 +247,22 @@ def has_float_images(source: Source) -> bool:
 
 
 def infer_channels(source: Source) -> int:
-    """Return C of a source's first image: 3 for RGBA; for arrays of other bands, the axis that differs in length."""
+    """Return C of a source's images: 3 for RGBA; for arrays of other bands, the axis that differs in length.
+
+    Up to eight images are read; if one is in colour, all are.
+    """
     images = source.images
     if isinstance(images, DatasetImages) and is_float(sample := images.sample(0).image):
         return int(sample.shape[0])
-    image = source.read(0)
+    return max(_count_bands(source.read(index), source.name(index)) for index in spread_indices(len(source)))
+
+
+def _count_bands(image: Image.Image | np.ndarray | bytes, name: str) -> int:
     if isinstance(image, np.ndarray):
         first, second, last = (*image.shape, 1)[:3]
         if last not in COLOURS and first != second != last:
             raise InputError(
-                f"{source.name(0)} has shape {image.shape}; set channels (data.channels) to tell which axis has the "
-                "bands."
+                f"{name} has shape {image.shape}; set channels (data.channels) to tell which axis has the bands."
             )
         return int({1: 1, 3: 3, 4: 3}.get(last, last if first == second else first))
     if isinstance(image, bytes):
@@ -236,12 +308,28 @@ def _is_image_table(dataset: Any) -> bool:
 
 
 def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
-    """Return whether a Dataset gives different images for the same index."""
-    return any(_raw_bytes(images, index, seed) != _raw_bytes(images, index, 0) for index in samples for seed in (1, 2))
+    """Return whether a Dataset draws random numbers, or gives different images for the same index."""
+    return any(
+        _draws(images, index) or _raw_bytes(images.sample(index, 1).image) != _raw_bytes(sample.image)
+        for index, sample in samples.items()
+    )
 
 
-def _raw_bytes(images: DatasetImages, index: int, seed: int) -> bytes:
-    image = images.sample(index, seed).image
+def _draws(images: DatasetImages, index: int) -> bool:
+    """Return whether reading an image draws from a global generator."""
+    with seed_globals(0):
+        before = _global_states()
+        images.dataset[index]
+        return before != _global_states()
+
+
+def _global_states() -> tuple[Any, ...]:
+    """Return the states of the global generators, which can be compared."""
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), position, random.getstate()
+
+
+def _raw_bytes(image: Any) -> bytes:
     return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
 
 
@@ -258,54 +346,3 @@ def seed_globals(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         random.setstate(before[2])
-
-
-def _read_labels(images: DatasetImages, samples: Mapping[int, Sample]) -> list[Any]:
-    """Return all labels: the Dataset's list if it agrees with the samples, else the label of each sample."""
-    listed, count = _find_labels(images.dataset), len(images.dataset)
-    if listed is not None and len(listed) == count:
-        values = _as_list(listed)
-        if all(np.array_equal(values[index], _as_python(sample.label)) for index, sample in samples.items()):
-            return values
-    if count > 10_000:
-        warn_once(f"reading all {count} samples for their labels; an attribute `targets` would avoid that.")
-    return [_as_python(images.sample(index).label) for index in range(count)]
-
-
-def _find_labels(dataset: Any) -> Any:
-    """Return a Dataset's list of labels; ``None`` if it has none."""
-    if isinstance(dataset, Subset):
-        labels = _find_labels(dataset.dataset)
-        return None if labels is None else [_as_python(labels[index]) for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [_find_labels(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else [_as_python(each) for part in parts for each in part]
-    if isinstance(dataset, TensorDataset):
-        return dataset.tensors[1]
-    labels = getattr(dataset, "targets", None)
-    return getattr(dataset, "labels", None) if labels is None else labels
-
-
-def _find_class_names(dataset: Any) -> list[str] | None:
-    """Return a Dataset's class names; ``None`` if it has none."""
-    if isinstance(dataset, Subset):
-        return _find_class_names(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        return _find_class_names(dataset.datasets[0])
-    names = getattr(dataset, "classes", None)
-    return list(names) if isinstance(names, Sequence) and all(isinstance(name, str) for name in names) else None
-
-
-def _as_list(labels: Any) -> list[Any]:
-    """Return labels as Python values, or arrays of 0 and 1."""
-    numbers = isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1
-    return list(labels.tolist()) if numbers else [_as_python(label) for label in labels]
-
-
-def _as_python(label: Any) -> Any:
-    """Return a label as a Python value, or several as an array of 0 and 1 or a list of Python values."""
-    if isinstance(label, list | tuple | set):
-        return [_as_python(each) for each in label]
-    if isinstance(label, np.generic | np.ndarray | Tensor):
-        return label.item() if label.ndim == 0 else np.asarray(label)
-    return label

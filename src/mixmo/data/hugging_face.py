@@ -21,7 +21,7 @@ import numpy as np
 from mixmo.config.data_settings import DataSettings
 from mixmo.data.decoding import explain_error
 from mixmo.data.folders import read_file
-from mixmo.data.labels import number_labels
+from mixmo.data.labels import check_names, number_labels
 from mixmo.data.messages import SILENT, log_level, logger, warn_once
 from mixmo.data.sources import Source, hash_parts, number_groups, spread_indices, stamp
 from mixmo.errors import InputError, MissingError, import_extra
@@ -31,6 +31,9 @@ from mixmo.files import check_regular
 IMAGES = ("image", "img", "pixel_values", "jpg", "png", "webp", "heic", "dcm")
 LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "json")
 """Usual names of columns, for datasets whose features do not identify them."""
+
+GROUP = "group"
+"""The usual name of the column of groups."""
 
 CLASS_NAMES = "classes.txt"
 """A file next to shards with the class names, one per line."""
@@ -95,14 +98,14 @@ def open_table(
     columns = _check_columns(settings.columns, dataset.column_names, title)
     image = columns.get("path") or _find_column(dataset, "Image", IMAGES, title)
     label = columns.get("label") or _find_column(dataset, "ClassLabel", LABELS, title)
-    group = columns.get("group") or ("group" if "group" in dataset.column_names else None)
+    group = columns.get("group") or (GROUP if GROUP in dataset.column_names else None)
     feature = dataset.features[label]
     labels = dataset.select_columns([label])[:][label]
     if isinstance(feature, Mapping):  # of webdataset's JSON files
         labels = [row and row.get("label") for row in labels]
-    names = getattr(getattr(feature, "feature", feature), "names", names)  # a list's feature is that of its elements
-    numbers, classes = number_labels(labels, names, title, settings.on_error)
-    groups = None if group is None else _read_groups(dataset.select_columns([group])[:][group], group, title)
+    numbers, classes = number_labels(labels, class_names(feature) or names, title, settings.on_error)
+    check_names(classes, title)
+    groups = None if group is None else read_groups(dataset, group, title)
     if type(kind := dataset.features[image]).__name__ == "Image":
         dataset = dataset.cast_column(image, type(kind)(decode=False))
     return Source(numbers, classes, TableImages(dataset, image, title, files), groups=groups).drop_unlabelled()
@@ -123,8 +126,14 @@ def _check_columns(columns: Mapping[str, str], names: Sequence[str], title: str)
     return columns
 
 
-def _read_groups(values: Sequence[Any], column: str, title: str) -> np.ndarray:
+def class_names(feature: Any) -> Sequence[str] | None:
+    """Return the class names of a ClassLabel or a list of them; ``None`` for another feature."""
+    return getattr(getattr(feature, "feature", feature), "names", None)  # a list's feature is that of its elements
+
+
+def read_groups(dataset: Any, column: str, title: str) -> np.ndarray:
     """Return the group number of each row; refuse rows without a group."""
+    values = dataset.with_format(None).select_columns([column])[:][column]
     if missing := [row for row, value in enumerate(values) if value in (None, "")]:
         raise InputError(
             f"{printable(title)}: {len(missing)} rows have no {printable(column)}, first row {missing[0]}."
@@ -199,7 +208,7 @@ def _is_damaged(kind: str, path: str) -> bool:
 def _read_class_names(folder: Path) -> list[str] | None:
     try:
         check_regular(folder / CLASS_NAMES)
-        return (folder / CLASS_NAMES).read_text("utf-8").splitlines()
+        return (folder / CLASS_NAMES).read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, InputError) as error:

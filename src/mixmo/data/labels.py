@@ -17,8 +17,11 @@ from mixmo.escaping import printable
 SEPARATOR = "|"
 """The separator of an image's labels in a table's cell."""
 
-ABSENT = re.compile(r"|-\d+|none|null|nan", re.IGNORECASE)
+ABSENT = re.compile(r"|-\d+(\.0*)?|none|null|nan", re.IGNORECASE)
 """Values that datasets use for a missing label."""
+
+NUMBER = re.compile(r"\d+(\.\d*)?")
+"""Class numbers in a table, also as written by programs that take them for decimal fractions."""
 
 
 def number_labels(
@@ -78,6 +81,8 @@ def number_labels(
 def _number_sets(labels: Sequence[Any], names: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:
     """Return 0 or 1 for each image and class, (N, K), and the class names."""
     vectors = isinstance(labels[0], np.ndarray)
+    if vectors and labels[0].shape == (1,):
+        raise InputError(f"{where} labels have shape ({len(labels)}, 1); give class numbers as ({len(labels)},).")
     for index, label in enumerate(labels):
         if vectors:
             size = len(names or labels[0])
@@ -137,7 +142,7 @@ def _find_absent(labels: Iterable[Any]) -> set[Any]:
     """Return the values that mean "no label"; if labels are names, "none" is a class."""
     texts = {label for label in labels if isinstance(label, str)}
     absent = {text for text in texts if ABSENT.fullmatch(text)}
-    if not all(text.isdecimal() for text in texts - absent):
+    if not all(NUMBER.fullmatch(text) for text in texts - absent):
         absent &= {"", "-1"}
     return absent | {label for label in labels if label is None or (isinstance(label, int) and label < 0)}
 
@@ -162,6 +167,14 @@ def _name_classes(labels: Iterable[Any], count: int, where: str) -> list[str]:
     if largest > 10 * count + 1000:
         raise InputError(f"{where}: class number {largest} is too large for {count} images; number classes from 0.")
     return [str(number) for number in range(largest + 1)]
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Refuse class names that are equal or look alike."""
+    if len(set(names)) < len(names):
+        name, count = Counter(names).most_common(1)[0]
+        raise InputError(f"{where} has {count} classes named {printable(name)}; give each class a name of its own.")
+    check_look_alike(names, where)
 
 
 def check_look_alike(names: Iterable[str], where: str) -> None:

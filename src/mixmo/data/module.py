@@ -39,7 +39,7 @@ class DataModule:
         check: Decode streamed training images once, to find those that cannot be read before training.
         option: The option that allows downloads in this command, for errors.
         given: Sources (:func:`mixmo.data.given.open_given`) of ``train`` and, if any, ``validation`` and ``test``, to
-            use instead of the dataset that the settings name.
+            use instead of the dataset that the settings name; ``test`` alone only replaces its test set.
 
     Example:
         >>> data = DataModule(DataSettings(name="digits", channels=1, validation=0.1), seed=0)
@@ -194,14 +194,11 @@ class DataModule:
 
     def is_drawn(self, split: str) -> bool:
         """Return whether the images of ``train``, ``validation`` or ``test`` are drawn, not defined by the dataset."""
-        data = self.settings
+        data, few = self.settings, self.settings.images_per_class is not None
+        if split == "test":
+            return self._test_is_drawn or (few and self._joins_unused)
         held_out = data.validation > 0 and "validation" not in self._splits
-        few, divided = data.images_per_class is not None, not self._splits or data.folds is not None
-        return {
-            "train": divided or held_out or few,
-            "validation": held_out,
-            "test": self._test_is_drawn or (few and self._joins_unused),
-        }[split]
+        return held_out or (split == "train" and (few or not self._splits or data.folds is not None))
 
     def _missing_classes(self, images: ImageSet) -> str:
         """Return up to three classes without an image in a set as text, empty if there are none."""
@@ -211,6 +208,11 @@ class DataModule:
     def _build(self, source: Source, split: str, check: bool = False) -> ImageSet:
         """Build an image set, and warn of classes of which no image can be read."""
         images = build_image_set(source, self.settings, self.size, check=check)
+        if isinstance(images, PreparedImages) and images.size != self.size:
+            raise InputError(
+                f"{split} images have size {images.size}, but training images {self.size}; resize them in the "
+                "Dataset's transforms."
+            )
         if self.settings.on_error == "skip" and (missing := self._missing_classes(images)):
             warn_once(f"no {split} image of {missing} can be read.")
         return images
@@ -225,9 +227,11 @@ class DataModule:
         return NamedDataset(self.settings.name, self.settings, self.option)
 
     def _open(self, split: str) -> Source:
-        if self.given is not None and split not in self.given:
-            raise MissingError(f"no {split} images were given.")
-        name, source = self.settings.name, self._dataset.open(split) if self.given is None else self.given[split]
+        given, name = self.given or {}, self.settings.name
+        if "train" in given and split not in given:
+            where = "mixmo.fit or Run.test" if split == "test" else "mixmo.fit"
+            raise MissingError(f"no {split} images were given; pass them to {where}.")
+        source = given[split] if split in given else self._dataset.open(split)
         if source.multi_label != self.settings.multi_label:
             labels = "lists of labels" if source.multi_label else "one label each"
             which = "" if split == "all" else f"the {split} "
@@ -241,7 +245,8 @@ class DataModule:
 
     @cached_property
     def _splits(self) -> set[str]:
-        return self._dataset.splits if self.given is None else set(self.given)
+        given = self.given or {}
+        return set(given) if "train" in given else self._dataset.splits
 
     @cached_property
     def drawn_splits(self) -> dict[str, Source] | None:
@@ -264,12 +269,12 @@ class DataModule:
     @property
     def _joins_unused(self) -> bool:
         """Whether unused images join the test set, as for digits."""
-        return self.settings.name == "digits" and self.settings.folds is None
+        return self.given is None and self.settings.name == "digits" and self.settings.folds is None
 
     @property
     def _test_is_drawn(self) -> bool:
         """Whether test images are drawn; those passed from Python later replace a fold."""
-        return not self._splits or (self.settings.folds is not None and "test" not in (self.given or ()))
+        return "test" not in (self.given or ()) and (not self._splits or self.settings.folds is not None)
 
     @cached_property
     def _train_source(self) -> Source:
@@ -277,6 +282,8 @@ class DataModule:
 
     @cached_property
     def _has_train(self) -> bool:
+        if self.given is not None:
+            return "train" in self.given
         try:
             return bool(len(self._train_source))
         except MissingError:

@@ -86,10 +86,8 @@ def _read_rows(reader: csv.DictReader[str], file: Path, settings: DataSettings) 
     resolve = functools.cache(os.path.realpath)  # a million images lie in few folders
     pattern, label_column, split_column, group_column = _find_columns(reader.fieldnames or (), settings.columns, shown)
     path_columns = COLUMN.findall(pattern)
-    required = [
-        *path_columns,
-        *filter(None, ("" if settings.multi_label else label_column, split_column, group_column)),
-    ]
+    labelled = settings.on_error == "raise" and not settings.multi_label
+    required = [*path_columns, *filter(None, (label_column if labelled else "", split_column, group_column))]
     table: Table = {}
     absent = []
     for row in reader:
@@ -97,7 +95,8 @@ def _read_rows(reader: csv.DictReader[str], file: Path, settings: DataSettings) 
         if None in row or None in row.values():
             raise InputError(f"{where} does not have the columns of the first line.")
         if missing := [name for name in required if not row[name].strip()]:
-            several = "; if images may have several labels or none, set --data.multi_label true"
+            skip = "; leave such images out with --data.on_error skip, or"
+            several = f"{skip} set --data.multi_label true if images may have several labels or none"
             hint = several if missing[0] == label_column else ""
             raise InputError(f"{where} has no {printable(missing[0])}{hint}.")
         path = pattern

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -181,6 +182,8 @@ def export(
         )
     if options.temperature and spec.calibration is None:
         raise InputError("--temperature needs a calibration, from a run with a validation set.")
+    if options.normalize and spec.data.own_transforms:
+        raise InputError("--normalize is for pixels from 0 to 255, but a Dataset prepared the images; leave it out.")
     plain, net = _fuse_runs(runs, scales, spec, options.members)
     make_folder(out.parent)
     with assemble(out) as made:
@@ -199,9 +202,14 @@ def _fuse_runs(
     plains = [net.backbone if isinstance(net, ProbabilityAverage) else net for net in fused]
     if len(runs) == 1:
         return plains[0], nets[0]
-    counts = [net.num_members for net in nets]  # weights of the runs' averages in the mean over all members
-    shares = [scale * count * len(nets) / sum(counts) for scale, count in zip(scales, counts, strict=True)]
-    return ParallelNetworks(plains, scales if members else shares), ParallelNetworks(nets, shares)
+    counts = [net.num_members for net in nets]
+    used = [number for number, scale in enumerate(scales) if scale]  # as in weight_members
+    plains, nets = [plains[number] for number in used], [nets[number] for number in used]
+    share = sum(counts[number] for number in used) / sum(counts)
+    scaled = [scales[number] * share for number in used]
+    # Weights of the runs' averages in the mean over all members.
+    shares = [scales[number] * counts[number] * len(used) / sum(counts) for number in used]
+    return ParallelNetworks(plains, scaled if members else shares), ParallelNetworks(nets, shares)
 
 
 def _describe_ensemble(
@@ -221,7 +229,8 @@ def _describe_ensemble(
     scales = [1.0] * len(runs) if calibration is None else [*(calibration.weights or [1.0] * len(runs))]
     if isinstance(calibration, ClassCalibration):
         calibration = replace(calibration, weights=None)  # they are part of the graph
-    backbone, members = " + ".join(model.spec.backbone for model in models), sum(m.spec.num_members for m in models)
+    used = [model.spec for model, scale in zip(models, scales, strict=True) if scale]
+    backbone, members = " + ".join(spec.backbone for spec in used), sum(spec.num_members for spec in used)
     first = replace(first, backbone=backbone, options={}, num_members=members, mix_at=None)
     return replace(first, calibration=calibration), scales
 
@@ -247,6 +256,8 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     channels, (height, _) = spec.data.channels, spec.input_size
     mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
     copied = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
+    if channels not in (1, 3):
+        copied.pop("first_conv", None)  # timm would adapt weights of three channels, and before 1.0.31 lose these
     inputs = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
               "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
     content = {
@@ -258,7 +269,7 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
         "pretrained_cfg": copied | inputs | {"num_classes": len(spec.classes)},
     }
     folder.mkdir()
-    (folder / TIMM_CONFIG).write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
+    (folder / TIMM_CONFIG).write_text(json.dumps(content, indent=2), "utf-8")  # ASCII: names may be no valid Unicode
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(_weights(plain)))  # save_file hides it from other users
     write_description(folder, spec)
 
@@ -283,17 +294,22 @@ def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, options
     write_digest(file, token)
 
 
+_SILENCE = threading.Lock()
+"""Held while messages are silenced, which concerns the whole process."""
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence torch's and onnxruntime's messages about every export."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with _SILENCE:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
 
 def _weights(net: nn.Module) -> dict[str, Tensor]:

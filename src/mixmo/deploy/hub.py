@@ -170,6 +170,8 @@ def _results_table(run: TrainedRun) -> str:
         return "Not evaluated yet: `mixmo test` was run on another checkpoint."
     tta = about.get("tta", "none")
     predictions = load_cached_predictions(run, "test", about["precision"], tta)
+    if predictions is not None and predictions.images != about.get("test_images"):
+        predictions = None  # test.json is of images passed later
     intervals = {} if predictions is None else image_intervals(predictions)
     rows = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
     for key in CARD_METRICS:

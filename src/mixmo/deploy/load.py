@@ -134,8 +134,11 @@ def load_timm(folder: Path) -> tuple[nn.Module, Spec]:
     """Load the plain network of a folder of ``mixmo export --format timm``, and its description."""
     spec = _read_spec(folder, [TIMM_CONFIG, WEIGHTS])
     with explain_errors(f"{folder} cannot be opened by timm"), UseGenerator(torch.Generator()):
-        net = timm.create_model(f"local-dir:{folder}", pretrained=False)
+        net: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
         net.load_state_dict(read_safetensors(folder / WEIGHTS)[1])
+        if not net.pretrained_cfg.get("first_conv"):  # not written for other than 1 or 3 channels
+            default = timm.get_pretrained_cfg(str(net.pretrained_cfg["architecture"]))
+            net.pretrained_cfg["first_conv"] = default and default.first_conv
     return net.eval(), spec
 
 

@@ -6,15 +6,19 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
+from mixmo.data.decoding import image_pixels
+from mixmo.data.given import as_pixels, is_float
 from mixmo.data.messages import list_some, warn_once
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Decoded, InputFormat, decode_batches
@@ -26,6 +30,7 @@ from mixmo.evaluation.calibration import ClassCalibration, LabelCalibration, Wei
 from mixmo.evaluation.inference import TrainedRun, check_views
 from mixmo.metrics.conformal import SETS, Sets
 from mixmo.metrics.temperature import weight_members
+from mixmo.runs import Checkpoint
 
 logger = logging.getLogger("mixmo")
 
@@ -85,23 +90,24 @@ class Predictor:
     def __init__(
         self,
         models: Network | Sequence[Network],
-        checkpoint: str = "last",
+        checkpoint: str | None = None,
         coverage: float | None = None,
         max_error_rate: float | None = None,
         precision: str = "32-true",
-        download: bool = False,
+        download: bool | None = None,
         sets: Sets = "marginal",
         tta: Augmentations = "none",
         weights: Weights = "equal",
         features: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
+        one_of(checkpoint or "last", get_args(Checkpoint), "checkpoint")
         one_of(sets, SETS, "sets")
         one_of(tta, get_args(Augmentations), "tta")
         one_of(weights, get_args(Weights), "weights")
         for name, share in (("coverage", coverage), ("max_error_rate", max_error_rate)):
-            if share is not None and not 0 < share < 1:
-                raise InputError(f"{name} is {share}; it is a share between 0 and 1.")
+            if share is not None and (not isinstance(share, float | int) or not 0 < share < 1):
+                raise InputError(f"{name} is {share!r}; it is a share between 0 and 1.")
         self.coverage = 0.95 if coverage is None else coverage
         self.max_error_rate = 0.05 if max_error_rate is None else max_error_rate
         self.sets, self.tta, self.features = sets, tta, features
@@ -111,9 +117,9 @@ class Predictor:
             raise InputError(f"{models!r} names no network, or one twice; an ensemble needs different networks.")
         check_weights(weights, names)
         self.models: list[Model] = [
-            open_run(each, precision)
+            open_run(each.reopen(checkpoint, download), precision)
             if isinstance(each, TrainedRun)
-            else open_model(each, checkpoint, precision, download)
+            else open_model(each, checkpoint or "last", precision, bool(download))
             for each in networks
         ]
         self.classes = self.models[0].spec.classes
@@ -208,6 +214,9 @@ class Predictor:
         Raises:
             InputError: if the network's outputs are not finite.
         """
+        for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if not isinstance(number, int) or number < least:
+                raise InputError(f"{name} is {number!r}; it is a whole number of at least {least}.")
         formats = list(dict.fromkeys(input_format(model.spec) for model in self.models))
         if self.models[0].spec.data.own_transforms:
             batches = _stack_prepared(images, formats, batch_size, self.models[0].spec)
@@ -254,8 +263,10 @@ def _stack_prepared(
     """Yield batches of tensors from a Dataset's own transforms; warn if their size differs from training."""
     for start in range(0, len(images), batch_size):
         numbers = [*range(start, min(start + batch_size, len(images)))]
-        tensors = [_to_tensor(images[number], number) for number in numbers]
+        tensors = [_to_tensor(images[number], number, spec) for number in numbers]
         shape = tuple(tensors[0].shape)
+        if len(shape) != 3 or shape[0] != spec.data.channels:
+            raise InputError(f"image {start} has shape {shape}; the network takes ({spec.data.channels}, H, W).")
         for number, tensor in zip(numbers, tensors, strict=True):
             if tensor.shape != shape:
                 raise InputError(
@@ -269,13 +280,25 @@ def _stack_prepared(
         yield Decoded(numbers, dict.fromkeys(formats, torch.stack(tensors)), {})
 
 
-def _to_tensor(image: AnyImage, number: int) -> Tensor:
-    """Convert an image that a Dataset's own transforms prepared; refuse anything else."""
-    if isinstance(image, np.ndarray | Tensor) and (tensor := torch.as_tensor(image)).is_floating_point():
-        return tensor.float()
+def _to_tensor(image: AnyImage, number: int, spec: Spec) -> Tensor:
+    """Convert an image that a Dataset's own transforms prepared; refuse anything else.
+
+    As in training, images of integers are normalised, and tensors of floats are not.
+    """
+    if is_float(image):
+        return torch.as_tensor(image).float()
+    normalised = spec.data.mean != [0.0] or spec.data.std != [1.0]  # else the transforms return floats
+    if normalised and isinstance(image, Image.Image | np.ndarray | Tensor):
+        name = partial(_name, image, number)
+        pixels = image if isinstance(image, Image.Image) else as_pixels(image, name())
+        window = spec.data.window
+        copy = torch.from_numpy(image_pixels(pixels, spec.data.channels, window, name)).permute(2, 0, 1)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (spec.data.mean, spec.data.std))
+        return (copy.float() / 255 - mean) / std
+    what = "images or tensors" if normalised else "floating-point tensors (C, H, W)"
     raise InputError(
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on a Dataset with its "
-        "own transforms; give the floating-point tensors (C, H, W) that these return."
+        f"own transforms; give the {what} that these return."
     )
 
 

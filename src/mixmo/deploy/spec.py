@@ -21,7 +21,6 @@ from mixmo.errors import InputError, explain_errors
 from mixmo.evaluation.calibration import (
     COLUMNS,
     AnyCalibration,
-    ClassCalibration,
     LabelCalibration,
     from_columns,
     load_cached_calibration,
@@ -31,9 +30,6 @@ from mixmo.evaluation.inference import TrainedRun
 from mixmo.files import write_text
 from mixmo.header import Header
 from mixmo.validation import CONFIG
-
-MOST_IMAGES = 10_000
-"""Largest number of validation images whose confidences are saved in an export."""
 
 DTYPES = {"correct": torch.bool, "targets": torch.int64}
 RANGES = {"targets": (0, math.inf), "raps": (-math.inf, math.inf)}
@@ -101,14 +97,12 @@ class Spec(Header):
         return self._crop.views(images, tta)
 
     def to_json(self, **more: Any) -> str:
-        """Return JSON of the description and ``more``, such as a digest; large calibrations are subsampled."""
+        """Return JSON of the description and ``more``, such as a digest."""
         content = self.to_dict() | more
         if (calibration := self.calibration) is not None:
-            images = len(calibration.correct) if isinstance(calibration, ClassCalibration) else 1
-            step = math.ceil(images / MOST_IMAGES)
-            columns = {key: column[::step].tolist() for key, column in to_columns(calibration).items()}
+            columns = {key: column.tolist() for key, column in to_columns(calibration).items()}
             content["calibration"] = {"temperature": calibration.temperature} | columns
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content)  # ASCII: names of classes may be no valid Unicode
 
     @classmethod
     def from_json(cls, text: str, where: str = "its description", checked_digest: bool = True) -> Spec:

@@ -20,7 +20,7 @@ from mixmo.data.batches import Augmentations
 from mixmo.data.datasets import DOWNLOAD
 from mixmo.data.messages import list_some
 from mixmo.data.module import DataModule
-from mixmo.errors import InputError
+from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict
@@ -62,7 +62,8 @@ class ClassCalibration:
         targets: (N,) the true classes.
         aps: (N,) scores of the true classes for adaptive sets (:func:`mixmo.metrics.conformal.score_classes`).
         raps: (N,) the same for regularised adaptive sets.
-        interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); exports have none.
+        interval: 95 % interval of T (:func:`mixmo.metrics.temperature.temperature_interval`); none in exports, and
+            none if every image is classified correctly.
         weights: Factors of the logits of an ensemble's networks, if fitted.
     """
 
@@ -135,8 +136,8 @@ def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
     """Fit a calibration to averaged logits (N, K) of validation images.
 
     T is that of :func:`mixmo.metrics.fit_temperature`, but at least 1 if every image is classified correctly: the
-    likelihood then grows as T falls to 0, which a few images without a mistake do not justify. With several labels,
-    targets (N, K), each label is a binary decision.
+    likelihood then grows as T falls to 0, which a few images without a mistake do not justify. A T raised to 1 has no
+    interval. With several labels, targets (N, K), each label is a binary decision.
 
     Example:
         >>> fitted = fit_calibration(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
@@ -145,14 +146,15 @@ def fit_calibration(logits: Tensor, targets: Tensor) -> AnyCalibration:
     """
     decisions, truth = (logits, targets) if targets.dim() == 1 else as_binary(logits, targets)
     temperature = fit_temperature(decisions, truth)
-    if bool((decisions.argmax(1) == truth).all()):
-        temperature = max(temperature, 1.0)
+    raised = temperature < 1 and bool((decisions.argmax(1) == truth).all())
+    if raised:
+        temperature = 1.0
     if targets.dim() == 2:
         return LabelCalibration(temperature, best_thresholds((logits.double() / temperature).sigmoid(), targets))
     probabilities = (logits.double() / temperature).softmax(1)
     confidence, predicted = probabilities.max(1)
     likely, aps, raps = (conformity(probabilities, targets, sets) for sets in ("marginal", "aps", "raps"))
-    interval = temperature_interval(logits, targets)
+    interval = None if raised else temperature_interval(logits, targets)
     return ClassCalibration(temperature, confidence, predicted == targets, likely, targets, aps, raps, interval)
 
 
@@ -161,16 +163,27 @@ def calibrate(
 ) -> AnyCalibration | None:
     """Return the calibration of a run's checkpoint for a test-time augmentation; ``None`` without a validation set.
 
-    It is cached in the run's folder.
+    It is cached in the run's folder, by precision, for what :func:`mixmo.evaluation.predictions.predict` depends on.
+    If the validation images are missing, or others would be drawn now, the checkpoint's float32 calibration is used.
     """
     if not run.settings.data.validation:
         return None
-    if not refresh and (cached := load_cached_calibration(run, tta)) is not None:
-        return cached
-    predictions = predict(run, "validation", precision, refresh, tta)
+    file = _file(run, tta, precision)
+    cached = None if refresh else read_tensors(file)
+    try:
+        about = run.depends_on("validation")
+        if cached is not None and about.items() <= cached[1].items():
+            return _rebuild(*cached)
+        predictions = predict(run, "validation", precision, refresh, tta)
+    except InputError as error:
+        if refresh or (kept := load_cached_calibration(run, tta)) is None:
+            raise
+        if not isinstance(error, MissingError):
+            logger.warning("%s Until then, the calibration of %s is used.", error, printable(str(run.path)))
+        return kept
     calibration = fit_calibration(mean_logits(predictions.logits), predictions.targets)
-    note = {"checkpoint": run.digest, "temperature": calibration.temperature, "interval": calibration.interval}
-    cache_tensors(_file(run, tta), to_columns(calibration), note)
+    note = about | {"temperature": calibration.temperature, "interval": calibration.interval}
+    cache_tensors(file, to_columns(calibration), note)
     return calibration
 
 
@@ -231,14 +244,16 @@ def _warn_of_rare_labels(data: DataModule) -> None:
 
 
 def load_cached_calibration(run: TrainedRun, tta: Augmentations = "none") -> AnyCalibration | None:
-    """Return the checkpoint's calibration that :func:`calibrate` cached; ``None`` if there is none."""
-    if (cached := read_tensors(_file(run, tta))) is None or cached[1].get("checkpoint") != run.digest:
-        return None
-    tensors, note = cached
+    """Return the checkpoint's calibration that :func:`calibrate` cached, without opening the dataset; else ``None``."""
+    cached = read_tensors(_file(run, tta))
+    return None if cached is None or cached[1].get("checkpoint") != run.digest else _rebuild(*cached)
+
+
+def _rebuild(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> AnyCalibration:
     interval = None if note["interval"] is None else tuple(note["interval"])
     return from_columns(float(note["temperature"]), tensors, interval)
 
 
-def _file(run: TrainedRun, tta: Augmentations) -> Path:
-    views = "" if tta == "none" else f"-{tta}"
-    return run.path / f"calibration-{run.checkpoint}{views}.safetensors"
+def _file(run: TrainedRun, tta: Augmentations, precision: str = "32-true") -> Path:
+    parts = ["calibration", run.checkpoint, *([] if precision == "32-true" else [precision])]
+    return run.path / f"{'-'.join([*parts, *([] if tta == 'none' else [tta])])}.safetensors"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,15 +42,17 @@ class Networks(NamedTuple):
 
 
 class Replicate(NamedTuple):
-    """Seed and test fold, which distinguish runs of one method and pair those of two."""
+    """Seed and test fold, which distinguish runs of one method and pair those of two, and the number of folds."""
 
     seed: int = 0
     fold: int | None = None
+    folds: int = 1
 
 
 def _replicate(run: RunFolder) -> Replicate:
     settings = run.settings()
-    return Replicate(settings.seed, None if settings.data.folds is None else settings.data.fold)
+    folds = settings.data.folds
+    return Replicate(settings.seed) if folds is None else Replicate(settings.seed, settings.data.fold, folds)
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,15 @@ def _check_seeds(folder: str, runs: Sequence[RunFolder]) -> None:
                     f"runs in {folder} differ in more than the seed: {key} is {first[key]!r} in {runs[0].path} but "
                     f"{values[key]!r} in {run.path}; to compare them, name them one by one."
                 )
+    counts = Counter(replicate.fold for replicate in replicates)
+    if len(set(counts.values())) > 1:  # else means over runs weight the folds differently
+        known = {(replicate.seed, replicate.fold) for replicate in replicates}
+        cells = itertools.product(sorted({replicate.seed for replicate in replicates}), counts)
+        seed, fold = next(cell for cell in cells if cell not in known)
+        raise InputError(
+            f"{folder} has no run of seed {seed} and fold {fold}, so folds would count differently; train it, or leave "
+            "out the other runs of this seed."
+        )
 
 
 def _evaluate_entry(members: Sequence[Path | TrainedRun], options: EvaluationOptions) -> Entry:
@@ -250,9 +263,10 @@ def intervals_between(group: Group, first: Group, keys: Sequence[str]) -> dict[s
         own, other = (side.entries[0].result.predictions.average() for side in groups)
         intervals = difference_intervals(own, other)
     elif min(counts) > 1:
+        folds = group.entries[0].replicate.folds if len(group.folds) > 1 else 1
         paired = sorted(group.replicates()) == sorted(first.replicates())
         for key in set(keys) - set(BIASED):
             pairs = (sorted(zip(side.replicates(), side.values(key), strict=True)) for side in groups)
             values, first_values = ([value for _, value in side] for side in pairs)
-            intervals[key] = seeds_interval(values, first_values, paired, len(group.folds))
+            intervals[key] = seeds_interval(values, first_values, paired, folds)
     return {key: intervals[key] for key in keys if not math.isnan(intervals.get(key, UNKNOWN)[0])}

@@ -51,7 +51,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
     measured: dict[str, float] = {}
     if run.settings.model.num_members > 1:
         about = run.depends_on("test")
-        file = run.path / "predictions" / f"separation-{run.checkpoint}.json"
+        file = run.path / "predictions" / f"separation{run.suffix}-{run.checkpoint}.json"
         cached = None if refresh else read_json(file)
         if cached is None or not about.items() <= cached["about"].items():
             count = len(run.images("test")[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -84,6 +85,10 @@ def evaluate(logits: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) ->
     return measure(members[:, None], labels).average if members.dim() == 2 else measure(members, labels).flat()
 
 
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""Every process has all predictions: torchmetrics would count them once for each rank of a process group."""
+
+
 @torch.no_grad()
 def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     """Compute the metrics of M members from logits (N, M, K) and targets (N,), or labels (N, K).
@@ -95,9 +100,9 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
         return _measure_labels(logits, check_label_sets(logits, targets))
     targets = check_targets_for(logits, targets)
     count = logits.shape[1]
-    collections = [MetricCollection([Scores(), Calibration(), SelectivePrediction()], compute_groups=False)
-                   for _ in range(count + 2)]  # fmt: skip
-    diversity = Diversity(count) if count > 1 else None
+    kinds = (Scores, Calibration, SelectivePrediction)
+    collections = [MetricCollection([kind(**ALONE) for kind in kinds], compute_groups=False) for _ in range(count + 2)]
+    diversity = Diversity(count, **ALONE) if count > 1 else None
     for chunk, labels in in_chunks(logits, targets):
         log_members = chunk.double().log_softmax(2)
         averages = (chunk.double().mean(1).log_softmax(1), log_members.logsumexp(1) - math.log(count))
@@ -116,7 +121,7 @@ def _measure_labels(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     members, metrics = logits.double(), []
     log_present, log_absent = (logsigmoid(side).logsumexp(1) for side in (members, -members))  # of mean probabilities
     for log_odds in (members.mean(1), log_present - log_absent, *members.unbind(1)):
-        scores = MultiLabelScores()
+        scores = MultiLabelScores(**ALONE)
         scores.update(log_odds, targets)
         metrics.append(_compute(scores))
     diversity = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,12 @@ from mixmo import __version__
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.data.batches import Augmentations, CenterCrop
-from mixmo.data.given import GIVEN
+from mixmo.data.given import GIVEN, DatasetImages, has_float_images, open_given
 from mixmo.data.image_sets import ImageSet
+from mixmo.data.messages import list_some
 from mixmo.data.module import DataModule
-from mixmo.errors import InputError
+from mixmo.data.sources import Source
+from mixmo.errors import InputError, refuse_name
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
@@ -56,6 +59,7 @@ class TrainedRun:
     ) -> None:
         self.folder, self.checkpoint, self.download, self.module = folder.require(), checkpoint, download, module
         self.option, self.given = option, data
+        self.suffix = ""  # of files with results on other test images
 
     @property
     def path(self) -> Path:
@@ -75,8 +79,11 @@ class TrainedRun:
     @cached_property
     def data(self) -> DataModule:
         """The run's images."""
+        return self.given or self._open_data()
+
+    def _open_data(self, given: Mapping[str, Source] | None = None) -> DataModule:
         settings = replace(self.settings.data, download=self.download)
-        return self.given or DataModule(settings, self.settings.seed, option=self.option)
+        return DataModule(settings, self.settings.seed, option=self.option, given=given)
 
     def reopen(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
         """Return the run with another checkpoint or download permission; itself if neither changes."""
@@ -84,6 +91,30 @@ class TrainedRun:
         if asked == (self.checkpoint, self.download):
             return self
         return TrainedRun(self.folder, *asked, self.option, self.given, self.module)
+
+    def with_test_images(self, images: Any) -> TrainedRun:
+        """Return the run with other test images, passed by a program; their results have files of their own.
+
+        Raises:
+            InputError: if they are not images, or their classes or their type differ from those of training.
+        """
+        refuse_name("test", images)
+        classes, data = self.header.classes, self.header.data
+        source = open_given(images, "test", classes).renumber(classes, "the test set")
+        floats = has_float_images(source)
+        if floats != (data.own_transforms and {*data.mean} == {0.0} and {*data.std} == {1.0}):
+            given, trained = ("are", "are not") if floats else ("are not", "are")
+            raise InputError(
+                f"test images {given} floating point, but those that {self.path} was trained on {trained}; prepare "
+                "them in the same way."
+            )
+        if isinstance(source.images, DatasetImages):
+            source.images.prepared = data.own_transforms
+        known = {} if self.given is None else self.given.given or {}
+        run = copy(self)
+        run.given, run.suffix = self._open_data({**known, "test": source}), f"-{source.fingerprint()[:8]}"
+        run.__dict__.pop("data", None)  # the run's own images
+        return run
 
     @cached_property
     def header(self) -> Header:
@@ -144,7 +175,8 @@ class TrainedRun:
 
         Raises:
             MissingError: if the dataset is missing.
-            InputError: if it is damaged, there is no validation set, or its number of classes is not the network's.
+            InputError: if it is damaged, there is no validation set, or its classes or the size of its images are not
+                those of training.
         """
         if dataset not in ("test", "validation"):
             if self.settings.data.own_transforms:
@@ -154,14 +186,21 @@ class TrainedRun:
                 )
             return self.data.other(dataset)
         self._check_drawn(dataset)
-        images = self.data.test if dataset == "test" else self.data.validation
-        if images is None:
-            raise InputError("there is no validation set: data.validation is 0.")
-        classes, trained = self.data.classes, self.network.num_classes
-        if len(classes) != trained:
+        classes, trained = self.data.source(dataset).classes, self.header.classes
+        if classes != trained:
+            odd = list_some(sorted({*classes} ^ {*trained}))
             raise InputError(
-                f"{self.settings.data.name!r} has {len(classes)} classes, but {self.path} was trained on {trained}."
+                f"the {dataset} images of {self.settings.data.name!r} have other classes than {self.path} was trained "
+                f"on ({f'not in both: {odd}' if odd else 'in another order'}); restore them, or train again."
             )
+        if self.data.size != self.header.size:
+            (height, width), (rows, columns) = self.data.size, self.header.size
+            raise InputError(
+                f"the {dataset} images have {height}×{width} pixels, but {self.path} was trained on {rows}×{columns}; "
+                "scale them to that size."
+            )
+        images = self.data.test if dataset == "test" else self.data.validation
+        assert images is not None
         return images, classes
 
     def _check_drawn(self, split: str) -> None:

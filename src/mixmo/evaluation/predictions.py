@@ -17,6 +17,7 @@ from torch import Tensor
 from mixmo.cache import cache_tensors, read_tensors
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
+from mixmo.data.messages import warn_once
 from mixmo.errors import InputError, MissingError, explain_errors
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.metrics.checks import as_tensor, check_probabilities, check_targets_for
@@ -108,8 +109,8 @@ def _read(file: Path) -> tuple[Predictions, dict[str, Any]] | None:
 
 
 def _file(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Path:
-    views = "" if tta == "none" else f"-{tta}"
-    return run.path / "predictions" / f"{_slug(dataset)}-{run.checkpoint}-{precision}{views}.safetensors"
+    views, suffix = "" if tta == "none" else f"-{tta}", run.suffix if dataset == "test" else ""
+    return run.path / "predictions" / f"{_slug(dataset)}{suffix}-{run.checkpoint}-{precision}{views}.safetensors"
 
 
 @torch.inference_mode()
@@ -138,8 +139,9 @@ def read_predictions(file: str | Path) -> Predictions:
     """Read predictions that another program saved with ``numpy.savez``.
 
     The file has ``targets`` (N,) and ``logits`` or ``probabilities``, (N, K) or (N, M, K); names ``classes`` (K,) are
-    optional. The logit average of probabilities is their normalised geometric mean. ``targets`` (N, K), 0 or 1, are
-    several labels per image; probabilities are then of each label.
+    optional. The logit average of probabilities is their normalised geometric mean; 0 counts as the smallest positive
+    number, with a warning if it is that of a true class. ``targets`` (N, K), 0 or 1, are several labels per image;
+    probabilities are then of each label.
 
     Raises:
         MissingError: if there is no such file.
@@ -173,7 +175,22 @@ def read_predictions(file: str | Path) -> Predictions:
         labels = (check_label_sets if multi_label else check_targets_for)(members, as_tensor(targets, "targets"))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    if "probabilities" in arrays:
+        _warn_of_zeros(file, torch.from_numpy(native).reshape(members.shape), labels)
     return Predictions(members.double(), labels, _class_names(file, arrays.get("classes"), members.shape[2]))
+
+
+def _warn_of_zeros(file: str | Path, probabilities: Tensor, labels: Tensor) -> None:
+    """Warn of images of which a member gives a label a probability of exactly 0."""
+    if labels.dim() == 2:
+        zero = probabilities == 1 - labels[:, None]
+    else:
+        zero = probabilities.gather(2, labels[:, None, None].expand(-1, probabilities.shape[1], 1)) == 0
+    if count := int(zero.flatten(1).any(1).sum()):
+        warn_once(
+            f"{file} has a probability of exactly 0 for the label of {count} images, whose NLL would be infinite; the "
+            "smallest positive number is used, and determines the NLL. Save logits, or probabilities of more digits."
+        )
 
 
 def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list[str]:

@@ -21,7 +21,7 @@ from mixmo.evaluation.calibration import (
     pool_calibration,
 )
 from mixmo.evaluation.diagnosis import Diagnosis, diagnose
-from mixmo.evaluation.evaluate import EnsembleMetrics, basic_metrics, measure
+from mixmo.evaluation.evaluate import ALONE, EnsembleMetrics, basic_metrics, measure
 from mixmo.evaluation.inference import TrainedRun, check_views
 from mixmo.evaluation.predictions import Predictions, join_predictions, predict, read_predictions
 from mixmo.evaluation.robustness import CorruptionResult, evaluate_corruptions
@@ -141,6 +141,8 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
         TrainedRun(run, options.checkpoint, options.download) if isinstance(run, RunFolder) else run for run in runs
     ]
     names = [str(run.path) for run in opened]
+    if len({run.path.resolve() for run in opened}) < len(opened):
+        raise InputError(f"{' + '.join(names)} names a run twice; an ensemble needs different runs.")
     check_weights(options.weights, names)
     for run, name in zip(opened, names, strict=True):
         run.warn_of_changes()
@@ -212,7 +214,7 @@ def scaled_metrics(test: Predictions, calibration: AnyCalibration) -> dict[str, 
     """
     average = mean_logits(test.logits)
     if isinstance(calibration, LabelCalibration):
-        scores = MultiLabelScores(calibration.thresholds)
+        scores = MultiLabelScores(calibration.thresholds, **ALONE)
         scores.update(average.double() / calibration.temperature, test.targets)
         values = {key: value.item() for key, value in scores.compute().items() if key != "map"}
         suffixes = {key: "scaled" if key in ("bce", "label_brier", "label_ece") else "tuned" for key in values}
@@ -246,7 +248,7 @@ def set_metrics(test: Predictions, calibration: ClassCalibration) -> dict[Sets, 
 
 def ood_metrics(test: Predictions, other: Predictions) -> dict[str, dict[str, float]]:
     """Return OOD detection metrics by score."""
-    metric = OutOfDistribution()
+    metric = OutOfDistribution(**ALONE)
     metric.update(test.logits, out=False)
     metric.update(other.logits, out=True)
     values = metric.compute()

@@ -57,6 +57,7 @@ def write_results(run: TrainedRun, result: EvaluationResult, options: Evaluation
         "dataset": run.settings.data.name,
         "images": len(result.predictions.targets),
         "test_images": result.predictions.images,
+        "test_fingerprint": _fingerprint(run, result),
         "training_images": run.folder.training_images(),
         "checkpoint": options.checkpoint,
         "digest": run.digest,
@@ -69,6 +70,11 @@ def write_results(run: TrainedRun, result: EvaluationResult, options: Evaluation
     return run.folder.write_json("test.json", content)
 
 
+def _fingerprint(run: TrainedRun, result: EvaluationResult) -> str:
+    """Return the fingerprint of the test images, with the times of their files; images from Python have none."""
+    return str(run.depends_on("test").get("fingerprint", result.predictions.images))
+
+
 def merge_earlier(run: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
     """Add to a run's evaluation what only ``test.json`` has: corruptions, OOD datasets, metrics of each class.
 
@@ -79,7 +85,7 @@ def merge_earlier(run: TrainedRun, result: EvaluationResult, options: Evaluation
         earlier: Mapping[str, Any] = run.folder.read_json("test.json")
         about = earlier["about"]
         expected = {"digest": run.digest, "precision": options.precision, "tta": options.tta,
-                    "test_images": result.predictions.images}  # fmt: skip
+                    "test_fingerprint": _fingerprint(run, result)}  # fmt: skip
         if any(about[key] != value for key, value in expected.items()):
             return result
         corruptions = result.corruptions

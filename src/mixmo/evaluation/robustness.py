@@ -30,12 +30,16 @@ from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.files import check_regular
 from mixmo.header import height_and_width
 from mixmo.metrics.chunks import mean_logits
+from mixmo.metrics.temperature import weight_members
 from mixmo.seeding import generator_for
 
 logger = logging.getLogger("mixmo")
 
 BLOCK = 250
 """Images corrupted together. Draws depend only on (kind, severity, block), so are the same for every network."""
+
+REVISION = 2
+"""Raised when results change within a version, so that cached ones are not used."""
 
 Kinds = dict[str, dict[int, dict[str, float]]]
 """Metrics by kind and severity."""
@@ -169,6 +173,7 @@ def evaluate_corruptions(
     """
     about: dict[str, Any] = {
         "version": __version__,
+        "revision": REVISION,
         "checkpoints": [run.digest for run in runs],
         "data": [run.data_settings for run in runs],
         "fingerprint": runs[0].data.fingerprint("test"),
@@ -188,7 +193,7 @@ def evaluate_corruptions(
     for kind in corruptions.kinds:
         if kind in kinds:
             continue
-        forward = partial(_logits, runs, weights or [1.0] * len(runs), precision=precision, tta=tta)
+        forward = partial(_logits, runs, weights, precision=precision, tta=tta)
         kinds[kind] = {severity: _measure(forward, corruptions, kind, severity) for severity in SEVERITIES}
         accuracies = " ".join(f"{100 * metrics['accuracy']:6.2f}" for metrics in kinds[kind].values())
         logger.info("%-18s top-1 %% at severities 1 to 5: %s", printable(kind), accuracies)
@@ -220,7 +225,7 @@ def _open_corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str |
                 f"corruptions are for grey and colour images, but {run.path} takes {data.channels} bands "
                 "(data.channels)."
             )
-        for key in ("image_size", "channels"):
+        for key in ("image_size", "channels", *(("window", "interpolation") if folder is None else ())):
             value, wanted = getattr(data, key), getattr(first, key)
             if value != wanted:
                 raise InputError(
@@ -234,12 +239,12 @@ def _logits(
 ) -> Tensor:
     """Return logits (B, M, K) on the CPU, computed in batches of ``data.evaluation_size``."""
     logits = []
-    for run, weight in zip(runs, weights, strict=True):
+    for run in runs:
         with autocast(run.device, precision):
             parts = images.to(run.device).split(run.settings.data.evaluation_size)
             outputs = [average_views(run.network.members, run.crop.views(part, tta)).cpu() for part in parts]
-        logits.append(weight * torch.cat(outputs))
-    return torch.cat(logits, 1)
+        logits.append(torch.cat(outputs))
+    return weight_members(logits, weights)
 
 
 @torch.inference_mode()

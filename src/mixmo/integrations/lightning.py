@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mixmo.batch_mixing import BatchMixer
+from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 
@@ -74,29 +74,33 @@ class MixMoModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the mixtures of a batch of images (U, C, H, W) and labels (U,)."""
         images, labels = batch
-        parts = self.trainer.accumulate_grad_batches
-        number = self.global_step * parts + batch_idx % parts
-        generator = torch.Generator(images.device).manual_seed(seed_for(self.seed, number) + self.global_rank)
-        mixed = self.mixer(images, labels, self.progress(), generator)
+        mixed: MixedBatch = self._mix(images, labels, batch_idx)
         loss = mixed.loss(self.net(mixed.inputs, mixed.masks))
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixed.inputs))
         return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> MixedBatch:
+        parts = self.trainer.accumulate_grad_batches
+        number = self.global_step * parts + batch_idx % parts
+        generator = torch.Generator(images.device).manual_seed(seed_for(self.seed, number) + self.global_rank)
+        return self.mixer(images, labels, self.progress(), generator)
 
     def progress(self) -> float:
         """Return the share of training done; 0 if Lightning does not know its length."""
         steps = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / steps) if 0 < steps < float("inf") else 0.0
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score the ensemble and each member on a batch of images (B, C, H, W) and labels (B,)."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score the ensemble and each member on a batch of images and labels of loader ``dataloader_idx``."""
         self._score(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score the ensemble and each member on a batch of images (B, C, H, W) and labels (B,)."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score the ensemble and each member on a batch of images and labels of loader ``dataloader_idx``."""
         self._score(batch, "test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the members' logits (B, M, K) for a batch of images (B, C, H, W), with or without labels."""
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the members' logits (B, M, K) for a batch of images of loader ``dataloader_idx``, or of pairs."""
         return self.net.members(batch[0] if isinstance(batch, tuple | list) else batch)
 
     def _score(self, batch: tuple[Tensor, Tensor], split: str) -> None:
@@ -105,9 +109,10 @@ class MixMoModule(L.LightningModule):
         average = members.mean(1)
         multi_label = self.mixer.multi_label
         name = "label_accuracy" if multi_label else "accuracy"
+        numbers = labels.argmax(1) if labels.dim() == 2 else labels  # of probabilities (B, K)
 
         def accuracy(logits: Tensor) -> Tensor:
-            right = (logits > 0) == (labels > 0.5) if multi_label else logits.argmax(1) == labels
+            right = (logits > 0) == (labels > 0.5) if multi_label else logits.argmax(1) == numbers
             return right.float().mean()
 
         scores = {name: accuracy(average)}
@@ -118,3 +123,16 @@ class MixMoModule(L.LightningModule):
         scores |= {f"member_{number}_{name}": accuracy(logits) for number, logits in enumerate(members.unbind(1))}
         metrics = {f"{split}_{key}": value for key, value in scores.items()}
         self.log_dict(metrics, batch_size=len(images), prog_bar=True, sync_dist=True)
+
+
+def read_loaders(module: L.LightningDataModule) -> list[Any]:
+    """Return what the training, validation and test hooks of a LightningDataModule return; ``None`` without a hook."""
+    module.prepare_data()
+    module.setup("fit")
+    loaders: list[Any] = [module.train_dataloader()]
+    for name, stage in (("val_dataloader", "fit"), ("test_dataloader", "test")):
+        overridden = getattr(type(module), name) is not getattr(L.LightningDataModule, name)
+        if overridden and stage == "test":
+            module.setup("test")
+        loaders.append(getattr(module, name)() if overridden else None)
+    return loaders

@@ -79,7 +79,9 @@ def _draw_blocks(share: Tensor, shape: FeatureShape, generator: Generator) -> Te
     block = min(BLOCK, height, width)
     gamma = 1 - (1 - share) ** (1 / block**2)
     size = (len(share), height + block - 1, width + block - 1, channels)
-    starts = torch.rand(size, generator=generator, device=share.device) < gamma[:, None, None, None]
+    starts = (
+        torch.rand(size, generator=generator, dtype=torch.float32, device=share.device) < gamma[:, None, None, None]
+    )
     for axis in (1, 2):
         length = 1
         while length < block:  # doubling: the union with the same blocks moved by `step`

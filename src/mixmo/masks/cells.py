@@ -75,11 +75,11 @@ def voronoi(ratios: Tensor, shape: FeatureShape, generator: Generator = None, ro
     (_, height, width), members, device = shape, ratios.shape[1], ratios.device
     coordinates = _sample_coordinates(len(ratios), 2 * members, ratios, generator, shuffled=False)
     owned = assign(bands(coordinates, ratios), roles)  # (B, M, 2M): which member each site belongs to
-    y, x = torch.rand(2, *coordinates.shape, generator=generator, device=device).unbind()
+    y, x = torch.rand(2, *coordinates.shape, generator=generator, dtype=torch.float32, device=device).unbind()
     y, x = y * height, x * width
     # |p - s|² without |p|², which is the same for all sites, in one matrix product for each member.
-    rows = (torch.arange(height, device=device) + 0.5)[:, None].expand(height, width).flatten()
-    columns = (torch.arange(width, device=device) + 0.5).repeat(height)
+    rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5)[:, None].expand(height, width).flatten()
+    columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5).repeat(height)
     positions = torch.stack([-2 * rows, -2 * columns, torch.ones_like(rows)])
     distances = []
     for member in range(members):
@@ -95,9 +95,9 @@ def voronoi(ratios: Tensor, shape: FeatureShape, generator: Generator = None, ro
 
 def _sample_coordinates(batch: int, count: int, ratios: Tensor, generator: Generator, shuffled: bool = True) -> Tensor:
     """Return (B, count) equidistant coordinates in [0, 1) with a random start: systematic sampling."""
-    start = torch.rand(batch, 1, generator=generator, device=ratios.device)
+    start = torch.rand(batch, 1, generator=generator, dtype=torch.float32, device=ratios.device)
     if shuffled:
-        order = torch.rand(batch, count, generator=generator, device=ratios.device).argsort(1)
+        order = torch.rand(batch, count, generator=generator, dtype=torch.float32, device=ratios.device).argsort(1)
     else:
         order = torch.arange(count, device=ratios.device)
     return ((order + start) / count).clamp(max=1 - 1e-6)

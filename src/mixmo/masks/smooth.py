@@ -36,8 +36,8 @@ def cow(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles:
     """
     (_, height, width), batch, device = shape, len(ratios), ratios.device
     low, high = (math.log(sigma) for sigma in COW_SIGMAS)
-    sigma = (low + (high - low) * torch.rand(batch, generator=generator, device=device)).exp()
-    noise = torch.randn(batch, height, width, generator=generator, device=device)
+    sigma = (low + (high - low) * torch.rand(batch, generator=generator, dtype=torch.float32, device=device)).exp()
+    noise = torch.randn(batch, height, width, generator=generator, dtype=torch.float32, device=device)
     field = _gaussian(sigma, height) @ noise @ _gaussian(sigma, width)
     return assign(by_rank(field.flatten(1), ratios), roles).view(*ratios.shape, 1, height, width)
 
@@ -69,10 +69,10 @@ def fmix(ratios: Tensor, shape: FeatureShape, generator: Generator = None, roles
         [[0.25, 0.75]]
     """
     (_, height, width), device = shape, ratios.device
-    rows = torch.fft.fftfreq(height, device=device)[:, None]
-    columns = torch.fft.rfftfreq(width, device=device)
+    rows = torch.fft.fftfreq(height, dtype=torch.float32, device=device)[:, None]
+    columns = torch.fft.rfftfreq(width, dtype=torch.float32, device=device)
     frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / max(height, width))
     size = (len(ratios), height, len(columns), 2)
-    spectrum = torch.view_as_complex(torch.randn(size, generator=generator, device=device))
+    spectrum = torch.view_as_complex(torch.randn(size, generator=generator, dtype=torch.float32, device=device))
     field = torch.fft.irfft2(spectrum / frequency**FMIX_DECAY, s=(height, width))
     return assign(by_rank(field.flatten(1), ratios), roles).view(*ratios.shape, 1, height, width)

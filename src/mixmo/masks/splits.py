@@ -68,7 +68,7 @@ def bernoulli(ratios: Tensor, shape: FeatureShape, generator: Generator = None, 
         True
     """
     channels, height, width = shape
-    coordinate = torch.rand(len(ratios), channels, generator=generator, device=ratios.device)
+    coordinate = torch.rand(len(ratios), channels, generator=generator, dtype=torch.float32, device=ratios.device)
     return assign(bands(coordinate, ratios), roles)[..., None, None].expand(-1, -1, -1, height, width)
 
 
@@ -89,7 +89,9 @@ def noise(ratios: Tensor, shape: FeatureShape, generator: Generator = None, role
     _, height, width = shape
 
     def draw(share: Tensor) -> Tensor:
-        uniform = torch.rand(len(share), 1, height, width, generator=generator, device=share.device)
+        uniform = torch.rand(
+            len(share), 1, height, width, generator=generator, dtype=torch.float32, device=share.device
+        )
         share = share[:, None, None, None]
         return torch.where(share <= 0.5, 0.0, 2 * share - 1) + uniform * (2 * share.minimum(1 - share))
 
@@ -104,5 +106,5 @@ def _runs(ratios: Tensor, size: int, generator: Generator, roles: Roles) -> Tens
             "another kind."
         )
     coordinate = (torch.arange(size, device=ratios.device) + 0.5) / size
-    backward = torch.rand(len(ratios), 1, generator=generator, device=ratios.device) < 0.5
+    backward = torch.rand(len(ratios), 1, generator=generator, dtype=torch.float32, device=ratios.device) < 0.5
     return assign(bands(torch.where(backward, 1 - coordinate, coordinate), ratios), roles)

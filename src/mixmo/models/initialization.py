@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixmo.errors import InputError
-from mixmo.models.convolutions import is_supported, scale
+from mixmo.models.convolutions import (
+    SCALED,
+    STANDARDISED,
+    effective_weight,
+    is_supported,
+    scale,
+    set_effective_weight,
+)
 from mixmo.models.copying import copy_module
 
 
@@ -51,9 +60,28 @@ def divide_stem(encoders: list[nn.Module], name: str) -> None:
 
 @torch.no_grad()
 def add_noise(modules: list[nn.Module], share: float) -> None:
-    """Add normal noise to equal modules: ``share`` of each tensor's standard deviation, with sum zero over them."""
+    """Add normal noise to equal modules: ``share`` of each tensor's standard deviation, with sum zero over them.
+
+    Convolutions that standardise their weights get noise on the standardised ones, in which they are summed.
+    """
+    if not share:
+        return
+    if type(modules[0]) in STANDARDISED:
+        raise InputError(
+            f"noise is {share}, but the stem standardises its weights ({type(modules[0]).__name__}), so encoders with "
+            "noise would not sum to the trained stem; set it to 0."
+        )
+    if type(modules[0]) in SCALED:
+        weights = [effective_weight(each) for each in modules]
+        for module, weight, noise in zip(modules, weights, _draw_noise(weights, share), strict=True):
+            set_effective_weight(module, weight + noise - noise.mean((1, 2, 3), keepdim=True))
+        return
     for tensors in zip(*(module.parameters() for module in modules), strict=True):
         if tensors[0].numel() > 1:
-            noise = torch.stack([torch.empty_like(each).normal_() * (share * each.std()) for each in tensors])
-            for tensor, difference in zip(tensors, noise - noise.mean(0), strict=True):
-                tensor.add_(difference)
+            for tensor, noise in zip(tensors, _draw_noise(tensors, share), strict=True):
+                tensor.add_(noise)
+
+
+def _draw_noise(tensors: Sequence[Tensor], share: float) -> Tensor:
+    noise = torch.stack([torch.empty_like(each).normal_() * (share * each.std()) for each in tensors])
+    return noise - noise.mean(0)

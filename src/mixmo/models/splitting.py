@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from mixmo.errors import InputError, one_of, reason
+from mixmo.errors import InputError, explain_errors, one_of
+from mixmo.models.copying import copy_module
 
 
 class SplitBackbone(nn.Module):
@@ -65,17 +66,16 @@ def split_at(backbone: nn.Module, name: str) -> SplitBackbone:
 def _trace_path(backbone: nn.Module, name: str, kind: str) -> tuple[list[fx.Node], int]:
     """Return the nodes of a backbone's forward, and the index of the module's call."""
     one_of(name, [known for known, _ in backbone.named_modules() if known], f"module to mix at in {kind}")
-    try:
+    with explain_errors(f"{kind} cannot be split after {name!r}: tracing fails"):
         nodes = list(_Tracer(name).trace(backbone).nodes)
-    except Exception as error:  # the backbone's code may raise anything for proxies
-        raise InputError(f"{kind} cannot be split after {name!r}: tracing fails ({reason(error)}).") from error
+        modes = [str(_Tracer(name).trace(copy_module(backbone).train(mode))) for mode in (True, False)]
     calls = [index for index, node in enumerate(nodes) if node.op == "call_module" and node.target == name]
     if len(calls) != 1:
         raise InputError(f"{kind} cannot be split after {name!r}: it calls that module {len(calls)} times, not once.")
-    if dependent := [node.name for node in nodes if "training" in node.kwargs]:
+    if modes[0] != modes[1]:
         raise InputError(
-            f"{kind} cannot be split after {name!r}: {dependent[0]!r} depends on training mode, which tracing would "
-            "fix; leave out drop_rate."
+            f"{kind} cannot be split after {name!r}: its code depends on training mode, which tracing would fix; leave "
+            "out drop_rate, or move that code into a module."
         )
     return nodes, calls[0]
 

@@ -127,11 +127,11 @@ def _corruption_sections(results: Mapping[str, EvaluationResult]) -> list[Sectio
     corrupted: dict[str, Any] = {name: each.corruptions for name, each in results.items() if each.corruptions}
     if not corrupted:
         return []
-    first, rows, best = next(iter(corrupted.values())), [], set()
-    for row, kind in enumerate(first.kinds):
-        means = [100 * each.means(kind)["accuracy"] for each in corrupted.values()]
-        best |= {(row, column) for column, mean in enumerate(means, 1) if mean == max(means)}
-        rows.append([kind.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
+    first = next(iter(corrupted.values()))
+    rows = [
+        [kind.replace("_", " "), *(f"{100 * each.means(kind)['accuracy']:.2f}" for each in corrupted.values())]
+        for kind in first.kinds
+    ]
     title = f"Accuracy, %, mean over severities; corruptions {first.source}"
-    table = TextTable(title, ["", *corrupted], rows, best=best)
+    table = TextTable(title, ["", *corrupted], rows)  # without intervals, none is marked as the best
     return [corruption_section({name: accuracies(results[name]) for name in corrupted}, table)]

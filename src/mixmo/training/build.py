@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from mixmo.batch_mixing import BatchMixer
 from mixmo.config.settings import Settings
 from mixmo.data.module import DataModule
-from mixmo.errors import InputError, reason
+from mixmo.errors import InputError, explain_errors, reason
 from mixmo.header import Header, Preparation, height_and_width
+from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
 from mixmo.seeding import UseGenerator, generator_for
 from mixmo.training.imbalance import find_class_weights
@@ -26,16 +27,17 @@ def build_network(
         settings: The run's settings.
         data: Its images.
         ignore_pretrained: Draw all weights, even if ``model.pretrained`` is set.
-        module: The backbone, in place of ``model.backbone``; a MixMo is used as it is.
+        module: The backbone, in place of ``model.backbone``, or a MixMo; a copy is trained.
     """
     model, num_classes, channels = settings.model, len(data.classes), settings.data.channels
     with UseGenerator(generator_for(settings.seed, 0, "init")):
         if isinstance(module, MixMo):
-            net = module
+            with explain_errors("the model cannot be copied", RuntimeError):
+                net = copy_module(module)
+        elif model.pretrained and not ignore_pretrained:
+            net = init_from_pretrained(settings, data.classes, module)
         elif module is not None:
             net = MixMo(module, model.num_members, num_classes, mix_at=model.mix_at)
-        elif model.pretrained and not ignore_pretrained:
-            net = init_from_pretrained(settings, num_classes)
         else:
             net = MixMo(
                 model.backbone, model.num_members, num_classes, in_chans=channels, mix_at=model.mix_at, **model.options
@@ -53,8 +55,9 @@ def build_network(
         raise
     except (RuntimeError, AssertionError, IndexError, ValueError) as error:
         raise InputError(
-            f"backbone {model.backbone!r} cannot take images of {height}×{width}: {reason(error)}. Set "
-            "--data.image_size to a size it takes, or --model.options.img_size if it has such an option."
+            f"backbone {model.backbone!r} cannot take images of {height}×{width}: {reason(error)}."
+            + (" Set --data.image_size to a size it takes, or --model.options.img_size if it has such an option.")
+            * (module is None)
         ) from error
     _check_logits(outputs)
     return net.train()

@@ -74,6 +74,7 @@ class DigestCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint."""
+        make_folder(Path(path).parent)  # of a user's ModelCheckpoint, too
         save(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
@@ -121,8 +122,10 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write a checkpoint if one is due within the epoch; its end has one anyway."""
         step = trainer.global_step
-        stopped, due = self.signals.agree(self._due(step), step)
-        if (stopped or due) and not trainer.is_last_batch:
+        minutes, steps = self.settings.checkpoint_every_minutes, self.settings.checkpoint_every_steps
+        late = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        stopped, due = self.signals.agree(late, step)
+        if (stopped or due or (steps and step % steps == 0)) and not trainer.is_last_batch:
             assert isinstance(pl_module, Training)
             pl_module.sync_before_eval()
             self._save(trainer)
@@ -164,12 +167,6 @@ class Checkpoints(Checkpoint):
             "a mAP" if training.multi_label else "an accuracy", 100 * self.best_score,
             remaining, 100 * training.schedule(trainer.global_step),
         )  # fmt: skip
-
-    def _due(self, step: int) -> bool:
-        steps, minutes = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_minutes
-        if steps and step % steps == 0:
-            return True
-        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self, trainer: L.Trainer, improved: bool = False) -> None:
         last, best = make_folder(self.folder) / LAST, self.folder / BEST

@@ -16,13 +16,14 @@ from torch import nn
 
 from mixmo.config.hardware import has_units, training_device
 from mixmo.config.plan import Plan
-from mixmo.config.settings import Settings
+from mixmo.config.settings import ModelSettings, Settings
 from mixmo.data.duplicates import warn_of_duplicates
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, explain_errors
 from mixmo.launching import count_devices, is_first
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
+from mixmo.network import MixMo
 from mixmo.runs import RunFolder
 from mixmo.training.build import build_network
 from mixmo.training.imbalance import warn_of_imbalance
@@ -95,7 +96,10 @@ def _prepare(
         raise InputError(
             f"trainer.accelerator is {trainer.accelerator}, but torch sees no such device; use auto or cpu."
         )
-    _check_downloads(settings, has_checkpoint)
+    if module is None:
+        _check_downloads(settings, has_checkpoint)
+    else:
+        _check_model_settings(settings.model, module)
     _check_divisible(settings, device)
     data = (data or DataModule(settings.data, settings.seed, check=True)).require()
     if trainer.patience and data.validation is None:
@@ -157,6 +161,22 @@ def _check_downloads(settings: Settings, has_checkpoint: bool) -> None:
         raise InputError(
             f"model.options.{options[0]} can make timm download or read another file; allow it with "
             "--model.download true."
+        )
+
+
+def _check_model_settings(model: ModelSettings, module: nn.Module) -> None:
+    """Refuse settings that have no effect on a model passed from Python."""
+    if model.options:
+        raise InputError(f"model.options is {model.options}, but the model is a module; build it with these options.")
+    if model.pretrained and isinstance(module, MixMo):
+        raise InputError(
+            f"model.pretrained is {model.pretrained!r}, but the model is a MixMo, which has its weights; set "
+            "pretrained=False, and build it with MixMo(module, trained=True, noise=…) if the module is trained."
+        )
+    if isinstance(model.pretrained, str):
+        raise InputError(
+            f"model.pretrained is {model.pretrained!r}, but the model is a module; load the weights into it, and set "
+            "pretrained=True."
         )
 
 

@@ -38,18 +38,29 @@ SPLIT_SETTINGS = ("validation", "test", "folds", "fold", "images_per_class")
 log = logging.getLogger("mixmo")
 
 
-def init_from_pretrained(settings: Settings, num_classes: int) -> MixMo:
-    """Return a network that initially computes what the trained backbone does.
+def init_from_pretrained(settings: Settings, classes: Sequence[str], module: nn.Module | None = None) -> MixMo:
+    """Return a network that initially computes what the trained backbone, or a trained ``module``, does.
 
-    Encoders are the trained stem / M, heads the trained head or, if there is none or the number of classes differs,
-    independent draws; ``model.member_noise`` is added to equal copies.
+    Encoders are the trained stem / M, heads the trained head or, if there is none or the classes differ, independent
+    draws; ``model.member_noise`` is added to equal copies.
     """
-    own, plain = settings.model, _load_backbone(settings)
-    if fresh := plain.num_classes != num_classes:
-        plain.reset_classifier(num_classes)
+    own = settings.model
+    plain: Any = _load_backbone(settings) if module is None else module
+    fresh = module is None and (plain.num_classes != len(classes) or _has_other_classes(settings, classes))
+    if fresh:
+        plain.reset_classifier(len(classes))
     elif own.num_members > 1 and not own.member_noise:
         log.warning("members start as copies of each other and hardly diverge; set model.member_noise, to 1 say.")
-    return MixMo(plain, own.num_members, trained=True, fresh_heads=fresh, noise=own.member_noise, mix_at=own.mix_at)
+    how: dict[str, Any] = {"fresh_heads": fresh, "noise": own.member_noise, "mix_at": own.mix_at}
+    return MixMo(plain, own.num_members, len(classes), trained=True, **how)
+
+
+def _has_other_classes(settings: Settings, classes: Sequence[str]) -> bool:
+    """Return whether the run to start from was trained for other classes, or for labels of another kind."""
+    if not is_run(settings.model.pretrained):
+        return False
+    header = RunFolder(Path(str(settings.model.pretrained))).header()
+    return header.classes != list(classes) or header.multi_label != settings.data.multi_label
 
 
 def _load_backbone(settings: Settings) -> Any:

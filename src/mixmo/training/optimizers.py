@@ -115,7 +115,7 @@ class Schedule:
     """The learning rate at every step, as a share of its peak.
 
     A linear warm-up (k / warmup at step k = 1, 2, …) multiplies either ``multistep`` (a factor ``gamma`` at each of the
-    ``milestones``, shares of the epochs, rounded to whole epochs) or ``cosine``, which decays to 0.
+    ``milestones``, shares of the epochs, rounded to whole epochs, at least one) or ``cosine``, which decays to 0.
 
     Example:
         >>> schedule = Schedule("multistep", 10, epochs=300, warmup_steps=4, milestones=(1 / 3, 2 / 3, 0.75))
@@ -136,7 +136,7 @@ class Schedule:
         if self.kind == "cosine":
             return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / (self.steps_per_epoch * self.epochs))))
         epoch = step // self.steps_per_epoch
-        return warmup * self.gamma ** sum(epoch >= round(share * self.epochs) for share in self.milestones)
+        return warmup * self.gamma ** sum(epoch >= max(1, round(share * self.epochs)) for share in self.milestones)
 
 
 def warmup_steps(num_images: int, batch_size: int, batch_repetition: int, epochs: float) -> int:

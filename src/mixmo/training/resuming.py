@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +68,29 @@ def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | Non
     }  # fmt: skip
 
 
-def check_unchanged(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> None:
-    """Raise if settings or conditions that change results differ from those the run began with."""
+def check_unchanged(
+    run: RunFolder,
+    plan: Plan,
+    conditions: Mapping[str, Any] | None = None,
+    may_change: Container[str] = MAY_CHANGE,
+    advice: str = "",
+) -> None:
+    """Raise if settings or conditions that change results differ from those the run began with.
+
+    ``advice`` is what to do besides changing them back; by default, what `mixmo fit` offers.
+    """
     changes = [
         f"{name} is {now!r}, and was {before!r}"
         for name, (before, now) in find_changes(run, plan, conditions).items()
-        if name not in MAY_CHANGE
+        if name not in may_change
     ]
     if changes:
+        advice = advice or (
+            f"start a new run with `mixmo fit {run.config_file} --run FOLDER`, or keep the changes with "
+            "--accept_changes."
+        )
         raise InputError(
-            f"settings of {run.path} have changed since it began: {'; '.join(changes)}. Change them back, start a new "
-            f"run with `mixmo fit {run.config_file} --run FOLDER`, or keep the changes with --accept_changes."
+            f"settings of {run.path} have changed since it began: {'; '.join(changes)}. Change them back, {advice}"
         )
 
 
@@ -102,6 +114,16 @@ def _record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], e
         write_text(run.config_file, yaml_text(config))
 
 
+def check_data(run: RunFolder, data: DataModule) -> None:
+    """Raise if the training images are not those that the run began with."""
+    before, now = run.about().get("data"), describe_data(data)
+    if isinstance(before, dict) and before != now:
+        raise InputError(
+            f"the training data has changed since {run.path} began ({before.get('images')} images then, "
+            f"{now['images']} now, or other names, sizes or classes); restore it, or start a new run."
+        )
+
+
 def open_checkpoint(
     plan: Plan, run: RunFolder, training: Training, loaders: Loaders, conditions: Mapping[str, Any]
 ) -> Path | None:
@@ -109,12 +131,7 @@ def open_checkpoint(
 
     The first rank truncates the run's metrics to the checkpoint and records changed settings.
     """
-    before, now = run.about().get("data"), describe_data(loaders.data)
-    if isinstance(before, dict) and before != now:
-        raise InputError(
-            f"the training data has changed since {run.path} began ({before.get('images')} images then, "
-            f"{now['images']} now, or other names, sizes or classes); restore it, or start a new run."
-        )
+    check_data(run, loaders.data)
     run.read_metrics()  # raises if the file is damaged
     resumed = run.resumed_checkpoint()
     epochs = step = 0

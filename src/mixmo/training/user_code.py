@@ -71,9 +71,9 @@ def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureSh
         mixmo.errors.InputError: mask kind 'half' returns masks that sum to 0.8, not one, over the members.
     """
     ratios = torch.full((4, members), 1 / members)
-    roles = torch.arange(members).expand(4, members)
-    with explain_errors(f"mask kind {name!r} fails on maps of {shape}"):
-        masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
+    for roles in (torch.arange(members), torch.arange(members).expand(4, members)):  # Mixer.draw_per
+        with explain_errors(f"mask kind {name!r} fails on maps of {shape} with roles of shape {tuple(roles.shape)}"):
+            masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
     sizes = [(4, members, channels, *shape[1:]) for channels in (1, shape[0])]
     if not isinstance(masks, Tensor) or tuple(masks.shape) not in sizes:
         returned = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__

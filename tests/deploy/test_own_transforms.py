@@ -1,0 +1,79 @@
+"""Predictions and exports of runs whose images a program's Dataset prepared."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+import mixmo
+from mixmo.errors import InputError
+
+FAST = {"batch_size": 16, "lr": 0.1, "epochs": 1, "progress": False, "workers": 0, "validation": 0.25}
+PIXELS = np.random.default_rng(0).integers(256, size=(40, 8, 8), dtype=np.uint8)
+
+
+class Own(Dataset):
+    """Random crops of images: PIL, or float tensors."""
+
+    def __init__(self, floats):
+        parts = [v2.RandomCrop(8, padding=1)]
+        self.transform = v2.Compose([*parts, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)] if floats else parts)
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(PIXELS[index])), index % 2
+
+
+@pytest.fixture(scope="module")
+def images():
+    return mixmo.fit("wide_resnet10_1", Own(floats=False), mean=[0.4], std=[0.3], **FAST)
+
+
+@pytest.fixture(scope="module")
+def floats():
+    return mixmo.fit("wide_resnet10_1", Own(floats=True), **FAST)
+
+
+def test_images_are_prepared_as_in_training(images):
+    """Integers are normalised; floats are the network's input."""
+    expected = images.predict(list((torch.from_numpy(PIXELS[:5])[:, None].float() / 255 - 0.4) / 0.3)).probabilities
+    for given in (list(map(Image.fromarray, PIXELS[:5])), list(PIXELS[:5]), torch.from_numpy(PIXELS[:5])[:, None]):
+        assert torch.equal(images.predict(given).probabilities, expected)
+    with pytest.raises(InputError, match=r"is a str, but .* give the images or tensors that these return"):
+        images.predict(["a.png"])
+
+
+def test_images_for_a_network_of_floats_are_refused(floats):
+    with pytest.raises(InputError, match=r"is a ndarray, but .* give the floating-point tensors"):
+        floats.predict(list(PIXELS[:2]))
+    for shape in ((8, 8), (3, 8, 8), (1, 1, 8, 8)):
+        with pytest.raises(InputError, match=r"the network takes \(1, H, W\)"):
+            floats.predict([torch.zeros(shape)])
+    with pytest.raises(InputError, match="--normalize is for pixels from 0 to 255, but a Dataset prepared the images"):
+        floats.export("onnx", normalize=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it is a whole number of at least 1"),
+        ({"workers": "2"}, "workers is '2'; it is a whole number of at least 0"),
+    ],
+)
+def test_wrong_batches_are_one_sentence(floats, options, message):
+    with pytest.raises(InputError, match=message):
+        mixmo.Predictor(floats)([torch.zeros(1, 8, 8)], **options)
+
+
+def test_a_runs_other_checkpoint_is_opened(images):
+    best = mixmo.Predictor(images.path, checkpoint="best")(list(torch.zeros(2, 1, 8, 8)))
+    assert torch.equal(images.predict(list(torch.zeros(2, 1, 8, 8)), checkpoint="best").logits, best.logits)
+    opened = mixmo.Predictor(images, checkpoint="best").models[0].run
+    assert opened.checkpoint == "best" and mixmo.Predictor(images).models[0].run.checkpoint == "last"
+    for options in ({"checkpoint": "bset"}, {"coverage": "0.9"}):
+        with pytest.raises(InputError, match=r"checkpoint 'bset'|coverage is '0.9'; it is a share"):
+            images.predict(list(torch.zeros(2, 1, 8, 8)), **options)
