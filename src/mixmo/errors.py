@@ -60,15 +60,6 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
     return value
 
 
-def refuse_name(argument: str, images: Any) -> None:
-    """Refuse a dataset's name in place of validation or test images."""
-    if isinstance(images, str):
-        raise InputError(
-            f"{argument} is {images!r}, but only train takes a dataset's name, which has its own val and test; pass "
-            "images."
-        )
-
-
 def refuse_labels(name: str, options: Mapping[str, object]) -> None:
     """Refuse single-label options that are set (true) for the multi-label network ``name``."""
     for key, value in options.items():
@@ -135,9 +126,10 @@ def explain_errors(text: str, *kinds: type[Exception]) -> Iterator[None]:
         Traceback (most recent call last):
         mixmo.errors.InputError: a.npy cannot be read: No data left in file.
     """
+    expected = kinds or (Exception,)
     try:
         yield
-    except kinds or (Exception,) as error:  # noqa: B030  (a tuple of classes)
+    except expected as error:
         raise InputError(f"{text}: {reason(error)}.") from error
 
 

@@ -75,6 +75,11 @@ class Preparation:
     own_transforms: Boolean = False
     """Whether a user's Dataset prepared the images with its own transforms."""
 
+    @property
+    def takes_floats(self) -> bool:
+        """Whether these transforms return floating-point tensors, the network's input: mean 0 and deviation 1."""
+        return self.own_transforms and set(self.mean) == {0.0} and set(self.std) == {1.0}
+
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
             if (count := len(getattr(self, key))) not in (1, self.channels):

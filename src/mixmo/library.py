@@ -26,7 +26,7 @@ from mixmo.deploy.export import Exported, ExportOptions, export
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions
 from mixmo.deploy.images import AnyImage
 from mixmo.deploy.predictor import Predictor
-from mixmo.errors import InputError, refuse_name
+from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
@@ -326,8 +326,6 @@ def _open_sources(train: Any, val: Any, test: Any, on_error: Any) -> tuple[str |
     if isinstance(train, LightningDataModule):
         train, val, test = map(dataset_of, read_loaders(train), ("train", "validation", "test"))
     given = {"train": train, "validation": val, "test": test}
-    refuse_name("val", val)
-    refuse_name("test", test)
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if given[split] is not None and given[split] is given[other]:
             raise InputError(f"{split} is the same object as {other}; give different images.")

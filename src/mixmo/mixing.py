@@ -165,7 +165,9 @@ class Mixer:
             kind = uniform()
             masks = self._sample_masks(kind, ratios, shape, generator, roles)
             if not CONSTANT.issuperset(self.kinds):
-                is_linear = uniform().ge(scheduled_probability(self.probability, progress)) & ~self._is_constant(kind)
+                is_linear = uniform().ge(scheduled_probability(self.probability, progress))
+                if not CONSTANT.isdisjoint(self.kinds):
+                    is_linear &= ~self._is_constant(kind)
                 masks = masks.lerp(ratios[:, :, None, None, None], is_linear.float())
             return Mix(masks, masks.mean((2, 3, 4)))
 

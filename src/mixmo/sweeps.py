@@ -22,7 +22,7 @@ from mixmo.config.plan import Plan, make_plan
 from mixmo.config.recipes import SWEEP, Recipe, combine_bases, merge
 from mixmo.config.settings import known_settings
 from mixmo.data.module import DataModule
-from mixmo.errors import InputError, InUseError, StoppedError, extract_message, one_of, reason
+from mixmo.errors import InputError, InUseError, StoppedError, one_of, reason
 from mixmo.escaping import csv_cell
 from mixmo.evaluation.comparison import Networks
 from mixmo.files import make_folder, read_yaml, write_text
@@ -304,7 +304,7 @@ class SweepRunner:
             except StoppedError:
                 raise
             except InputError as error:
-                self.errors[trial.key] = extract_message(error)
+                self.errors[trial.key] = str(error)
             except Exception as error:
                 self.errors[trial.key] = f"{type(error).__name__}: {reason(error)}."
             self.write()
@@ -314,7 +314,7 @@ class SweepRunner:
         try:
             return self.run(trial).read_metrics()
         except InputError as error:
-            self.errors.setdefault(trial.key, extract_message(error))
+            self.errors.setdefault(trial.key, str(error))
             return []
 
     def status(self, trial: Trial) -> str:

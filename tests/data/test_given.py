@@ -36,7 +36,7 @@ def as_float(index):
     return torch.from_numpy(PIXELS[index])[None] / 255
 
 
-def damaged(make, at=6):
+def fail_at(make, at=6):
     """Return a function that makes images but fails for one, which is not among those sampled at first."""
 
     def image(index):
@@ -153,7 +153,7 @@ def test_bfloat16_is_passed_on_as_float32():
         ),
         ((PIXELS, np.array(LABELS)[:, None]), r"train labels have shape \(20, 1\); give class numbers as \(20,\)"),
         (TensorDataset(torch.from_numpy(PIXELS), torch.tensor(LABELS)[:, None]), r"give class numbers as \(20,\)"),
-        (Own(damaged(lambda index: Image.fromarray(PIXELS[index]))), "image 6 cannot be read from its Dataset: trunc"),
+        (Own(fail_at(lambda index: Image.fromarray(PIXELS[index]))), "image 6 cannot be read from its Dataset: trunc"),
     ],
 )
 def test_labels_that_mislead_are_one_sentence(given, message):
@@ -170,7 +170,7 @@ def test_parts_of_one_list_of_classes_are_joined():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (damaged(as_float), "train image 6 cannot be read from its Dataset: truncated file."),
+        (fail_at(as_float), "train image 6 cannot be read from its Dataset: truncated file."),
         (lambda index: as_float(index)[:, : 8 - (index == 6)], "train image 6 has shape (1, 7, 8), but the first one"),
     ],
 )
@@ -184,7 +184,7 @@ def test_errors_of_a_dataset_are_one_sentence_also_from_workers(image, message, 
 
 
 def test_a_damaged_image_is_left_out_if_labels_are_listed(caplog):
-    source = open_given(Own(damaged(lambda index: Image.fromarray(PIXELS[index])), targets=LABELS), "train")
+    source = open_given(Own(fail_at(lambda index: Image.fromarray(PIXELS[index])), targets=LABELS), "train")
     settings = DataSettings(name="given", channels=1, batch_size=4, validation=0.0, on_error="skip")
     assert len(DataModule(settings, 0, given={"train": source}).train) == COUNT - 1
     assert "left out 1 of 20 images, which cannot be read: train image 6 (truncated file)" in caplog.text

@@ -119,27 +119,6 @@ def test_a_single_other_split_is_the_test_set(tmp_path):
     assert len(data.test) == 8 and all("valid" in each for each in names(data._test_source))
 
 
-@pytest.mark.parametrize("names_of_splits", [("Train", "Test"), ("TRAIN", "val"), ("train", "Validation")])
-def test_splits_may_be_named_in_capitals(tmp_path, names_of_splits):
-    write_tree(tmp_path, *(f"{part}/{c}/{i}.png" for part in names_of_splits for c in ("a", "b") for i in range(4)))
-    data = open_data(settings(f"folder:{tmp_path}"))
-    assert data.classes == ["a", "b"] and data.drawn_splits is None and len(data.train) == len(data.test) == 8
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    write_tree(tmp_path, *(f"{vehicle}/{i}.png" for vehicle in ("Bus", "Train") for i in range(4)))
-    assert open_source(f"folder:{tmp_path}", "all").classes == ["Bus", "Train"]
-
-
-@pytest.mark.parametrize(
-    "tops", [("Training", "Testing"), ("train_set", "test_set"), ("trainImages", "VAL data"), ("training",)]
-)
-def test_folders_named_like_splits_are_no_classes(tmp_path, tops):
-    write_tree(tmp_path, *(f"{top}/{c}/{i}.png" for top in tops for c in ("a", "b") for i in range(2)))
-    with pytest.raises(InputError, match="which look like splits rather than classes; rename them train, test or val"):
-        NamedDataset(f"folder:{tmp_path}")
-
-
 def test_zip_files_are_read_by_processes(photos, tmp_path):
     """The open file is not pickled with the images."""
     source = open_source(f"folder:{zipped(photos, tmp_path / 'photos.zip')}", "all")

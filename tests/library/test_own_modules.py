@@ -115,7 +115,7 @@ class Transformed(Dataset):
 def test_transforms_of_any_probability_are_random(probability):
     source = open_given(Transformed(v2.RandomApply([v2.RandomInvert(1.0)], p=probability)), "train")
     assert source.images.prepared
-    with_numpy = Transformed(lambda image: image.rotate(90) if np.random.rand() < probability else image)  # noqa: NPY002
+    with_numpy = Transformed(lambda image: image.rotate(90) if np.random.rand() < probability else image)  # noqa: NPY002  (as users do)
     assert open_given(with_numpy, "train").images.prepared
     assert not open_given(Transformed(v2.Resize(8)), "train").images.prepared
 

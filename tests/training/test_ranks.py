@@ -163,12 +163,12 @@ class Evaluate(Callback):
 def test_ranks_save_at_every_step_due_and_evaluate_alone(images, tmp_path, monkeypatch):
     steps, save = tmp_path / "steps", checkpoints.save
 
-    def noted(path, content):
+    def save_and_note(path, content):
         with steps.open("a") as file:
             file.write(f"{content['global_step']} ")
         save(path, content)
 
-    monkeypatch.setattr("mixmo.training.checkpointing.save", noted)
+    monkeypatch.setattr("mixmo.training.checkpointing.save", save_and_note)
     plan = two_epochs(images, "--trainer.devices=2", "--trainer.checkpoint_every_steps=3", "--trainer.max_epochs=1")
     assert run_in_ranks(2, partial(fit, plan, RunFolder(tmp_path / "run"), callbacks=[Evaluate(tmp_path)])) == [0, 0]
     *due, last = map(int, steps.read_text().split())

@@ -9,7 +9,6 @@ import timm
 import torch
 from conftest import Stopping, write_images
 from safetensors.torch import load_file, save_file
-from timm.layers import StdConv2d
 from timm.models import adapt_input_conv
 
 import mixmo
@@ -20,9 +19,6 @@ from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import OptimizerSettings
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError
-from mixmo.models.convolutions import effective_weight
-from mixmo.models.initialization import add_noise
-from mixmo.models.paper import WideResNet
 from mixmo.runs import RunFolder
 from mixmo.training.build import build_network
 from mixmo.training.fit import fit
@@ -68,33 +64,6 @@ def test_the_network_starts_as_the_one_it_starts_from(single, members, noise):
     assert torch.allclose(logits.mean(1), expected, atol=1e-4)
     apart = max((logits[:, i] - logits[:, 0]).abs().max().item() for i in range(members))
     assert (apart > 0.05) == (members > 1 and noise > 0)
-
-
-def test_noise_sums_to_zero_and_is_as_large_as_said():
-    torch.manual_seed(0)
-    trained = WideResNet(10, 1, num_classes=50)
-    parts = {"stem": "conv_stem", "head": "fc"}
-    net = mixmo.MixMo(trained, 3, trained=True, noise=0.5, **parts)
-    for modules, own, scale in ((net.encoders, trained.conv_stem, 1 / 3), (net.heads, trained.fc, 1.0)):
-        weights = torch.stack([module.weight for module in modules])
-        assert torch.allclose(weights.mean(0), own.weight * scale, atol=1e-6)
-        spread = weights.std(0, correction=1).square().mean().sqrt() / (own.weight * scale).std()
-        assert spread.item() == pytest.approx(0.5, rel=0.1)
-
-
-def test_noise_on_standardised_weights():
-    """Those of NFNets, with a gain, sum to the trained stem's; without one (BiT) they cannot."""
-    torch.manual_seed(0)
-    trained = timm.create_model("test_nfnet", num_classes=5).eval()
-    images = torch.randn(4, 3, 64, 64)
-    for members in (2, 3):
-        net = mixmo.MixMo(trained, members, trained=True, noise=1.0).eval()
-        with torch.no_grad():
-            torch.testing.assert_close(net(images), trained(images), rtol=1e-3, atol=1e-3)
-        first, second, *_ = (effective_weight(encoder) for encoder in net.encoders)
-        assert (first - second).std() > 0.5 * first.std()
-    with pytest.raises(InputError, match=r"noise is 0.5, but the stem standardises its weights \(StdConv2d\)"):
-        add_noise([StdConv2d(3, 8, 3) for _ in range(2)], 0.5)
 
 
 @pytest.mark.parametrize(("data", "classes"), [("four", 4), ("other", 3)])

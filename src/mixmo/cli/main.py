@@ -16,7 +16,7 @@ from importlib import import_module
 
 import mixmo
 from mixmo.data.messages import ignore_image_warnings, log_level
-from mixmo.errors import InputError, StoppedError, extract_message, one_of, reason
+from mixmo.errors import InputError, StoppedError, one_of, reason
 from mixmo.escaping import message, printable
 from mixmo.launching import is_first
 
@@ -113,7 +113,7 @@ def _run(arguments: list[str], loaded: Callable[[], None] | None) -> int:
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return an error's message and exit code."""
     if isinstance(error, InputError):
-        return extract_message(error), 2
+        return str(error), 2
     if isinstance(error, StoppedError):
         return str(error), error.code
     if isinstance(error, KeyboardInterrupt):

@@ -124,6 +124,12 @@ def open_given(
         >>> source.classes, source.read(2).shape
         (['0', '1'], (8, 8))
     """
+    if isinstance(given, str):
+        argument = "val" if split == "validation" else split
+        raise InputError(
+            f"{argument} is {given!r}, but only train takes a dataset's name, which has its own val and test; pass "
+            "images."
+        )
     if isinstance(given, DataLoader):
         warn_once(f"{split} is a DataLoader; only its dataset is used: mixmo draws its own batches.")
         given = dataset_of(given, split)
@@ -144,13 +150,15 @@ def open_given(
     samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
-    images.repeatable = all(_raw_bytes(images.sample(i).image) == _raw_bytes(samples[i].image) for i in samples)
+    again = {index: _read_again(images, index) for index in samples}
+    images.repeatable = all(content == _raw_bytes(samples[index].image) for index, (content, _) in again.items())
     if not images.repeatable:
         warn_once(
             f"{split} images differ whenever they are read, since their Dataset draws from a generator of its own; a "
             "run cannot be repeated or resumed exactly, unless it draws from a global one of torch, NumPy or Python."
         )
-    images.prepared = is_float(samples[0].image) or not images.repeatable or _is_random(images, samples)
+    is_random = any(draws for _, draws in again.values()) or not images.repeatable
+    images.prepared = is_float(samples[0].image) or is_random or _depends_on_seed(images, samples)
     for index, sample in samples.items() if images.prepared else ():
         if np.shape(sample.image) != np.shape(samples[0].image):
             raise InputError(
@@ -307,25 +315,22 @@ def _is_image_table(dataset: Any) -> bool:
     return any(type(feature).__name__ == "Image" for feature in features.values())
 
 
-def _is_random(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
-    """Return whether a Dataset draws random numbers, or gives different images for the same index."""
-    return any(
-        _draws(images, index) or _raw_bytes(images.sample(index, 1).image) != _raw_bytes(sample.image)
-        for index, sample in samples.items()
-    )
-
-
-def _draws(images: DatasetImages, index: int) -> bool:
-    """Return whether reading an image draws from a global generator."""
+def _read_again(images: DatasetImages, index: int) -> tuple[bytes, bool]:
+    """Return an image's bytes, and whether reading it draws from a global generator."""
     with seed_globals(0):
         before = _global_states()
-        images.dataset[index]
-        return before != _global_states()
+        image = images._split_item(images.dataset[index], index).image
+        return _raw_bytes(image), before != _global_states()
+
+
+def _depends_on_seed(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:
+    """Return whether a Dataset gives other images under another seed, although it draws nothing from the generators."""
+    return any(_raw_bytes(images.sample(index, 1).image) != _raw_bytes(each.image) for index, each in samples.items())
 
 
 def _global_states() -> tuple[Any, ...]:
     """Return the states of the global generators, which can be compared."""
-    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002  (the generator that transforms draw from)
     return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), position, random.getstate()
 
 

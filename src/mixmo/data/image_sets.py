@@ -7,6 +7,7 @@ copies prepared by a user's Dataset. :mod:`mixmo.data.batches` augments them on 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -121,10 +122,8 @@ class PreparedImages(Dataset[DistinctBatch]):
         if is_float(image):
             copy = torch.as_tensor(image).float()
         else:
-            name = partial(self.images.name, number)
-            image = image if isinstance(image, bytes | Image.Image) else as_pixels(image, name())
-            pixels = torch.from_numpy(image_pixels(image, self.channels, self.window, name)).permute(2, 0, 1)
-            copy = (pixels.float() / 255 - self.mean) / self.std
+            planes = to_planes(image, self.channels, self.window, partial(self.images.name, number))
+            copy = (planes - self.mean) / self.std
         expected = (self.channels, *getattr(self, "size", copy.shape[1:]))
         if copy.shape != expected:
             raise InputError(
@@ -132,6 +131,12 @@ class PreparedImages(Dataset[DistinctBatch]):
                 "all to one size in the Dataset's transforms."
             )
         return copy
+
+
+def to_planes(image: Any, channels: int, window: Sequence[float] | None, name: Callable[[], str]) -> Tensor:
+    """Return an image of integers, or a file's content, as a tensor (C, H, W) from 0 to 1; ``name`` is for errors."""
+    image = image if isinstance(image, bytes | Image.Image) else as_pixels(image, name())
+    return torch.from_numpy(image_pixels(image, channels, window, name)).permute(2, 0, 1).float() / 255
 
 
 ImageSet = InMemoryImages | StreamedImages | PreparedImages

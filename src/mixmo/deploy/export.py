@@ -197,19 +197,18 @@ def _fuse_runs(
     runs: Sequence[TrainedRun], scales: Sequence[float], spec: Spec, members: bool
 ) -> tuple[nn.Module, nn.Module]:
     """Return the fused network, of several runs in parallel, and the unfused one for comparison."""
-    nets = [copy_module(run.network).cpu() for run in runs]
+    total = sum(run.network.num_members for run in runs)
+    used = [(run, scale) for run, scale in zip(runs, scales, strict=True) if scale]  # as in weight_members
+    nets = [copy_module(run.network).cpu() for run, _ in used]
     fused = [fuse(net, spec.input_size, "probabilities" if members else "logits").eval() for net in nets]
     plains = [net.backbone if isinstance(net, ProbabilityAverage) else net for net in fused]
     if len(runs) == 1:
         return plains[0], nets[0]
-    counts = [net.num_members for net in nets]
-    used = [number for number, scale in enumerate(scales) if scale]  # as in weight_members
-    plains, nets = [plains[number] for number in used], [nets[number] for number in used]
-    share = sum(counts[number] for number in used) / sum(counts)
-    scaled = [scales[number] * share for number in used]
+    share = sum(net.num_members for net in nets) / total
+    factors = [share * scale for _, scale in used]
     # Weights of the runs' averages in the mean over all members.
-    shares = [scales[number] * counts[number] * len(used) / sum(counts) for number in used]
-    return ParallelNetworks(plains, scaled if members else shares), ParallelNetworks(nets, shares)
+    shares = [scale * net.num_members * len(nets) / total for net, (_, scale) in zip(nets, used, strict=True)]
+    return ParallelNetworks(plains, factors if members else shares), ParallelNetworks(nets, shares)
 
 
 def _describe_ensemble(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
-from mixmo.data.decoding import image_pixels
-from mixmo.data.given import as_pixels, is_float
+from mixmo.data.given import is_float
+from mixmo.data.image_sets import to_planes
 from mixmo.data.messages import list_some, warn_once
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Decoded, InputFormat, decode_batches
@@ -287,15 +287,11 @@ def _to_tensor(image: AnyImage, number: int, spec: Spec) -> Tensor:
     """
     if is_float(image):
         return torch.as_tensor(image).float()
-    normalised = spec.data.mean != [0.0] or spec.data.std != [1.0]  # else the transforms return floats
-    if normalised and isinstance(image, Image.Image | np.ndarray | Tensor):
-        name = partial(_name, image, number)
-        pixels = image if isinstance(image, Image.Image) else as_pixels(image, name())
-        window = spec.data.window
-        copy = torch.from_numpy(image_pixels(pixels, spec.data.channels, window, name)).permute(2, 0, 1)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (spec.data.mean, spec.data.std))
-        return (copy.float() / 255 - mean) / std
-    what = "images or tensors" if normalised else "floating-point tensors (C, H, W)"
+    data = spec.data
+    if not data.takes_floats and isinstance(image, Image.Image | np.ndarray | Tensor):
+        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+        return (to_planes(image, data.channels, data.window, partial(_name, image, number)) - mean) / std
+    what = "floating-point tensors (C, H, W)" if data.takes_floats else "images or tensors"
     raise InputError(
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on a Dataset with its "
         f"own transforms; give the {what} that these return."

@@ -22,7 +22,7 @@ from mixmo.data.image_sets import ImageSet
 from mixmo.data.messages import list_some
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
-from mixmo.errors import InputError, refuse_name
+from mixmo.errors import InputError
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint
 from mixmo.network import MixMo
@@ -98,11 +98,10 @@ class TrainedRun:
         Raises:
             InputError: if they are not images, or their classes or their type differ from those of training.
         """
-        refuse_name("test", images)
         classes, data = self.header.classes, self.header.data
         source = open_given(images, "test", classes).renumber(classes, "the test set")
         floats = has_float_images(source)
-        if floats != (data.own_transforms and {*data.mean} == {0.0} and {*data.std} == {1.0}):
+        if floats != data.takes_floats:
             given, trained = ("are", "are not") if floats else ("are not", "are")
             raise InputError(
                 f"test images {given} floating point, but those that {self.path} was trained on {trained}; prepare "

@@ -79,7 +79,7 @@ class MixMoModule(L.LightningModule):
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixed.inputs))
         return loss
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # seeds are computed by NumPy
     def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> MixedBatch:
         parts = self.trainer.accumulate_grad_batches
         number = self.global_step * parts + batch_idx % parts

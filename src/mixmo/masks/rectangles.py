@@ -106,7 +106,7 @@ def cut_partition(ratios: Tensor, shape: FeatureShape, generator: Generator = No
 def _clipped_span(root: Tensor, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return start and end (B,) of CutMix's side along an axis of ``size`` cells, before clipping."""
     half = (size * root).floor().div(2, rounding_mode="floor")
-    centre = torch.randint(size, root.shape, generator=generator, dtype=torch.float32, device=root.device)
+    centre = torch.randint(size, root.shape, generator=generator, device=root.device)
     return centre - half, centre + half
 
 

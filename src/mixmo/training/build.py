@@ -54,10 +54,10 @@ def build_network(
     except InputError:
         raise
     except (RuntimeError, AssertionError, IndexError, ValueError) as error:
+        hint = " Set --data.image_size to a size it takes, or --model.options.img_size if it has such an option."
         raise InputError(
             f"backbone {model.backbone!r} cannot take images of {height}×{width}: {reason(error)}."
-            + (" Set --data.image_size to a size it takes, or --model.options.img_size if it has such an option.")
-            * (module is None)
+            f"{hint if module is None else ''}"
         ) from error
     _check_logits(outputs)
     return net.train()
