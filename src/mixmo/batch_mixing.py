@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from mixmo.errors import InputError
+from mixmo.masks import FeatureShape
+from mixmo.masks.custom import try_masks
 from mixmo.mixing import Kind, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
 from mixmo.network import MixMo
 from mixmo.pairing import check_input_repetition, count_distinct, pair
@@ -197,6 +199,7 @@ class BatchMixer:
         count_distinct(batch_repetition, batch_repetition)
         self.net, self.batch_repetition, self.objective = net, batch_repetition, loss
         self.input_repetition, self.multi_label = (start, end), multi_label
+        self._tried = set[FeatureShape]()
         pixel_mixer = PixelMixer(pixels) if isinstance(pixels, str) else pixels
         self.pixels = None if pixel_mixer is None or pixel_mixer.kind == "none" else pixel_mixer
 
@@ -213,9 +216,11 @@ class BatchMixer:
             generator: Random generator on the images' device; ``None`` is the device's global one.
 
         Raises:
-            InputError: if shapes or types do not match, or progress is not in [0, 1].
+            InputError: if shapes or types do not match, progress is not in [0, 1], or a custom mask function breaks
+                the conventions of :mod:`mixmo.masks`, which is checked once for each size of images.
         """
         self._check(images, labels)
+        self._try_functions(self.net.encoder_shape(images.shape[2], images.shape[3]))
         if not 0 <= progress <= 1:
             raise InputError(f"progress is {progress}; it is the share of training done, from 0 to 1.")
         return self.mix(TensorImages(images, labels), generator, progress)
@@ -275,6 +280,14 @@ class BatchMixer:
                 f"numbers, or probabilities ({len(images)}, {self.net.num_classes}); with multi_label=True, "
                 "0 or 1 in this shape."
             )
+
+    def _try_functions(self, shape: FeatureShape) -> None:
+        """Try custom mask functions on the first batch of each size."""
+        if shape not in self._tried and self.mixer.num_members > 1:
+            for kind in self.mixer.kinds:
+                if callable(kind):
+                    try_masks(kind, self.mixer.num_members, shape)
+            self._tried.add(shape)
 
 
 def _as_targets(labels: Tensor) -> Tensor:

@@ -285,9 +285,7 @@ def _check_arguments(model: Any, train: Any, epochs: int | None) -> None:
     """Refuse a call without a recipe that lacks a required argument."""
     arguments = {"model": model, "train": train, "epochs": epochs}
     if missing := [name for name, value in arguments.items() if value is None]:
-        raise InputError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; give them, or recipe=…."
-        )
+        raise InputError(f"missing: {', '.join(missing)}; give all of them, or recipe=….")
 
 
 def _set_model(overrides: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:

@@ -133,5 +133,7 @@ def shared_targets(targets: Tensor, partner_targets: Tensor, share: Tensor, num_
         soft.scatter_add_(2, targets[:, :, None], share[:, :, None])
         return soft.scatter_add_(2, partner_targets[:, :, None], 1 - share[:, :, None])
     except RuntimeError as error:
+        if "out of bounds" not in str(error):  # such as a lack of memory
+            raise
         message = f"class numbers of {num_classes} classes range from 0 to {num_classes - 1}"
         raise InputError(f"{reason(error)}: {message}.") from error

@@ -9,12 +9,15 @@ import pytest
 import timm
 import torch
 from conftest import write_images
+from torch import nn
 
 import mixmo
 from mixmo.cli.main import main
 from mixmo.deploy.hub import save_pretrained
 from mixmo.errors import InputError
 from mixmo.runs import RunFolder
+
+QUICK = {"batch_size": 8, "crop_size": None, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,12 @@ def evaluated(tmp_path_factory):
     assert main(["fit", "digits-cut", *words, "--trainer.max_epochs=2", f"--run={folder}/run"]) == 0
     assert main(["test", f"{folder}/run"]) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Random images and labels of three classes."""
+    return torch.randint(256, (48, 16, 16, 3), dtype=torch.uint8), torch.arange(48) % 3
 
 
 class Hub:
@@ -119,6 +128,32 @@ def test_members_that_reach_deeper_are_shared_without_timm(tmp_path):
     images = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         assert torch.equal(mixmo.from_pretrained(folder)(images), mixmo.load(tmp_path / "run")(images))
+
+
+def test_a_network_from_a_local_folder_is_shared_without_that_folder(evaluated, images, tmp_path):
+    start = tmp_path / "start"
+    timm.models.save_for_hf(timm.create_model("resnet10t", num_classes=10), start, model_args={"drop_rate": 0.25})
+    run = mixmo.fit(f"local-dir:{start}", images, epochs=1, pretrained=True, image_size=16, **QUICK)
+    x = torch.randn(2, 3, 16, 16)
+    expected = run.network.cpu()(x)
+    folders = save_pretrained(run, tmp_path / "shared"), run.export("safetensors").path
+    assert "on resnet10t" in (folders[0] / "README.md").read_text()
+    shutil.rmtree(start)
+    for folder in folders:
+        net = mixmo.load(folder)
+        assert net.backbone.drop_rate == 0.25
+        torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_module_of_ones_own_is_shared(images, tmp_path):
+    def net():
+        return mixmo.MixMo(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 3)), 2, stem="0", head="2")
+
+    run = mixmo.fit(net(), images, epochs=1, **QUICK)
+    folder = save_pretrained(run, tmp_path / "shared")
+    assert 'from_pretrained("path/to/folder", model=net)  # net: a new Sequential' in (folder / "README.md").read_text()
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(mixmo.from_pretrained(folder, model=net())(x), run.network.cpu()(x))
 
 
 def test_what_cannot_be_shared_is_one_sentence(evaluated, tmp_path):

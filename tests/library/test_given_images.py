@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mixmo
 from mixmo.errors import InputError
@@ -83,7 +84,18 @@ def test_other_test_images_do_not_replace_the_runs_own(digits, tmp_path):
 def test_runs_trained_by_name_are_tested_on_other_images(digits):
     run = mixmo.fit(recipe="digits-cut", epochs=1, limit_train_batches=2, progress=False)
     own, other = run.test(), run.test(digits["test"], tta="flip", refresh=True)
+    assert json.loads((run.path / "test.json").read_text())["about"]["dataset"] == "given"
     assert other["temperature"] > 0 and run.test() == pytest.approx(own, nan_ok=True)
+    assert json.loads((run.path / "test.json").read_text())["about"]["dataset"] == "digits"
+
+
+def test_other_test_images_without_a_label_are_left_out_like_those_of_training(digits):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    run = mixmo.fit(NET, digits["train"], on_error="skip", **FAST | {"epochs": 1, "limit_train_batches": 1})
+    rows = [Image.fromarray(image) for image in digits["test"][0][:40]], [-1, *digits["test"][1][1:40]]
+    table = datasets.Dataset.from_dict(dict(zip(("image", "label"), rows, strict=True)))
+    run.test(table.cast_column("image", datasets.Image()))
+    assert json.loads((run.path / "test.json").read_text())["about"]["images"] == 39
 
 
 def test_prepared_images_unlike_those_of_training_are_named(digits, caplog, monkeypatch):

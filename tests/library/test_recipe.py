@@ -76,8 +76,8 @@ def test_ones_own_images_take_the_recipes_hyperparameters():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "model and train and epochs are missing; give them, or recipe="),
-        ({"model": "wide_resnet10_1", "train": "digits"}, "epochs is missing; give them, or recipe="),
+        ({}, "missing: model, train, epochs; give all of them, or recipe="),
+        ({"model": "wide_resnet10_1", "train": "digits"}, "missing: epochs; give all of them, or recipe="),
         ({"recipe": "digits-cat"}, "unknown recipe 'digits-cat'"),
         ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
         ({"recipe": "digits-cut", "val": (IMAGES, LABELS)}, "val or test is given without train"),

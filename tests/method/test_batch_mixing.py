@@ -119,6 +119,20 @@ def test_masks_and_losses_of_ones_own_are_functions(generator):
 
 
 @pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda ratios, shape, *_: ratios.new_full((len(ratios), 2, 1, *shape[1:]), 0.4), "sum to 0.8, not one"),
+        (lambda ratios, shape, *_: ratios.new_ones(len(ratios), 2, *shape[1:]), "not masks of shape"),
+        (lambda ratios: ratios, "'<lambda>' fails on maps of"),
+    ],
+)
+def test_masks_of_ones_own_that_break_the_conventions_are_refused(mask, message):
+    images, labels = numbered()
+    with pytest.raises(InputError, match=message):
+        mixmo.BatchMixer(network(), mask)(images, labels)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"mask": "cute"}, "did you mean 'cut'"),

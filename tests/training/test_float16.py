@@ -121,7 +121,7 @@ def test_a_gradient_that_overflows_at_every_scale_stops_the_run(images, tmp_path
         def on_train_start(self, trainer, training):
             next(training.net.parameters()).register_hook(lambda gradient: gradient * float("inf"))
 
-    with pytest.raises(TrainingError, match=r"not finite at step 3, .*--trainer.precision 32-true"):
+    with pytest.raises(TrainingError, match=r"not finite at step 3, .*trainer.precision 32-true"):
         fit(two_epochs(images, FLOAT16), RunFolder(tmp_path / "run"), callbacks=[Spoil()])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from mixmo.deploy.export import export, is_known_to_timm
 from mixmo.deploy.load import MEMBERS
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.errors import InputError, explain_errors
-from mixmo.escaping import markdown, printable, timm_scheme
+from mixmo.escaping import markdown, printable
 from mixmo.evaluation.calibration import ClassCalibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.intervals import image_intervals
 from mixmo.evaluation.predictions import load_cached_predictions
 from mixmo.files import assemble, make_folder, write_bytes, write_text
 from mixmo.fusing import can_fuse
+from mixmo.loading import MODULE
 from mixmo.metrics.catalogue import METRICS
 from mixmo.reporting.headline import backbone_name
 from mixmo.runs import RunFolder
@@ -33,13 +33,15 @@ MOST_CLASSES = 50
 FOLDER = "path/to/folder"
 
 
-def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last", name: str | None = None) -> Path:
+def save_pretrained(
+    run: str | Path | TrainedRun, folder: str | Path, checkpoint: str | None = None, name: str | None = None
+) -> Path:
     """Write the folder that :func:`push_to_hub` uploads: members' weights, fused network for timm, and model card.
 
     Args:
-        run: The run's folder; if it has been evaluated by ``mixmo test``, the model card has its metrics.
+        run: The run, or its folder; if it has been evaluated by ``mixmo test``, the model card has its metrics.
         folder: A new or empty folder.
-        checkpoint: ``last`` or ``best``.
+        checkpoint: ``last`` or ``best``; ``None`` is the run's own, by default ``last``.
         name: Name of the network on the Hub, ``user/name``, for the model card; ``None`` if it stays a folder.
 
     Returns:
@@ -49,37 +51,30 @@ def save_pretrained(run: str | Path, folder: str | Path, checkpoint: str = "last
         MissingError: if there is no such run.
         InputError: if the run is damaged, or the folder is in use or cannot be written.
     """
-    trained, out = TrainedRun(RunFolder(run), checkpoint), Path(folder)
+    trained = (run if isinstance(run, TrainedRun) else TrainedRun(RunFolder(run))).reopen(checkpoint)
+    out = Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
     spec, net = describe_run(trained), trained.network
     make_folder(out.parent)
     with assemble(out) as made:
-        fused = can_fuse(net)
+        fused = can_fuse(net) and trained.module is None
         if fused:
             export(trained, "timm", made)
         else:  # without a network for timm
             made.mkdir()
         weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         write_bytes(made / MEMBERS, safetensors.torch.save(weights))
-        write_description(made, replace(spec, backbone=_without_path(spec.backbone)))
+        write_description(made, spec)
         write_text(made / "README.md", _model_card(trained, spec, fused, name))
     return out
 
 
-def _without_path(backbone: str) -> str:
-    """Return a backbone's name with a local path reduced to its last part."""
-    if timm_scheme(backbone) == "hf-hub":
-        return backbone
-    kind, colon, path = backbone.rpartition(":")
-    return f"{kind}{colon}{Path(path).name}"
-
-
-def push_to_hub(run: str | Path, repository: str, private: bool = False, **options: Any) -> str:
+def push_to_hub(run: str | Path | TrainedRun, repository: str, private: bool = False, **options: Any) -> str:
     """Upload a run's network to the Hugging Face Hub.
 
     Args:
-        run: The run's folder.
+        run: The run, or its folder.
         repository: ``user/name``; created if it does not exist.
         private: Whether a new repository is private.
         **options: Further keywords of ``huggingface_hub.HfApi.upload_folder``, such as ``commit_message`` or ``token``.
@@ -123,7 +118,6 @@ def _model_card(run: TrainedRun, spec: Spec, fused: bool, name: str | None = Non
         if isinstance(spec.calibration, ClassCalibration)
         else "Temperature and thresholds were fitted on validation images."
     )
-    outputs = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
     several = ", any number of which may apply to an image" if spec.multi_label else ""
     unreliable = "probabilities are not" if spec.multi_label else "confidence is not"
     advice = "" if spec.multi_label else ":\ncheck the epistemic uncertainty, and use `mixmo test --ood`"
@@ -144,14 +138,7 @@ Trained with mixmo (MixMo: [arXiv 2103.06132](https://arxiv.org/abs/2103.06132))
 
 ## Usage
 
-```python
-import mixmo
-
-net = mixmo.from_pretrained("{name or FOLDER}")
-# net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
-predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # a downloaded folder; returns {outputs}
-```
-{_timm_usage(fused, spec.backbone, name)}
+{_usage(spec, fused, name)}
 ## Limits
 
 The metrics apply to images like those of the test set. For others, the {unreliable} reliable{advice}. {calibration}
@@ -184,6 +171,24 @@ def _results_table(run: TrainedRun) -> str:
         f"{'.' if tta == 'none' else f', test-time augmentation: {tta}.'}"
     )
     return "\n".join([*rows, "", note + " Intervals are over test images."])
+
+
+def _usage(spec: Spec, fused: bool, name: str | None) -> str:
+    """Return how to open the network with mixmo and, if possible, with timm alone."""
+    outputs = "the labels above their thresholds" if spec.multi_label else "classes, confidence, uncertainty"
+    load = f'from_pretrained("{name or FOLDER}")'
+    predict = f'predictions = mixmo.Predictor("{FOLDER}")(["a.jpg"])  # a downloaded folder; returns {outputs}\n'
+    timm = _timm_usage(fused, spec.backbone, name)
+    if spec.backbone.startswith(MODULE):
+        load = f'from_pretrained("{name or FOLDER}", model=net)  # net: a new {spec.backbone.removeprefix(MODULE)}'
+        predict = timm = ""
+    return f"""```python
+import mixmo
+
+net = mixmo.{load}
+# net(images): the ensemble's logits (B, K); net.members(images): each member's (B, M, K)
+{predict}```
+{timm}"""
 
 
 def _timm_usage(fused: bool, backbone: str, name: str | None) -> str:

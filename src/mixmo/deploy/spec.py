@@ -18,6 +18,7 @@ from torch import Tensor
 from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, explain_errors
+from mixmo.escaping import timm_scheme
 from mixmo.evaluation.calibration import (
     COLUMNS,
     AnyCalibration,
@@ -132,4 +133,17 @@ def describe_run(run: TrainedRun) -> Spec:
     """Describe a run's network; needs neither its configuration nor its dataset."""
     run.warn_of_changes()
     header = {field.name: getattr(run.header, field.name) for field in fields(Header)}
+    if timm_scheme(run.header.backbone) == "local-dir":
+        header |= _describe_folder(run.header)
     return Spec(**header, calibration=load_cached_calibration(run))
+
+
+def _describe_folder(header: Header) -> dict[str, Any]:
+    """Return timm's name and options of a backbone from a local folder, which others do not have."""
+    file = Path(header.backbone.partition(":")[2], "config.json")
+    with explain_errors(f"{file} does not describe a network"):
+        content = json.loads(file.read_text("utf-8"))
+        options = dict(content.get("model_args") or {}) | header.options
+        for key in ("num_classes", "in_chans"):  # of the weights that training started from
+            options.pop(key, None)
+        return {"backbone": content["architecture"], "options": options}

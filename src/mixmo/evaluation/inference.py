@@ -99,7 +99,8 @@ class TrainedRun:
             InputError: if they are not images, or their classes or their type differ from those of training.
         """
         classes, data = self.header.classes, self.header.data
-        source = open_given(images, "test", classes).renumber(classes, "the test set")
+        on_error = self.settings.data.on_error
+        source = open_given(images, "test", classes, on_error).renumber(classes, "the test set")
         floats = has_float_images(source)
         if floats != data.takes_floats:
             given, trained = ("are", "are not") if floats else ("are not", "are")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mixmo.data.given import GIVEN
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import load_cached_predictions
 from mixmo.evaluation.results import (
@@ -54,7 +55,7 @@ def write_results(run: TrainedRun, result: EvaluationResult, options: Evaluation
         content["per_class"] = result.per_class
     content["about"] = {
         "run": str(run.path),
-        "dataset": run.settings.data.name,
+        "dataset": GIVEN if run.suffix else run.settings.data.name,
         "images": len(result.predictions.targets),
         "test_images": result.predictions.images,
         "test_fingerprint": _fingerprint(run, result),

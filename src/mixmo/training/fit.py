@@ -20,6 +20,7 @@ from mixmo.config.settings import ModelSettings, Settings
 from mixmo.data.duplicates import warn_of_duplicates
 from mixmo.data.module import DataModule
 from mixmo.errors import InputError, explain_errors
+from mixmo.escaping import timm_scheme
 from mixmo.launching import count_devices, is_first
 from mixmo.loading import check_download
 from mixmo.masks import CONSTANT
@@ -152,7 +153,8 @@ def _check_downloads(settings: Settings, has_checkpoint: bool) -> None:
     """Raise for a backbone or option that downloads, or reads another file, unless ``model.download`` allows it."""
     model = settings.model
     check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
-    if model.pretrained is True and not model.download and not has_checkpoint:
+    is_local = timm_scheme(model.backbone) == "local-dir"
+    if model.pretrained is True and not is_local and not model.download and not has_checkpoint:
         raise InputError(
             f"model.pretrained is true, so timm may download the weights of {model.backbone!r}; "
             "allow it with --model.download true, or start from a file."

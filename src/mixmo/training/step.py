@@ -156,11 +156,11 @@ class Training(L.LightningModule):
         """Raise if any loss or gradient so far was not finite."""
         if (step := int(self.bad_step)) >= 0:
             lr = self.peak_lr * self.schedule(step)
-            wider = "" if self._scaler() is None else ", or train in float32 (--trainer.precision 32-true)"
+            wider = "" if self._scaler() is None else ", or train in float32 (trainer.precision 32-true)"
             raise TrainingError(
                 f"the loss or its gradient was not finite at step {step}, with learning rate {lr:.4g}; the last "
                 "checkpoint was written before it. Lower the learning rate, lengthen the warm-up, or clip the gradient "
-                f"(--trainer.gradient_clip_val 1){wider}."
+                f"(trainer.gradient_clip_val 1){wider}."
             )
 
     def optimizer_step(

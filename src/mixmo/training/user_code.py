@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mixmo.batch_mixing import MixedBatch, Objective
 from mixmo.errors import InputError, explain_errors, one_of
-from mixmo.masks import FeatureShape, MaskFunction
+from mixmo.masks import FeatureShape
+from mixmo.masks.custom import try_masks
 from mixmo.mixing import Kind
 
 PUBLISHED = "mixed_cross_entropy"
@@ -57,33 +58,9 @@ def find_masks(
     for kind, probability in kinds.items():
         if isinstance(kind, str) and ":" in kind:
             name, kind = kind, resolve(kind, allowed)
-            _try_masks(name, kind, members, shape)
+            try_masks(kind, members, shape, name)
         resolved[kind] = probability
     return resolved
-
-
-def _try_masks(name: str, function: MaskFunction, members: int, shape: FeatureShape) -> None:
-    """Raise if a mask function fails for four samples, or its masks break the conventions of ``mixmo.masks``.
-
-    Example:
-        >>> _try_masks("half", lambda ratios, shape, *_: torch.full((4, 2, 1, *shape[1:]), 0.4), 2, (8, 4, 4))
-        Traceback (most recent call last):
-        mixmo.errors.InputError: mask kind 'half' returns masks that sum to 0.8, not one, over the members.
-    """
-    ratios = torch.full((4, members), 1 / members)
-    for roles in (torch.arange(members), torch.arange(members).expand(4, members)):  # Mixer.draw_per
-        with explain_errors(f"mask kind {name!r} fails on maps of {shape} with roles of shape {tuple(roles.shape)}"):
-            masks = function(ratios, shape, torch.Generator().manual_seed(0), roles)
-    sizes = [(4, members, channels, *shape[1:]) for channels in (1, shape[0])]
-    if not isinstance(masks, Tensor) or tuple(masks.shape) not in sizes:
-        returned = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"mask kind {name!r} returns {returned}, not masks of shape {sizes[0]} or {sizes[1]}.")
-    if not masks.is_floating_point() or not bool(((masks >= 0) & (masks <= 1)).all()):
-        raise InputError(f"mask kind {name!r} returns values outside [0, 1], or not floating-point.")
-    total = masks.sum(1)
-    worst = total.flatten()[(total - 1).abs().argmax()].item()
-    if abs(worst - 1) > 1e-4:
-        raise InputError(f"mask kind {name!r} returns masks that sum to {worst:.3g}, not one, over the members.")
 
 
 def find_objective(name: str, allowed: Sequence[str], members: int, classes: int, soft: bool) -> Objective | None:
