@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +103,18 @@ def test_help_says_what_values_an_option_takes(capsys):
     assert "not constant. (type: number, 0 to 1, default: 0.5)" in said
     assert "(type: integer, ≥ 0, default: 0)" in said and "(type: integer, ≥ 1 or null, default: null)" in said
     assert not re.search(r"Optional\[|Literal\[|Union\[|:\w+:`", said)
+
+
+def test_help_of_a_recipe_has_its_settings(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("extends: [digits-cut]\nmixer: {probability: 0.25}\n")
+    expected = {"digits-cut": "0.5", "mine.yaml": "0.25", "": "0.5", "no-recipe": "0.5"}
+    for recipe, probability in expected.items():
+        assert main(["fit", *[recipe] * bool(recipe), "--help"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"not constant. (type: number, 0 to 1, default: {probability})" in said
+        known = recipe in ("digits-cut", "mine.yaml")
+        assert ("default: digits)" in said) == (f"Default values are those of {recipe}." in said) == known
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

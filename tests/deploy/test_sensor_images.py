@@ -33,7 +33,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_images_of_sensors_from_training_to_exports(case, tmp_path):
+def test_images_of_sensors_from_training_to_exports(case, tmp_path, caplog):
     model, images, settings = CASES[case]
     labels = np.arange(24) % 3
     test = (images[:9].copy(), labels[:9])
@@ -48,6 +48,7 @@ def test_images_of_sensors_from_training_to_exports(case, tmp_path):
     for format in ("onnx", "timm", "safetensors"):
         found = mixmo.Predictor(run.export(format).path)(list(images[:5]))
         torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
+    assert ("timm's own transform scales these images differently" in caplog.text) == ("crop_size" in settings)
     graph = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "run" / "model.onnx")
     assert graph.get_inputs()[0].shape[1:] == [images.shape[3], height, width]
     content = json.loads((tmp_path / "run" / "timm" / "config.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -12,6 +13,8 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from mixmo.config.parsing import is_list, parse_arguments
+from mixmo.config.plan import flatten
+from mixmo.config.recipes import load_recipe
 from mixmo.config.settings import Settings
 from mixmo.errors import InputError
 from mixmo.validation import Boolean, fields_of, hints_of
@@ -54,10 +57,10 @@ class Command(NamedTuple):
     def parse(self, arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         """Return an instance of each class of options, and the given settings by their dotted names.
 
-        With ``--help``, print the help and raise SystemExit.
+        With ``--help``, print the help, with the defaults of a named recipe, and raise SystemExit.
         """
         if {"-h", "--help"} & set(arguments):
-            self.parser().print_help()
+            self._print_help([word for word in arguments if not word.startswith("-")])
             raise SystemExit(0)
         known = {key: hint for kind in self.options for key, hint in hints_of(kind).items()}
         known |= hints_of(Settings) if self.takes_settings else {}
@@ -90,6 +93,17 @@ class Command(NamedTuple):
                 for name in names:
                     _add(group, name, settings[name])
         return parser
+
+    def _print_help(self, words: Sequence[str]) -> None:
+        """Print the help; the settings of a recipe, if ``words`` start with one, are the default values."""
+        recipe, about = dict[str, Any](), self.about
+        if self.takes_settings and words:
+            with suppress(InputError):  # not a recipe
+                recipe = load_recipe(words[0])
+                about += f" Default values are those of {words[0]}."
+        parser = self._replace(about=about).parser()
+        parser.set_defaults({name: value for name, value in flatten(recipe) if name in fields_of(Settings)})
+        parser.print_help()
 
     def _assign(self, texts: Sequence[str]) -> dict[str, Any]:
         """Return positional arguments by name; a list, always the last, takes the rest."""

@@ -33,6 +33,8 @@ from mixmo.metrics.ood import decompose_uncertainty
 from mixmo.models.copying import copy_module
 from mixmo.validation import Boolean, settings_class
 
+logger = logging.getLogger("mixmo")
+
 FORMATS = {"timm": "timm", "onnx": "model.onnx", "safetensors": "model.safetensors"}
 """Formats, and the default names of their files in a run's folder."""
 
@@ -252,7 +254,12 @@ def _write(made: Path, format: str, plain: nn.Module, spec: Spec, options: Expor
 
 def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     """Write the plain backbone in the format of timm's ``save_for_hf``, with the run's preprocessing."""
-    channels, (height, _) = spec.data.channels, spec.input_size
+    channels, (height, width) = spec.data.channels, spec.input_size
+    if height * spec.size[1] != width * spec.size[0]:  # crop_pct is one share for both sides
+        logger.warning(
+            "timm's own transform scales these images differently: it cannot crop %d×%d from %d×%d; prepare them with "
+            "mixmo, or train with data.image_size of the shape of data.crop_size.", height, width, *spec.size,
+        )  # fmt: skip
     mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
     copied = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
     if channels not in (1, 3):
