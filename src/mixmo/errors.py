@@ -118,7 +118,8 @@ def reason(error: BaseException) -> str:
 def explain_errors(text: str, *kinds: type[Exception]) -> Iterator[None]:
     """Re-raise the block's errors of these kinds, by default all, as an InputError: ``text`` and the reason.
 
-    For other libraries and users' code, which may raise anything, and for damaged files.
+    For other libraries and users' code, which may raise anything, and for damaged files. A signal and a lack of a GPU's
+    memory are not explained by ``text``.
 
     Example:
         >>> with explain_errors("a.npy cannot be read"):
@@ -130,6 +131,8 @@ def explain_errors(text: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
+        if isinstance(error, StoppedError) or type(error).__name__ == "OutOfMemoryError":
+            raise
         raise InputError(f"{text}: {reason(error)}.") from error
 
 

@@ -224,8 +224,9 @@ def assemble(path: Path) -> Iterator[Path]:
     """
     with explain_write_errors(path):
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}/"):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process has removed it
+                if time.time() - leftover.stat().st_mtime > 3600:
+                    shutil.rmtree(leftover, ignore_errors=True)
         hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         hidden.mkdir()
         new, old = hidden / path.name, hidden / "earlier"

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mixmo.errors import InputError, one_of
+from mixmo.errors import InputError, one_of, reason
 from mixmo.models.convolutions import is_supported, set_effective_weight
 from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
@@ -118,14 +118,15 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
     """Refuse a fused network whose output for a random image differs from the original's."""
     weight = next(net.parameters())
     size = image_size or net.image_size
-    sizes = [size] if size else [(side, side) for side in SIDES]
+    sizes, problem = [size] if size else [(side, side) for side in SIDES], ""
     original, fused = copy_module(net).eval(), copy_module(plain).eval()
     for height, width in sizes:
         image = torch.randn(1, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
         image = image.to(weight.device, weight.dtype)
         try:
             members = original.members(image).float()
-        except (RuntimeError, AssertionError, IndexError, ValueError):  # it needs another size
+        except (RuntimeError, AssertionError, IndexError, ValueError) as error:  # it may need another size
+            problem = reason(error)
             continue
         expected = members.mean(1) if average == "logits" else log_mean_probabilities(members)
         difference = (fused(image).float() - expected).abs().max()
@@ -139,8 +140,8 @@ def _check_fused(plain: nn.Module, net: MixMo, image_size: tuple[int, int] | Non
             )
         return
     raise InputError(
-        f"the network does not accept images of {' or '.join(f'{h}×{w}' for h, w in sizes)}, so the fused one cannot "
-        "be checked; pass image_size=(H, W)."
+        f"the network does not accept images of {' or '.join(f'{h}×{w}' for h, w in sizes)} ({problem}), so the "
+        "fused one cannot be checked; pass image_size=(H, W)."
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, name_settings
-from mixmo.config.plan import Plan, make_plan
+from mixmo.config.plan import Plan, flatten, make_plan
 from mixmo.config.recipes import Recipe, load_recipe, merge
 from mixmo.data.given import GIVEN, DatasetImages, add_groups, dataset_of, has_float_images, infer_channels, open_given
 from mixmo.data.messages import log_level, reset_warnings
@@ -113,11 +113,15 @@ def fit(
     reset_warnings()
     if recipe is None:
         _check_arguments(model, train, epochs)
+    if resume and out is None:
+        raise InputError("resume is true, but out is missing; give the folder of the run to resume.")
     overrides = name_settings(settings) | {"trainer.enable_progress_bar": progress}
     if epochs is not None:
         overrides["trainer.max_epochs"] = epochs
     _set_model(overrides, model, num_members)
-    name, sources = _open_sources(train, val, test, overrides.get("data.on_error", "raise"))
+    base = {} if recipe is None else load_recipe(recipe)
+    on_error = (dict(flatten(base)) | overrides).get("data.on_error", "raise")
+    name, sources = _open_sources(train, val, test, on_error)
     if groups is not None:
         if sources is None:
             raise InputError("groups needs training images in train; a table has its groups in the column `group`.")
@@ -128,10 +132,14 @@ def fit(
         if overrides.get("data.columns"):
             raise InputError("columns is for datasets by name; rename the columns of images passed from Python.")
         _set_data(overrides, sources)
-    base = {} if recipe is None else _drop_dataset_settings(load_recipe(recipe), sources)
+    base = _drop_dataset_settings(base, sources)
     module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
+    if temporary:
+        folder.how_to_resume = "only a run with out=… can be resumed"
+    elif sources is not None or module is not None:
+        folder.how_to_resume = f"mixmo.fit(…, out={str(out)!r}, resume=True) resumes it"
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(merge(base, folder.resolved()) if resumed else base, overrides)  # as on the first machine
     if temporary and math.prod(count_devices(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)) > 1:
@@ -160,7 +168,7 @@ def train_plan(
     Args:
         plan: The checked settings (:func:`mixmo.config.plan.make_plan`).
         folder: The run's folder.
-        resume: Resume the run in it; a finished one is only calibrated.
+        resume: Resume the run in it; a finished one is only checked for changes and calibrated.
         data: The images; ``None`` opens those that the plan names.
         callbacks: Lightning callbacks.
         module: A backbone in place of the one that the plan names.
@@ -171,10 +179,11 @@ def train_plan(
     unfinished = not resume or folder.finished_epochs() != plan.epochs
     if unfinished:
         train_run(plan, folder, resume, callbacks, accept_changes, data, module)
-    elif not accept_changes:
-        check_unchanged(folder, plan)
-    if not unfinished and data.given is not None:
-        check_data(folder, data)
+    else:
+        if not accept_changes:
+            check_unchanged(folder, plan)
+        if data.given is not None:
+            check_data(folder, data)
     if first:
         calibrate_run(folder, plan.settings, data, module)
     return unfinished
@@ -186,7 +195,7 @@ class Run(TrainedRun):
     Args:
         path: The run's folder.
         checkpoint: ``last``, or ``best`` on the validation set.
-        model: The backbone, if the run was trained with a module of your own.
+        model: What was trained, if that was a module of your own or a MixMo around it.
         download: Whether the backbone and datasets may be downloaded.
 
     Raises:

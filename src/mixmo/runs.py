@@ -48,6 +48,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.csv"
         self.checkpoint_folder = self.path / "checkpoints"
+        self.how_to_resume = f"`mixmo fit {self.path}` resumes it"
 
     def check_free(self) -> None:
         """Refuse a folder that is not empty, unless an interrupted start left it."""

@@ -240,19 +240,28 @@ def _check_test_images(trials: Sequence[Trial]) -> None:
                     f"trial {trial.key} has data.{setting} {value!r}, but {first.key} {wanted!r}: different test "
                     "images cannot be compared; make a sweep of each."
                 )
-    firsts = dict[int, Trial]()
+    firsts, known = dict[int, Trial](), dict[str, tuple[bool, str]]()
     for trial in trials:
         first = firsts.setdefault(trial.plan.settings.data.fold, trial)
         draws, own = _find_draws(first), _find_draws(trial)
         if own == draws:
             continue
-        opened = [DataModule(each.plan.settings.data, each.plan.settings.seed) for each in (first, trial)]
-        if any(data.is_drawn("test") for data in opened) and len({data.fingerprint("test") for data in opened}) > 1:
+        tested = [_describe_test_images(known, each) for each in (first, trial)]
+        if any(drawn for drawn, _ in tested) and len({fingerprint for _, fingerprint in tested}) > 1:
             changes = [f"{name} {value}, not {draws[name]}" for name, value in own.items() if value != draws[name]]
             raise InputError(
                 f"trial {trial.key} has {', and '.join(changes)} as {first.key}, so other test images would be drawn, "
                 "which cannot be compared; make a sweep of each."
             )
+
+
+def _describe_test_images(known: dict[str, tuple[bool, str]], trial: Trial) -> tuple[bool, str]:
+    """Return whether a trial's test images are drawn, and their fingerprint; equal datasets are opened once."""
+    settings = trial.plan.settings
+    if (key := repr((settings.data, settings.seed))) not in known:
+        data = DataModule(settings.data, settings.seed)
+        known[key] = data.is_drawn("test"), data.fingerprint("test")
+    return known[key]
 
 
 def _find_draws(trial: Trial) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_help_of_a_recipe_has_its_settings(tmp_path, capsys, monkeypatch):
     Path("mine.yaml").write_text("extends: [digits-cut]\nmixer: {probability: 0.25}\n")
     expected = {"digits-cut": "0.5", "mine.yaml": "0.25", "": "0.5", "no-recipe": "0.5"}
     for recipe, probability in expected.items():
-        assert main(["fit", *[recipe] * bool(recipe), "--help"]) == 0
+        assert main(["fit", "--run", "mine.yaml", *[recipe] * bool(recipe), "--help"]) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert f"not constant. (type: number, 0 to 1, default: {probability})" in said
         known = recipe in ("digits-cut", "mine.yaml")

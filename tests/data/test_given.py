@@ -82,6 +82,24 @@ def test_a_table_with_transforms_keeps_its_class_names_and_groups(form):
         assert source.images.sample(0).image.tolist() == torch.ones(1, 4, 4).tolist()
 
 
+def test_groups_of_joined_tables_are_those_of_their_parts():
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = {"image": [*map(Image.fromarray, PIXELS)], "label": LABELS, "group": [n // 2 for n in range(COUNT)]}
+    tables = [datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()) for _ in range(2)]
+    groups = open_given(tables[0], "train").groups.tolist()
+    assert open_given(ConcatDataset(tables), "train").groups.tolist() == groups * 2
+    with pytest.raises(InputError, match="joins Datasets with and without groups"):
+        open_given(ConcatDataset([tables[0], tables[1].remove_columns("group")]), "train")
+
+
+def test_names_are_those_of_the_column_with_the_labels():
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = {"image": [*map(Image.fromarray, PIXELS)], "label": LABELS, "fine_label": [n % 4 for n in range(COUNT)]}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table = table.cast_column("fine_label", datasets.ClassLabel(names=["a", "b", "c", "d"]))
+    assert open_given(table.with_transform(dict), "train").classes == [*map(str, sorted(set(LABELS)))]
+
+
 def test_rows_without_a_label_are_left_out_if_asked():
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     content = {"image": [*map(Image.fromarray, PIXELS)], "label": [-1, *LABELS[1:]]}

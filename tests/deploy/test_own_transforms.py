@@ -47,6 +47,12 @@ def test_images_are_prepared_as_in_training(images):
         images.predict(["a.png"])
 
 
+def test_networks_whose_images_are_normalised_differently_are_not_ensembled(images):
+    other = mixmo.fit("wide_resnet10_1", Own(floats=False), mean=[0.5], std=[0.3], **FAST)
+    with pytest.raises(InputError, match=r"cannot be ensembled: mean of one is \[0.4\], of another \[0.5\]"):
+        mixmo.Predictor([images, other])
+
+
 def test_images_for_a_network_of_floats_are_refused(floats):
     with pytest.raises(InputError, match=r"is a ndarray, but .* give the floating-point tensors"):
         floats.predict(list(PIXELS[:2]))

@@ -2,14 +2,17 @@
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import mixmo
-from mixmo.errors import InputError
+from mixmo.errors import InputError, StoppedError
 
 FAST = {"batch_size": 16, "lr": 0.1, "num_members": 2, "epochs": 2, "progress": False}
 NET = "wide_resnet10_1"
@@ -75,7 +78,7 @@ def test_other_test_images_do_not_replace_the_runs_own(digits, tmp_path):
     for each, given, message in (
         (again, (floats, numbers), "test images are floating point, but those that .* was trained on are not"),
         (again, (large, numbers), "test images have 16×16 pixels, but .* was trained on 8×8"),
-        (run, "digits", "test is 'digits', but only train takes a dataset's name"),
+        (run, "digits", "test is 'digits'; pass images: only train takes"),
     ):
         with pytest.raises(InputError, match=message):
             each.test(given)
@@ -126,3 +129,16 @@ def test_each_run_warns_anew_and_of_a_freeze_beyond_its_end(digits, caplog):
         mixmo.fit(mixmo.MixMo(NET, 2, 10), (four, np.asarray(labels)[:40]), **own)
         assert "the fourth is used as opacity" in caplog.text
         assert "optimizer.freeze_epochs is 1, and trainer.max_epochs 1: only encoders and heads" in caplog.text
+
+
+class Stop(Callback):
+    """Stops training as a scheduler does."""
+
+    def on_train_batch_end(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stopped_program_is_told_how_to_resume(digits, tmp_path):
+    for out, advice in ((None, r"only a run with out=… can be resumed"), (tmp_path, r"mixmo\.fit\(.*resume=True\)")):
+        with pytest.raises(StoppedError, match=advice):
+            mixmo.fit(NET, digits["train"], out=out and out / "run", callbacks=[Stop()], **FAST)

@@ -345,7 +345,7 @@ def test_bad_splits_and_settings_are_one_sentence(digits, tmp_path):
         mixmo.fit(NET, train, **FAST | {"num_members": 0})
     with pytest.raises(InputError, match="a dataset by name, which has its own val and test"):
         mixmo.fit(NET, "digits", test=test, **FAST)
-    with pytest.raises(InputError, match="val is 'digits', but only train takes a dataset's name"):
+    with pytest.raises(InputError, match="val is 'digits'; pass images: only train takes a dataset's name"):
         mixmo.fit(NET, train, val="digits", **FAST)
     floats = (train[0][:, None] / np.float32(255), train[1])
     with pytest.raises(InputError, match=r"validation images have size \(16, 8\), but training images \(8, 8\)"):

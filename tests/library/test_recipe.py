@@ -83,6 +83,7 @@ def test_ones_own_images_take_the_recipes_hyperparameters():
         ({"recipe": "digits-cut", "val": (IMAGES, LABELS)}, "val or test is given without train"),
         ({"recipe": "digits-cut", "learning_rate": 1}, "unknown keyword 'learning_rate'"),
         ({"recipe": "digits-cut", "num_members": 0}, "num_members is 0"),
+        ({"recipe": "digits-cut", "resume": True}, "resume is true, but out is missing"),
     ],
 )
 def test_what_is_missing_is_one_sentence(given, message):

@@ -98,15 +98,17 @@ def test_published_staircase_of_p(whole, tmp_path, monkeypatch):
 def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
     folder, _ = whole
     short = ["--mixer.progress=epochs", "--trainer.max_epochs=1", "--optimizer.ema_decay=0.99"]
+    short += ["--data.scale=[0.5,1]", "--data.color_jitter=0"]
     fit(plan_of(folder, *short), RunFolder(tmp_path / "short"))
     assert "the warm-up takes 6 steps and the run has 4, so the learning rate" in caplog.text
     assert "the last of 1 epochs has no shaped masks; use steps" in caplog.text
+    assert "data.scale and data.color_jitter have no effect without data.augmentation photo" in caplog.text
     assert (
         "optimizer.ema_decay 0.99 averages over about 100 steps, more than a tenth of the run's 4; lower it to 0 or"
         in caplog.text
     )
     caplog.clear()
-    long = ["--trainer.max_epochs=2", "--optimizer.ema_decay=0.5", "--data.batch_repetition=8"]
+    long = ["--trainer.max_epochs=2", "--optimizer.ema_decay=0.5", "--data.batch_repetition=8", "--data.color_jitter=0"]
     fit(plan_of(folder, *long), RunFolder(tmp_path / "long"))
     assert not caplog.text
 

@@ -215,7 +215,7 @@ def test_a_rank_that_ends_stops_the_others(images, tmp_path, error):
     assert time.monotonic() - start < 60
     assert codes == [3, 3 if error else -signal.SIGKILL, 3]
     problem = "another process of the run died or stopped with an error, as its own output says; "
-    assert output.read_text().count(f"{problem}`mixmo fit {run.path}` resumes the run.") == 2
+    assert output.read_text().count(f"{problem}`mixmo fit {run.path}` resumes it.") == 2
 
 
 @pytest.mark.slow

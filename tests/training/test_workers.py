@@ -76,7 +76,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(pictures, tmp_path
     assert time.monotonic() - began < 60
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "a DataLoader worker was killed (Killed)" in said[0]
-    assert f"`mixmo fit {tmp_path}/run` resumes the run" in said[0]
+    assert f"`mixmo fit {tmp_path}/run` resumes it" in said[0]
 
 
 def test_a_batch_that_cannot_be_handed_over_ends_the_run(pictures, tmp_path, monkeypatch):

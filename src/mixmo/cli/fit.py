@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> None:
     try:
         trained = train_plan(plan, run, resume, accept_changes=chosen.accept_changes)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns interrupts into exits
-        raise StoppedError(f"stopped; `mixmo fit {run.path}` resumes it from the last finished epoch.") from None
+        raise StoppedError(f"stopped; {run.how_to_resume} from the last finished epoch.") from None
     if first:
         path = printable(str(run.path))
         print(f"{path} is {'trained' if trained else 'finished'}; `mixmo test {path}` evaluates it.")

@@ -60,19 +60,16 @@ class Command(NamedTuple):
         With ``--help``, print the help, with the defaults of a named recipe, and raise SystemExit.
         """
         if {"-h", "--help"} & set(arguments):
-            self._print_help([word for word in arguments if not word.startswith("-")])
+            self._print_help([word for word in arguments if word not in ("-h", "--help")])
             raise SystemExit(0)
-        known = {key: hint for kind in self.options for key, hint in hints_of(kind).items()}
-        known |= hints_of(Settings) if self.takes_settings else {}
-        positional = self.positional
-        named = {key: hint for key, hint in known.items() if key not in positional}
-        texts, values = parse_arguments(arguments, named, self.name)
+        texts, values = self._split(arguments)
         values |= self._assign(texts)
         instances = []
         for kind in self.options:
             for key, field in fields_of(kind).items():
                 if key not in values and field.is_required():
-                    raise InputError(f"{self.name} needs {'' if key in positional else '--'}{key}: {field.description}")
+                    option = key if key in self.positional else f"--{key}"
+                    raise InputError(f"{self.name} needs {option}: {field.description}")
             instances.append(kind(**{key: values.pop(key) for key in fields_of(kind) if key in values}))
         return instances, values
 
@@ -94,16 +91,23 @@ class Command(NamedTuple):
                     _add(group, name, settings[name])
         return parser
 
-    def _print_help(self, words: Sequence[str]) -> None:
-        """Print the help; the settings of a recipe, if ``words`` start with one, are the default values."""
+    def _print_help(self, arguments: Sequence[str]) -> None:
+        """Print the help; the settings of a recipe, if the arguments name one, are the default values."""
         recipe, about = dict[str, Any](), self.about
-        if self.takes_settings and words:
+        if self.takes_settings:
             with suppress(InputError):  # not a recipe
-                recipe = load_recipe(words[0])
-                about += f" Default values are those of {words[0]}."
+                for name in self._split(arguments)[0][:1]:
+                    recipe, about = load_recipe(name), f"{about} Default values are those of {name}."
         parser = self._replace(about=about).parser()
         parser.set_defaults({name: value for name, value in flatten(recipe) if name in fields_of(Settings)})
         parser.print_help()
+
+    def _split(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """Return the positional arguments, and the values of options by name."""
+        known = {key: hint for kind in self.options for key, hint in hints_of(kind).items()}
+        known |= hints_of(Settings) if self.takes_settings else {}
+        named = {key: hint for key, hint in known.items() if key not in self.positional}
+        return parse_arguments(arguments, named, self.name)
 
     def _assign(self, texts: Sequence[str]) -> dict[str, Any]:
         """Return positional arguments by name; a list, always the last, takes the rest."""

@@ -15,9 +15,6 @@ from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Numbers, 
 LARGEST_BATCH = 2**20
 MOST_WORKERS = 256
 
-SCALE, COLOR_JITTER = (0.35, 1.0), 0.4
-"""Defaults of ``augmentation: photo``."""
-
 COLUMNS = ("path", "label", "split", "group")
 """Roles of a table's columns."""
 
@@ -98,9 +95,9 @@ class DataSettings:
     """Pixels of padding around the image before a crop."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     """zeros (black), as published, or reflect, the image mirrored at its border."""
-    scale: Numbers = field(default_factory=lambda: [*SCALE])
+    scale: Numbers = field(default_factory=lambda: [0.35, 1.0])
     """Minimum and maximum share of the image's area in a photo crop."""
-    color_jitter: Share = COLOR_JITTER
+    color_jitter: Share = 0.4
     """Strength j of photo's jitter: factors of brightness, contrast and saturation are from 1 - j to 1 + j."""
     flip: Boolean = True
     """Whether images are mirrored with probability 1/2."""
@@ -167,11 +164,5 @@ class DataSettings:
                 raise InputError(
                     f"data.{key} is {values}, but pixels are divided by 255 first; divide it by 255, too (at most 1)."
                 )
-        if self.augmentation != "photo" and (self.scale != [*SCALE] or self.color_jitter not in (0, COLOR_JITTER)):
-            key = "color_jitter" if self.scale == [*SCALE] else "scale"
-            raise InputError(
-                f"data.{key} is {getattr(self, key)}, which only data.augmentation photo uses; set "
-                "--data.augmentation photo, or leave it out."
-            )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"data.scale is {self.scale}; it must be two shares in (0, 1], the smaller first.")

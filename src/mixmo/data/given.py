@@ -127,8 +127,7 @@ def open_given(
     if isinstance(given, str):
         argument = "val" if split == "validation" else split
         raise InputError(
-            f"{argument} is {given!r}, but only train takes a dataset's name, which has its own val and test; pass "
-            "images."
+            f"{argument} is {given!r}; pass images: only train takes a dataset's name, which has its own val and test."
         )
     if isinstance(given, DataLoader):
         warn_once(f"{split} is a DataLoader; only its dataset is used: mixmo draws its own batches.")

@@ -58,8 +58,9 @@ def find_class_names(dataset: Any, split: str) -> list[str] | None:
             )
         return parts[0] if parts else None
     if isinstance(features := getattr(dataset, "features", None), Mapping):  # of the Hugging Face library
-        named = [class_names(features.get(column)) for column in LABELS]
-        return next((list(each) for each in named if each is not None), None)
+        column = next((column for column in LABELS if column in features), None)  # as DatasetImages takes the label
+        named = None if column is None else class_names(features[column])
+        return None if named is None else list(named)
     listed = getattr(dataset, "classes", None)
     return list(listed) if isinstance(listed, Sequence) and all(isinstance(name, str) for name in listed) else None
 
@@ -69,6 +70,12 @@ def find_groups(dataset: Any, split: str) -> np.ndarray | None:
     if isinstance(dataset, Subset):
         groups = find_groups(dataset.dataset, split)
         return None if groups is None else groups[list(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [find_groups(part, split) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        if 0 < len(known) < len(parts):
+            raise InputError(f"{split} joins Datasets with and without groups; give all of them a column {GROUP!r}.")
+        return np.concatenate(known) if known else None
     features = getattr(dataset, "features", None)
     return read_groups(dataset, GROUP, split) if isinstance(features, Mapping) and GROUP in features else None
 

@@ -82,7 +82,7 @@ class TableImages:
 def open_table(
     dataset: Any,
     title: str,
-    settings: DataSettings | None = None,
+    settings: DataSettings,
     names: Sequence[str] | None = None,
     files: Sequence[str] = (),
 ) -> Source:
@@ -94,7 +94,6 @@ def open_table(
     """
     if not len(dataset):
         raise MissingError(f"{printable(title)} is empty.")
-    settings = settings or DataSettings()
     columns = _check_columns(settings.columns, dataset.column_names, title)
     image = columns.get("path") or _find_column(dataset, "Image", IMAGES, title)
     label = columns.get("label") or _find_column(dataset, "ClassLabel", LABELS, title)

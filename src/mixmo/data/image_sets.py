@@ -7,7 +7,7 @@ copies prepared by a user's Dataset. :mod:`mixmo.data.batches` augments them on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from mixmo.data.reading import decode_all, find_readable
 from mixmo.data.sources import Source, decode
 from mixmo.data.workers import PREFETCHED, begin_worker, check_batches_fit
 from mixmo.errors import InputError
+from mixmo.header import Preparation
 from mixmo.pairing import count_distinct
 from mixmo.seeding import Stream, seed_for
 
@@ -90,14 +91,13 @@ class StreamedImages(Dataset[DistinctBatch]):
 class PreparedImages(Dataset[DistinctBatch]):
     """Images prepared by a user's Dataset, which is asked for each copy.
 
-    Floating-point images are used unchanged; PIL images and uint8 are normalised, (x / 255 - mean) / std.
+    Floating-point images are used unchanged; others are normalised (:func:`to_input`).
     """
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         assert isinstance(source.images, DatasetImages)
         self.source, self.images, self.labels = source, source.images, source.labels
-        self.channels, self.window = settings.channels, settings.window
-        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (settings.mean, settings.std))
+        self.preparation = Preparation.of(settings)
         _, height, width = self._copy(0, 0).shape
         self.size = (int(height), int(width))
 
@@ -119,12 +119,8 @@ class PreparedImages(Dataset[DistinctBatch]):
         """Return an image as the network's input (C, h, w); ``seed`` seeds its transforms."""
         number = self.source.number(index)
         image = self.images.sample(number, seed).image
-        if is_float(image):
-            copy = torch.as_tensor(image).float()
-        else:
-            planes = to_planes(image, self.channels, self.window, partial(self.images.name, number))
-            copy = (planes - self.mean) / self.std
-        expected = (self.channels, *getattr(self, "size", copy.shape[1:]))
+        copy = to_input(image, self.preparation, partial(self.images.name, number))
+        expected = (self.preparation.channels, *getattr(self, "size", copy.shape[1:]))
         if copy.shape != expected:
             raise InputError(
                 f"{self.images.name(number)} has shape {tuple(copy.shape)}, but the first one has {expected}; resize "
@@ -133,10 +129,18 @@ class PreparedImages(Dataset[DistinctBatch]):
         return copy
 
 
-def to_planes(image: Any, channels: int, window: Sequence[float] | None, name: Callable[[], str]) -> Tensor:
-    """Return an image of integers, or a file's content, as a tensor (C, H, W) from 0 to 1; ``name`` is for errors."""
+def to_input(image: Any, data: Preparation, name: Callable[[], str]) -> Tensor:
+    """Return an image from a user's transforms as the network's input (C, h, w).
+
+    Floating-point images are not changed; others, and the content of a file, become (x / 255 - mean) / std. ``name`` is
+    for errors.
+    """
+    if is_float(image):
+        return torch.as_tensor(image).float()
     image = image if isinstance(image, bytes | Image.Image) else as_pixels(image, name())
-    return torch.from_numpy(image_pixels(image, channels, window, name)).permute(2, 0, 1).float() / 255
+    planes = torch.from_numpy(image_pixels(image, data.channels, data.window, name)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    return (planes - mean) / std
 
 
 ImageSet = InMemoryImages | StreamedImages | PreparedImages
@@ -247,7 +251,7 @@ def _make_loader(
     return DataLoader(
         images.to(device),
         batch_sampler=batches,
-        collate_fn=_as_is,
+        collate_fn=as_is,
         num_workers=workers,
         prefetch_factor=PREFETCHED if workers else None,
         persistent_workers=persistent and workers > 0,
@@ -257,5 +261,6 @@ def _make_loader(
     )
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
+    """Return a batch unchanged, as the ``collate_fn`` of loaders whose datasets return batches."""
     return batch

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from mixmo.config.data_settings import MOST_WORKERS
 from mixmo.data.decoding import explain_error, image_pixels, to_size
 from mixmo.data.folders import read_file, walk
+from mixmo.data.image_sets import as_is
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
@@ -123,11 +124,7 @@ def decode_batches(
     if not 0 <= workers <= MOST_WORKERS:
         raise InputError(f"workers is {workers}; it lies between 0 and {MOST_WORKERS}.")
     loader: Any = DataLoader(
-        _Images(images, formats), batch_size, num_workers=workers, collate_fn=_as_is, worker_init_fn=begin_worker,
+        _Images(images, formats), batch_size, num_workers=workers, collate_fn=as_is, worker_init_fn=begin_worker,
         generator=torch.Generator(),  # else the loader draws a seed from torch's global generator
     )  # fmt: skip
     yield from loader
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

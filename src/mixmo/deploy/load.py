@@ -38,7 +38,7 @@ def load(name: str | Path, checkpoint: str = "last", download: bool = False, mod
             into one; or ``digits-cut``, a small network included in mixmo.
         checkpoint: Of a run: ``last``, or ``best`` on the validation set.
         download: Whether a network ``user/name`` or a backbone defined on the Hub (``hf-hub:…``) may be downloaded.
-        model: The backbone, for a network trained with a module of your own; its weights do not matter.
+        model: What was trained, if that was a module of your own or a MixMo around it; its weights do not matter.
 
     Returns:
         The network on the CPU, in evaluation mode; with EMA, of the averaged weights.
@@ -82,7 +82,7 @@ def from_pretrained(name: str | Path, download: bool = False, model: nn.Module |
     Args:
         name: ``user/name``, or the folder.
         download: Whether a backbone defined elsewhere on the Hub may be downloaded.
-        model: The backbone, for a network trained with a module of your own.
+        model: What was trained, if that was a module of your own or a MixMo around it.
         **options: Further keywords of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``token``.
 
     Returns:

@@ -149,16 +149,17 @@ def find_calibration(
         except InputError as error:
             return None, str(error)
     (model,), (name,) = models, names
-    if tta != "none" and model.run is None and model.spec.calibration is not None:
-        return None, f"{name} is calibrated without test-time augmentation; predict with the run, or leave out tta."
-    if tta != "none" and model.run is not None and _held_out(model.run):
-        try:
-            return calibrate(model.run, tta=tta), ""
-        except InputError as error:
-            return None, f"{name} cannot be calibrated with tta {tta}: {error}"
+    run = model.run if model.run is not None and _held_out(model.run) else None
     if tta == "none" and model.spec.calibration is not None:
         return model.spec.calibration, ""
-    if model.run is not None and _held_out(model.run):
+    if tta != "none" and model.run is None and model.spec.calibration is not None:
+        return None, f"{name} is calibrated without test-time augmentation; predict with the run, or leave out tta."
+    if tta != "none" and run is not None:
+        try:
+            return calibrate(run, tta=tta), ""
+        except InputError as error:
+            return None, f"{name} cannot be calibrated with tta {tta}: {error}"
+    if run is not None:
         return None, f"{name} has not been calibrated yet; `mixmo test {name}` does so."
     return None, f"{name} has no calibration; one of a run with validation images (data.validation) has."
 

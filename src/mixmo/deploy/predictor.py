@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
 from mixmo.data.given import is_float
-from mixmo.data.image_sets import to_planes
+from mixmo.data.image_sets import to_input
 from mixmo.data.messages import list_some, warn_once
 from mixmo.deploy.image_predictions import ImagePredictions, LabelPredictions, interpret_labels, interpret_logits
 from mixmo.deploy.images import AnyImage, Decoded, InputFormat, decode_batches
@@ -30,7 +31,7 @@ from mixmo.evaluation.calibration import ClassCalibration, LabelCalibration, Wei
 from mixmo.evaluation.inference import TrainedRun, check_views
 from mixmo.metrics.conformal import SETS, Sets
 from mixmo.metrics.temperature import weight_members
-from mixmo.runs import Checkpoint
+from mixmo.runs import CHECKPOINTS
 
 logger = logging.getLogger("mixmo")
 
@@ -52,12 +53,12 @@ class Predictor:
 
     Args:
         models: A run, its folder, an exported folder or file, or a list of some; ``A+B`` is two of them.
-        checkpoint: Of runs: ``last``, or ``best`` on the validation set.
+        checkpoint: Of runs: ``last``, or ``best`` on the validation set; ``None`` is a Run's own, else ``last``.
         coverage: Share of images whose true class is in their conformal set; ``None`` is 0.95.
         max_error_rate: Largest error rate among predictions that are not deferred; ``None`` is 0.05. Multi-label
             predictions have neither sets nor deferral.
         precision: Of runs: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        download: Whether a backbone defined on the Hub (``hf-hub:…``) may be downloaded.
+        download: Whether a backbone defined on the Hub (``hf-hub:…``) may be downloaded; ``None`` is as a Run allows.
         sets: Kind of conformal sets: ``marginal``, ``classwise``, ``aps`` or ``raps``
             (:func:`mixmo.metrics.conformal.score_classes`).
         tta: Test-time augmentation: ``flip`` averages logits over the image and its mirror image, ``crops`` over a
@@ -101,12 +102,12 @@ class Predictor:
         features: bool = False,
     ) -> None:
         one_of(precision, PRECISIONS, "precision")
-        one_of(checkpoint or "last", get_args(Checkpoint), "checkpoint")
+        one_of(checkpoint or "last", CHECKPOINTS, "checkpoint")
         one_of(sets, SETS, "sets")
         one_of(tta, get_args(Augmentations), "tta")
         one_of(weights, get_args(Weights), "weights")
         for name, share in (("coverage", coverage), ("max_error_rate", max_error_rate)):
-            if share is not None and (not isinstance(share, float | int) or not 0 < share < 1):
+            if share is not None and (not isinstance(share, Real) or not 0 < share < 1):
                 raise InputError(f"{name} is {share!r}; it is a share between 0 and 1.")
         self.coverage = 0.95 if coverage is None else coverage
         self.max_error_rate = 0.05 if max_error_rate is None else max_error_rate
@@ -144,10 +145,15 @@ class Predictor:
                     f"the networks of an ensemble have different classes, {list_some(first)} and {list_some(other)}; "
                     "combine networks trained on the same classes."
                 )
-        if len({model.spec.data.own_transforms for model in self.models}) > 1:
+        data = self.models[0].spec.data
+        if any(model.spec.data.own_transforms != data.own_transforms for model in self.models):
             raise InputError(
                 "the networks cannot be ensembled: one takes images, another tensors from a Dataset's own transforms."
             )
+        for key in ("channels", "mean", "std", "window") if data.own_transforms else ():
+            for model in self.models:  # whose images are prepared once for all
+                if (value := getattr(model.spec.data, key)) != (one := getattr(data, key)):
+                    raise InputError(f"the networks cannot be ensembled: {key} of one is {one}, of another {value}.")
         if self.features and len(self.models) > 1:
             raise InputError(f"features are of one network, not of {len(self.models)}; predict with each separately.")
         for model, name in zip(self.models, names, strict=True):
@@ -212,16 +218,16 @@ class Predictor:
         ``batch_size`` and ``workers`` are those of :meth:`__call__`.
 
         Raises:
-            InputError: if the network's outputs are not finite.
+            InputError: if the network's outputs are not finite, or ``batch_size`` or ``workers`` is no such number.
         """
         for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if not isinstance(number, int) or number < least:
+            if not isinstance(number, Integral) or number < least:
                 raise InputError(f"{name} is {number!r}; it is a whole number of at least {least}.")
         formats = list(dict.fromkeys(input_format(model.spec) for model in self.models))
         if self.models[0].spec.data.own_transforms:
-            batches = _stack_prepared(images, formats, batch_size, self.models[0].spec)
+            batches = _stack_prepared(images, formats, int(batch_size), self.models[0].spec)
         else:
-            batches = decode_batches(images, formats, batch_size, workers)
+            batches = decode_batches(images, formats, int(batch_size), int(workers))
         for batch in batches:
             logits, features = torch.zeros(0, 1, len(self.classes)), None
             if batch.numbers:
@@ -285,12 +291,9 @@ def _to_tensor(image: AnyImage, number: int, spec: Spec) -> Tensor:
 
     As in training, images of integers are normalised, and tensors of floats are not.
     """
-    if is_float(image):
-        return torch.as_tensor(image).float()
     data = spec.data
-    if not data.takes_floats and isinstance(image, Image.Image | np.ndarray | Tensor):
-        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-        return (to_planes(image, data.channels, data.window, partial(_name, image, number)) - mean) / std
+    if is_float(image) or (not data.takes_floats and isinstance(image, Image.Image | np.ndarray | Tensor)):
+        return to_input(image, data, partial(_name, image, number))
     what = "floating-point tensors (C, H, W)" if data.takes_floats else "images or tensors"
     raise InputError(
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on a Dataset with its "

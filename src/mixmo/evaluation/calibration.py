@@ -255,5 +255,5 @@ def _rebuild(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> AnyCalib
 
 
 def _file(run: TrainedRun, tta: Augmentations, precision: str = "32-true") -> Path:
-    parts = ["calibration", run.checkpoint, *([] if precision == "32-true" else [precision])]
-    return run.path / f"{'-'.join([*parts, *([] if tta == 'none' else [tta])])}.safetensors"
+    parts = ["calibration", run.checkpoint, precision.replace("32-true", ""), tta.replace("none", "")]
+    return run.path / f"{'-'.join(filter(None, parts))}.safetensors"

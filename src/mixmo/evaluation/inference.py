@@ -90,7 +90,9 @@ class TrainedRun:
         asked = (checkpoint or self.checkpoint, self.download if download is None else download)
         if asked == (self.checkpoint, self.download):
             return self
-        return TrainedRun(self.folder, *asked, self.option, self.given, self.module)
+        run = TrainedRun(self.folder, *asked, self.option, self.given, self.module)
+        run.suffix = self.suffix
+        return run
 
     def with_test_images(self, images: Any) -> TrainedRun:
         """Return the run with other test images, passed by a program; their results have files of their own.

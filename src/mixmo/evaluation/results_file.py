@@ -82,11 +82,11 @@ def merge_earlier(run: TrainedRun, result: EvaluationResult, options: Evaluation
     Only results for the same checkpoint, precision, views and test images are added. A missing or damaged file adds
     nothing.
     """
+    expected = {"digest": run.digest, "precision": options.precision, "tta": options.tta,
+                "test_fingerprint": _fingerprint(run, result)}  # fmt: skip
     try:
         earlier: Mapping[str, Any] = run.folder.read_json("test.json")
         about = earlier["about"]
-        expected = {"digest": run.digest, "precision": options.precision, "tta": options.tta,
-                    "test_fingerprint": _fingerprint(run, result)}  # fmt: skip
         if any(about[key] != value for key, value in expected.items()):
             return result
         corruptions = result.corruptions

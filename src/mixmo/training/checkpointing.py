@@ -149,7 +149,7 @@ class Checkpoints(Checkpoint):
     def _stop(self, done: str) -> None:
         number = self.signals.received
         name = signal.Signals(number).name
-        raise StoppedError(f"stopped by {name} after {done}; `mixmo fit {self.run.path}` resumes it.", 128 + number)
+        raise StoppedError(f"stopped by {name} after {done}; {self.run.how_to_resume}.", 128 + number)
 
     def _end_early(self, trainer: L.Trainer, epoch: int) -> None:
         """Stop the trainer if the best score is ``trainer.patience`` epochs old."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.config.hardware import has_units, training_device
 from mixmo.config.plan import Plan
 from mixmo.config.settings import ModelSettings, Settings
@@ -118,7 +119,7 @@ def _prepare(
     loaders.check_shared_memory(*count_devices(trainer.devices, trainer.num_nodes))
     training = Training(settings, net, loaders)
     _try_optimizer(settings)
-    _warn_of_short_runs(plan, training)
+    _warn_of_settings(plan, training)
     if not has_units(device, precision := plan.resolved["trainer"]["precision"]):
         log.warning(
             "trainer.precision is %s, but torch knows of no units for it on this %s: 32-true may be ten times as fast; "
@@ -191,9 +192,13 @@ def _try_optimizer(settings: Settings) -> None:
         optimizer.step()
 
 
-def _warn_of_short_runs(plan: Plan, training: Training) -> None:
-    """Warn if the run is too short for its settings."""
+def _warn_of_settings(plan: Plan, training: Training) -> None:
+    """Warn of settings that have no effect, or for which the run is too short."""
     settings, epochs = plan.settings, plan.epochs
+    images, defaults = settings.data, DataSettings()
+    photo = images.scale != defaults.scale or images.color_jitter not in (0, defaults.color_jitter)
+    if photo and images.augmentation != "photo":
+        log.warning("data.scale and data.color_jitter have no effect without data.augmentation photo.")
     steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
         log.warning(

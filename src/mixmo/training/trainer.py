@@ -88,7 +88,7 @@ def build_precision(precision: str, accelerator: str) -> Precision:
 
 def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
     """Return a message for an error whose cause is known, else an empty string."""
-    resume = f"`mixmo fit {run.path}` resumes the run."
+    resume = f"{run.how_to_resume}."
     if lost := explain_lost_worker(error):
         return f"{lost} {resume}"
     if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
@@ -209,7 +209,7 @@ def silence_lightning() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     levels = log_level(logging.WARNING, "lightning.pytorch", "lightning.fabric")
     try:
-        with levels, torch.random.fork_rng(), warnings.catch_warnings():
+        with levels, torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
             for message in IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
