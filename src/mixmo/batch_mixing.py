@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from numbers import Real
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mixmo.errors import InputError
+from mixmo.errors import InputError, explain_errors
 from mixmo.masks import FeatureShape
 from mixmo.masks.custom import try_masks
 from mixmo.mixing import Kind, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
@@ -185,20 +186,27 @@ class BatchMixer:
             raise InputError("class_weights apply to the built-in loss; a custom loss must weight classes itself.")
         if multi_label and class_weights is not None:
             raise InputError("class_weights are only for single-label images; leave them out with multi_label.")
-        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        if self.class_weights is not None and (
-            self.class_weights.shape != (net.num_classes,) or not bool((self.class_weights > 0).all())
-        ):
-            raise InputError(f"class_weights are {class_weights}; they must be {net.num_classes} positive numbers.")
+        if net.num_classes == 1 and not multi_label and loss is None:
+            raise InputError("net has one class, for which the loss is always 0; give it two, or set multi_label.")
+        self.class_weights = None
+        if class_weights is not None:
+            with explain_errors(f"class_weights {class_weights!r} are no numbers", TypeError, ValueError):
+                self.class_weights = factors = torch.as_tensor(class_weights, dtype=torch.float32)
+            if factors.shape != (net.num_classes,) or not bool(((factors > 0) & factors.isfinite()).all()):
+                raise InputError(f"class_weights are {class_weights}; they must be {net.num_classes} positive numbers.")
         if loss is None and (multi_label or label_smoothing):
             smoothed = summed_binary_cross_entropy if multi_label else smoothed_cross_entropy
             loss = partial(smoothed, label_smoothing=label_smoothing)
-        start, end = input_repetition if isinstance(input_repetition, Sequence) else (input_repetition,) * 2
-        for rho in (start, end):
+        rhos: list[Any] = [input_repetition] * 2 if isinstance(input_repetition, float | int) else [*input_repetition]
+        if len(rhos) != 2 or not all(isinstance(rho, Real) for rho in rhos):
+            raise InputError(f"input_repetition is {input_repetition!r}; it is a number, or a pair for start and end.")
+        for rho in rhos:
             check_input_repetition(rho, net.num_members)
+        if batch_repetition != (whole := int(batch_repetition)):
+            raise InputError(f"batch_repetition is {batch_repetition}; it is a whole number.")
         count_distinct(batch_repetition, batch_repetition)
-        self.net, self.batch_repetition, self.objective = net, batch_repetition, loss
-        self.input_repetition, self.multi_label = (start, end), multi_label
+        self.net, self.batch_repetition, self.objective = net, whole, loss
+        self.input_repetition, self.multi_label = (rhos[0], rhos[1]), multi_label
         self._tried = set[FeatureShape]()
         pixel_mixer = PixelMixer(pixels) if isinstance(pixels, str) else pixels
         self.pixels = None if pixel_mixer is None or pixel_mixer.kind == "none" else pixel_mixer
@@ -219,11 +227,12 @@ class BatchMixer:
             InputError: if shapes or types do not match, progress is not in [0, 1], or a custom mask function breaks
                 the conventions of :mod:`mixmo.masks`, which is checked once for each size of images.
         """
+        labels = torch.as_tensor(labels, device=images.device)
         self._check(images, labels)
         self._try_functions(self.net.encoder_shape(images.shape[2], images.shape[3]))
         if not 0 <= progress <= 1:
             raise InputError(f"progress is {progress}; it is the share of training done, from 0 to 1.")
-        return self.mix(TensorImages(images, labels), generator, progress)
+        return self.mix(TensorImages(images, labels), generator, float(progress))
 
     def mix(
         self,
@@ -280,6 +289,8 @@ class BatchMixer:
                 f"numbers, or probabilities ({len(images)}, {self.net.num_classes}); with multi_label=True, "
                 "0 or 1 in this shape."
             )
+        if soft and labels.device.type == "cpu" and not bool(((labels >= 0) & (labels <= 1)).all()):
+            raise InputError(f"labels range from {labels.min():g} to {labels.max():g}; values of classes are 0 to 1.")
 
     def _try_functions(self, shape: FeatureShape) -> None:
         """Try custom mask functions on the first batch of each size."""

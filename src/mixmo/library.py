@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from typing_extensions import Unpack
@@ -18,7 +18,8 @@ from typing_extensions import Unpack
 from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, flatten, make_plan
 from mixmo.config.recipes import Recipe, load_recipe, merge
-from mixmo.data.given import GIVEN, DatasetImages, add_groups, dataset_of, has_float_images, infer_channels, open_given
+from mixmo.data.given import add_groups
+from mixmo.data.given_splits import open_sources, set_data, warn_of_preprocessing
 from mixmo.data.messages import log_level, reset_warnings
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
@@ -31,7 +32,6 @@ from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
 from mixmo.evaluation.results_file import evaluate_run
-from mixmo.integrations.lightning import read_loaders
 from mixmo.launching import count_devices, is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
@@ -39,13 +39,8 @@ from mixmo.reporting.run_page import write_report
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit as train_run
 from mixmo.training.resuming import check_data, check_unchanged
-from mixmo.validation import to_list
 
-PREPARING = dict.fromkeys(("image_size", "crop_size", "interpolation", "scale", "padding_mode"), None)
-PREPARING |= {"augmentation": "crop", "policy": "none", "color_jitter": 0, "erasing": 0, "flip": 0, "padding": 0}
-"""Settings of ``data`` that do not apply to images that a Dataset prepares, with the values that change nothing."""
-NORMALISING = {"window": None, "mean": 0, "std": 1}
-"""The same for floating-point images."""
+log = logging.getLogger("mixmo")
 
 
 def fit(
@@ -86,7 +81,7 @@ def fit(
         num_members: M, 2 without a recipe; 1 is the ordinary network.
         epochs: Epochs; each shows every image ``batch_repetition`` times.
         recipe: The name of a shipped recipe, or a YAML file; arguments and keywords override its settings. With your
-            own images, settings that depend on the recipe's dataset are dropped.
+            own images, its ``images_per_class`` is dropped, and its sizes, mean and std apply, with a warning.
         out: The run's folder; ``None`` uses a temporary one that is deleted with the :class:`Run`.
         resume: Resume the run in the folder, if there is one, exactly where it stopped.
         progress: Show a progress bar in a terminal or notebook, elsewhere a line per epoch.
@@ -113,6 +108,7 @@ def fit(
     reset_warnings()
     if recipe is None:
         _check_arguments(model, train, epochs)
+    _check_program(model, callbacks)
     if resume and out is None:
         raise InputError("resume is true, but out is missing; give the folder of the run to resume.")
     overrides = name_settings(settings) | {"trainer.enable_progress_bar": progress}
@@ -121,7 +117,7 @@ def fit(
     _set_model(overrides, model, num_members)
     base = {} if recipe is None else load_recipe(recipe)
     on_error = (dict(flatten(base)) | overrides).get("data.on_error", "raise")
-    name, sources = _open_sources(train, val, test, on_error)
+    name, sources = open_sources(train, val, test, on_error)
     if groups is not None:
         if sources is None:
             raise InputError("groups needs training images in train; a table has its groups in the column `group`.")
@@ -131,8 +127,12 @@ def fit(
     if sources is not None:
         if overrides.get("data.columns"):
             raise InputError("columns is for datasets by name; rename the columns of images passed from Python.")
-        _set_data(overrides, sources)
+        set_data(overrides, sources)
+    elif overrides.get("data.own_transforms"):
+        raise InputError("own_transforms is for a Dataset passed from Python; leave it out.")
     base = _drop_dataset_settings(base, sources)
+    if sources is not None:
+        warn_of_preprocessing(recipe, base, overrides)
     module = model if isinstance(model, nn.Module) else None
     temporary = tempfile.TemporaryDirectory(prefix="mixmo-") if out is None else None
     folder = RunFolder(Path(temporary.name, "run") if temporary else str(out))
@@ -140,6 +140,7 @@ def fit(
         folder.how_to_resume = "only a run with out=… can be resumed"
     elif sources is not None or module is not None:
         folder.how_to_resume = f"mixmo.fit(…, out={str(out)!r}, resume=True) resumes it"
+        folder.option = "out"
     resumed = resume and folder.config_file.is_file()
     plan = make_plan(merge(base, folder.resolved()) if resumed else base, overrides)  # as on the first machine
     if temporary and math.prod(count_devices(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)) > 1:
@@ -185,7 +186,10 @@ def train_plan(
         if data.given is not None:
             check_data(folder, data)
     if first:
-        calibrate_run(folder, plan.settings, data, module)
+        try:
+            calibrate_run(folder, plan.settings, data, module)
+        except InputError as error:  # the trained run is whole
+            log.warning("%s is trained, but confidence cannot be calibrated: %s", folder.path, error)
     return unfinished
 
 
@@ -297,6 +301,18 @@ def _check_arguments(model: Any, train: Any, epochs: int | None) -> None:
         raise InputError(f"missing: {', '.join(missing)}; give all of them, or recipe=….")
 
 
+def _check_program(model: Any, callbacks: Any) -> None:
+    """Refuse what a program gets wrong and Lightning or torch would report after the run has begun."""
+    if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
+        raise InputError(f"callbacks is {callbacks!r}; give a list of Lightning's callbacks.")
+    if isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), MixMo):
+        raise InputError(f"model is a {type(model).__name__} of a {type(inner).__name__}; pass the MixMo itself.")
+    if isinstance(model, nn.Module) and any(each.dtype != torch.float32 for each in model.parameters()):
+        raise InputError("model has weights that are not float32; convert it by model.float(), and set precision.")
+    if not torch.is_grad_enabled():
+        raise InputError("gradients are switched off here (no_grad or inference_mode), but training needs them.")
+
+
 def _set_model(overrides: dict[str, Any], model: str | nn.Module | None, num_members: int | None) -> None:
     """Set the settings that follow from the model."""
     if num_members is not None:
@@ -320,70 +336,9 @@ def _drop_dataset_settings(recipe: Recipe, sources: Mapping[str, Source] | None)
     return recipe | {"data": {key: value for key, value in recipe["data"].items() if key not in dropped}}
 
 
-def _open_sources(train: Any, val: Any, test: Any, on_error: Any) -> tuple[str | None, dict[str, Source] | None]:
-    """Return the dataset's name and the sources given in its place; either may be ``None``."""
-    if val is not None or test is not None:
-        if train is None:
-            raise InputError("val or test is given without train; give train, too.")
-        if isinstance(train, str | LightningDataModule):
-            what = f"{train!r}, a dataset by name" if isinstance(train, str) else "a LightningDataModule"
-            raise InputError(f"train is {what}, which has its own val and test; leave them out.")
-    if train is None or isinstance(train, str):
-        return train, None
-    if isinstance(train, LightningDataModule):
-        train, val, test = map(dataset_of, read_loaders(train), ("train", "validation", "test"))
-    given = {"train": train, "validation": val, "test": test}
-    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        if given[split] is not None and given[split] is given[other]:
-            raise InputError(f"{split} is the same object as {other}; give different images.")
-    sources = {"train": open_given(given.pop("train"), "train", on_error=on_error)}
-    classes, multi_label = sources["train"].classes, sources["train"].multi_label
-    names = classes if multi_label or classes != list(map(str, range(len(classes)))) else None
-    sources |= {split: open_given(each, split, names, on_error) for split, each in given.items() if each is not None}
-    if len(classes) < 2:
-        count = f"one class only ({classes[0]})" if classes else "no class, since no image has a label"
-        raise InputError(f"train has {count}; a classifier needs two or more.")
-    floats = {split: has_float_images(source) for split, source in sources.items()}
-    if len(set(floats.values())) > 1:
-        raise InputError(
-            f"{' and '.join(split for split, is_float in floats.items() if is_float)} images are floating point, the "
-            "others are not; convert all of them to one type."
-        )
-    return GIVEN, sources
-
-
-def _set_data(overrides: dict[str, Any], sources: Mapping[str, Source]) -> None:
-    """Set the settings that follow from the images: channels, multi-label, and whether a Dataset prepares them."""
-    train = sources["train"]
-    if "data.channels" not in overrides:
-        overrides["data.channels"] = infer_channels(train)
-    overrides.setdefault("data.multi_label", train.multi_label)
-    if not any(isinstance(source.images, DatasetImages) and source.images.prepared for source in sources.values()):
-        return
-    floats = has_float_images(train)
-    for key, neutral in (PREPARING | (NORMALISING if floats else {})).items():
-        value = to_list(overrides.get(f"data.{key}"))
-        if any(each not in (None, neutral) for each in (value if isinstance(value, list) else [value])):
-            why = "are floating point" if floats else "come from a Dataset with random transforms"
-            raise InputError(
-                f"{key} is {value!r}, but the images {why} and are not processed further; leave it out, or give "
-                "integers or PIL images without such transforms."
-            )
-    overrides["data.own_transforms"] = True
-    overrides.setdefault("data.image_size", None)  # overrides a recipe, whose size is for its own images
-    overrides.setdefault("data.crop_size", None)
-    for source in sources.values():  # validation images too, although their transforms are not random
-        if isinstance(source.images, DatasetImages):
-            source.images.prepared = True
-    if floats:
-        overrides.setdefault("data.mean", [0.0])
-        overrides.setdefault("data.std", [1.0])
-
-
 @contextmanager
 def _show_log(progress: bool) -> Iterator[None]:
     """Log to standard error if ``progress`` is set and the program has no log handlers."""
-    log = logging.getLogger("mixmo")
     if not progress or log.hasHandlers():
         yield
         return

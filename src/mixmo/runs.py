@@ -48,19 +48,20 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.csv"
         self.checkpoint_folder = self.path / "checkpoints"
-        self.how_to_resume = f"`mixmo fit {self.path}` resumes it"
+        self.how_to_resume, self.option = f"`mixmo fit {self.path}` resumes it", "--run"  # in error messages
 
     def check_free(self) -> None:
         """Refuse a folder that is not empty, unless an interrupted start left it."""
         if self.config_file.is_file():
             raise InputError(
-                f"{self.path} exists already; resume it with `mixmo fit {self.path}`, or choose another with --run."
+                f"{self.path} exists already; {self.how_to_resume}, or choose another folder ({self.option})."
             )
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; choose another folder with --run.")
+            raise InputError(f"{self.path} is a file; choose another folder ({self.option}).")
         files = self.path.iterdir() if self.path.exists() else ()
         if others := [file.name for file in files if not _is_startup_file(file)]:
-            raise InputError(f"{self.path} contains other files ({min(others)}); choose another folder with --run.")
+            why = f"contains other files ({min(others)})"
+            raise InputError(f"{self.path} {why}; choose another folder ({self.option}).")
 
     def create(self, config: str, about: Mapping[str, Any]) -> None:
         """Create the folder; ``config.yaml``, which makes it a run's, is written last.

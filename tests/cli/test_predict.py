@@ -71,9 +71,11 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(gone, new_ima
         (tmp_path / "photos" / name).write_bytes(sorted(new_images.iterdir())[0].read_bytes())
     (tmp_path / "photos/bad.png").write_bytes(b"no image")
     (tmp_path / "photos/notes.txt").write_text("no image")
+    (tmp_path / "photos/broken.png").symlink_to("nowhere.png")
     assert main(["predict", str(gone), str(tmp_path / "photos"), "--out", str(tmp_path / "a.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "1 of 3 images cannot be read" in error and "photos/bad.png: it is damaged" in error
+    assert "2 of 4 images cannot be read" in error and "photos/bad.png: it is damaged" in error
+    assert "photos/broken.png: " in error
     names = [json.loads(line)["file"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [name.removeprefix(f"{tmp_path}/photos/") for name in names] == ["b.png", "deep/a.png"]
 

@@ -102,6 +102,14 @@ def test_every_image_is_found_with_its_label(tmp_path, kind):
     assert values_of(source.subset(np.array([11, 3]))) == [11, 3]
 
 
+def test_hidden_folders_and_files_without_a_split_are_left_out(tmp_path, caplog):
+    name = write_dataset("parquet", tmp_path / "data")
+    write_parquet(tmp_path / "data/.cache", "train", list(range(12)), [0] * 12, shard=12, names=None)
+    write_parquet(tmp_path / "data", "extra", list(range(12)), [0] * 12, shard=12, names=None)
+    assert len(open_source(name, "train")) == 23
+    assert "left out 1 files that name no split: extra-00000-of-00001.parquet" in caplog.text
+
+
 def test_a_single_file_has_classes_without_splits(tmp_path):
     write_parquet(tmp_path, "photos", list(range(12)), [value % 2 for value in range(12)], shard=12, names=None)
     name = f"parquet:{tmp_path}/photos-00000-of-00001.parquet"

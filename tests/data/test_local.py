@@ -229,6 +229,7 @@ TABLES = {
     "path,label\na.png,x\nlink.png,y\n": "line 3, repeats link.png of line 2",
     "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; use train, test and val",
     "path,label\na.png,x\n": "has one class only (x)",
+    "path,label,label\na.png,x,0\nb.png,y,1\n": "has several columns named label; rename or remove all but one",
     'path,label\n"a.png,x\n': "cannot be read as comma-separated values",
     "path,label,split\na.png,x,test\nb.png,y,test\n": "has no images for train: nothing in it is named train",
 }
@@ -279,6 +280,23 @@ def test_a_cell_lists_any_number_of_labels(tmp_path):
         settings(name, multi_label=True, images_per_class=2)
     with pytest.raises(InputError, match=r"have one label each, but data\.multi_label is True"):
         open_data(settings("digits", multi_label=True))
+
+
+def test_strange_images_need_neither_columns_nor_classes(photos, tmp_path):
+    """Datasets that a network is to tell from its own are not trained on."""
+    write_tree(tmp_path, *(f"strange/only/{i}.png" for i in range(3)), *(f"{i}.png" for i in range(8)))
+    (tmp_path / "t.csv").write_text("image,label\n" + "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(8)))
+    data = open_data(settings(f"csv:{tmp_path}/t.csv", columns={"path": "image"}, test=0.25))
+    images, classes = data.other(f"folder:{tmp_path}/strange")
+    assert len(images) == 3 and classes == ["only"]
+
+
+def test_a_zip_file_of_one_file_holds_no_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/README.txt").write_text("nothing here")
+    zipped(tmp_path / "photos", tmp_path / "photos.zip")
+    with pytest.raises(FileNotFoundError, match="holds no images; it needs one folder for each class"):
+        open_data(settings(f"folder:{tmp_path}/photos.zip"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04damaged", b"no zip at all", None])

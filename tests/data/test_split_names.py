@@ -20,6 +20,16 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_source(f"folder:{tmp_path}", "all").classes == ["Bus", "Train"]
 
 
+def test_a_class_called_train_may_have_folders(tmp_path, caplog):
+    write_tree(
+        tmp_path, *(f"{top}/{i}.png" for top in ("Bus/a", "Car/a", "Train/day", "Train/night") for i in range(4))
+    )
+    assert open_source(f"folder:{tmp_path}", "all").classes == ["Bus", "Car", "Train"]
+    (tmp_path / "Train").rename(tmp_path / "train")
+    assert open_source(f"folder:{tmp_path}", "train").classes == ["day", "night"]
+    assert "has splits; left out the folders Bus, Car" in caplog.text
+
+
 @pytest.mark.parametrize(
     "tops", [("Training", "Testing"), ("train_set", "test_set"), ("trainImages", "VAL data"), ("training",)]
 )

@@ -343,6 +343,8 @@ def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, 
     evaluate_runs([two, one])  # which keeps predictions on validation images
     found = mixmo.Predictor(paths, weights="fitted")
     weights = found.calibration.weights
+    anew = evaluate_runs([two, one], EvaluationOptions(weights="fitted", refresh=True))
+    assert anew.calibration.weights == pytest.approx(weights)
     assert (
         sum(weights) == pytest.approx(2)
         and evaluate_runs([two, one], EvaluationOptions(weights="fitted")).calibration.weights == weights

@@ -140,6 +140,10 @@ def test_long_names_of_datasets_have_files_of_their_own(trained, tmp_path):
             {"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a"]},
             "has classes of shape (1,), <U1; they must be 3 names",
         ),
+        (
+            {"targets": np.zeros(2, int), "logits": np.zeros((2, 3)), "classes": ["a", "b", "a"]},
+            "has 2 classes named a; give each class a name of its own",
+        ),
     ],
 )
 def test_bad_predictions_are_one_sentence(tmp_path, capsys, arrays, message):

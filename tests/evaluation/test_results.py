@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import copy_run, plan_of, write_images, write_splits
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -161,6 +162,19 @@ def test_a_calibration_is_kept_if_others_would_be_drawn_for_validation(trained, 
         calibrate(TrainedRun(run), refresh=True)
 
 
+def test_images_of_another_draw_are_not_calibrated_on(trained, tmp_path, caplog):
+    """Settings of the split that were edited after training."""
+    folder, run, _ = trained
+    run = copy_run(run, folder, tmp_path)
+    before, config = calibrate(TrainedRun(run)), yaml.safe_load(run.config_file.read_text())
+    for section, key, value in (("data", "validation", 0.5), ("data", "split_seed", 7)):
+        run.config_file.write_text(yaml.safe_dump(config | {section: config[section] | {key: value}}))
+        assert calibrate(TrainedRun(run)).temperature == before.temperature
+        assert f"sets data.{key} to {value}, but it was" in caplog.text
+        with pytest.raises(InputError, match="other images would be drawn for validation"):
+            calibrate(TrainedRun(run), refresh=True)
+
+
 def test_earlier_results_of_other_test_files_are_not_kept(trained, tmp_path):
     """Files of the same names and sizes."""
     folder, run, _ = trained
@@ -285,6 +299,8 @@ def test_bad_options_are_refused():
     for bad in ({"checkpoint": "first"}, {"precision": "16"}):
         with pytest.raises(InputError, match="unknown"):
             EvaluationOptions(**bad)
+    with pytest.raises(InputError, match="ood is validation, the run's own images; name another dataset"):
+        EvaluationOptions(ood=["digits", "validation"])
 
 
 def test_what_is_not_defined_is_null_in_the_file(tmp_path):

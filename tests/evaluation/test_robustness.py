@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import copy_run, write_images
+from conftest import copy_run, plan_of, write_images, write_splits
 
 from mixmo.cache import cache_json
 from mixmo.cli.main import main
@@ -20,7 +20,9 @@ from mixmo.evaluation.evaluate import evaluate
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.robustness import GeneratedCorruptions, evaluate_corruptions
 from mixmo.reporting.tables import corruption_table, severity_means
+from mixmo.runs import RunFolder
 from mixmo.seeding import generator_for
+from mixmo.training.fit import fit
 
 TARGETS = torch.arange(3).repeat_interleave(4)
 """Of the test images of ``trained``."""
@@ -215,6 +217,18 @@ def test_published_files(trained, published, capsys):
     for key in ("accuracy", "nll", "ece"):
         assert content[f"corruption/{key}"] == pytest.approx(content[key])
         assert content[f"corruption/member_1/{key}"] == pytest.approx(content[f"member_1/{key}"])
+
+
+def test_published_files_of_another_size_are_refused(tmp_path):
+    """Also for a run whose images are not scaled."""
+    folder = write_splits(tmp_path / "data", size=8)
+    run = RunFolder(tmp_path / "run")
+    fit(plan_of(folder, "--data.image_size=null", "--trainer.max_epochs=1"), run)
+    labels = np.tile(np.repeat(np.arange(3), 4), 5)
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "fog.npy", np.zeros((len(labels), 32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match=r"fog.npy holds uint8 of shape \(60, 32, 32, 3\); .* \(60, 8, 8, 3\)"):
+        evaluate_corruptions([TrainedRun(run)], torch.arange(3).repeat_interleave(4), tmp_path)
 
 
 def test_corruptions_of_an_ensemble_of_runs(trained, few):

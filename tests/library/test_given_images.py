@@ -101,6 +101,20 @@ def test_other_test_images_without_a_label_are_left_out_like_those_of_training(d
     assert json.loads((run.path / "test.json").read_text())["about"]["images"] == 39
 
 
+def test_numbers_in_a_table_are_positions_in_the_training_sets_classes(digits):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    names = [f"digit {number}" for number in range(10)]
+    tables = [
+        datasets.Dataset.from_dict({"image": [*map(Image.fromarray, images)], "label": labels.tolist()})
+        for images, labels in digits.values()
+    ]
+    train, test = (table.cast_column("image", datasets.Image()) for table in tables)
+    run = mixmo.fit(NET, train.cast_column("label", datasets.ClassLabel(names=names)), test=test, channels=1, **FAST)
+    assert run.header.classes == names
+    arrays = mixmo.fit(NET, digits["train"], test=digits["test"], **FAST)
+    assert run.test()["accuracy"] == arrays.test()["accuracy"]
+
+
 def test_prepared_images_unlike_those_of_training_are_named(digits, caplog, monkeypatch):
     images, labels = digits["train"]
     floats = images.reshape(len(images), 1, 8, 8) / np.float32(255)

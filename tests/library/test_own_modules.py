@@ -6,7 +6,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torchvision.transforms import v2
 
 import mixmo
@@ -50,6 +59,126 @@ def test_a_trained_module_starts_as_itself(tmp_path):
     mixmo.fit(module, (IMAGES, LABELS), pretrained=True, member_noise=1.0, callbacks=[First()], **FAST)
     stem = module.get_submodule(module.pretrained_cfg["first_conv"]).weight
     torch.testing.assert_close(first["encoders"], stem.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda images: DataLoader(images, batch_sampler=BatchSampler(SubsetRandomSampler(range(20)), 4, False)),
+        lambda images: DataLoader(images, sampler=SubsetRandomSampler(range(20))),
+    ],
+)
+def test_a_loaders_images_are_those_of_its_sampler(loader):
+    images = TensorDataset(torch.from_numpy(IMAGES), torch.from_numpy(LABELS))
+    assert len(open_given(loader(images), "train")) == 20
+    for other in (RandomSampler(range(20)), WeightedRandomSampler(torch.ones(60), 60)):
+        for own in ({"sampler": other}, {"batch_sampler": BatchSampler(other, 4, False)}):
+            with pytest.raises(InputError, match="Sampler, but mixmo draws its own batches"):
+                open_given(DataLoader(images, **own), "train")
+
+
+def test_one_dataset_in_two_loaders_is_not_two_splits():
+    images = TensorDataset(torch.from_numpy(IMAGES), torch.from_numpy(LABELS))
+    with pytest.raises(InputError, match="validation is the same object as train"):
+        mixmo.fit(NET, DataLoader(images, 4), DataLoader(images, 8), **FAST)
+
+
+def test_changes_of_a_runs_network_are_not_results_of_the_run(tmp_path):
+    run = mixmo.fit(NET, (IMAGES, LABELS), test=(IMAGES[:20], LABELS[:20]), out=tmp_path / "run", **FAST)
+    expected = run.predict(list(IMAGES[:3])).probabilities
+    with torch.no_grad():
+        for parameter in run.network.train().parameters():
+            parameter.zero_()
+    assert torch.equal(run.predict(list(IMAGES[:3])).probabilities, expected)
+    assert run.test()["nll"] == mixmo.Run(tmp_path / "run", model=None).test()["nll"] > 0
+    images = torch.from_numpy(IMAGES[:20])[:, None].float()
+    logits = mixmo.load(tmp_path / "run")((images / 255 - run.header.data.mean[0]) / run.header.data.std[0])
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(LABELS[:20])).item()
+    assert run.test()["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_images_that_are_seldom_random_are_refused():
+    class Rare(Dataset):
+        targets = [0] * 100 + [1] * 8 + [2] * 100
+
+        def __len__(self):
+            return 208
+
+        def __getitem__(self, index):
+            image = IMAGES[index % 60]
+            image = image[:, ::-1] if self.targets[index] == 1 and torch.rand(()) < 0.5 else image
+            return Image.fromarray(np.ascontiguousarray(image)), self.targets[index]
+
+    with pytest.raises(InputError, match=r"train image 100 draws random numbers, .* set own_transforms=True"):
+        mixmo.fit(NET, Rare(), **FAST)
+    assert mixmo.fit(NET, Rare(), own_transforms=True, **FAST).header.data.own_transforms
+
+
+def test_what_a_program_gets_wrong_is_said_before_training(tmp_path):
+    floats = torch.rand(60, 1, 8, 8)
+    floats[5, 0, 0, 0] = float("nan")
+    net = mixmo.MixMo(NET, num_classes=3, in_chans=1)
+    for changes, message in (
+        ({"callbacks": None}, "callbacks is None; give a list"),
+        ({"model": nn.DataParallel(net)}, "model is a DataParallel of a MixMo; pass the MixMo itself"),
+        ({"model": mixmo.MixMo(NET, num_classes=3, in_chans=1).double()}, "weights that are not float32"),
+        ({"train": (floats, LABELS)}, "train image 5 has values that are not finite"),
+        ({"train": {"image": IMAGES, "label": LABELS}}, "train is a dict of image, label; give one of its parts"),
+    ):
+        with pytest.raises(InputError, match=message):
+            mixmo.fit(**{"model": NET, "train": (IMAGES, LABELS), "out": tmp_path / "run", **FAST, **changes})
+    with torch.no_grad(), pytest.raises(InputError, match="gradients are switched off here"):
+        mixmo.fit(NET, (IMAGES, LABELS), **FAST)
+    assert not (tmp_path / "run").exists()
+    assert mixmo.fit(NET, ([*IMAGES], LABELS), momentum=0, **FAST).header.size == (8, 8)
+
+
+def test_several_grey_images_are_not_one_in_colour():
+    run = mixmo.fit(NET, (IMAGES, LABELS), **FAST)
+    expected = run.predict(list(IMAGES[:5])).probabilities
+    assert torch.equal(run.predict(IMAGES[:5]).probabilities, expected) and len(run.predict(IMAGES[:1])) == 1
+    with pytest.raises(InputError, match=r"\(3, 8, 8\) may be one image in colour or 3 grey ones"):
+        run.predict(IMAGES[:3])
+
+
+def test_other_validation_images_are_not_resumed_with(tmp_path):
+    splits = {"val": (IMAGES[:12], LABELS[:12]), "out": tmp_path / "run"}
+    mixmo.fit(NET, (IMAGES, LABELS), **splits, **FAST)
+    splits["val"] = (255 - IMAGES[:12], LABELS[:12])
+    with pytest.raises(InputError, match="the training data has changed"):
+        mixmo.fit(NET, (IMAGES, LABELS), resume=True, **splits, **FAST | {"epochs": 2})
+    with pytest.raises(InputError, match=r"exists already; mixmo\.fit\(.* or choose another folder \(out\)"):
+        mixmo.fit(NET, (IMAGES, LABELS), **splits, **FAST)
+
+
+def test_several_loaders_of_a_datamodule_are_refused():
+    class Two(L.LightningDataModule):
+        def __init__(self, count):
+            super().__init__()
+            self.count = count
+
+        def train_dataloader(self):
+            return [DataLoader(TensorDataset(torch.from_numpy(IMAGES), torch.from_numpy(LABELS)))] * self.count
+
+    with pytest.raises(InputError, match="train_dataloader of Two returns 2 loaders in a list; return one"):
+        mixmo.fit(NET, Two(2), **FAST)
+    assert mixmo.fit(NET, Two(1), **FAST).folder.training_images() == 54
+
+
+def test_arrays_test_a_network_that_was_trained_on_random_transforms(tmp_path, caplog):
+    class Cropped(Dataset):
+        crop = v2.RandomCrop(8, padding=1)
+
+        def __len__(self):
+            return len(IMAGES)
+
+        def __getitem__(self, index):
+            return self.crop(Image.fromarray(IMAGES[index])), int(LABELS[index])
+
+    run = mixmo.fit(NET, Cropped(), test=(IMAGES[:30], LABELS[:30]), out=tmp_path / "run", num_members=2, **FAST)
+    assert run.data.batch([0, 3]).shape == (2, 8, 8, 1) and run.data.image(3).tolist() == IMAGES[3][:, :, None].tolist()
+    run.test()
+    assert "could not be drawn" not in caplog.text
 
 
 @pytest.mark.parametrize(

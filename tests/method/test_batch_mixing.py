@@ -138,6 +138,11 @@ def test_masks_of_ones_own_that_break_the_conventions_are_refused(mask, message)
         ({"mask": "cute"}, "did you mean 'cut'"),
         ({"probability": 1.5}, "probability is 1.5"),
         ({"root": 0.0}, "root is 0.0"),
+        ({"batch_repetition": 1.5}, "batch_repetition is 1.5; it is a whole number"),
+        ({"input_repetition": (0.9, 0.5, 0.1)}, "it is a number, or a pair for start and end"),
+        ({"input_repetition": "0.5"}, "it is a number, or a pair for start and end"),
+        ({"class_weights": "balanced"}, "class_weights 'balanced' are no numbers"),
+        ({"class_weights": [1.0, 1.0, 1.0, 1.0, float("inf")]}, "they must be 5 positive numbers"),
         ({"batch_repetition": 0}, "batch_repetition is 0"),
         ({"input_repetition": 1.0}, "input_repetition is 1"),
         ({"input_repetition": (0.5, 2.0)}, "input_repetition is 2.0"),
@@ -229,3 +234,12 @@ def test_class_weights_are_one_positive_number_for_each_class(factors):
         mixmo.BatchMixer(network(), class_weights=factors)
     with pytest.raises(ValueError, match="a custom loss must weight classes itself"):
         mixmo.BatchMixer(network(), class_weights=[1.0] * 5, loss=lambda logits, batch: logits.sum())
+
+
+def test_labels_out_of_range_and_single_outputs_are_refused():
+    images, _ = numbered()
+    mixer = mixmo.BatchMixer(network(), multi_label=True)
+    with pytest.raises(InputError, match="labels range from -1 to 1; values of classes are 0 to 1"):
+        mixer(images, torch.tensor([[1, 0, -1, 0, 0]] * len(images)))
+    with pytest.raises(InputError, match="net has one class, for which the loss is always 0"):
+        mixmo.BatchMixer(mixmo.MixMo("wide_resnet10_1", 2, num_classes=1))

@@ -15,6 +15,9 @@ from mixmo.validation import Boolean, Count, Integer, Neutral, Number, Numbers, 
 LARGEST_BATCH = 2**20
 MOST_WORKERS = 256
 
+SPLIT_SETTINGS = ("validation", "test", "folds", "fold", "images_per_class")
+"""Settings that determine the splits, in addition to their seed."""
+
 COLUMNS = ("path", "label", "split", "group")
 """Roles of a table's columns."""
 

@@ -16,7 +16,7 @@ ARGUMENTS = ("model", "train", "val", "test", "groups", "num_members", "epochs",
              "callbacks")  # fmt: skip
 """Arguments of :func:`mixmo.fit` that are not settings."""
 
-DERIVED = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name", "data.own_transforms",
+DERIVED = {"model.backbone", "model.num_members", "trainer.max_epochs", "data.name",
        "trainer.enable_progress_bar"}  # fmt: skip
 """Settings derived from these arguments."""
 
@@ -102,6 +102,7 @@ class FitSettings(TypedDict, total=False):
     std: list[float]
     in_memory: bool | None
     workers: int
+    own_transforms: bool
     on_error: Literal["raise", "skip"]
     eval_batch_size: int | None
     objective_name: str

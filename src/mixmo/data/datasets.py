@@ -19,6 +19,7 @@ from mixmo.data.folders import is_hidden, open_class_folders
 from mixmo.data.given import GIVEN
 from mixmo.data.hugging_face import list_hub_splits, open_hub, open_shards
 from mixmo.data.labels import check_look_alike
+from mixmo.data.messages import list_some, warn_once
 from mixmo.data.sources import ArrayImages, Source
 from mixmo.data.tables import open_rows, read_table
 from mixmo.data.torchvision import open_torchvision
@@ -73,8 +74,11 @@ class NamedDataset:
         """Those of ``train``, ``validation`` and ``test`` that exist; empty for class folders without splits."""
         return set(self._splits)
 
-    def open(self, split: str) -> Source:
-        """Open one of :attr:`splits`, or ``all`` images of a dataset without splits; nothing is decoded."""
+    def open(self, split: str, least_classes: int = 2) -> Source:
+        """Open one of :attr:`splits`, or ``all`` images of a dataset without splits; nothing is decoded.
+
+        Images to train on must have ``least_classes``.
+        """
         opener = self._found.get("") if split == "all" and not self._splits else self._splits.get(split)
         if opener is None:
             wanted = {"train": SPLITS[:1], "test": SPLITS[1:]}.get(split, SPLITS[2:])
@@ -82,7 +86,7 @@ class NamedDataset:
                 f"{printable(self.name)} has no images for {split}: nothing in it is named {' or '.join(wanted)}."
             )
         source = opener()
-        if split in ("train", "all") and len(source.classes) < 2:
+        if split in ("train", "all") and len(source.classes) < least_classes:
             raise InputError(
                 f"dataset {self.name!r} has one class only ({', '.join(map(printable, source.classes))}); a classifier "
                 "needs at least two."
@@ -93,10 +97,15 @@ class NamedDataset:
         return source
 
 
+def takes_columns(name: str) -> bool:
+    """Return whether a dataset of this name is a table, which ``data.columns`` is for."""
+    return name.partition(":")[0] in TABLES or name.startswith("hfds/")
+
+
 def _find_splits(name: str, settings: DataSettings, option: str) -> Openers:
     kind, colon, path = name.partition(":")
     library, _, dataset = name.partition("/")
-    if settings.columns and kind not in TABLES and library != "hfds":
+    if settings.columns and not takes_columns(name):
         raise InputError(
             f"data.columns is for tables ({', '.join(TABLES)}, hfds); {printable(name)} has none: leave it out."
         )
@@ -161,20 +170,24 @@ def _find_folders(path: Path, kind: str, settings: DataSettings) -> Openers:
     if path.suffix.lower() == ZIP and path.is_file():
         root, title = unpack([path]) / path.name, path
         names = [name for name in os.listdir(root) if not is_hidden(name)]
-        if len(names) == 1 and any(entry.is_dir() for entry in (root / names[0]).iterdir()):
+        if len(names) == 1 and any(entry.is_dir() for entry in (root / names[0]).glob("*")):
             root, title = root / names[0], title / names[0]
     else:
         root = title = _check_folder(path)
     openers: Openers = {"": partial(open_class_folders, root, str(title))}
     folders, files = _list_folder(root)
+    others = [name for name in folders if name.lower() not in SPLITS]  # next to them, Train is a class
     for split in SPLITS:
-        named = [name for name in folders if name == split or (name.lower() == split and _list_folder(root / name)[0])]
+        named = [name for name in folders if name.lower() == split]
+        named = [name for name in named if name == split or (not others and _list_folder(root / name)[0])]
         if len(named) > 1:
             raise InputError(f"{printable(str(title))} has the folders {' and '.join(named)}; merge them.")
         if named:
             openers[split] = partial(open_class_folders, root / named[0], str(title / named[0]))
         elif archives := [root / name for name in files if re.fullmatch(rf"(?i:{split})(-.+)?{TAR}", name)]:
             openers[split] = partial(_open_archives, archives, split)
+    if len(openers) > 1 and others:
+        warn_once(f"{printable(str(title))} has splits; left out the folders {list_some(others)}")
     if len(openers) == 1 and folders and all(LIKE_SPLIT.fullmatch(name) for name in folders):
         raise InputError(
             f"{printable(str(title))} has the folders {', '.join(folders)}, which look like splits rather than "
@@ -209,11 +222,14 @@ def _open_archives(archives: list[Path], split: str) -> Source:
 def _find_shards(path: Path, kind: str, settings: DataSettings) -> Openers:
     folder = path.parent if path.is_file() else _check_folder(path)
     files = [path] if path.is_file() else sorted(folder.rglob("*"))
-    matches = [file for file in files if SHARDS[kind].fullmatch(file.name) and not is_hidden(file.name)]
-    shards = [file for file in matches if file.is_file()]  # not a pipe
-    if not shards:
+    names = [file.relative_to(folder) for file in files if SHARDS[kind].fullmatch(file.name)]
+    names = [name for name in names if not any(map(is_hidden, name.parts)) and (folder / name).is_file()]  # not a pipe
+    if not names:
         raise MissingError(f"there are no {kind} files in {printable(str(path))}.")
-    splits = group_by_split(file.relative_to(folder).as_posix() for file in shards)
+    splits = group_by_split(name.as_posix() for name in names)
+    if len(splits) > 1 and (unnamed := splits.pop("", None)):
+        some = list_some(unnamed)
+        warn_once(f"{printable(str(path))}: left out {len(unnamed)} files that name no split: {some}")
     return {name: partial(open_shards, kind, folder, name, each, settings) for name, each in splits.items()}
 
 

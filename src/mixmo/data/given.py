@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -29,7 +30,7 @@ from mixmo.data.decoding import COLOURS
 from mixmo.data.given_labels import as_list, as_python, find_class_names, find_groups, match_numbers, read_labels
 from mixmo.data.hugging_face import IMAGES, LABELS, open_table
 from mixmo.data.labels import check_names, number_labels
-from mixmo.data.messages import warn_once
+from mixmo.data.messages import list_some, warn_once
 from mixmo.data.sources import ArrayImages, Source, hash_parts, number_groups, spread_indices
 from mixmo.errors import InputError, explain_errors
 from mixmo.header import MOST_CHANNELS
@@ -62,9 +63,16 @@ class DatasetImages:
     """Read in one thread: a user's Dataset may not be thread-safe."""
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
-        """Return an image, an array of its pixels, or the content of its file."""
+        """Return an image, an array of its pixels, or the content of its file; refuse one that is random."""
         with seed_globals(0):
+            before = _global_states()
             image = self._split_item(self.dataset[index], index).image
+            is_random = before != _global_states()
+        if is_random and not self.prepared:
+            raise InputError(
+                f"{self.name(index)} draws random numbers, unlike the first images, which are read once; set "
+                "own_transforms=True, to read all of them anew for each copy."
+            )
         return image if isinstance(image, bytes | Image.Image) else as_pixels(image, self.name(index))
 
     def sample(self, index: int, seed: int = 0) -> Sample:
@@ -89,8 +97,10 @@ class DatasetImages:
         if isinstance(item, tuple | list):
             if len(item) == 2:
                 image, label = item
-                half = isinstance(image, Tensor) and image.dtype == torch.bfloat16  # which NumPy lacks
-                return Sample(image.float() if half else image, label)
+                if isinstance(image, Tensor):
+                    image = image.detach().cpu()
+                    image = image.float() if image.dtype == torch.bfloat16 else image  # which NumPy lacks
+                return Sample(image, label)
             what += f" of length {len(item)}"
         raise InputError(f"{self.name(index)} of the Dataset is {what}; it has to be a pair (image, label).")
 
@@ -132,6 +142,14 @@ def open_given(
     if isinstance(given, DataLoader):
         warn_once(f"{split} is a DataLoader; only its dataset is used: mixmo draws its own batches.")
         given = dataset_of(given, split)
+    if isinstance(given, Mapping):
+        raise InputError(
+            f"{split} is a {type(given).__name__} of {list_some([*map(str, given)])}; give one of its parts, or a pair "
+            "(images, labels)."
+        )
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], list):
+        with explain_errors(f"{split} images cannot be stacked to one array", ValueError):
+            given = np.stack([*map(np.asarray, given[0])]), given[1]
     if isinstance(given, tuple | list) and len(given) == 2 and not isinstance(given[0], tuple | list):
         source = _open_arrays(given[0], given[1], split, classes)
         check_names(source.classes, split)
@@ -144,7 +162,8 @@ def open_given(
     if not len(given):
         raise InputError(f"{split} is empty: its Dataset has no images.")
     if _is_image_table(given):
-        return open_table(given, split, DataSettings(on_error=on_error))
+        are_numbers = classes is not None and all(map(str.isdecimal, classes))  # match by name, not by position
+        return open_table(given, split, DataSettings(on_error=on_error), None if are_numbers else classes)
     images = DatasetImages(given, f"{split} image")
     samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
@@ -180,13 +199,18 @@ def dataset_of(loader: Any, split: str) -> Any:
         >>> len(dataset_of(DataLoader(images, sampler=SubsetRandomSampler([0, 2])), "train"))
         2
     """
+    if isinstance(loader, Dataset):
+        return loader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return getattr(loader, "dataset", loader)
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return Subset(loader.dataset, list(loader.sampler.indices))
-    custom = not isinstance(loader.sampler, SequentialSampler | RandomSampler | DistributedSampler)
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, list(sampler.indices))
+    custom = not isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler)
+    dataset: Any = loader.dataset
+    custom = custom or len(getattr(sampler, "data_source", dataset)) != len(dataset)
     if custom or type(loader.batch_sampler) not in (BatchSampler, type(None)):
-        sampler = type(loader.sampler if custom else loader.batch_sampler).__name__
+        sampler = type(sampler if custom else loader.batch_sampler).__name__
         raise InputError(
             f"{split} is a DataLoader with a {sampler}, but mixmo draws its own batches; pass its Dataset, or a Subset "
             'of it, and sampler="balanced" to show rare classes as often as others.'
@@ -199,6 +223,9 @@ def _open_arrays(images: Any, labels: Any, split: str, classes: Sequence[str] | 
         raise InputError(f"there are {len(images)} {split} images and {len(labels)} labels; give one for each image.")
     numbers, names = number_labels(match_numbers(as_list(labels), classes), classes, split)
     if is_float(images) and len(images.shape) == 4:
+        finite = torch.as_tensor(images).flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            raise InputError(f"{split} image {int(finite.int().argmin())} has values that are not finite.")
         source = open_given(TensorDataset(torch.as_tensor(images), torch.from_numpy(numbers)), split)
         return replace(source, labels=numbers, classes=names)
     pixels = np.stack([as_pixels(each, f"{split} image {number}") for number, each in enumerate(images)])
@@ -242,9 +269,10 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
             f"{name} has shape {pixels.shape} and type {pixels.dtype}; give PIL images, integers of shape (H, W), "
             "(H, W, C) or (C, H, W), or floats (C, H, W) that are the network's input."
         )
-    if pixels.ndim == 3 and pixels.shape[2] not in COLOURS:
-        bands_first = isinstance(image, Tensor) or pixels.shape[0] in COLOURS
-        pixels = pixels.transpose(1, 2, 0) if bands_first else pixels
+    if pixels.ndim == 3:
+        first, _, last = (length in COLOURS for length in pixels.shape)
+        if (first and not last) or (isinstance(image, Tensor) and (first or not last)):
+            pixels = pixels.transpose(1, 2, 0)
     return np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 

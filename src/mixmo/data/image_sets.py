@@ -132,11 +132,14 @@ class PreparedImages(Dataset[DistinctBatch]):
 def to_input(image: Any, data: Preparation, name: Callable[[], str]) -> Tensor:
     """Return an image from a user's transforms as the network's input (C, h, w).
 
-    Floating-point images are not changed; others, and the content of a file, become (x / 255 - mean) / std. ``name`` is
-    for errors.
+    Floating-point images must be finite and are not changed; others, and the content of a file, become (x / 255 - mean)
+    / std. ``name`` is for errors.
     """
     if is_float(image):
-        return torch.as_tensor(image).float()
+        pixels = torch.as_tensor(image).float()
+        if not bool(pixels.isfinite().all()):
+            raise InputError(f"{name()} has values that are not finite.")
+        return pixels
     image = image if isinstance(image, bytes | Image.Image) else as_pixels(image, name())
     planes = torch.from_numpy(image_pixels(image, data.channels, data.window, name)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))

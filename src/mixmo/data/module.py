@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixmo.config.data_settings import DataSettings
-from mixmo.data.datasets import DOWNLOAD, NamedDataset
+from mixmo.data.datasets import DOWNLOAD, NamedDataset, takes_columns
 from mixmo.data.given import DatasetImages
 from mixmo.data.image_sets import ImageSet, PreparedImages, build_image_set
 from mixmo.data.labels import name_label, present_classes
@@ -68,7 +69,8 @@ class DataModule:
         """(H, W) of the decoded images: ``image_size``, or the size of the first image."""
         if self.settings.image_size is not None:
             return height_and_width(self.settings.image_size)
-        if self._prepared:
+        images = self._main_source.images
+        if isinstance(images, DatasetImages) and images.prepared:
             return PreparedImages(self._main_source, self.settings).size
         return first_size(self._main_source, self.settings)
 
@@ -112,22 +114,16 @@ class DataModule:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return test images for :meth:`mixmo.data.batches.Augmentation.center`."""
-        if self._prepared:
+        if isinstance(self.test, PreparedImages):
             return self.test.__getitems__(list(indices)).images
         return torch.from_numpy(np.stack([self.image(index) for index in indices]))
-
-    @property
-    def _prepared(self) -> bool:
-        """Whether a Dataset's own transforms prepare the images."""
-        images = self._main_source.images
-        return isinstance(images, DatasetImages) and images.prepared
 
     def image(self, index: int) -> np.ndarray:
         """Return a test image (H, W, C) as decoded for the network, uint8.
 
         Images prepared by a Dataset are scaled from their range to 0…255.
         """
-        if self._prepared:
+        if isinstance(self.test, PreparedImages):
             (pixels,) = self.batch([index]).permute(0, 2, 3, 1)
             low, high = pixels.min(), pixels.max()
             scaled: np.ndarray = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).round().byte().numpy()
@@ -173,8 +169,9 @@ class DataModule:
 
     def _other(self, name: str) -> Source:
         if name not in self._others:
-            other = NamedDataset(name, self.settings, self.option)
-            self._others[name] = other.open("test" if other.splits else "all")
+            columns = self.settings.columns if takes_columns(name) else {}
+            other = NamedDataset(name, replace(self.settings, columns=columns), self.option)
+            self._others[name] = other.open("test" if other.splits else "all", least_classes=1)
         return self._others[name]
 
     def leave_out(self, names: Container[str]) -> None:

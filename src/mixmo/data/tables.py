@@ -72,6 +72,8 @@ def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) 
     used |= {chosen[key]: key for key in ("label", "split", "group") if chosen[key]}
     if unknown := next((name for name in used if name not in names), None):
         raise InputError(f"data.columns names the column {unknown!r} for {used[unknown]}, but {shown} has {listed}.")
+    if twice := next((name for name in used if names.count(name) > 1), None):
+        raise InputError(f"{shown} has several columns named {printable(twice)}; rename or remove all but one.")
     if not chosen["group"] and (unused := [name for name in names if name not in used]):
         warn_once(
             f"{shown} has columns that are not used: {', '.join(map(printable, unused))}. If images with equal values "

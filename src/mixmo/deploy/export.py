@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -199,9 +200,9 @@ def _fuse_runs(
     runs: Sequence[TrainedRun], scales: Sequence[float], spec: Spec, members: bool
 ) -> tuple[nn.Module, nn.Module]:
     """Return the fused network, of several runs in parallel, and the unfused one for comparison."""
-    total = sum(run.network.num_members for run in runs)
+    total = sum(run.net.num_members for run in runs)
     used = [(run, scale) for run, scale in zip(runs, scales, strict=True) if scale]  # as in weight_members
-    nets = [copy_module(run.network).cpu() for run, _ in used]
+    nets = [copy_module(run.net).cpu() for run, _ in used]
     fused = [fuse(net, spec.input_size, "probabilities" if members else "logits").eval() for net in nets]
     plains = [net.backbone if isinstance(net, ProbabilityAverage) else net for net in fused]
     if len(runs) == 1:
@@ -264,8 +265,8 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     copied = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
     if channels not in (1, 3):
         copied.pop("first_conv", None)  # timm would adapt weights of three channels, and before 1.0.31 lose these
-    inputs = {"input_size": [channels, *spec.input_size], "crop_pct": height / spec.size[0], "crop_mode": "center",
-              "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
+    inputs = {"input_size": [channels, *spec.input_size], "crop_pct": _crop_share(height, spec.size[0]),
+              "crop_mode": "center", "interpolation": spec.data.interpolation, "mean": mean, "std": std}  # fmt: skip
     content = {
         "architecture": architecture(plain, spec.backbone),
         "num_classes": len(spec.classes),
@@ -278,6 +279,19 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     (folder / TIMM_CONFIG).write_text(json.dumps(content, indent=2), "utf-8")  # ASCII: names may be no valid Unicode
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(_weights(plain)))  # save_file hides it from other users
     write_description(folder, spec)
+
+
+def _crop_share(side: int, whole: int) -> float:
+    """Return timm's ``crop_pct`` for a crop of a side from a whole image: floor(side / crop_pct) is the whole.
+
+    Example:
+        >>> _crop_share(224, 256), 36 // _crop_share(36, 56), 36 // (36 / 56)
+        (0.875, 56.0, 55.0)
+    """
+    share = side / whole
+    while share and side / share < whole:
+        share = math.nextafter(share, 0)
+    return share
 
 
 def _write_onnx(file: Path, net: nn.Module, example: Tensor, spec: Spec, options: str) -> None:

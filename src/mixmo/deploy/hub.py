@@ -55,7 +55,7 @@ def save_pretrained(
     out = Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(str(out))} exists already; choose another folder.")
-    spec, net = describe_run(trained), trained.network
+    spec, net = describe_run(trained), trained.net
     make_folder(out.parent)
     with assemble(out) as made:
         fused = can_fuse(net) and trained.module is None

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixmo.config.data_settings import MOST_WORKERS
 from mixmo.data.decoding import explain_error, image_pixels, to_size
-from mixmo.data.folders import read_file, walk
+from mixmo.data.folders import SUFFIXES, read_file, walk
 from mixmo.data.image_sets import as_is
 from mixmo.data.workers import begin_worker
 from mixmo.errors import InputError, MissingError
@@ -76,7 +76,8 @@ def list_images(paths: Iterable[str]) -> list[str]:
     files: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            if not (below := sorted(os.path.join(path, file) for file, kind in walk(path) if kind == "image")):
+            entries = [(os.path.join(path, file), kind) for file, kind in walk(path)]
+            if not (below := sorted(file for file, kind in entries if kind == "image" or _is_broken_link(file))):
                 raise MissingError(f"folder {printable(path)} holds no images.")
             files += below
         elif os.path.exists(path):
@@ -84,6 +85,11 @@ def list_images(paths: Iterable[str]) -> list[str]:
         else:
             raise MissingError(f"there is no image or folder {printable(path)}.")
     return files
+
+
+def _is_broken_link(file: str) -> bool:
+    """Return whether a path is a link to an image that does not exist, which is an image that cannot be read."""
+    return file.lower().endswith(SUFFIXES) and os.path.islink(file) and not os.path.exists(file)
 
 
 class Decoded(NamedTuple):

@@ -59,7 +59,7 @@ class TorchModel:
 
 def open_run(run: TrainedRun, precision: str = "32-true") -> TorchModel:
     """Open a run's network, whose members have separate logits; needs no dataset."""
-    return TorchModel(run.network, describe_run(run), run, precision)
+    return TorchModel(run.net, describe_run(run), run, precision)
 
 
 class OnnxModel:

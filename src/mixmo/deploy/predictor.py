@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mixmo.config.hardware import PRECISIONS
 from mixmo.data.batches import Augmentations
+from mixmo.data.decoding import COLOURS
 from mixmo.data.given import is_float
 from mixmo.data.image_sets import to_input
 from mixmo.data.messages import list_some, warn_once
@@ -29,6 +29,7 @@ from mixmo.errors import InputError, one_of, refuse_labels
 from mixmo.escaping import printable
 from mixmo.evaluation.calibration import ClassCalibration, LabelCalibration, Weights, check_weights
 from mixmo.evaluation.inference import TrainedRun, check_views
+from mixmo.header import Preparation
 from mixmo.metrics.conformal import SETS, Sets
 from mixmo.metrics.temperature import weight_members
 from mixmo.runs import CHECKPOINTS
@@ -188,7 +189,7 @@ class Predictor:
         Raises:
             InputError: if there are none, or one cannot be read; the message names it.
         """
-        images = _as_list(images)
+        images = _as_list(images, self.models[0].spec.data)
         if not images:
             raise InputError("there are no images to predict.")
         batches = []
@@ -279,8 +280,6 @@ def _stack_prepared(
                     f"image {number} has shape {tuple(tensor.shape)}, but image {start} has {shape}; prepare all to "
                     "one size."
                 )
-            if not bool(tensor.isfinite().all()):
-                raise InputError(f"image {number} has values that are not finite.")
         if shape != (expected := (spec.data.channels, *spec.size)):
             warn_once(f"Images have shape {shape}, but those of training had {expected}: prepare them the same way.")
         yield Decoded(numbers, dict.fromkeys(formats, torch.stack(tensors)), {})
@@ -293,7 +292,7 @@ def _to_tensor(image: AnyImage, number: int, spec: Spec) -> Tensor:
     """
     data = spec.data
     if is_float(image) or (not data.takes_floats and isinstance(image, Image.Image | np.ndarray | Tensor)):
-        return to_input(image, data, partial(_name, image, number))
+        return to_input(image, data, lambda: f"image {_name(image, number)}")
     what = "floating-point tensors (C, H, W)" if data.takes_floats else "images or tensors"
     raise InputError(
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on a Dataset with its "
@@ -301,9 +300,17 @@ def _to_tensor(image: AnyImage, number: int, spec: Spec) -> Tensor:
     )
 
 
-def _as_list(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+def _as_list(images: AnyImage | Sequence[AnyImage], data: Preparation) -> Sequence[AnyImage]:
+    """Return a list of images; a network of grey images takes several as (N, H, W), as in training."""
     if isinstance(images, np.ndarray | Tensor):
-        return list(images) if images.ndim == 4 else [images]
+        are_grey = data.channels == 1 and not data.own_transforms and images.ndim == 3
+        are_grey = are_grey and images.shape[0] != 1 and images.shape[2] not in COLOURS
+        if are_grey and images.shape[0] in COLOURS:
+            raise InputError(
+                f"an array of shape {tuple(images.shape)} may be one image in colour or {images.shape[0]} grey ones; "
+                "give a list of images, or (N, H, W, 1)."
+            )
+        return list(images) if are_grey or images.ndim == 4 else [images]
     return images if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
 
 

@@ -51,7 +51,7 @@ def network_size(run: TrainedRun) -> dict[str, float]:
 
 def _network(run: TrainedRun) -> tuple[MixMo, torch.Tensor]:
     """Return a copy of the network on the CPU, and a batch of its input size."""
-    net = copy_module(run.network).cpu()
+    net = copy_module(run.net).cpu()
     return net, torch.randn(BATCH, net.in_chans, *run.header.input_size)
 
 

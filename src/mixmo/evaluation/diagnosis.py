@@ -57,7 +57,7 @@ def diagnose(run: TrainedRun, epoch: int, refresh: bool = False) -> Diagnosis:
             count = len(run.images("test")[0])
             chosen = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
             images = run.data.batch(chosen.tolist())
-            cached = {"about": about, "separation": separation(run.network, run.prepare(images))}
+            cached = {"about": about, "separation": separation(run.net, run.prepare(images))}
             cache_json(file, cached)
         measured = cached["separation"]
     harder = run.settings.pixels.kind != "none" or Policy.needed(run.settings.data)

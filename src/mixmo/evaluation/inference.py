@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixmo import __version__
+from mixmo.config.data_settings import SPLIT_SETTINGS
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.data.batches import Augmentations, CenterCrop
@@ -25,8 +26,9 @@ from mixmo.data.sources import Source
 from mixmo.errors import InputError
 from mixmo.header import Header
 from mixmo.loading import load_checkpoint
+from mixmo.models.copying import copy_module
 from mixmo.network import MixMo
-from mixmo.runs import RunFolder
+from mixmo.runs import RunFolder, get_section
 
 log = logging.getLogger("mixmo")
 
@@ -143,13 +145,22 @@ class TrainedRun:
 
     @cached_property
     def network(self) -> MixMo:
-        """The checkpoint's network on the device, in evaluation mode, with averaged weights (EMA) if it has them.
+        """A network of the checkpoint that may be trained and changed: results of the run are still the checkpoint's.
+
+        On the device, in evaluation mode, with averaged weights (EMA) if it has them.
+        """
+        with torch.inference_mode(False):
+            return copy_module(self.net)
+
+    @cached_property
+    def net(self) -> MixMo:
+        """The network that is evaluated, like :attr:`network`; not to be changed, since its results are cached.
 
         Raises:
             MissingError: if the checkpoint is missing.
             InputError: if it is damaged or of another network.
         """
-        with torch.inference_mode(False):  # a later caller may train it
+        with torch.inference_mode(False):  # it is copied for callers, who may train it
             net = load_checkpoint(self.folder, self.checkpoint, self.download, self.module)
             return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -206,16 +217,23 @@ class TrainedRun:
         return images, classes
 
     def _check_drawn(self, split: str) -> None:
-        """Refuse images drawn from a dataset changed since training: the network may have been trained on them."""
-        known = self.folder.about().get("data")
-        if not self.data.is_drawn(split) or not isinstance(known, dict):
+        """Refuse images drawn otherwise than in training: the network may have been trained on them."""
+        about = self.folder.about()
+        if not self.data.is_drawn(split) or not isinstance(known := about.get("data"), dict):
             return
+        purpose = "testing" if split == "test" else "validation"
+        consequence = f"other images would be drawn for {purpose}, which may have been training images"
+        before, now = _split_settings(get_section(about, "settings")), _split_settings(asdict(self.settings))
+        for key in before.keys() & now.keys():
+            if before[key] != now[key]:
+                raise InputError(
+                    f"{self.folder.config_file} sets data.{key} to {now[key]}, but it was {before[key]} in training: "
+                    f"{consequence}; change it back."
+                )
         if known.get("fingerprint") != self.data.fingerprint("train", times=False):
-            purpose = "testing" if split == "test" else "validation"
             raise InputError(
-                f"{self.settings.data.name!r} has changed since {self.path} was trained: other images would be drawn "
-                f"for {purpose}, which may have been training images; restore it (split.csv lists its images), or give "
-                f"it a {split} folder."
+                f"{self.settings.data.name!r} has changed since {self.path} was trained: {consequence}; restore it "
+                f"(split.csv lists its images), or give it a {split} folder."
             )
 
     def depends_on(self, dataset: str) -> dict[str, Any]:
@@ -230,6 +248,14 @@ class TrainedRun:
         if dataset not in ("test", "validation"):
             fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
         return about | {"fingerprint": fingerprint}
+
+
+def _split_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``data`` that determine which images are drawn, with the seed of the draws."""
+    data = get_section(settings, "data")
+    seed = settings.get("seed") if data.get("split_seed") is None else data["split_seed"]
+    known = {key: data[key] for key in SPLIT_SETTINGS if key in data}
+    return known if seed is None else known | {"split_seed": seed}
 
 
 def check_views(header: Header, tta: Augmentations, name: str) -> None:

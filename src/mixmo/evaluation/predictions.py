@@ -17,6 +17,7 @@ from torch import Tensor
 from mixmo.cache import cache_tensors, read_tensors
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader, check_shared_memory
+from mixmo.data.labels import check_names
 from mixmo.data.messages import warn_once
 from mixmo.errors import InputError, MissingError, explain_errors
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
@@ -113,9 +114,9 @@ def _file(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> 
     return run.path / "predictions" / f"{_slug(dataset)}{suffix}-{run.checkpoint}-{precision}{views}.safetensors"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference tensors could not be used to fit weights
 def _compute(run: TrainedRun, dataset: str, precision: str, tta: Augmentations) -> Predictions:
-    net, (images, classes) = run.network, run.images(dataset)
+    net, (images, classes) = run.net, run.images(dataset)
     check_shared_memory(images, run.settings.data, run.settings.data.evaluation_size)
     logits, targets = [], []
     with autocast(run.device, precision):
@@ -202,7 +203,9 @@ def _class_names(file: str | Path, names: np.ndarray | None, count: int) -> list
             "of the predictions."
         )
     with explain_errors(f"{file} has class names that cannot be read", ValueError):  # bytes that are not UTF-8
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+        found = [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    check_names(found, str(file))
+    return found
 
 
 def join_predictions(parts: Sequence[Predictions], names: Sequence[str], weights: Sequence[float] = ()) -> Predictions:

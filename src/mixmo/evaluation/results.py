@@ -65,6 +65,10 @@ class EvaluationOptions:
     download: Boolean = False
     """Allow downloads of datasets and backbones."""
 
+    def __post_init__(self) -> None:
+        if own := {"train", "validation", "test"} & {*self.ood}:
+            raise InputError(f"ood is {min(own)}, the run's own images; name another dataset, such as folder:PATH.")
+
 
 COVERAGES = (90, 95)
 """Coverages of conformal sets, in per cent."""

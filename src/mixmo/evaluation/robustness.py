@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mixmo import __version__
 from mixmo.cache import cache_json, read_json
-from mixmo.config.data_settings import DataSettings
 from mixmo.corruptions import KINDS, LARGE, SEVERITIES, corrupt, table_for
 from mixmo.data.batches import Augmentations
 from mixmo.data.image_sets import build_evaluation_loader
@@ -28,7 +27,7 @@ from mixmo.escaping import printable
 from mixmo.evaluation.evaluate import basic_metrics
 from mixmo.evaluation.inference import TrainedRun, autocast, average_views
 from mixmo.files import check_regular
-from mixmo.header import height_and_width
+from mixmo.header import Header
 from mixmo.metrics.chunks import mean_logits
 from mixmo.metrics.temperature import weight_members
 from mixmo.seeding import generator_for
@@ -102,13 +101,13 @@ class PublishedCorruptions:
     Each severity must have as many images of each class as the test set, whose class numbers are ``targets`` (N,).
     """
 
-    def __init__(self, folder: Path, targets: Tensor, settings: DataSettings) -> None:
+    def __init__(self, folder: Path, targets: Tensor, header: Header) -> None:
         files = {file.stem: file for file in sorted(folder.glob("*.npy"))}
         labels = files.pop("labels", None)
         if labels is None or not files:
             raise MissingError(f"{folder} holds no corruptions: it needs labels.npy and KIND.npy files.")
         self.labels, self.arrays = open_npy(labels), {kind: open_npy(file) for kind, file in files.items()}
-        self._check(labels, files, targets, settings)
+        self._check(labels, files, targets, header)
         self.kinds = tuple(self.arrays)
         self.source = f"read from {folder}"
 
@@ -121,7 +120,7 @@ class PublishedCorruptions:
             labels = torch.from_numpy(self.labels[part].astype(np.int64))
             yield torch.from_numpy(self.arrays[kind][part].copy()), labels
 
-    def _check(self, file: Path, files: Mapping[str, Path], targets: Tensor, settings: DataSettings) -> None:
+    def _check(self, file: Path, files: Mapping[str, Path], targets: Tensor, header: Header) -> None:
         """Refuse labels with other class counts than the test set, and images that the network does not take."""
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) % len(SEVERITIES):
             raise InputError(
@@ -132,9 +131,7 @@ class PublishedCorruptions:
             if not np.array_equal(np.sort(part), np.sort(targets.numpy())):
                 raise InputError(f"{file} does not have the test set's class counts at every severity.")
         for kind, array in self.arrays.items():
-            size = settings.image_size
-            height, width = height_and_width(size) if size else (*array.shape[1:3], 0, 0)[:2]
-            wanted = (len(self.labels), height, width, settings.channels)
+            wanted = (len(self.labels), *header.size, header.data.channels)
             if array.shape != wanted or array.dtype != np.uint8:
                 raise InputError(
                     f"{files[kind]} holds {array.dtype} of shape {array.shape}; for labels.npy and the network it must "
@@ -231,7 +228,9 @@ def _open_corruptions(runs: Sequence[TrainedRun], targets: Tensor, folder: str |
                 raise InputError(
                     f"{run.path} has data.{key} {value}, but {runs[0].path} {wanted}: they cannot be ensembled."
                 )
-    return GeneratedCorruptions(runs[0]) if folder is None else PublishedCorruptions(Path(folder), targets, first)
+    if folder is None:
+        return GeneratedCorruptions(runs[0])
+    return PublishedCorruptions(Path(folder), targets, runs[0].header)
 
 
 def _logits(
@@ -242,7 +241,7 @@ def _logits(
     for run in runs:
         with autocast(run.device, precision):
             parts = images.to(run.device).split(run.settings.data.evaluation_size)
-            outputs = [average_views(run.network.members, run.crop.views(part, tta)).cpu() for part in parts]
+            outputs = [average_views(run.net.members, run.crop.views(part, tta)).cpu() for part in parts]
         logits.append(torch.cat(outputs))
     return weight_members(logits, weights)
 

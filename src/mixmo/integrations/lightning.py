@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mixmo.batch_mixing import BatchMixer, MixedBatch
+from mixmo.errors import InputError
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
 
@@ -135,4 +136,11 @@ def read_loaders(module: L.LightningDataModule) -> list[Any]:
         if overridden and stage == "test":
             module.setup("test")
         loaders.append(getattr(module, name)() if overridden else None)
+    loaders = [each[0] if isinstance(each, list | tuple) and len(each) == 1 else each for each in loaders]
+    for split, loader in zip(("train", "val", "test"), loaders, strict=True):
+        if isinstance(loader, list | tuple | dict):
+            raise InputError(
+                f"{split}_dataloader of {type(module).__name__} returns {len(loader)} loaders in a "
+                f"{type(loader).__name__}; return one."
+            )
     return loaders

@@ -201,9 +201,10 @@ def _warn_of_settings(plan: Plan, training: Training) -> None:
         log.warning("data.scale and data.color_jitter have no effect without data.augmentation photo.")
     steps = epochs * _steps_per_epoch(plan, training.num_images)
     if (decay := settings.optimizer.ema_decay) and 10 / (1 - decay) > steps:
+        largest = math.floor(100 * (1 - 10 / steps)) / 100
         log.warning(
-            "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; lower it to %g or "
-            "less.", decay, round(1 / (1 - decay)), steps, max(0.0, math.floor(100 * (1 - 10 / steps)) / 100),
+            "optimizer.ema_decay %g averages over about %d steps, more than a tenth of the run's %d; %s.", decay,
+            round(1 / (1 - decay)), steps, f"lower it to {largest:g} or less" if largest > 0 else "leave it out",
         )  # fmt: skip
     if training.warmup >= steps:
         log.warning(

@@ -16,6 +16,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from mixmo.config.data_settings import SPLIT_SETTINGS
 from mixmo.config.preprocessing import is_run
 from mixmo.config.settings import Settings
 from mixmo.digests import SPEC, has_digest
@@ -31,9 +32,6 @@ _SCALAR = np.float64().__reduce__()[0]
 ALLOWED_TYPES = (Namespace, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype,
                  *{type(np.dtype(code)) for code in "?bhilqBHILQefd"})  # fmt: skip
 """Further types allowed in checkpoints: programs' options, and scores as NumPy numbers."""
-
-SPLIT_SETTINGS = ("validation", "test", "folds", "fold", "images_per_class")
-"""Settings of ``data`` that determine the splits, in addition to their seed."""
 
 log = logging.getLogger("mixmo")
 

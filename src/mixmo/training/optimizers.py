@@ -27,11 +27,12 @@ def build_optimizer(net: nn.Module, own: OptimizerSettings, lr: float) -> torch.
     d^k times the peak learning rate (Clark et al. 2020); timm groups the layers.
     """
     one_of(own.name, map(str, timm.optim.list_optimizers()), "optimizer")
-    accepted = inspect.signature(timm.optim.get_optimizer_class(own.name, bind_defaults=False)).parameters
+    name = "momentum" if own.name == "sgd" and not own.momentum else own.name  # there is no Nesterov momentum of 0
+    accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
     fused: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
     with explain_errors(f"optimizer {own.name!r} does not take {own.options}"):
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            net, own.name, lr=lr, weight_decay=own.weight_decay, momentum=own.momentum,
+            net, name, lr=lr, weight_decay=own.weight_decay, momentum=own.momentum,
             filter_bias_and_bn=not own.decay_all, layer_decay=own.layer_decay, **(fused | own.options),
         )  # fmt: skip
     # Fused SGD fails if its first step has gradients for only some of a group's parameters (others are frozen), and

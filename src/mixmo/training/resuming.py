@@ -48,9 +48,11 @@ def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[st
 
 
 def describe_data(data: DataModule) -> dict[str, Any]:
-    """Describe a run's training images, so that a change shows."""
-    fingerprint = data.fingerprint("train", times=False)
-    return {"fingerprint": fingerprint, "images": len(data.train), "classes": len(data.classes)}
+    """Describe a run's training and validation images, so that a change shows."""
+    about = {"fingerprint": data.fingerprint("train", times=False)}
+    if "validation" in data.sources:
+        about["validation"] = data.fingerprint("validation", times=False)
+    return about | {"images": len(data.train), "classes": len(data.classes)}
 
 
 def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
@@ -85,10 +87,10 @@ def check_unchanged(
         if name not in may_change
     ]
     if changes:
-        advice = advice or (
-            f"start a new run with `mixmo fit {run.config_file} --run FOLDER`, or keep the changes with "
-            "--accept_changes."
-        )
+        if not advice and run.option == "--run":
+            new = f"start a new run with `mixmo fit {run.config_file} --run FOLDER`"
+            advice = f"{new}, or keep the changes with --accept_changes."
+        advice = advice or "or choose another folder."
         raise InputError(
             f"settings of {run.path} have changed since it began: {'; '.join(changes)}. Change them back, {advice}"
         )
@@ -115,9 +117,9 @@ def _record_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any], e
 
 
 def check_data(run: RunFolder, data: DataModule) -> None:
-    """Raise if the training images are not those that the run began with."""
-    before, now = run.about().get("data"), describe_data(data)
-    if isinstance(before, dict) and before != now:
+    """Raise if the training or validation images are not those that the run began with."""
+    before, now = get_section(run.about(), "data"), describe_data(data)
+    if any(now.get(key) != value for key, value in before.items()):
         raise InputError(
             f"the training data has changed since {run.path} began ({before.get('images')} images then, "
             f"{now['images']} now, or other names, sizes or classes); restore it, or start a new run."
