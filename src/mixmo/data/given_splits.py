@@ -24,15 +24,16 @@ PREPARING |= {"augmentation": "crop", "policy": "none", "color_jitter": 0, "eras
 """Settings of ``data`` that do not apply to images that a Dataset prepares, with the values that change nothing."""
 NORMALISING = {"window": None, "mean": 0, "std": 1}
 """The same for floating-point images."""
+PREPARED_BY = ("image_size", "crop_size", "mean", "std")
+"""Settings of a recipe for its own dataset that apply to other images, too."""
 
 
 def warn_of_preprocessing(recipe: str | Path | None, base: Recipe, overrides: Mapping[str, Any]) -> None:
     """Warn of a recipe's sizes and normalisation, which also apply to other images."""
-    kept = {name.removeprefix("data."): value for name, value in flatten(base) if name not in overrides}
-    if used := [
-        f"{key} {kept[key]}" for key in ("image_size", "crop_size", "mean", "std") if kept.get(key) is not None
-    ]:
-        log.warning("Images are prepared by the recipe %s: %s; set these for your images.", recipe, ", ".join(used))
+    settings = {name: value for name, value in flatten(base) if value is not None and name not in overrides}
+    used = [f"{key} {settings[name]}" for key in PREPARED_BY if (name := f"data.{key}") in settings]
+    if used:
+        log.warning("images are prepared as recipe %s says: %s; set these for your own.", recipe, ", ".join(used))
 
 
 def open_sources(train: Any, val: Any, test: Any, on_error: Any) -> tuple[str | None, dict[str, Source] | None]:
@@ -75,7 +76,7 @@ def set_data(overrides: dict[str, Any], sources: Mapping[str, Source]) -> None:
     prepared = overrides.pop("data.own_transforms", False) or any(images.prepared for images in datasets)
     if prepared and not isinstance(train.images, DatasetImages):
         raise InputError(
-            "own_transforms is true, or a Dataset transforms the validation or test images, but train is not a Dataset; "
+            "own_transforms is true, or a Dataset transforms validation or test images, but train is not a Dataset; "
             "give all images as Datasets."
         )
     for images in datasets:  # of validation images too, although their transforms are not random
