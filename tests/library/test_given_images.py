@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import mixmo
+from mixmo.data.given import add_groups, open_given
+from mixmo.data.sources import number_groups
 from mixmo.errors import InputError, StoppedError
 
 FAST = {"batch_size": 16, "lr": 0.1, "num_members": 2, "epochs": 2, "progress": False}
@@ -97,8 +99,11 @@ def test_other_test_images_without_a_label_are_left_out_like_those_of_training(d
     run = mixmo.fit(NET, digits["train"], on_error="skip", **FAST | {"epochs": 1, "limit_train_batches": 1})
     rows = [Image.fromarray(image) for image in digits["test"][0][:40]], [-1, *digits["test"][1][1:40]]
     table = datasets.Dataset.from_dict(dict(zip(("image", "label"), rows, strict=True)))
-    run.test(table.cast_column("image", datasets.Image()))
+    table = table.cast_column("image", datasets.Image())
+    run.test(table)
     assert json.loads((run.path / "test.json").read_text())["about"]["images"] == 39
+    source = add_groups(open_given(table, "train", on_error="skip"), range(40))
+    assert source.groups.tolist() == number_groups(range(1, 40)).tolist()
 
 
 def test_numbers_in_a_table_are_positions_in_the_training_sets_classes(digits):

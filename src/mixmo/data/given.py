@@ -244,6 +244,8 @@ def add_groups(source: Source, groups: Any) -> Source:
     if isinstance(groups, str) or not isinstance(groups, Iterable) or getattr(groups, "ndim", 1) == 0:
         raise InputError(f"groups is {groups!r}; groups are whole numbers or names, one for each training image.")
     values = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else [as_python(each) for each in groups]
+    if source.numbers is not None and len(values) == len(getattr(source.images, "dataset", ())):
+        values = [values[number] for number in source.numbers]  # without those of rows that have no label
     if len(values) != len(source):
         raise InputError(f"there are {len(values)} groups and {len(source)} training images; give one for each.")
     if odd := next((each for each in enumerate(values) if not isinstance(each[1], int | str)), None):
