@@ -188,7 +188,9 @@ def train_plan(
     if first:
         try:
             calibrate_run(folder, plan.settings, data, module)
-        except InputError as error:  # the trained run is whole
+        except InputError as error:
+            if not unfinished:
+                raise
             log.warning("%s is trained, but confidence cannot be calibrated: %s", folder.path, error)
     return unfinished
 

@@ -103,10 +103,7 @@ def test_what_a_run_is_too_short_for_is_said(whole, tmp_path, caplog):
     assert "the warm-up takes 6 steps and the run has 4, so the learning rate" in caplog.text
     assert "the last of 1 epochs has no shaped masks; use steps" in caplog.text
     assert "data.scale and data.color_jitter have no effect without data.augmentation photo" in caplog.text
-    assert (
-        "optimizer.ema_decay 0.99 averages over about 100 steps, more than a tenth of the run's 4; lower it to 0 or"
-        in caplog.text
-    )
+    assert "averages over about 100 steps, more than a tenth of the run's 4; leave it out" in caplog.text
     caplog.clear()
     long = ["--trainer.max_epochs=2", "--optimizer.ema_decay=0.5", "--data.batch_repetition=8", "--data.color_jitter=0"]
     fit(plan_of(folder, *long), RunFolder(tmp_path / "long"))
@@ -314,7 +311,7 @@ def test_what_is_missing_is_named(tmp_path, whole):
 def test_a_run_is_never_overwritten(whole):
     folder, run = whole
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
-    with pytest.raises(ValueError, match="exists already; resume it"):
+    with pytest.raises(ValueError, match=r"exists already; .* resumes it"):
         fit(plan_of(folder), run)
     assert before == {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
 
