@@ -10,7 +10,8 @@ from mixmo.metrics.catalogue import METRICS
 FITTED = 0.7
 """Training accuracy below which members do not beat a single network. With tuned settings they won at 0.81 to 0.97 on
 the digits and at 0.78 to 0.87 on CIFAR-10 (Linear-MixMo, MIMO), and lost at 0.33 to 0.46 there (Cut-MixMo without input
-repetition) and at 0.32 to 0.65 in fine-tuning on photos in 30 passes (docs/evidence.md)."""
+repetition); they also lost at 0.34 on all of CIFAR-100, and at 0.32 to 0.65 in fine-tuning on photos in 30 passes
+(docs/evidence.md)."""
 
 
 def advice(diagnosis: Diagnosis | None, members: int) -> str:
