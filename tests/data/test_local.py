@@ -216,47 +216,6 @@ def test_runs_tested_on_other_drawn_images_are_neither_one_ensemble_nor_compared
     assert "two and one were tested on different images or classes" in capsys.readouterr().err
 
 
-TABLES = {
-    "": "has the columns none; it needs path and label",
-    "name,label\na.png,x\n": "has the columns name, label; it needs path and label",
-    "path,label\na.png\n": "line 2, does not have the columns of the first line",
-    "path,label\na.png,x,y\n": "line 2, does not have the columns of the first line",
-    "path,label\na\0b.png,x\n": "cannot be read as comma-separated values in UTF-8: embedded null byte",
-    "path,label\na.png,\n": "line 2, has no label; leave such images out with --data.on_error skip, or set",
-    "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
-    "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, repeats ./a.png of line 2",
-    "path,label\nc/../a.png,x\na.png,y\n": "line 3, repeats a.png of line 2",
-    "path,label\na.png,x\nlink.png,y\n": "line 3, repeats link.png of line 2",
-    "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; use train, test and val",
-    "path,label\na.png,x\n": "has one class only (x)",
-    "path,label,label\na.png,x,0\nb.png,y,1\n": "has several columns named label; rename or remove all but one",
-    'path,label\n"a.png,x\n': "cannot be read as comma-separated values",
-    "path,label,split\na.png,x,test\nb.png,y,test\n": "has no images for train: nothing in it is named train",
-}
-
-
-@pytest.mark.parametrize("content", TABLES)
-def test_tables_that_are_none_are_one_sentence(tmp_path, content):
-    write_tree(tmp_path, "a.png", "b.png")
-    (tmp_path / "t.csv").write_text(content)
-    (tmp_path / "c").mkdir()
-    (tmp_path / "link.png").symlink_to("a.png")
-    with pytest.raises((InputError, FileNotFoundError)) as error:
-        open_data(settings(f"csv:{tmp_path}/t.csv"))
-    assert TABLES[content] in str(error.value) and "\n" not in str(error.value)
-
-
-def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
-    """With a byte-order mark, other column names, capitals and spaces; missing images are named."""
-    write_tree(tmp_path, "a.png", "b.png")
-    (tmp_path / "t.csv").write_text("Filename, Class\r\na.png,x\r\n b.png ,y\r\n", encoding="utf-8-sig")
-    source = open_source(f"csv:{tmp_path}/t.csv", "all")
-    assert source.classes == ["x", "y"] and isinstance(source.read(1), bytes)
-    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n")
-    with pytest.raises(InputError, match=r"names 2 missing files \(c\.png in line 4, d\.png in line 5\)"):
-        open_source(f"csv:{tmp_path}/t.csv", "all")
-
-
 def test_a_cell_lists_any_number_of_labels(tmp_path):
     """Images without labels belong to no class; held-out images are stratified by their rarest labels."""
     cells = ["cat | dog", "", "dog", "owl|cat|dog", "dog", "cat"] * 6 + ["ape|owl"] * 2

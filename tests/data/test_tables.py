@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import open_source, write_tree
+from conftest import open_data, open_source, write_tree
 from PIL import Image
 
+from mixmo.config.data_settings import DataSettings
 from mixmo.data import messages
 from mixmo.data.sources import decode
 from mixmo.errors import InputError
@@ -66,3 +67,44 @@ def test_files_that_a_table_names_but_are_missing_are_named_before_training(tmp_
     with pytest.raises(InputError, match=r"names 2 missing files \(c.png in line 4, d.png in line 5\); correct it, or"):
         open_source(f"csv:{tmp_path}/t.csv", "train")
     assert len(open_source(f"csv:{tmp_path}/t.csv", "test", on_error="skip")) == 2
+
+
+TABLES = {
+    "": "has the columns none; it needs path and label",
+    "name,label\na.png,x\n": "has the columns name, label; it needs path and label",
+    "path,label\na.png\n": "line 2, does not have the columns of the first line",
+    "path,label\na.png,x,y\n": "line 2, does not have the columns of the first line",
+    "path,label\na\0b.png,x\n": "cannot be read as comma-separated values in UTF-8: embedded null byte",
+    "path,label\na.png,\n": "line 2, has no label; leave such images out with --data.on_error skip, or set",
+    "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
+    "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, repeats ./a.png of line 2",
+    "path,label\nc/../a.png,x\na.png,y\n": "line 3, repeats a.png of line 2",
+    "path,label\na.png,x\nlink.png,y\n": "line 3, repeats link.png of line 2",
+    "path,label,split\na.png,x,train\nb.png,y,holdout\n": "has a split named holdout; use train, test and val",
+    "path,label\na.png,x\n": "has one class only (x)",
+    "path,label,label\na.png,x,0\nb.png,y,1\n": "has several columns named label; rename or remove all but one",
+    'path,label\n"a.png,x\n': "cannot be read as comma-separated values",
+    "path,label,split\na.png,x,test\nb.png,y,test\n": "has no images for train: nothing in it is named train",
+}
+
+
+@pytest.mark.parametrize("content", TABLES)
+def test_tables_that_are_none_are_one_sentence(tmp_path, content):
+    write_tree(tmp_path, "a.png", "b.png")
+    (tmp_path / "t.csv").write_text(content)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "link.png").symlink_to("a.png")
+    with pytest.raises((InputError, FileNotFoundError)) as error:
+        open_data(DataSettings(name=f"csv:{tmp_path}/t.csv", batch_size=4, validation=0.0, padding=0, channels=1))
+    assert TABLES[content] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path):
+    """With a byte-order mark, other column names, capitals and spaces; missing images are named."""
+    write_tree(tmp_path, "a.png", "b.png")
+    (tmp_path / "t.csv").write_text("Filename, Class\r\na.png,x\r\n b.png ,y\r\n", encoding="utf-8-sig")
+    source = open_source(f"csv:{tmp_path}/t.csv", "all")
+    assert source.classes == ["x", "y"] and isinstance(source.read(1), bytes)
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n")
+    with pytest.raises(InputError, match=r"names 2 missing files \(c\.png in line 4, d\.png in line 5\)"):
+        open_source(f"csv:{tmp_path}/t.csv", "all")

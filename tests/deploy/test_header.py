@@ -14,9 +14,11 @@ from mixmo.cli.main import main
 from mixmo.deploy.export import FORMATS, export
 from mixmo.deploy.hub import save_pretrained
 from mixmo.deploy.models import open_model
+from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError, MissingError
+from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.inference import TrainedRun
-from mixmo.header import FORMAT, Header
+from mixmo.header import FORMAT, Header, Preparation
 from mixmo.runs import RunFolder
 
 """What the version before headers wrote: a run of two members on digits, its weights fused, and shared."""
@@ -181,3 +183,23 @@ def test_weights_say_what_they_are(exported, tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match=r"c\.safetensors cannot be read as safetensors"):
         mixmo.load(tmp_path / "c.safetensors")
+
+
+def test_descriptions_are_read_again_and_checked():
+    calibration = fit_calibration(torch.randn(30, 2), torch.randint(2, (30,)))
+    data = Preparation(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear", channels=3)
+    spec = Spec(["a", "ü"], (8, 9), data, calibration=calibration)
+    again = Spec.from_json(spec.to_json())
+    assert (again.classes, again.size, again.data, again.input_size) == (spec.classes, (8, 9), data, (6, 6))
+    assert torch.equal(again.calibration.targets, calibration.targets)
+    for coverage in (0.5, 0.9):
+        assert torch.equal(again.calibration.set_thresholds(coverage, 2), calibration.set_thresholds(coverage, 2))
+    for text in (
+        "",
+        "{}",
+        "[]",
+        spec.to_json().replace("[8, 9]", "[8, -9]"),
+        spec.to_json().replace('"mean"', '"meen"'),
+    ):
+        with pytest.raises(InputError, match=r"x\.onnx is damaged, or not mixmo's"):
+            Spec.from_json(text, "x.onnx")

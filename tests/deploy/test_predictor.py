@@ -18,13 +18,11 @@ from mixmo.data.batches import Augmentation
 from mixmo.data.decoding import to_size
 from mixmo.deploy.export import ExportOptions, export
 from mixmo.deploy.image_predictions import interpret_logits
-from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.evaluation.calibration import fit_calibration
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.predictions import predict
 from mixmo.evaluation.results import EvaluationOptions, evaluate_runs
-from mixmo.header import Preparation
 from mixmo.metrics.conformal import SETS, prediction_sets
 from mixmo.runs import RunFolder
 from mixmo.training.fit import fit
@@ -365,26 +363,6 @@ def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, 
         export([TrainedRun(one), TrainedRun(another_seed)], "onnx", "no.onnx", options=ExportOptions(temperature=True))
     with pytest.raises(InputError, match=r"--weights fitted is for ensembles"):
         export(TrainedRun(one), "onnx", "no.onnx", weights="fitted")
-
-
-def test_descriptions_are_read_again_and_checked():
-    calibration = fit_calibration(torch.randn(30, 2), torch.randint(2, (30,)))
-    data = Preparation(crop_size=6, mean=[0.1, 0.2, 0.3], std=[0.5], interpolation="bilinear", channels=3)
-    spec = Spec(["a", "ü"], (8, 9), data, calibration=calibration)
-    again = Spec.from_json(spec.to_json())
-    assert (again.classes, again.size, again.data, again.input_size) == (spec.classes, (8, 9), data, (6, 6))
-    assert torch.equal(again.calibration.targets, calibration.targets)
-    for coverage in (0.5, 0.9):
-        assert torch.equal(again.calibration.set_thresholds(coverage, 2), calibration.set_thresholds(coverage, 2))
-    for text in (
-        "",
-        "{}",
-        "[]",
-        spec.to_json().replace("[8, 9]", "[8, -9]"),
-        spec.to_json().replace('"mean"', '"meen"'),
-    ):
-        with pytest.raises(InputError, match=r"x\.onnx is damaged, or not mixmo's"):
-            Spec.from_json(text, "x.onnx")
 
 
 def test_eight_threads_share_a_predictor(gone, new_images):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -169,3 +170,17 @@ class DataSettings:
                 )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"data.scale is {self.scale}; it must be two shares in (0, 1], the smaller first.")
+
+
+def split_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of ``SPLIT_SETTINGS`` in a run's settings, as far as they are there, and the seed of its draws.
+
+    Example:
+        >>> split_settings({"seed": 3, "data": {"folds": 5, "flip": True}})
+        {'folds': 5, 'split_seed': 3}
+    """
+    data = settings.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    seed = settings.get("seed") if data.get("split_seed") is None else data["split_seed"]
+    known = {key: data[key] for key in SPLIT_SETTINGS if key in data}
+    return known if seed is None else known | {"split_seed": seed}

@@ -86,10 +86,15 @@ def _sides(size: Any) -> list[int]:
 def _pretrained_cfg(backbone: str) -> dict[str, Any] | None:
     """Return timm's metadata of a backbone's weights, without a download; ``None`` if there is none."""
     if timm_scheme(backbone) == "local-dir":
-        file = Path(backbone.partition(":")[2]) / "config.json"
         try:
-            return dict(json.loads(file.read_text("utf-8"))["pretrained_cfg"])
+            return dict(read_local_config(backbone)["pretrained_cfg"])
         except (OSError, ValueError, KeyError, TypeError):  # reported when the network is built
             return None
     cfg = timm.get_pretrained_cfg(backbone)
     return None if cfg is None else cfg.to_dict()  # type: ignore[no-untyped-call]
+
+
+def read_local_config(backbone: str) -> dict[str, Any]:
+    """Return timm's description of a backbone ``local-dir:FOLDER``; raises what reading and parsing the file raise."""
+    content: dict[str, Any] = json.loads(Path(backbone.partition(":")[2], "config.json").read_text("utf-8"))
+    return content

@@ -64,16 +64,20 @@ class DatasetImages:
 
     def read(self, index: int) -> Image.Image | np.ndarray | bytes:
         """Return an image, an array of its pixels, or the content of its file; refuse one that is random."""
-        with seed_globals(0):
-            before = _global_states()
-            image = self._split_item(self.dataset[index], index).image
-            is_random = before != _global_states()
+        image, is_random = self.read_watched(index)
         if is_random and not self.prepared:
             raise InputError(
                 f"{self.name(index)} draws random numbers, unlike the first images, which are read once; set "
                 "own_transforms=True, to read all of them anew for each copy."
             )
         return image if isinstance(image, bytes | Image.Image) else as_pixels(image, self.name(index))
+
+    def read_watched(self, index: int) -> tuple[Any, bool]:
+        """Return what the Dataset has as an image, and whether reading it draws from a global generator."""
+        with seed_globals(0):
+            before = _global_states()
+            image = self._split_item(self.dataset[index], index).image
+            return image, before != _global_states()
 
     def sample(self, index: int, seed: int = 0) -> Sample:
         """Return a sample; ``seed`` seeds the global generators that its transforms draw from.
@@ -168,8 +172,8 @@ def open_given(
     samples = {index: images.sample(index) for index in spread_indices(len(given))}
     for index, sample in samples.items():
         _check_image(sample.image, images.name(index))
-    again = {index: _read_again(images, index) for index in samples}
-    images.repeatable = all(content == _raw_bytes(samples[index].image) for index, (content, _) in again.items())
+    again = {i: (_raw_bytes(image), draws) for i in samples for image, draws in [images.read_watched(i)]}
+    images.repeatable = all(content == _raw_bytes(samples[i].image) for i, (content, _) in again.items())
     if not images.repeatable:
         warn_once(
             f"{split} images differ whenever they are read, since their Dataset draws from a generator of its own; a "
@@ -342,14 +346,6 @@ def _is_image_table(dataset: Any) -> bool:
     if not isinstance(features, Mapping) or not hasattr(dataset, "cast_column") or dataset.format["type"] is not None:
         return False
     return any(type(feature).__name__ == "Image" for feature in features.values())
-
-
-def _read_again(images: DatasetImages, index: int) -> tuple[bytes, bool]:
-    """Return an image's bytes, and whether reading it draws from a global generator."""
-    with seed_globals(0):
-        before = _global_states()
-        image = images._split_item(images.dataset[index], index).image
-        return _raw_bytes(image), before != _global_states()
 
 
 def _depends_on_seed(images: DatasetImages, samples: Mapping[int, Sample]) -> bool:

@@ -15,6 +15,7 @@ from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from mixmo.config.preprocessing import read_local_config
 from mixmo.data.batches import Augmentations, CenterCrop
 from mixmo.digests import DIGEST, SPEC, file_digests, placeholder, write_digest
 from mixmo.errors import InputError, explain_errors
@@ -140,9 +141,8 @@ def describe_run(run: TrainedRun) -> Spec:
 
 def _describe_folder(header: Header) -> dict[str, Any]:
     """Return timm's name and options of a backbone from a local folder, which others do not have."""
-    file = Path(header.backbone.partition(":")[2], "config.json")
-    with explain_errors(f"{file} does not describe a network"):
-        content = json.loads(file.read_text("utf-8"))
+    with explain_errors(f"the folder of {header.backbone} does not describe a network"):
+        content = read_local_config(header.backbone)
         options = dict(content.get("model_args") or {}) | header.options
         for key in ("num_classes", "in_chans"):  # of the weights that training started from
             options.pop(key, None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixmo import __version__
-from mixmo.config.data_settings import SPLIT_SETTINGS
+from mixmo.config.data_settings import split_settings
 from mixmo.config.hardware import training_device
 from mixmo.config.settings import Settings, neutral_settings
 from mixmo.data.batches import Augmentations, CenterCrop
@@ -223,7 +223,7 @@ class TrainedRun:
             return
         purpose = "testing" if split == "test" else "validation"
         consequence = f"other images would be drawn for {purpose}, which may have been training images"
-        before, now = _split_settings(get_section(about, "settings")), _split_settings(asdict(self.settings))
+        before, now = split_settings(get_section(about, "settings")), split_settings(asdict(self.settings))
         for key in before.keys() & now.keys():
             if before[key] != now[key]:
                 raise InputError(
@@ -248,14 +248,6 @@ class TrainedRun:
         if dataset not in ("test", "validation"):
             fingerprint = f"{self.data.size} {fingerprint}"  # resized to the run's input size
         return about | {"fingerprint": fingerprint}
-
-
-def _split_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of ``data`` that determine which images are drawn, with the seed of the draws."""
-    data = get_section(settings, "data")
-    seed = settings.get("seed") if data.get("split_seed") is None else data["split_seed"]
-    known = {key: data[key] for key in SPLIT_SETTINGS if key in data}
-    return known if seed is None else known | {"split_seed": seed}
 
 
 def check_views(header: Header, tta: Augmentations, name: str) -> None:

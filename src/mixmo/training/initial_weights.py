@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from mixmo.config.data_settings import SPLIT_SETTINGS
+from mixmo.config.data_settings import SPLIT_SETTINGS, split_settings
 from mixmo.config.preprocessing import is_run
 from mixmo.config.settings import Settings
 from mixmo.digests import SPEC, has_digest
@@ -109,10 +110,7 @@ def _warn_of_other_splits(settings: Settings, run: RunFolder) -> None:
     if not run.config_file.is_file():
         return
     before, now = run.settings(), settings
-    if before.data.name == now.data.name and (
-        before.data.seed_of_split(before.seed) != now.data.seed_of_split(now.seed)
-        or any(getattr(before.data, key) != getattr(now.data, key) for key in SPLIT_SETTINGS)
-    ):
+    if before.data.name == now.data.name and split_settings(asdict(before)) != split_settings(asdict(now)):
         log.warning(
             "model.pretrained %s was trained on another split of %s and may have learned from images that are held out "
             "here; use the same %s and data.split_seed.",
