@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixmo.batch_mixing import BatchMixer
@@ -49,7 +55,7 @@ def build_network(
         )
     height, width = _crop_size(settings, data)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), pad_small_maps(net):
             outputs = net.eval()(torch.zeros(1, net.num_members, net.in_chans, height, width))
     except InputError:
         raise
@@ -61,6 +67,40 @@ def build_network(
         ) from error
     _check_logits(outputs)
     return net.train()
+
+
+@contextmanager
+def pad_small_maps(net: MixMo) -> Iterator[None]:
+    """Pad first, as a step of its own, wherever a convolution's input is smaller than its kernel in this block.
+
+    The outputs are the same. Without it, bfloat16 autocast on a CPU (seen in PyTorch 2.14 with AVX-512) leaves parts of
+    such a convolution's weight gradient uninitialised, for example on a feature map of 1 × 1 with stride 2.
+    """
+    encoders = set(net.encoders.modules())  # their stem convolves by itself, on whole images
+    convs = [each for each in net.modules() if isinstance(each, nn.Conv2d) and each not in encoders]
+    small: set[nn.Conv2d] = set()
+
+    def watch(conv: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
+        reaches = (d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+        if any(side <= reach for side, reach in zip(inputs[0].shape[-2:], reaches, strict=True)):
+            small.add(conv)
+
+    watching = [conv.register_forward_pre_hook(watch) for conv in convs]  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for hook in watching:
+            hook.remove()
+    for conv in small:
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and any(conv.padding):
+            rows, columns = conv.padding
+            conv.register_forward_pre_hook(functools.partial(_pad, (columns, columns, rows, rows)))
+            conv.padding = (0, 0)
+
+
+def _pad(padding: tuple[int, ...], conv: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+    """Pad a convolution's input with zeros."""
+    return (F.pad(inputs[0], padding),)
 
 
 def _check_logits(outputs: Tensor) -> None:
