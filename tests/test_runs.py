@@ -287,7 +287,7 @@ def test_a_start_that_was_cut_short_can_be_started_again(pictures, tmp_path):
     (run.path / "environment.json").write_text("{")
     for name in ("config.yaml", "split.csv", "environment.json"):
         (run.path / f".{name}.1234.partial").write_text("seed")
-    with pytest.raises(FileNotFoundError, match="Its start was interrupted; start it again with --run"):
+    with pytest.raises(FileNotFoundError, match=r"Its start was interrupted; start it again \(--run"):
         run.require()
     fit(plan, run)
     assert run.finished_epochs() == 1
@@ -372,7 +372,7 @@ def test_a_described_backbone_is_not_fetched_unasked(run, monkeypatch):
     monkeypatch.setattr("mixmo.network.timm.create_model", reached)
     with pytest.raises(InputError, match=r"'hf-hub:somebody/network' of the run .* has to be downloaded; allow it"):
         mixmo.load(run.path)
-    with pytest.raises(InputError, match=r"allow it with --model\.download true"):
+    with pytest.raises(InputError, match=r"allow it with model\.download: true"):
         fit(make_plan(run.config()), RunFolder(run.path.parent / "new"))
     with pytest.raises(InputError, match="the network was reached"):
         mixmo.load(run.path, download=True)

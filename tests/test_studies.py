@@ -74,6 +74,14 @@ def test_a_study_makes_each_row_once(tmp_path, run_here):
     (tmp_path / "rows/study.csv").write_text("\n".join(lines[:-1]) + "\n")  # stopped before the last row
     assert "1 rows to make, of 1 networks" in run(*words, cwd=tmp_path)
     assert sorted((tmp_path / "rows/study.csv").read_text().splitlines()) == sorted(lines)
+    (tmp_path / "curves.csv").write_text("method,passes,train_loss,train_accuracy,lr\nkept,1,2.0,0.5,0.1\n")
+    curves = ["study.yaml", "few", "--curves=curves.csv", "--picture=curves.svg"]
+    run_here(FILE.with_name("study_curves.py"), *curves)
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        passes = [(row["method"], row["passes"]) for row in csv.DictReader(file)]
+    both = [(name, n) for name in ("single", "two") for n in "12"]
+    assert passes == [("kept", "1"), *both[:2], ("cut", "2"), *both[2:], ("two halves", "1")]
+    assert (tmp_path / "curves.svg").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -25,10 +25,12 @@ BASE = load_recipe("digits-cut")
 
 def test_values_of_numpy_and_paths_are_taken_as_pythons():
     given = {"data": {"batch_size": np.int64(8), "flip": np.bool_(True), "mean": (np.float32(0.5),), "root": Path("a")}}
+    given["data"]["image_size"] = np.array([8, 8])
     given |= {"seed": np.int64(3), "optimizer": {"lr": np.float64(0.1), "options": {"eps": np.float64(1e-8)}}}
     plan = make_plan({**BASE, **given, "data": {**BASE["data"], **given["data"]}})
     read = yaml.safe_load(plan.yaml)
     assert (read["data"]["batch_size"], read["data"]["flip"], read["data"]["mean"]) == (8, True, [0.5])
+    assert read["data"]["image_size"] == [8, 8]
     assert (read["seed"], read["optimizer"]["lr"], read["data"]["root"]) == (3, 0.1, "a")
     assert make_plan(read).yaml == plan.yaml
 
@@ -37,6 +39,7 @@ def test_values_of_numpy_and_paths_are_taken_as_pythons():
     ("values", "said"),
     [
         ({"data": {"batch_size": 8.0}}, "data.batch_size is 8.0; it must be an integer"),
+        ({"data": {"batch_size": np.array([8, 9])}}, "data.batch_size is array([8, 9]); it must be an integer"),
         ({"data": {"channels": True}}, "data.channels is True; it must be"),
         ({"data": {"channels": "3"}}, "data.channels is '3'; it must be an integer"),
         ({"data": {"crop_size": [8]}}, "data.crop_size is [8]; it must be an integer or be a height and a width"),

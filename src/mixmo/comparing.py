@@ -225,7 +225,7 @@ def compare(
 def check_out(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that a comparison cannot be written into."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose a folder to write into with --out.")
+        raise InputError(f"{folder} is a file; choose a folder to write into (out).")
     for file in FILES:
         check_output_path(folder / file, is_marked(folder / file), overwrite)
 

@@ -195,12 +195,12 @@ def check_output_path(path: Path, recognised: bool, overwrite: bool = False, fol
         return
     link = path.is_symlink()
     if path.is_dir() and not link and not folder:
-        raise InputError(f"{path} is a folder; choose a file to write with --out.")
+        raise InputError(f"{path} is a folder; choose a file to write (out).")
     if (recognised and not link) or (overwrite and not folder):
         return
     what = "a link" if link else "not a recognised mixmo output"
-    hint = "" if folder else ", or replace it with --overwrite"
-    raise InputError(f"{path} exists already and is {what}; choose another path with --out{hint}.")
+    hint = "" if folder else ", or set overwrite to replace it"
+    raise InputError(f"{path} exists already and is {what}; choose another path (out){hint}.")
 
 
 def is_marked(path: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import timm
@@ -85,8 +86,7 @@ class MixMo(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if num_members < 1:
-            raise InputError(f"num_members is {num_members}; it must be at least 1.")
+        _check_arguments(backbone, num_members, num_classes)
         if isinstance(backbone, str):
             if num_classes is not None:
                 options["num_classes"] = num_classes
@@ -238,6 +238,15 @@ class MixMo(nn.Module):
         if not torch.compiler.is_compiling():  # a compiled stem checks only the number of values
             check_masks(masks, self.num_members, (len(inputs), *self.encoder_shape(*inputs.shape[-2:])))
         return pack_masks(inputs, masks)
+
+
+def _check_arguments(backbone: object, num_members: object, num_classes: object) -> None:
+    """Raise for a backbone or a number of members or classes of the wrong type, or below 1."""
+    if not isinstance(backbone, str | nn.Module):
+        raise InputError(f"backbone is of type {type(backbone).__name__}; it must be a timm name or a module.")
+    for name, count in {"num_members": num_members, "num_classes": num_classes}.items():
+        if (count is not None or name == "num_members") and not (isinstance(count, Integral) and int(count) >= 1):
+            raise InputError(f"{name} is {count!r}; it must be an integer of at least 1.")
 
 
 def create_backbone(name: str, **options: Any) -> nn.Module:

@@ -104,7 +104,7 @@ class RunFolder:
                 raise InputError(f"{folder} is a symbolic link; move its files into the run's folder.")
         if not any(file.is_file() for file in (self.config_file, *map(self.checkpoint_folder.joinpath, (LAST, BEST)))):
             started = any(_is_startup_file(file) for file in self.path.iterdir())
-            hint = f" Its start was interrupted; start it again with --run {self.path}." if started else ""
+            hint = f" Its start was interrupted; start it again ({self.option} {self.path})." if started else ""
             raise MissingError(f"{self.path} is not a run's folder: it has no config.yaml.{hint}")
         return self
 

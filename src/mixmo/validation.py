@@ -52,7 +52,10 @@ def _to_integer(value: Any) -> Any:
     """Convert another library's integer to a Python int; refuse floats, even integral ones."""
     if isinstance(value, bool | float):
         raise ValueError("it must be an integer")
-    return operator.index(value) if hasattr(value, "__index__") else value
+    try:
+        return operator.index(value) if hasattr(value, "__index__") else value
+    except TypeError as error:  # arrays and tensors of several values have the method as well
+        raise ValueError("it must be an integer") from error
 
 
 def _to_boolean(value: Any) -> Any:

@@ -76,7 +76,7 @@ def test_a_runs_folder_asks_no_network_and_makes_no_folder(trained, tmp_path, as
     run = copy_with_downloads(trained[1], tmp_path, name=name.replace("HOST", host), root=str(tmp_path / "new"))
     for words in (["test"], ["test", "--refresh", "--corruptions"], ["compare", "--out", "page"], ["fit"]):
         assert main([words[0], str(run.path), *words[1:]]) == 2
-        assert ("--data.download true" if words == ["fit"] else "with --download") in capsys.readouterr().err
+        assert ("data.download: true" if words == ["fit"] else "with --download") in capsys.readouterr().err
     with pytest.raises(InputError, match="with --download"):
         compare(Networks("two", [[run.path]]), out=tmp_path / "page")
     main(["export", str(run.path), "--format", "timm", "--out", str(tmp_path / "x")])
@@ -186,7 +186,7 @@ def test_the_option_arrives_for_the_test_set_and_for_other_datasets(trained, tmp
     assert set(known) == {("torch/mnist", bool(word))}
     said = capsys.readouterr().err
     assert ("allow its download with --download, or put it there" in said) is not bool(word)
-    assert "--data." not in said
+    assert "data.download" not in said
 
 
 def test_a_resumed_run_takes_permission_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
@@ -201,7 +201,7 @@ def test_a_resumed_run_takes_permission_from_the_command_line(trained, tmp_path,
     for words in ([], ["--data.download", "true"], ["--data.download=true"]):
         main(["fit", str(run.path), *words])
     assert known[0] is False and set(known[1:]) == {True}
-    assert "allow its download with --data.download true" in capsys.readouterr().err
+    assert "allow its download with data.download: true" in capsys.readouterr().err
 
 
 def test_permissions_stand_in_recipes_but_not_in_runs(trained, tmp_path):

@@ -75,7 +75,7 @@ def test_huge_words_of_every_command(words, part, tmp_path, monkeypatch):
 
 def test_what_a_long_message_keeps():
     path = f"/data/{'folder/' * 60}cat.png"
-    said = message(f"image {path} cannot be read; leave it out with --data.on_error skip.")
+    said = message(f"image {path} cannot be read; leave it out with data.on_error: skip.")
     assert said.startswith("image /data/folder/") and "/cat.png cannot be read; leave it out with" in said
     assert len(said) < 250 and message(said) == said
     short = f"the run's folder {'a/' * 50}b is not the runs' folder."

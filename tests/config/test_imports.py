@@ -105,7 +105,7 @@ def test_kinds_with_probabilities_may_be_ones_own(folder):
 def test_nothing_is_imported_that_the_recipe_does_not_list(folder, allowed, capsys):
     for changes in ({"objective": {}}, {"mixer": {}}):
         assert main(["fit", write(folder, allow_imports=allowed, **changes), "--run=run"]) == 2
-        assert "is not allowed; if you trust it, allow it with --allow_imports" in capsys.readouterr().err
+        assert "is not allowed; if you trust it, allow it with allow_imports: [" in capsys.readouterr().err
     assert untouched(folder) and not (folder / "run").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_runs_own_list_allows_nothing(shared, words, few_masks, capsys):
     config = shared / "shared" / "config.yaml"
     (shared / "shared" / "renamed.yaml").write_bytes(config.read_bytes())
     assert main(words) == 2
-    assert "--allow_imports '[ownwork.parts]'" in capsys.readouterr().err
+    assert "allow_imports: [ownwork.parts]" in capsys.readouterr().err
     assert untouched(shared) and not (shared / "mine").exists() and not (shared / "pages").exists()
     assert main([*words, ALLOWED]) == 0
     assert (shared / "imported").exists()

@@ -337,7 +337,7 @@ def test_a_window_of_values_becomes_the_grey_levels(kind, window, said):
 
 def test_values_without_a_window_or_that_are_none_are_refused():
     content = encoded(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), "TIFF")
-    with pytest.raises(InputError, match=r"mode F, whose range is not known; set --data\.window"):
+    with pytest.raises(InputError, match=r"mode F, whose range is not known; set data\.window to"):
         image_pixels(content, 1)
     with pytest.raises(InputError, match="values that are not numbers"):
         image_pixels(content, 1, (0, 1))
@@ -354,7 +354,7 @@ def test_lost_grey_levels_are_said_once(said):
     for _ in range(2):
         decoded(narrow, 1)
     (text,) = said.messages
-    assert text.startswith("given has values from 14") and "--data.window" in text and "of 256 grey" in text
+    assert text.startswith("given has values from 14") and "set data.window" in text and "of 256 grey" in text
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_four_bands_reach_the_network_or_their_loss_is_said(mode, format, option
     if mode == "RGBX":
         assert np.array_equal(decoded(content, 3), values[..., :3])
     assert len(said.messages) == (mode != "RGBA")  # opacity, which white shows through
-    assert all(text.startswith("given has four bands") and "--data.channels 4" in text for text in said.messages)
+    assert all(text.startswith("given has four bands") and "data.channels to 4" in text for text in said.messages)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "LA"])

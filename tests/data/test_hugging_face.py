@@ -283,7 +283,7 @@ def test_images_without_a_label_are_no_class(tmp_path, kind, absent, shown, capl
     WRITERS[kind](tmp_path, "train", list(range(30)), [absent if value % 5 == 0 else value % 3 for value in range(30)])
     WRITERS[kind](tmp_path, "test", [0, 1], [0, 1])
     name = f"{kind}:{tmp_path}"
-    with pytest.raises(InputError, match=rf"train: 6 of 30 labels are {shown} \(no label\).*--data\.on_error skip"):
+    with pytest.raises(InputError, match=rf"train: 6 of 30 labels are {shown} \(no label\).*data\.on_error: skip"):
         open_source(name, "train")
     source = open_source(name, "train", on_error="skip")
     wanted = [value for value in range(30) if value % 5]

@@ -58,7 +58,7 @@ def test_every_way_in_is_warned_and_takes_a_window(tmp_path, said):
         said.clear()
         assert decode(source, 0, None, 1).max() <= 16
         (text,) = said.messages
-        assert name in text and f"from {TWELVE[0].min()} to {TWELVE[0].max()}" in text and "--data.window" in text
+        assert name in text and f"from {TWELVE[0].min()} to {TWELVE[0].max()}" in text and "data.window" in text
         seen = decode(source, 0, None, 1, window=(1000, 4095))
         assert np.abs(seen[..., 0] - (TWELVE[0] - 1000.0) / 3095 * 255).max() <= 0.5 + 1e-6
 

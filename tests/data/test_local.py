@@ -353,9 +353,7 @@ def labelled(folder, labels):
 @pytest.mark.parametrize("absent", ["-1", "nan"])
 def test_rows_without_a_label_are_no_class(tmp_path, absent, caplog):
     name = labelled(tmp_path, [absent if value % 5 == 0 else value % 2 for value in range(30)])
-    with pytest.raises(
-        InputError, match=rf"data\.csv: 6 of 30 labels are {absent} \(no label\).*--data\.on_error skip"
-    ):
+    with pytest.raises(InputError, match=rf"data\.csv: 6 of 30 labels are {absent} \(no label\).*data\.on_error: skip"):
         open_source(name, "train")
     source, wanted = open_source(name, "train", on_error="skip"), [value for value in range(30) if value % 5]
     assert source.classes == ["0", "1"] and source.labels.tolist() == [value % 2 for value in wanted]

@@ -248,7 +248,7 @@ def test_nothing_to_hold_out_is_one_sentence(tmp_path):
     write_images(tmp_path / "data" / "test", count=1)
     with pytest.raises(
         InputError,
-        match=r"no class of .* has two images, one to .* for validation; set --data\.validation 0\.",
+        match=r"no class of .* has two images, one to .* for validation; set data\.validation to 0\.",
     ):
         open_data(settings(tmp_path / "data", validation=0.1, batch_size=2))
     assert len(open_data(settings(tmp_path / "data", batch_size=2)).train) == 3

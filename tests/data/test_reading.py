@@ -54,7 +54,7 @@ def test_what_was_found_readable_is_not_read_again(image_folder, cache, caplog, 
 def test_an_unreadable_image_is_named(image_folder, content, streamed):
     file = image_folder / "train" / "emu" / "003.png"
     file.write_bytes(file.read_bytes()[:60] if content is None else content)
-    with pytest.raises(InputError, match=r"^image .*emu/003\.png cannot be read: [^/]*--data\.on_error skip\.$"):
+    with pytest.raises(InputError, match=r"^image .*emu/003\.png cannot be read: [^/]*data\.on_error: skip\.$"):
         open_data(settings(image_folder, **streamed))
     own = settings(image_folder, batch_size=24, **STREAMED)
     with pytest.raises(InputError, match=r"emu/003\.png cannot be read"):

@@ -67,7 +67,7 @@ def test_missing_and_empty_datasets_are_refused(tmp_path):
     write_images(tmp_path / "one" / "test", classes=["cat"])
     with pytest.raises(ValueError, match=r"one class only \(cat\)"):
         open_data(settings(tmp_path / "one"))
-    with pytest.raises(FileNotFoundError, match=r"data\.download true"):
+    with pytest.raises(FileNotFoundError, match=r"data\.download: true"):
         open_data(DataSettings(name="torch/cifar100", root=str(tmp_path)))
     with pytest.raises(ValueError, match="unknown dataset 'cifar100'"):
         open_data(DataSettings(name="cifar100"))

@@ -98,12 +98,12 @@ def test_a_window_sees_all_bits_of_several_bands(count, said):
     assert np.abs(seen - values / 4095 * 255).max() <= 0.5 + 1e-6 and not said.messages
     image_pixels(content, count)
     (text,) = said.messages
-    assert "of which Pillow reads the upper 8, and these are 15 at most" in text and "--data.window" in text
+    assert "of which Pillow reads the upper 8, and these are 15 at most" in text and "data.window" in text
 
 
 @pytest.mark.parametrize("values", [np.full((4, 4), 700, np.int16), np.full((4, 4, 3), 0.5)])
 def test_arrays_of_other_types_take_a_window(values):
-    with pytest.raises(InputError, match=rf"values are {values.dtype}, whose range is not known; set --data\.window"):
+    with pytest.raises(InputError, match=rf"values are {values.dtype}, whose range is not known; set data\.window to"):
         image_pixels(npy(values), 3)
     assert (image_pixels(npy(values), 3, (0, 2 * values.max())) == 128).all()
 
@@ -244,10 +244,10 @@ def test_a_fourth_band_that_is_not_opacity_is_left_out(monkeypatch, caplog, form
     values = RNG.integers(0, 256, (20, 24, 4))
     content = tiff((values * (257 if bits == 16 else 1)).astype(f"uint{bits}"), **form)
     assert np.array_equal(image_pixels(content, 3), values[..., :3])
-    assert "has four bands, of which the fourth is left out; set --data.channels 4" in caplog.text
+    assert "has four bands, of which the fourth is left out; set data.channels to 4" in caplog.text
 
 
 def test_a_fourth_band_of_an_array_is_opacity_and_that_is_said(monkeypatch, caplog):
     monkeypatch.setattr(messages, "_LOGGED", set())
     assert image_pixels(np.zeros((4, 4, 4), np.uint8), 3).min() == 255  # transparent black, on white
-    assert "the fourth is used as opacity; if it is not, set --data.channels 4" in caplog.text
+    assert "the fourth is used as opacity; if it is not, set data.channels to 4" in caplog.text

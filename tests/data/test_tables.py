@@ -29,14 +29,12 @@ def test_columns_by_other_names_and_paths_by_a_pattern(tmp_path, caplog):
     rows = [f"{number:04},{'ab'[number % 2]},p{number // 4}" for number in range(12)]
     (tmp_path / "t.csv").write_text("\n".join(["id,breed,patient", *rows]))
     name = f"csv:{tmp_path}/t.csv"
-    with pytest.raises(
-        InputError, match=r"columns id, breed, patient.* --data\.columns '{path: COLUMN, label: COLUMN}'"
-    ):
+    with pytest.raises(InputError, match=r"columns id, breed, patient.* data\.columns: {path: COLUMN, label: COLUMN}"):
         open_source(name, "all")
     own = {"path": "train/{id}.jpg", "label": "breed"}
     assert open_source(name, "all", columns=own).groups is None
     (said,) = [text for text in caplog.messages if "not used: patient." in text]
-    assert "--data.columns '{group: patient}'" in said
+    assert "data.columns: {group: patient}" in said
     source = open_source(name, "all", columns=own | {"group": "patient"})
     assert (source.groups.reshape(3, 4) == source.groups[::4, None]).all() and len(set(source.groups)) == 3
     assert source.name(3).endswith("train/0003.jpg") and decode(source, 3, None, 3).shape == (8, 8, 3)
@@ -75,7 +73,7 @@ TABLES = {
     "path,label\na.png\n": "line 2, does not have the columns of the first line",
     "path,label\na.png,x,y\n": "line 2, does not have the columns of the first line",
     "path,label\na\0b.png,x\n": "cannot be read as comma-separated values in UTF-8: embedded null byte",
-    "path,label\na.png,\n": "line 2, has no label; leave such images out with --data.on_error skip, or set",
+    "path,label\na.png,\n": "line 2, has no label; leave such images out with data.on_error: skip, or set",
     "path,label,split\na.png,x,train\nb.png,y,\n": "line 3, has no split",
     "path,label,split\na.png,x,train\nb.png,y,train\n./a.png,x,test\n": "line 4, repeats ./a.png of line 2",
     "path,label\nc/../a.png,x\na.png,y\n": "line 3, repeats a.png of line 2",

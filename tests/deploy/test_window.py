@@ -59,5 +59,5 @@ def test_a_window_that_is_none_is_refused(window):
 
 
 def test_colours_of_four_bands_are_not_changed():
-    with pytest.raises(InputError, match=r"set --data\.policy none and --data\.color_jitter 0"):
+    with pytest.raises(InputError, match=r"set data\.policy to none and data\.color_jitter to 0"):
         DataSettings(channels=4, policy="randaugment")

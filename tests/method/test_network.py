@@ -221,6 +221,10 @@ def test_a_checkpoint_of_timms_is_trained(tmp_path):
     [
         ({"num_members": 0}, "num_members is 0"),
         ({"num_members": -3}, "num_members is -3"),
+        ({"num_members": 2.0}, "num_members is 2.0; it must be an integer"),
+        ({"num_members": "2"}, "num_members is '2'; it must be an integer"),
+        ({"num_classes": 5.0}, "num_classes is 5.0; it must be an integer"),
+        ({"num_classes": 0}, "num_classes is 0; it must be an integer of at least 1"),
         ({"stem": "stemm"}, "unknown stem module"),
         ({"head": "stages"}, "is a Sequential"),
         ({"stem": "fc"}, "without a convolution"),
@@ -230,10 +234,12 @@ def test_a_checkpoint_of_timms_is_trained(tmp_path):
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        mixmo.MixMo("wide_resnet10_1", num_classes=5, **arguments)
+        mixmo.MixMo("wide_resnet10_1", **{"num_classes": 5} | arguments)
 
 
 def test_modules_say_what_they_lack():
+    with pytest.raises(ValueError, match="backbone is of type int; it must be a timm name or a module"):
+        mixmo.MixMo(5)
     with pytest.raises(ValueError, match="name it, as in mixmo"):
         mixmo.MixMo(Plain())
     with pytest.raises(ValueError, match="num_classes is 5, but"):

@@ -168,5 +168,5 @@ def test_a_memory_that_is_too_small_advises_parts_of_the_batch(images, tmp_path)
         def on_train_batch_start(self, *_):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(InputError, match=r"out of memory with a batch of 14 .* with --trainer\.accumulate 2"):
+    with pytest.raises(InputError, match=r"out of memory with a batch of 14 .* with trainer\.accumulate: 2"):
         fit(three_epochs(images), RunFolder(tmp_path / "run"), callbacks=[Full()])

@@ -320,7 +320,7 @@ def test_weights_that_do_not_fit_are_one_sentence(single, tmp_path, monkeypatch,
 def test_weights_are_not_fetched_unasked(single, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "finetune-folder", f"--data.name=folder:{single[0]}/data"]) == 2
-    assert "allow it with --model.download true, or start from a file" in capsys.readouterr().err
+    assert "allow it with model.download: true, or start from a file" in capsys.readouterr().err
     (tmp_path / "weights.safetensors").write_bytes(b"damaged")
     words = ["--model.pretrained=weights.safetensors", f"--data.name=folder:{single[0]}/data"]
     assert main(["fit", "finetune-folder", *words]) == 2

@@ -155,7 +155,7 @@ class DataSettings:
         if recolours and self.channels not in (1, 3):
             raise InputError(
                 f"data.channels is {self.channels}, but data.policy and data.color_jitter need 1 or 3; set "
-                "--data.policy none and --data.color_jitter 0."
+                "data.policy to none and data.color_jitter to 0."
             )
         if self.multi_label and self.images_per_class is not None:
             raise InputError(

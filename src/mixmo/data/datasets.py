@@ -27,7 +27,7 @@ from mixmo.errors import InputError, MissingError
 from mixmo.escaping import printable
 from mixmo.files import describe_working_folder
 
-DOWNLOAD = "--data.download true"
+DOWNLOAD = "data.download: true"
 """The option of ``mixmo fit`` that allows downloads; commands on a run have another."""
 
 SPLITS = ("train", "test", "val", "valid", "validation")

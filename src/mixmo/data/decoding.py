@@ -86,7 +86,7 @@ def image_pixels(
         if pixels.shape[2] == channels:
             return np.array(pixels, order="C")
         if pixels.shape[2] == 4:
-            text = "has four bands; the fourth is used as opacity; if it is not, set --data.channels 4."
+            text = "has four bands; the fourth is used as opacity; if it is not, set data.channels to 4."
             warn_once(f"{name()} {text}", about="opacity")
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     check_size(*image.size)
@@ -108,7 +108,7 @@ def image_pixels(
     if 0 < largest < 16:
         warn_once(
             f"{name()} has bands of 16 bits, of which Pillow reads the upper 8, and these are {largest} at most; save "
-            "it as a TIFF file and set --data.window '[LOW, HIGH]' to the range of all images' values.",
+            "it as a TIFF file and set data.window to [LOW, HIGH] to the range of all images' values.",
             about="levels",
         )
     return pixels
@@ -121,11 +121,11 @@ def _to_colours(image: Image.Image, channels: int, name: Callable[[], str]) -> I
         image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image.convert("RGBA"))
     elif image.mode not in EIGHT_BITS:
         raise InputError(
-            f"it has Pillow's mode {image.mode}, whose range is not known; set --data.window '[LOW, HIGH]', the values "
+            f"it has Pillow's mode {image.mode}, whose range is not known; set data.window to [LOW, HIGH], the values "
             "that become black and white, or save it with 8 or 16 bits per channel"
         )
     elif image.mode in FOUR_BANDS:
-        converted = "has four bands, which Pillow converts to colours; set --data.channels 4 to keep them."
+        converted = "has four bands, which Pillow converts to colours; set data.channels to 4 to keep them."
         text, about = (converted, "CMYK") if image.mode == "CMYK" else (FOURTH_LEFT_OUT, "fourth band")
         warn_once(f"{name()} {text}", about)
     return image.convert("RGB" if channels == 3 else "L")

@@ -166,7 +166,7 @@ def build_image_set(
         images, source = decode_all(source, size, scaled, settings)
         return InMemoryImages(torch.from_numpy(images), torch.from_numpy(source.labels))
     if not scaled:
-        raise InputError("streamed images need one size: set --data.image_size.")
+        raise InputError("streamed images need one size: set data.image_size.")
     if check or settings.on_error == "skip":
         source = find_readable(source, size, settings)
     return StreamedImages(source, size, settings)

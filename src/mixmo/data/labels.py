@@ -153,7 +153,7 @@ def _report_absent(absent: set[Any], counts: Counter[Any], where: str, refuse: b
     text = f"{printable(where)}: {missing} of {counts.total()} labels are {shown} (no label)"
     if refuse or missing == counts.total():
         raise InputError(
-            f"{text}; label these images, or continue without them with --data.on_error skip; if images can have no "
+            f"{text}; label these images, or continue without them with data.on_error: skip; if images can have no "
             "class or several, set data.multi_label."
         )
     warn_once(f"{text}; these images are left out.")

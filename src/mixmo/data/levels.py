@@ -80,11 +80,11 @@ def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[
         return levels
     if values.dtype.kind != "u" or values.dtype.itemsize != 2:
         raise InputError(
-            f"its values are {values.dtype}, whose range is not known; set --data.window '[LOW, HIGH]', the values "
+            f"its values are {values.dtype}, whose range is not known; set data.window to [LOW, HIGH], the values "
             "that become black and white"
         )
     levels = np.asarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    _warn_of_few_levels(values, levels, "16 bits leave", "set --data.window '[LOW, HIGH]' to", name)
+    _warn_of_few_levels(values, levels, "16 bits leave", "set data.window to [LOW, HIGH] to", name)
     return levels
 
 

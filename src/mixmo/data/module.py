@@ -98,7 +98,7 @@ class DataModule:
         if held_out.multi_label and not held_out.labels.any():
             raise InputError(
                 f"no validation image of {self.settings.name!r} has a label, so mAP cannot be measured; give or draw "
-                "others, or set --data.validation 0."
+                "others, or set data.validation to 0."
             )
         return self._build(held_out, "validation", self.check)
 
@@ -319,7 +319,7 @@ class DataModule:
         elif self.settings.validation:
             seed = self._split_seed("split")
             chosen = draw_validation(source.strata, self.settings.validation, seed, source.groups)
-            self._check_not_empty(chosen, source, "validation", "set --data.validation 0")
+            self._check_not_empty(chosen, source, "validation", "set data.validation to 0")
             source, held_out["validation"] = source.subset(~chosen), source.subset(chosen)
         self._warn_of_small_classes(source, held_out)
         if self.settings.images_per_class is None:

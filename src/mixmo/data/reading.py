@@ -69,14 +69,14 @@ def decode_all(
     except MemoryError as error:
         raise InputError(
             f"{len(source)} images of {size[0]}×{size[1]} do not fit in memory; stream them with "
-            "--data.in_memory false, or lower --data.image_size."
+            "data.in_memory: false, or lower data.image_size."
         ) from error
 
     def store(index: int, pixels: np.ndarray) -> None:
         if pixels.shape != images.shape[1:]:
             raise InputError(
                 f"image {source.name(index)} is {pixels.shape[0]}×{pixels.shape[1]}, but the first one is "
-                f"{size[0]}×{size[1]}; scale all to one size with --data.image_size."
+                f"{size[0]}×{size[1]}; scale all to one size with data.image_size."
             )
         images[index] = pixels
 
@@ -125,7 +125,7 @@ def _drop_unreadable(source: Source, unreadable: dict[int, str], on_error: str) 
 def _unreadable_error(source: Source, unreadable: dict[int, str]) -> InputError:
     many, them = len(unreadable) > 1, "them" if len(unreadable) > 1 else "it"
     if len(unreadable) < len(source):
-        advice = f"; fix or remove {them}, or continue without {them} with --data.on_error skip"
+        advice = f"; fix or remove {them}, or continue without {them} with data.on_error: skip"
     else:  # one reason for all of many images is probably a wrong setting, which the reason names
         advice = "" if many and len(set(unreadable.values())) == 1 else f"; fix {them}"
     if many:

@@ -33,7 +33,7 @@ SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258
 OPACITY = {1, 2}
 """Values of TIFF's tag ExtraSamples for opacity."""
 
-FOURTH_LEFT_OUT = "has four bands, of which the fourth is left out; set --data.channels 4 to keep it."
+FOURTH_LEFT_OUT = "has four bands, of which the fourth is left out; set data.channels to 4 to keep it."
 
 
 def is_dicom(start: bytes) -> bool:

@@ -64,7 +64,7 @@ def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) 
     if missing := [key for key in ("path", "label") if not chosen[key]]:
         raise InputError(
             f"{shown} has the columns {listed}; it needs path and label, and may have split and group. Name them, as "
-            f"in --data.columns '{{{', '.join(f'{key}: COLUMN' for key in missing)}}}'."
+            f"in data.columns: {{{', '.join(f'{key}: COLUMN' for key in missing)}}}."
         )
     if not COLUMN.search(chosen["path"]):
         chosen["path"] = f"{{{chosen['path']}}}"
@@ -78,7 +78,7 @@ def _find_columns(names: Sequence[str], columns: Mapping[str, str], shown: str) 
         warn_once(
             f"{shown} has columns that are not used: {', '.join(map(printable, unused))}. If images with equal values "
             "of one (such as a patient) have to stay in one split, name it: "
-            f"--data.columns '{{group: {printable(unused[0])}}}'."
+            f"data.columns: {{group: {printable(unused[0])}}}."
         )
     return [chosen[key] for key in COLUMN_NAMES]
 
@@ -97,8 +97,8 @@ def _read_rows(reader: csv.DictReader[str], file: Path, settings: DataSettings) 
         if None in row or None in row.values():
             raise InputError(f"{where} does not have the columns of the first line.")
         if missing := [name for name in required if not row[name].strip()]:
-            skip = "; leave such images out with --data.on_error skip, or"
-            several = f"{skip} set --data.multi_label true if images may have several labels or none"
+            skip = "; leave such images out with data.on_error: skip, or"
+            several = f"{skip} set data.multi_label to true if images may have several labels or none"
             hint = several if missing[0] == label_column else ""
             raise InputError(f"{where} has no {printable(missing[0])}{hint}.")
         path = pattern
@@ -128,7 +128,7 @@ def _read_rows(reader: csv.DictReader[str], file: Path, settings: DataSettings) 
     if absent and settings.on_error == "raise":
         raise InputError(
             f"{shown} names {len(absent)} missing files ({list_some(absent)}); correct it, or continue without these "
-            "images with --data.on_error skip."
+            "images with data.on_error: skip."
         )
     return table
 
@@ -159,7 +159,7 @@ def open_rows(file: Path, rows: list[tuple[str, str, str]], on_error: str, multi
     elif joined := next((cell for cell in cells if SEPARATOR in cell), None):
         warn_once(
             f"{printable(str(file))} has the label {printable(joined)}, used as one class; if {SEPARATOR} separates "
-            "several labels of an image, set --data.multi_label true."
+            "several labels of an image, set data.multi_label to true."
         )
     labels, classes = number_labels(cells, None, str(file), on_error)
     labelled = np.ones(len(rows), dtype=bool) if multi_label else labels >= 0

@@ -28,7 +28,7 @@ def open_torchvision(name: str, split: str, settings: DataSettings, option: str)
             _check_folder_exists(name, root)
         dataset = timm.data.create_dataset(name, root=root, split=split, download=settings.download)
     except _ERRORS as error:
-        alternative = "set --data.root" if option.startswith("--data.") else "put it there"
+        alternative = "set data.root" if option.startswith("data.") else "put it there"
         advice = "" if settings.download else f"; allow its download with {option}, or {alternative}"
         raise MissingError(f"dataset {name!r} cannot be opened in {root!r}: {reason(error)}{advice}.") from error
     try:

@@ -170,23 +170,23 @@ def export(
     if len({each.path.resolve() for each in runs}) < len(runs):
         raise InputError("a run is named twice; an ensemble needs different networks.")
     if len(runs) > 1 and format != "onnx":
-        raise InputError(f"--format {format} holds one network; export several runs with --format onnx, or one by one.")
+        raise InputError(f"format {format} holds one network; export several runs as onnx, or one by one.")
     if len(runs) > 1 and out is None:
-        raise InputError("several runs are exported as one .onnx file; name it with --out.")
+        raise InputError("several runs are exported as one .onnx file; name it (out).")
     out = Path(out or runs[0].path / FORMATS[format])
     _check_destination(out, format, overwrite)
-    check_weights(weights, [each.path for each in runs], "--weights")
+    check_weights(weights, [each.path for each in runs])
     several = len(runs) > 1
     spec, scales = _describe_ensemble(runs, weights, options) if several else (describe_run(runs[0]), [1.0])
     if format != "onnx" and spec.backbone.startswith(MODULE):
         raise InputError(
-            f"--format {format} is for timm's networks; export a {spec.backbone} as onnx, or save the weights of "
+            f"format {format} is for timm's networks; export a {spec.backbone} as onnx, or save the weights of "
             "mixmo.fuse(run.network)."
         )
     if options.temperature and spec.calibration is None:
-        raise InputError("--temperature needs a calibration, from a run with a validation set.")
+        raise InputError("temperature needs a calibration, from a run with a validation set.")
     if options.normalize and spec.data.own_transforms:
-        raise InputError("--normalize is for pixels from 0 to 255, but a Dataset prepared the images; leave it out.")
+        raise InputError("normalize is for pixels from 0 to 255, but a Dataset prepared the images; leave it out.")
     plain, net = _fuse_runs(runs, scales, spec, options.members)
     make_folder(out.parent)
     with assemble(out) as made:

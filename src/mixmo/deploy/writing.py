@@ -60,7 +60,7 @@ def open_writer(out: Path | None, overwrite: bool = False, columns: Sequence[str
             table.show({name for name, *cells in zip(table.header, *table.rows, strict=True) if not any(cells)})
         return
     if (suffix := out.suffix.lower()) not in (".csv", ".jsonl", ".npz"):
-        raise InputError(f"--out is {out}; predictions are written as .csv, .jsonl or .npz.")
+        raise InputError(f"out is {out}; predictions are written as .csv, .jsonl or .npz.")
     check_output_path(out, False, overwrite)
     with replace_file(out) as file:
         if suffix == ".npz":

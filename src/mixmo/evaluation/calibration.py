@@ -43,11 +43,11 @@ COLUMNS = ("confidence", "correct", "likely", "targets", "aps", "raps")
 """Values saved for each validation image."""
 
 
-def check_weights(weights: Weights, networks: Sequence[object], option: str = "weights") -> None:
+def check_weights(weights: Weights, networks: Sequence[object]) -> None:
     """Refuse weights of a single network."""
     if len(networks) == 1 and weights != "equal":
         name = printable(str(networks[0]))
-        raise InputError(f"{option} {weights} is for ensembles of several networks; {name} is one: leave it out.")
+        raise InputError(f"weights {weights} is for ensembles of several networks; {name} is one: leave it out.")
 
 
 @dataclass(frozen=True)

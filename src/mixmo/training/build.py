@@ -60,7 +60,7 @@ def build_network(
     except InputError:
         raise
     except (RuntimeError, AssertionError, IndexError, ValueError) as error:
-        hint = " Set --data.image_size to a size it takes, or --model.options.img_size if it has such an option."
+        hint = " Set data.image_size to a size it takes, or model.options.img_size if it has such an option."
         raise InputError(
             f"backbone {model.backbone!r} cannot take images of {height}×{width}: {reason(error)}."
             f"{hint if module is None else ''}"

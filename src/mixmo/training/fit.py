@@ -153,17 +153,17 @@ def _check_divisible(settings: Settings, device: torch.device) -> None:
 def _check_downloads(settings: Settings, has_checkpoint: bool) -> None:
     """Raise for a backbone or option that downloads, or reads another file, unless ``model.download`` allows it."""
     model = settings.model
-    check_download(model.backbone, model.download, "the recipe", "allow it with --model.download true")
+    check_download(model.backbone, model.download, "the recipe", "allow it with model.download: true")
     is_local = timm_scheme(model.backbone) == "local-dir"
     if model.pretrained is True and not is_local and not model.download and not has_checkpoint:
         raise InputError(
             f"model.pretrained is true, so timm may download the weights of {model.backbone!r}; "
-            "allow it with --model.download true, or start from a file."
+            "allow it with model.download: true, or start from a file."
         )
     if not model.download and (options := [key for key in DOWNLOAD_OPTIONS if model.options.get(key)]):
         raise InputError(
             f"model.options.{options[0]} can make timm download or read another file; allow it with "
-            "--model.download true."
+            "model.download: true."
         )
 
 

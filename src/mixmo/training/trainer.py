@@ -95,12 +95,12 @@ def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
         parts = settings.trainer.accumulate
         return (
             f"out of memory with a batch of {settings.data.batch_size} in {parts} part(s); compute it in more parts "
-            f"with --trainer.accumulate {2 * parts}, or lower --data.batch_size."
+            f"with trainer.accumulate: {2 * parts}, or lower data.batch_size."
         )
     if ranks.size() > 1 and re.search("closed by peer|reset by peer|gloo|NCCL", str(error)):
         return f"another process of the run died or stopped with an error, as its own output says; {resume}"
     if settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-        return f"the network could not be compiled here: {reason(error)}; set --model.compile false."
+        return f"the network could not be compiled here: {reason(error)}; set model.compile to false."
     return ""
 
 

@@ -41,7 +41,7 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
     if module not in allowed:
         raise InputError(
             f"{name!r} needs code of the module {module}, which is not allowed; if you trust it, allow it with "
-            f"--allow_imports '[{module}]'."
+            f"allow_imports: [{module}]."
         )
     with explain_errors(f"{name!r} cannot be imported"):
         function = getattr(import_module(module), attribute)
