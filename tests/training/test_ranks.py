@@ -17,7 +17,9 @@ import torch
 from conftest import plan_of, write_splits
 from killing import Ask, fit_or_resume, rows
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
+import mixmo
 from mixmo import checkpoints
 from mixmo.errors import InputError
 from mixmo.evaluation.evaluate import evaluate
@@ -216,6 +218,25 @@ def test_a_rank_that_ends_stops_the_others(images, tmp_path, error):
     assert codes == [3, 3 if error else -signal.SIGKILL, 3]
     problem = "another process of the run died or stopped with an error, as its own output says; "
     assert output.read_text().count(f"{problem}`mixmo fit {run.path}` resumes it.") == 2
+
+
+class Unused(nn.Module):
+    """A network with a layer that its output does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.unused = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.stem(x).mean((2, 3)))
+
+
+def test_an_unused_layer_is_explained_on_several_ranks(images, tmp_path):
+    output, net = tmp_path / "output", mixmo.MixMo(Unused(), 2, stem="stem", head="head")
+    plan = two_epochs(images, "--trainer.devices=2")
+    codes = run_in_ranks(2, partial(fit, plan, RunFolder(tmp_path / "run"), module=net), output)
+    assert codes == [3, 3]
+    assert output.read_text().count("the loss depends on only some of the network's weights") == 2
 
 
 @pytest.mark.slow

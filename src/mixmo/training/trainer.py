@@ -97,6 +97,11 @@ def _explain(error: Exception, settings: Settings, run: RunFolder) -> str:
             f"out of memory with a batch of {settings.data.batch_size} in {parts} part(s); compute it in more parts "
             f"with trainer.accumulate: {2 * parts}, or lower data.batch_size."
         )
+    if "not used in producing the loss" in str(error):  # of DDP, in the words of Lightning
+        return (
+            "the loss depends on only some of the network's weights, but several devices average the gradients of all; "
+            "remove the unused layers, set requires_grad of their weights to False, or train on one device."
+        )
     if ranks.size() > 1 and re.search("closed by peer|reset by peer|gloo|NCCL", str(error)):
         return f"another process of the run died or stopped with an error, as its own output says; {resume}"
     if settings.model.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
