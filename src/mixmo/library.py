@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, flatten, make_plan
-from mixmo.config.recipes import Recipe, load_recipe, merge
+from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import add_groups
 from mixmo.data.given_splits import open_sources, set_data, warn_of_preprocessing
 from mixmo.data.messages import log_level, reset_warnings
@@ -36,9 +36,9 @@ from mixmo.launching import count_devices, is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
 from mixmo.reporting.run_page import write_report
-from mixmo.runs import RunFolder
+from mixmo.runs import RunFolder, fill_open_settings
 from mixmo.training.fit import fit as train_run
-from mixmo.training.resuming import check_data, check_unchanged
+from mixmo.training.resuming import check_finished_data, check_unchanged
 
 log = logging.getLogger("mixmo")
 
@@ -142,7 +142,9 @@ def fit(
         folder.how_to_resume = f"mixmo.fit(…, out={str(out)!r}, resume=True) resumes it"
         folder.option = "out"
     resumed = resume and folder.config_file.is_file()
-    plan = make_plan(merge(base, folder.resolved()) if resumed else base, overrides)  # as on the first machine
+    if resumed:
+        base = fill_open_settings(base, folder.resolved())  # as on the first machine
+    plan = make_plan(base, overrides)
     if temporary and math.prod(count_devices(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)) > 1:
         raise InputError("out is missing: a run on several devices needs a folder for all of them; set out=….")
     if plan.settings.data.folds and "test" in (sources or ()):
@@ -183,8 +185,7 @@ def train_plan(
     else:
         if not accept_changes:
             check_unchanged(folder, plan)
-        if data.given is not None:
-            check_data(folder, data)
+        check_finished_data(folder, data)
     if first:
         try:
             calibrate_run(folder, plan.settings, data, module)

@@ -27,7 +27,7 @@ from mixmo.escaping import csv_cell
 from mixmo.evaluation.comparison import Networks
 from mixmo.files import make_folder, read_yaml, write_text
 from mixmo.library import train_plan
-from mixmo.runs import RunFolder
+from mixmo.runs import RunFolder, fill_open_settings
 from mixmo.training.resuming import MAY_CHANGE, check_unchanged
 from mixmo.validation import Integer, settings_class
 
@@ -289,7 +289,7 @@ class SweepRunner:
         """Return a trial's plan; a run that has begun keeps its first machine's defaults."""
         if not (run := self.run(trial)).config_file.is_file():
             return trial.plan
-        plan = make_plan(merge(trial.recipe, run.resolved()), trial.overrides)
+        plan = make_plan(fill_open_settings(trial.recipe, run.resolved()), trial.overrides)
         fixed = {"trainer.max_epochs"} if run.finished_epochs() else set()  # the learning rate has followed them
         check_unchanged(run, plan, None, MAY_CHANGE - fixed, "or choose another folder with --out.")
         return plan

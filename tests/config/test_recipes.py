@@ -10,7 +10,8 @@ from conftest import write_images
 from safetensors.torch import save_file
 
 from mixmo.config.plan import make_plan
-from mixmo.config.recipes import catalogue, load_recipe, method_name
+from mixmo.config.recipes import catalogue, combine_bases, load_recipe, method_name
+from mixmo.errors import InputError
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results_file import evaluate_run
 from mixmo.masks import KINDS
@@ -142,6 +143,16 @@ def test_recipe_runs(name, pictures, tmp_path, observed):
     assert observed.shaped == [recipe["mixer"]["kind"] == "cut"] * 2
     assert observed.types == {torch.bfloat16 if plan.settings.trainer.precision == "bf16-mixed" else torch.float32}
     assert math.isfinite(evaluate_run(TrainedRun(run)).flat()["nll"])
+
+
+def test_dotted_names_are_settings_of_their_section():
+    parts = [{"mixer.alpha": 3, "data": {"flip": False}}, {"mixer": {"alpha": 1}, "data.flip": True}]
+    combined = combine_bases([{"extends": "digits-cut"}, *parts], "here")
+    assert combined["mixer"]["alpha"] == 1 and combined["data"]["flip"] is True
+    assert "mixer.alpha" not in combined
+    for twice in ({"mixer": {"alpha": 1}, "mixer.alpha": 3}, {"mixer": "cut", "mixer.alpha": 3}):
+        with pytest.raises(InputError, match=r"here sets mixer\.alpha both by this name and in its section"):
+            combine_bases([twice], "here")
 
 
 def test_methods_have_their_usual_names():

@@ -1,5 +1,7 @@
 """timm's helpers treat the wrapper like its backbone; timm is the oracle."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,9 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import mixmo
+from mixmo.config.settings import OptimizerSettings
+from mixmo.errors import InputError
+from mixmo.training.optimizers import build_optimizer
 
 NAMES = ["resnet10t", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "cait_xxs24_224", "swin_tiny_patch4_window7_224"]
 
@@ -77,3 +82,17 @@ def _saved(net):
     torch.save(net, file)
     file.seek(0)
     return file
+
+
+def test_layers_of_our_backbones_are_their_blocks():
+    """One learning rate for a block, whatever the number of members; the stem's is the lowest."""
+    for members in (1, 2, 4):
+        net = mixmo.MixMo("wide_resnet10_1", members, num_classes=5)
+        optimizer = build_optimizer(net.backbone, OptimizerSettings(layer_decay=0.5), 1.0)
+        rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+        named = [each for each in net.backbone.named_parameters() if not each[0].startswith("fc")]
+        found = {(re.match(r"conv_stem|norm|stages\.\d\.\d", name)[0], rates[id(each)]) for name, each in named}
+        blocks = {("conv_stem", 1 / 16), *((f"stages.{stage}.0", 2**stage / 8) for stage in range(3)), ("norm", 1 / 2)}
+        assert found == blocks
+    with pytest.raises(InputError, match="layer_decay needs the layers of Linear, which has no method group_matcher"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimizerSettings(layer_decay=0.5), 1.0)

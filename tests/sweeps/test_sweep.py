@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import yaml
+from conftest import write_images
 from killing import Ask, differences
 
 from mixmo import library, sweeps
@@ -145,6 +146,22 @@ def test_a_folder_of_other_settings_is_refused(write, tmp_path):
     train(load_sweep(write({"seeds": [0]})), tmp_path / "out")
     with pytest.raises(InputError, match=r"have changed since it began: mixer.alpha is 3\.0, and was 2\.0"):
         train(load_sweep(write({"seeds": [0]}, mixer={"alpha": 3})), tmp_path / "out")
+
+
+def test_trained_trials_of_other_images_or_precision_are_refused(write, tmp_path):
+    for count in (12, 13):
+        write_images(tmp_path / str(count), count=count)
+    own = {"channels": 3, "batch_size": 8, "validation": 0.2}
+    sets = [own | {"name": f"folder:{tmp_path}/{count}"} for count in (12, 13)]
+    trainer = SMALL["trainer"] | {"precision": None}
+    train(load_sweep(write({"seeds": [0]}, data=sets[0], trainer=trainer)), tmp_path / "out")
+    errors = train(load_sweep(write({"seeds": [0, 1]}, data=sets[1], trainer=trainer)), tmp_path / "out").errors
+    assert list(errors) == ["some/seed-0"] and "the training data has changed since" in errors["some/seed-0"]
+    trained = RunFolder(tmp_path / "out/some/seed-0").resolved()["trainer"]["precision"]
+    other = "32-true" if trained == "bf16-mixed" else "bf16-mixed"
+    trainer["precision"] = other
+    with pytest.raises(InputError, match=f"trainer.precision is {other!r}, and was {trained!r}"):
+        train(load_sweep(write({"seeds": [0]}, data=sets[0], trainer=trainer)), tmp_path / "out")
 
 
 def test_a_trial_that_has_begun_keeps_its_number_of_epochs(write, tmp_path):

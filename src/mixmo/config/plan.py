@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mixmo.config.hardware import default_compile, default_precision, training_device
 from mixmo.config.parsing import owner_of, parse_arguments
 from mixmo.config.preprocessing import inherit_settings
-from mixmo.config.recipes import Recipe
+from mixmo.config.recipes import Recipe, nest
 from mixmo.config.settings import Settings, known_settings, values_of
 from mixmo.errors import InputError
 from mixmo.files import yaml_text
@@ -83,12 +83,11 @@ def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _override(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe with values set by dotted name; options of other libraries can be set one by one."""
     sections = {name.partition(".")[0] for name in known_settings() if "." in name}
-    result = {str(name): copy.deepcopy(value) for name, value in recipe.items()}
-    dotted = {name: result.pop(name) for name in list(result) if "." in name and owner_of(name, known_settings())}
+    result = {str(name): copy.deepcopy(value) for name, value in nest(recipe, "the recipe").items()}
     for name in sections & result.keys():
         if isinstance(result[name], Mapping | None):  # an empty section of YAML is None
             result[name] = {str(key): value for key, value in (result[name] or {}).items()}
-    for name, value in {**dotted, **values}.items():
+    for name, value in values.items():
         owner = owner_of(name, known_settings()) or name
         path = [*owner.split("."), *filter(None, [name.removeprefix(owner).removeprefix(".")])]
         target: Any = result

@@ -188,7 +188,7 @@ class TrainerSettings:
     """Batches per epoch, or a share of them; null is all."""
     accumulate: Neutral[Count] = 1
     """Parts of a batch computed one after another to save memory (gradient accumulation). The step is the same, except
-    that batch norms use one part at a time.
+    that batch norms use one part at a time, and that dropout and the augmentations of a policy draw other numbers.
     """
     patience: Count | None = None
     """Epochs without a better validation accuracy, or mAP if multi-label, after which training stops; null never stops

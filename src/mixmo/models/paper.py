@@ -105,6 +105,11 @@ class PreActNet(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns of layers, for layer-wise learning rates: stem, blocks or stages, norm, head."""
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^conv_stem", "blocks": [(blocks, None), (r"^norm", (99999,))]}
+
     def get_classifier(self) -> nn.Module:
         """Return the head."""
         return self.fc

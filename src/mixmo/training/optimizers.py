@@ -27,6 +27,11 @@ def build_optimizer(net: nn.Module, own: OptimizerSettings, lr: float) -> torch.
     d^k times the peak learning rate (Clark et al. 2020); timm groups the layers.
     """
     one_of(own.name, map(str, timm.optim.list_optimizers()), "optimizer")
+    if own.layer_decay is not None and not hasattr(net, "group_matcher"):
+        raise InputError(
+            f"optimizer.layer_decay needs the layers of {type(net).__name__}, which has no method group_matcher (as "
+            "timm's models have); add one, or leave layer_decay out."
+        )
     name = "momentum" if own.name == "sgd" and not own.momentum else own.name  # there is no Nesterov momentum of 0
     accepted = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
     fused: dict[str, Any] = {"fused": True} if "fused" in accepted else {}

@@ -49,10 +49,13 @@ def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[st
 
 def describe_data(data: DataModule) -> dict[str, Any]:
     """Describe a run's training and validation images, so that a change shows."""
-    about = {"fingerprint": data.fingerprint("train", times=False)}
-    if "validation" in data.sources:
-        about["validation"] = data.fingerprint("validation", times=False)
-    return about | {"images": len(data.train), "classes": len(data.classes)}
+    return _fingerprints(data) | {"images": len(data.train), "classes": len(data.classes)}
+
+
+def _fingerprints(data: DataModule) -> dict[str, Any]:
+    """Return the fingerprints of training and validation images, for which none is decoded."""
+    splits = {"fingerprint": "train"} | ({"validation": "validation"} if "validation" in data.sources else {})
+    return {key: data.fingerprint(split, times=False) for key, split in splits.items()}
 
 
 def find_changes(run: RunFolder, plan: Plan, conditions: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
@@ -123,6 +126,21 @@ def check_data(run: RunFolder, data: DataModule) -> None:
         raise InputError(
             f"the training data has changed since {run.path} began ({before.get('images')} images then, "
             f"{now['images']} now, or other names, sizes or classes); restore it, or start a new run."
+        )
+
+
+def check_finished_data(run: RunFolder, data: DataModule) -> None:
+    """The same for a finished run, without decoding images; images that cannot be found are not compared."""
+    try:
+        now = _fingerprints(data)
+    except InputError as error:
+        log.warning("%s is finished; whether its training data has changed was not checked: %s", run.path, error)
+        return
+    before = get_section(run.about(), "data")
+    if any(before.get(key, value) != value for key, value in now.items()):
+        raise InputError(
+            f"the training data has changed since {run.path} was trained (other images, labels or classes); restore "
+            "it, or start a new run."
         )
 
 

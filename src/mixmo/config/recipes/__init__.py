@@ -108,7 +108,8 @@ def resolve(content: Recipe, where: str) -> Recipe:
             raise InputError(f"extends in {where} has the file {name}, but must name recipes or bases; copy its lines.")
         one_of(name, known, f"base in {where}")
         resolved = merge(resolved, resolve(known[name], where))
-    return merge(resolved, {key: value for key, value in content.items() if key not in ("extends", *NOTES)})
+    own = {key: value for key, value in content.items() if key not in ("extends", *NOTES)}
+    return merge(resolved, nest(own, where))
 
 
 def _parents(content: Recipe) -> list[Any]:
@@ -126,8 +127,34 @@ def combine_bases(parts: Sequence[Recipe], where: str) -> Recipe:
     extends, settings = list[Any](), Recipe()
     for part in parts:
         extends += _parents(part)
-        settings = merge(settings, {key: value for key, value in part.items() if key != "extends"})
+        settings = merge(settings, nest({key: value for key, value in part.items() if key != "extends"}, where))
     return resolve({"extends": extends, **settings}, where)
+
+
+def nest(settings: Mapping[str, Any], where: str) -> Recipe:
+    """Return settings with dotted names as sections.
+
+    Example:
+        >>> nest({"data": {"flip": True}, "data.padding": 4, "mixer.alpha": 3}, "here")
+        {'data': {'flip': True, 'padding': 4}, 'mixer': {'alpha': 3}}
+    """
+    nested: Recipe = {key: value for key, value in settings.items() if not _is_dotted(key)}
+    for name in filter(_is_dotted, settings):
+        *sections, last = name.split(".")
+        target = nested
+        for section in sections:
+            inner = target.get(section) or {}  # an empty section of YAML is None
+            target[section] = dict(inner) if isinstance(inner, Mapping) else {last: inner}
+            target = target[section]
+        if last in target:
+            raise InputError(f"{where} sets {name} both by this name and in its section; remove one of them.")
+        target[last] = settings[name]
+    return nested
+
+
+def _is_dotted(name: Any) -> bool:
+    """Return whether a key names a setting with its sections."""
+    return isinstance(name, str) and "." in name and all(name.split("."))
 
 
 def merge(below: Recipe, above: Recipe) -> Recipe:
