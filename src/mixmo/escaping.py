@@ -56,14 +56,15 @@ def markdown(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Prefix an apostrophe to text that a spreadsheet would evaluate as a formula.
+    """Prefix an apostrophe to text that a spreadsheet would evaluate as a formula; numbers are none.
 
     Example:
-        >>> csv_cell("=1+1"), csv_cell("a=1")
-        ("'=1+1", 'a=1')
+        >>> csv_cell("=1+1"), csv_cell("a=1"), csv_cell("-1.5")
+        ("'=1+1", 'a=1', '-1.5')
     """
     text = printable(text)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    is_number = re.fullmatch(r"[+-]?\d+(\.\d+)?", text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not is_number else text
 
 
 def label(text: str, longest: int = LONGEST_LABEL) -> str:

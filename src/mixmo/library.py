@@ -256,6 +256,8 @@ class Run(TrainedRun):
         defaults: dict[str, Any] = {"checkpoint": self.checkpoint, "download": self.download}
         settings = EvaluationOptions(**defaults | options)
         trained = self.reopen(settings.checkpoint, settings.download)
+        if trained.given is not None:
+            trained.given.forget_fingerprints()
         trained = trained if images is None else trained.with_test_images(images)
         result = evaluate_run(trained, settings)
         write_report(trained, result)

@@ -24,6 +24,7 @@ import mixmo
 from mixmo.cli.main import main
 from mixmo.deploy import export as module
 from mixmo.deploy.export import ExportOptions, export
+from mixmo.deploy.hub import save_pretrained
 from mixmo.deploy.models import open_model
 from mixmo.deploy.spec import Spec, describe_run
 from mixmo.errors import InputError
@@ -234,15 +235,32 @@ def test_runs_that_do_not_fit_are_not_one_file(trained, gone, tmp_path, capsys):
     for words, message in {
         (f"{two.path}+{gone}", "--format=onnx", "--out=a.onnx"): f"{gone} prepares images differently from {two.path}",
         (f"{two.path}+{two.path}", "--format=onnx", "--out=a.onnx"): "a run is named twice",
-        (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file; name it with --out",
+        (f"{two.path}+{one.path}", "--format=onnx"): "several runs are exported as one .onnx file; name it (out)",
         (
             f"{two.path}+{one.path}",
             "--format=timm",
             "--out=a",
-        ): "--format timm holds one network; export several runs with --format onnx",
+        ): "format timm holds one network; export several runs as onnx",
     }.items():
         assert main(["export", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_networks_of_shared_weights_are_written(tmp_path):
+    images = torch.randint(256, (32, 32, 32, 3), dtype=torch.uint8), torch.arange(32) % 2
+    run = mixmo.fit("coat_tiny", images, epochs=1, batch_size=8, lr=0.01, crop_size=None, limit_train_batches=1,
+                    progress=False, model_options={"img_size": 32})  # fmt: skip
+    x = torch.randn(2, 3, 32, 32)
+    folders = save_pretrained(run, tmp_path / "shared"), run.export("timm").path, run.export("safetensors").path
+    for folder in folders:
+        torch.testing.assert_close(mixmo.load(folder)(x), run.network.cpu()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_crops_that_timm_places_elsewhere_are_warned_of(tmp_path, caplog):
+    images = torch.randint(256, (24, 9, 9, 3), dtype=torch.uint8), torch.arange(24) % 2
+    run = mixmo.fit("wide_resnet10_1", images, epochs=1, batch_size=8, crop_size=6, padding=0, progress=False)
+    run.export("timm")
+    assert "timm's own transform crops 6×6 from 9×9 one pixel further down and right" in caplog.text
 
 
 def test_descriptions_keep_every_digit():

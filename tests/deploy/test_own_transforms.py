@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
@@ -39,12 +40,15 @@ def floats():
 
 
 def test_images_are_prepared_as_in_training(images):
-    """Integers are normalised; floats are the network's input."""
-    expected = images.predict(list((torch.from_numpy(PIXELS[:5])[:, None].float() / 255 - 0.4) / 0.3)).probabilities
+    """Integers are normalised; floats may be normalised or not, so they are refused, as in tests."""
+    prepared = (torch.from_numpy(PIXELS[:5])[:, None].float() / 255 - 0.4) / 0.3
+    expected = F.normalize(images.network.cpu()(prepared).flatten(), dim=0)  # up to the temperature
     for given in (list(map(Image.fromarray, PIXELS[:5])), list(PIXELS[:5]), torch.from_numpy(PIXELS[:5])[:, None]):
-        assert torch.equal(images.predict(given).probabilities, expected)
-    with pytest.raises(InputError, match=r"is a str, but .* give the images or tensors that these return"):
-        images.predict(["a.png"])
+        logits = F.normalize(images.predict(given).logits.float().flatten(), dim=0)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    for given, kind in ((["a.png"], "str"), (prepared, "Tensor"), (PIXELS[:2, None] / 255, "ndarray")):
+        with pytest.raises(InputError, match=rf"is a {kind}, but .* give the images or tensors of integers that these"):
+            images.predict(given)
 
 
 def test_networks_whose_images_are_normalised_differently_are_not_ensembled(images):
@@ -53,13 +57,15 @@ def test_networks_whose_images_are_normalised_differently_are_not_ensembled(imag
         mixmo.Predictor([images, other])
 
 
-def test_images_for_a_network_of_floats_are_refused(floats):
+def test_images_for_a_network_of_floats_are_refused(floats, caplog):
     with pytest.raises(InputError, match=r"is a ndarray, but .* give the floating-point tensors"):
         floats.predict(list(PIXELS[:2]))
     for shape in ((8, 8), (3, 8, 8), (1, 1, 8, 8)):
         with pytest.raises(InputError, match=r"the network takes \(1, H, W\)"):
             floats.predict([torch.zeros(shape)])
-    with pytest.raises(InputError, match="--normalize is for pixels from 0 to 255, but a Dataset prepared the images"):
+    floats.export("timm")
+    assert "timm's own transform does not prepare images as the transforms of the Dataset" in caplog.text
+    with pytest.raises(InputError, match="normalize is for pixels from 0 to 255, but a Dataset prepared the images"):
         floats.export("onnx", normalize=True)
 
 
@@ -76,10 +82,11 @@ def test_wrong_batches_are_one_sentence(floats, options, message):
 
 
 def test_a_runs_other_checkpoint_is_opened(images):
-    best = mixmo.Predictor(images.path, checkpoint="best")(list(torch.zeros(2, 1, 8, 8)))
-    assert torch.equal(images.predict(list(torch.zeros(2, 1, 8, 8)), checkpoint="best").logits, best.logits)
+    zeros = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    best = mixmo.Predictor(images.path, checkpoint="best")(list(zeros))
+    assert torch.equal(images.predict(list(zeros), checkpoint="best").logits, best.logits)
     opened = mixmo.Predictor(images, checkpoint="best").models[0].run
     assert opened.checkpoint == "best" and mixmo.Predictor(images).models[0].run.checkpoint == "last"
     for options in ({"checkpoint": "bset"}, {"coverage": "0.9"}):
         with pytest.raises(InputError, match=r"checkpoint 'bset'|coverage is '0.9'; it is a share"):
-            images.predict(list(torch.zeros(2, 1, 8, 8)), **options)
+            images.predict(list(zeros), **options)

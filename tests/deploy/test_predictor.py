@@ -361,7 +361,7 @@ def test_the_networks_of_an_ensemble_are_weighted_by_validation_images(trained, 
         mixmo.Predictor([one.path, another_seed.path], weights="fitted")
     with pytest.raises(InputError, match=r"no common temperature: .* held out different images for validation"):
         export([TrainedRun(one), TrainedRun(another_seed)], "onnx", "no.onnx", options=ExportOptions(temperature=True))
-    with pytest.raises(InputError, match=r"--weights fitted is for ensembles"):
+    with pytest.raises(InputError, match=r"weights fitted is for ensembles"):
         export(TrainedRun(one), "onnx", "no.onnx", weights="fitted")
 
 

@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from torch.utils.data import Dataset
 
 import mixmo
 from mixmo.data.given import add_groups, open_given
@@ -84,6 +86,32 @@ def test_other_test_images_do_not_replace_the_runs_own(digits, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             each.test(given)
+
+
+class Changing(Dataset):
+    """Images and labels that may be changed in place."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], int(self.labels[index])
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_results_are_not_reused_for_a_changed_dataset(digits, floats):
+    """Also if only images change that lie between those by which training recognises its images."""
+    scaled = {split: images[:, None] / np.float32(255) if floats else images for split, (images, _) in digits.items()}
+    own = Changing(scaled["test"][:80].copy(), digits["test"][1])
+    run = mixmo.fit(NET, (scaled["train"], digits["train"][1]), test=own, **FAST | {"epochs": 1})
+    test = run.test if floats else partial(run.test, own)  # images of integers are read once, unless passed again
+    before = test()["nll"]
+    assert test()["nll"] == before
+    own.images[1:9] = own.images[1:9].max() - own.images[1:9]
+    assert test()["nll"] == test(refresh=True)["nll"] != before
 
 
 def test_runs_trained_by_name_are_tested_on_other_images(digits):

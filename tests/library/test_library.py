@@ -213,7 +213,7 @@ def test_a_module_of_ones_own_is_trained_and_loaded(digits, tmp_path):
         mixmo.load(tmp_path / "run")
     assert torch.equal(mixmo.load(tmp_path / "run", model=net())(images), run.network.cpu()(images))
     assert isinstance(mixmo.fuse(run.network), Tiny)
-    with pytest.raises(InputError, match="--format timm is for timm's networks; export a module Tiny as onnx"):
+    with pytest.raises(InputError, match="format timm is for timm's networks; export a module Tiny as onnx"):
         run.export("timm")
     with pytest.raises(InputError, match="10 classes, but the images have 1 and 2"):
         mixmo.fit(net(), (digits["train"][0], digits["train"][1] % 2), **own)

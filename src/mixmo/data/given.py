@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,6 +58,7 @@ class DatasetImages:
     title: str
     prepared: bool = False
     repeatable: bool = True
+    _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
 
     one_by_one = True
     """Read in one thread: a user's Dataset may not be thread-safe."""
@@ -113,13 +114,28 @@ class DatasetImages:
         return f"{self.title} {index}"
 
     def fingerprint(self, times: bool) -> str:
-        """Return a hash of the number of images and of up to eight of them.
+        """Return a hash of all images with ``times``, so that results are reused for the same images only.
 
-        Images that are not repeatable are left out, but for ``times``: what depends on them cannot be reused.
+        It is kept until :meth:`forget_fingerprint`. Without ``times``, it is of up to eight images, none if they are
+        not repeatable.
         """
         count = len(self.dataset)
-        sampled = spread_indices(count) if times or self.repeatable else []
-        return hash_parts([str(count), *(_raw_bytes(self.sample(index).image) for index in sampled)])
+        if not times:
+            return hash_parts([str(count), *map(self._content, spread_indices(count) if self.repeatable else [])])
+        if self._fingerprint is None:
+            self._fingerprint = hash_parts([str(count), *map(self._content, range(count))])
+        return self._fingerprint
+
+    def forget_fingerprint(self) -> None:
+        """Hash all images anew when the next fingerprint is asked for: the Dataset may have been changed."""
+        self._fingerprint = None
+
+    def _content(self, index: int) -> bytes:
+        """Return an image as bytes, none if it cannot be read."""
+        try:
+            return _raw_bytes(self.sample(index).image)
+        except InputError:
+            return b""
 
 
 def open_given(

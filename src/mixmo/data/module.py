@@ -189,6 +189,12 @@ class DataModule:
         """Return :meth:`Source.fingerprint` of a dataset for :meth:`source`; ``train`` includes the images held out."""
         return (self._train_source if dataset == "train" else self.source(dataset)).fingerprint(times)
 
+    def forget_fingerprints(self) -> None:
+        """Hash images anew that a Dataset prepares each time, since it may have been changed in place."""
+        for source in (self.given or {}).values():
+            if isinstance(source.images, DatasetImages) and source.images.prepared:
+                source.images.forget_fingerprint()
+
     def is_drawn(self, split: str) -> bool:
         """Return whether the images of ``train``, ``validation`` or ``test`` are drawn, not defined by the dataset."""
         data, few = self.settings, self.settings.images_per_class is not None

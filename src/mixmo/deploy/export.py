@@ -244,7 +244,7 @@ def _write(made: Path, format: str, plain: nn.Module, spec: Spec, options: Expor
         return TorchModel(*load_timm(made))
     if format == "safetensors":
         token = placeholder()
-        made.write_bytes(safetensors.torch.save(_weights(plain), {SPEC: spec.to_json(**{DIGEST: token})}))
+        made.write_bytes(safetensors.torch.save(copy_weights(plain), {SPEC: spec.to_json(**{DIGEST: token})}))
         write_digest(made, token)
         return TorchModel(*load_weights(made, download=True))  # the run's backbone is downloaded already
     net = ExportedNetwork(plain, spec, options).eval()
@@ -261,6 +261,13 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
             "timm's own transform scales these images differently: it cannot crop %d×%d from %d×%d; prepare them with "
             "mixmo, or train with data.image_size of the shape of data.crop_size.", height, width, *spec.size,
         )  # fmt: skip
+    elif any((whole - side) % 4 == 3 for whole, side in zip(spec.size, spec.input_size, strict=True)):
+        logger.warning(
+            "timm's own transform crops %d×%d from %d×%d one pixel further down and right: prepare images with mixmo.",
+            height, width, *spec.size,
+        )  # fmt: skip
+    if spec.data.own_transforms:
+        logger.warning("timm's own transform does not prepare images as the transforms of the Dataset in training did.")
     mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
     copied = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
     if channels not in (1, 3):
@@ -277,7 +284,7 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
     }
     folder.mkdir()
     (folder / TIMM_CONFIG).write_text(json.dumps(content, indent=2), "utf-8")  # ASCII: names may be no valid Unicode
-    (folder / WEIGHTS).write_bytes(safetensors.torch.save(_weights(plain)))  # save_file hides it from other users
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(copy_weights(plain)))  # save_file hides it from other users
     write_description(folder, spec)
 
 
@@ -332,8 +339,9 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _weights(net: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+def copy_weights(net: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a network's tensors for safetensors, which refuses tensors that share memory."""
+    return {name: each.cpu().clone(memory_format=torch.contiguous_format) for name, each in net.state_dict().items()}
 
 
 def architecture(plain: Any, backbone: str) -> str:

@@ -11,7 +11,7 @@ import safetensors.torch
 
 from mixmo.config.recipes import method_name
 from mixmo.data.messages import list_some
-from mixmo.deploy.export import export, is_known_to_timm
+from mixmo.deploy.export import copy_weights, export, is_known_to_timm
 from mixmo.deploy.load import MEMBERS
 from mixmo.deploy.spec import Spec, describe_run, write_description
 from mixmo.errors import InputError, explain_errors
@@ -63,8 +63,7 @@ def save_pretrained(
             export(trained, "timm", made)
         else:  # without a network for timm
             made.mkdir()
-        weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
-        write_bytes(made / MEMBERS, safetensors.torch.save(weights))
+        write_bytes(made / MEMBERS, safetensors.torch.save(copy_weights(net)))
         write_description(made, spec)
         write_text(made / "README.md", _model_card(trained, spec, fused, name))
     return out

@@ -291,9 +291,9 @@ def _to_tensor(image: AnyImage, number: int, spec: Spec) -> Tensor:
     As in training, images of integers are normalised, and tensors of floats are not.
     """
     data = spec.data
-    if is_float(image) or (not data.takes_floats and isinstance(image, Image.Image | np.ndarray | Tensor)):
+    if isinstance(image, Image.Image | np.ndarray | Tensor) and is_float(image) == data.takes_floats:
         return to_input(image, data, lambda: f"image {_name(image, number)}")
-    what = "floating-point tensors (C, H, W)" if data.takes_floats else "images or tensors"
+    what = "floating-point tensors (C, H, W)" if data.takes_floats else "images or tensors of integers"
     raise InputError(
         f"image {_name(image, number)} is a {type(image).__name__}, but the network was trained on a Dataset with its "
         f"own transforms; give the {what} that these return."
