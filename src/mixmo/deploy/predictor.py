@@ -181,8 +181,8 @@ class Predictor:
             images: One or several: paths, the contents of image files, Pillow images, arrays (H, W), (H, W, C) or
                 (C, H, W), tensors (H, W) or (C, H, W); arrays and tensors are uint8, uint16, or floats from 0 to 1;
                 for a network with a window, any numbers in its units. A batch is an array (N, H, W, C) or a tensor
-                (N, C, H, W). A network trained on a Dataset with its own transforms takes the Dataset's
-                floating-point tensors (C, H, W).
+                (N, C, H, W). A network trained on a Dataset with its own transforms takes what these return:
+                floating-point tensors (C, H, W), or images and tensors of integers.
             batch_size: Images in a batch.
             workers: Decoding processes; 0 decodes in this one.
 
