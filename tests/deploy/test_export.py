@@ -144,8 +144,8 @@ def test_timm_opens_the_folder_and_a_fused_network_without_mixmo(tmp_path, monke
             ["--format=onnx", "--out=file"],
             "file exists already and is not a recognised mixmo output; choose another path",
         ),
-        (["--format=onnx", "--out=full"], "full is a folder; choose a file to write with --out"),
-        (["--format=onnx", "--out=full", "--overwrite"], "full is a folder; choose a file to write with --out"),
+        (["--format=onnx", "--out=full"], "full is a folder; choose a file to write (out)"),
+        (["--format=onnx", "--out=full", "--overwrite"], "full is a folder; choose a file to write (out)"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(gone, tmp_path, monkeypatch, capsys, words, message):

@@ -29,7 +29,7 @@ def unpack_release(name: str, folder: Path) -> None:
     """
     one_of(name, RELEASES, "released run")
     if os.path.lexists(folder):
-        raise InputError(f"{folder} exists already; choose another folder (run).")
+        raise InputError(f"{folder} exists already; choose another folder with --run.")
     make_folder(folder.parent)
     with assemble(folder) as path, zipfile.ZipFile(FOLDER / f"{name}.zip") as archive:
         archive.extractall(path)
