@@ -244,8 +244,9 @@ def _check_arguments(backbone: object, num_members: object, num_classes: object)
     """Raise for a backbone or a number of members or classes of the wrong type, or below 1."""
     if not isinstance(backbone, str | nn.Module):
         raise InputError(f"backbone is of type {type(backbone).__name__}; it must be a timm name or a module.")
-    for name, count in {"num_members": num_members, "num_classes": num_classes}.items():
-        if (count is not None or name == "num_members") and not (isinstance(count, Integral) and int(count) >= 1):
+    counts = {"num_members": num_members} | ({} if num_classes is None else {"num_classes": num_classes})
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or int(count) < 1:
             raise InputError(f"{name} is {count!r}; it must be an integer of at least 1.")
 
 

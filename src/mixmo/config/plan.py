@@ -50,7 +50,7 @@ def make_plan(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any] = ())
         positional, overrides = parse_arguments(overrides, known_settings(), "fit")
         if positional:
             raise InputError(f"unknown argument {positional[0]!r}; settings are --name=value.")
-    values = _override(recipe, overrides)
+    values = _override(nest(recipe, "the recipe"), overrides)
     if isinstance(mixer := values.get("mixer"), Mapping) and "num_members" in mixer:
         raise InputError("mixer.num_members is not a setting; the number of members is model.num_members.")
     settings = Settings(**_override(values, inherit_settings(dict(flatten(values)))))
@@ -83,7 +83,7 @@ def flatten(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _override(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe with values set by dotted name; options of other libraries can be set one by one."""
     sections = {name.partition(".")[0] for name in known_settings() if "." in name}
-    result = {str(name): copy.deepcopy(value) for name, value in nest(recipe, "the recipe").items()}
+    result = {str(name): copy.deepcopy(value) for name, value in recipe.items()}
     for name in sections & result.keys():
         if isinstance(result[name], Mapping | None):  # an empty section of YAML is None
             result[name] = {str(key): value for key, value in (result[name] or {}).items()}

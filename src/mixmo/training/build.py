@@ -80,12 +80,13 @@ def pad_small_maps(net: MixMo) -> Iterator[None]:
     convs = [each for each in net.modules() if isinstance(each, nn.Conv2d) and each not in encoders]
     small: set[nn.Conv2d] = set()
 
-    def watch(conv: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
+    def watch(conv: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(conv, nn.Conv2d)  # for mypy: hooks take any module
         reaches = (d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
         if any(side <= reach for side, reach in zip(inputs[0].shape[-2:], reaches, strict=True)):
             small.add(conv)
 
-    watching = [conv.register_forward_pre_hook(watch) for conv in convs]  # type: ignore[arg-type]
+    watching = [conv.register_forward_pre_hook(watch) for conv in convs]
     try:
         yield
     finally:
