@@ -97,8 +97,8 @@ class MixMo(nn.Module):
                 raise InputError(f"{', '.join(options)}: these options are for timm names, but backbone is a module.")
             with explain_errors("the backbone cannot be copied", RuntimeError):  # computed tensors, as of weight_norm
                 self.backbone = copy_module(backbone)
-        if noise < 0 or (noise and not trained):
-            raise InputError(f"noise is {noise}; it must be at least 0, and requires a trained backbone.")
+        if not isinstance(noise, int | float) or not noise >= 0 or (noise and not trained):
+            raise InputError(f"noise is {noise!r}; it must be a number of at least 0, and requires a trained backbone.")
         if trained and mix_at is not None:
             raise InputError("mix_at cannot be combined with a trained backbone: leave it out, or train from scratch.")
         self.num_members, self.mix_at = num_members, mix_at

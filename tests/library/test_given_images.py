@@ -60,7 +60,15 @@ def test_wrong_groups_folds_and_weights_are_one_sentence(digits, changes, messag
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("window", [0, 1]), ("image_size", 8), ("policy", "randaugment"), ("flip", True), ("padding", 2), ("mean", [0.3])],
+    [
+        ("window", [0, 1]),
+        ("image_size", 8),
+        ("policy", "randaugment"),
+        ("flip", True),
+        ("padding", 2),
+        ("mean", [0.3]),
+        ("on_error", "skip"),
+    ],
 )
 def test_what_is_not_done_to_prepared_images_is_refused(digits, key, value):
     floats = {split: (images / np.float32(255), labels) for split, (images, labels) in digits.items()}

@@ -212,9 +212,9 @@ def test_copies_are_warned_of(single, caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize(("options", "noise"), [({}, 1.0), ({"trained": True}, -1.0)])
+@pytest.mark.parametrize(("options", "noise"), [({}, 1.0), ({"trained": True}, -1.0), ({"trained": True}, "x")])
 def test_noise_takes_a_trained_backbone(options, noise):
-    with pytest.raises(InputError, match=f"noise is {noise}"):
+    with pytest.raises(InputError, match=f"noise is {noise!r}"):
         mixmo.MixMo("wide_resnet10_1", 2, num_classes=5, noise=noise, **options)
 
 

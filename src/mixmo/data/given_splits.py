@@ -21,6 +21,7 @@ log = logging.getLogger("mixmo")
 
 PREPARING = dict.fromkeys(("image_size", "crop_size", "interpolation", "scale", "padding_mode"), None)
 PREPARING |= {"augmentation": "crop", "policy": "none", "color_jitter": 0, "erasing": 0, "flip": 0, "padding": 0}
+PREPARING |= {"on_error": "raise"}  # they are not read in advance, so damaged ones cannot be left out
 """Settings of ``data`` that do not apply to images that a Dataset prepares, with the values that change nothing."""
 NORMALISING = {"window": None, "mean": 0, "std": 1}
 """The same for floating-point images."""
