@@ -215,6 +215,8 @@ def compare(
     if out is not None:
         check_out(Path(out), overwrite)
     settings = EvaluationOptions(**options)
+    if settings.per_class:
+        raise InputError("per_class is not for comparisons; `mixmo test RUN --per_class` has the metrics of a run.")
     groups = read_groups([_to_networks(str(name), network, options) for name, network in pairs], settings)
     comparison = Comparison(groups, None if out is None else Path(out))
     if comparison.folder is not None:

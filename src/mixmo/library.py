@@ -31,7 +31,7 @@ from mixmo.errors import InputError
 from mixmo.evaluation.calibration import calibrate_run
 from mixmo.evaluation.inference import TrainedRun
 from mixmo.evaluation.results import EvaluationOptions
-from mixmo.evaluation.results_file import evaluate_run
+from mixmo.evaluation.results_file import evaluate_run, tested_checkpoint
 from mixmo.launching import count_devices, is_first
 from mixmo.loading import MODULE
 from mixmo.network import MixMo
@@ -233,9 +233,9 @@ class Run(TrainedRun):
 
     @property
     def report(self) -> Path:
-        """The page ``report.html``, written by :meth:`test` if missing."""
+        """The page ``report.html``, written by :meth:`test` if missing or of another checkpoint."""
         file = self.path / "report.html"
-        if not file.is_file():
+        if not file.is_file() or tested_checkpoint(self) != self.folder.digest(self.checkpoint):
             self.test()
         return file
 
@@ -296,7 +296,7 @@ class Run(TrainedRun):
                 files are in the way.
         """
         path = None if out is None else Path(out)
-        return export(self, format, path, ExportOptions(**options), overwrite)
+        return export(self.reopen(), format, path, ExportOptions(**options), overwrite)
 
 
 def _check_arguments(model: Any, train: Any, epochs: int | None) -> None:

@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -193,6 +192,14 @@ class RunFolder:
             raise MissingError(f"{self.path} has no {which} checkpoint; perhaps {cause}.")
         return file
 
+    def checkpoint_status(self, which: str = "last") -> tuple[int, ...] | None:
+        """Return what changes with a checkpoint's file: inode, size and time; ``None`` if it is missing."""
+        try:
+            status = (self.checkpoint_folder / f"{which}.ckpt").stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def digest(self, which: str = "last") -> str:
         """Return the hexadecimal SHA-256 of a checkpoint's file."""
         file = self.checkpoint_file(which)
@@ -248,6 +255,17 @@ class RunFolder:
             return False
         return bool(found["epochs"] >= epochs or (patience is not None and found["stale"] >= patience))
 
+    def unfinished(self) -> str:
+        """Return such as "2 of 4 epochs" if training was interrupted; empty if it has finished or this is unknown."""
+        try:
+            trainer, found = get_section(self.config(), "trainer"), describe(self.checkpoint_folder / LAST)
+        except InputError:
+            return ""
+        epochs = trainer.get("max_epochs")
+        if not isinstance(epochs, int) or self.is_finished(epochs, trainer.get("patience")):
+            return ""
+        return f"{found['epochs']} of {epochs} epochs"
+
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write a JSON file into the folder atomically; NaN, which JSON lacks, becomes null."""
         text = json.dumps(_with_null(content), indent=2, ensure_ascii=False, allow_nan=False)
@@ -265,21 +283,9 @@ class RunFolder:
         return write_text(self.path / "split.csv", text.getvalue())
 
     def append_metrics(self, row: dict[str, float]) -> None:
-        """Append an epoch's row to ``metrics.csv``, without reading all of it."""
+        """Append an epoch's row to ``metrics.csv``, which is replaced atomically."""
         texts = {key: str(int(value)) if float(value).is_integer() else f"{value:.6g}" for key, value in row.items()}
-        with explain_write_errors(self.metrics_file):
-            try:
-                with self.metrics_file.open(encoding="utf-8") as file:
-                    columns = file.readline().rstrip("\n").split(",")
-            except FileNotFoundError:
-                columns = []
-            if columns != list(texts):  # first row, or resumed with other metrics
-                self._write_metrics([*self._read_rows(), texts])
-                return
-            with self.metrics_file.open("a", encoding="utf-8", newline="") as file:
-                file.write(",".join(texts.values()) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        self._write_metrics([*self._read_rows(), texts])
 
     def cut_metrics(self, epochs: int) -> None:
         """Remove rows after an epoch from ``metrics.csv``: a stopped run may have written them after its checkpoint."""

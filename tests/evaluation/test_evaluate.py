@@ -104,6 +104,37 @@ def test_logits_of_one_network_need_no_axis_of_members():
     assert {"accuracy", "nll", "ece"} <= found.keys()
 
 
+def test_probabilities_passed_as_logits_are_warned_of(caplog):
+    logits, targets = sample(30, 5, 3.0, False, 0, 2)
+    mixmo.evaluate(logits, targets)
+    mixmo.evaluate(torch.as_tensor(logits).softmax(-1).log(), targets)
+    assert not caplog.text
+    for dtype in (torch.float64, torch.float16):
+        caplog.clear()
+        mixmo.evaluate(torch.as_tensor(logits).softmax(-1).to(dtype), targets)
+        assert "the logits look like probabilities" in caplog.text
+
+
+def test_anything_that_numpy_takes_as_an_array_is_evaluated():
+    class Frame:
+        """Like a pandas DataFrame, of which torch asks for the item 0."""
+
+        def __init__(self, values):
+            self.values = values
+
+        def __len__(self):
+            return len(self.values)
+
+        def __getitem__(self, key):
+            raise KeyError(key)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.asarray(self.values, dtype)
+
+    logits, targets = sample(30, 5, 3.0, False, 0, 2)
+    assert mixmo.evaluate(Frame(logits), Frame(targets)) == mixmo.evaluate(logits, targets)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

@@ -100,9 +100,7 @@ def test_checkpoints_are_kept_when_due(images, tmp_path, monkeypatch, words, ste
 def test_rows_are_appended_and_cut_back(tmp_path):
     run = RunFolder(tmp_path)
     run.append_metrics({"epoch": 1, "step": 4, "seconds": 0.5, "loss": 1234567.5})
-    before = run.metrics_file.stat().st_ino
     run.append_metrics({"epoch": 2, "step": 8, "seconds": 0.5, "loss": 0.25})
-    assert run.metrics_file.stat().st_ino == before  # the same file grew
     with run.metrics_file.open("a") as file:
         file.write("3,12,0.1")  # a process died here
     assert [row["epoch"] for row in run.read_metrics()] == [1, 2]

@@ -114,19 +114,26 @@ def _check_classes(model: Model, file: Path) -> None:
 def open_model(path: str | Path, checkpoint: str = "last", precision: str = "32-true", download: bool = False) -> Model:
     """Open the network of a run's folder, an exported folder, or an ``.onnx`` or ``.safetensors`` file."""
     where = Path(path)
-    if where.is_file():
-        if where.suffix == ".onnx":
-            return OnnxModel(where)
-        if where.suffix == ".safetensors":
-            return TorchModel(*load_weights(where, download))
-        raise InputError(f"{printable(str(path))} is not a network; name a run's folder, .onnx or .safetensors file.")
+    is_folder = any((where / name).is_file() for name in (MEMBERS, SPEC))
+    if not where.is_file() and not is_folder:
+        return open_run(TrainedRun(RunFolder(where), checkpoint, download), precision)
+    if checkpoint != "last":
+        raise InputError(f"{printable(str(path))} is an exported network, of one checkpoint; leave checkpoint out.")
+    if where.suffix == ".onnx" and where.is_file():
+        if precision != "32-true":
+            raise InputError(f"precision is {precision}, but {printable(str(path))} has its own; leave it out.")
+        return OnnxModel(where)
     if (where / MEMBERS).is_file():
-        return TorchModel(*load_members(where, download))
-    if (where / SPEC).is_file():
-        model = TorchModel(*load_timm(where))
-        _check_classes(model, where)
-        return model
-    return open_run(TrainedRun(RunFolder(where), checkpoint, download), precision)
+        loaded: tuple[nn.Module, Spec] = load_members(where, download)
+    elif is_folder:
+        loaded = load_timm(where)
+    elif where.suffix == ".safetensors":
+        loaded = load_weights(where, download)
+    else:
+        raise InputError(f"{printable(str(path))} is not a network; name a run's folder, .onnx or .safetensors file.")
+    model = TorchModel(*loaded, precision=precision)
+    _check_classes(model, where)
+    return model
 
 
 def input_format(spec: Spec) -> InputFormat:

@@ -235,7 +235,8 @@ def _check_comparable(groups: Sequence[Group]) -> None:
     for entry in entries:
         first = firsts.get(entry.replicate.fold, groups[0].entries[0])
         predictions, wanted = entry.result.predictions, first.result.predictions
-        named = bool(entry.runs and first.runs)  # files may have no class names
+        numbers = list(map(str, range(len(wanted.classes))))  # the names in files that have none
+        named = all(each.runs or each.result.predictions.classes != numbers for each in (entry, first))
         fits = predictions.multi_label == wanted.multi_label and predictions.same_images(wanted)
         fits = fits and predictions.logits.shape[2] == wanted.logits.shape[2]
         if not fits or (named and predictions.classes != wanted.classes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from mixmo.metrics.diversity import disagreement
 from mixmo.metrics.multi_label import check_label_sets
 from mixmo.metrics.samples import per_sample
 from mixmo.metrics.temperature import two_fold
+
+log = logging.getLogger("mixmo")
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     if targets.dim() == 2:
         return _measure_labels(logits, check_label_sets(logits, targets))
     targets = check_targets_for(logits, targets)
+    _warn_of_probabilities(logits)
     count = logits.shape[1]
     kinds = (Scores, Calibration, SelectivePrediction)
     collections = [MetricCollection([kind(**ALONE) for kind in kinds], compute_groups=False) for _ in range(count + 2)]
@@ -114,6 +118,15 @@ def measure(logits: Tensor, targets: Tensor) -> EnsembleMetrics:
     scaled = basic_metrics(two_fold(mean_logits(logits), targets), targets) if len(logits) > 1 else {}
     average |= {f"{key}_two_fold": scaled.get(key, math.nan) for key in ("nll", "ece")}
     return EnsembleMetrics(average, probability_average, members, {} if diversity is None else _compute(diversity))
+
+
+def _warn_of_probabilities(logits: Tensor) -> None:
+    """Warn of probabilities (N, M, K) passed as logits."""
+    if logits.shape[2] > 1 and logits.min() >= 0 and bool(((logits.sum(2) - 1).abs() < 1e-2).all()):
+        log.warning(
+            "the logits look like probabilities: none is negative and each row sums to one. Give their logarithms, or "
+            "in a file name them `probabilities`; otherwise NLL, Brier score and calibration errors are wrong."
+        )
 
 
 def _measure_labels(logits: Tensor, targets: Tensor) -> EnsembleMetrics:

@@ -62,6 +62,7 @@ class TrainedRun:
         self.folder, self.checkpoint, self.download, self.module = folder.require(), checkpoint, download, module
         self.option, self.given = option, data
         self.suffix = ""  # of files with results on other test images
+        self._status = folder.checkpoint_status(checkpoint)
 
     @property
     def path(self) -> Path:
@@ -88,13 +89,21 @@ class TrainedRun:
         return DataModule(settings, self.settings.seed, option=self.option, given=given)
 
     def reopen(self, checkpoint: str | None = None, download: bool | None = None) -> TrainedRun:
-        """Return the run with another checkpoint or download permission; itself if neither changes."""
+        """Return the run as it is on disk now, with another checkpoint or download permission if given.
+
+        The network stays in memory unless its checkpoint has changed; files of images are listed again.
+        """
         asked = (checkpoint or self.checkpoint, self.download if download is None else download)
-        if asked == (self.checkpoint, self.download):
-            return self
-        run = TrainedRun(self.folder, *asked, self.option, self.given, self.module)
-        run.suffix = self.suffix
-        return run
+        if asked != (self.checkpoint, self.download):
+            run = TrainedRun(self.folder, *asked, self.option, self.given, self.module)
+            run.suffix = self.suffix
+            return run
+        status = self.folder.checkpoint_status(self.checkpoint)
+        properties = {name for name, value in vars(TrainedRun).items() if isinstance(value, cached_property)}
+        for name in ("settings", "data") if status == self._status else properties:
+            self.__dict__.pop(name, None)
+        self._status = status
+        return self
 
     def with_test_images(self, images: Any) -> TrainedRun:
         """Return the run with other test images, passed by a program; their results have files of their own.
@@ -126,7 +135,9 @@ class TrainedRun:
         return self.folder.header(self.checkpoint)
 
     def warn_of_changes(self) -> None:
-        """Warn if ``config.yaml`` no longer has the settings that the network was trained with."""
+        """Warn of unfinished training, and of settings in ``config.yaml`` that the network was not trained with."""
+        if finished := self.folder.unfinished():
+            log.warning("%s has finished %s; %s.", self.path, finished, self.folder.how_to_resume)
         if differences := self.folder.differences(self.checkpoint):
             log.warning("%s has changed since training: %s; the checkpoint's settings are used.",
                         self.folder.config_file, "; ".join(differences))  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -67,7 +68,11 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         if own := {"train", "validation", "test"} & {*self.ood}:
-            raise InputError(f"ood is {min(own)}, the run's own images; name another dataset, such as folder:PATH.")
+            _refuse_own_images(min(own))
+
+
+def _refuse_own_images(name: str) -> NoReturn:
+    raise InputError(f"ood is {name}, the run's own images; name another dataset, such as folder:PATH.")
 
 
 COVERAGES = (90, 95)
@@ -155,6 +160,8 @@ def evaluate_runs(runs: Sequence[RunFolder | TrainedRun], options: EvaluationOpt
             refuse_labels(name, asked)
         check_views(run.header, options.tta, name)
         run.warn_of_views(options.tta)
+        if run.settings.data.name in options.ood:
+            _refuse_own_images(run.settings.data.name)
     how = (options.precision, options.refresh, options.tta)
     parts = [[predict(run, dataset, *how) for run in opened] for dataset in ("test", *options.ood)]
     calibration, unscaled = _find_calibration(opened, names, options)

@@ -76,6 +76,14 @@ def _fingerprint(run: TrainedRun, result: EvaluationResult) -> str:
     return str(run.depends_on("test").get("fingerprint", result.predictions.images))
 
 
+def tested_checkpoint(run: TrainedRun) -> str:
+    """Return the digest of the checkpoint whose metrics ``test.json`` has; empty if the file is missing or damaged."""
+    try:
+        return str(run.folder.read_json("test.json")["about"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def merge_earlier(run: TrainedRun, result: EvaluationResult, options: EvaluationOptions) -> EvaluationResult:
     """Add to a run's evaluation what only ``test.json`` has: corruptions, OOD datasets, metrics of each class.
 

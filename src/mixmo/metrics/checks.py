@@ -20,7 +20,8 @@ def as_tensor(values: Tensor | npt.ArrayLike, what: str) -> Tensor:
         Traceback (most recent call last):
         mixmo.errors.InputError: targets are not an array of numbers: ...
     """
-    if isinstance(values, np.ndarray):
+    if hasattr(values, "__array__") and not isinstance(values, Tensor):  # also those of pandas
+        values = np.asarray(values)
         values = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
     with explain_errors(f"{what} are not an array of numbers", TypeError, ValueError, RuntimeError):
         return torch.as_tensor(values)

@@ -59,7 +59,8 @@ def run_page(trained: TrainedRun, result: EvaluationResult) -> str:
         lines = {name: accuracies(result, f"member_{index - 1}" if index else "") for index, name in names}
         sections.append(corruption_section(lines, corruption_table(result.corruptions)))
     epochs = "1 epoch" if predictions.epochs == 1 else f"{predictions.epochs} epochs"
-    about = f"Trained for {epochs} with seed {config['seed']}."
+    best = ": the best checkpoint on the validation set" if trained.checkpoint == "best" else ""
+    about = f"Trained for {epochs} with seed {config['seed']}{best}."
     sections += [
         *ood_sections({"the members together" if several else "the network": result}),
         *member_sections({"ensemble" if several else "network": result}),
