@@ -19,7 +19,7 @@ from mixmo.masks import FeatureShape
 from mixmo.masks.custom import try_masks
 from mixmo.mixing import Kind, Mixer, loss_weights, mixed_binary_cross_entropy, mixed_cross_entropy
 from mixmo.network import MixMo
-from mixmo.pairing import check_input_repetition, count_distinct, pair
+from mixmo.pairing import check_input_repetition, count_distinct, pair, pair_eagerly
 from mixmo.pixel_mixing import PixelMixer, keep_majority, mix_pixels, shared_targets, visible_share
 
 WHOLE = slice(None)
@@ -203,7 +203,7 @@ class BatchMixer:
         for rho in rhos:
             check_input_repetition(rho, net.num_members)
         if batch_repetition != (whole := int(batch_repetition)):
-            raise InputError(f"batch_repetition is {batch_repetition}; it is a whole number.")
+            raise InputError(f"batch_repetition is {batch_repetition!r}; it is a whole number.")
         count_distinct(batch_repetition, batch_repetition)
         self.net, self.batch_repetition, self.objective = net, whole, loss
         self.input_repetition, self.multi_label = (rhos[0], rhos[1]), multi_label
@@ -254,7 +254,8 @@ class BatchMixer:
         labels, chosen, members = source.labels, source.chosen, self.mixer.num_members
         start, end = self.input_repetition
         rho = start + progress * (end - start)
-        pairs = pair(len(chosen), members, self.batch_repetition, rho, generator, labels.device)
+        draw = pair if start == end else pair_eagerly
+        pairs = draw(len(chosen), members, self.batch_repetition, rho, generator, labels.device)
         inputs = source.copy_pairs(pairs, part)
         targets = _as_targets(labels[chosen[pairs[part]]])
         shape = self.net.encoder_shape(inputs.shape[-2], inputs.shape[-1])
@@ -285,12 +286,19 @@ class BatchMixer:
         soft = labels.is_floating_point() or self.multi_label
         if labels.shape != ((len(images), self.net.num_classes) if soft else (len(images),)):
             raise InputError(
-                f"labels have shape {tuple(labels.shape)} for {len(images)} images; give {len(images)} class "
-                f"numbers, or probabilities ({len(images)}, {self.net.num_classes}); with multi_label=True, "
-                "0 or 1 in this shape."
+                f"labels have shape {tuple(labels.shape)} and type {labels.dtype} for {len(images)} images; give "
+                f"{len(images)} class numbers, or probabilities ({len(images)}, {self.net.num_classes}); with "
+                "multi_label=True, 0 or 1 in this shape."
             )
         if soft and labels.device.type == "cpu" and not bool(((labels >= 0) & (labels <= 1)).all()):
             raise InputError(f"labels range from {labels.min():g} to {labels.max():g}; values of classes are 0 to 1.")
+        if soft and not self.multi_label and labels.device.type == "cpu":
+            sums = labels.float().sum(1)
+            if bool(((sums - 1).abs() > 1e-2).any()):
+                raise InputError(
+                    f"the labels of an image sum to {sums.min():g} … {sums.max():g}, but probabilities sum to one; for "
+                    "images with several labels, set multi_label=True."
+                )
 
     def _try_functions(self, shape: FeatureShape) -> None:
         """Try custom mask functions on the first batch of each size."""

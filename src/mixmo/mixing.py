@@ -307,6 +307,11 @@ def mixed_cross_entropy(
         >>> mixed_cross_entropy(logits, torch.tensor([[0, 1]])).item()
         0.8200...
     """
+    if logits.dim() != 3:
+        raise InputError(
+            f"logits have shape {tuple(logits.shape)}; the loss takes the members' logits (B, M, K) of a mixture, "
+            "net(batch.inputs, batch.masks)."
+        )
     batch, members, classes = logits.shape
     expected = (batch, members, classes) if targets.is_floating_point() else (batch, members)
     if targets.shape != expected:

@@ -84,3 +84,7 @@ def pair(
     separate = round(batch_size * (1 - input_repetition))
     columns = images.expand(batch_size, num_members)
     return torch.cat([columns[:separate].gather(0, shuffled(separate, num_members)), columns[separate:]])
+
+
+pair_eagerly = torch.compiler.disable(pair)
+"""For a rho that varies: ``torch.compile`` cannot trace sizes that depend on it."""

@@ -96,6 +96,17 @@ def test_the_objective_is_what_is_trained_on(folder):
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-4)
 
 
+def test_a_resumed_run_has_the_same_code(folder, capsys):
+    assert main(["fit", write(folder, allow_imports=["ownwork.parts"]), "--run=run"]) == 0
+    module = folder / "ownwork" / "parts.py"
+    module.write_text(module.read_text() + "\n# changed")
+    forget()
+    again = ["fit", "run", ALLOWED, "--trainer.max_epochs=2"]
+    assert main(again) == 2
+    assert "digest of the code of ownwork.parts is" in capsys.readouterr().err
+    assert main([*again, "--accept_changes"]) == 0 and len(RunFolder("run").read_metrics()) == 2
+
+
 def test_kinds_with_probabilities_may_be_ones_own(folder):
     kinds = {"cut": 0.5, "ownwork.parts:stripes": 0.5}
     assert main(["fit", write(folder, mixer={"kind": kinds}), ALLOWED, "--run=run"]) == 0

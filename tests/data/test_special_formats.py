@@ -218,6 +218,94 @@ def test_colours_of_dicom_files(name, shape):
     assert seen.shape == shape and seen.std(axis=2).max() > 0
 
 
+def in_groups(**values):
+    """Sequences of functional groups, in which files of several frames keep what others have at the top."""
+    group = pydicom.Dataset()
+    for name, keys in {"PixelValueTransformationSequence": CT, "FrameVOILUTSequence": VIEW}.items():
+        item = pydicom.Dataset()
+        for key in keys:
+            setattr(item, key, values[key])
+        setattr(group, name, pydicom.Sequence([item]))
+    return pydicom.Sequence([group])
+
+
+def test_units_and_window_of_frames_are_those_of_the_file():
+    other = in_groups(RescaleSlope=3, RescaleIntercept=7, WindowCenter=1, WindowWidth=2)
+    for options in (
+        {"SharedFunctionalGroupsSequence": in_groups(**CT, **VIEW)},
+        {"SharedFunctionalGroupsSequence": other, "PerFrameFunctionalGroupsSequence": in_groups(**CT, **VIEW)},
+    ):
+        enhanced, plain = dicom(STORED, **options), dicom(STORED, **CT, **VIEW)
+        for window in (None, (-160, 240)):
+            assert np.array_equal(image_pixels(enhanced, 1, window), image_pixels(plain, 1, window))
+
+
+def test_half_a_rescaling_is_completed_and_a_blank_window_is_none():
+    shifted = image_pixels(dicom(STORED, RescaleIntercept=-1024), 1, (-160, 240))
+    assert np.array_equal(shifted, image_pixels(dicom(STORED, **CT), 1, (-160, 240)))
+    blank = dicom(STORED, WindowCenter=None, WindowWidth=None)
+    assert np.array_equal(image_pixels(blank, 1), image_pixels(dicom(STORED), 1))
+
+
+def test_few_levels_of_a_whole_range_are_not_blamed_on_a_window(said):
+    image_pixels(dicom(STORED // 64, bits=16), 1)
+    (text,) = said.messages
+    assert "the whole range of its bits leaves 1 of 256 grey levels; set data.window" in text
+
+
+def test_a_window_is_not_applied_to_palette_colours():
+    found = get_testdata_file("examples_palette.dcm", download=False)
+    if found is None:
+        pytest.skip("not among pydicom's files")
+    with open(found, "rb") as file:
+        content = file.read()
+    assert np.array_equal(image_pixels(content, 3, (0, 100)), image_pixels(content, 3))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_planes_of_sixteen_bits_are_colours(byteorder):
+    values = RNG.integers(0, 65536, (12, 10, 3)).astype(np.uint16)
+    planes = tiff(np.moveaxis(values, 2, 0), photometric="rgb", planarconfig="separate", byteorder=byteorder)
+    assert np.abs(image_pixels(planes, 3) - values / 257).max() <= 1
+
+
+@pytest.mark.parametrize("window", [None, (0, 4095)])
+def test_white_is_zero_at_any_depth(window):
+    values = RNG.integers(0, 4096, (12, 10)).astype(np.uint16)
+    dark, light = (image_pixels(tiff(values, photometric=f"minis{kind}"), 1, window) for kind in ("black", "white"))
+    assert np.array_equal(light, 255 - dark) and len(np.unique(dark)) > 10
+
+
+def test_signed_bytes_are_not_taken_for_unsigned():
+    values = np.arange(-60, 60).reshape(10, 12).astype(np.int8)
+    content = tiff(values, photometric="minisblack")
+    with pytest.raises(InputError, match=r"values are int8, whose range is not known; set data\.window"):
+        image_pixels(content, 1)
+    assert np.abs(image_pixels(content, 1, (-128, 127))[..., 0] - (values + 128.0)).max() <= 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_the_same_for_every_reader(orientation):
+    values = RNG.integers(0, 65536, (6, 4, 3)).astype(np.uint16)
+    content = tiff(values, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    by_pillow, by_tifffile = image_pixels(content, 3), image_pixels(content, 3, (0, 65535))
+    assert by_pillow.shape == by_tifffile.shape and np.abs(by_pillow.astype(int) - by_tifffile).max() <= 1
+
+
+def test_a_window_that_cannot_be_applied_is_refused_and_others_are_in_the_files_units():
+    for image in (Image.fromarray(np.zeros((4, 4, 3), np.uint8)), Image.fromarray(np.zeros((4, 4), np.uint8))):
+        image.save(file := io.BytesIO(), "PPM")
+        assert image_pixels(file.getvalue(), 3, (0, 9)).max() == 0  # 8 bits have no window
+    values = RNG.integers(0, 4096, (4, 6)).astype(">u2")
+    grey = b"P5 6 4 4095\n" + values.tobytes()
+    assert (
+        np.abs(image_pixels(grey, 1, (1000, 3000))[..., 0] - ((values - 1000.0) / 2000 * 255).clip(0, 255)).max() <= 1
+    )
+    colours = b"P6 2 4 4095\n" + values.tobytes()
+    with pytest.raises(InputError, match=r"several bands of 16 bits, .* so data\.window does not apply; save it as a"):
+        image_pixels(colours, 3, (1000, 3000))
+
+
 def test_a_dicom_file_without_an_image_is_refused():
     file = pydicom.dcmread(io.BytesIO(dicom(STORED)))
     del file.PixelData

@@ -14,6 +14,7 @@ from mixmo.config.parsing import parse_arguments
 from mixmo.config.preprocessing import inherit_settings
 from mixmo.config.settings import known_settings
 from mixmo.data.batches import Augmentation, CenterCrop
+from mixmo.deploy.images import InputFormat, decode_image
 from mixmo.deploy.spec import Spec
 from mixmo.errors import InputError
 from mixmo.header import Header, Preparation
@@ -109,3 +110,16 @@ def test_a_rectangle_larger_than_the_image_is_refused(tmp_path, capsys):
     words = ["--data.crop_size=[8, 99]", "--trainer.max_epochs=1", "--run", str(tmp_path / "run")]
     assert main(["fit", "digits-cut", *words]) != 0
     assert "data.crop_size is [8, 99], larger than images of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, ">u2"])
+def test_arrays_and_tensors_are_predicted_in_any_order(kind):
+    values = RNG.integers(0, 256, (10, 12, 3)).astype(kind)
+    format = InputFormat((10, 12), 3, "bicubic")
+    wanted = decode_image(values.astype(np.dtype(kind).newbyteorder("=")), format)
+    assert wanted.shape == (10, 12, 3)
+    images = [values, np.moveaxis(values, 2, 0)]
+    if kind != ">u2":  # which torch lacks
+        images += [torch.from_numpy(np.ascontiguousarray(each)) for each in images]
+    for image in images:
+        assert np.array_equal(decode_image(image, format), wanted)

@@ -78,7 +78,7 @@ def test_lightning_with_probabilities_two_loaders_and_a_compiled_module(digits, 
     """Batches of as many images as classes, for which labels of a wrong shape would broadcast."""
     images, labels = digits.images[:10], digits.labels[:10]
     soft = torch.nn.functional.one_hot(labels, 10).float()
-    loaders = [DataLoader(TensorDataset(images, each), 10) for each in (soft, labels)]
+    loaders = [DataLoader(TensorDataset(images, each), 10) for each in (soft, labels.int())]
     module = MixMoModule(net := mixmo.MixMo("wide_resnet10_1", num_classes=10, in_chans=1), mixer_of(net), SGD)
     own = trainer(tmp_path, limit_train_batches=2)
     own.validate(module, loaders)

@@ -99,5 +99,5 @@ def test_options_without_effect_are_refused(folder, tmp_path):
     exact, rounded = (mixmo.Predictor(file, precision=name)(images).logits for name in ("32-true", "bf16-mixed"))
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, rtol=0.1, atol=0.1)
-    with pytest.raises(InputError, match="precision is bf16-mixed, but .*model.onnx has its own"):
+    with pytest.raises(InputError, match=r"precision is bf16-mixed, but .*model\.onnx has its own"):
         mixmo.Predictor(run.export("onnx").path, precision="bf16-mixed")

@@ -68,6 +68,27 @@ def test_pixels_are_mixed_with_what_is_visible_as_targets(generator):
     torch.testing.assert_close(batch.targets[filled], visible[filled], atol=1e-5, rtol=0)
 
 
+def test_a_step_can_be_compiled_while_input_repetition_changes():
+    net, (images, labels) = network(), numbered()
+    mixer = mixmo.BatchMixer(net, batch_repetition=2, input_repetition=(0.9, 0.5))
+
+    def step(images, progress):
+        torch.manual_seed(1)
+        batch = mixer(images, labels, progress)
+        return batch.loss(net(batch.inputs, batch.masks))
+
+    compiled = torch.compile(step, backend="eager")
+    for number in range(4):
+        torch.testing.assert_close(compiled(images, number / 4), step(images, number / 4))
+
+
+def test_logits_of_the_ensemble_are_refused_by_the_loss():
+    net = network().eval()
+    batch = mixmo.BatchMixer(net)(*numbered())
+    with pytest.raises(InputError, match=r"logits have shape \(8, 5\); the loss takes the members' logits \(B, M, K\)"):
+        batch.loss(net(numbered()[0]))
+
+
 def test_soft_labels(generator):
     images, _ = numbered()
     labels = torch.rand(8, 5, generator=generator).softmax(1)
@@ -118,12 +139,24 @@ def test_masks_and_losses_of_ones_own_are_functions(generator):
     assert batch.loss(logits).item() == 1 and seen == [(8, 2, 1, 6, 6)]
 
 
+def spread(values, shape):
+    return values[:, :, None, None, None].expand(-1, -1, 1, *shape[1:])
+
+
+def drawn_elsewhere(ratios, shape):
+    first = torch.rand(len(ratios), 1, 1, *shape[1:])
+    return torch.cat([first, 1 - first], 1)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
         (lambda ratios, shape, *_: ratios.new_full((len(ratios), 2, 1, *shape[1:]), 0.4), "sum to 0.8, not one"),
         (lambda ratios, shape, *_: ratios.new_ones(len(ratios), 2, *shape[1:]), "not masks of shape"),
         (lambda ratios: ratios, "'<lambda>' fails on maps of"),
+        (lambda ratios, shape, *_: spread(2 * ratios**2, shape), "sum to 1.11"),  # one only for equal ratios
+        (lambda ratios, shape, _, roles: spread(ratios * (0.3 + 0.35 * roles.dim()), shape), "sum to 0.65"),
+        (lambda ratios, shape, *_: drawn_elsewhere(ratios, shape), "random numbers from elsewhere"),
     ],
 )
 def test_masks_of_ones_own_that_break_the_conventions_are_refused(mask, message):
@@ -209,6 +242,8 @@ def test_a_network_with_auxiliary_outputs_is_named():
         (torch.zeros(4, 1, 6, 6, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), "torch.uint8"),
         (torch.zeros(4, 1, 6, 6), torch.zeros(3, dtype=torch.long), "labels have shape"),
         (torch.zeros(4, 1, 6, 6), torch.zeros(4, 4), "probabilities"),
+        (torch.zeros(4, 1, 6, 6), torch.zeros(4), r"labels have shape \(4,\) and type torch.float32"),
+        (torch.zeros(4, 1, 6, 6), torch.ones(4, 5), "sum to .* but probabilities sum to one; .* multi_label=True"),
     ],
 )
 def test_wrong_batches_are_refused(images, labels, message):

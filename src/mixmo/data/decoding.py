@@ -18,6 +18,7 @@ from mixmo.data.special_formats import (
     DICOM_OFFSET,
     FOURTH_LEFT_OUT,
     NPY,
+    PHOTOMETRIC,
     TIFF,
     exceeds_pillow,
     is_dicom,
@@ -90,13 +91,25 @@ def image_pixels(
             warn_once(f"{name()} {text}", about="opacity")
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     check_size(*image.size)
-    halved = len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    halved = len(image.getbands()) > 1 and any(";16" in str(each) for each in arguments)
+    if image.format == "PPM" and arguments and isinstance(arguments[0], tuple):  # Pillow scales its values
+        largest_value = int(arguments[0][1])
+        halved |= len(image.getbands()) > 1 and largest_value > 255
+        window = window and [value * 65535 / largest_value for value in window]
+    if halved and window:
+        raise InputError(
+            "it has several bands of 16 bits, of which Pillow reads the upper 8, so data.window does not apply; save "
+            "it as a TIFF file"
+        )
+    is_negative = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0  # which Pillow inverts only if it has 8 bits
     image.load()
     largest = max(high for _, high in image.getextrema()[:3]) if halved else 0  # type: ignore[misc]
     whole_range = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = _apply_orientation(image)
     if whole_range or (window and image.mode in ("I", "F")):
         image = _to_eight_bits(image, whole_range, window, name)
+        image = ImageOps.invert(image) if is_negative else image
     if channels in (1, 3):
         image = _to_colours(image, channels, name)
     elif image.mode not in RAW_MODES.get(channels, ()):

@@ -24,6 +24,9 @@ FEW_LEVELS = 18
 """Fewer grey levels than this show little of a 16-bit image; values of 12 bits leave 17."""
 
 
+SET_WINDOW = "set data.window to [LOW, HIGH] to"
+
+
 def max_pixels() -> int:
     """Return the largest number of pixels of an image; if ``LIMIT`` sets it, raise Pillow's own limit as well."""
     if (text := os.environ.get(LIMIT)) is None:
@@ -59,10 +62,13 @@ def check_length(size: int) -> None:
         raise InputError(f"it is a file of {size / 2**20:.0f} MiB, more than the limit of {MAX_BYTES >> 20} MiB")
 
 
-def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[[], str]) -> np.ndarray:
+def to_bytes(
+    values: np.ndarray, window: Sequence[float] | None, name: Callable[[], str], cause: str = ""
+) -> np.ndarray:
     """Return values as uint8: the window, or 0…65535 for 16 bits, becomes 0…255, rounded; uint8 stays unchanged.
 
-    A warning is logged, once per run, if that leaves an image few grey levels.
+    A warning is logged, once per run, if that leaves an image few grey levels; ``cause`` is why, if the window is not
+    ``data.window``.
 
     Example:
         >>> to_bytes(np.array([0, 1000, 1150, 1200, 5000]), (1000, 1200), lambda: "an image")
@@ -76,7 +82,8 @@ def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[
         low, high = window
         scaled = ((values.astype(np.float64) - low) * (255 / (high - low))).round()
         levels = np.asarray(scaled.clip(0, 255).astype(np.uint8))
-        _warn_of_few_levels(values, levels, f"data.window {list(window)} leaves", "check that it is", name)
+        advice = SET_WINDOW if cause else "check that it is"
+        _warn_of_few_levels(values, levels, cause or f"data.window {list(window)} leaves", advice, name)
         return levels
     if values.dtype.kind != "u" or values.dtype.itemsize != 2:
         raise InputError(
@@ -84,7 +91,7 @@ def to_bytes(values: np.ndarray, window: Sequence[float] | None, name: Callable[
             "that become black and white"
         )
     levels = np.asarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    _warn_of_few_levels(values, levels, "16 bits leave", "set data.window to [LOW, HIGH] to", name)
+    _warn_of_few_levels(values, levels, "16 bits leave", SET_WINDOW, name)
     return levels
 
 

@@ -27,8 +27,10 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 DICOM_OFFSET = 128
 """Offset of a DICOM file's magic bytes."""
 
-SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258
-"""TIFF tags of the number of bands and of their bits."""
+SAMPLES_PER_PIXEL, BITS_PER_SAMPLE, SAMPLE_FORMAT, PLANAR, COMPRESSION, PHOTOMETRIC, ORIENTATION = (
+    277, 258, 339, 284, 259, 262, 274,
+)  # fmt: skip
+"""Tags of TIFF files."""
 
 OPACITY = {1, 2}
 """Values of TIFF's tag ExtraSamples for opacity."""
@@ -52,7 +54,7 @@ def is_heic(start: bytes) -> bool:
 
 
 def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | None) -> bool:
-    """Return whether Pillow would drop bands of a TIFF file or, with a window, the lower bits of several bands.
+    """Return whether Pillow would read a TIFF file wrongly, drop bands, or drop lower bits that a window needs.
 
     The pages of a file with one band per page are its bands, unless one or three channels are requested.
     """
@@ -62,8 +64,10 @@ def exceeds_pillow(image: Image.Image, channels: int, window: Sequence[float] | 
     if not isinstance(count, int) or not isinstance(bits, tuple):  # damaged
         return False
     if count == 1:
-        return channels not in (1, 3) and getattr(image, "n_frames", 1) == channels
-    return count > len(image.getbands()) or (window is not None and max(bits, default=1) > 8)
+        signed = bits == (8,) and tags.get(SAMPLE_FORMAT) == (2,)  # Pillow reads -1 as 255
+        return signed or (channels not in (1, 3) and getattr(image, "n_frames", 1) == channels)
+    planes = tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1  # of which Pillow reads bytes as pixels
+    return count > len(image.getbands()) or (max(bits, default=1) > 8 and (window is not None or planes))
 
 
 def read_tiff(content: bytes, channels: int, name: Callable[[], str]) -> np.ndarray:
@@ -90,7 +94,21 @@ def read_tiff(content: bytes, channels: int, name: Callable[[], str]) -> np.ndar
         if channels in (1, 3) and count == 4 and not OPACITY & set(page.extrasamples):
             warn_once(f"{name()} {FOURTH_LEFT_OUT}", about="fourth band")
             values = values[..., :3]
-        return np.asarray(values)
+        tag = page.tags.get(ORIENTATION)
+        return _turn(np.asarray(values), 1 if tag is None else tag.value)
+
+
+def _turn(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return pixels (H, W, C) upright that are stored in an orientation of EXIF, 1 to 8.
+
+    Example:
+        >>> _turn(np.array([[[1], [2]]]), 6)[..., 0].tolist()
+        [[1], [2]]
+    """
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    rows, columns = (-1 if orientation in turned else 1 for turned in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return values[::rows, ::columns]
 
 
 def read_npy(content: bytes) -> np.ndarray:
@@ -121,18 +139,36 @@ def read_dicom(content: bytes, window: Sequence[float] | None, name: Callable[[]
     check_size(file.Columns, file.Rows, file.SamplesPerPixel)
     values, kind = pixels.pixel_array(file, index=0), file.PhotometricInterpretation
     if not kind.startswith("MONOCHROME"):
-        return np.asarray(pixels.apply_color_lut(values, file) if kind == "PALETTE COLOR" else values)
+        values = np.asarray(pixels.apply_color_lut(values, file) if kind == "PALETTE COLOR" else values)
+        return to_bytes(values, None, name)
+    _complete_rescaling(file)
     lowest = -(2 ** (file.BitsStored - 1)) if file.PixelRepresentation else 0
     whole = pixels.apply_modality_lut(np.array([lowest, lowest + 2**file.BitsStored - 1]), file)
     values = pixels.apply_modality_lut(values, file)
-    if window is None and "WindowWidth" in file:
+    if window is None and file.get("WindowWidth") and file.get("WindowCenter"):  # neither missing nor blank
         for key in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"):  # already applied
             file.pop(key, None)
         file.BitsStored, file.PixelRepresentation = 8, 0  # the range that apply_windowing scales to
         grey = pixels.apply_windowing(values, file).round().astype(np.uint8)
     elif window is None and file.get("VOILUTSequence"):
         largest = 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1
-        grey = to_bytes(pixels.apply_voi(values.astype(np.int64), file).astype(np.float64), (0, largest), name)
+        shown = pixels.apply_voi(values.astype(np.int64), file).astype(np.float64)
+        grey = to_bytes(shown, (0, largest), name, "its table leaves")
+    elif window is None:
+        grey = to_bytes(
+            values.astype(np.float64), (whole.min(), whole.max()), name, "the whole range of its bits leaves"
+        )
     else:
-        grey = to_bytes(values.astype(np.float64), window or (float(whole.min()), float(whole.max())), name)
+        grey = to_bytes(values.astype(np.float64), window, name)
     return np.asarray(255 - grey if kind == "MONOCHROME1" else grey)
+
+
+def _complete_rescaling(file: Any) -> None:
+    """Set a DICOM file's rescaling and window where pydicom looks for them: those of frames, and missing halves."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (file.get(groups) or ())[:1]:
+            for key in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for item in group.get(key) or ():
+                    file.update(item)
+    if "RescaleSlope" in file or "RescaleIntercept" in file:
+        file.RescaleSlope, file.RescaleIntercept = file.get("RescaleSlope") or 1, file.get("RescaleIntercept") or 0

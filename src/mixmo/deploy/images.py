@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixmo.config.data_settings import MOST_WORKERS
-from mixmo.data.decoding import explain_error, image_pixels, to_size
+from mixmo.data.decoding import COLOURS, explain_error, image_pixels, to_size
 from mixmo.data.folders import SUFFIXES, read_file, walk
 from mixmo.data.image_sets import as_is
 from mixmo.data.workers import begin_worker
@@ -50,7 +50,8 @@ def decode_image(image: AnyImage, format: InputFormat, name: str = "an image") -
         image = read_file(name)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
-        image = (image if image.dim() == 2 else image.movedim(0, -1)).numpy()
+        bands_last = image.dim() == 2 or (image.shape[0] not in COLOURS and image.shape[-1] in COLOURS)
+        image = (image if bands_last else image.movedim(0, -1)).numpy()
     if isinstance(image, np.ndarray) and format.window is None:
         image = _to_integers(image)
     if not isinstance(image, bytes | Image.Image | np.ndarray):
@@ -61,7 +62,7 @@ def decode_image(image: AnyImage, format: InputFormat, name: str = "an image") -
 
 def _to_integers(array: np.ndarray) -> np.ndarray:
     """Convert floats from 0 to 1 to uint8; leave uint8 and uint16 unchanged."""
-    if array.dtype in (np.uint8, np.uint16):
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         return array
     if array.dtype.kind == "f" and np.isfinite(array).all() and ((array >= 0) & (array <= 1)).all():
         return np.asarray((array * 255).round().astype(np.uint8))

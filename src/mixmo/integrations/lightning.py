@@ -77,7 +77,8 @@ class MixMoModule(L.LightningModule):
         images, labels = batch
         mixed: MixedBatch = self._mix(images, labels, batch_idx)
         loss = mixed.loss(self.net(mixed.inputs, mixed.masks))
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixed.inputs))
+        size = len(mixed.inputs)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # seeds are computed by NumPy
@@ -120,7 +121,7 @@ class MixMoModule(L.LightningModule):
         if multi_label:
             scores["bce"] = binary_cross_entropy_with_logits(average, labels.float())
         else:
-            scores["nll"] = cross_entropy(average, labels)
+            scores["nll"] = cross_entropy(average, labels if labels.is_floating_point() else labels.long())
         scores |= {f"member_{number}_{name}": accuracy(logits) for number, logits in enumerate(members.unbind(1))}
         metrics = {f"{split}_{key}": value for key, value in scores.items()}
         self.log_dict(metrics, batch_size=len(images), prog_bar=True, sync_dist=True)

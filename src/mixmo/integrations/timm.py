@@ -8,7 +8,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor
 
-from mixmo.batch_mixing import BatchMixer
+from mixmo.batch_mixing import BatchMixer, MixedBatch
 from mixmo.errors import InputError
 from mixmo.network import MixMo
 from mixmo.seeding import seed_for
@@ -58,11 +58,16 @@ class MixMoTask(ClassificationTask):
             input: Images (U, C, H, W).
             target: Class numbers (U,), or probabilities (U, K).
         """
-        generator = torch.Generator(input.device).manual_seed(seed_for(self.seed, self.step))
-        mixed = self.mixer(input, target, min(1.0, self.step / self.steps), generator)
-        self.step += 1
+        mixed = self._mix(input, target)
         output = self.trainable_module(mixed.inputs, mixed.masks)
         return {"loss": mixed.loss(output), "output": output}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # seeds are computed by NumPy
+    def _mix(self, images: Tensor, labels: Tensor) -> MixedBatch:
+        generator = torch.Generator(images.device).manual_seed(seed_for(self.seed, self.step))
+        mixed = self.mixer(images, labels, min(1.0, self.step / self.steps), generator)
+        self.step += 1
+        return mixed
 
     def get_task_state(self, *arguments: Any, ema: bool = False, **options: Any) -> dict[str, Any]:
         """Return the number of batches seen, which a checkpoint stores in addition to the network.

@@ -23,6 +23,7 @@ from mixmo.network import MixMo
 from mixmo.runs import RunFolder, fill_open_settings, get_section
 from mixmo.training.loaders import Loaders
 from mixmo.training.step import Training
+from mixmo.training.user_code import digest_code
 
 MAY_CHANGE = neutral_settings() | {"data.name", "trainer.max_epochs", "trainer.patience"}
 """Settings that may change when a run is resumed; of the data, the content is compared instead of the name."""
@@ -34,7 +35,7 @@ def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[st
     """Return what a run's results depend on in addition to its settings, by name.
 
     Pixel mixing draws partners from the whole set in memory, but from the batch if images are streamed, since reading
-    others would double the cost. Each batch norm sees a part of the batch.
+    others would double the cost. Each batch norm sees a part of the batch. A user's masks and objective are code.
     """
     conditions: dict[str, Any] = {}
     if settings.pixels.kind != "none":
@@ -44,6 +45,9 @@ def find_conditions(settings: Settings, net: MixMo, data: DataModule) -> dict[st
         devices, nodes = count_devices(trainer.devices, trainer.num_nodes)
         ranks = 1 if trainer.sync_batchnorm else devices * nodes
         conditions["parts of a batch for batch norms (devices · trainer.accumulate)"] = ranks * trainer.accumulate
+    for name in (settings.objective.name, *settings.mixer.kinds):
+        if isinstance(name, str) and ":" in name and (digest := digest_code(name)):
+            conditions[f"digest of the code of {name.partition(':')[0]}"] = digest
     return conditions
 
 

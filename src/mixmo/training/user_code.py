@@ -6,6 +6,9 @@ module, in the user's recipe or on the command line; a run's folder cannot give 
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -48,6 +51,15 @@ def resolve(name: str, allowed: Sequence[str]) -> Any:
     if not callable(function):
         raise InputError(f"{name!r} is {type(function).__name__}, not a function.")
     return function
+
+
+def digest_code(name: str) -> str:
+    """Return the first digits of the SHA-256 of an imported function's module; empty if its source is not available."""
+    try:
+        source = inspect.getsource(sys.modules[name.partition(":")[0]])
+    except (OSError, TypeError, KeyError):
+        return ""
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def find_masks(
