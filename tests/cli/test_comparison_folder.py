@@ -9,7 +9,7 @@ from mixmo.cli.main import main
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
-    np.savez(tmp_path / "a.npz", logits=np.eye(3), targets=np.arange(3))
+    np.savez(tmp_path / "a.npz", logits=3 * np.eye(3), targets=np.arange(3))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "comparison.csv").write_text("group,run,corruptions\n")
 
@@ -27,7 +27,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
-    np.savez(tmp_path / "a.npz", logits=np.eye(3), targets=np.arange(3))
+    np.savez(tmp_path / "a.npz", logits=3 * np.eye(3), targets=np.arange(3))
     (tmp_path / "file").write_text("")
     assert main(["compare", str(tmp_path / "a.npz"), "--out", str(tmp_path / "file" / "out")]) == 2
     assert capsys.readouterr().err == f"mixmo: {tmp_path}/file/out cannot be written: Not a directory.\n"

@@ -70,7 +70,7 @@ def test_a_run_made_longer_follows_the_schedule_of_its_new_length(images, tmp_pa
     caplog.set_level("INFO", "mixmo")
     run = begun(images, tmp_path, "--data.input_repetition=0.8", "--data.input_repetition_end=0.0")
     monkeypatch.setattr(mixmo.Mixer, "sample", noted)
-    monkeypatch.setattr(mixmo.batch_mixing, "pair", paired)
+    monkeypatch.setattr(mixmo.batch_mixing, "pair_eagerly", paired)
     assert resume(run, "--trainer.max_epochs=4").rates() == pytest.approx(cosine(range(8, 16), 16))
     assert progresses[-8:] == pytest.approx([step / 16 for step in range(8, 16)])
     assert repeated[-8:] == pytest.approx([0.8 * (1 - step / 16) for step in range(8, 16)])

@@ -134,6 +134,7 @@ def test_input_repetition_follows_the_steps(pictures, tmp_path, monkeypatch, end
         return pair(count, members, repetition, rho, *rest)
 
     monkeypatch.setattr(batch_mixing, "pair", noted)
+    monkeypatch.setattr(batch_mixing, "pair_eagerly", noted)
     words = ["--data.input_repetition=0.5", f"--mixer.progress={progress}", "--data.batch_repetition=2"]
     words += [f"--data.input_repetition_end={'null' if end is None else end}"]
     fit(short_plan(pictures, *words), RunFolder(tmp_path / "run"))
