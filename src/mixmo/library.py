@@ -19,7 +19,7 @@ from mixmo.config.keywords import FitSettings, name_settings
 from mixmo.config.plan import Plan, flatten, make_plan
 from mixmo.config.recipes import Recipe, load_recipe
 from mixmo.data.given import add_groups
-from mixmo.data.given_splits import open_sources, set_data, warn_of_preprocessing
+from mixmo.data.given_splits import open_sources, set_data, warn_of_preprocessing, warn_of_random_validation
 from mixmo.data.messages import log_level, reset_warnings
 from mixmo.data.module import DataModule
 from mixmo.data.sources import Source
@@ -145,6 +145,8 @@ def fit(
     if resumed:
         base = fill_open_settings(base, folder.resolved())  # as on the first machine
     plan = make_plan(base, overrides)
+    if sources is not None and plan.settings.data.validation:
+        warn_of_random_validation(sources)
     if temporary and math.prod(count_devices(plan.settings.trainer.devices, plan.settings.trainer.num_nodes)) > 1:
         raise InputError("out is missing: a run on several devices needs a folder for all of them; set out=….")
     if plan.settings.data.folds and "test" in (sources or ()):

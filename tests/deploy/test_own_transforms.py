@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 import mixmo
+from mixmo.cli.main import main
 from mixmo.errors import InputError
 
 FAST = {"batch_size": 16, "lr": 0.1, "epochs": 1, "progress": False, "workers": 0, "validation": 0.25}
@@ -64,9 +65,32 @@ def test_images_for_a_network_of_floats_are_refused(floats, caplog):
         with pytest.raises(InputError, match=r"the network takes \(1, H, W\)"):
             floats.predict([torch.zeros(shape)])
     floats.export("timm")
-    assert "timm's own transform does not prepare images as the transforms of the Dataset" in caplog.text
+    assert "the network was trained on what the Dataset's own transforms return" in caplog.text
     with pytest.raises(InputError, match="normalize is for pixels from 0 to 255, but a Dataset prepared the images"):
         floats.export("onnx", normalize=True)
+
+
+def test_files_are_refused_before_anything_is_printed(tmp_path, capsys):
+    run = mixmo.fit("wide_resnet10_1", Own(floats=True), out=tmp_path / "run", **FAST)
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    capsys.readouterr()
+    assert main(["predict", str(run.path), str(tmp_path / "a.png")]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and "trained on a Dataset with its own transforms, which files lack" in printed.err
+
+
+def test_validation_images_with_random_transforms_are_warned_of(caplog):
+    plain = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    for warned, options in ((True, {}), (False, {"validation": 0.0}), (False, {"val": (PIXELS[:9], np.arange(9) % 2)})):
+        caplog.clear()
+        train = Own(floats=False)
+        mixmo.fit("wide_resnet10_1", train, **FAST | options)
+        assert ("validation images are held out of train, whose random transforms" in caplog.text) == warned
+    caplog.clear()
+    train = Own(floats=True)
+    train.transform = plain
+    mixmo.fit("wide_resnet10_1", train, **FAST)
+    assert "held out of train" not in caplog.text
 
 
 @pytest.mark.parametrize(

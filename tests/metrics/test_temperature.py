@@ -42,6 +42,11 @@ def test_validation_images_without_a_mistake_make_nobody_surer(scale):
     assert fit_calibration(logits, targets.roll(1)).temperature > 50  # all wrong
 
 
+def test_an_interval_that_is_open_says_so():
+    assert " interval on the validation images is above 1.20; more" in describe_uncertainty(1.2, 100.0)
+    assert " is 1.20 to 5.00; " in describe_uncertainty(1.2, 5.0) and describe_uncertainty(1.2, 2.4) == ""
+
+
 def test_a_temperature_that_changes_nothing_is_one():
     assert fit_temperature(torch.full((4, 3), 2.5), torch.tensor([0, 1, 2, 0])) == 1
     with pytest.raises(InputError, match="are empty"):

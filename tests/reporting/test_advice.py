@@ -17,7 +17,7 @@ from mixmo.reporting.advice import FITTED, advice
         (0.97, 0.61, 5, "are separate and fit"),
         (0.97, 0.59, 5, "are hardly separate"),
         (FITTED - 0.01, 0.95, 2, "raise data.input_repetition, the width or the epochs"),
-        (FITTED - 0.01, 0.5, 2, "are hardly separate"),
+        (FITTED - 0.01, 0.5, 2, "neither fit their training mixtures nor are separate"),
         (math.nan, 0.95, 2, "are separate ("),  # of images with several labels, or where metrics.csv is gone
     ],
 )

@@ -85,6 +85,11 @@ def run(arguments: list[str]) -> int:
     if chosen.features and (out is None or out.suffix.lower() != ".npz"):
         raise InputError("--features needs an .npz file to write to; name one with --out.")
     predictor = Predictor(chosen.model, **{key: getattr(chosen, key) for key in PREDICTOR})
+    if predictor.models[0].spec.data.own_transforms:
+        raise InputError(
+            f"{printable(chosen.model)} was trained on a Dataset with its own transforms, which files lack; predict in "
+            "Python: mixmo.Run(PATH).predict([transform(image)])."
+        )
     if predictor.uncalibrated:
         consequence = "thresholds are 0.5" if predictor.multi_label else "confidence, set and defer are empty"
         logger.warning("%s: %s", consequence, predictor.uncalibrated)

@@ -51,12 +51,14 @@ class DatasetImages:
     """The images of a map-style Dataset; their names are the title and a number.
 
     ``prepared`` images are passed to the network as the Dataset returns them, and requested once for each copy. They
-    are ``repeatable`` if an image is the same whenever it is read with the same seed.
+    are ``is_random`` if its transforms are, and ``repeatable`` if an image is the same whenever it is read with the
+    same seed.
     """
 
     dataset: Any
     title: str
     prepared: bool = False
+    is_random: bool = False
     repeatable: bool = True
     _fingerprint: str | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -195,8 +197,9 @@ def open_given(
             f"{split} images differ whenever they are read, since their Dataset draws from a generator of its own; a "
             "run cannot be repeated or resumed exactly, unless it draws from a global one of torch, NumPy or Python."
         )
-    is_random = any(draws for _, draws in again.values()) or not images.repeatable
-    images.prepared = is_float(samples[0].image) or is_random or _depends_on_seed(images, samples)
+    draws = any(each for _, each in again.values()) or not images.repeatable
+    images.is_random = draws or _depends_on_seed(images, samples)
+    images.prepared = is_float(samples[0].image) or images.is_random
     for index, sample in samples.items() if images.prepared else ():
         if np.shape(sample.image) != np.shape(samples[0].image):
             raise InputError(

@@ -70,6 +70,15 @@ def open_sources(train: Any, val: Any, test: Any, on_error: Any) -> tuple[str | 
     return GIVEN, sources
 
 
+def warn_of_random_validation(sources: Mapping[str, Source]) -> None:
+    """Warn if validation images are held out of a Dataset with random transforms."""
+    if "validation" not in sources and getattr(sources["train"].images, "is_random", False):
+        log.warning(
+            "validation images are held out of train, whose random transforms change them, too; pass val, a Dataset "
+            "without random transforms, or set validation=0."
+        )
+
+
 def set_data(overrides: dict[str, Any], sources: Mapping[str, Source]) -> None:
     """Set the settings that follow from the images: channels, multi-label, and whether a Dataset prepares them."""
     train = sources["train"]

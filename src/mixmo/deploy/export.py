@@ -187,6 +187,11 @@ def export(
         raise InputError("temperature needs a calibration, from a run with a validation set.")
     if options.normalize and spec.data.own_transforms:
         raise InputError("normalize is for pixels from 0 to 255, but a Dataset prepared the images; leave it out.")
+    if spec.data.own_transforms:
+        logger.warning(
+            "the network was trained on what the Dataset's own transforms return, and takes nothing else: the export "
+            "describes no other preparation of images."
+        )
     plain, net = _fuse_runs(runs, scales, spec, options.members)
     make_folder(out.parent)
     with assemble(out) as made:
@@ -266,8 +271,6 @@ def _write_timm(folder: Path, plain: Any, spec: Spec) -> None:
             "timm's own transform crops %d×%d from %d×%d one pixel further down and right: prepare images with mixmo.",
             height, width, *spec.size,
         )  # fmt: skip
-    if spec.data.own_transforms:
-        logger.warning("timm's own transform does not prepare images as the transforms of the Dataset in training did.")
     mean, std = (list(values) * (channels // len(values)) for values in (spec.data.mean, spec.data.std))
     copied = {key: value for key, value in dict(plain.pretrained_cfg).items() if key in TIMM_KEYS}
     if channels not in (1, 3):

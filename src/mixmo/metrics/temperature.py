@@ -85,9 +85,10 @@ def describe_uncertainty(low: float, high: float) -> str:
     """Return a warning if a temperature's interval spans more than a factor of two; else an empty string."""
     if high <= 2 * low:
         return ""
+    ends = f"{low:.2f} to {high:.2f}" if high < BOUNDS[1] else f"above {low:.2f}"
     return (
-        f"The temperature is uncertain: its 95 % interval on the validation images is {low:.2f} to {high:.2f}; more "
-        "validation images would narrow it (data.validation)."
+        f"The temperature is uncertain: its 95 % interval on the validation images is {ends}; more validation images "
+        "would narrow it (data.validation)."
     )
 
 

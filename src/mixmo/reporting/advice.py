@@ -30,16 +30,23 @@ def advice(diagnosis: Diagnosis | None, members: int) -> str:
     if not math.isnan(accuracy):
         parts.append(f"training accuracy {METRICS['train_accuracy'].text(accuracy)}")
     values = f"({', '.join(parts)})"
-    if selectivity < (1 / members + 1) / 2:
+    fits, separate = diagnosis.harder or not accuracy < FITTED, selectivity >= (1 / members + 1) / 2
+    if not fits and not separate:
         return (
-            f"The members are hardly separate {values}: train longer, lower data.input_repetition, or raise "
-            "model.member_noise if they started from one pretrained network."
+            f"The members neither fit their training mixtures nor are separate {values}: train longer, or raise the "
+            "width, or model.member_noise if they started from one pretrained network; without the budget for that, "
+            "a single network with CutMix is more accurate."
         )
-    if accuracy < FITTED and not diagnosis.harder:
+    if not fits:
         return (
             f"The members do not fit their training mixtures {values}: raise data.input_repetition, the width or the "
             "epochs, or start from pretrained weights (model.pretrained); without the budget for that, a single "
             "network with CutMix is more accurate."
+        )
+    if not separate:
+        return (
+            f"The members are hardly separate {values}: train longer, lower data.input_repetition if it is above "
+            "0, or raise model.member_noise if they started from one pretrained network."
         )
     fit = "" if diagnosis.harder or math.isnan(accuracy) else " and fit their training mixtures"
     return f"The members are separate{fit} {values}."
