@@ -47,7 +47,7 @@ class Comparison:
     Example:
         >>> import numpy, tempfile
         >>> targets, file = numpy.arange(40) % 2, Path(tempfile.mkdtemp(), "theirs.npz")
-        >>> numpy.savez(file, logits=numpy.eye(2)[targets], targets=targets)
+        >>> numpy.savez(file, logits=4 * numpy.eye(2)[targets], targets=targets)
         >>> comparison = compare({"theirs": file})
         >>> comparison.names, comparison.images, comparison.table[0]["accuracy"]
         (['theirs'], 40, 1.0)
