@@ -301,6 +301,8 @@ def test_a_window_that_cannot_be_applied_is_refused_and_others_are_in_the_files_
     assert (
         np.abs(image_pixels(grey, 1, (1000, 3000))[..., 0] - ((values - 1000.0) / 2000 * 255).clip(0, 255)).max() <= 1
     )
+    floats = b"Pf 6 4 -1.0\n" + np.flipud(values).astype("<f4").tobytes()
+    assert np.abs(image_pixels(floats, 1, (1000, 3000)).astype(int) - image_pixels(grey, 1, (1000, 3000))).max() <= 1
     colours = b"P6 2 4 4095\n" + values.tobytes()
     with pytest.raises(InputError, match=r"several bands of 16 bits, .* so data\.window does not apply; save it as a"):
         image_pixels(colours, 3, (1000, 3000))

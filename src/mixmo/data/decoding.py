@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,17 +92,7 @@ def image_pixels(
             warn_once(f"{name()} {text}", about="opacity")
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     check_size(*image.size)
-    arguments = [tile[3] for tile in getattr(image, "tile", ())]
-    halved = len(image.getbands()) > 1 and any(";16" in str(each) for each in arguments)
-    if image.format == "PPM" and arguments and isinstance(arguments[0], tuple):  # Pillow scales its values
-        largest_value = int(arguments[0][1])
-        halved |= len(image.getbands()) > 1 and largest_value > 255
-        window = window and [value * 65535 / largest_value for value in window]
-    if halved and window:
-        raise InputError(
-            "it has several bands of 16 bits, of which Pillow reads the upper 8, so data.window does not apply; save "
-            "it as a TIFF file"
-        )
+    halved, window = _fit_window(image, window)
     is_negative = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0  # which Pillow inverts only if it has 8 bits
     image.load()
     largest = max(high for _, high in image.getextrema()[:3]) if halved else 0  # type: ignore[misc]
@@ -125,6 +116,23 @@ def image_pixels(
             about="levels",
         )
     return pixels
+
+
+def _fit_window(image: Image.Image, window: Sequence[float] | None) -> tuple[bool, Sequence[float] | None]:
+    """Return whether Pillow reads only the upper 8 of 16 bits, and the window in the units that it reads."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    halved = any(";16" in str(tile[3]) for tile in tiles)
+    if tiles and tiles[0][0].startswith("ppm") and isinstance(tiles[0][3], tuple):  # scaled from 0…largest
+        largest = tiles[0][3][1]
+        halved |= largest > 255
+        window = window and [value * 65535 / largest for value in window]
+    halved &= len(image.getbands()) > 1
+    if halved and window:
+        raise InputError(
+            "it has several bands of 16 bits, of which Pillow reads the upper 8, so data.window does not apply; save "
+            "it as a TIFF file"
+        )
+    return halved, window
 
 
 def _to_colours(image: Image.Image, channels: int, name: Callable[[], str]) -> Image.Image:
