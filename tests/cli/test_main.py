@@ -52,7 +52,7 @@ def test_recipes_are_listed_in_groups(capsys):
     assert {*catalogue()} == rows.keys() - {"recipe"}
     assert rows["cifar100-wrn28x10-cut-cutmix"][1:] == ["Cut-MixMo + CutMix", "4", "300", "85.77–85.92"]
     assert rows["quickstart"][1:] == ["Cut-MixMo", "2", "160"]
-    assert any("CIFAR-100, as published (torch/cifar100, wide_resnet28_10)" in line for line in lines)
+    assert any("CIFAR-100, as published · torch/cifar100, wide_resnet28_10" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

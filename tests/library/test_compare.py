@@ -146,3 +146,23 @@ def test_a_runs_own_checkpoint_holds(trained):
 def test_what_cannot_be_compared_is_one_sentence(networks, names, message):
     with pytest.raises(InputError, match=message):
         mixmo.compare(*networks, names=names)
+
+
+def test_missing_intervals_are_explained(tmp_path):
+    targets = np.arange(2).repeat(40)
+    for name, wrong in (("few", 3), ("many", 30)):
+        logits = 4 * np.eye(2)[np.where(np.arange(80) < wrong, 1 - targets, targets)]
+        np.savez(tmp_path / f"{name}.npz", logits=logits, targets=targets)
+    for name in ("few", "many"):
+        text = str(mixmo.compare(tmp_path / f"{name}.npz"))
+        assert ("fewer than 20 mistakes have no intervals of NLL and Brier score" in text) == (name == "few")
+
+
+def test_files_with_other_class_names_are_not_compared(tmp_path):
+    targets = np.arange(2).repeat(4)
+    for name, classes in (("ab", ["a", "b"]), ("ba", ["b", "a"]), ("unnamed", None)):
+        more = {} if classes is None else {"classes": classes}
+        np.savez(tmp_path / f"{name}.npz", logits=4 * np.eye(2)[targets], targets=targets, **more)
+    with pytest.raises(InputError, match="were tested on different images or classes"):
+        mixmo.compare(tmp_path / "ab.npz", tmp_path / "ba.npz")
+    assert mixmo.compare(tmp_path / "ab.npz", tmp_path / "unnamed.npz").images == 8

@@ -34,5 +34,5 @@ def run(arguments: list[str]) -> None:
         header = ["recipe", "method", "b", "epochs", "published"]
         shown = len(header) if any(row[-1] for row in rows) else -1
         names = dict.fromkeys(recipe[section][key] for section, key in SUBTITLE for recipe in recipes.values())
-        TextTable(f"{title} ({', '.join(names)})", header[:shown], [row[:shown] for row in rows]).show()
+        TextTable(f"{title} · {', '.join(names)}", header[:shown], [row[:shown] for row in rows]).show()
     print(LAST)

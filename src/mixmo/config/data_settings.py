@@ -122,7 +122,7 @@ class DataSettings:
     on_error: Literal["raise", "skip"] = "raise"
     """raise stops at images that cannot be read; skip leaves them out."""
     own_transforms: Boolean = False
-    """Whether images are prepared by a Dataset's own transforms; detected, not set by users."""
+    """Whether images are prepared by a Dataset's own transforms; detected, unless only a few images are random."""
     eval_batch_size: Neutral[BatchSize | None] = None
     """Images per evaluation batch; null uses the training batch size, times four on a GPU."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mixmo.escaping import csv_cell, dataset_name
 from mixmo.evaluation.comparison import Group, intervals_between
-from mixmo.evaluation.intervals import UNKNOWN, image_intervals, mcnemar
+from mixmo.evaluation.intervals import LEAST, UNKNOWN, image_intervals, mcnemar
 from mixmo.metrics.catalogue import COSTS, METRICS
 from mixmo.metrics.description import Description
 from mixmo.reporting.tables import LABELS_MAIN, MAIN, MEANINGS
@@ -49,7 +49,9 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
         del columns["balanced_accuracy"]
     corrupted = [entry.result.corruptions for group in groups for entry in group.entries]
     ranges = {} if seeds else {each.name: image_intervals(each.entries[0].result.predictions) for each in groups}
-    note = next((f"corruptions: {each.source}" for each in corrupted if each is not None), "")
+    notes = [f"Corruptions: {each.source}." for each in corrupted if each is not None][:1]
+    if any("accuracy" in found and "nll" not in found for found in ranges.values()):
+        notes.append(f"Networks with fewer than {LEAST} mistakes have no intervals of NLL and Brier score.")
 
     def spread_text(group: Group, key: str) -> str:
         metric = columns[key]
@@ -59,7 +61,9 @@ def metrics_table(groups: Sequence[Group]) -> TextTable:
         return metric.interval(*ranges[group.name].get(key, UNKNOWN))
 
     best = {key: name for key in compared_metrics(groups[0]) if (name := _best_beyond_chance(groups, key))}
-    return replace(groups_table(groups, columns, f"{images} test images{spread}", spread_text, best), note=note)
+    return replace(
+        groups_table(groups, columns, f"{images} test images{spread}", spread_text, best), note=" ".join(notes)
+    )
 
 
 def costs_table(groups: Sequence[Group]) -> TextTable:
