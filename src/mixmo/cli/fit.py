@@ -10,7 +10,6 @@ from mixmo.config.recipes import load_recipe
 from mixmo.errors import InputError, StoppedError
 from mixmo.escaping import printable
 from mixmo.launching import is_first
-from mixmo.library import train_plan
 from mixmo.releases import unpack_release
 from mixmo.runs import RunFolder
 from mixmo.validation import Boolean, FilePath, settings_class
@@ -56,6 +55,8 @@ def run(arguments: list[str]) -> None:
             raise InputError(f"--accept_changes is for a run's folder; {target} is a recipe.")
         plan = make_plan(recipe, settings)
         run = RunFolder(chosen.run or f"runs/{Path(target).stem}")
+    from mixmo.library import train_plan  # takes seconds, which help and wrong options need not wait for
+
     first = is_first()
     try:
         trained = train_plan(plan, run, resume, accept_changes=chosen.accept_changes)
