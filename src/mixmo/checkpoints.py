@@ -97,8 +97,13 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingError(f"there is no checkpoint at {path}.")
+    return _describe_file(path, *stamp_file(path))
+
+
+def stamp_file(path: Path) -> tuple[int, int, int]:
+    """Return what changes with a checkpoint's file: inode, size and time."""
     status = path.stat()
-    return _describe_file(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=256)

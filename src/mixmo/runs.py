@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs
+from mixmo.checkpoints import BEST, LAST, PREVIOUS, describe, digest, finished_epochs, stamp_file
 from mixmo.checkpoints import load as load_checkpoint_file
 from mixmo.config.plan import make_plan
 from mixmo.config.recipes import catalogue, without_permission
@@ -193,12 +193,11 @@ class RunFolder:
         return file
 
     def checkpoint_status(self, which: str = "last") -> tuple[int, ...] | None:
-        """Return what changes with a checkpoint's file: inode, size and time; ``None`` if it is missing."""
+        """Return :func:`mixmo.checkpoints.stamp_file` of a checkpoint; ``None`` if it is missing."""
         try:
-            status = (self.checkpoint_folder / f"{which}.ckpt").stat()
+            return stamp_file(self.checkpoint_folder / f"{which}.ckpt")
         except OSError:
             return None
-        return status.st_ino, status.st_size, status.st_mtime_ns
 
     def digest(self, which: str = "last") -> str:
         """Return the hexadecimal SHA-256 of a checkpoint's file."""
@@ -255,7 +254,7 @@ class RunFolder:
             return False
         return bool(found["epochs"] >= epochs or (patience is not None and found["stale"] >= patience))
 
-    def unfinished(self) -> str:
+    def describe_interruption(self) -> str:
         """Return such as "2 of 4 epochs" if training was interrupted; empty if it has finished or this is unknown."""
         try:
             trainer, found = get_section(self.config(), "trainer"), describe(self.checkpoint_folder / LAST)

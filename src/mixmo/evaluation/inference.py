@@ -136,7 +136,7 @@ class TrainedRun:
 
     def warn_of_changes(self) -> None:
         """Warn of unfinished training, and of settings in ``config.yaml`` that the network was not trained with."""
-        if finished := self.folder.unfinished():
+        if finished := self.folder.describe_interruption():
             log.warning("%s has finished %s; %s.", self.path, finished, self.folder.how_to_resume)
         if differences := self.folder.differences(self.checkpoint):
             log.warning("%s has changed since training: %s; the checkpoint's settings are used.",
